@@ -1,0 +1,39 @@
+# What can be run from a clone. All set-up is part of each: see .ci/setup.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+ARGS ?=
+
+.PHONY: help test demo lint requirements clean
+
+help: ## list these targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+test: ## run the tests; ARGS='-k policy -x' goes to pytest
+	@.ci/setup test
+	@.venv/bin/python -m pytest $(ARGS)
+
+demo: ## panic a real QEMU and see panicd decide; ARGS goes to panicd demo
+	@.ci/setup demo
+	@.venv/bin/panicd demo $(ARGS)
+
+lint: ## ruff and mypy over the whole tree
+	@.ci/setup test
+	@.venv/bin/python -m ruff check .
+	@.venv/bin/python -m ruff format --check .
+	@.venv/bin/python -m mypy
+
+# The three that are left out are wanted on Windows only. The second file is the first, the tests'
+# own, and what builds the package.
+PIN := uv pip compile --quiet --universal --python-version 3.11 \
+  --no-emit-package cffi --no-emit-package colorama --no-emit-package pycparser \
+  --custom-compile-command 'make requirements' $(ARGS)
+
+requirements: ## pin the dependencies anew (needs uv); ARGS=--upgrade takes newer ones
+	@$(PIN) pyproject.toml -o config/requirements.txt >/dev/null
+	@printf 'hatchling\neditables\n' | $(PIN) --extra test -c config/requirements.txt \
+	  pyproject.toml - -o tests/requirements.txt >/dev/null
+
+clean: ## remove .venv and all caches; the next target makes them anew
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find panicd tests -name __pycache__ -prune -exec rm -rf {} +

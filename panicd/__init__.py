@@ -1,0 +1,21 @@
+"""panicd decides, at once and for good, what happens when a guest's kernel panics.
+
+::
+
+    QMP socket ── monitor ──► qapi.Event ── policy.decide ──► Decision(action, reason)
+                                   │                              │
+        connector ► supervisor ◄───┘          plan.make_plan ──► Plan(steps)
+            │           │                                         │
+          fleet      chronicle ◄──────── results ◄──────────── executor
+                        └──► journal · metrics · log
+
+    rules/   pure: values in, values out
+    qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump
+    host/    what touches the host: config, journal, metrics, http, control, logs, sdnotify
+    here     executor runs one plan; supervisor looks after one domain; connector finds and
+             keeps them; daemon wires it all; cli is what people type
+
+Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""``python -m panicd``."""
+
+from panicd.cli import main
+
+main(prog_name="panicd")

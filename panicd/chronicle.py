@@ -1,0 +1,150 @@
+"""An incident as it goes on: the one way in which entries are added to it.
+
+``note`` takes an entry past the state table first, then counts it and logs it; ``commit``
+makes everything noted durable. Whatever changes a guest commits before it does.
+"""
+
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from panicd.executor import StepResult
+from panicd.host.journal import Journal
+from panicd.host.logs import get_logger
+from panicd.rules.incident import (
+    AnyEntry,
+    Closed,
+    Decided,
+    Incident,
+    Opened,
+    Outcome,
+    Repeated,
+    Settled,
+    StepBegun,
+    StepEnded,
+    apply,
+)
+from panicd.rules.policy import EXPLANATIONS
+from panicd.tally import Tally
+
+Clock = Callable[[], float]
+"""Returns seconds since the epoch."""
+
+REPEATS_EVERY: Final = 1.0  # seconds between two entries about repeated panics
+
+
+class Chronicle:
+    """The record of one incident.
+
+    Args:
+        incident: as it stands.
+        journal: where it is kept.
+        tally: what counts it.
+        clock: what time it is.
+
+    Attributes:
+        incident: as it stands now.
+    """
+
+    def __init__(self, incident: Incident, journal: Journal, tally: Tally, clock: Clock) -> None:
+        self.incident = incident
+        self._journal = journal
+        self._tally = tally
+        self._clock = clock
+        self._pending: list[AnyEntry] = []
+        self._repeats = 0
+        self._repeats_noted_at = 0.0
+        self._log = get_logger(domain=incident.opened.domain, incident=incident.id)
+
+    @classmethod
+    def open(cls, opened: Opened, journal: Journal, tally: Tally, clock: Clock) -> "Chronicle":
+        """Begin the record of a new incident."""
+        chronicle = cls(Incident(new_id(opened.at), opened), journal, tally, clock)
+        chronicle._add(None, opened)
+        return chronicle
+
+    def note(self, entry: AnyEntry) -> None:
+        """Add an entry.
+
+        Raises:
+            IllegalTransitionError: it has no place in the incident as it stands.
+        """
+        before = self.incident
+        self.incident = apply(before, entry)
+        self._add(before, entry)
+
+    async def commit(self) -> None:
+        """Return when everything noted is durable.
+
+        Raises:
+            JournalError: it could not be written.
+        """
+        if self._pending:
+            entries, self._pending = self._pending, []
+            await self._journal.append(self.incident.id, *entries)
+
+    def begin(self, index: int) -> None:
+        """Note that a step begins."""
+        self.note(StepBegun(self._clock(), index))
+
+    def end(self, index: int, result: StepResult) -> None:
+        """Note how a step ended."""
+        self.note(StepEnded(self._clock(), index, result.outcome, result.detail))
+
+    def repeat(self, count: int) -> None:
+        """Count more panics; they are noted once in ``REPEATS_EVERY`` seconds, none is lost."""
+        self._repeats += count
+        if self._clock() - self._repeats_noted_at >= REPEATS_EVERY:
+            self.note_repeats()
+
+    def note_repeats(self) -> None:
+        """Note the panics that were counted since the last time."""
+        if self._repeats:
+            count, self._repeats = self._repeats, 0
+            self._repeats_noted_at = self._clock()
+            self.note(Repeated(self._repeats_noted_at, count))
+
+    def _add(self, before: Incident | None, entry: AnyEntry) -> None:
+        self._pending.append(entry)
+        self._tally.count(before, entry)
+        self._tell(entry)
+
+    def _tell(self, entry: AnyEntry) -> None:
+        log = self._log
+        match entry:
+            case Opened(source=source, information=information):
+                payload = information and {"type": information.type, **dict(information.fields)}
+                log.warning("guest panicked", source=source, information=payload)
+            case Repeated(count=count):
+                log.warning("guest panicked again", count=count, repeats=self.incident.repeats)
+            case Decided(plan=plan):
+                decision = plan.decision
+                log.info(
+                    "decided",
+                    on_crash=decision.wanted,
+                    action=decision.effective,
+                    reason=decision.reason,
+                    why=EXPLANATIONS[decision.reason],
+                    steps=[type(step).__name__ for step in plan.steps],
+                )
+            case StepBegun(index=index):
+                log.debug("step begins", step=self._step_name(index))
+            case StepEnded(index=index, outcome=outcome, detail=detail):
+                good = outcome in {Outcome.DONE, Outcome.SKIPPED}
+                tell = log.info if good else log.warning
+                tell("step ended", step=self._step_name(index), outcome=outcome, detail=detail)
+            case Settled(state=state):
+                log.info("incident stays open", state=state)
+            case Closed(ending=ending, detail=detail):
+                log.info("incident closed", ending=ending, detail=detail)
+
+    def _step_name(self, index: int) -> str:
+        assert self.incident.plan is not None
+        return type(self.incident.plan.steps[index]).__name__
+
+
+def new_id(at: float) -> str:
+    """Return an id for an incident that begins now: it sorts by time and is a safe file name."""
+    moment = datetime.fromtimestamp(at, UTC)
+    return f"{moment:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"

@@ -1,0 +1,236 @@
+"""Makes and keeps the connections to the monitors: those panicd dials, and those that dial in."""
+
+import errno
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from panicd.fleet import CONNECTING, Domain
+from panicd.host.journal import JournalError
+from panicd.host.logs import get_logger
+from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
+from panicd.qemu.monitor import MonitorError, open_monitor
+from panicd.qemu.probe import probe
+from panicd.qemu.process import Peer
+from panicd.qemu.session import ANSWER_TIMEOUT, Session
+from panicd.rules.command_line import parse_command_line
+from panicd.supervisor import Services, Supervisor
+
+GREETING_TIMEOUT: Final = 5.0  # seconds; QEMU greets within a millisecond unless it is taken
+FIRST_RETRY: Final = 0.02  # seconds: a socket is bound a moment before it is listened on
+LAST_RETRY: Final = 5.0  # seconds
+LASTING: Final = 10.0  # seconds of a session after which its loss counts as a first failure
+BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
+
+
+class Backoff:
+    """How long to wait before the next try: doubling, capped, with jitter."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def next(self) -> float:
+        """Return the seconds to wait after one more failure."""
+        wait = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(self.failures, 16))
+        self.failures += 1
+        return wait * random.uniform(0.75, 1.25)  # noqa: S311 - spreads retries, guards nothing
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.failures = 0
+
+
+@dataclass(slots=True)
+class _Dialled:
+    """A path that is dialled for as long as it is there."""
+
+    present: bool = True
+    retry: trio.Event = field(default_factory=trio.Event)
+
+    def nudge(self, *, present: bool) -> None:
+        self.present = present
+        self.retry.set()
+
+
+class Connector:
+    """Connects monitors and has a supervisor look after each.
+
+    Args:
+        services: what supervisors use.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._supervisors: dict[str, Supervisor] = {}
+
+    def reload(self) -> None:
+        """Have every domain take its policy anew."""
+        for supervisor in self._supervisors.values():
+            supervisor.reload()
+
+    async def dial(self, pattern: str) -> None:
+        """Keep a connection to every socket that matches a pattern, for as long as it is there.
+
+        Raises:
+            DiscoveryError: inotify has reached its limits.
+        """
+        paths: dict[Path, _Dialled] = {}
+        async with trio.open_nursery() as nursery:
+            with Discovery(pattern) as changes:
+                async for change in changes:
+                    match change:
+                        case Appeared(path=path) if path in paths:
+                            paths[path].nudge(present=True)
+                        case Appeared(path=path):
+                            paths[path] = _Dialled()
+                            nursery.start_soon(self._keep, path, paths)
+                        case Vanished(path=path) if path in paths:
+                            paths[path].nudge(present=False)
+                        case Vanished():
+                            pass
+                        case Unreadable(path=path, reason=reason):
+                            get_logger().error(
+                                "monitors may go unseen", directory=str(path), reason=reason
+                            )
+
+    async def listen(self, path: Path) -> None:
+        """Take the connections of QEMUs that dial in.
+
+        Raises:
+            OSError: the socket can't be made.
+        """
+        with _listening(path) as listener:
+            async with trio.open_nursery() as nursery:
+                number = 0
+                while True:
+                    accepted, _ = await listener.accept()
+                    number += 1
+                    sock = socket.socket(fileno=accepted.detach())
+                    nursery.start_soon(self._take, sock, f"{path}#{number}")
+
+    async def _keep(self, path: Path, paths: dict[Path, _Dialled]) -> None:
+        """Dial one path again and again until it is gone."""
+        services, dialled, backoff = self._services, paths[path], Backoff()
+        domain = services.fleet.add(str(path), path.stem, services.clock())
+        try:
+            while dialled.present:
+                dialled.retry = trio.Event()
+                started = trio.current_time()
+                await self._try(domain, partial(connect, path))
+                if trio.current_time() - started > LASTING:
+                    backoff.reset()
+                with trio.move_on_after(backoff.next()):
+                    await dialled.retry.wait()
+                    backoff.reset()
+        finally:
+            services.fleet.remove(domain.address)
+            del paths[path]
+
+    async def _take(self, sock: socket.socket, address: str) -> None:
+        """Look after one VM that dialled in, until its connection ends."""
+        services = self._services
+        domain = services.fleet.add(address, Path(address).name, services.clock())
+
+        async def accepted() -> socket.socket:
+            return sock
+
+        try:
+            await self._try(domain, accepted)
+        finally:
+            services.fleet.remove(address)
+
+    async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> None:
+        """Look after a domain through one connection; say why there is none, or none any more."""
+        log = get_logger(monitor=domain.address, domain=domain.name)
+        try:
+            await self._look_after(domain, await connect())
+            problem = "the connection ended"
+        except (MonitorError, OSError) as error:
+            problem = str(error)
+        except JournalError as error:
+            problem = f"the journal can't be written: {error}"
+        connected = not domain.problem
+        domain.since = self._services.clock() if connected else domain.since
+        domain.attempts = 1 if connected else domain.attempts + 1
+        if problem != domain.problem:  # a monitor that stays away is told of once
+            log.warning("monitor is not connected", reason=problem)
+        domain.problem = problem
+
+    async def _look_after(self, domain: Domain, sock: socket.socket) -> None:
+        services = self._services
+        supervisor = Supervisor(services, domain)
+        with Peer.of(sock) as peer:
+            async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
+                arguments = peer.command_line()
+                command_line = parse_command_line(arguments) if arguments else None
+                answers = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT)
+                session = Session.from_probe(monitor, peer, answers, supervisor.listen)
+                services.fleet.identify(domain, session.name, session.uuid)
+                if domain.attempts or domain.problem != CONNECTING:
+                    services.metrics.monitor_reconnects.inc()
+                domain.since, domain.problem, domain.attempts = services.clock(), "", 0
+                get_logger(monitor=domain.address, domain=domain.name).info(
+                    "domain connected",
+                    uuid=session.uuid,
+                    qemu=".".join(map(str, session.capability.version)),
+                    run_state=session.run_state,
+                    armed=session.capability.armed,
+                    panic_device=session.capability.panic_device,
+                )
+                self._supervisors[domain.address] = supervisor
+                try:
+                    await supervisor.run(session)
+                finally:
+                    del self._supervisors[domain.address]
+                    services.metrics.events_coalesced.inc(monitor.events.coalesced)
+
+
+async def connect(path: Path) -> socket.socket:
+    """Return a socket connected to a monitor.
+
+    Raises:
+        OSError: it can't be; EAGAIN where its queue of waiting clients is full (unix(7)).
+    """
+    await trio.lowlevel.checkpoint()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(os.fspath(path))
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, _WHY.get(error.errno or 0, error.strerror)) from error
+    return sock
+
+
+_WHY: Final = {
+    errno.EAGAIN: "other clients are waiting for this monitor already",
+    errno.ECONNREFUSED: "nobody listens on this socket",
+}
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[trio.socket.SocketType]:
+    """Listen on a socket of panicd's own, in place of one that nobody listens on any more.
+
+    Raises:
+        OSError: it can't be made, or somebody listens there.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe_socket:
+        if probe_socket.connect_ex(os.fspath(path)) in {0, errno.EAGAIN}:
+            raise OSError(errno.EADDRINUSE, "somebody listens there already", os.fspath(path))
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
+        listener.bind(os.fspath(path))
+        try:
+            path.chmod(0o660)
+            listener.listen(BACKLOG)
+            yield trio.socket.from_stdlib_socket(listener)
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,189 @@
+"""Guests of a few bytes each, for a demonstration or a test of panicd against a real QEMU.
+
+A guest is a hand-assembled 16-bit x86 program. It is put together from the fragments below, each of
+which runs wherever it lies (all jumps are relative) and needs no stack, no BIOS and no interrupts.
+It starts in either of two ways:
+
+- ``write_boot_sector``: 512 bytes for ``-drive file=…,if=floppy,format=raw -boot a``. The firmware
+  runs first: 0.1 s under TCG, seconds under a nested KVM.
+- ``write_rom``: 64 KiB for ``-bios``. The program is the firmware, and runs at once.
+
+Physical memory that the guests use: above the BIOS data area, and below 0x7000, from where SeaBIOS
+clears all of it at every boot:
+
+- 0x500, ``COUNTER_ADDRESS``: 32 bits that a counting guest increments for as long as it really runs
+  (HMP ``xp /1wx 0x500``).
+- 0x600: 32 bits that say 'this QEMU has booted me before'. RAM survives a reset.
+
+The panic device's port and its values: QEMU, docs/specs/pvpanic.txt.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Final
+
+COUNTER_ADDRESS: Final = 0x500
+PVPANIC_PORT: Final = 0x505
+
+SECTOR_SIZE: Final = 512
+ROM_SIZE: Final = 64 * 1024  # QEMU's pc machine takes a firmware of a multiple of 64 KiB
+
+
+class Guest(enum.StrEnum):
+    """What a guest does. Each starts again from the top at every reset."""
+
+    IDLE = "idle"
+    """Halts. Whatever panics, was raised from outside (HMP ``o /b 0x505 1``)."""
+
+    COUNT = "count"
+    """Counts for ever: a healthy guest."""
+
+    PANIC_ONCE = "panic-once"
+    """Panics, then halts. It panics again at every boot: a crash loop, if something restarts it."""
+
+    PANIC_AND_COUNT = "panic-and-count"
+    """Panics, then counts: shows whether a ``cont`` after the panic really resumed it."""
+
+    PANIC_ONCE_THEN_BOOT_HEALTHY = "panic-once-then-boot-healthy"
+    """Panics on the first boot of its QEMU; boots to count on every later one."""
+
+    PANIC_ON_KEY = "panic-on-key"
+    """Counts, and panics at every key press (HMP ``sendkey a``): from inside, but when asked to."""
+
+    FLOOD = "flood"
+    """Panics in an endless loop, some ten thousand times a second where nothing stops it."""
+
+    CRASHLOAD_THEN_RESET = "crashload-then-reset"
+    """Says that its kdump kernel takes over and resets itself; boots to count after that."""
+
+    CRASHLOAD_THEN_HANG = "crashload-then-hang"
+    """Says that its kdump kernel takes over, and is never heard of again."""
+
+
+# Interrupts stay off: under a firmware, its handlers would otherwise eat the key presses.
+_PROLOGUE: Final = bytes.fromhex(
+    "fa"  #            cli
+    "31c0"  #          xor ax, ax
+    "8ed8"  #          mov ds, ax           ; data addresses are physical ones below 64 KiB
+)
+
+_HALT: Final = bytes.fromhex(
+    "f4"  #      again: hlt
+    "ebfd"  #           jmp again
+)
+
+_COUNT: Final = bytes.fromhex(
+    "66c706000500000000"  #  mov dword [0x500], 0
+    "66ff060005"  #   again: inc dword [0x500]
+    "ebf9"  #                jmp again
+)
+
+_PANIC: Final = bytes.fromhex(
+    "ba0505"  #        mov dx, 0x505
+    "b001"  #          mov al, 1            ; PVPANIC_PANICKED
+    "ee"  #            out dx, al
+)
+
+_FLOOD: Final = bytes.fromhex(
+    "ba0505"  #        mov dx, 0x505
+    "b001"  #          mov al, 1
+    "ee"  #     again: out dx, al
+    "ebfd"  #          jmp again
+)
+
+_CRASHLOAD: Final = bytes.fromhex(
+    "ba0505"  #        mov dx, 0x505
+    "b002"  #          mov al, 2            ; PVPANIC_CRASHLOADED
+    "ee"  #            out dx, al
+)
+
+# The keyboard controller's pulse of the reset line; QEMU resets the machine a moment later.
+_RESET: Final = bytes.fromhex(
+    "b0fe"  #          mov al, 0xfe
+    "e664"  #          out 0x64, al
+)
+
+# Without a firmware the keyboard speaks scan code set 2, where a release begins with 0xf0 and then
+# repeats the key. Translated to set 1, a release is the key with its top bit set: one byte.
+_TRANSLATE_KEYS: Final = bytes.fromhex(
+    "b060"  #          mov al, 0x60         ; 8042: write the command byte
+    "e664"  #          out 0x64, al
+    "b040"  #          mov al, 0x40         ; translate to set 1, no interrupts
+    "e660"  #          out 0x60, al
+)
+
+_COUNT_UNTIL_KEY: Final = bytes.fromhex(
+    "66ff060005"  #   again: inc dword [0x500]
+    "e464"  #                in al, 0x64    ; 8042: status
+    "a801"  #                test al, 1     ; is there a byte to read?
+    "74f5"  #                jz again
+    "e460"  #                in al, 0x60
+    "a880"  #                test al, 0x80  ; a release: not a press
+    "75ef"  #                jnz again
+)
+
+
+def _jump_back(over: bytes) -> bytes:
+    """A short jump (``jmp``) to the start of the fragment that stands just before it."""
+    jump_size = 2  # the displacement counts from the end of the jump itself
+    return b"\xeb" + (-(len(over) + jump_size)).to_bytes(1, signed=True)
+
+
+def _on_first_boot(body: bytes) -> bytes:
+    """``body``, skipped when the mark of an earlier boot is found in memory."""
+    leave_mark = bytes.fromhex("66c7060006504e4344")  #  mov dword [0x600], 'PNCD'
+    guarded = leave_mark + body
+    return (
+        bytes.fromhex("66813e0006504e4344")  #           cmp dword [0x600], 'PNCD'
+        + b"\x74"  #                                     je past the guarded bytes
+        + len(guarded).to_bytes(1)
+        + guarded
+    )
+
+
+_KEY_THEN_PANIC: Final = _COUNT_UNTIL_KEY + _PANIC
+
+_PROGRAMS: Final = {
+    Guest.IDLE: _HALT,
+    Guest.COUNT: _COUNT,
+    Guest.PANIC_ONCE: _PANIC + _HALT,
+    Guest.PANIC_AND_COUNT: _PANIC + _COUNT,
+    Guest.PANIC_ONCE_THEN_BOOT_HEALTHY: _on_first_boot(_PANIC + _HALT) + _COUNT,
+    Guest.PANIC_ON_KEY: _TRANSLATE_KEYS + _KEY_THEN_PANIC + _jump_back(_KEY_THEN_PANIC),
+    Guest.FLOOD: _FLOOD,
+    Guest.CRASHLOAD_THEN_RESET: _on_first_boot(_CRASHLOAD + _RESET + _HALT) + _COUNT,
+    Guest.CRASHLOAD_THEN_HANG: _CRASHLOAD + _HALT,
+}
+
+
+def write_boot_sector(guest: Guest, path: Path) -> None:
+    """Write ``guest`` as a boot sector of 512 bytes.
+
+    Args:
+        guest: What the guest shall do.
+        path: The file to write; an existing one is replaced.
+
+    Raises:
+        OSError: The file could not be written.
+    """
+    program = _PROLOGUE + _PROGRAMS[guest]
+    signature = b"\x55\xaa"  # without it the firmware takes the floppy for empty
+    path.write_bytes(program.ljust(SECTOR_SIZE - len(signature), b"\0") + signature)
+
+
+def write_rom(guest: Guest, path: Path) -> None:
+    """Write ``guest`` as a firmware of 64 KiB, mapped at 0xf0000 and below 4 GiB.
+
+    Args:
+        guest: What the guest shall do.
+        path: The file to write; an existing one is replaced.
+
+    Raises:
+        OSError: The file could not be written.
+    """
+    reset_vector = bytes.fromhex("ea000000f0")  #        jmp 0xf000:0x0000
+    reset_vector_offset = ROM_SIZE - 16  # where an x86 starts
+    program = _PROLOGUE + _PROGRAMS[guest]
+    path.write_bytes(program.ljust(reset_vector_offset, b"\xf4") + reset_vector.ljust(16, b"\xf4"))

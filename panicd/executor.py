@@ -1,0 +1,287 @@
+"""Carries out one plan on one VM, step by step, and says how each step ended.
+
+Before a step touches the guest, everything said so far is made durable (``Record.commit``); what a
+step's outcome is follows from what was seen, not from what was sent.
+"""
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol, assert_never
+
+import trio
+
+from panicd.qemu.coredump import DumpError, FinishedDump
+from panicd.qemu.monitor import CommandError, UncertainError
+from panicd.qemu.process import PeerError
+from panicd.qemu.session import Session
+from panicd.rules.incident import Outcome
+from panicd.rules.plan import (
+    AnyStep,
+    AwaitReturn,
+    Cont,
+    Dump,
+    EnsureStopped,
+    Kill,
+    OnFailure,
+    Plan,
+    Quit,
+    RunRelaunch,
+    SystemReset,
+    Terminate,
+)
+from panicd.rules.qapi import RunState
+
+STOP_FOLLOWS: Final = 0.05  # seconds; STOP was seen 60 to 500 µs after GUEST_PANICKED
+OUTPUT_KEPT: Final = 1024  # bytes of a relaunch command's output that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """How a step ended, and what there is to say about it."""
+
+    outcome: Outcome
+    detail: str = ""
+
+
+class Record(Protocol):
+    """Where the executor tells what it does."""
+
+    def begin(self, index: int) -> None:
+        """Step ``index`` begins."""
+
+    def end(self, index: int, result: StepResult) -> None:
+        """Step ``index`` has ended."""
+
+    async def commit(self) -> None:
+        """Return when all that was told is durable."""
+
+
+class Course(StrEnum):
+    """How a plan's execution ended."""
+
+    COMPLETED = "completed"
+    AWAITING_RETURN = "awaiting-return"  # the last step is the relaunched domain's to end
+    FALL_BACK = "fall-back"  # a step failed and the policy's fallback is to be decided
+    PRESERVE = "preserve"  # a step failed and the guest is to be left as it is
+    INTERRUPTED = "interrupted"  # it is not known how a step ended: ask the VM again
+    RESET_BY_OTHERS = "reset-by-others"  # the guest is no longer the panicked one
+    RESUMED_BY_OTHERS = "resumed-by-others"  # nor here
+
+
+_AFTER_FAILURE: Final = {
+    OnFailure.FALL_BACK: Course.FALL_BACK,
+    OnFailure.PRESERVE: Course.PRESERVE,
+}
+
+DumpMaker = Callable[[Session, Dump], Awaitable[FinishedDump]]
+
+
+class Executor:
+    """Runs plans on one session.
+
+    Args:
+        session: the VM.
+        record: told of every step.
+        make_dump: writes the guest's memory to a file.
+        environment: what a relaunch command is told, beside panicd's own environment.
+        on_command: called before each command that changes the guest.
+
+    A guest that somebody else resets or resumes meanwhile is no longer the panicked one that was
+    decided about: the plan ends before its next step.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        record: Record,
+        make_dump: DumpMaker,
+        environment: dict[str, str],
+        on_command: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._record = record
+        self._make_dump = make_dump
+        self._environment = environment
+        self._on_command = on_command
+        self._resets = session.seen.resets
+        self._resumes = session.seen.resumes
+
+    async def run(self, plan: Plan, first: int = 0) -> Course:
+        """Carry out a plan from step ``first`` on."""
+        for index, step in enumerate(plan.steps[first:], first):
+            await self._session.drain()
+            if self._session.seen.resets > self._resets:
+                return Course.RESET_BY_OTHERS
+            if self._session.seen.resumes > self._resumes:
+                return Course.RESUMED_BY_OTHERS
+            self._record.begin(index)
+            if isinstance(step, AwaitReturn):
+                await self._record.commit()
+                return Course.AWAITING_RETURN
+            result = await self._carry_out(step)
+            self._record.end(index, result)
+            if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
+                continue
+            if step.on_failure is OnFailure.CONTINUE and not self._cut_off(step):
+                continue
+            if result.outcome is Outcome.UNKNOWN or self._cut_off(step):
+                return Course.INTERRUPTED
+            return _AFTER_FAILURE[step.on_failure]
+        return Course.COMPLETED
+
+    def _cut_off(self, step: AnyStep) -> bool:
+        """Whether the session is gone that the steps after this one need."""
+        return self._session.ended and not isinstance(step, Quit | Terminate | Kill | RunRelaunch)
+
+    async def _carry_out(self, step: AnyStep) -> StepResult:
+        try:
+            match step:
+                case EnsureStopped():
+                    return await self._ensure_stopped(step)
+                case Dump():
+                    return await self._dump(step)
+                case SystemReset():
+                    return await self._system_reset(step)
+                case Cont():
+                    return await self._cont(step)
+                case Quit():
+                    return await self._quit(step)
+                case Terminate():
+                    return await self._signal(signal.SIGTERM, step)
+                case Kill():
+                    return await self._signal(signal.SIGKILL, step)
+                case RunRelaunch():
+                    return await self._relaunch(step)
+                case AwaitReturn():
+                    raise AssertionError("run() ends before this step")
+                case _:
+                    assert_never(step)
+        except UncertainError as error:
+            return StepResult(Outcome.UNKNOWN, str(error))
+        except CommandError as error:
+            return StepResult(Outcome.FAILED, str(error))
+
+    async def _ensure_stopped(self, step: EnsureStopped) -> StepResult:
+        session = self._session
+        if await session.observe(lambda: not session.run_state.executes, STOP_FOLLOWS):
+            return StepResult(Outcome.DONE)
+        if (await session.query_status()).executes:
+            await self._command("stop", step.timeout)
+            await session.query_status()
+        if session.run_state.executes:
+            return StepResult(Outcome.FAILED, f"run state {session.run_state} after stop")
+        return StepResult(Outcome.DONE, str(session.run_state))
+
+    async def _dump(self, step: Dump) -> StepResult:
+        await self._record.commit()
+        self._on_command()
+        try:
+            dump = await self._make_dump(self._session, step)
+        except DumpError as error:
+            return StepResult(Outcome.FAILED, str(error))
+        return StepResult(Outcome.DONE, str(dump.path))
+
+    async def _system_reset(self, step: SystemReset) -> StepResult:
+        session = self._session
+        before = session.seen.resets
+        await self._command("system_reset", step.timeout)
+        # RESET comes before the reply; QEMU that was told not to reboot sends SHUTDOWN instead.
+        await session.observe(
+            lambda: session.seen.resets > before or session.seen.shutdown is not None, step.timeout
+        )
+        if session.seen.resets > before:
+            self._resets = session.seen.resets
+            return StepResult(Outcome.DONE)
+        if session.seen.shutdown is not None:
+            session.learn_reset_is_impossible()
+            return StepResult(Outcome.FAILED, "QEMU ends instead of resetting")
+        if session.ended:
+            return StepResult(Outcome.UNKNOWN, "the session ended before RESET was seen")
+        return StepResult(Outcome.FAILED, "no RESET was seen")
+
+    async def _cont(self, step: Cont) -> StepResult:
+        session = self._session
+        before = session.seen.resumes
+        await self._command("cont", step.timeout)
+        # RESUME comes before the reply. A guest that panics at once is past it already, so a run
+        # state of guest-panicked after it is a new panic and not a cont that failed.
+        if await session.observe(lambda: session.seen.resumes > before, STOP_FOLLOWS):
+            return StepResult(Outcome.DONE)
+        if await session.query_status() is RunState.RUNNING:
+            return StepResult(Outcome.DONE)
+        return StepResult(Outcome.FAILED, f"run state {session.run_state} after cont")
+
+    async def _quit(self, step: Quit) -> StepResult:
+        with trio.move_on_after(step.timeout):
+            with suppress(UncertainError):  # QEMU's end may come before its answer
+                await self._command("quit", step.timeout)
+            await self._until_gone()
+        if self._gone():
+            return StepResult(Outcome.DONE)
+        return StepResult(Outcome.FAILED, f"still there {step.timeout:g} s after quit")
+
+    async def _signal(self, number: signal.Signals, step: Terminate | Kill) -> StepResult:
+        if self._gone():
+            return StepResult(Outcome.SKIPPED, "the process is gone")
+        await self._record.commit()
+        self._on_command()
+        try:
+            self._session.peer.send_signal(number)
+        except PeerError as error:
+            return StepResult(Outcome.FAILED, str(error))
+        with trio.move_on_after(step.timeout):
+            await self._until_gone()
+        if self._gone():
+            return StepResult(Outcome.DONE)
+        return StepResult(Outcome.FAILED, f"still there {step.timeout:g} s after {number.name}")
+
+    async def _relaunch(self, step: RunRelaunch) -> StepResult:
+        await self._record.commit()
+        self._on_command()
+        # A file and not a pipe: a QEMU that the command leaves behind inherits it.
+        with tempfile.TemporaryFile() as output:
+            try:
+                with trio.fail_after(step.timeout):
+                    finished = await trio.run_process(
+                        list(step.command),
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        check=False,
+                        env={**os.environ, **self._environment},
+                        start_new_session=True,
+                    )
+            except trio.TooSlowError:
+                return StepResult(Outcome.FAILED, f"{step.command[0]}: ran {step.timeout:g} s")
+            except OSError as error:
+                return StepResult(Outcome.FAILED, str(error))
+            if finished.returncode == 0:
+                return StepResult(Outcome.DONE)
+            output.seek(0)
+            said = output.read(OUTPUT_KEPT).decode(errors="replace")
+            return StepResult(
+                Outcome.FAILED, f"{step.command[0]}: exit status {finished.returncode}: {said}"
+            )
+
+    async def _command(self, name: str, timeout: float) -> None:
+        await self._record.commit()
+        self._on_command()
+        await self._session.execute(name, timeout=timeout)
+
+    async def _until_gone(self) -> None:
+        if self._session.process_known:
+            await self._session.peer.wait_gone()
+        while not self._gone():
+            await self._session.next_event()
+
+    def _gone(self) -> bool:
+        """Whether QEMU is gone; where its process is not known, whether the session is."""
+        if self._session.process_known:
+            return self._session.peer.gone()
+        return self._session.ended

@@ -1,0 +1,83 @@
+"""All domains of the host: which there are, what they are called, and how each stands."""
+
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Final
+
+from panicd.chronicle import Chronicle
+from panicd.host.logs import get_logger
+from panicd.qemu.session import Session
+from panicd.rules.settings import Policy
+
+CONNECTING: Final = "connecting"
+
+
+@dataclass(slots=True)
+class Domain:
+    """One domain, or one monitor that may become one.
+
+    Attributes:
+        address: of its monitor.
+        name: what panicd calls it; no two have the same.
+        uuid: empty where it has none, or it is not known.
+        session: the connection; None while there is none.
+        policy: what is configured for it; None before it was ever connected.
+        chronicle: its open incident.
+        problem: why there is no connection, empty where there is one.
+        since: when it came to be connected, or not; seconds since the epoch.
+        attempts: to connect, that failed in a row.
+    """
+
+    address: str
+    name: str
+    since: float
+    uuid: str = ""
+    session: Session | None = None
+    policy: Policy | None = None
+    chronicle: Chronicle | None = None
+    problem: str = CONNECTING
+    attempts: int = 0
+
+    @property
+    def key(self) -> str:
+        """What it is known by across its QEMUs: its UUID, its name where it has none."""
+        return self.uuid or self.name
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The domains, by their monitor's address."""
+
+    domains: dict[str, Domain] = field(default_factory=dict)
+
+    def add(self, address: str, name: str, now: float) -> Domain:
+        """Take in a monitor that is about to be connected, under a name of its own."""
+        domain = Domain(address, self._free_name(address, name, ""), now)
+        self.domains[address] = domain
+        return domain
+
+    def remove(self, address: str) -> None:
+        """Forget a monitor and its domain."""
+        del self.domains[address]
+
+    def identify(self, domain: Domain, name: str, uuid: str) -> None:
+        """Note what a connected domain says that it is."""
+        domain.uuid = uuid
+        if name:
+            domain.name = self._free_name(domain.address, name, uuid)
+
+    def by_name(self, name: str) -> Domain | None:
+        """Return the domain of that name, or of that UUID."""
+        named = (domain for domain in self.domains.values() if domain.name == name)
+        known = (domain for domain in self.domains.values() if domain.uuid == name.lower())
+        return next(named, None) or next(known, None)
+
+    def _free_name(self, address: str, name: str, uuid: str) -> str:
+        taken = {other.name for other in self.domains.values() if other.address != address}
+        if name not in taken:
+            return name
+        distinct = f"{name}@{uuid or PurePath(address).name}"
+        get_logger().warning(
+            "two domains have one name", name=name, called=distinct, monitor=address
+        )
+        return distinct if distinct not in taken else f"{name}@{address}"

@@ -1,0 +1,325 @@
+"""The configuration: a YAML file in, frozen values out, or all that is wrong with it at once.
+
+The keys and their defaults stand below in one function a section; the shipped
+``config/panicd.yaml`` shows them all. What a key's value may be is in ``config_values``.
+
+The file is read from its nodes by hand and not with pydantic: a model that fails to validate
+yields nothing, and the checks across keys (a rule that never matches, two equal globs) are to be
+reported together with the mistakes in single values.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from panicd.host.config_mistakes import ConfigError, Mistake, MistakeList, Position
+from panicd.host.config_section import Section, Value
+from panicd.host.config_values import (
+    absolute_path,
+    boolean,
+    domain_pattern,
+    duration,
+    free_space,
+    metrics_endpoint,
+    one_of,
+    positive_duration,
+    program,
+    size,
+    socket_glob,
+    socket_path,
+    text,
+    whole_number,
+)
+from panicd.host.domain_rules import DomainRule, RuleIndex
+from panicd.host.places import Places
+from panicd.host.yaml_document import Mapping, position_in, read_document
+from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.settings import (
+    Budget,
+    CoredumpSettings,
+    DumpFormat,
+    PanicNotifier,
+    Policy,
+    Relaunch,
+    Timeouts,
+)
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Dial",
+    "DomainRule",
+    "Listen",
+    "Mistake",
+    "Places",
+    "load",
+    "parse",
+]
+
+FILE_SIZE_MAX: Final = 4 * 2**20
+"""Bytes: some 40,000 domains, each with settings of its own."""
+
+METRICS_LISTEN: Final = ("127.0.0.1", 10077)
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Monitors that panicd connects to: every socket that the pattern matches."""
+
+    glob: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A socket of panicd's that QEMUs connect their monitors to."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Config:
+    """What panicd is configured to do.
+
+    Attributes:
+        monitors: how QEMUs are reached, at least one way.
+        metrics_listen: the address and port of metrics and health; None for neither.
+        state_directory: where the journal and the incidents are.
+        control_socket: where the commands ask the daemon.
+        defaults: of domains without a rule.
+        domains: the rules, the first match winning.
+    """
+
+    monitors: tuple[Dial | Listen, ...]
+    metrics_listen: tuple[str, int] | None
+    state_directory: Path
+    control_socket: Path
+    defaults: Policy
+    domains: tuple[DomainRule, ...] = ()
+
+    def policy_for(self, name: str, uuid: str | None) -> Policy:
+        """Return the policy of a domain: that of the first rule that matches, or the defaults.
+
+        Args:
+            name: its name.
+            uuid: its UUID, where that is known.
+        """
+        index = self._index.first(name, uuid)
+        return self.defaults if index is None else self.domains[index].policy
+
+    @cached_property
+    def _index(self) -> RuleIndex:
+        return RuleIndex(rule.match for rule in self.domains)
+
+
+def load(path: Path) -> Config:
+    """Read the configuration of this process.
+
+    Args:
+        path: the file; it is read blocking, as it is small.
+
+    Raises:
+        ConfigError: the file can't be read, or something is wrong with it.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_SIZE_MAX + 1)
+    except OSError as error:
+        raise _unusable(path, f"expected a readable file (got {error.strerror})") from error
+    if len(data) > FILE_SIZE_MAX:
+        raise _unusable(path, f"expected a file of at most {FILE_SIZE_MAX // 2**20} MiB (got more)")
+    try:
+        content = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        mistakes = MistakeList(str(path))
+        before = data[: error.start].decode("utf-8-sig")
+        position = position_in(before, len(before))
+        mistakes.add(position, "", f"expected UTF-8 (got byte 0x{data[error.start]:02x})")
+        raise mistakes.error() from error
+    return parse(content, str(path), Places.here())
+
+
+def parse(content: str, file_name: str, places: Places) -> Config:
+    """Read a configuration.
+
+    Args:
+        content: the file's text.
+        file_name: as messages are to call it.
+        places: the default paths.
+
+    Raises:
+        ConfigError: something is wrong with it.
+    """
+    mistakes = MistakeList(file_name)
+    start = Position(1, 1)
+    root = read_document(content, mistakes) or Mapping(start, {})
+    with Value(root, "", start, mistakes).section() as keys:
+        config = _config(keys, places)
+    if mistakes:
+        raise mistakes.error()
+    return config
+
+
+def _unusable(path: Path, message: str) -> ConfigError:
+    return ConfigError([Mistake(0, 0, "", message, str(path))])
+
+
+def _config(keys: Section, places: Places) -> Config:
+    monitors = keys["monitors"]
+    state_directory = keys["state_directory"].read(absolute_path, places.state_directory)
+    control_socket = keys["control_socket"].read(
+        socket_path, places.runtime_directory / "control.sock"
+    )
+    with keys["metrics"].section() as metrics:
+        metrics_listen = metrics["listen"].read(metrics_endpoint, METRICS_LISTEN)
+    builtin = Policy(CoredumpSettings(directory=state_directory / "coredumps"))
+    with keys["defaults"].section() as policy:
+        defaults = _policy(policy, builtin)
+    return Config(
+        monitors=_monitors(monitors, control_socket),
+        metrics_listen=metrics_listen,
+        state_directory=state_directory,
+        control_socket=control_socket,
+        defaults=defaults,
+        domains=_domains(keys["domains"], defaults),
+    )
+
+
+def _monitors(value: Value, control_socket: Path) -> tuple[Dial | Listen, ...]:
+    monitors: dict[Dial | Listen, Value] = {}
+    for item in value.items("at least one monitor"):
+        for monitor, given in _monitor(item):
+            if monitor in monitors:
+                line = monitors[monitor].position.line
+                given.wrong("each monitor once", f"the one of line {line} again")
+            monitors.setdefault(monitor, given)
+    _check_own_sockets(monitors, control_socket)
+    return tuple(monitors)
+
+
+def _monitor(item: Value) -> Iterator[tuple[Dial | Listen, Value]]:
+    with item.section() as keys:
+        glob, listen = keys["glob"], keys["listen"]
+        pattern = glob.read(socket_glob, None)
+        path = listen.read(socket_path, None)
+    if glob.given and listen.given:
+        item.wrong("glob or listen, each in an item of its own", "both")
+    elif keys.sound and not (glob.given or listen.given):
+        item.wrong("glob or listen")
+    if pattern is not None:
+        yield Dial(pattern), glob
+    if path is not None:
+        yield Listen(path), listen
+
+
+def _check_own_sockets(monitors: dict[Dial | Listen, Value], control_socket: Path) -> None:
+    own = [control_socket, *(m.path for m in monitors if isinstance(m, Listen))]
+    for monitor, given in monitors.items():
+        match monitor:
+            case Dial(glob):
+                for path in own:
+                    if path.match(glob):
+                        given.wrong(f"a pattern that leaves out panicd's own socket {path}")
+            case Listen(path):
+                if path == control_socket:
+                    given.wrong("another socket than control_socket")
+
+
+def _domains(value: Value, defaults: Policy) -> tuple[DomainRule, ...]:
+    rules: list[DomainRule] = []
+    places: list[Value] = []
+    index = RuleIndex()
+    for item in value.items():
+        with item.section() as keys:
+            match = keys["match"]
+            pattern = match.read(domain_pattern, "")
+            policy = _policy(keys, defaults)
+        if not match.given:
+            match.wrong("the name, glob or UUID of the domains meant")
+        if not pattern:
+            continue
+        covering = index.covering(pattern)
+        if covering is not None:
+            earlier = places[covering]
+            match.wrong(
+                "a pattern that no rule above covers",
+                f"{pattern}, which {earlier.path} on line {earlier.position.line} matches first",
+            )
+        index.append(pattern)
+        places.append(match)
+        rules.append(DomainRule(pattern, policy))
+    return tuple(rules)
+
+
+def _policy(keys: Section, base: Policy) -> Policy:
+    on_crash = one_of(*OnCrash)
+    fallback = one_of(Action.DESTROY, Action.RESTART, Action.PRESERVE)
+    return Policy(
+        on_crash=keys["on_crash"].read(on_crash, base.on_crash),
+        fallback=keys["fallback"].read(fallback, base.fallback),
+        panic_notifier=keys["panic_notifier"].read(one_of(*PanicNotifier), base.panic_notifier),
+        unrequested=keys["unrequested"].read(on_crash, base.unrequested),
+        restart=_restart(keys["restart"], base.restart),
+        coredump=_coredump(keys["coredump"], base.coredump),
+        relaunch=_relaunch(keys["relaunch"], base.relaunch),
+        timeouts=_timeouts(keys["timeouts"], base.timeouts),
+    )
+
+
+def _restart(value: Value, base: Budget) -> Budget:
+    with value.section() as keys:
+        window, min_uptime = keys["window"], keys["min_uptime"]
+        budget = Budget(
+            max=keys["max"].read(whole_number(0), base.max),
+            window=window.read(positive_duration, base.window),
+            min_uptime=min_uptime.read(duration, base.min_uptime),
+            then=keys["then"].read(one_of(Action.PRESERVE, Action.DESTROY), base.then),
+        )
+        if keys.sound and budget.min_uptime > budget.window:
+            if min_uptime.given:
+                min_uptime.wrong(f"at most the window, {budget.window:g} seconds")
+            elif window.given:
+                window.wrong(f"at least min_uptime, {budget.min_uptime:g} seconds")
+    return budget
+
+
+def _coredump(value: Value, base: CoredumpSettings) -> CoredumpSettings:
+    with value.section() as keys:
+        return CoredumpSettings(
+            directory=keys["directory"].read(absolute_path, base.directory),
+            format=keys["format"].read(one_of(*DumpFormat), base.format),
+            timeout=keys["timeout"].read(positive_duration, base.timeout),
+            keep=keys["keep"].read(whole_number(1), base.keep),
+            max_total=keys["max_total"].read(size, base.max_total),
+            min_free=keys["min_free"].read(free_space, base.min_free),
+            required=keys["required"].read(boolean, base.required),
+        )
+
+
+def _relaunch(value: Value, base: Relaunch | None) -> Relaunch | None:
+    inherited = base or Relaunch(command=())
+    with value.section() as keys:
+        command = keys["command"]
+        words = [
+            item.read(text if index else program, "") for index, item in enumerate(command.items())
+        ]
+        relaunch = Relaunch(
+            command=tuple(words) if command.given else inherited.command,
+            timeout=keys["timeout"].read(positive_duration, inherited.timeout),
+        )
+        if value.given and keys.sound and not relaunch.command:
+            command.wrong("the program to run and its arguments")
+    return relaunch if relaunch.command else None
+
+
+def _timeouts(value: Value, base: Timeouts) -> Timeouts:
+    with value.section() as keys:
+        return Timeouts(
+            stop=keys["stop"].read(positive_duration, base.stop),
+            reset=keys["reset"].read(positive_duration, base.reset),
+            resume=keys["resume"].read(positive_duration, base.resume),
+            quit=keys["quit"].read(positive_duration, base.quit),
+            terminate=keys["terminate"].read(positive_duration, base.terminate),
+            kill=keys["kill"].read(positive_duration, base.kill),
+        )

@@ -1,0 +1,375 @@
+r"""The control socket: how the commands talk to the running daemon.
+
+One connection carries one request and one reply, each a JSON object on a line:
+
+```
+→ {"command": "hold", "arguments": {"domain": "db-1"}}\n
+← {"return": {"held": true}}\n           or
+← {"error": {"kind": "no-such-domain", "message": "…"}}\n
+```
+
+Access is by the socket's mode: the owner and the group, nobody else. Who asks is known from the
+kernel (SO_PEERCRED, unix(7)), not from what the request says.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn, TypeAlias
+
+import trio
+
+REQUEST_LIMIT: Final = 64 * 1024
+"""Bytes of a request, its line break not counted."""
+
+REPLY_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes of a reply that a client takes; 10,000 domains need some 5 MiB."""
+
+CONNECTION_LIMIT: Final = 64
+"""Connections served at a time; more are refused at once."""
+
+IDLE_TIMEOUT: Final = 5.0
+"""Seconds that a client has to send its request, and then to take its reply."""
+
+PATH_LIMIT: Final = 107
+"""Bytes of a socket's path (unix(7): sun_path, less its NUL)."""
+
+SOCKET_MODE: Final = 0o660
+"""Owner and group may connect: that takes the right to write (unix(7))."""
+
+_UCRED: Final = struct.Struct("iII")  # struct ucred: pid_t, uid_t, gid_t (unix(7))
+
+
+class ControlSocketError(Exception):
+    """The control socket can't be made: a matter of its path or of rights."""
+
+
+class AlreadyRunningError(ControlSocketError):
+    """Somebody else listens on the control socket, most likely another panicd."""
+
+
+class DaemonUnreachableError(Exception):
+    """No answer came from a daemon; the message says what to look at."""
+
+
+class RefusedError(Exception):
+    """A request was understood as far as it goes, and refused.
+
+    Args:
+        kind: What was wrong, as a word for programs, such as `no-such-domain`.
+        message: What was wrong, for people.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCredentials:
+    """The process at the other end, as it was when it connected."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks for."""
+
+    command: str
+    arguments: Mapping[str, object]
+    peer: PeerCredentials
+
+
+Handler: TypeAlias = Callable[[Request], Awaitable[object]]
+"""Carries out a request; returns what JSON can hold, or raises `RefusedError`."""
+
+
+# The daemon's end
+
+
+async def serve(
+    path: Path,
+    handler: Handler,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve the control socket until cancelled.
+
+    A handler runs on to its end when its client goes away. Any exception of a handler other
+    than `RefusedError` is a bug and comes out of here.
+
+    Args:
+        path: Where the socket is made; its directory must exist. A socket that nobody listens
+            on any more is replaced.
+        handler: Called once for each request, several at a time.
+        task_status: Reports the start once clients can connect.
+
+    Raises:
+        AlreadyRunningError: Somebody listens at `path`.
+        ControlSocketError: The socket can't be made.
+
+    Resource handling:
+        The socket's file is removed at the end, unless another has taken its place.
+    """
+    listener, ours = _listen(path)
+    slots = trio.Semaphore(CONNECTION_LIMIT)
+
+    async def connected(stream: trio.SocketStream) -> None:
+        async with stream:
+            try:
+                slots.acquire_nowait()
+            except trio.WouldBlock:
+                message = f"{CONNECTION_LIMIT} requests are under way: try again"
+                await _send(stream, _error("busy", message))
+                return
+            try:
+                await _exchange(stream, handler)
+            finally:
+                slots.release()
+
+    try:
+        task_status.started()  # it listens already
+        await trio.serve_listeners(connected, [listener])
+    finally:
+        _remove(path, ours)
+
+
+async def _exchange(stream: trio.SocketStream, handler: Handler) -> None:
+    try:
+        line = await _receive_line(stream)
+        if line is None:
+            return
+        command, arguments = _parse_request(line)
+        result = await handler(Request(command, arguments, _peer(stream)))
+    except RefusedError as error:
+        reply = _error(error.kind, error.message)
+    else:
+        reply = {"return": result}
+    await _send(stream, reply)
+
+
+async def _receive_line(stream: trio.SocketStream) -> bytes | None:
+    """Return the request's line, or None if the client left without a request.
+
+    Raises:
+        RefusedError: The request is too long, too late, or not whole.
+    """
+    received = bytearray()
+    with trio.move_on_after(IDLE_TIMEOUT):
+        while True:
+            try:
+                chunk = await stream.receive_some(REQUEST_LIMIT + 1)
+            except trio.BrokenResourceError:
+                return None
+            if not chunk:
+                if not received:
+                    return None
+                raise RefusedError("bad-request", "the request does not end with a line break")
+            end = chunk.find(b"\n")
+            received += chunk if end < 0 else chunk[:end]
+            if len(received) > REQUEST_LIMIT:
+                raise RefusedError("bad-request", f"the request exceeds {REQUEST_LIMIT} bytes")
+            if end >= 0:
+                return bytes(received)
+    raise RefusedError("timeout", f"no request within {IDLE_TIMEOUT:g} seconds")
+
+
+def _parse_request(line: bytes) -> tuple[str, dict[str, object]]:
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
+        raise RefusedError("bad-request", "the request is not JSON") from error
+    match request:
+        case {"command": str(command), **rest} if set(rest) <= {"arguments"}:
+            arguments = rest.get("arguments", {})
+            if isinstance(arguments, dict):
+                return command, arguments
+    raise RefusedError("bad-request", 'the request is not {"command": string, "arguments": object}')
+
+
+def _peer(stream: trio.SocketStream) -> PeerCredentials:
+    credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return PeerCredentials(*_UCRED.unpack(credentials))
+
+
+def _error(kind: str, message: str) -> dict[str, object]:
+    return {"error": {"kind": kind, "message": message}}
+
+
+async def _send(stream: trio.SocketStream, reply: dict[str, object]) -> None:
+    line = json.dumps(reply, allow_nan=False).encode() + b"\n"
+    with trio.move_on_after(IDLE_TIMEOUT):
+        try:
+            await stream.send_all(line)
+        except trio.BrokenResourceError:
+            return  # the client has left; what it asked for is done all the same
+
+
+def _listen(path: Path) -> tuple[trio.SocketListener, os.stat_result]:
+    """Return the listening socket, and what identifies its file."""
+    if len(os.fsencode(path)) > PATH_LIMIT:
+        raise ControlSocketError(f"control socket {path}: longer than {PATH_LIMIT} bytes (unix(7))")
+    try:
+        _check_free(path)
+        listener = _bind(path)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(listener)), path.lstat()
+    except OSError as error:
+        raise ControlSocketError(f"control socket {path}: {_reason(error)}") from error
+
+
+def _bind(path: Path) -> socket.socket:
+    """Make the socket under a passing name, then rename it: nobody ever sees it half made."""
+    passing_name = path.with_name(f".{os.getpid():x}")  # short, for PATH_LIMIT holds for it too
+    passing_name.unlink(missing_ok=True)
+    with contextlib.ExitStack() as on_failure:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        on_failure.callback(listener.close)
+        listener.bind(str(passing_name))
+        on_failure.callback(passing_name.unlink, missing_ok=True)
+        passing_name.chmod(SOCKET_MODE)
+        listener.listen(CONNECTION_LIMIT)
+        passing_name.rename(path)
+        on_failure.pop_all()
+    return listener
+
+
+def _check_free(path: Path) -> None:
+    """Make sure that what is at `path`, if anything, is a socket that nobody listens on."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ControlSocketError(f"control socket {path}: there is something else than a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a queue that is full gives EAGAIN instead of waiting
+        outcome = probe.connect_ex(str(path))
+    if outcome in {0, errno.EAGAIN}:
+        raise AlreadyRunningError(f"control socket {path}: another panicd listens here")
+    if outcome not in {errno.ECONNREFUSED, errno.ENOENT}:
+        raise OSError(outcome, os.strerror(outcome))
+
+
+def _remove(path: Path, ours: os.stat_result) -> None:
+    try:
+        found = path.lstat()
+        if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
+            path.unlink()
+    except OSError:
+        return  # gone, or the directory is: the next start copes with either
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+# The client's end
+
+
+def call(
+    path: Path,
+    command: str,
+    arguments: Mapping[str, object] | None = None,
+    timeout: float = 10.0,
+) -> object:
+    """Ask the daemon something, and wait for the answer.
+
+    Args:
+        path: The daemon's control socket.
+        command: The command's name.
+        arguments: The command's arguments, as JSON can hold them.
+        timeout: Seconds that all of it may take.
+
+    Returns:
+        What the daemon returned, as JSON's types.
+
+    Raises:
+        DaemonUnreachableError: There is no daemon, no right to talk to it, or no whole answer.
+            The request may have been carried out if the answer alone is missing.
+        RefusedError: The daemon refused.
+    """
+    request = json.dumps({"command": command, "arguments": dict(arguments or {})})
+    deadline = time.monotonic() + timeout
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        try:
+            connection.connect(str(path))
+        except OSError as error:
+            raise DaemonUnreachableError(_why_no_connection(path, error)) from error
+        try:
+            connection.sendall(request.encode() + b"\n")
+        except ConnectionError:
+            pass  # refused before it was read: the reply says why
+        except TimeoutError as error:
+            raise DaemonUnreachableError(_why_no_reply(path, timeout)) from error
+        try:
+            reply = _receive_reply(connection, deadline)
+        except TimeoutError as error:
+            raise DaemonUnreachableError(_why_no_reply(path, timeout)) from error
+        except ConnectionError:
+            reply = b""
+    return _parse_reply(path, reply)
+
+
+def _receive_reply(connection: socket.socket, deadline: float) -> bytes:
+    received = bytearray()
+    while not received.endswith(b"\n") and len(received) <= REPLY_LIMIT:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError
+        connection.settimeout(remaining)
+        chunk = connection.recv(1 << 20)
+        if not chunk:
+            break
+        received += chunk
+    return bytes(received)
+
+
+def _parse_reply(path: Path, line: bytes) -> object:
+    if not line.endswith(b"\n"):
+        raise DaemonUnreachableError(
+            f"panicd at {path} closed the connection without a whole answer: it may have stopped; "
+            "see its log (journalctl -u panicd)"
+        )
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError):
+        reply = None
+    match reply:
+        case {"return": result}:
+            return result
+        case {"error": {"kind": str(kind), "message": str(message)}}:
+            raise RefusedError(kind, message)
+    raise DaemonUnreachableError(f"what listens at {path} does not answer as panicd does")
+
+
+def _why_no_connection(path: Path, error: OSError) -> str:
+    match error:
+        case FileNotFoundError() | ConnectionRefusedError():
+            advice = "is panicd running? (systemctl status panicd)"
+        case PermissionError():
+            advice = f"run this as root or in the group of the socket (ls -l {path})"
+        case BlockingIOError() | TimeoutError():
+            advice = "panicd takes no connection now: it is busy or stuck; see its log"
+        case _:
+            advice = "is this the right socket?"
+    return f"can't reach panicd at {path}: {_reason(error)}; {advice}"
+
+
+def _why_no_reply(path: Path, timeout: float) -> str:
+    return (
+        f"panicd at {path} gave no answer within {timeout:g} seconds: it is busy or stuck; "
+        "what was asked for may have been done (panicd status)"
+    )

@@ -1,0 +1,396 @@
+"""The journal: every incident's entries, durable before what they announce is done.
+
+SQLite in WAL mode with ``synchronous=FULL``: a commit is on the disk when it returns
+(https://www.sqlite.org/pragma.html#pragma_synchronous).
+
+```
+append ─► queue ─► writer thread: fold, insert, count ─► one COMMIT ─► wakes every append in it
+history, incidents, totals ─► a read-only connection each
+```
+
+What waits while one commit is under way goes into the next one together. A journal that is damaged,
+full or taken says so by a named error, and by ``fault``; it never loses an entry silently.
+"""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Final, Self
+
+import trio
+
+from panicd.host import journal_database
+from panicd.host.journal_database import Batch, JournalDamagedError, JournalError, Stored
+from panicd.host.journal_totals import Totals
+from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident
+
+__all__ = [
+    "Journal",
+    "JournalClosedError",
+    "JournalDamagedError",
+    "JournalError",
+    "JournalInUseError",
+]
+
+PRUNED_AT_ONCE: Final = 200
+"""Incidents removed by one commit, so that no append waits long for it."""
+
+
+class JournalInUseError(JournalError):
+    """Another process has the journal open."""
+
+
+class JournalClosedError(JournalError):
+    """The journal was closed before."""
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """What one task waits for: ``work`` is done in the writer's transaction."""
+
+    work: Callable[[Batch], None]
+    token: trio.lowlevel.TrioToken
+    finished: trio.Event = field(default_factory=trio.Event)
+    error: BaseException | None = None
+
+
+class Journal:
+    """An open journal.
+
+    ``append`` and ``prune`` are called from trio tasks. What reads is synchronous and meant for
+    ``trio.to_thread.run_sync``; it sees everything that ``append`` has returned from.
+
+    Attributes:
+        path: of the database.
+    """
+
+    def __init__(self, path: Path, database: sqlite3.Connection, lock: int) -> None:
+        self.path = path
+        self._database = database
+        self._lock = lock
+        self._identity = _identity(path)
+        self._closed = False
+        self._fault: str | None = None
+        self._open: dict[str, Stored] = {}  # as committed; the writer thread's alone
+        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._writer.start()
+
+    @classmethod
+    def open(cls, path: Path) -> "Journal":
+        """Open the journal, or make a new one.
+
+        A missing directory is made with mode 0700, the database with 0600. The lock is a file
+        beside it, which stays there.
+
+        Raises:
+            JournalInUseError: another process has it open.
+            JournalDamagedError: SQLite finds the database damaged, or it is none.
+            JournalError: it can't be opened, or was written by a newer panicd.
+        """
+        with contextlib.ExitStack() as undo:
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = _lock(path)
+                undo.callback(os.close, lock)
+                # SQLite gives its -wal and -shm files the mode of the database.
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+                _sync_directory(path.parent)
+            except OSError as error:
+                raise JournalError(f"{path}: {error.strerror}") from error
+            database = journal_database.connect(path)
+            undo.pop_all()
+        return cls(path, database, lock)
+
+    @staticmethod
+    def set_aside(path: Path) -> Path:
+        """Rename a damaged journal, so that ``open`` makes a new one.
+
+        Returns:
+            Its new path, which has the date and time in it.
+
+        Raises:
+            JournalInUseError: a process has it open.
+            JournalError: it can't be renamed.
+        """
+        aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+        try:
+            lock = _lock(path)
+            try:
+                # The database goes last: a -wal left beside a new one would be replayed into it.
+                for suffix in ("-shm", "-wal", ""):
+                    with contextlib.suppress(FileNotFoundError):
+                        _beside(path, suffix).rename(_beside(aside, suffix))
+                _sync_directory(path.parent)
+            finally:
+                os.close(lock)
+        except OSError as error:
+            raise JournalError(f"{path}: {error.strerror}") from error
+        return aside
+
+    def close(self) -> None:
+        """Write what is queued, and end; in the thread that calls ``append``."""
+        if self._closed:
+            return
+        self._closed = True
+        self._requests.put(None)
+        self._writer.join()
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def fault(self) -> str | None:
+        """Why the last commit failed; None where it did not."""
+        return self._fault
+
+    async def append(self, incident_id: str, *entries: AnyEntry) -> None:
+        """Add entries to an incident; they are on the disk when this returns.
+
+        The entries of one call are written together or not at all, those of several calls in the
+        order of the calls. Where this is cancelled they may have been written or not; so too where
+        the disk fails (not where it is full) and power is lost before the next append.
+
+        Args:
+            incident_id: a new one is begun by ``Opened``.
+            entries: in their order.
+
+        Raises:
+            JournalError: none of the entries was written.
+            JournalDamagedError: and what the journal has can't be read.
+            JournalClosedError: the journal was closed.
+            IllegalTransitionError: an entry has no place in the incident; none was written.
+        """
+        await self._submit(partial(Batch.add, incident_id=incident_id, entries=entries))
+
+    async def prune(self, before: float) -> list[str]:
+        """Remove old closed incidents, and old restarts; open incidents and totals stay.
+
+        Args:
+            before: when the incident ended or the restart was made, in seconds since the epoch. No
+                restart budget's window may reach back further.
+
+        Returns:
+            The ids of the removed incidents.
+
+        Raises:
+            JournalError: not everything could be removed.
+        """
+        removed: list[str] = []
+        complete = False
+        while not complete:
+            known = len(removed)
+            await self._submit(partial(self._prune, before=before, removed=removed))
+            complete = len(removed) - known < PRUNED_AT_ONCE
+        return removed
+
+    def load_open(self) -> list[Incident]:
+        """Return every incident that goes on, the oldest first.
+
+        Raises:
+            JournalDamagedError: an incident can't be read; the message names it and the entry.
+            JournalError: the journal can't be read.
+        """
+        return self.incidents(open_only=True, limit=-1)[::-1]
+
+    def incident(self, incident_id: str) -> Incident | None:
+        """Return an incident, None where there is none of that id.
+
+        Raises:
+            JournalDamagedError: it can't be read.
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.stored(database, incident_id).incident
+
+    def history(self, incident_id: str) -> list[AnyEntry]:
+        """Return an incident's entries in their order; none where there is no such incident.
+
+        Raises:
+            JournalDamagedError: one can't be read.
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.history(database, incident_id)
+
+    def incidents(
+        self,
+        *,
+        domain: str | None = None,
+        open_only: bool = False,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int = 100,
+    ) -> list[Incident]:
+        """Return incidents, the newest first.
+
+        Args:
+            domain: those of this domain, by name or UUID.
+            open_only: those that go on.
+            since: those that began then or later, in seconds since the epoch.
+            until: those that began before.
+            limit: at most so many; negative for all.
+
+        Raises:
+            JournalDamagedError: one can't be read; the message names it and the entry.
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.incidents(
+                database, domain=domain, open_only=open_only, since=since, until=until, limit=limit
+            )
+
+    def totals(self) -> Totals:
+        """Return the counters that outlive incidents.
+
+        Raises:
+            JournalDamagedError: one has a name or label that there is none of.
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.totals(database)
+
+    def restarts(self, domain_key: str, since: float) -> tuple[float, ...]:
+        """Return when panicd restarted a domain, for its restart budget; the oldest first.
+
+        Args:
+            domain_key: as ``journal_totals.domain_key`` says.
+            since: and not before, in seconds since the epoch.
+
+        Raises:
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.restarts(database, domain_key, since)
+
+    def all_restarts(self) -> dict[str, tuple[float, ...]]:
+        """Return when panicd restarted each domain, by domain key; the oldest first.
+
+        Raises:
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.all_restarts(database)
+
+    async def _submit(self, work: Callable[[Batch], None]) -> None:
+        if self._closed:
+            raise JournalClosedError(f"{self.path}: closed")
+        request = _Request(work, trio.lowlevel.current_trio_token())
+        self._requests.put(request)
+        await request.finished.wait()
+        if request.error is not None:
+            raise request.error
+
+    # From here on: the writer thread.
+
+    def _write(self) -> None:
+        """Commit what is queued, over and over, until None comes: always the last."""
+        going_on = True
+        while going_on:
+            queued = [self._requests.get()]
+            queued += [self._requests.get() for _ in range(self._requests.qsize())]
+            requests = [request for request in queued if request is not None]
+            going_on = len(requests) == len(queued)
+            if requests:
+                self._commit(requests)
+                # Whoever waited is gone with the loop.
+                with contextlib.suppress(trio.RunFinishedError):
+                    requests[-1].token.run_sync_soon(_wake, requests)
+        self._database.close()
+
+    def _commit(self, requests: list[_Request]) -> None:
+        batch = Batch(self._database, self._open)
+        try:
+            with journal_database.faults_named(self.path):
+                self._check_identity()
+                with journal_database.transaction(self._database):
+                    for request in requests:
+                        _work(request, batch)
+                    batch.write()
+        except JournalError as error:
+            self._fault = str(error)
+            for request in requests:
+                request.error = request.error or type(error)(*error.args)
+        except BaseException as error:  # noqa: BLE001  # a bug: it ends those who wait, not only this thread
+            for request in requests:
+                request.error = request.error or error
+        else:
+            if batch.changed:
+                self._fault = None
+            for incident_id, stored in batch.changed.items():
+                if stored.incident is not None and stored.incident.is_open:
+                    self._open[incident_id] = stored
+                else:
+                    self._open.pop(incident_id, None)
+
+    def _prune(self, _batch: Batch, *, before: float, removed: list[str]) -> None:
+        removed += journal_database.prune(self._database, before, PRUNED_AT_ONCE)
+
+    def _check_identity(self) -> None:
+        """Refuse to write into a file that nobody will find again."""
+        if _identity(self.path) != self._identity:
+            raise JournalError(
+                f"{self.path}: was removed, replaced or hidden while panicd had it open"
+            )
+
+
+def _work(request: _Request, batch: Batch) -> None:
+    """Do one request's work; a fault of its own is kept from the others in the transaction."""
+    try:
+        request.work(batch)
+    except (IllegalTransitionError, JournalDamagedError) as error:
+        request.error = error
+
+
+def _wake(requests: list[_Request]) -> None:
+    for request in requests:
+        request.finished.set()
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _lock(path: Path) -> int:
+    """Return the open lock file: flock(2) ends with the process that holds it."""
+    descriptor = os.open(_beside(path, ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise JournalInUseError(f"{path}: another process has it open") from None
+    return descriptor
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,74 @@
+"""Journal entries as JSON text, and back.
+
+Text in an entry may be a guest's, or a file name that is no UTF-8, and so may hold lone surrogates.
+Those are no UTF-8 either; the JSON written here is ASCII and carries them as escapes.
+"""
+
+import json
+from typing import Annotated, Final
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from panicd.rules.incident import AnyEntry, Decided
+from panicd.rules.plan import (
+    AnyStep,
+    AwaitReturn,
+    Cont,
+    Dump,
+    EnsureStopped,
+    Kill,
+    Quit,
+    RunRelaunch,
+    SystemReset,
+    Terminate,
+)
+
+STEPS: Final[dict[str, TypeAdapter[AnyStep]]] = {
+    "EnsureStopped": TypeAdapter(EnsureStopped),
+    "Dump": TypeAdapter(Dump),
+    "SystemReset": TypeAdapter(SystemReset),
+    "Cont": TypeAdapter(Cont),
+    "Quit": TypeAdapter(Quit),
+    "Terminate": TypeAdapter(Terminate),
+    "Kill": TypeAdapter(Kill),
+    "RunRelaunch": TypeAdapter(RunRelaunch),
+    "AwaitReturn": TypeAdapter(AwaitReturn),
+}
+"""What a step is called in the journal. A name that was once written stays here for ever."""
+
+_ENTRY: Final[TypeAdapter[AnyEntry]] = TypeAdapter(Annotated[AnyEntry, Field(discriminator="kind")])
+
+
+class CodecError(Exception):
+    """This is not the text of an entry."""
+
+
+def encode(entry: AnyEntry) -> str:
+    """Return an entry as ASCII JSON; a plan's steps carry their class's name as ``step``."""
+    body = _ENTRY.dump_python(entry, mode="json")
+    if isinstance(entry, Decided):
+        for step, fields in zip(entry.plan.steps, body["plan"]["steps"], strict=True):
+            fields["step"] = type(step).__name__
+    return json.dumps(body, separators=(",", ":"))
+
+
+def decode(text: str | bytes) -> AnyEntry:
+    """Return the entry that ``encode`` made this text of.
+
+    Raises:
+        CodecError: it made none like it.
+    """
+    try:
+        body = json.loads(text)
+        if body["kind"] == "decided":
+            plan = body["plan"]
+            plan["steps"] = [
+                STEPS[fields.pop("step")].validate_python(fields) for fields in plan["steps"]
+            ]
+        return _ENTRY.validate_python(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CodecError(f"{where}: {first['msg']}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CodecError(f"{type(error).__name__}: {error}") from None

@@ -1,0 +1,412 @@
+"""The journal's database: its schema, what is written in one transaction, what is read.
+
+Everything here is synchronous and works on a connection that it is given. Faults of SQLite's come
+out as ``JournalError``; misuse of it is a bug and comes out as it is.
+"""
+
+import contextlib
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import quote_from_bytes
+
+from panicd.host.journal_codec import CodecError, decode, encode
+from panicd.host.journal_totals import Total, Totals, collect, domain_key, increments
+from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """CREATE TABLE incident (
+            id TEXT PRIMARY KEY,
+            domain TEXT NOT NULL,
+            uuid TEXT NOT NULL,
+            opened_at REAL NOT NULL,
+            closed_at REAL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX incident_opened_at ON incident (opened_at)",
+        """CREATE TABLE entry (
+            incident TEXT NOT NULL,
+            position INTEGER NOT NULL,
+            body TEXT NOT NULL,
+            PRIMARY KEY (incident, position)
+        ) WITHOUT ROWID""",
+        """CREATE TABLE total (
+            name TEXT NOT NULL,
+            label TEXT NOT NULL,
+            value INTEGER NOT NULL,
+            PRIMARY KEY (name, label)
+        ) WITHOUT ROWID""",
+        "CREATE TABLE restart (domain_key TEXT NOT NULL, at REAL NOT NULL)",
+        "CREATE INDEX restart_by_domain ON restart (domain_key, at)",
+    ),
+)
+"""Statements that lead from each schema version to the next. Only ever appended to."""
+
+ROWS_AT_ONCE: Final = 200
+"""Rows inserted by one statement; SQLite before 3.32 takes 999 parameters."""
+
+BUSY_TIMEOUT: Final = 2.0
+"""Seconds that SQLite waits for another program's lock, such as the sqlite3 shell's."""
+
+
+class JournalError(Exception):
+    """The journal can't be opened, read or written: it is full, read-only, broken or too new."""
+
+
+class JournalDamagedError(JournalError):
+    """What the journal holds can't be what was written."""
+
+
+class Stored(NamedTuple):
+    """An incident as the journal has it (None: not at all), and the number of its entries."""
+
+    incident: Incident | None
+    length: int
+
+
+# Opening.
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Return the writer's connection, its schema up to date; any thread may go on with it.
+
+    Raises:
+        JournalDamagedError: SQLite finds the database damaged, or it is none.
+        JournalError: it can't be opened, or was written by a newer panicd.
+    """
+    with contextlib.ExitStack() as undo, faults_named(path):
+        database = sqlite3.connect(
+            path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+        )
+        undo.callback(database.close)
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise JournalError(
+                f"{path}: written by a newer panicd: schema version {version}, "
+                f"this one knows {len(MIGRATIONS)}"
+            )
+        (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise JournalError(f"{path}: its file system has no shared memory for SQLite's WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        complaints = [text for (text,) in database.execute("PRAGMA quick_check(3)")]
+        if complaints != ["ok"]:
+            raise JournalDamagedError(f"{path}: {'; '.join(complaints)}")
+        _migrate(database, version)
+        undo.pop_all()
+    return database
+
+
+@contextlib.contextmanager
+def reader(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a read-only connection for a while.
+
+    Raises:
+        JournalError: the database can't be opened, or what is done with it fails.
+    """
+    address = f"file:{quote_from_bytes(bytes(path.absolute()))}?mode=ro"
+    with (
+        faults_named(path),
+        contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT)) as database,
+    ):
+        yield database
+
+
+@contextlib.contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """Commit at the end; roll back where that, or anything before it, fails."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    finally:
+        # After some failures SQLite has rolled back already (lang_transaction.html, section 3).
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def faults_named(path: Path) -> Iterator[None]:
+    """Turn SQLite's faults into ``JournalError``.
+
+    Raises:
+        JournalDamagedError: SQLITE_CORRUPT, SQLITE_NOTADB (https://www.sqlite.org/rescode.html), or
+            text that is not UTF-8.
+        JournalError: a fault of the disk, the file system or its rights.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if not hasattr(error, "sqlite_errorname"):  # the sqlite3 module's own: text is not UTF-8
+            raise JournalDamagedError(f"{path}: {error}") from error
+        raise JournalError(f"{path}: {error} ({error.sqlite_errorname})") from error
+    except sqlite3.DatabaseError as error:
+        # Misuse has subclasses of this; corruption has none.
+        if type(error) is not sqlite3.DatabaseError:
+            raise
+        raise JournalDamagedError(f"{path}: {error}") from error
+
+
+def _migrate(database: sqlite3.Connection, version: int) -> None:
+    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        with transaction(database):
+            for statement in statements:
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version = {number}")
+
+
+# Writing.
+
+
+class Batch:
+    """Entries that are written in one transaction, with what they add to the totals.
+
+    Args:
+        database: in a transaction.
+        known: incidents as they are in it, those that go on; others are looked up.
+    """
+
+    def __init__(self, database: sqlite3.Connection, known: Mapping[str, Stored]) -> None:
+        self._database = database
+        self._known = known
+        self.changed: dict[str, Stored] = {}
+        self._incidents: list[tuple[object, ...]] = []
+        self._ends: list[tuple[object, ...]] = []
+        self._entries: list[tuple[object, ...]] = []
+        self._restarts: list[tuple[object, ...]] = []
+        self._counts: Counter[tuple[Total, str]] = Counter()
+
+    def add(self, incident_id: str, entries: Sequence[AnyEntry]) -> None:
+        """Take in entries of an incident: all, or none where this raises.
+
+        Raises:
+            IllegalTransitionError: one has no place in the incident.
+            JournalDamagedError: what the journal has of the incident can't be read.
+        """
+        if not entries:
+            return
+        before = self._before(incident_id, entries[0])
+        incident, position = before
+        counts: Counter[tuple[Total, str]] = Counter()
+        rows: list[tuple[object, ...]] = []
+        for entry in entries:
+            after = _follow(incident_id, incident, entry)
+            for total, label, amount in increments(incident, entry):
+                counts[total, label] += amount
+            rows.append((_column(incident_id), position, encode(entry)))
+            incident = after
+            position += 1
+        assert incident is not None, "_follow returns one"
+        opened = incident.opened
+        if before.incident is None:
+            self._incidents.append(
+                (_column(incident_id), _column(opened.domain), _column(opened.uuid), opened.at)
+            )
+        if incident.closed is not None:
+            self._ends.append((incident.closed.at, _column(incident_id)))
+        if incident.restarted_at is not None:
+            self._restarts.append((_column(domain_key(opened)), incident.restarted_at))
+        self._entries += rows
+        self._counts.update(counts)
+        self.changed[incident_id] = Stored(incident, position)
+
+    def _before(self, incident_id: str, first: AnyEntry) -> Stored:
+        known = self.changed.get(incident_id) or self._known.get(incident_id)
+        if known is not None:
+            return known
+        # An id that is used twice is refused by the primary key: one query the less.
+        return Stored(None, 0) if isinstance(first, Opened) else stored(self._database, incident_id)
+
+    def write(self) -> None:
+        """Write everything that was taken in."""
+        _insert(self._database, "incident (id, domain, uuid, opened_at)", self._incidents)
+        self._database.executemany("UPDATE incident SET closed_at = ? WHERE id = ?", self._ends)
+        _insert(self._database, "entry (incident, position, body)", self._entries)
+        _insert(self._database, "restart (domain_key, at)", self._restarts)
+        _insert(
+            self._database,
+            "total (name, label, value)",
+            [(total, _column(label), amount) for (total, label), amount in self._counts.items()],
+            "ON CONFLICT DO UPDATE SET value = value + excluded.value",
+        )
+
+
+def _insert(
+    database: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]], tail: str = ""
+) -> None:
+    """Insert rows, many at a time.
+
+    Each execution lets go of the interpreter, and a busy event loop keeps it for up to
+    ``sys.getswitchinterval``: a row each would make a large batch wait that often.
+    """
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        places = ", ".join([f"({', '.join('?' * len(some[0]))})"] * len(some))
+        # S608: names and clauses come from this module, values go into the places.
+        database.execute(
+            f"INSERT INTO {table} VALUES {places} {tail}",  # noqa: S608
+            list(chain(*some)),
+        )
+
+
+def prune(database: sqlite3.Connection, before: float, limit: int) -> list[str]:
+    """Remove at most ``limit`` incidents closed before a time, and every restart that old.
+
+    Returns:
+        The ids of the incidents.
+    """
+    database.execute("DELETE FROM restart WHERE at < ?", (before,))
+    ids = database.execute(
+        "SELECT id FROM incident WHERE closed_at < ? ORDER BY opened_at LIMIT ?", (before, limit)
+    ).fetchall()
+    database.executemany("DELETE FROM entry WHERE incident = ?", ids)
+    database.executemany("DELETE FROM incident WHERE id = ?", ids)
+    return [_text(column) for (column,) in ids]
+
+
+# Reading.
+
+
+def history(database: sqlite3.Connection, incident_id: str) -> list[AnyEntry]:
+    """Return an incident's entries in their order; none where there is no such incident.
+
+    Raises:
+        JournalDamagedError: an entry is missing or unreadable.
+    """
+    rows = database.execute(
+        "SELECT position, CAST(body AS BLOB) FROM incident LEFT JOIN entry ON incident = id"
+        " WHERE id = ? ORDER BY position",
+        (_column(incident_id),),
+    )
+    return _entries(incident_id, rows)
+
+
+def stored(database: sqlite3.Connection, incident_id: str) -> Stored:
+    """Return an incident as it is in the journal.
+
+    Raises:
+        JournalDamagedError: an entry is missing, unreadable, or has no place in the incident.
+    """
+    entries = history(database, incident_id)
+    return Stored(_fold(incident_id, entries), len(entries))
+
+
+def incidents(
+    database: sqlite3.Connection,
+    *,
+    domain: str | None,
+    open_only: bool,
+    since: float | None,
+    until: float | None,
+    limit: int,
+) -> list[Incident]:
+    """Return incidents, the newest first; the arguments are ``Journal.incidents``'s.
+
+    Raises:
+        JournalDamagedError: an entry is missing, unreadable, or has no place in its incident.
+    """
+    rows = database.execute(
+        """SELECT id, position, CAST(body AS BLOB) FROM (
+            SELECT id, opened_at FROM incident
+            WHERE (:domain IS NULL OR :domain IN (domain, uuid))
+                AND (closed_at IS NULL OR NOT :open_only)
+                AND (:since IS NULL OR opened_at >= :since)
+                AND (:until IS NULL OR opened_at < :until)
+            ORDER BY opened_at DESC, id DESC LIMIT :limit
+        ) LEFT JOIN entry ON incident = id ORDER BY opened_at DESC, id DESC, position""",
+        {
+            "domain": None if domain is None else _column(domain),
+            "open_only": open_only,
+            "since": since,
+            "until": until,
+            "limit": limit,
+        },
+    )
+    found = []
+    for column, group in groupby(rows, key=lambda row: row[0]):
+        incident_id = _text(column)
+        incident = _fold(incident_id, _entries(incident_id, (row[1:] for row in group)))
+        assert incident is not None, "_entries refuses an incident without any"
+        found.append(incident)
+    return found
+
+
+def totals(database: sqlite3.Connection) -> Totals:
+    """Return every total.
+
+    Raises:
+        JournalDamagedError: one has a name or label that there is none of.
+    """
+    rows = database.execute("SELECT name, label, value FROM total")
+    try:
+        return collect({(Total(name), _text(label)): value for name, label, value in rows})
+    except ValueError as error:
+        raise JournalDamagedError(f"totals: {error}") from None
+
+
+def restarts(database: sqlite3.Connection, domain: str, since: float) -> tuple[float, ...]:
+    """Return when panicd restarted a domain, the oldest first."""
+    rows = database.execute(
+        "SELECT at FROM restart WHERE domain_key = ? AND at >= ? ORDER BY at",
+        (_column(domain), since),
+    )
+    return tuple(at for (at,) in rows)
+
+
+def all_restarts(database: sqlite3.Connection) -> dict[str, tuple[float, ...]]:
+    """Return every restart's time, by domain key; the oldest first."""
+    found: dict[str, list[float]] = {}
+    for key, at in database.execute("SELECT domain_key, at FROM restart ORDER BY at"):
+        found.setdefault(_text(key), []).append(at)
+    return {key: tuple(times) for key, times in found.items()}
+
+
+def _entries(incident_id: str, rows: Iterable[tuple[int | None, bytes]]) -> list[AnyEntry]:
+    entries = []
+    for expected, (position, body) in enumerate(rows):
+        if position != expected:
+            raise JournalDamagedError(f"incident {incident_id}: entry {expected} is missing")
+        try:
+            entries.append(decode(body))
+        except CodecError as error:
+            raise JournalDamagedError(
+                f"incident {incident_id}: entry {expected}: {error}"
+            ) from None
+    return entries
+
+
+def _fold(incident_id: str, entries: Sequence[AnyEntry]) -> Incident | None:
+    incident = None
+    for position, entry in enumerate(entries):
+        try:
+            incident = _follow(incident_id, incident, entry)
+        except IllegalTransitionError as error:
+            raise JournalDamagedError(
+                f"incident {incident_id}: entry {position}: {error}"
+            ) from None
+    return incident
+
+
+def _follow(incident_id: str, incident: Incident | None, entry: AnyEntry) -> Incident:
+    """Return an incident with one more entry, which may be its first."""
+    if incident is not None:
+        return apply(incident, entry)
+    if isinstance(entry, Opened):
+        return Incident(incident_id, entry)
+    raise IllegalTransitionError(f"{incident_id}: {entry.kind} before it was opened")
+
+
+def _column(text: str) -> str | bytes:
+    """Return a text as SQLite takes it: one with lone surrogates is no UTF-8, so its bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogatepass")
+    return text
+
+
+def _text(column: str | bytes) -> str:
+    return column if isinstance(column, str) else column.decode(errors="surrogatepass")

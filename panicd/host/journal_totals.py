@@ -1,0 +1,157 @@
+"""What the journal counts, and keeps counting after the incidents themselves are pruned.
+
+One pure function says what an entry adds, so that the totals kept along with the entries and those
+of a replay of the whole history are the same by construction.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from panicd.rules.incident import (
+    AnyEntry,
+    Closed,
+    Decided,
+    Ending,
+    Incident,
+    Opened,
+    Repeated,
+    Settled,
+    Source,
+    State,
+)
+from panicd.rules.on_crash import Action
+from panicd.rules.policy import Reason
+
+
+class Total(StrEnum):
+    """What is counted, and by what: each has one label."""
+
+    DOMAIN_PANICS = "domain-panics"  # by domain key
+    DOMAIN_RESTARTS = "domain-restarts"  # by domain key
+    DOMAIN_ACTION_FAILURES = "domain-action-failures"  # by domain key
+    PANICS = "panics"  # by Source
+    ACTIONS = "actions"  # by Action
+    ACTION_FAILURES = "action-failures"  # by Action
+    FALLBACKS = "fallbacks"  # by Reason
+
+
+class Increment(NamedTuple):
+    """So much more of a total, under a label."""
+
+    total: Total
+    label: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class DomainTotals:
+    """One domain's counters: panics, restarts that succeeded, actions that failed."""
+
+    panics: int = 0
+    restarts: int = 0
+    action_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Every counter that carries on across a restart of the daemon.
+
+    Attributes:
+        domains: by domain key.
+        panics: by how they became known.
+        actions: that were carried out.
+        action_failures: that were tried and failed.
+        fallbacks: decisions for something else than the policy's own action, by reason.
+    """
+
+    domains: Mapping[str, DomainTotals]
+    panics: Mapping[Source, int]
+    actions: Mapping[Action, int]
+    action_failures: Mapping[Action, int]
+    fallbacks: Mapping[Reason, int]
+
+
+ENDED_BY: Final[dict[Ending, Action]] = {
+    Ending.DESTROYED: Action.DESTROY,
+    Ending.RESTARTED: Action.RESTART,
+    Ending.RELAUNCHED: Action.RESTART,
+    Ending.RESUMED: Action.IGNORE,
+}
+"""The endings that prove an action of panicd's; ``RAN_ON`` was counted when it settled."""
+
+AFTER_FAILURE: Final = frozenset({Reason.ACTION_FAILED, Reason.DUMP_FAILED})
+
+SETTLED_BY: Final[dict[State, Action]] = {
+    State.PRESERVED: Action.PRESERVE,
+    State.RUNNING_ON: Action.IGNORE,
+}
+
+
+def domain_key(opened: Opened) -> str:
+    """Return what a domain is counted under: its UUID, its name where it has none."""
+    return opened.uuid or opened.domain
+
+
+def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
+    """Tell what one entry adds to the totals.
+
+    A panic found by reconciliation counts as one; reported repeats count as events however the
+    incident began. An action counts when its proof is written: the incident's ending, or the state
+    it settled in; what others did, and a plan that failed, count as none.
+
+    Args:
+        before: the incident without the entry; None for its first.
+        entry: one that may follow.
+    """
+    if isinstance(entry, Opened):
+        yield Increment(Total.DOMAIN_PANICS, domain_key(entry), 1)
+        yield Increment(Total.PANICS, entry.source, 1)
+        return
+    assert before is not None
+    domain = domain_key(before.opened)
+    match entry:
+        case Repeated(count=count):
+            yield Increment(Total.DOMAIN_PANICS, domain, count)
+            yield Increment(Total.PANICS, Source.EVENT, count)
+        case Decided(plan=plan) if plan.decision.is_fallback:
+            yield Increment(Total.FALLBACKS, plan.decision.reason, 1)
+            if plan.decision.reason in AFTER_FAILURE:
+                yield Increment(Total.ACTION_FAILURES, before.action, 1)
+                yield Increment(Total.DOMAIN_ACTION_FAILURES, domain, 1)
+        case Settled(state=State.FAILED):
+            yield Increment(Total.ACTION_FAILURES, before.action, 1)
+            yield Increment(Total.DOMAIN_ACTION_FAILURES, domain, 1)
+        case Settled(state=state) if state in SETTLED_BY:
+            yield Increment(Total.ACTIONS, SETTLED_BY[state], 1)
+        case Closed(ending=ending) if ending in ENDED_BY:
+            yield Increment(Total.ACTIONS, ENDED_BY[ending], 1)
+            if ENDED_BY[ending] is Action.RESTART:
+                yield Increment(Total.DOMAIN_RESTARTS, domain, 1)
+
+
+def collect(counts: Mapping[tuple[Total, str], int]) -> Totals:
+    """Return summed increments as totals.
+
+    Args:
+        counts: sums by total and label.
+
+    Raises:
+        ValueError: a label is none of its total's.
+    """
+    labels = {
+        total: {label: n for (of, label), n in counts.items() if of is total} for total in Total
+    }
+    panics, restarts = labels[Total.DOMAIN_PANICS], labels[Total.DOMAIN_RESTARTS]
+    failures = labels[Total.DOMAIN_ACTION_FAILURES]
+    return Totals(
+        domains={
+            key: DomainTotals(panics.get(key, 0), restarts.get(key, 0), failures.get(key, 0))
+            for key in {*panics, *restarts, *failures}
+        },
+        panics={Source(label): n for label, n in labels[Total.PANICS].items()},
+        actions={Action(label): n for label, n in labels[Total.ACTIONS].items()},
+        action_failures={Action(label): n for label, n in labels[Total.ACTION_FAILURES].items()},
+        fallbacks={Reason(label): n for label, n in labels[Total.FALLBACKS].items()},
+    )

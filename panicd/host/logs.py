@@ -1,0 +1,332 @@
+"""Logs: one JSON object a line on stderr, or native fields when stderr is systemd's journal.
+
+```
+structlog ─┐                                          ┌─ JSON ──────────► stderr
+           ├─► level ─► escape and bound ─► traceback ┤
+stdlib ────┘  (WARNING and up)                        └─ native fields ─► journald
+```
+
+A guest chooses some of the text that ends up here. Whatever the output, a value has no control
+characters, line breaks, terminal sequences or direction overrides left, and a bounded length.
+The escapes are for reading, not for turning back: a backslash stays a single one.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import reprlib
+import socket
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Final, TextIO, TypeAlias, cast
+
+import structlog
+from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor, WrappedLogger
+
+VALUE_LIMIT: Final = 2048
+"""Bytes of UTF-8 that one value may take, its own 'cut' mark not counted."""
+
+ITEM_LIMIT: Final = 256
+"""Bytes that an item of a list or mapping may take."""
+
+ITEMS: Final = 32
+"""Items kept of a list or mapping."""
+
+TRACEBACK_LINE_LIMIT: Final = 512
+"""Bytes that a line of a traceback may take."""
+
+TRACEBACK_LINES: Final = 100
+"""Lines kept of a traceback: its first quarter, and its end, where the cause stands."""
+
+ENTRY_LIMIT: Final = 128 * 1024
+"""Bytes of one journal entry: below what a datagram may have by default (net.core.wmem_default,
+208 KiB), so that no entry needs the protocol's second form, a memfd."""
+
+MESSAGE_LIMIT: Final = 8192
+"""Bytes of a journal entry's MESSAGE, in which the values stand once more."""
+
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+"""Where journald takes native entries (systemd's 'Native Journal Protocol')."""
+
+PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""syslog(3) priorities of structlog's level names."""
+
+_PLAIN_WORD: Final = re.compile(r"[\w./:@%+,-]+", re.ASCII)
+_NOT_IN_FIELD_NAMES: Final = re.compile(r"[^A-Z0-9_]")
+
+_short = reprlib.Repr()
+_short.maxlevel = 3
+_short.maxstring = _short.maxother = ITEM_LIMIT
+
+
+def configure(*, level: str, stream: TextIO | None = None) -> None:
+    """Set up structlog and stdlib logging for this process; a second call replaces the first.
+
+    A logger that was already bound keeps the former set-up; one from `get_logger` does not.
+
+    Args:
+        level: Lowest level that is written: `debug`, `info`, `warning`, `error` or `critical`.
+        stream: Where JSON goes. By default stderr, or the journal if stderr is the journal's.
+
+    Raises:
+        KeyError: `level` is not a level.
+    """
+    write = _journal_writer() if stream is None and _is_journal(sys.stderr) else None
+    render: Processor
+    if write is None:
+        sink = Sink(_stream_writer(stream or sys.stderr))
+        stamp, render = [structlog.processors.TimeStamper(fmt="iso", utc=True)], _render_json
+    else:
+        sink = Sink(write)
+        stamp, render = [], _render_journal  # journald stamps what it receives
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            _clean_event,
+            structlog.processors.ExceptionRenderer(_traceback_lines),
+            *stamp,
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_args: sink,
+        cache_logger_on_first_use=False,
+    )
+    _route_stdlib()
+
+
+def get_logger(**bound: object) -> FilteringBoundLogger:
+    """Return a logger that adds `bound` to every event.
+
+    It is set up at each event, so it may be made before `configure`.
+    """
+    return cast("FilteringBoundLogger", structlog.get_logger(**bound))
+
+
+def escape(text: str, limit: int = VALUE_LIMIT) -> str:
+    r"""Return `text` printable on one line, and bounded.
+
+    What Unicode counts as not printable (categories C and Z but for the space: controls,
+    separators, direction marks, zero-width characters, surrogates) is written as Python would:
+    `\n`, `\x1b`, `\u202e`. Longer text is cut and says so.
+
+    Args:
+        text: Any text.
+        limit: Bytes of UTF-8 at most, the mark not counted.
+    """
+    if len(text) * 4 <= limit and text.isprintable():
+        return text
+    kept = text[:limit]
+    if not kept.isprintable():
+        kept = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept)
+    encoded = kept.encode()
+    if len(text) <= limit and len(encoded) <= limit:
+        return kept
+    return f"{encoded[:limit].decode(errors='ignore')}… (cut from {len(text)} characters)"
+
+
+# The way out
+
+_Write: TypeAlias = Callable[[bytes, int], None]
+"""Writes an entry, with the number of those lost before it."""
+
+
+class Sink:
+    """Where rendered entries go, from any thread.
+
+    An entry that can't be written (a full disk, a journal that is behind) is dropped and
+    counted, and the next one that gets through says how many were: the daemon has more
+    important things to do than to wait for its log, or to die with it.
+
+    Args:
+        write: Writes one entry.
+    """
+
+    def __init__(self, write: _Write) -> None:
+        self._write = write
+        self._lock = threading.Lock()
+        self._dropped = 0
+
+    def send(self, entry: bytes) -> None:
+        """Write an entry, or drop it."""
+        with self._lock:
+            try:
+                self._write(entry, self._dropped)
+            except OSError:
+                self._dropped += 1
+            else:
+                self._dropped = 0
+
+    debug = info = warning = error = critical = send  # structlog calls the level's name
+
+
+# Values
+
+
+def _clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Escape and bound every value but `exc_info`, which `_traceback_lines` makes text of."""
+    return {key: value if key == "exc_info" else _clean(value) for key, value in event.items()}
+
+
+def _clean(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {
+            escape(str(key), ITEM_LIMIT): _clean_scalar(item, ITEM_LIMIT)
+            for key, item in islice(value.items(), ITEMS)
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean_scalar(item, ITEM_LIMIT) for item in islice(value, ITEMS)]
+    return _clean_scalar(value, VALUE_LIMIT)
+
+
+def _clean_scalar(value: object, limit: int) -> str | int | float | None:
+    match value:
+        case str():
+            return escape(value, limit)
+        case bool() | None:
+            return value
+        case int():  # hex: Python refuses to write a very long one in decimal
+            return int(value) if value.bit_length() <= 64 else escape(hex(value), limit)
+        case float():  # JSON has no NaN and no infinity (RFC 8259, section 6)
+            return float(value) if math.isfinite(value) else str(value)
+        case bytes() | bytearray():
+            return escape(value[: limit + 1].decode(errors="backslashreplace"), limit)
+        case Mapping() | list() | tuple() | set() | frozenset():
+            return escape(_short.repr(value), limit)  # bounded however deep and long it is
+        case _:
+            return escape(str(value), limit)
+
+
+def _traceback_lines(exc_info: ExcInfo) -> list[str]:
+    """Write a traceback as lines: only those of our own frames are split, not a message's."""
+    lines: list[str] = []
+    for chunk in traceback.TracebackException(*exc_info, compact=True).format():
+        is_frame = chunk.lstrip(" |+-").startswith('File "')
+        lines += chunk.rstrip("\n").split("\n") if is_frame else [chunk.rstrip("\n")]
+    if len(lines) > TRACEBACK_LINES:
+        head = TRACEBACK_LINES // 4
+        left_out = len(lines) - TRACEBACK_LINES
+        lines[head : head + left_out] = [f"… ({left_out} lines left out)"]
+    return [escape(line, TRACEBACK_LINE_LIMIT) for line in lines]
+
+
+# JSON
+
+
+def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
+    """Write one object in ASCII: time, level and event first."""
+    head = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+    return json.dumps(head | dict(event)).encode()
+
+
+def _stream_writer(stream: TextIO) -> _Write:
+    def write(entry: bytes, dropped: int) -> None:
+        if dropped:
+            entry = b'%b, "entries_dropped": %d}' % (entry[:-1], dropped)
+        stream.write(f"{entry.decode()}\n")
+        stream.flush()
+
+    return write
+
+
+# The journal
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Tell whether a stream goes to the journal: `$JOURNAL_STREAM` (systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # closed, or no file at all
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _journal_writer() -> _Write | None:
+    """Return what writes to journald, or None where its socket can't be reached (a container)."""
+    address = JOURNAL_SOCKET
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+    except OSError:
+        return None
+    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def write(entry: bytes, dropped: int) -> None:
+        if dropped:
+            entry += _field("PANICD_ENTRIES_DROPPED", str(dropped))
+        # Addressed with every entry, so that a restart of journald needs no reconnecting.
+        sender.sendto(entry, socket.MSG_DONTWAIT, address)
+
+    return write
+
+
+def _render_journal(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
+    """Encode an event as journal fields; what `journalctl` shows by default is MESSAGE."""
+    level, message = event.pop("level"), event.pop("event")
+    lines = event.pop("exception", None)
+    values = {key: _as_text(value) for key, value in event.items()}
+    pairs = (f"{key}={_quote(value)}" for key, value in values.items())
+    message = escape(" ".join([str(message), *pairs]), MESSAGE_LIMIT)
+    entry = bytearray(_field("MESSAGE", message))
+    entry += _field("PRIORITY", str(PRIORITIES[level]))
+    entry += _field("SYSLOG_IDENTIFIER", "panicd")
+    if lines:
+        values["exception"] = "\n".join(cast("Iterable[str]", lines))
+    for key, value in values.items():
+        field = _field(_field_name(key), value)
+        if len(entry) + len(field) > ENTRY_LIMIT:
+            return bytes(entry + _field("PANICD_ENTRY_CUT", "1"))
+        entry += field
+    return bytes(entry)
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _quote(value: str) -> str:
+    """Quote a value in MESSAGE, so that none can pass for two."""
+    return value if _PLAIN_WORD.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _field_name(key: str) -> str:
+    """Name a field as journald accepts it: A-Z, 0-9 and _, at most 64 of them."""
+    return _NOT_IN_FIELD_NAMES.sub("_", f"PANICD_{key.upper()}")[:64]
+
+
+def _field(name: str, value: str) -> bytes:
+    data = value.encode()
+    if b"\n" not in data:
+        return b"%b=%b\n" % (name.encode(), data)
+    return b"%b\n%b%b\n" % (name.encode(), struct.pack("<Q", len(data)), data)
+
+
+# stdlib logging
+
+
+class _StdlibHandler(logging.Handler):
+    """Hands records of libraries to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = str(record.msg)
+        with contextlib.suppress(TypeError, ValueError):  # arguments that don't fit the format
+            message = record.getMessage()
+        level = min(record.levelno // 10 * 10, logging.CRITICAL)  # structlog has no others
+        get_logger().log(level, message, logger=record.name, exc_info=record.exc_info)
+
+
+def _route_stdlib() -> None:
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, _StdlibHandler)]:
+        root.removeHandler(handler)
+    root.addHandler(_StdlibHandler(logging.WARNING))
+    root.setLevel(logging.WARNING)
+    # Errors of the QMP library reach us as exceptions. Its own lines would repeat them, at a
+    # rate that whoever is at the other end of a monitor chooses.
+    logging.getLogger("qemu").setLevel(logging.CRITICAL)

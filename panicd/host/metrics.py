@@ -1,0 +1,273 @@
+"""The metrics, in Prometheus' text format.
+
+What belongs to the host is counted here. What belongs to a domain is not kept here at all: at
+each scrape it is read from an immutable snapshot, so that a domain's series go with the domain
+and its counters are those of the journal, which outlive the daemon.
+
+Rendering may happen in any thread. Labels hold words of panicd's own, domain names and facts
+about a QEMU, and never text from a guest.
+"""
+
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""Media type of what `Metrics.render` returns (Prometheus' 'Exposition formats')."""
+
+REACTION_BUCKETS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+"""Seconds. A command's round trip is about 1 ms, and panicd means to be below 10."""
+
+INCIDENT_BUCKETS: Final = (
+    0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0, 7 * 24 * 3600.0,
+)  # fmt: skip
+"""Seconds: from a restart at once, over a dump, to a guest preserved for a week."""
+
+LABEL_LIMIT: Final = 200
+"""Characters of a label's value; a libvirt name has at most 80."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSample:
+    """One domain at the time of a snapshot."""
+
+    domain: str
+    up: bool
+    armed: bool
+    panicked: bool
+    held: bool
+    panics: int
+    restarts: int
+    action_failures: int
+    uuid: str
+    on_crash: str
+    effective_on_crash: str
+    panic_device: str
+    qemu_version: str
+
+
+class Metrics:
+    """Everything that panicd counts, in one place.
+
+    All series of the host are there from the start at 0: one that appeared with its first
+    event would hide that event from `increase()`.
+
+    Args:
+        registry: Where the metrics are registered; one registry holds one `Metrics`.
+        version: panicd's version.
+        sources: What finds panics: the label values of `panics`.
+        actions: Of `actions`, `action_failures` and `incident_duration`.
+        reasons: Of `fallbacks`.
+        foreign_actions: Of `foreign_actions`.
+        dump_failure_reasons: Of `coredump_failures`.
+        domains: Returns the snapshot; called at each scrape, in the scrape's thread.
+        coredump_free_bytes: Returns the free space for coredumps, or None where it can't be
+            told; called like `domains`.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        version: str,
+        sources: Iterable[str],
+        actions: Iterable[str],
+        reasons: Iterable[str],
+        foreign_actions: Iterable[str],
+        dump_failure_reasons: Iterable[str],
+        domains: Callable[[], Sequence[DomainSample]],
+        coredump_free_bytes: Callable[[], int | None],
+    ) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
+        self._registry = registry
+        actions = tuple(actions)
+
+        def counter(name: str, text: str, **labels: Iterable[str]) -> Counter:
+            metric = Counter(name, text, tuple(labels), registry=registry)
+            for label, values in labels.items():
+                for value in values:
+                    metric.labels(**{label: value})
+            return metric
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=registry)
+
+        self.panics = counter(
+            "panicd_panics",
+            "Guest panics, by what found them.",
+            source=sources,
+        )
+        self.actions = counter(
+            "panicd_actions",
+            "Actions taken on panics, fallbacks and failures included.",
+            action=actions,
+        )
+        self.action_failures = counter(
+            "panicd_action_failures",
+            "Actions taken on panics that failed.",
+            action=actions,
+        )
+        self.fallbacks = counter(
+            "panicd_fallbacks",
+            "Panics whose policy could not be obeyed, by the reason why.",
+            reason=reasons,
+        )
+        self.restarts_suppressed = counter(
+            "panicd_restarts_suppressed",
+            "Restarts that did not happen because the domain's restart budget was spent.",
+        )
+        self.foreign_actions = counter(
+            "panicd_foreign_actions",
+            "What somebody else did to a domain during an incident.",
+            action=foreign_actions,
+        )
+        self.reaction = Histogram(
+            "panicd_reaction_seconds",
+            "Time from reading GUEST_PANICKED to writing the first command of the action.",
+            buckets=REACTION_BUCKETS,
+            registry=registry,
+        )
+        self.incident_duration = Histogram(
+            "panicd_incident_duration_seconds",
+            "Time from the panic to the end of the incident, by the action taken.",
+            ("action",),
+            buckets=INCIDENT_BUCKETS,
+            registry=registry,
+        )
+        for action in actions:
+            self.incident_duration.labels(action=action)
+        self.coredumps = counter(
+            "panicd_coredumps", "Guest memory dumps attempted, failures included."
+        )
+        self.coredump_failures = counter(
+            "panicd_coredump_failures",
+            "Guest memory dumps that did not complete or were not begun, by the reason why.",
+            reason=dump_failure_reasons,
+        )
+        self.coredump_bytes = counter(
+            "panicd_coredump_bytes", "Bytes of complete guest memory dumps, as written."
+        )
+        self.coredumps_in_progress = gauge(
+            "panicd_coredumps_in_progress", "Guest memory dumps being written now."
+        )
+        self.events_coalesced = counter(
+            "panicd_events_coalesced",
+            "QMP events dropped because an equal one was waiting already.",
+        )
+        self.monitor_reconnects = counter(
+            "panicd_monitor_reconnects", "QMP connections made again after a loss."
+        )
+        self.config_last_reload_successful = gauge(
+            "panicd_config_last_reload_successful",
+            "Whether the last load of the configuration succeeded (1) or was refused (0).",
+        )
+        self.config_last_reload_success_timestamp = gauge(
+            "panicd_config_last_reload_success_timestamp_seconds",
+            "When the configuration in force was loaded, in Unix time.",
+        )
+        build = Info("panicd_build", "The panicd that is running.", registry=registry)
+        build.info({"version": version, "python_version": platform.python_version()})
+        registry.register(_Snapshot(domains, coredump_free_bytes))
+
+    def render(self) -> bytes:
+        """Write all metrics in the text format `CONTENT_TYPE`. May be called from any thread."""
+        return generate_latest(self._registry)
+
+
+class _Snapshot(Collector):
+    """Makes series of the snapshot, anew at each scrape."""
+
+    def __init__(
+        self,
+        domains: Callable[[], Sequence[DomainSample]],
+        coredump_free_bytes: Callable[[], int | None],
+    ) -> None:
+        self._domains = domains
+        self._coredump_free_bytes = coredump_free_bytes
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the metrics without asking for a snapshot, which may not be there yet."""
+        return [*_domain_metrics(()), _free_space(None)]
+
+    def collect(self) -> Iterable[Metric]:
+        return [*_domain_metrics(self._domains()), _free_space(self._coredump_free_bytes())]
+
+
+def _free_space(free_bytes: int | None) -> Metric:
+    metric = GaugeMetricFamily(
+        "panicd_coredump_directory_free_bytes",
+        "Free space where coredumps are written; absent when it can't be told.",
+    )
+    if free_bytes is not None:
+        metric.add_metric((), free_bytes)
+    return metric
+
+
+def _domain_metrics(samples: Sequence[DomainSample]) -> Iterable[Metric]:
+    label = ("domain",)
+    up = GaugeMetricFamily(
+        "panicd_domain_up", "Whether panicd has a QMP connection to the domain.", labels=label
+    )
+    armed = GaugeMetricFamily(
+        "panicd_domain_armed",
+        "Whether a panic of the domain is known to be left to panicd to decide.",
+        labels=label,
+    )
+    panicked = GaugeMetricFamily(
+        "panicd_domain_panicked", "Whether the domain has an open panic incident.", labels=label
+    )
+    held = GaugeMetricFamily(
+        "panicd_domain_held", "Whether an operator suspended automation.", labels=label
+    )
+    panics = CounterMetricFamily(
+        "panicd_domain_panics", "Panics of the domain, since panicd knows it.", labels=label
+    )
+    restarts = CounterMetricFamily(
+        "panicd_domain_restarts", "Restarts of the domain by panicd.", labels=label
+    )
+    failures = CounterMetricFamily(
+        "panicd_domain_action_failures", "Actions on the domain that failed.", labels=label
+    )
+    info = InfoMetricFamily(
+        "panicd_domain", "What the domain is, and what would happen on a panic.", labels=label
+    )
+    for sample in samples:
+        values = (_label(sample.domain),)
+        up.add_metric(values, sample.up)
+        armed.add_metric(values, sample.armed)
+        panicked.add_metric(values, sample.panicked)
+        held.add_metric(values, sample.held)
+        panics.add_metric(values, sample.panics)
+        restarts.add_metric(values, sample.restarts)
+        failures.add_metric(values, sample.action_failures)
+        info.add_metric(
+            values,
+            {
+                "uuid": _label(sample.uuid),
+                "on_crash": _label(sample.on_crash),
+                "effective_on_crash": _label(sample.effective_on_crash),
+                "panic_device": _label(sample.panic_device),
+                "qemu_version": _label(sample.qemu_version),
+            },
+        )
+    return up, armed, panicked, held, panics, restarts, failures, info
+
+
+def _label(value: str) -> str:
+    """Bound a label's value, and make it UTF-8: a file name need not be."""
+    return value[:LABEL_LIMIT].encode(errors="backslashreplace").decode()

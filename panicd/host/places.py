@@ -1,0 +1,66 @@
+"""Where panicd keeps its files when nobody says otherwise."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The default paths.
+
+    Attributes:
+        config_file: the configuration.
+        runtime_directory: the sockets; gone after a reboot.
+        state_directory: the journal, the incidents and the memory dumps.
+    """
+
+    config_file: Path
+    runtime_directory: Path
+    state_directory: Path
+
+    @classmethod
+    def of(cls, euid: int, env: Mapping[str, str]) -> "Places":
+        """Return the places of a user.
+
+        Root has the system's (file-hierarchy(7)), everybody else those of the XDG Base Directory
+        Specification, which has relative paths in its variables ignored. What systemd sets for
+        ``RuntimeDirectory=`` and ``StateDirectory=`` comes first (systemd.exec(5)).
+
+        Args:
+            euid: the effective user id.
+            env: the environment variables.
+        """
+        if euid == 0:
+            places = cls(
+                Path("/etc/panicd/panicd.yaml"), Path("/run/panicd"), Path("/var/lib/panicd")
+            )
+        else:
+            home = _directory(env, "HOME", Path("/"))
+            config = _directory(env, "XDG_CONFIG_HOME", home / ".config")
+            # The specification leaves the replacement to the program; pam_systemd(8) has this one.
+            runtime = _directory(env, "XDG_RUNTIME_DIR", Path(f"/run/user/{euid}"))
+            state = _directory(env, "XDG_STATE_HOME", home / ".local/state")
+            places = cls(config / "panicd/panicd.yaml", runtime / "panicd", state / "panicd")
+        return cls(
+            places.config_file,
+            _service_directory(env, "RUNTIME_DIRECTORY", places.runtime_directory),
+            _service_directory(env, "STATE_DIRECTORY", places.state_directory),
+        )
+
+    @classmethod
+    def here(cls) -> "Places":
+        """Return the places of this process."""
+        return cls.of(os.geteuid(), os.environ)
+
+
+def _directory(env: Mapping[str, str], variable: str, default: Path) -> Path:
+    value = env.get(variable, "")
+    return Path(value) if value.startswith("/") else default
+
+
+def _service_directory(env: Mapping[str, str], variable: str, default: Path) -> Path:
+    # systemd joins several directories with colons; the first is the one that panicd uses.
+    value = env.get(variable, "").partition(":")[0]
+    return Path(value) if value else default

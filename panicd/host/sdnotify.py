@@ -1,0 +1,58 @@
+"""Tell systemd how the daemon fares: readiness, status, watchdog.
+
+The protocol is one datagram of `KEY=value` lines (sd_notify(3)). Outside systemd, where
+`$NOTIFY_SOCKET` is not set, nothing is sent.
+"""
+
+import os
+import socket
+
+SEND_TIMEOUT = 1.0
+"""Seconds that a send may wait for the service manager.
+
+`READY=1` is sent once and must not be lost to a queue that is full for a moment; on the other
+hand a manager that does not read must not hold up the domains.
+"""
+
+
+def notify(**fields: str | int) -> bool:
+    """Send state to the service manager, such as `notify(READY=1, STATUS="4 domains")`.
+
+    A line break in a value becomes a space: it would start a field of its own (sd_notify(3)).
+
+    Args:
+        fields: Names and values as sd_notify(3) lists them.
+
+    Returns:
+        Whether it was sent. False outside systemd, and when the manager can't be reached: a
+        daemon goes on without.
+    """
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path.startswith(("/", "@")):
+        return False
+    # An abstract socket is written with '@' and addressed with a NUL byte (unix(7)).
+    address = path.replace("@", "\0", 1) if path.startswith("@") else path
+    payload = "\n".join(f"{key}={' '.join(str(value).split())}" for key, value in fields.items())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.settimeout(SEND_TIMEOUT)
+        try:
+            sender.connect(address)
+            sender.send(payload.encode(errors="replace"))
+        except OSError:
+            return False
+    return True
+
+
+def watchdog_interval() -> float | None:
+    """Tell how often `notify(WATCHDOG=1)` is due.
+
+    Returns:
+        Seconds: half of `$WATCHDOG_USEC`, as sd_watchdog_enabled(3) recommends. None when no
+        watchdog is set, or when `$WATCHDOG_PID` names another process.
+    """
+    limit = os.environ.get("WATCHDOG_USEC", "")
+    if not (limit.isascii() and limit.isdecimal()) or int(limit) == 0:
+        return None
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(limit) / 2 / 1_000_000

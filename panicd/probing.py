@@ -1,0 +1,91 @@
+"""``panicd probe``: what one VM can do, asked directly and without changing anything."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from panicd.api import plan_view
+from panicd.connector import GREETING_TIMEOUT, connect
+from panicd.host.config import Config
+from panicd.qemu.monitor import MonitorError, event_loop, open_monitor
+from panicd.qemu.probe import Probe, probe
+from panicd.qemu.process import Peer
+from panicd.qemu.session import ANSWER_TIMEOUT
+from panicd.rules.capability import Armed, Capability, PanicDevice, PanicSetting
+from panicd.rules.command_line import parse_command_line
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.settings import Policy
+from panicd.snapshot import foresee
+
+
+class UnreachableMonitorError(Exception):
+    """The monitor could not be asked; the message says why."""
+
+
+ARMED_BECAUSE: Final = {
+    Armed.YES: "a panic is left to panicd",
+    Armed.NO: "this QEMU exits on a panic, and nothing is left to act on",
+    Armed.UNKNOWN: "whether this QEMU exits on a panic can't be told: its command line is not "
+    "readable",
+}
+
+
+def probe_socket(path: Path, config: Config) -> dict[str, object]:
+    """Return what a VM can do, and what its panic would lead to under each policy.
+
+    Raises:
+        UnreachableMonitorError: its monitor does not answer.
+    """
+    return trio.run(_ask, path, config)
+
+
+async def _ask(path: Path, config: Config) -> dict[str, object]:
+    try:
+        async with event_loop():
+            sock = await connect(path)
+            with Peer.of(sock) as peer:
+                async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
+                    arguments = peer.command_line()
+                    command_line = parse_command_line(arguments) if arguments else None
+                    answers = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
+    except (MonitorError, OSError) as error:
+        raise UnreachableMonitorError(f"{path}: {error}") from error
+    return _view(answers, config.policy_for(answers.name or path.stem, answers.uuid or None))
+
+
+def _view(answers: Probe, policy: Policy) -> dict[str, object]:
+    capability = answers.capability
+    policies = []
+    for on_crash in OnCrash:
+        wanted = replace(policy, on_crash=on_crash)
+        setting = PanicSetting.NONE if on_crash is OnCrash.IGNORE else PanicSetting.PAUSE
+        armed = replace(capability, panic_setting=setting if capability.can_set_action else None)
+        policies.append(plan_view(foresee(wanted, armed, (), 0.0)))
+    will_be_armed = Armed.YES if capability.can_set_action else capability.armed
+    return {
+        "name": answers.name,
+        "uuid": answers.uuid,
+        "qemu_version": ".".join(map(str, capability.version)),
+        "run_state": answers.run_state,
+        "panic_device": capability.panic_device,
+        "device_types": list(capability.device_types),
+        "armed": will_be_armed,
+        "why": "panicd arms it when it connects"
+        if capability.can_set_action
+        else ARMED_BECAUSE[will_be_armed],
+        "policies": policies,
+        "remedies": list(_remedies(capability, will_be_armed)),
+    }
+
+
+def _remedies(capability: Capability, armed: Armed) -> list[str]:
+    remedies = []
+    if capability.panic_device is PanicDevice.NONE:
+        remedies.append("add -device pvpanic (or pvpanic-pci), or the guest can't report a panic")
+    if armed is not Armed.YES:
+        remedies.append("add -no-shutdown, or this QEMU exits on a panic")
+    if capability.reboot_is_shutdown:
+        remedies.append("drop -no-reboot, or configure relaunch, or restart can't be obeyed")
+    return remedies

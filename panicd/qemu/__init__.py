@@ -1,0 +1,12 @@
+"""What touches a QEMU: its monitor, its process, its sockets, its memory.
+
+::
+
+    discovery  which monitor sockets there are
+    monitor    one QMP connection: events in, commands out
+    process    who is at its other end, and how to end exactly that process
+    coredump   the guest's memory, to a file
+    evidence   what else is kept of a panic: log, screen, registers
+
+Imports from ``panicd.rules`` only. Only ``monitor`` knows asyncio and qemu.qmp; the rest is trio.
+"""

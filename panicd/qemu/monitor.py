@@ -1,0 +1,270 @@
+"""One QMP session: the only file that touches asyncio and qemu.qmp.
+
+qemu.qmp runs on asyncio, panicd on trio; ``trio_asyncio`` joins them. Functions here are trio
+flavoured unless their name ends in ``_aio``. Errors say who must act and whether the command may
+have run::
+
+    MonitorError
+    ├── UnreachableError   no session could be made; try again later
+    ├── CommandError       QEMU answered that it won't; nothing was done
+    └── UncertainError     no answer: it may or may not have run, ask QEMU for its state
+        ├── SessionLostError     the session ended
+        └── NoReplyError         the time limit was reached, the session goes on
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+import trio_asyncio
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp.message import Message
+from qemu.qmp.protocol import Runstate, StateError
+
+from panicd.qemu.event_buffer import EventBuffer
+from panicd.rules.capability import Version
+from panicd.rules.qapi import MAX_TEXT, parse_event
+
+Command = tuple[str, Mapping[str, object]]
+
+READ_LIMIT: Final = (
+    1 << 20
+)  # bytes of one line; QEMU's longest answer to panicd's questions is 4 KiB
+
+# What qemu.qmp lets through when the other end talks nonsense, seen with 0.0.6: not only QMPError.
+# The AssertionErrors are its own, on bad data during the negotiation.
+_NONSENSE: Final = (QMPError, EOFError, OSError, ValueError, RecursionError, AssertionError)
+
+
+class MonitorError(Exception):
+    """Base of the faults of one monitor."""
+
+
+class UnreachableError(MonitorError):
+    """No session could be made."""
+
+
+class CommandError(MonitorError):
+    """QEMU answered with an error: the command was not carried out.
+
+    Attributes:
+        error_class: ``GenericError``, ``CommandNotFound``, … (QAPI ``QapiErrorClass``).
+        description: QEMU's text, for people.
+    """
+
+    def __init__(self, error_class: str, description: str) -> None:
+        super().__init__(f"{error_class}: {description}")
+        self.error_class = error_class
+        self.description = description
+
+
+class UncertainError(MonitorError):
+    """No answer came: the command may or may not have been carried out."""
+
+
+class SessionLostError(UncertainError):
+    """The session has ended."""
+
+
+class NoReplyError(UncertainError):
+    """No answer came in time; the session goes on."""
+
+
+class _Client(QMPClient):
+    """qemu.qmp's client, with its events and its end handed to an ``EventBuffer``."""
+
+    def __init__(self, buffer: EventBuffer) -> None:
+        super().__init__(readbuflen=READ_LIMIT)
+        self._buffer = buffer
+        # The default listener keeps every event for ever; a filter that keeps none stops that.
+        self.events.event_filter = self._hear
+
+    def _hear(self, message: Message) -> bool:
+        event = parse_event(message)
+        if event is not None:
+            self._buffer.put(event)
+        return False
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg  # the inherited hook formats every message for a debug log that nobody reads
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _set_state(self, state: Runstate) -> None:
+        super()._set_state(state)
+        if state is Runstate.DISCONNECTING:
+            self._buffer.close()
+
+    def abort(self) -> None:
+        """Drop the connection without waiting for unsent output, which may never go."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+    @property
+    def version(self) -> Version:
+        """QEMU's version, from the greeting (QAPI ``VersionTriple``)."""
+        if self.greeting is None:
+            raise ValueError("no greeting")
+        triple = self.greeting.QMP.version["qemu"]
+        if not isinstance(triple, dict):
+            raise TypeError("the greeting's version is no object")
+        return (int(triple["major"]), int(triple["minor"]), int(triple["micro"]))
+
+
+class Monitor:
+    """An open QMP session, made by ``open_monitor``.
+
+    Attributes:
+        events: what QEMU says unasked.
+        version: QEMU's version, from its greeting.
+    """
+
+    def __init__(self, client: _Client, events: EventBuffer, version: Version) -> None:
+        self._client = client
+        self.events = events
+        self.version = version
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float
+    ) -> object:
+        """Have QEMU carry out a command and return its answer.
+
+        Args:
+            command: its QMP name.
+            arguments: its arguments.
+            timeout: seconds to wait for the answer.
+
+        Raises:
+            CommandError: QEMU refused.
+            UncertainError: no answer came; if the wait is cancelled, the command may also have run.
+        """
+        (answer,) = await self.execute_all([(command, arguments or {})], timeout=timeout)
+        if isinstance(answer, MonitorError):
+            raise answer
+        return answer
+
+    async def execute_all(self, commands: Sequence[Command], *, timeout: float) -> list[object]:
+        """Send several commands at once and return their answers, in order.
+
+        QEMU carries out in-band commands in the order in which they come (QMP specification).
+
+        Returns:
+            For each command its answer, or the ``MonitorError`` that it met.
+        """
+        answers: list[object] = [
+            NoReplyError(f"{name}: no answer in {timeout:g} s") for name, _ in commands
+        ]
+        with trio.move_on_after(timeout):
+            await trio_asyncio.aio_as_trio(self._execute_all_aio)(commands, answers)
+        return answers
+
+    async def _execute_all_aio(self, commands: Sequence[Command], answers: list[object]) -> None:
+        async def one(index: int, name: str, arguments: Mapping[str, object]) -> None:
+            answers[index] = await self._execute_aio(name, arguments)
+
+        if len(commands) == 1:
+            await one(0, *commands[0])
+        else:
+            await asyncio.gather(*(one(i, *command) for i, command in enumerate(commands)))
+
+    async def _execute_aio(self, name: str, arguments: Mapping[str, object]) -> object:
+        try:
+            return await self._client.execute(name, arguments or None)
+        except ExecuteError as error:
+            return CommandError(error.error.error.class_, error.error.error.desc[:MAX_TEXT])
+        except StateError:
+            return SessionLostError(f"{name}: not sent, the session has ended")
+        except ExecInterruptedError:
+            return SessionLostError(f"{name}: the session ended before an answer came")
+        except QMPError as error:
+            self._client.abort()
+            return SessionLostError(f"{name}: the answer makes no sense: {error}")
+
+    async def send_fd(self, fd: int, name: str, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor under a name (``getfd``).
+
+        Raises:
+            CommandError: QEMU refused.
+            UncertainError: the session ended, or no answer came.
+        """
+        try:
+            self._client.send_fd_scm(fd)
+        except (OSError, QMPError) as error:
+            raise SessionLostError(f"getfd: could not hand over the file: {error}") from error
+        await self.execute("getfd", {"fdname": name}, timeout=timeout)
+
+    def abort(self) -> None:
+        """End the session at once."""
+        self._client.abort()
+
+
+@asynccontextmanager
+async def event_loop() -> AsyncIterator[None]:
+    """Run the asyncio loop that every monitor needs around it."""
+    async with trio_asyncio.open_loop():
+        yield
+
+
+async def pulse() -> None:
+    """Return when the asyncio loop has made a turn."""
+    await trio_asyncio.aio_as_trio(asyncio.sleep)(0)
+
+
+@asynccontextmanager
+async def open_monitor(sock: socket.socket, *, timeout: float) -> AsyncIterator[Monitor]:
+    """Open a QMP session on a connected socket, and end it on leaving.
+
+    Events are received from the first moment on. Must run inside ``event_loop()``.
+
+    Args:
+        sock: connected and non-blocking; it is owned and closed by the session from here on.
+        timeout: seconds for the greeting and the negotiation. QEMU serves one client at a time and
+            leaves a second one without a greeting for as long as the first one stays.
+
+    Raises:
+        UnreachableError: no greeting, not in time, or one that makes no sense.
+    """
+    events = EventBuffer()
+    client = _Client(events)
+    try:
+        version = await _connect(client, sock, timeout)
+        yield Monitor(client, events, version)
+    finally:
+        client.abort()
+        with trio.CancelScope(shield=True):
+            await trio_asyncio.aio_as_trio(_disconnect_aio)(client)
+        sock.close()
+
+
+async def _connect(client: _Client, sock: socket.socket, timeout: float) -> Version:
+    try:
+        with trio.fail_after(timeout):
+            await trio_asyncio.aio_as_trio(client.connect)(sock)
+            return client.version
+    except trio.TooSlowError:
+        raise UnreachableError(
+            f"no greeting within {timeout:g} s: another client may hold this monitor"
+        ) from None
+    except (*_NONSENSE, KeyError, TypeError) as error:
+        raise UnreachableError(f"no QMP session: {_cause(error)}") from error
+
+
+async def _disconnect_aio(client: _Client) -> None:
+    if client.runstate is Runstate.IDLE:
+        return
+    try:
+        await client.disconnect()
+    except _NONSENSE as error:
+        logging.getLogger(__name__).debug("session ended with: %s", error)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost cause, bounded: what it says may come from the other end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"[:MAX_TEXT]

@@ -1,0 +1,147 @@
+"""What a newly connected monitor is asked, all in one round trip, and what its answers mean.
+
+The first command arms: from QEMU 6.0 on, ``set-action panic=pause`` leaves a panicked guest there
+to decide about. It goes before ``query-status`` on the same connection, and QEMU answers in order,
+so no panic slips between the two.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from panicd.qemu.monitor import CommandError, Monitor, MonitorError
+from panicd.rules.capability import (
+    BUILTIN_UNTIL,
+    DUMP_FORMATS_SINCE,
+    SET_ACTION_SINCE,
+    Capability,
+    PanicDevice,
+    PanicSetting,
+)
+from panicd.rules.command_line import HYPERV_CRASH, PANIC_DEVICE_TYPES, CommandLine
+from panicd.rules.qapi import MAX_TEXT, RunState
+from panicd.rules.settings import DumpFormat
+
+NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a monitor's answers say about its VM.
+
+    Attributes:
+        name: from ``query-name``, empty where it has none.
+        uuid: from ``query-uuid``, empty where it has none.
+        run_state: from ``query-status``, asked after arming.
+        capability: what this QEMU can do.
+    """
+
+    name: str
+    uuid: str
+    run_state: RunState
+    capability: Capability
+
+
+async def probe(
+    monitor: Monitor, command_line: CommandLine | None, *, timeout: float, arm: bool = True
+) -> Probe:
+    """Arm a VM and ask what it is.
+
+    Args:
+        monitor: a fresh session.
+        command_line: of the process at the other end, None where it can't be read.
+        timeout: seconds for all the answers.
+        arm: False leaves the VM as it is.
+
+    Raises:
+        MonitorError: ``query-status`` was not answered: such a monitor is of no use.
+    """
+    version = monitor.version
+    questions: dict[str, tuple[str, dict[str, object]]] = {}
+    if arm and version >= SET_ACTION_SINCE:
+        questions["armed"] = ("set-action", {"panic": PanicSetting.PAUSE.value})
+    questions["status"] = ("query-status", {})
+    questions["name"] = ("query-name", {})
+    questions["uuid"] = ("query-uuid", {})
+    questions["peripheral"] = ("qom-list", {"path": "/machine/peripheral"})
+    questions["anonymous"] = ("qom-list", {"path": "/machine/peripheral-anon"})
+    if version < BUILTIN_UNTIL:
+        questions["unattached"] = ("qom-list", {"path": "/machine/unattached"})
+    if version >= DUMP_FORMATS_SINCE:
+        questions["formats"] = ("query-dump-guest-memory-capability", {})
+    answers = dict(
+        zip(
+            questions,
+            await monitor.execute_all(list(questions.values()), timeout=timeout),
+            strict=True,
+        )
+    )
+    if isinstance(answers["status"], MonitorError):
+        raise answers["status"]
+    uuid = _member(answers["uuid"], "UUID")
+    return Probe(
+        name=_member(answers["name"], "name"),
+        uuid="" if uuid == NO_UUID else uuid,
+        run_state=RunState.parse(_member(answers["status"], "status")),
+        capability=_capability(monitor, answers, command_line),
+    )
+
+
+async def set_panic_action(
+    monitor: Monitor, capability: Capability, setting: PanicSetting, *, timeout: float
+) -> Capability:
+    """Change what a panic does to the guest (``set-action``, QEMU 6.0 and later).
+
+    Returns:
+        The capability with what is now known of the setting.
+
+    Raises:
+        UncertainError: no answer came.
+    """
+    if not capability.can_set_action or capability.panic_setting is setting:
+        return capability
+    try:
+        await monitor.execute("set-action", {"panic": setting.value}, timeout=timeout)
+    except CommandError:
+        return capability
+    return replace(capability, panic_setting=setting)
+
+
+def _capability(
+    monitor: Monitor, answers: dict[str, object], command_line: CommandLine | None
+) -> Capability:
+    requested = _device_types(answers["peripheral"]) + _device_types(answers["anonymous"])
+    if command_line and HYPERV_CRASH in command_line.panic_devices:
+        requested += (HYPERV_CRASH,)
+    builtin = _device_types(answers.get("unattached"))
+    if requested:
+        source = PanicDevice.REQUESTED
+    else:
+        source = PanicDevice.BUILTIN if builtin else PanicDevice.NONE
+    armed = "armed" in answers and not isinstance(answers["armed"], MonitorError)
+    return Capability(
+        version=monitor.version,
+        panic_device=source,
+        device_types=requested or builtin,
+        panic_setting=PanicSetting.PAUSE if armed else None,
+        no_shutdown=command_line.no_shutdown if command_line else None,
+        reboot_is_shutdown=command_line.reboot_is_shutdown if command_line else None,
+        dump_formats=_dump_formats(answers.get("formats")),
+    )
+
+
+def _member(answer: object, key: str) -> str:
+    value = answer.get(key) if isinstance(answer, dict) else None
+    return value[:MAX_TEXT] if isinstance(value, str) else ""
+
+
+def _device_types(answer: object) -> tuple[str, ...]:
+    """Return the panic devices in a ``qom-list`` answer, whose types read ``child<TYPE>``."""
+    entries = answer if isinstance(answer, list) else []
+    types = (_member(entry, "type").removeprefix("child<").removesuffix(">") for entry in entries)
+    return tuple(kind for kind in types if kind in PANIC_DEVICE_TYPES)
+
+
+def _dump_formats(answer: object) -> tuple[DumpFormat, ...]:
+    formats = answer.get("formats") if isinstance(answer, dict) else None
+    offered = formats if isinstance(formats, list) else []
+    return tuple(known for known in DumpFormat if known in offered) or (DumpFormat.ELF,)

@@ -1,0 +1,199 @@
+"""One connected VM: its monitor, its process, and its run state as events and answers tell.
+
+A session has one reader. Whoever waits for something to happen to the guest calls ``observe``,
+which takes the events in their order, keeps the run state, and passes each on to the session's
+``listener`` before it looks whether the awaited thing has come.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import trio
+
+from panicd.qemu.event_buffer import Heard, Overflow
+from panicd.qemu.monitor import Monitor
+from panicd.qemu.probe import Probe, set_panic_action
+from panicd.qemu.process import Peer
+from panicd.rules.capability import Capability, PanicSetting
+from panicd.rules.qapi import (
+    DumpCompletedEvent,
+    Event,
+    GuestPanickedEvent,
+    PanicAction,
+    ResetEvent,
+    ResumeEvent,
+    RunState,
+    ShutdownEvent,
+    StopEvent,
+)
+
+ANSWER_TIMEOUT: Final = 5.0  # seconds; under a flood of panics QEMU was seen to take 1.2
+
+Listener = Callable[[Heard], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Seen:
+    """How often each thing was seen in this session: what a step compares before and after."""
+
+    resets: int = 0
+    resumes: int = 0
+    panics: int = 0
+    shutdown: ShutdownEvent | None = None
+    dump: DumpCompletedEvent | None = None
+
+    def forget_dump(self) -> None:
+        """Make ready to wait for the end of a new dump."""
+        self.dump = None
+
+
+@dataclass(slots=True)
+class Session:
+    """A connection to one QEMU, from its greeting to its end.
+
+    Attributes:
+        monitor: its QMP session.
+        peer: the process at the other end.
+        name: the VM's own name, empty where it has none.
+        uuid: the VM's UUID, empty where it has none.
+        run_state: as last answered, kept up with the events since.
+        capability: what this QEMU can do.
+        process_known: the peer is a QEMU, so its end is this QEMU's end; not so behind a proxy.
+        listener: told of every event, in order.
+        seen: what was seen so far.
+    """
+
+    monitor: Monitor
+    peer: Peer
+    name: str
+    uuid: str
+    run_state: RunState
+    capability: Capability
+    process_known: bool
+    listener: Listener
+    seen: Seen = field(default_factory=Seen)
+    _stop_means: RunState = field(default=RunState.PAUSED, init=False)
+
+    @classmethod
+    def from_probe(
+        cls, monitor: Monitor, peer: Peer, answers: Probe, listener: Listener
+    ) -> "Session":
+        """Return the session of a VM that has just been asked what it is."""
+        return cls(
+            monitor,
+            peer,
+            answers.name,
+            answers.uuid,
+            answers.run_state,
+            answers.capability,
+            peer.is_qemu(),
+            listener,
+        )
+
+    @property
+    def process(self) -> str:
+        """What tells this QEMU process from every other; empty where it is not known."""
+        identity = self.peer.identity if self.process_known else None
+        if identity is None:
+            return ""
+        return f"{identity.boot_id}/{identity.pid}/{identity.start_time}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is gone and every event was taken."""
+        return self.monitor.events.ended
+
+    async def observe(self, until: Callable[[], bool], timeout: float) -> bool:
+        """Take events until something holds, the time is over, or the session ends.
+
+        Returns:
+            Whether ``until`` holds.
+        """
+        with trio.move_on_after(timeout):
+            while not until() and not self.ended:
+                await self.next_event()
+        return until()
+
+    async def next_event(self) -> None:
+        """Wait for one event, if need be, and take it; return at the session's end or a nudge too.
+
+        Raises:
+            MonitorError: events were lost, and QEMU did not say how it stands.
+        """
+        await self.monitor.events.wait()
+        await self._take()
+
+    async def drain(self) -> None:
+        """Take every event that is there already.
+
+        Raises:
+            MonitorError: as in ``next_event``.
+        """
+        while await self._take():
+            pass
+
+    async def _take(self) -> bool:
+        entry = self.monitor.events.pop()
+        if isinstance(entry, Overflow):
+            self.seen.panics += entry.panics
+            await self.query_status()
+        elif entry is not None:
+            self._follow(entry.event)
+            self.seen.panics += entry.count * isinstance(entry.event, GuestPanickedEvent)
+            await self.listener(entry)
+        return entry is not None
+
+    async def query_status(self) -> RunState:
+        """Ask QEMU for its run state.
+
+        Raises:
+            MonitorError: it did not answer.
+        """
+        answer = await self.execute("query-status")
+        status = answer.get("status") if isinstance(answer, dict) else None
+        self.run_state = RunState.parse(status)
+        return self.run_state
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        timeout: float = ANSWER_TIMEOUT,
+    ) -> object:
+        """Have QEMU carry out a command; see ``Monitor.execute``."""
+        return await self.monitor.execute(command, arguments, timeout=timeout)
+
+    async def set_panic_action(self, setting: PanicSetting) -> None:
+        """Change what a panic does to the guest, where this QEMU lets it be changed.
+
+        Raises:
+            UncertainError: no answer came.
+        """
+        self.capability = await set_panic_action(
+            self.monitor, self.capability, setting, timeout=ANSWER_TIMEOUT
+        )
+
+    def learn_reset_is_impossible(self) -> None:
+        """Note that QEMU ends, or stays as it is, when it is told to reset."""
+        self.capability = replace(self.capability, reboot_is_shutdown=True)
+
+    def _follow(self, event: Event) -> None:
+        match event:
+            case GuestPanickedEvent(action=PanicAction.PAUSE):
+                # The STOP that follows does not tell why; this does.
+                self._stop_means = RunState.GUEST_PANICKED
+            case StopEvent():
+                self.run_state = self._stop_means
+                self._stop_means = RunState.PAUSED
+            case ResumeEvent():
+                self.seen.resumes += 1
+                self.run_state = RunState.RUNNING
+            case ResetEvent():
+                self.seen.resets += 1
+            case ShutdownEvent():
+                self.seen.shutdown = event
+            case DumpCompletedEvent():
+                self.seen.dump = event
+            case _:
+                pass

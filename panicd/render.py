@@ -1,0 +1,158 @@
+"""What the commands print for people; ``--json`` prints the answer itself.
+
+Texts that may come from a guest, or from a QEMU taken over by one, are escaped here.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from shlex import quote
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape as escape_markup
+from rich.table import Table
+
+from panicd.host.logs import escape
+from panicd.rules.qemu_args import Argument
+
+Answer = dict[str, Any]
+"""An answer of the daemon's, as decoded from JSON."""
+
+console = Console(highlight=False)
+
+
+def status(answer: Answer) -> None:
+    """Print what ``panicd status`` shows."""
+    if answer["journal_fault"]:
+        console.print(
+            f"[bold red]The journal can't be written:[/] {_text(answer['journal_fault'])}"
+        )
+    if not answer["domains"]:
+        console.print("No domain. Does a monitor's glob match, and does its VM run?")
+        return
+    table = _table("domain", "run state", "armed", "on_crash", "would do", "restarts left", "open")
+    for domain in answer["domains"]:
+        if domain["connected"]:
+            cells = [
+                _good(domain["run_state"] == "running", domain["run_state"]),
+                _good(domain["armed"] == "yes", domain["armed"]),
+                domain["on_crash"],
+                _would_do(domain["effective_on_crash"], domain["reason"]),
+                str(domain["restarts_left"]),
+                _text(f"{domain['incident']} {domain['incident_state']}".strip()),
+            ]
+        else:
+            problem = f"[red]not connected:[/] {_text(domain['problem'])}"
+            cells = [problem, "", "", "", "", ""]
+        table.add_row(_text(domain["domain"]), *cells)
+    console.print(table)
+    for incident in answer["waiting"]:
+        console.print(
+            f"Incident {incident['id']} of {_text(incident['domain'])} is {incident['state']}; "
+            "its domain is not connected."
+        )
+
+
+def explanation(answer: Answer) -> None:
+    """Print what ``panicd explain`` shows."""
+    domain, decided = answer["status"], answer["plan"]
+    console.print(f"[bold]{_text(domain['domain'])}[/]  {_text(domain['uuid'])}")
+    console.print(f"monitor       {_text(domain['monitor'])}")
+    if decided is None:
+        console.print(f"[red]not connected:[/] {_text(domain['problem'])}")
+        return
+    console.print(f"qemu          {domain['qemu_version']}, {domain['run_state']}")
+    types = ", ".join(answer["device_types"]) or "no device"
+    console.print(f"panic device  {domain['panic_device']} ({types})")
+    console.print(f"armed         {_good(domain['armed'] == 'yes', domain['armed'])}")
+    budget = answer["budget"]
+    console.print(f"restarts      {budget['used']} made, {budget['left']} left in the window")
+    console.print()
+    console.print(
+        f"If it panicked now: [bold]{decided['action']}[/] "
+        f"(on_crash {decided['on_crash']}, reason {decided['reason']}: {decided['why']})"
+    )
+    steps(decided["steps"])
+
+
+def steps(planned: Iterable[Answer]) -> None:
+    """Print a plan's steps."""
+    table = _table("", "step", "time limit", "if it fails")
+    for number, step in enumerate(planned, 1):
+        table.add_row(
+            str(number),
+            step["step"],
+            f"{step['timeout']:g} s",
+            step["on_failure"].replace("-", " "),
+        )
+    console.print(table if table.row_count else "Nothing is done to the guest; it is recorded.")
+
+
+def incidents(answer: list[Answer]) -> None:
+    """Print what ``panicd incidents`` shows."""
+    if not answer:
+        console.print("No incident.")
+        return
+    table = _table("incident", "domain", "panicked", "found by", "again", "did", "why", "now")
+    for incident in answer:
+        last = incident["decisions"][-1] if incident["decisions"] else {}
+        table.add_row(
+            incident["id"],
+            _text(incident["domain"]),
+            _time(incident["opened_at"]),
+            incident["source"],
+            str(incident["repeats"]),
+            last.get("action", ""),
+            last.get("reason", ""),
+            incident["ending"] or f"[yellow]{incident['state']}[/]",
+        )
+    console.print(table)
+
+
+def probe(answer: Answer) -> None:
+    """Print what ``panicd probe`` shows."""
+    console.print(f"[bold]{_text(answer['name'] or '(no name)')}[/]  {_text(answer['uuid'])}")
+    console.print(f"qemu          {answer['qemu_version']}, {answer['run_state']}")
+    types = ", ".join(answer["device_types"]) or "no device"
+    console.print(f"panic device  {answer['panic_device']} ({types})")
+    console.print(
+        f"armed         {_good(answer['armed'] == 'yes', answer['armed'])}: {answer['why']}"
+    )
+    table = _table("on_crash", "would do", "why")
+    for plan in answer["policies"]:
+        table.add_row(plan["on_crash"], _would_do(plan["action"], plan["reason"]), plan["why"])
+    console.print(table)
+    for remedy in answer["remedies"]:
+        console.print(f"[yellow]To change:[/] {remedy}")
+
+
+def arguments(name: str, wanted: Iterable[Argument]) -> None:
+    """Print QEMU arguments, as a shell takes them, each with its reason."""
+    lines = [("-name " + quote(name), "what panicd calls it")]
+    lines += [(f"{a.option} {quote(a.value)}" if a.value else a.option, a.why) for a in wanted]
+    width = max(len(line) for line, _ in lines)
+    for line, why in lines:
+        print(f"{line:{width}}  # {why}")
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _text(value: str) -> str:
+    return escape_markup(escape(value))
+
+
+def _good(is_good: bool, text: str) -> str:
+    return f"[green]{text}[/]" if is_good else f"[yellow]{text}[/]"
+
+
+def _would_do(action: str, reason: str) -> str:
+    return action if reason == "on-crash" else f"[yellow]{action}[/] ({reason})"
+
+
+def _time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S}"

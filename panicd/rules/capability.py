@@ -1,0 +1,104 @@
+"""What a VM's QEMU can do, as far as asking it tells.
+
+A capability is a hint of what to try. Whether a panic was really undone is what ``query-status``
+says after the ``cont``.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from panicd.rules.qapi import RunState
+from panicd.rules.settings import DumpFormat
+
+Version = tuple[int, int, int]
+
+REVERSIBLE_SINCE: Final[Version] = (1, 7, 0)  # QEMU commit df390768
+EXITS_ON_PANIC_SINCE: Final[Version] = (2, 8, 0)  # QEMU commit 864111f4
+BUILTIN_UNTIL: Final[Version] = (1, 7, 0)  # QEMU commit 7839ff59 took the builtin device away
+DUMP_FORMATS_SINCE: Final[Version] = (2, 0, 0)
+DETACHED_DUMP_SINCE: Final[Version] = (2, 6, 0)
+SET_ACTION_SINCE: Final[Version] = (6, 0, 0)
+
+
+class PanicDevice(StrEnum):
+    """Where a VM's panic device comes from."""
+
+    REQUESTED = "requested"  # under /machine/peripheral*, or a CPU property such as hv-crash
+    BUILTIN = "builtin"  # under /machine/unattached: QEMU 1.5 and 1.6, pc-*-1.5 machines
+    NONE = "none"
+
+
+class Armed(StrEnum):
+    """Whether a panic of this domain will be left to panicd to decide."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+class PanicSetting(StrEnum):
+    """QAPI ``PanicAction``, those that panicd sets by ``set-action`` (QEMU 6.0 and later)."""
+
+    PAUSE = "pause"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """What one QEMU can do.
+
+    Attributes:
+        version: from the greeting.
+        panic_device: where its panic device comes from.
+        device_types: QOM types of the panic devices found, and ``hv-crash``.
+        panic_setting: what panicd set by ``set-action``; None where it could not.
+        no_shutdown: ``-no-shutdown`` stands on the command line; None where that is unreadable.
+        reboot_is_shutdown: QEMU ends instead of resetting; None where nothing tells.
+        dump_formats: QAPI ``query-dump-guest-memory-capability``; before 2.0 always elf.
+    """
+
+    version: Version
+    panic_device: PanicDevice = PanicDevice.NONE
+    device_types: tuple[str, ...] = ()
+    panic_setting: PanicSetting | None = None
+    no_shutdown: bool | None = None
+    reboot_is_shutdown: bool | None = None
+    dump_formats: tuple[DumpFormat, ...] = (DumpFormat.ELF,)
+
+    @property
+    def reversible(self) -> bool:
+        """Whether ``cont`` is expected to resume a panicked guest. A hint: backports differ."""
+        return self.version >= REVERSIBLE_SINCE
+
+    @property
+    def can_set_action(self) -> bool:
+        """Whether the reaction to a panic can be changed at run time."""
+        return self.version >= SET_ACTION_SINCE
+
+    @property
+    def can_reset(self) -> bool:
+        """Whether ``system_reset`` resets the guest, as far as is known."""
+        return not self.reboot_is_shutdown
+
+    @property
+    def armed(self) -> Armed:
+        """Whether QEMU leaves a panicked guest there for panicd."""
+        if self.panic_setting is not None or self.version < EXITS_ON_PANIC_SINCE:
+            return Armed.YES
+        match self.no_shutdown:
+            case True:
+                return Armed.YES
+            case False:
+                return Armed.NO
+            case None:
+                return Armed.UNKNOWN
+
+    @property
+    def panic_leaves(self) -> RunState | None:
+        """The run state that a panic of a running guest is expected to leave; None: QEMU ends."""
+        if self.armed is Armed.NO:
+            return None
+        if self.panic_setting is PanicSetting.NONE:
+            return RunState.RUNNING
+        return RunState.GUEST_PANICKED

@@ -1,0 +1,147 @@
+"""What the arguments that a QEMU was started with say about its panics.
+
+QMP reads none of this back: ``-no-shutdown`` and ``-action`` appear in no query. For a QEMU before
+6.0, which has no ``set-action``, the command line is therefore the only evidence that a panic will
+leave something to act on. Arguments that are not known are passed over, never guessed at.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+PanicOption = Literal["pause", "none", "shutdown", "exit-failure"]
+"""A value of ``-action panic=`` (QAPI ``PanicAction``, run-state.json)."""
+
+PANIC_OPTIONS: Final[tuple[PanicOption, ...]] = ("pause", "none", "shutdown", "exit-failure")
+PANIC_DEVICE_TYPES: Final = frozenset({"pvpanic", "pvpanic-pci"})  # since 1.5, since 6.0
+HYPERV_CRASH: Final = "hv-crash"  # a CPU property, no device: crashes told by Hyper-V's registers
+
+# Every other option is followed by its value, so that `-append -no-shutdown` is no -no-shutdown.
+# An option that is missing here swallows the argument after it: the domain then reads as not armed,
+# which is the error that does no harm. From qemu-system-x86_64 7.2, asked option by option, and the
+# ones that earlier and later releases have.
+_OPTIONS_WITHOUT_VALUE: Final = frozenset(
+    {
+        "h", "help", "version", "S", "s", "async-teardown", "audio-help", "daemonize",
+        "enable-kvm", "enable-sync-profile", "full-screen", "mem-prealloc", "no-acpi",
+        "no-fd-bootchk", "no-hpet", "no-reboot", "no-shutdown", "no-user-config", "nodefaults",
+        "nographic", "old-param", "only-migratable", "portrait", "preconfig", "semihosting",
+        "singlestep", "snapshot", "usb", "win2k-hack", "xen-attach", "xen-domid-restrict",
+        "alt-grab", "ctrl-grab", "curses", "enable-fips", "enable-hax", "localtime", "no-frame",
+        "no-kvm", "no-kvm-irqchip", "no-kvm-pit", "no-kvm-pit-reinjection", "no-quit",
+        "nodefconfig", "one-insn-per-tb", "rtc-td-hack", "sdl", "show-cursor", "tdf", "xen-create",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What a QEMU's arguments say about its panics.
+
+    A file given with ``-readconfig``, a ``-set`` or a later ``set-action`` can change any of it:
+    this is how the process was started, not how it is set now.
+
+    Attributes:
+        no_shutdown: QEMU stops instead of exiting at a shutdown (``-no-shutdown`` or
+            ``-action shutdown=pause``; the last one given counts).
+        reboot_is_shutdown: A reset ends the process (``-no-reboot`` or
+            ``-action reboot=shutdown``).
+        panic_action: What a panic does, with the effect of ``no_shutdown`` on it: that turns
+            ``shutdown``, the default from 2.8 on, into ``pause``. None where nothing is said; then
+            it is the version's default.
+        panic_devices: Types of the panic devices asked for, in their order: ``pvpanic``,
+            ``pvpanic-pci``, and ``hv-crash`` last.
+    """
+
+    no_shutdown: bool
+    reboot_is_shutdown: bool
+    panic_action: PanicOption | None
+    panic_devices: tuple[str, ...]
+
+
+def parse_command_line(arguments: Sequence[str]) -> CommandLine:
+    """Read a QEMU's command line.
+
+    The order of effect was measured on QEMU 7.2: of one action given twice the last counts,
+    whichever option gives it; ``panic=shutdown`` with ``shutdown=pause`` pauses, in either order;
+    ``panic=exit-failure`` with it does not.
+
+    Args:
+        arguments: The whole of argv, the program's name first.
+    """
+    actions: dict[str, str] = {}
+    devices: list[str] = []
+    cpu = ""
+    for option, value in _options(arguments):
+        match option:
+            case "no-shutdown":
+                actions["shutdown"] = "pause"
+            case "no-reboot":
+                actions["reboot"] = "shutdown"
+            case "action":
+                actions.update(_properties(value))
+            case "device":
+                driver = _driver(value)
+                if driver in PANIC_DEVICE_TYPES:
+                    devices.append(driver)
+            case "cpu":
+                cpu = value
+            case _:
+                pass
+    if _reports_hyperv_crash(cpu):
+        devices.append(HYPERV_CRASH)
+    no_shutdown = actions.get("shutdown") == "pause"
+    return CommandLine(
+        no_shutdown=no_shutdown,
+        reboot_is_shutdown=actions.get("reboot") == "shutdown",
+        panic_action=_panic_action(actions.get("panic"), no_shutdown=no_shutdown),
+        panic_devices=tuple(devices),
+    )
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option without its dashes, and its value ('' where it takes none)."""
+    rest = iter(arguments[1:])
+    for argument in rest:
+        if not argument.startswith("-"):
+            continue  # a disk image, given without an option
+        option = argument[2:] if argument.startswith("--") else argument[1:]
+        yield option, "" if option in _OPTIONS_WITHOUT_VALUE else next(rest, "")
+
+
+def _properties(value: str) -> Mapping[str, str]:
+    """Split QEMU's ``key=value,...``; a doubled comma stands for itself, a bare key is on."""
+    properties: dict[str, str] = {}
+    for part in value.replace(",,", "\0").split(","):
+        key, separator, text = part.replace("\0", ",").partition("=")
+        properties[key] = text if separator else "on"
+    return properties
+
+
+def _driver(value: str) -> str:
+    """Return the device type of a ``-device`` value, in its short, its keyed or its JSON form."""
+    if value.startswith("{"):
+        try:
+            device = json.loads(value)
+        except (ValueError, RecursionError):  # QEMU would have refused to start with it
+            return ""
+        driver = device.get("driver")
+        return driver if isinstance(driver, str) else ""
+    first = value.split(",", 1)[0]
+    return first if "=" not in first else _properties(value).get("driver", "")
+
+
+def _reports_hyperv_crash(cpu: str) -> bool:
+    """Tell whether a ``-cpu`` value asks for hv-crash (before 3.1 spelt hv_crash too)."""
+    properties = _properties(cpu.replace("_", "-"))
+    if f"+{HYPERV_CRASH}" in properties:
+        return True
+    return properties.get(HYPERV_CRASH) in {"on", "yes", "true", "y"}
+
+
+def _panic_action(given: str | None, *, no_shutdown: bool) -> PanicOption | None:
+    """Return what a panic does, from ``-action panic=`` and the effect of -no-shutdown on it."""
+    if no_shutdown and given in {None, "shutdown"}:
+        return "pause"
+    return next((option for option in PANIC_OPTIONS if option == given), None)

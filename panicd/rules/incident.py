@@ -1,0 +1,287 @@
+"""An incident: one panic episode of one domain, from the panic to its end.
+
+An incident is the fold of its journal entries: ``apply`` is the only way in which one changes, and
+it takes each entry past the state table before anything else. The table is all there is; an entry
+that has no place in it raises.
+"""
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final, Literal, assert_never
+
+from panicd.rules.on_crash import Action
+from panicd.rules.plan import Plan
+from panicd.rules.policy import Decision
+from panicd.rules.qapi import PanicInformation
+
+
+class State(StrEnum):
+    """Where an incident stands."""
+
+    DETECTED = "detected"  # the panic is known, nothing is decided
+    DECIDED = "decided"  # decision and plan are durable, no step has begun
+    ACTING = "acting"  # a step has begun
+    PRESERVED = "preserved"  # the guest stays as it is until somebody ends the incident
+    RUNNING_ON = "running-on"  # ignored: the guest runs on and may panic again
+    FAILED = "failed"  # neither the policy nor its fallback could be carried out
+    CLOSED = "closed"
+
+
+class Mark(StrEnum):
+    """What an entry does to the state."""
+
+    DECIDED = "decided"
+    STEP = "step"
+    PRESERVED = "preserved"
+    RUNNING_ON = "running-on"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+TRANSITIONS: Final[dict[tuple[State, Mark], State]] = {
+    (State.DETECTED, Mark.DECIDED): State.DECIDED,
+    (State.DETECTED, Mark.CLOSED): State.CLOSED,
+    (State.DECIDED, Mark.DECIDED): State.DECIDED,
+    (State.DECIDED, Mark.STEP): State.ACTING,
+    (State.DECIDED, Mark.PRESERVED): State.PRESERVED,
+    (State.DECIDED, Mark.RUNNING_ON): State.RUNNING_ON,
+    (State.DECIDED, Mark.FAILED): State.FAILED,
+    (State.DECIDED, Mark.CLOSED): State.CLOSED,
+    (State.ACTING, Mark.STEP): State.ACTING,
+    (State.ACTING, Mark.DECIDED): State.DECIDED,
+    (State.ACTING, Mark.PRESERVED): State.PRESERVED,
+    (State.ACTING, Mark.RUNNING_ON): State.RUNNING_ON,
+    (State.ACTING, Mark.FAILED): State.FAILED,
+    (State.ACTING, Mark.CLOSED): State.CLOSED,
+    (State.PRESERVED, Mark.DECIDED): State.DECIDED,
+    (State.PRESERVED, Mark.CLOSED): State.CLOSED,
+    (State.RUNNING_ON, Mark.DECIDED): State.DECIDED,
+    (State.RUNNING_ON, Mark.CLOSED): State.CLOSED,
+    (State.FAILED, Mark.DECIDED): State.DECIDED,
+    (State.FAILED, Mark.CLOSED): State.CLOSED,
+}
+
+
+class IllegalTransitionError(Exception):
+    """An entry has no place in an incident as it stands: a bug of panicd's."""
+
+
+class Source(StrEnum):
+    """How a panic became known."""
+
+    EVENT = "event"  # GUEST_PANICKED was received
+    RECONCILIATION = "reconciliation"  # found guest-panicked on connecting: how often is unknown
+
+
+class Ending(StrEnum):
+    """How an incident ended."""
+
+    DESTROYED = "destroyed"
+    RESTARTED = "restarted"
+    RELAUNCHED = "relaunched"
+    RESUMED = "resumed"  # ignored by one cont, and it runs
+    RAN_ON = "ran-on"  # ignored, and it went quiet
+    QEMU_EXITED = "qemu-exited"  # QEMU ended by itself with the panic: it was not armed
+    QEMU_GONE = "qemu-gone"  # QEMU went away, and not by panicd
+    GUEST_RESET = "guest-reset"  # the guest reset itself
+    FOREIGN_RESET = "foreign-reset"
+    FOREIGN_RESUME = "foreign-resume"
+
+
+class Outcome(StrEnum):
+    """How a step ended. ``unknown`` is asked about again, never repeated blindly."""
+
+    DONE = "done"
+    SKIPPED = "skipped"  # there was nothing left to do
+    FAILED = "failed"
+    UNKNOWN = "unknown"  # sent, and no answer came
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of an incident's history; ``at`` in seconds since the epoch."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Entry):
+    """The panic became known.
+
+    Attributes:
+        domain: the domain's name, as panicd shows it.
+        uuid: the VM's UUID, empty where it has none.
+        monitor: the monitor's address.
+        process: what tells this QEMU process from every other one, empty where unknown.
+        source: how it became known.
+        information: the panic's payload.
+    """
+
+    domain: str
+    uuid: str
+    monitor: str
+    process: str
+    source: Source
+    information: PanicInformation | None = None
+    kind: Literal["opened"] = "opened"
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated(Entry):
+    """``count`` more panics were reported within the incident."""
+
+    count: int
+    kind: Literal["repeated"] = "repeated"
+
+
+@dataclass(frozen=True, slots=True)
+class Decided(Entry):
+    """A decision and its plan; a later one replaces the one before."""
+
+    plan: Plan
+    kind: Literal["decided"] = "decided"
+
+
+@dataclass(frozen=True, slots=True)
+class StepBegun(Entry):
+    """Step ``index`` of the plan begins."""
+
+    index: int
+    kind: Literal["step-begun"] = "step-begun"
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded(Entry):
+    """Step ``index`` of the plan has ended.
+
+    Attributes:
+        index: of the step in the plan.
+        outcome: how it ended.
+        detail: what there is to say about it: an error's text, a dump's path.
+    """
+
+    index: int
+    outcome: Outcome
+    detail: str = ""
+    kind: Literal["step-ended"] = "step-ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Entry):
+    """The plan has ended and the incident stays open, in this state."""
+
+    state: Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
+    kind: Literal["settled"] = "settled"
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Entry):
+    """The episode is over."""
+
+    ending: Ending
+    detail: str = ""
+    kind: Literal["closed"] = "closed"
+
+
+AnyEntry = Opened | Repeated | Decided | StepBegun | StepEnded | Settled | Closed
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What is known of one step: ``outcome`` is None while it runs."""
+
+    begun_at: float
+    ended_at: float | None = None
+    outcome: Outcome | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One panic episode.
+
+    Attributes:
+        id: unique, and sorts by time.
+        opened: how it began.
+        state: where it stands.
+        repeats: panics reported after the first.
+        plan: the latest plan.
+        steps: what is known of that plan's steps, by index.
+        decisions: every decision so far, the latest last.
+        closed: how it ended.
+    """
+
+    id: str
+    opened: Opened
+    state: State = State.DETECTED
+    repeats: int = 0
+    plan: Plan | None = None
+    steps: dict[int, StepRecord] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()
+    closed: Closed | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the episode goes on."""
+        return self.state is not State.CLOSED
+
+    @property
+    def decision(self) -> Decision | None:
+        """The decision in force."""
+        return self.decisions[-1] if self.decisions else None
+
+    @property
+    def restarted_at(self) -> float | None:
+        """When panicd restarted the guest, if it did."""
+        if self.closed and self.closed.ending in {Ending.RESTARTED, Ending.RELAUNCHED}:
+            return self.closed.at
+        return None
+
+    @property
+    def action(self) -> Action:
+        """The action in force, ``none`` before one is decided."""
+        return self.decision.action if self.decision else Action.NONE
+
+
+def apply(incident: Incident, entry: AnyEntry) -> Incident:
+    """Return the incident with one more entry of its history.
+
+    Raises:
+        IllegalTransitionError: the entry has no place in the incident as it stands.
+    """
+    match entry:
+        case Opened():
+            raise IllegalTransitionError(f"{incident.id}: opened twice")
+        case Repeated(count=count):
+            if not incident.is_open:
+                raise IllegalTransitionError(f"{incident.id}: repeated after its end")
+            return replace(incident, repeats=incident.repeats + count)
+        case Decided(plan=plan):
+            return replace(
+                incident,
+                state=_next(incident, Mark.DECIDED),
+                plan=plan,
+                steps={},
+                decisions=(*incident.decisions, plan.decision),
+            )
+        case StepBegun(at=at, index=index):
+            state = _next(incident, Mark.STEP)
+            return replace(incident, state=state, steps={**incident.steps, index: StepRecord(at)})
+        case StepEnded(at=at, index=index, outcome=outcome, detail=detail):
+            state = _next(incident, Mark.STEP)
+            begun = incident.steps[index].begun_at
+            record = StepRecord(begun, at, outcome, detail)
+            return replace(incident, state=state, steps={**incident.steps, index: record})
+        case Settled(state=settled):
+            return replace(incident, state=_next(incident, Mark(settled)))
+        case Closed():
+            return replace(incident, state=_next(incident, Mark.CLOSED), closed=entry)
+        case _:
+            assert_never(entry)
+
+
+def _next(incident: Incident, mark: Mark) -> State:
+    try:
+        return TRANSITIONS[incident.state, mark]
+    except KeyError:
+        raise IllegalTransitionError(f"{incident.id}: {mark} in state {incident.state}") from None

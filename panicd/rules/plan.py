@@ -1,0 +1,157 @@
+"""The plan for a decision: frozen steps, each with its time limit and what follows a failure.
+
+A plan is static data. It is printed by ``panicd explain``, tested as a table, and written to the
+journal whole before its first step. ``Cont`` is born here and nowhere else: after a
+``SystemReset``, and for ``ignore`` where the panic, or its dump, had stopped the guest.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import assert_never
+
+from panicd.rules.capability import Capability
+from panicd.rules.on_crash import Action
+from panicd.rules.policy import Decision, Situation
+from panicd.rules.qapi import RunState
+from panicd.rules.settings import DumpFormat, Policy, Timeouts
+
+
+class OnFailure(StrEnum):
+    """What follows a step that failed."""
+
+    CONTINUE = "continue"  # the next step is taken all the same
+    FALL_BACK = "fall-back"  # the plan ends here and the policy's fallback is decided
+    PRESERVE = "preserve"  # the plan ends here and the guest is left as it is
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that is done to a domain.
+
+    Attributes:
+        timeout: seconds until the step counts as failed.
+        on_failure: what follows then.
+    """
+
+    timeout: float
+    on_failure: OnFailure = OnFailure.FALL_BACK
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureStopped(Step):
+    """Wait for the guest to have stopped; stop it where the panic did not (``stop``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dump(Step):
+    """Write the guest's memory to a file (``dump-guest-memory``)."""
+
+    format: DumpFormat = DumpFormat.ELF
+
+
+@dataclass(frozen=True, slots=True)
+class SystemReset(Step):
+    """Reset the machine (``system_reset``); done when RESET was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cont(Step):
+    """Let the guest run (``cont``); done when ``query-status`` says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quit(Step):
+    """End QEMU by its monitor (``quit``); done when the process is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate(Step):
+    """End QEMU by SIGTERM, where it is still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill(Step):
+    """End QEMU by SIGKILL, where it is still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRelaunch(Step):
+    """Run the domain's relaunch command; done when it exits with 0."""
+
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitReturn(Step):
+    """Wait until the relaunched domain is connected again and runs."""
+
+
+AnyStep = (
+    EnsureStopped | Dump | SystemReset | Cont | Quit | Terminate | Kill | RunRelaunch | AwaitReturn
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is carried out for one decision, in this order."""
+
+    decision: Decision
+    steps: tuple[AnyStep, ...]
+
+
+def make_plan(
+    decision: Decision, policy: Policy, capability: Capability, situation: Situation
+) -> Plan:
+    """Return the steps that carry out a decision."""
+    stop = EnsureStopped(policy.timeouts.stop, OnFailure.CONTINUE)
+    if situation.run_state is None:
+        return Plan(decision, _relaunch(policy) if decision.relaunch else ())
+    dump = (_dump(policy, capability),) if decision.coredump else ()
+    match decision.action:
+        case Action.PRESERVE | Action.NONE:
+            return Plan(decision, (EnsureStopped(policy.timeouts.stop), *dump))
+        case Action.DESTROY:
+            return Plan(decision, (stop, *dump, *_end(policy.timeouts)))
+        case Action.RESTART if decision.relaunch:
+            return Plan(decision, (stop, *dump, *_end(policy.timeouts), *_relaunch(policy)))
+        case Action.RESTART:
+            again = (SystemReset(policy.timeouts.reset), Cont(policy.timeouts.resume))
+            return Plan(decision, (EnsureStopped(policy.timeouts.stop), *dump, *again))
+        case Action.IGNORE:
+            return Plan(decision, _ignore(policy, situation, dump))
+        case _:
+            assert_never(decision.action)
+
+
+def _dump(policy: Policy, capability: Capability) -> Dump:
+    wanted = policy.coredump.format
+    return Dump(
+        policy.coredump.timeout,
+        OnFailure.PRESERVE if policy.coredump.required else OnFailure.CONTINUE,
+        wanted if wanted in capability.dump_formats else DumpFormat.ELF,
+    )
+
+
+def _end(timeouts: Timeouts) -> tuple[Quit, Terminate, Kill]:
+    return (
+        Quit(timeouts.quit, OnFailure.CONTINUE),
+        Terminate(timeouts.terminate, OnFailure.CONTINUE),
+        Kill(timeouts.kill),
+    )
+
+
+def _relaunch(policy: Policy) -> tuple[AnyStep, ...]:
+    if policy.relaunch is None:
+        return ()
+    limit = policy.relaunch.timeout
+    return (RunRelaunch(limit, command=policy.relaunch.command), AwaitReturn(limit))
+
+
+def _ignore(policy: Policy, situation: Situation, dump: tuple[Dump, ...]) -> tuple[AnyStep, ...]:
+    """Return nothing for a guest that runs on; whoever else stopped it keeps it stopped."""
+    assert situation.run_state is not None
+    stop = EnsureStopped(policy.timeouts.stop)
+    stopped_by_panic = situation.run_state is RunState.GUEST_PANICKED
+    if stopped_by_panic or (dump and situation.run_state.executes):
+        return (stop, *dump, Cont(policy.timeouts.resume))
+    return (stop, *dump) if dump else ()

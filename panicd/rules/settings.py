@@ -1,0 +1,129 @@
+"""What the configuration says about a domain, as frozen values with panicd's defaults.
+
+Durations are seconds, sizes bytes. ``panicd.host.config`` reads them from a file.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from panicd.rules.on_crash import Action, OnCrash
+
+
+class PanicNotifier(StrEnum):
+    """Whether ``on_crash`` needs a panic device that somebody asked for."""
+
+    REQUIRED = "required"
+    ANY = "any"
+
+
+class DumpFormat(StrEnum):
+    """QAPI ``DumpGuestMemoryFormat``: those that QEMU can write to a pipe."""
+
+    ELF = "elf"
+    KDUMP_ZLIB = "kdump-zlib"
+    KDUMP_LZO = "kdump-lzo"
+    KDUMP_SNAPPY = "kdump-snappy"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How often a domain may be restarted.
+
+    Attributes:
+        max: restarts within ``window``; 0 allows none.
+        window: seconds.
+        min_uptime: seconds; a panic sooner than this after a restart is a crash loop.
+        then: what is done when the budget is spent.
+    """
+
+    max: int = 3
+    window: float = 24 * 3600.0
+    min_uptime: float = 120.0
+    then: Action = Action.PRESERVE
+
+
+@dataclass(frozen=True, slots=True)
+class FreeSpaceFloor:
+    """The space that a dump leaves free on its file system: the larger of the two.
+
+    Attributes:
+        size: in bytes.
+        fraction: as a share of the file system, 0 to 1.
+    """
+
+    size: int = 0
+    fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CoredumpSettings:
+    """How and where memory is dumped.
+
+    Attributes:
+        directory: where finished dumps lie, one folder a domain.
+        format: what QEMU is asked to write.
+        timeout: after this long a dump is given up.
+        keep: finished dumps kept of each domain, at least 1.
+        max_total: what the dumps of all domains may take together.
+        min_free: what stays free on the file system.
+        required: without a complete dump the guest is preserved and the action not taken.
+    """
+
+    directory: Path
+    format: DumpFormat = DumpFormat.KDUMP_ZLIB
+    timeout: float = 1800.0
+    keep: int = 2
+    max_total: int = 50 * 2**30
+    min_free: FreeSpaceFloor = FreeSpaceFloor(fraction=0.1)
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Relaunch:
+    """How a VM is started again when its QEMU can't reset it, or is gone.
+
+    Attributes:
+        command: the argument list, run without a shell.
+        timeout: for the command, and again for the domain's monitor to come back.
+    """
+
+    command: tuple[str, ...]
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each step may take before it counts as failed."""
+
+    stop: float = 2.0
+    reset: float = 10.0
+    resume: float = 10.0
+    quit: float = 10.0
+    terminate: float = 10.0
+    kill: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is configured for one domain.
+
+    Attributes:
+        coredump: how its memory is dumped.
+        on_crash: what its panic leads to.
+        fallback: what is done where that can't be obeyed: destroy, restart or preserve.
+        panic_notifier: whether ``on_crash`` needs a panic device that was asked for.
+        unrequested: what applies instead where it needs one and there is only a builtin one.
+        restart: the restart budget.
+        relaunch: how it is started anew, where that is known.
+        timeouts: of the steps.
+    """
+
+    coredump: CoredumpSettings
+    on_crash: OnCrash = OnCrash.PRESERVE
+    fallback: Action = Action.PRESERVE
+    panic_notifier: PanicNotifier = PanicNotifier.REQUIRED
+    unrequested: OnCrash = OnCrash.PRESERVE
+    restart: Budget = field(default_factory=Budget)
+    relaunch: Relaunch | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)

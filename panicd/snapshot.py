@@ -1,0 +1,128 @@
+"""The domains as they stand, as plain values: for ``status`` and ``explain``, and for a scrape.
+
+Called from the HTTP server's thread too, so it only reads, and takes the fleet's list once.
+"""
+
+from dataclasses import dataclass, replace
+
+from panicd.fleet import Domain, Fleet
+from panicd.host.metrics import DomainSample
+from panicd.rules.budget import Balance, balance
+from panicd.rules.capability import Armed, Capability
+from panicd.rules.plan import Plan, make_plan
+from panicd.rules.policy import Situation, decide
+from panicd.rules.settings import Policy
+from panicd.tally import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class DomainStatus:
+    """One domain, as ``panicd status`` shows it; empty texts where nothing is known.
+
+    Attributes:
+        domain: its name.
+        uuid: its UUID.
+        monitor: its monitor's address.
+        connected: panicd has a session with it.
+        problem: why not, where it has none.
+        since: when it came to be so, in seconds since the epoch.
+        attempts: to connect that failed in a row.
+        run_state: QEMU's.
+        qemu_version: from its greeting.
+        armed: whether a panic is known to be left to panicd.
+        panic_device: where its panic device comes from.
+        on_crash: what is configured.
+        effective_on_crash: what a panic would lead to now.
+        reason: why that.
+        restarts_left: of the restart budget.
+        incident: the id of its open incident.
+        incident_state: where that stands.
+    """
+
+    domain: str
+    uuid: str
+    monitor: str
+    connected: bool
+    problem: str
+    since: float
+    attempts: int
+    run_state: str = ""
+    qemu_version: str = ""
+    armed: str = Armed.UNKNOWN.value
+    panic_device: str = ""
+    on_crash: str = ""
+    effective_on_crash: str = ""
+    reason: str = ""
+    restarts_left: int = 0
+    incident: str = ""
+    incident_state: str = ""
+
+
+def foresee(
+    policy: Policy, capability: Capability, restarts: tuple[float, ...], now: float
+) -> Plan:
+    """Return what would be done if the domain panicked now."""
+    situation = Situation(capability.panic_leaves, None, restarts)
+    decision = decide(policy, capability, situation, now=now)
+    return make_plan(decision, policy, capability, situation)
+
+
+def domain_status(domain: Domain, tally: Tally, now: float) -> DomainStatus:
+    """Return how a domain stands."""
+    chronicle, session, policy = domain.chronicle, domain.session, domain.policy
+    known = DomainStatus(
+        domain=domain.name,
+        uuid=domain.uuid,
+        monitor=domain.address,
+        connected=session is not None,
+        problem=domain.problem,
+        since=domain.since,
+        attempts=domain.attempts,
+    )
+    if session is None or policy is None:
+        return known
+    capability = session.capability
+    plan = foresee(policy, capability, tally.restarts(domain.key), now)
+    return replace(
+        known,
+        run_state=session.run_state,
+        qemu_version=".".join(map(str, capability.version)),
+        armed=capability.armed,
+        panic_device=capability.panic_device,
+        on_crash=policy.on_crash,
+        effective_on_crash=plan.decision.effective,
+        reason=plan.decision.reason,
+        restarts_left=budget_of(domain, tally, now).left,
+        incident=chronicle.incident.id if chronicle else "",
+        incident_state=chronicle.incident.state if chronicle else "",
+    )
+
+
+def budget_of(domain: Domain, tally: Tally, now: float) -> Balance:
+    """Return what is left of a connected domain's restart budget."""
+    assert domain.policy is not None
+    return balance(domain.policy.restart, tally.restarts(domain.key), now)
+
+
+def domain_samples(fleet: Fleet, tally: Tally, now: float) -> list[DomainSample]:
+    """Return every domain's figures for a scrape."""
+    return [_sample(domain, tally, now) for domain in list(fleet.domains.values())]
+
+
+def _sample(domain: Domain, tally: Tally, now: float) -> DomainSample:
+    status, totals = domain_status(domain, tally, now), tally.domain(domain.key)
+    return DomainSample(
+        domain=status.domain,
+        up=status.connected,
+        armed=status.connected and status.armed == Armed.YES,
+        panicked=bool(status.incident),
+        held=False,
+        panics=totals.panics,
+        restarts=totals.restarts,
+        action_failures=totals.action_failures,
+        uuid=status.uuid,
+        on_crash=status.on_crash,
+        effective_on_crash=status.effective_on_crash,
+        panic_device=status.panic_device,
+        qemu_version=status.qemu_version,
+    )

@@ -1,0 +1,174 @@
+"""What a clone is set up and checked with: Makefile, .ci/, the pinned requirements."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+RUNTIME_PINS = ROOT / "config/requirements.txt"
+TEST_PINS = ROOT / "tests/requirements.txt"
+NOBODY = 65534
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Return name -> version; a line that is not an exact pin fails here."""
+    versions: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        text = line.partition("#")[0].strip()
+        if text:
+            requirement = Requirement(text)
+            (specifier,) = requirement.specifier
+            assert specifier.operator == "==", line
+            versions[canonicalize_name(requirement.name)] = specifier.version
+    return versions
+
+
+def project() -> dict[str, list[str]]:
+    """Return the requirements that each pin file has to satisfy."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    runtime = document["project"]["dependencies"]
+    test = document["project"]["optional-dependencies"]["test"]
+    return {
+        "config/requirements.txt": runtime,
+        "tests/requirements.txt": runtime + test + document["build-system"]["requires"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "requirement"),
+    [(path, requirement) for path, listed in project().items() for requirement in listed],
+)
+def test_each_dependency_is_pinned_within_its_bounds(path: str, requirement: str) -> None:
+    wanted = Requirement(requirement)
+
+    pinned = pins(ROOT / path).get(canonicalize_name(wanted.name))
+
+    assert pinned is not None, f"{wanted.name} is not in {path}: run `make requirements`"
+    assert wanted.specifier.contains(pinned, prereleases=True), "run `make requirements`"
+
+
+def test_the_tests_run_with_what_is_shipped() -> None:
+    assert pins(RUNTIME_PINS).items() <= pins(TEST_PINS).items()
+
+
+@pytest.mark.parametrize("path", [RUNTIME_PINS, TEST_PINS], ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("forbidden", ["://", "file:", "--index-url", "--find-links", " @ "])
+def test_pins_name_no_place_to_fetch_from(path: Path, forbidden: str) -> None:
+    assert forbidden not in path.read_text()
+
+
+@pytest.mark.parametrize("target", ["help", "test", "demo", "lint", "requirements", "clean"])
+def test_make_target_exists(target: str) -> None:
+    dry_run = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert dry_run.returncode == 0, dry_run.stderr
+
+
+def test_make_test_sets_up_and_passes_arguments_to_pytest() -> None:
+    dry_run = subprocess.run(
+        ["make", "--dry-run", "test", "ARGS=-k policy"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert dry_run.stdout.splitlines() == [
+        ".ci/setup test",
+        ".venv/bin/python -m pytest -k policy",
+    ]
+
+
+@pytest.mark.parametrize("script", ["run", "setup", "install"])
+def test_script_can_be_run(script: str) -> None:
+    path = ROOT / ".ci" / script
+
+    assert os.access(path, os.X_OK)
+    assert "set -euo pipefail" in path.read_text()
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_ci_runs_make_test_last() -> None:
+    # Last and without a pipe, so that its exit status and pytest's summary line are the run's.
+    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "make --no-print-directory test"
+
+
+@pytest.fixture
+def foreign_clone() -> Iterator[Path]:
+    """A copy of what set-up reads that a user other than root can read and not write."""
+    with tempfile.TemporaryDirectory(prefix="panicd-clone-") as name:
+        clone = Path(name)
+        clone.chmod(0o755)
+        for path in (".ci/setup", ".ci/install", "pyproject.toml"):
+            (clone / path).parent.mkdir(exist_ok=True, mode=0o755)
+            shutil.copy(ROOT / path, clone / path)
+            (clone / path).chmod(0o755)
+        yield clone
+
+
+def set_up_as_another_user(
+    clone: Path, purpose: str, *, present: frozenset[str]
+) -> subprocess.CompletedProcess[str]:
+    """Run .ci/setup without root's rights, on a PATH with the shell's needs and `present`."""
+    programs = clone / "bin"
+    programs.mkdir(mode=0o755)
+    for name in ("bash", "dirname", "env"):
+        (programs / name).symlink_to(shutil.which(name) or f"/bin/{name}")
+    for name in present:
+        (programs / name).write_text("#!/bin/bash\nexit 0\n")
+        (programs / name).chmod(0o755)
+    return subprocess.run(
+        [clone / ".ci/setup", purpose],
+        env={"PATH": str(programs)},
+        user=NOBODY if os.geteuid() == 0 else None,
+        extra_groups=[] if os.geteuid() == 0 else None,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize(
+    ("purpose", "present", "missing"),
+    [
+        ("demo", frozenset({"python3"}), "qemu-system-x86"),
+        ("demo", frozenset({"qemu-system-x86_64"}), "python3 python3-venv"),
+        ("demo", frozenset[str](), "python3 python3-venv qemu-system-x86"),
+        (
+            "test",
+            frozenset({"python3", "systemd-analyze"}),
+            "qemu-system-x86 prometheus busybox-static",
+        ),
+    ],
+)
+def test_another_user_is_told_exactly_what_is_missing(
+    foreign_clone: Path, purpose: str, present: frozenset[str], missing: str
+) -> None:
+    told = set_up_as_another_user(foreign_clone, purpose, present=present)
+
+    assert told.returncode == 1
+    assert told.stderr.splitlines() == [
+        f"panicd's set-up: these Debian packages are missing: {missing}",
+        "Install them, as root, with:",
+        f"  apt-get install --no-install-recommends {missing}",
+    ]
+
+
+def test_setup_refuses_an_unknown_purpose() -> None:
+    refused = subprocess.run(
+        [ROOT / ".ci/setup", "everything"], capture_output=True, text=True, check=False
+    )
+
+    assert (refused.returncode, refused.stderr) == (2, "usage: .ci/setup test | demo\n")
