@@ -1,6 +1,6 @@
 """What the daemon answers on its control socket: plain values that JSON can hold."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 
@@ -10,11 +10,14 @@ from panicd.fleet import Domain
 from panicd.host.config import ConfigError
 from panicd.host.control import RefusedError, Request
 from panicd.host.journal import JournalError
+from panicd.operators import Operators
+from panicd.responder import Services
 from panicd.rules.incident import Incident
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
 from panicd.rules.plan import AnyStep, Plan
 from panicd.rules.policy import EXPLANATIONS
 from panicd.snapshot import budget_of, domain_status, foresee
-from panicd.supervisor import Services
 
 
 class Api:
@@ -22,11 +25,16 @@ class Api:
 
     Args:
         services: the daemon's.
+        operators: carries out what operators ask.
         reload: reads the configuration anew; raises ConfigError and changes nothing on a bad one.
     """
 
-    def __init__(self, services: Services, reload: Callable[[], object]) -> None:
+    def __init__(
+        self, services: Services, operators: Operators, reload: Callable[[], Awaitable[None]]
+    ) -> None:
         self._services = services
+        self._keeping = services.keeping
+        self._operators = operators
         self._reload = reload
 
     async def handle(self, request: Request) -> object:
@@ -43,6 +51,12 @@ class Api:
                 return self._explain(self._domain(_text(arguments, "domain")))
             case "incidents":
                 return await self._incidents(arguments)
+            case "hold" | "unhold":
+                return await self._hold(request)
+            case "release" | "act":
+                return await self._act(request)
+            case "ack":
+                return await self._acknowledge(request)
             case "reload":
                 return await self._reload_config()
             case _:
@@ -50,12 +64,15 @@ class Api:
 
     def _status(self) -> object:
         services = self._services
-        now = services.clock()
+        now = self._keeping.clock()
         return {
             "now": now,
-            "journal_fault": services.journal.fault,
+            "journal_fault": self._keeping.journal.fault,
+            "journal_damaged": services.unrecorded(),
+            "storm": services.storm.rages(now),
+            "dry_run": services.dry_run,
             "domains": [
-                asdict(domain_status(domain, services.tally, now))
+                asdict(domain_status(domain, self._keeping.tally, services.holds, now))
                 for domain in sorted(services.fleet.domains.values(), key=lambda d: d.name)
             ],
             "waiting": [incident_view(c.incident) for c in services.waiting.chronicles],
@@ -69,14 +86,14 @@ class Api:
 
     def _explain(self, domain: Domain) -> object:
         services, session, policy = self._services, domain.session, domain.policy
-        now = services.clock()
-        status = asdict(domain_status(domain, services.tally, now))
+        now = self._keeping.clock()
+        status = asdict(domain_status(domain, self._keeping.tally, services.holds, now))
         if session is None or policy is None:
             return {"status": status, "plan": None}
-        plan = foresee(policy, session.capability, services.tally.restarts(domain.key), now)
+        plan = foresee(policy, session.capability, self._keeping.tally.restarts(domain.key), now)
         return {
             "status": status,
-            "budget": asdict(budget_of(domain, services.tally, now)),
+            "budget": asdict(budget_of(domain, self._keeping.tally, now)),
             "device_types": list(session.capability.device_types),
             "plan": plan_view(plan),
         }
@@ -84,7 +101,7 @@ class Api:
     async def _incidents(self, arguments: Mapping[str, object]) -> object:
         limit = arguments.get("limit", 20)
         read = partial(
-            self._services.journal.incidents,
+            self._keeping.journal.incidents,
             domain=_text(arguments, "domain") if "domain" in arguments else None,
             open_only=arguments.get("open") is True,
             limit=limit if isinstance(limit, int) else 20,
@@ -95,9 +112,56 @@ class Api:
             raise RefusedError("journal", str(error)) from error
         return [incident_view(incident) for incident in incidents]
 
+    async def _hold(self, request: Request) -> object:
+        name = _text(request.arguments, "domain")
+        seconds = request.arguments.get("for")
+        until = self._keeping.clock() + seconds if isinstance(seconds, int | float) else None
+        await self._operators.hold(self._operation(request, self._key(name), until))
+        return {"domain": name, "until": until}
+
+    async def _act(self, request: Request) -> object:
+        domain = self._domain(_text(request.arguments, "domain"))
+        action = None
+        detail = ""
+        if request.command == "act":
+            detail = _text(request.arguments, "action")
+            try:
+                action = OnCrash(detail)
+            except ValueError:
+                allowed = ", ".join(OnCrash)
+                raise RefusedError("bad-request", f"action: expected one of {allowed}") from None
+        operation = self._operation(request, domain.key, detail=detail)
+        done = await self._operators.act(domain, operation, action)
+        return {"domain": domain.name, "done": done}
+
+    async def _acknowledge(self, request: Request) -> object:
+        incident_id = _text(request.arguments, "incident")
+        operation = self._operation(request, "", detail=incident_id)
+        await self._operators.acknowledge(incident_id, operation)
+        return {"incident": incident_id}
+
+    def _key(self, name: str) -> str:
+        if name == EVERY_DOMAIN:
+            return name
+        domain = self._services.fleet.by_name(name)
+        return domain.key if domain is not None else name
+
+    def _operation(
+        self, request: Request, key: str, until: float | None = None, detail: str = ""
+    ) -> Operation:
+        return Operation(
+            at=self._keeping.clock(),
+            uid=request.peer.uid,
+            kind=OperationKind(request.command),
+            domain=key,
+            why=_text(request.arguments, "why"),
+            until=until,
+            detail=detail,
+        )
+
     async def _reload_config(self) -> object:
         try:
-            self._reload()
+            await self._reload()
         except ConfigError as error:
             raise RefusedError("config", str(error)) from error
         return {}

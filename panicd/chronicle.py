@@ -6,26 +6,34 @@ makes everything noted durable. Whatever changes a guest commits before it does.
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, assert_never
 
-from panicd.executor import StepResult
-from panicd.host.journal import Journal
+import trio
+
+from panicd.host.journal import Journal, JournalError
 from panicd.host.logs import get_logger
 from panicd.rules.incident import (
+    Acknowledged,
     AnyEntry,
+    Asked,
     Closed,
     Decided,
+    Enforced,
     Incident,
+    Observed,
     Opened,
     Outcome,
     Repeated,
     Settled,
     StepBegun,
     StepEnded,
+    StepResult,
     apply,
 )
 from panicd.rules.policy import EXPLANATIONS
+from panicd.rules.settings import JournalFailure
 from panicd.tally import Tally
 
 Clock = Callable[[], float]
@@ -34,33 +42,47 @@ Clock = Callable[[], float]
 REPEATS_EVERY: Final = 1.0  # seconds between two entries about repeated panics
 
 
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What every chronicle is kept with.
+
+    Attributes:
+        journal: where entries are made durable.
+        tally: what counts them.
+        clock: what time it is, in seconds since the epoch.
+        journal_failure: what becomes of panics while the journal can't be written.
+    """
+
+    journal: Journal
+    tally: Tally
+    clock: Clock
+    journal_failure: Callable[[], JournalFailure]
+
+
 class Chronicle:
     """The record of one incident.
 
     Args:
         incident: as it stands.
-        journal: where it is kept.
-        tally: what counts it.
-        clock: what time it is.
+        keeping: what it is kept with.
 
     Attributes:
         incident: as it stands now.
     """
 
-    def __init__(self, incident: Incident, journal: Journal, tally: Tally, clock: Clock) -> None:
+    def __init__(self, incident: Incident, keeping: Keeping) -> None:
         self.incident = incident
-        self._journal = journal
-        self._tally = tally
-        self._clock = clock
+        self._keeping = keeping
         self._pending: list[AnyEntry] = []
+        self._committing = trio.Lock()  # so that nobody returns while his entries are on their way
         self._repeats = 0
         self._repeats_noted_at = 0.0
         self._log = get_logger(domain=incident.opened.domain, incident=incident.id)
 
     @classmethod
-    def open(cls, opened: Opened, journal: Journal, tally: Tally, clock: Clock) -> "Chronicle":
+    def open(cls, opened: Opened, keeping: Keeping) -> "Chronicle":
         """Begin the record of a new incident."""
-        chronicle = cls(Incident(new_id(opened.at), opened), journal, tally, clock)
+        chronicle = cls(Incident(new_id(opened.at), opened), keeping)
         chronicle._add(None, opened)
         return chronicle
 
@@ -77,37 +99,52 @@ class Chronicle:
     async def commit(self) -> None:
         """Return when everything noted is durable.
 
+        Where it can't be written, the configuration says whether to go on without; what was noted
+        is written with what is noted next.
+
         Raises:
-            JournalError: it could not be written.
+            JournalError: it could not be written, and panicd is not to act without.
         """
-        if self._pending:
-            entries, self._pending = self._pending, []
-            await self._journal.append(self.incident.id, *entries)
+        async with self._committing:
+            if self._pending:
+                entries, self._pending = self._pending, []
+                try:
+                    await self._keeping.journal.append(self.incident.id, *entries)
+                except JournalError as error:
+                    self._pending = [*entries, *self._pending]
+                    self._log.error("the journal can't be written", problem=str(error))
+                    if self._keeping.journal_failure() is JournalFailure.PRESERVE:
+                        raise
+
+    @property
+    def now(self) -> float:
+        """What time it is, in seconds since the epoch."""
+        return self._keeping.clock()
 
     def begin(self, index: int) -> None:
         """Note that a step begins."""
-        self.note(StepBegun(self._clock(), index))
+        self.note(StepBegun(self._keeping.clock(), index))
 
     def end(self, index: int, result: StepResult) -> None:
         """Note how a step ended."""
-        self.note(StepEnded(self._clock(), index, result.outcome, result.detail))
+        self.note(StepEnded(self._keeping.clock(), index, result.outcome, result.detail))
 
     def repeat(self, count: int) -> None:
         """Count more panics; they are noted once in ``REPEATS_EVERY`` seconds, none is lost."""
         self._repeats += count
-        if self._clock() - self._repeats_noted_at >= REPEATS_EVERY:
+        if self._keeping.clock() - self._repeats_noted_at >= REPEATS_EVERY:
             self.note_repeats()
 
     def note_repeats(self) -> None:
         """Note the panics that were counted since the last time."""
         if self._repeats:
             count, self._repeats = self._repeats, 0
-            self._repeats_noted_at = self._clock()
+            self._repeats_noted_at = self._keeping.clock()
             self.note(Repeated(self._repeats_noted_at, count))
 
     def _add(self, before: Incident | None, entry: AnyEntry) -> None:
         self._pending.append(entry)
-        self._tally.count(before, entry)
+        self._keeping.tally.count(before, entry)
         self._tell(entry)
 
     def _tell(self, entry: AnyEntry) -> None:
@@ -136,8 +173,18 @@ class Chronicle:
                 tell("step ended", step=self._step_name(index), outcome=outcome, detail=detail)
             case Settled(state=state):
                 log.info("incident stays open", state=state)
+            case Asked(uid=uid, what=what, why=why):
+                log.info("operator asked", uid=uid, what=what, why=why)
+            case Acknowledged(uid=uid, why=why):
+                log.info("incident acknowledged", uid=uid, why=why)
+            case Observed(what=what):
+                log.info("seen", what=what)
+            case Enforced():
+                log.warning("somebody resumed the panicked guest: stopped again")
             case Closed(ending=ending, detail=detail):
                 log.info("incident closed", ending=ending, detail=detail)
+            case _:
+                assert_never(entry)
 
     def _step_name(self, index: int) -> str:
         assert self.incident.plan is not None

@@ -1,6 +1,7 @@
 """The commands. Exit status: 0 done, 1 failed, 2 bad usage or configuration."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -14,10 +15,13 @@ from panicd import __version__, render
 from panicd.host import config as configuration
 from panicd.host.config import Config, ConfigError, Places
 from panicd.host.control import DaemonUnreachableError, RefusedError, call
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.operation import EVERY_DOMAIN
 from panicd.rules.qemu_args import qemu_arguments
 
 FAILED: Final = 1
 BAD_USAGE: Final = 2  # also click's own
+SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 P = ParamSpec("P")
@@ -57,13 +61,15 @@ class Context:
         """Return the daemon's answer, or say why there is none and exit with 1."""
         try:
             return call(self.socket, command, arguments)
-        except (DaemonUnreachableError, RefusedError) as error:
+        except DaemonUnreachableError as error:
             _fail(str(error))
+        except RefusedError as error:
+            _fail(str(error), BAD_USAGE if error.kind == "config" else FAILED)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = FAILED) -> NoReturn:
     click.echo(f"panicd: {message}", err=True)
-    sys.exit(FAILED)
+    sys.exit(status)
 
 
 def _json_option(
@@ -127,6 +133,7 @@ def main(context: click.Context, config_file: Path, socket: Path | None) -> None
       panicd run                        the daemon
       panicd status                     what it sees
       panicd explain web-1              what a panic of web-1 would lead to, and why
+      panicd hold web-1 --why "…"       leave web-1 alone for now
     """  # noqa: D301 - \b is click's, not an escape
     context.obj = Context(config_file, socket)
 
@@ -138,8 +145,11 @@ def main(context: click.Context, config_file: Path, socket: Path | None) -> None
     default="info",
     show_default=True,
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Decide, record and report, and do nothing to any VM."
+)
 @click.pass_obj
-def run(context: Context, log_level: str) -> None:
+def run(context: Context, log_level: str, dry_run: bool) -> None:
     """Run the daemon, in the foreground.
 
     It logs to standard error, one JSON object a line; under systemd, fields to the journal. SIGHUP
@@ -156,7 +166,7 @@ def run(context: Context, log_level: str) -> None:
     config = context.load()
     configure(level=log_level)
     try:
-        daemon = Daemon(context.config_file, config)
+        daemon = Daemon(context.config_file, config, dry_run=dry_run)
         trio.run(daemon.run)
     except* (ControlSocketError, HttpBindError, JournalError, OSError) as errors:
         _fail("; ".join(str(error) for error in errors.exceptions))
@@ -171,10 +181,13 @@ def check(context: Context) -> None:
 
 
 @main.command()
+@click.option("--watch", is_flag=True, help="Show it anew every second, until interrupted.")
 @_json_option
-def status(context: Context) -> tuple[object, Callable[[], None]]:
+def status(context: Context, watch: bool) -> tuple[object, Callable[[], None]]:
     """Show every domain: whether it is armed, what a panic would lead to, what is open."""
     answer = cast("render.Answer", context.ask("status"))
+    if watch:
+        return answer, lambda: render.watch(lambda: cast("render.Answer", context.ask("status")))
     return answer, lambda: render.status(answer)
 
 
@@ -202,6 +215,64 @@ def incidents(
     wanted = {"domain": domain} if domain else {}
     answer = context.ask("incidents", **wanted, open=open_only, limit=limit)
     return answer, lambda: render.incidents(cast("list[render.Answer]", answer))
+
+
+WHY: Final = click.option("--why", required=True, help="The reason; it is kept in the journal.")
+
+
+@main.command()
+@click.argument("domain", required=False, shell_complete=_domain_names)
+@click.option("--all", "whole_host", is_flag=True, help="Every domain: maintenance of the host.")
+@click.option("--for", "duration", metavar="2h", callback=lambda _c, _p, text: _duration(text))
+@WHY
+@click.pass_obj
+def hold(
+    context: Context, domain: str | None, whole_host: bool, duration: float | None, why: str
+) -> None:
+    """Suspend automation for DOMAIN: its panics are recorded, and nothing is done about them.
+
+    It ends by `panicd unhold`, or by itself when its time is over; then what is due is done. It
+    survives a restart of the daemon.
+    """
+    context.ask("hold", domain=_held(domain, whole_host), why=why, **{"for": duration})
+
+
+@main.command()
+@click.argument("domain", required=False, shell_complete=_domain_names)
+@click.option("--all", "whole_host", is_flag=True, help="End the maintenance of the host.")
+@WHY
+@click.pass_obj
+def unhold(context: Context, domain: str | None, whole_host: bool, why: str) -> None:
+    """End a hold: what is due is done at once."""
+    context.ask("unhold", domain=_held(domain, whole_host), why=why)
+
+
+@main.command()
+@click.argument("domain", shell_complete=_domain_names)
+@WHY
+@click.pass_obj
+def release(context: Context, domain: str, why: str) -> None:
+    """Let the panicked guest of DOMAIN run as it is (`cont`). Only `release` ever does that."""
+    _tell_done(context.ask("release", domain=domain, why=why))
+
+
+@main.command()
+@click.argument("domain", shell_complete=_domain_names)
+@click.argument("action", type=click.Choice([str(value) for value in OnCrash]))
+@WHY
+@click.pass_obj
+def act(context: Context, domain: str, action: str, why: str) -> None:
+    """Apply ACTION to the panicked guest of DOMAIN, whatever its policy, budget or hold say."""
+    _tell_done(context.ask("act", domain=domain, action=action, why=why))
+
+
+@main.command()
+@click.argument("incident")
+@WHY
+@click.pass_obj
+def ack(context: Context, incident: str, why: str) -> None:
+    """Note that INCIDENT was looked at."""
+    context.ask("ack", incident=incident, why=why)
 
 
 @main.command()
@@ -273,6 +344,26 @@ def demo(context: click.Context) -> None:
     from panicd.demo.story import tell  # noqa: PLC0415 - slow to load
 
     context.exit(tell())
+
+
+def _held(domain: str | None, whole_host: bool) -> str:
+    if (domain is None) is not whole_host:
+        raise click.UsageError("give a DOMAIN, or --all for the whole host")
+    return EVERY_DOMAIN if domain is None else domain
+
+
+def _tell_done(answer: object) -> None:
+    if not cast("render.Answer", answer)["done"]:
+        click.echo("It goes on; see `panicd incidents`.")
+
+
+def _duration(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)([smhd])", text)
+    if match is None or int(match[1]) == 0:
+        raise click.BadParameter("expected a duration such as 90s, 30m, 2h or 1d")
+    return int(match[1]) * SECONDS[match[2]]
 
 
 def _version(text: str) -> tuple[int, int, int]:

@@ -21,8 +21,9 @@ from panicd.qemu.monitor import MonitorError, open_monitor
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
+from panicd.responder import Services
 from panicd.rules.command_line import parse_command_line
-from panicd.supervisor import Services, Supervisor
+from panicd.supervisor import Supervisor
 
 GREETING_TIMEOUT: Final = 5.0  # seconds; QEMU greets within a millisecond unless it is taken
 FIRST_RETRY: Final = 0.02  # seconds: a socket is bound a moment before it is listened on
@@ -71,8 +72,12 @@ class Connector:
         self._services = services
         self._supervisors: dict[str, Supervisor] = {}
 
+    def supervisor_of(self, domain: Domain) -> Supervisor | None:
+        """Return who looks after a domain; None while it is not connected."""
+        return self._supervisors.get(domain.address)
+
     def reload(self) -> None:
-        """Have every domain take its policy anew."""
+        """Have every domain's policy and holds looked up anew."""
         for supervisor in self._supervisors.values():
             supervisor.reload()
 
@@ -119,7 +124,7 @@ class Connector:
     async def _keep(self, path: Path, paths: dict[Path, _Dialled]) -> None:
         """Dial one path again and again until it is gone."""
         services, dialled, backoff = self._services, paths[path], Backoff()
-        domain = services.fleet.add(str(path), path.stem, services.clock())
+        domain = services.fleet.add(str(path), path.stem, services.keeping.clock())
         try:
             while dialled.present:
                 dialled.retry = trio.Event()
@@ -137,7 +142,7 @@ class Connector:
     async def _take(self, sock: socket.socket, address: str) -> None:
         """Look after one VM that dialled in, until its connection ends."""
         services = self._services
-        domain = services.fleet.add(address, Path(address).name, services.clock())
+        domain = services.fleet.add(address, Path(address).name, services.keeping.clock())
 
         async def accepted() -> socket.socket:
             return sock
@@ -149,18 +154,20 @@ class Connector:
 
     async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> None:
         """Look after a domain through one connection; say why there is none, or none any more."""
-        log = get_logger(monitor=domain.address, domain=domain.name)
         try:
             await self._look_after(domain, await connect())
             problem = "the connection ended"
-        except (MonitorError, OSError) as error:
+        except MonitorError as error:
             problem = str(error)
+        except OSError as error:
+            problem = error.strerror or str(error)
         except JournalError as error:
             problem = f"the journal can't be written: {error}"
         connected = not domain.problem
-        domain.since = self._services.clock() if connected else domain.since
+        domain.since = self._services.keeping.clock() if connected else domain.since
         domain.attempts = 1 if connected else domain.attempts + 1
         if problem != domain.problem:  # a monitor that stays away is told of once
+            log = get_logger(monitor=domain.address, domain=domain.name)
             log.warning("monitor is not connected", reason=problem)
         domain.problem = problem
 
@@ -169,14 +176,16 @@ class Connector:
         supervisor = Supervisor(services, domain)
         with Peer.of(sock) as peer:
             async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
-                arguments = peer.command_line()
+                arguments = peer.command_line() if peer.is_qemu() else None
                 command_line = parse_command_line(arguments) if arguments else None
-                answers = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT)
+                answers = await probe(
+                    monitor, command_line, timeout=ANSWER_TIMEOUT, arm=not services.dry_run
+                )
                 session = Session.from_probe(monitor, peer, answers, supervisor.listen)
                 services.fleet.identify(domain, session.name, session.uuid)
                 if domain.attempts or domain.problem != CONNECTING:
                     services.metrics.monitor_reconnects.inc()
-                domain.since, domain.problem, domain.attempts = services.clock(), "", 0
+                domain.since, domain.problem, domain.attempts = services.keeping.clock(), "", 0
                 get_logger(monitor=domain.address, domain=domain.name).info(
                     "domain connected",
                     uuid=session.uuid,

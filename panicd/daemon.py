@@ -1,6 +1,7 @@
 """The daemon: everything wired together, from start to stop."""
 
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,29 +12,41 @@ from prometheus_client import CollectorRegistry
 
 from panicd import __version__
 from panicd.api import Api
-from panicd.chronicle import Chronicle
+from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
 from panicd.fleet import Fleet
 from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Listen, load
 from panicd.host.http import build_app, serve_http
-from panicd.host.journal import Journal
+from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.logs import get_logger
-from panicd.host.metrics import Metrics
+from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
+from panicd.operators import Operators
+from panicd.orphans import take_up_orphans
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.dump_directory import space
 from panicd.qemu.monitor import event_loop, pulse
+from panicd.responder import Services
 from panicd.rules.incident import Source
 from panicd.rules.on_crash import Action
+from panicd.rules.operation import Holds
 from panicd.rules.policy import FALLBACK_REASONS
+from panicd.rules.settings import JournalFailure
 from panicd.snapshot import domain_samples
-from panicd.supervisor import Services
+from panicd.storm_breaker import StormBreaker
 from panicd.tally import FOREIGN_ACTIONS, Tally
 from panicd.waiting import WaitingRoom
 
 JOURNAL: Final = "journal.sqlite3"
-DUMPS_AT_ONCE: Final = 2
+AT_START_ONLY: Final = (
+    "metrics_listen",
+    "state_directory",
+    "control_socket",
+)
+SWITCH_INTERVAL: Final = 0.0005  # seconds (sys.setswitchinterval)
+LAST_WORDS: Final = 2.0  # seconds that writing the last entries may take at the end
+PRUNE_EVERY: Final = 24 * 3600.0  # seconds
 PULSE_EVERY: Final = 5.0  # seconds
 WEDGED_AFTER: Final = 15.0  # seconds without a pulse after which /healthz says so
 
@@ -44,13 +57,18 @@ class Daemon:
     Args:
         config_file: the configuration, read again on reload.
         config: as read from it.
+        dry_run: decide and record, and do nothing to any VM.
+
+    Raises:
+        JournalError: the journal can't be opened; a damaged one is set aside instead.
     """
 
-    def __init__(self, config_file: Path, config: Config) -> None:
+    def __init__(self, config_file: Path, config: Config, *, dry_run: bool) -> None:
         self._config_file = config_file
         self._config = config
-        self._journal = Journal.open(config.state_directory / JOURNAL)
+        self._journal, self._unrecorded = _open_journal(config.state_directory / JOURNAL)
         self._fleet = Fleet()
+        self._holds = Holds(self._journal.operations())
         self._metrics = Metrics(
             CollectorRegistry(),
             version=__version__,
@@ -59,10 +77,15 @@ class Daemon:
             reasons=FALLBACK_REASONS,
             foreign_actions=FOREIGN_ACTIONS.values(),
             dump_failure_reasons=DumpFailure,
-            domains=lambda: domain_samples(self._fleet, self._tally, time.time()),
+            domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
+        self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
+        self._metrics.journal_healthy.set_function(self._journal_healthy)
+        self._metrics.storm.set_function(lambda: self._storm.rages(time.time()))
+        self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
+        self._dry_run = dry_run
         self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
         self._pulse_at = time.monotonic()
 
@@ -73,52 +96,98 @@ class Daemon:
             ControlSocketError: the control socket can't be made.
             HttpBindError: the metrics address can't be listened on.
         """
+        # A scrape renders in a thread of its own; at the default of 5 ms it would hold up panics.
+        sys.setswitchinterval(SWITCH_INTERVAL)
         with self._journal:
             async with event_loop(), trio.open_nursery() as nursery:
-                waiting = WaitingRoom(nursery, time.time)
-                services = Services(
-                    config=lambda: self._config,
-                    journal=self._journal,
-                    metrics=self._metrics,
-                    fleet=self._fleet,
-                    clock=time.time,
-                    dumps=trio.CapacityLimiter(DUMPS_AT_ONCE),
-                    tally=self._tally,
-                    waiting=waiting,
-                )
-                for incident in self._journal.load_open():
-                    waiting.park(Chronicle(incident, self._journal, self._tally, time.time))
+                services = self._services(nursery)
+                await take_up_orphans(services)
                 self._connector = Connector(services)
                 self._nursery = nursery
-                api = Api(services, self.reload)
+                operators = Operators(services, self._connector)
+                api = Api(services, operators, self.reload)
                 await nursery.start(control.serve, self._config.control_socket, api.handle)
                 await nursery.start(self._serve_http)
                 self._loaded()
                 self._start_monitors()
+                nursery.start_soon(operators.run)
+                nursery.start_soon(self._prune)
                 nursery.start_soon(self._feed_watchdog)
                 notify(READY=1, STATUS=f"{len(self._config.monitors)} monitor sources")
                 await self._until_told_to_stop()
                 notify(STOPPING=1)
                 nursery.cancel_scope.cancel()
-            for chronicle in waiting.chronicles:
-                await chronicle.commit()
+            await self._write_the_rest(services.waiting)
 
-    def reload(self) -> None:
+    def _services(self, nursery: trio.Nursery) -> Services:
+        """Make what the domains share, with the incidents that are open."""
+        keeping = Keeping(
+            self._journal, self._tally, time.time, lambda: self._config.journal_failure
+        )
+        waiting = WaitingRoom(nursery, time.time)
+        for incident in self._journal.load_open():
+            waiting.park(Chronicle(incident, keeping))
+        return Services(
+            config=lambda: self._config,
+            keeping=keeping,
+            metrics=self._metrics,
+            fleet=self._fleet,
+            waiting=waiting,
+            holds=self._holds,
+            storm=self._storm,
+            dumps=self._dumps,
+            unrecorded=self._must_wait_out,
+            dry_run=self._dry_run,
+        )
+
+    async def _write_the_rest(self, waiting: WaitingRoom) -> None:
+        """Make durable what the domains' tasks had noted when they were told to stop."""
+        with trio.move_on_after(LAST_WORDS):
+            for chronicle in waiting.chronicles:
+                with suppress(JournalError):  # told of where it is found
+                    await chronicle.commit()
+
+    async def _prune(self) -> None:
+        """Remove incidents that are older than they are to be kept, once a day."""
+        while True:
+            try:
+                removed = await self._journal.prune(time.time() - self._config.journal_keep)
+            except JournalError as error:
+                get_logger().warning("old incidents could not be removed", problem=str(error))
+            else:
+                if removed:
+                    get_logger().info("old incidents removed", count=len(removed))
+            await trio.sleep(PRUNE_EVERY)
+
+    def _must_wait_out(self) -> bool:
+        """Whether the journal was damaged, and nothing destructive is to be done without it."""
+        wait = self._config.journal_failure is JournalFailure.PRESERVE
+        return wait and self._unrecorded is not None and self._unrecorded.exists()
+
+    def _journal_healthy(self) -> bool:
+        damaged = self._unrecorded is not None and self._unrecorded.exists()
+        return self._journal.fault is None and not damaged
+
+    def _domain_samples(self) -> list[DomainSample]:
+        return domain_samples(self._fleet, self._tally, self._holds, time.time())
+
+    async def reload(self) -> None:
         """Read the configuration anew, and put it in force, all or nothing.
 
         Raises:
             ConfigError: it is bad, and the old one stays in force.
         """
         try:
-            config = load(self._config_file)
+            config = await trio.to_thread.run_sync(load, self._config_file)
         except ConfigError as error:
             self._metrics.config_last_reload_successful.set(0)
-            get_logger().error("configuration refused", mistakes=str(error))
+            get_logger().warning("configuration refused", mistakes=str(error))
             raise
-        for key in ("metrics_listen", "state_directory", "control_socket"):
+        for key in AT_START_ONLY:
             if getattr(config, key) != getattr(self._config, key):
                 get_logger().warning("takes effect at the next start", key=key)
         self._config = config
+        self._dumps.total_tokens = config.coredumps_at_once
         self._loaded()
         self._start_monitors()
         self._connector.reload()
@@ -177,7 +246,7 @@ class Daemon:
                     get_logger().info("stopping", signal=signal.Signals(number).name)
                     return
                 with suppress(ConfigError):  # told of, and counted, where it is found
-                    self.reload()
+                    await self.reload()
 
     def _coredump_free_bytes(self) -> int | None:
         directory = self._config.defaults.coredump.directory
@@ -186,3 +255,33 @@ class Daemon:
             return space(existing).available
         except OSError:
             return None
+
+
+def _open_journal(path: Path) -> tuple[Journal, Path | None]:
+    """Open the journal; set a damaged one aside, loudly, and begin a new one.
+
+    Returns:
+        The journal, and where the latest damaged one lies, for as long as it does: whoever has
+        looked at it moves it away, and so says that panicd may act again.
+
+    Raises:
+        JournalError: it can't be opened.
+    """
+    try:
+        journal = _readable_journal(path)
+    except JournalDamagedError as error:
+        aside = Journal.set_aside(path)
+        get_logger().critical("the journal is damaged", problem=str(error), set_aside=str(aside))
+        return Journal.open(path), aside
+    damaged = sorted(path.parent.glob(f"{path.name}.damaged-*"))
+    return journal, damaged[-1] if damaged else None
+
+
+def _readable_journal(path: Path) -> Journal:
+    journal = Journal.open(path)
+    try:
+        journal.load_open()
+    except BaseException:
+        journal.close()
+        raise
+    return journal

@@ -4,25 +4,24 @@ Before a step touches the guest, everything said so far is made durable (``Recor
 step's outcome is follows from what was seen, not from what was sent.
 """
 
-import os
 import signal
-import subprocess
-import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol, assert_never
 
 import trio
 
+from panicd.host.logs import get_logger
 from panicd.qemu.coredump import DumpError, FinishedDump
-from panicd.qemu.monitor import CommandError, UncertainError
+from panicd.qemu.monitor import CommandError, NoReplyError, UncertainError
 from panicd.qemu.process import PeerError
 from panicd.qemu.session import Session
-from panicd.rules.incident import Outcome
+from panicd.relaunch import run_relaunch
+from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.plan import (
     AnyStep,
+    AwaitQuiet,
     AwaitReturn,
     Cont,
     Dump,
@@ -38,15 +37,7 @@ from panicd.rules.plan import (
 from panicd.rules.qapi import RunState
 
 STOP_FOLLOWS: Final = 0.05  # seconds; STOP was seen 60 to 500 µs after GUEST_PANICKED
-OUTPUT_KEPT: Final = 1024  # bytes of a relaunch command's output that are kept
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """How a step ended, and what there is to say about it."""
-
-    outcome: Outcome
-    detail: str = ""
+QUIET_CHECK: Final = 1.0  # seconds between two looks at whether a migration or a job has ended
 
 
 class Record(Protocol):
@@ -111,6 +102,7 @@ class Executor:
         self._on_command = on_command
         self._resets = session.seen.resets
         self._resumes = session.seen.resumes
+        self._log = get_logger(domain=environment["PANICD_DOMAIN"])
 
     async def run(self, plan: Plan, first: int = 0) -> Course:
         """Carry out a plan from step ``first`` on."""
@@ -144,6 +136,8 @@ class Executor:
             match step:
                 case EnsureStopped():
                     return await self._ensure_stopped(step)
+                case AwaitQuiet():
+                    return await self._await_quiet(step)
                 case Dump():
                     return await self._dump(step)
                 case SystemReset():
@@ -171,12 +165,30 @@ class Executor:
         session = self._session
         if await session.observe(lambda: not session.run_state.executes, STOP_FOLLOWS):
             return StepResult(Outcome.DONE)
-        if (await session.query_status()).executes:
+        if (await session.query_status(step.timeout)).executes:
             await self._command("stop", step.timeout)
-            await session.query_status()
+            await session.query_status(step.timeout)
         if session.run_state.executes:
             return StepResult(Outcome.FAILED, f"run state {session.run_state} after stop")
         return StepResult(Outcome.DONE, str(session.run_state))
+
+    async def _await_quiet(self, step: AwaitQuiet) -> StepResult:
+        session = self._session
+        try:
+            busy = await session.busy_with()
+        except NoReplyError:
+            return StepResult(Outcome.SKIPPED, "QEMU does not say what it is busy with")
+        waited_for = busy
+        deadline = trio.current_time() + step.timeout
+        while busy:
+            if trio.current_time() >= deadline:
+                return StepResult(Outcome.FAILED, f"{busy} did not end in {step.timeout:g} s")
+            self._log.info("waiting", until_the_end_of=busy)
+            await session.observe(lambda: session.ended, QUIET_CHECK)
+            busy = await session.busy_with()
+        if waited_for and await session.query_status() is RunState.POSTMIGRATE:
+            return StepResult(Outcome.FAILED, "the guest was migrated away")
+        return StepResult(Outcome.DONE, waited_for and f"waited for {waited_for}")
 
     async def _dump(self, step: Dump) -> StepResult:
         await self._record.commit()
@@ -244,30 +256,7 @@ class Executor:
     async def _relaunch(self, step: RunRelaunch) -> StepResult:
         await self._record.commit()
         self._on_command()
-        # A file and not a pipe: a QEMU that the command leaves behind inherits it.
-        with tempfile.TemporaryFile() as output:
-            try:
-                with trio.fail_after(step.timeout):
-                    finished = await trio.run_process(
-                        list(step.command),
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        check=False,
-                        env={**os.environ, **self._environment},
-                        start_new_session=True,
-                    )
-            except trio.TooSlowError:
-                return StepResult(Outcome.FAILED, f"{step.command[0]}: ran {step.timeout:g} s")
-            except OSError as error:
-                return StepResult(Outcome.FAILED, str(error))
-            if finished.returncode == 0:
-                return StepResult(Outcome.DONE)
-            output.seek(0)
-            said = output.read(OUTPUT_KEPT).decode(errors="replace")
-            return StepResult(
-                Outcome.FAILED, f"{step.command[0]}: exit status {finished.returncode}: {said}"
-            )
+        return await run_relaunch(step, self._environment)
 
     async def _command(self, name: str, timeout: float) -> None:
         await self._record.commit()

@@ -47,7 +47,7 @@ async def _ask(path: Path, config: Config) -> dict[str, object]:
             sock = await connect(path)
             with Peer.of(sock) as peer:
                 async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
-                    arguments = peer.command_line()
+                    arguments = peer.command_line() if peer.is_qemu() else None
                     command_line = parse_command_line(arguments) if arguments else None
                     answers = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
     except (MonitorError, OSError) as error:

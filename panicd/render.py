@@ -3,12 +3,14 @@
 Texts that may come from a guest, or from a QEMU taken over by one, are escaped here.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from shlex import quote
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
@@ -18,11 +20,29 @@ from panicd.rules.qemu_args import Argument
 Answer = dict[str, Any]
 """An answer of the daemon's, as decoded from JSON."""
 
+UNBROKEN = {"incident", "panicked", "now"}  # columns that are no use in pieces
+WATCH_EVERY = 1.0  # seconds
+UNFOLDED = 240  # columns; what is piped into a file or another program is not folded
+
 console = Console(highlight=False)
+if not console.is_terminal:
+    console = Console(highlight=False, width=UNFOLDED)
+
+
+def watch(ask: Callable[[], Answer]) -> None:
+    """Show what ``panicd status`` shows, anew every second, until interrupted."""
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        while True:
+            live.update(Group(*_status(ask())), refresh=True)
+            time.sleep(WATCH_EVERY)
 
 
 def status(answer: Answer) -> None:
     """Print what ``panicd status`` shows."""
+    console.print(*_status(answer), sep="\n")
+
+
+def _status(answer: Answer) -> Iterator[RenderableType]:
     if answer["journal_fault"]:
         console.print(
             f"[bold red]The journal can't be written:[/] {_text(answer['journal_fault'])}"
@@ -45,9 +65,9 @@ def status(answer: Answer) -> None:
             problem = f"[red]not connected:[/] {_text(domain['problem'])}"
             cells = [problem, "", "", "", "", ""]
         table.add_row(_text(domain["domain"]), *cells)
-    console.print(table)
+    yield table
     for incident in answer["waiting"]:
-        console.print(
+        yield (
             f"Incident {incident['id']} of {_text(incident['domain'])} is {incident['state']}; "
             "its domain is not connected."
         )
@@ -138,7 +158,7 @@ def arguments(name: str, wanted: Iterable[Argument]) -> None:
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading in UNBROKEN)
     return table
 
 

@@ -9,6 +9,7 @@ from panicd.fleet import Domain, Fleet
 from panicd.host.metrics import DomainSample
 from panicd.rules.budget import Balance, balance
 from panicd.rules.capability import Armed, Capability
+from panicd.rules.operation import Holds
 from panicd.rules.plan import Plan, make_plan
 from panicd.rules.policy import Situation, decide
 from panicd.rules.settings import Policy
@@ -37,6 +38,8 @@ class DomainStatus:
         restarts_left: of the restart budget.
         incident: the id of its open incident.
         incident_state: where that stands.
+        held_until: when an operator's hold ends by itself, in seconds since the epoch.
+        held_why: why it is held; empty where it is not.
     """
 
     domain: str
@@ -56,6 +59,8 @@ class DomainStatus:
     restarts_left: int = 0
     incident: str = ""
     incident_state: str = ""
+    held_until: float | None = None
+    held_why: str = ""
 
 
 def foresee(
@@ -67,9 +72,10 @@ def foresee(
     return make_plan(decision, policy, capability, situation)
 
 
-def domain_status(domain: Domain, tally: Tally, now: float) -> DomainStatus:
+def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainStatus:
     """Return how a domain stands."""
     chronicle, session, policy = domain.chronicle, domain.session, domain.policy
+    hold = holds.on(domain.key, domain.name, now)
     known = DomainStatus(
         domain=domain.name,
         uuid=domain.uuid,
@@ -78,6 +84,10 @@ def domain_status(domain: Domain, tally: Tally, now: float) -> DomainStatus:
         problem=domain.problem,
         since=domain.since,
         attempts=domain.attempts,
+        incident=chronicle.incident.id if chronicle else "",
+        incident_state=chronicle.incident.state if chronicle else "",
+        held_until=hold.until if hold else None,
+        held_why=hold.why if hold else "",
     )
     if session is None or policy is None:
         return known
@@ -93,8 +103,6 @@ def domain_status(domain: Domain, tally: Tally, now: float) -> DomainStatus:
         effective_on_crash=plan.decision.effective,
         reason=plan.decision.reason,
         restarts_left=budget_of(domain, tally, now).left,
-        incident=chronicle.incident.id if chronicle else "",
-        incident_state=chronicle.incident.state if chronicle else "",
     )
 
 
@@ -104,19 +112,19 @@ def budget_of(domain: Domain, tally: Tally, now: float) -> Balance:
     return balance(domain.policy.restart, tally.restarts(domain.key), now)
 
 
-def domain_samples(fleet: Fleet, tally: Tally, now: float) -> list[DomainSample]:
+def domain_samples(fleet: Fleet, tally: Tally, holds: Holds, now: float) -> list[DomainSample]:
     """Return every domain's figures for a scrape."""
-    return [_sample(domain, tally, now) for domain in list(fleet.domains.values())]
+    return [_sample(domain, tally, holds, now) for domain in list(fleet.domains.values())]
 
 
-def _sample(domain: Domain, tally: Tally, now: float) -> DomainSample:
-    status, totals = domain_status(domain, tally, now), tally.domain(domain.key)
+def _sample(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainSample:
+    status, totals = domain_status(domain, tally, holds, now), tally.domain(domain.key)
     return DomainSample(
         domain=status.domain,
         up=status.connected,
         armed=status.connected and status.armed == Armed.YES,
         panicked=bool(status.incident),
-        held=False,
+        held=holds.on(domain.key, domain.name, now) is not None,
         panics=totals.panics,
         restarts=totals.restarts,
         action_failures=totals.action_failures,

@@ -1,87 +1,64 @@
 """Looks after one connected domain: one task, from its session's greeting to its end.
 
-Events come one after the other and each is dealt with before the next. While a plan is carried
-out the executor takes them; a panic among those is a repeat of the one that is acted on.
+Events come one after the other and each is dealt with before the next, guest events before what
+operators ask. While a plan is carried out its executor takes the events; a panic among those is a
+repeat of the one that is acted on.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Final, Literal
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 import trio
 
-from panicd.chronicle import Chronicle, Clock
-from panicd.executor import Course, Executor
-from panicd.fleet import Domain, Fleet
-from panicd.host.config import Config
-from panicd.host.journal import Journal
+from panicd.chronicle import Chronicle
+from panicd.fleet import Domain
 from panicd.host.logs import get_logger
-from panicd.host.metrics import Metrics
-from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
-from panicd.qemu.dump_directory import retire
 from panicd.qemu.event_buffer import Heard
+from panicd.qemu.monitor import CommandError
 from panicd.qemu.session import Session
+from panicd.responder import Responder, Services
 from panicd.rules.capability import Armed, PanicSetting
-from panicd.rules.incident import (
-    Closed,
-    Decided,
-    Ending,
-    Opened,
-    Settled,
-    Source,
-    State,
-)
-from panicd.rules.on_crash import Action, OnCrash
-from panicd.rules.plan import Dump, make_plan
-from panicd.rules.policy import Decision, Reason, Situation, applicable, decide, fall_back
+from panicd.rules.incident import Acknowledged, Ending, Enforced, Observed, Source, State
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.operation import Operation, OperationKind
+from panicd.rules.policy import ImpossibleError, Reason, applicable
 from panicd.rules.qapi import (
     GuestCrashloadedEvent,
     GuestPanickedEvent,
     PanicAction,
-    PanicInformation,
     ResetEvent,
     ResumeEvent,
     RunState,
     ShutdownEvent,
     StopEvent,
 )
-from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+from panicd.rules.recovery import Found
 from panicd.rules.settings import Policy
-from panicd.tally import Tally
-from panicd.waiting import WaitingRoom
-
-SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
 
 QUIET_AFTER: Final = 60.0  # seconds without a panic after which an ignored one is over
 PANIC_SHUTDOWN: Final = "guest-panic"  # QAPI ShutdownCause
 GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
+ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
+ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What every supervisor uses.
+@dataclass(eq=False, slots=True)
+class Wish:
+    """Something that an operator asks of a domain.
 
     Attributes:
-        config: returns the configuration in force.
-        journal: where incidents are kept.
-        metrics: of the host.
-        fleet: all domains.
-        clock: seconds since the epoch.
-        dumps: how many memory dumps may be written at once.
-        tally: what counts incidents.
-        waiting: keeps open incidents until their domain is found again.
+        operation: who asks for what, and why.
+        action: of ``act``: what to do.
+        done: set when it was carried out, or refused.
+        refused: why, where it was.
     """
 
-    config: Callable[[], Config]
-    journal: Journal
-    metrics: Metrics
-    fleet: Fleet
-    clock: Clock
-    dumps: trio.CapacityLimiter
-    tally: Tally
-    waiting: WaitingRoom
+    operation: Operation
+    action: OnCrash | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+    refused: str = ""
 
 
 class Supervisor:
@@ -95,13 +72,52 @@ class Supervisor:
     def __init__(self, services: Services, domain: Domain) -> None:
         self._services = services
         self._domain = domain
-        self._acting = False
+        self._stale_policy = False
+        self._wishes: deque[Wish] = deque()
+
+    async def run(self, session: Session) -> None:
+        """Look after the domain until its session ends.
+
+        Args:
+            session: its connection; the session's events are to be given to ``listen``.
+
+        Raises:
+            MonitorError: its monitor failed.
+            JournalError: an incident can't be recorded, and is not to be acted on without.
+        """
+        self._domain.session = self._session = session
+        self._responder = Responder(self._services, self._domain, session)
+        try:
+            await self._take_up()
+            while not session.ended:
+                if self._stale_policy:
+                    await self._apply_policy()
+                elif self._wishes:
+                    await session.drain()
+                    await self._grant(self._wishes.popleft())
+                else:
+                    await self._wait()
+            await self._see_end()
+        finally:
+            self._leave()
+
+    def reload(self) -> None:
+        """Have policy and holds looked up anew, as soon as may be."""
         self._stale_policy = True
-        self._heard_at: float | None = None
+        self._session.monitor.events.nudge()
+
+    def ask(self, wish: Wish) -> None:
+        """Have a wish granted or refused, after the events that are there already."""
+        if self._responder.acting:
+            incident = self._chronicle.incident
+            self._refuse(wish, f"{incident.action} is being carried out for {incident.id}")
+            return
+        self._wishes.append(wish)
+        self._session.monitor.events.nudge()
 
     async def listen(self, heard: Heard) -> None:
         """Deal with an event; called for each, in order."""
-        if self._acting:
+        if self._responder.acting:
             if isinstance(heard.event, GuestPanickedEvent):
                 self._chronicle.repeat(heard.count)
             return
@@ -113,40 +129,13 @@ class Supervisor:
             case ResetEvent(guest=guest):
                 await self._reset(by_guest=guest)
             case StopEvent():
-                self._log.info("guest stopped", run_state=await self._session.query_status())
+                await self._saw(f"guest stopped, run state {await self._session.query_status()}")
             case ShutdownEvent(reason=reason):
-                self._log.info("qemu shuts down", reason=reason)
+                await self._saw(f"shutdown, {reason or 'no reason given'}")
             case GuestCrashloadedEvent():
-                self._log.warning("guest handles its panic itself (kdump)")
+                await self._saw("guest handles its panic itself (kdump)")
             case _:
                 pass
-
-    async def run(self, session: Session) -> None:
-        """Look after the domain until its session ends.
-
-        Raises:
-            MonitorError: its monitor failed.
-        """
-        self._domain.session = session
-        try:
-            await self._take_up()
-            while not session.ended:
-                if self._stale_policy:
-                    await self._apply_policy()
-                await self._wait()
-            await self._see_end()
-        finally:
-            self._leave()
-
-    def reload(self) -> None:
-        """Have the domain's policy taken from the configuration anew, as soon as may be."""
-        self._stale_policy = True
-        self._session.monitor.events.nudge()
-
-    @property
-    def _session(self) -> Session:
-        assert self._domain.session is not None
-        return self._domain.session
 
     @property
     def _policy(self) -> Policy:
@@ -165,42 +154,60 @@ class Supervisor:
     async def _apply_policy(self) -> None:
         """Take the domain's policy from the configuration in force, and arm it for that."""
         self._stale_policy = False
-        domain, session = self._domain, self._session
-        domain.policy = self._services.config().policy_for(domain.name, domain.uuid or None)
+        domain, session, services = self._domain, self._session, self._services
+        domain.policy = services.config().policy_for(domain.name, domain.uuid or None)
         wanted, _ = applicable(domain.policy, session.capability, None)
         runs_on = wanted is OnCrash.IGNORE
-        await session.set_panic_action(PanicSetting.NONE if runs_on else PanicSetting.PAUSE)
+        if not services.dry_run:
+            await session.set_panic_action(PanicSetting.NONE if runs_on else PanicSetting.PAUSE)
+        self._log.debug("policy in force", on_crash=wanted, panic=session.capability.panic_setting)
         if session.capability.armed is not Armed.YES:
             self._log.warning("domain is not known to be armed", armed=session.capability.armed)
+        await self._see_hold_end()
+
+    async def _see_hold_end(self) -> None:
+        """Decide anew about an incident in which nothing was done because of a hold."""
+        domain, now = self._domain, self._services.keeping.clock()
+        if domain.chronicle is None or self._services.holds.on(domain.key, domain.name, now):
+            return
+        incident = domain.chronicle.incident
+        held = incident.decision is not None and incident.decision.reason is Reason.HELD
+        if held and incident.state is State.PRESERVED:
+            await self._responder.decide(await self._session.query_status())
 
     async def _take_up(self) -> None:
         """Go on with the incident that waits for this domain, and see whether it is panicked."""
-        await self._apply_policy()
         domain, session = self._domain, self._session
+        domain.policy = self._services.config().policy_for(domain.name, domain.uuid or None)
         domain.chronicle = self._services.waiting.claim(session.process, domain.key)
         if domain.chronicle is not None:
-            opened = domain.chronicle.incident.opened
-            same = bool(opened.process) and opened.process == session.process
-            await self._recover(Found(session.run_state, same, session.capability.version))
+            began_on = domain.chronicle.incident.opened.process
+            # Behind a proxy neither is known; then the VM's identity has to do.
+            same = began_on == session.process or not (began_on and session.process)
+            found = Found(session.run_state, same, session.capability.version)
+            await self._responder.recover(found)
         if domain.chronicle is None and session.run_state is RunState.GUEST_PANICKED:
-            await self._open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
+            await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
+        await self._apply_policy()
 
     async def _wait(self) -> None:
-        """Wait for events; an ignored panic that stays quiet is over."""
+        """Wait for an event and take it; an ignored panic that stays quiet is over."""
         chronicle = self._domain.chronicle
-        if chronicle is None or chronicle.incident.state is not State.RUNNING_ON:
+        if (
+            chronicle is None
+            or chronicle.incident.state is not State.RUNNING_ON
+            or await self._session.wait_event(QUIET_AFTER)
+        ):
             await self._session.next_event()
-            return
-        with trio.move_on_after(QUIET_AFTER) as quiet:
-            await self._session.next_event()
-        if quiet.cancelled_caught:
-            await self._close(Ending.RAN_ON)
+        else:
+            await self._responder.close(Ending.RAN_ON)
 
     async def _panicked(self, event: GuestPanickedEvent, heard: Heard) -> None:
-        self._heard_at = heard.at
+        responder = self._responder
+        responder.heard_at = heard.at
         chronicle = self._domain.chronicle
         if chronicle is None:
-            await self._open(Source.EVENT, event.information, await self._state_after(event))
+            await responder.open(Source.EVENT, event.information, await self._state_after(event))
             if heard.count > 1 and self._domain.chronicle is not None:
                 self._chronicle.repeat(heard.count - 1)
             return
@@ -209,7 +216,7 @@ class Supervisor:
         if chronicle.incident.state is State.RUNNING_ON and event.action is PanicAction.PAUSE:
             # It was resumed, and the panic stopped it again: a second cont would not help either.
             self._log.warning("ignored guest is stopped by a panic again")
-            await self._fall_back(Reason.ACTION_FAILED)
+            await responder.fall_back(Reason.ACTION_FAILED)
 
     async def _state_after(self, event: GuestPanickedEvent) -> RunState | None:
         """Return the run state that a panic leaves the guest in; None where QEMU ends."""
@@ -220,195 +227,62 @@ class Supervisor:
             case PanicAction.PAUSE | PanicAction.RUN:
                 return session.run_state
             case _:
-                self._acting = True
-                ended = await session.observe(lambda: session.ended, self._policy.timeouts.stop)
-                self._acting = False
-                return None if ended else await session.query_status()
+                return None if await self._ends() else await session.query_status()
+
+    async def _ends(self) -> bool:
+        """Whether the session ends soon, as after a panic that QEMU powers off for."""
+        session = self._session
+        while await session.wait_event(self._policy.timeouts.stop):
+            if session.ended:
+                return True
+            session.skip_event()
+        return session.ended
 
     async def _resumed(self) -> None:
         chronicle = self._domain.chronicle
-        if chronicle is not None and chronicle.incident.state is not State.RUNNING_ON:
-            await self._close(Ending.FOREIGN_RESUME)
+        if chronicle is None or chronicle.incident.state is State.RUNNING_ON:
+            return
+        if self._policy.enforce and chronicle.incident.enforced < ENFORCED_AT_MOST:
+            chronicle.note(Enforced(chronicle.now))
+            await chronicle.commit()
+            await self._session.execute("stop")
+            return
+        await self._responder.close(Ending.FOREIGN_RESUME)
 
     async def _reset(self, *, by_guest: bool) -> None:
         if self._domain.chronicle is not None:
-            await self._close(Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET)
+            ending = Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET
+            await self._responder.close(ending)
 
-    async def _open(
-        self, source: Source, information: PanicInformation | None, run_state: RunState | None
-    ) -> None:
-        services, domain = self._services, self._domain
-        opened = Opened(
-            at=services.clock(),
-            domain=domain.name,
-            uuid=domain.uuid,
-            monitor=domain.address,
-            process=self._session.process,
-            source=source,
-            information=information,
-        )
-        domain.chronicle = Chronicle.open(opened, services.journal, services.tally, services.clock)
-        await self._decide(run_state)
-
-    def _situation(self, run_state: RunState | None) -> Situation:
-        information = self._chronicle.incident.opened.information
-        restarts = self._services.tally.restarts(self._domain.key)
-        return Situation(run_state, information, restarts)
-
-    async def _decide(self, run_state: RunState | None) -> None:
-        situation = self._situation(run_state)
-        capability = self._session.capability
-        now = self._services.clock()
-        decision = decide(self._policy, capability, situation, now=now)
-        await self._carry_out(decision, situation)
-
-    async def _fall_back(self, reason: Reason) -> None:
-        """Decide what follows a decision that came to nothing."""
-        failed = self._chronicle.incident.decision
-        assert failed is not None
-        capability = self._session.capability
-        run_state = None if self._session.ended else self._session.run_state
-        if (
-            failed.action is Action.RESTART
-            and not failed.relaunch
-            and not capability.can_reset
-            and self._policy.relaunch is not None
-        ):
-            decision = replace(failed, relaunch=True)
-        elif failed.is_fallback and failed.action is Action.PRESERVE:
-            await self._settle(State.FAILED)
+    async def _saw(self, what: str) -> None:
+        """Note what somebody else did: in the open incident, in the log where there is none."""
+        chronicle = self._domain.chronicle
+        if chronicle is None:
+            self._log.info("seen", what=what)
             return
-        else:
-            decision = fall_back(self._policy, capability, failed, reason)
-        await self._carry_out(decision, self._situation(run_state))
-
-    async def _carry_out(self, decision: Decision, situation: Situation) -> None:
-        if self._dump_was_tried():
-            decision = replace(decision, coredump=False)
-        plan = make_plan(decision, self._policy, self._session.capability, situation)
-        self._chronicle.note(Decided(self._services.clock(), plan))
-        await self._go_on(0)
-
-    def _dump_was_tried(self) -> bool:
-        incident = self._chronicle.incident
-        plan = incident.plan
-        return plan is not None and any(isinstance(plan.steps[i], Dump) for i in incident.steps)
-
-    async def _go_on(self, index: int) -> None:
-        """Carry out the incident's plan from a step on, and whatever follows from its course."""
-        course = await self._execute(index)
-        match course:
-            case Course.COMPLETED:
-                await self._conclude()
-            case Course.FALL_BACK:
-                await self._fall_back(Reason.ACTION_FAILED)
-            case Course.PRESERVE:
-                await self._fall_back(Reason.DUMP_FAILED)
-            case Course.RESET_BY_OTHERS:
-                await self._close(Ending.FOREIGN_RESET)
-            case Course.RESUMED_BY_OTHERS:
-                await self._close(Ending.FOREIGN_RESUME)
-            case Course.INTERRUPTED:
-                await self._chronicle.commit()
-                self._session.monitor.abort()
-            case Course.AWAITING_RETURN:
-                pass
-
-    async def _execute(self, index: int) -> Course:
-        incident = self._chronicle.incident
-        assert incident.plan is not None
-        environment = {
-            "PANICD_DOMAIN": incident.opened.domain,
-            "PANICD_UUID": incident.opened.uuid,
-            "PANICD_INCIDENT": incident.id,
-        }
-        executor = Executor(
-            self._session, self._chronicle, self._dump, environment, self._note_reaction
-        )
-        self._acting = True
-        try:
-            return await executor.run(incident.plan, index)
-        finally:
-            self._acting = False
-
-    def _note_reaction(self) -> None:
-        if self._heard_at is not None:
-            self._services.metrics.reaction.observe(trio.current_time() - self._heard_at)
-            self._heard_at = None
-
-    async def _dump(self, session: Session, step: Dump) -> FinishedDump:
-        metrics, settings = self._services.metrics, self._policy.coredump
-        incident = self._chronicle.incident
-        async with self._services.dumps:
-            metrics.coredumps.inc()
-            with metrics.coredumps_in_progress.track_inprogress():
-                try:
-                    dump = await dump_guest_memory(
-                        session, settings, incident.opened.domain, incident.id, step.format
-                    )
-                except DumpError as error:
-                    metrics.coredump_failures.labels(reason=error.failure).inc()
-                    raise
-        metrics.coredump_bytes.inc(dump.size)
-        await trio.to_thread.run_sync(self._retire, dump.path)
-        return dump
-
-    def _retire(self, newest: Path) -> None:
-        try:
-            retired = retire(self._policy.coredump, newest)
-        except OSError as error:
-            self._log.error("old dumps could not be removed", problem=str(error))
-        else:
-            if retired:
-                self._log.info("old dumps removed", paths=[str(path) for path in retired])
-
-    async def _conclude(self) -> None:
-        """End or settle an incident whose plan was completed."""
-        match self._chronicle.incident.action:
-            case Action.DESTROY:
-                await self._close(Ending.DESTROYED)
-            case Action.RESTART:
-                await self._close(Ending.RESTARTED)
-            case Action.PRESERVE:
-                await self._settle(State.PRESERVED)
-            case Action.IGNORE:
-                await self._settle(State.RUNNING_ON)
-            case Action.NONE:
-                await self._close(Ending.QEMU_EXITED)
-
-    async def _settle(self, state: SettledState) -> None:
-        chronicle = self._chronicle
-        chronicle.note_repeats()
-        chronicle.note(Settled(self._services.clock(), state))
+        chronicle.note(Observed(chronicle.now, what))
         await chronicle.commit()
 
-    async def _close(self, ending: Ending) -> None:
-        chronicle = self._chronicle
-        chronicle.note_repeats()
-        chronicle.note(Closed(self._services.clock(), ending))
-        self._domain.chronicle = None
-        await chronicle.commit()
+    async def _grant(self, wish: Wish) -> None:
+        """Carry out what an operator asks, unless the domain's state has overtaken it."""
+        operation, chronicle = wish.operation, self._domain.chronicle
+        if chronicle is None:
+            self._refuse(wish, "the domain has no open incident")
+        elif operation.kind is OperationKind.ACK:
+            chronicle.note(Acknowledged(operation.at, operation.uid, operation.why))
+            await chronicle.commit()
+        elif chronicle.incident.state not in ACTED_ON:
+            self._refuse(wish, f"its incident is {chronicle.incident.state}")
+        else:
+            try:
+                await self._responder.obey(operation, wish.action)
+            except (ImpossibleError, CommandError) as error:
+                self._refuse(wish, str(error))
+        wish.done.set()
 
-    async def _recover(self, found: Found) -> None:
-        """Go on with the domain's open incident as it is found."""
-        chronicle = self._chronicle
-        recovery = recover(chronicle.incident, found)
-        self._log.info(
-            "open incident found again",
-            incident=chronicle.incident.id,
-            state=chronicle.incident.state,
-            run_state=found.run_state,
-            recovery=type(recovery).__name__,
-        )
-        match recovery:
-            case GoOn(index=index):
-                await self._go_on(index)
-            case Redecide():
-                await self._decide(found.run_state)
-            case End(ending=ending):
-                await self._close(ending)
-            case Stay():
-                pass
+    def _refuse(self, wish: Wish, why: str) -> None:
+        wish.refused = why
+        wish.done.set()
 
     async def _see_end(self) -> None:
         """See what the session's end means for an open incident."""
@@ -419,7 +293,7 @@ class Supervisor:
         by_panic = session.capability.armed is not Armed.YES or (
             shutdown is not None and shutdown.reason == PANIC_SHUTDOWN
         )
-        await self._recover(Found(None, True, session.capability.version, by_panic))
+        await self._responder.recover(Found(None, True, session.capability.version, by_panic))
 
     async def _process_has_ended(self) -> bool:
         if not self._session.process_known:
@@ -429,9 +303,11 @@ class Supervisor:
         return self._session.peer.gone()
 
     def _leave(self) -> None:
-        """Leave an open incident to wait for its domain."""
+        """Leave an open incident to wait for its domain, and refuse what is still asked."""
         domain = self._domain
         domain.session = None
+        for wish in self._wishes:
+            self._refuse(wish, "the domain's monitor was lost")
         if domain.chronicle is not None:
             domain.chronicle.note_repeats()
             self._services.waiting.park(domain.chronicle)

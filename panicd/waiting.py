@@ -48,6 +48,10 @@ class WaitingRoom:
             del self._waiting[chronicle.incident.id]
         return chronicle
 
+    def forget(self, chronicle: Chronicle) -> None:
+        """Keep an incident no longer."""
+        del self._waiting[chronicle.incident.id]
+
     @property
     def chronicles(self) -> tuple[Chronicle, ...]:
         """The incidents that wait, the oldest first."""

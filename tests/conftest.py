@@ -8,9 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts.linux import Kernel, LinuxMissingError, find_kernel
+
 
 @pytest.fixture
 def socket_dir() -> Iterator[Path]:
     """A directory with a path short enough for unix sockets, which ``tmp_path`` is not."""
     with tempfile.TemporaryDirectory(prefix="panicd-", ignore_cleanup_errors=True) as directory:
         yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def linux_kernel() -> Kernel:
+    """A Linux kernel to boot; skips, saying what is missing, where there is none to be had."""
+    try:
+        return find_kernel()
+    except LinuxMissingError as missing:
+        pytest.skip(f"no Linux guest here: {missing}")

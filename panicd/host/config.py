@@ -9,7 +9,7 @@ reported together with the mistakes in single values.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -23,26 +23,32 @@ from panicd.host.config_values import (
     duration,
     free_space,
     metrics_endpoint,
+    off,
     one_of,
     positive_duration,
     program,
+    share,
     size,
     socket_glob,
     socket_path,
     text,
     whole_number,
+    written_duration,
 )
 from panicd.host.domain_rules import DomainRule, RuleIndex
 from panicd.host.places import Places
-from panicd.host.yaml_document import Mapping, position_in, read_document
+from panicd.host.yaml_document import Mapping, Scalar, position_in, read_document
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.settings import (
     Budget,
     CoredumpSettings,
     DumpFormat,
+    JournalFailure,
     PanicNotifier,
     Policy,
     Relaunch,
+    Storm,
+    StormAction,
     Timeouts,
 )
 
@@ -62,6 +68,12 @@ FILE_SIZE_MAX: Final = 4 * 2**20
 """Bytes: some 40,000 domains, each with settings of its own."""
 
 METRICS_LISTEN: Final = ("127.0.0.1", 10077)
+
+JOURNAL_KEEP: Final = 90 * 86400.0
+"""Seconds. A quarter of a year of incidents for reports, in some megabytes."""
+
+COREDUMPS_AT_ONCE: Final = 2
+"""A dump reads a guest's whole memory: more of them share the same disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +101,10 @@ class Config:
         control_socket: where the commands ask the daemon.
         defaults: of domains without a rule.
         domains: the rules, the first match winning.
+        journal_failure: what becomes of panics while the journal can't be written.
+        journal_keep: seconds for which closed incidents are kept, no less than a restart window.
+        storm: when many domains panic at once; None for never.
+        coredumps_at_once: how many memory dumps of all domains may be under way, at least 1.
     """
 
     monitors: tuple[Dial | Listen, ...]
@@ -97,6 +113,10 @@ class Config:
     control_socket: Path
     defaults: Policy
     domains: tuple[DomainRule, ...] = ()
+    journal_failure: JournalFailure = JournalFailure.PRESERVE
+    journal_keep: float = JOURNAL_KEEP
+    storm: Storm | None = field(default_factory=Storm)
+    coredumps_at_once: int = COREDUMPS_AT_ONCE
 
     def policy_for(self, name: str, uuid: str | None) -> Policy:
         """Return the policy of a domain: that of the first rule that matches, or the defaults.
@@ -173,17 +193,54 @@ def _config(keys: Section, places: Places) -> Config:
     )
     with keys["metrics"].section() as metrics:
         metrics_listen = metrics["listen"].read(metrics_endpoint, METRICS_LISTEN)
+    with keys["journal"].section() as journal:
+        on_failure, keep = journal["on_failure"], journal["keep"]
+        journal_failure = on_failure.read(one_of(*JournalFailure), JournalFailure.PRESERVE)
+        journal_keep = keep.read(positive_duration, JOURNAL_KEEP)
+    storm = _storm(keys["storm"])
+    coredumps_at_once = keys["coredumps_at_once"].read(whole_number(1), COREDUMPS_AT_ONCE)
     builtin = Policy(CoredumpSettings(directory=state_directory / "coredumps"))
     with keys["defaults"].section() as policy:
         defaults = _policy(policy, builtin)
+    domains = _domains(keys["domains"], defaults)
+    if keys.sound:
+        _check_journal_keep(keep, journal_keep, [defaults, *(rule.policy for rule in domains)])
     return Config(
         monitors=_monitors(monitors, control_socket),
         metrics_listen=metrics_listen,
         state_directory=state_directory,
         control_socket=control_socket,
         defaults=defaults,
-        domains=_domains(keys["domains"], defaults),
+        domains=domains,
+        journal_failure=journal_failure,
+        journal_keep=journal_keep,
+        storm=storm,
+        coredumps_at_once=coredumps_at_once,
     )
+
+
+def _check_journal_keep(given: Value, keep: float, policies: list[Policy]) -> None:
+    """Note a journal that would forget restarts which still count against a budget."""
+    longest = max(policy.restart.window for policy in policies)
+    if keep < longest:
+        given.wrong(
+            f"at least the longest restart window, {written_duration(longest)}",
+            "" if given.given else f"the default of {written_duration(keep)}",
+        )
+
+
+def _storm(value: Value) -> Storm | None:
+    if isinstance(value.node, Scalar):
+        return value.read(off, None)
+    builtin = Storm()
+    with value.section() as keys:
+        return Storm(
+            share=keys["share"].read(share, builtin.share),
+            minimum=keys["minimum"].read(whole_number(1), builtin.minimum),
+            window=keys["window"].read(positive_duration, builtin.window),
+            then=keys["then"].read(one_of(*StormAction), builtin.then),
+            at_once=keys["at_once"].read(whole_number(1), builtin.at_once),
+        )
 
 
 def _monitors(value: Value, control_socket: Path) -> tuple[Dial | Listen, ...]:
@@ -263,6 +320,7 @@ def _policy(keys: Section, base: Policy) -> Policy:
         restart=_restart(keys["restart"], base.restart),
         coredump=_coredump(keys["coredump"], base.coredump),
         relaunch=_relaunch(keys["relaunch"], base.relaunch),
+        enforce=keys["enforce"].read(boolean, base.enforce),
         timeouts=_timeouts(keys["timeouts"], base.timeouts),
     )
 
@@ -278,9 +336,9 @@ def _restart(value: Value, base: Budget) -> Budget:
         )
         if keys.sound and budget.min_uptime > budget.window:
             if min_uptime.given:
-                min_uptime.wrong(f"at most the window, {budget.window:g} seconds")
+                min_uptime.wrong(f"at most the window, {written_duration(budget.window)}")
             elif window.given:
-                window.wrong(f"at least min_uptime, {budget.min_uptime:g} seconds")
+                window.wrong(f"at least min_uptime, {written_duration(budget.min_uptime)}")
     return budget
 
 
@@ -317,6 +375,7 @@ def _timeouts(value: Value, base: Timeouts) -> Timeouts:
     with value.section() as keys:
         return Timeouts(
             stop=keys["stop"].read(positive_duration, base.stop),
+            quiet=keys["quiet"].read(positive_duration, base.quiet),
             reset=keys["reset"].read(positive_duration, base.reset),
             resume=keys["resume"].read(positive_duration, base.resume),
             quit=keys["quit"].read(positive_duration, base.quit),

@@ -31,20 +31,22 @@ SIZE_MAX: Final = 2**60
 NUMBER_MAX: Final = 999_999_999
 """Nine digits, which the expression below takes at most."""
 
-METRICS_OFF: Final = "off"
+OFF: Final = "off"
+"""What switches a part of panicd off."""
 
 _DURATION: Final = re.compile(
     "(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,9})ms)?"
 )
-_DURATION_UNITS: Final = (
-    Fraction(86400), Fraction(3600), Fraction(60), Fraction(1), Fraction(1, 1000),
-)  # fmt: skip
+_DURATION_UNITS: Final = {
+    "d": Fraction(86400), "h": Fraction(3600), "m": Fraction(60),
+    "s": Fraction(1), "ms": Fraction(1, 1000),
+}  # fmt: skip
 _SIZE: Final = re.compile("([0-9]{1,18}) ?(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)")
 _SIZE_UNITS: Final = {
     "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
-_PERCENTAGE: Final = re.compile("([0-9]{1,2})%")
+_PERCENTAGE: Final = re.compile("([0-9]{1,2}|100)%")
 _WHOLE_NUMBER: Final = re.compile("0|[1-9][0-9]{0,8}")
 _OTHER_READINGS: Final = {
     "tag:yaml.org,2002:bool": "a boolean",
@@ -75,7 +77,7 @@ def duration(scalar: Scalar) -> float:
     match = _DURATION.fullmatch(scalar.text)
     if not match or not scalar.text:
         raise WrongValueError("a duration with its unit, such as 500ms, 90s, 2m, 1h30m or 7d")
-    parts = zip(match.groups(default="0"), _DURATION_UNITS, strict=True)
+    parts = zip(match.groups(default="0"), _DURATION_UNITS.values(), strict=True)
     seconds = float(sum(int(number) * unit for number, unit in parts))
     if seconds > DURATION_MAX:
         raise WrongValueError("a duration of at most 3650d")
@@ -88,6 +90,15 @@ def positive_duration(scalar: Scalar) -> float:
     if seconds == 0:
         raise WrongValueError("a duration longer than 0s")
     return seconds
+
+
+def written_duration(seconds: float) -> str:
+    """Write a duration as ``duration`` reads it, to the millisecond."""
+    rest, written = Fraction(round(seconds * 1000), 1000), ""
+    for unit, length in _DURATION_UNITS.items():
+        number, rest = divmod(rest, length)
+        written += f"{number}{unit}" if number else ""
+    return written or "0s"
 
 
 def size(scalar: Scalar) -> int:
@@ -105,11 +116,19 @@ def size(scalar: Scalar) -> int:
 def free_space(scalar: Scalar) -> FreeSpaceFloor:
     """Read what is to stay free: a size, or a share of the file system such as ``10%``."""
     match = _PERCENTAGE.fullmatch(scalar.text)
-    if match:
+    if match and int(match[1]) < 100:
         return FreeSpaceFloor(fraction=int(match[1]) / 100)
     if not _SIZE.fullmatch(scalar.text):
         raise WrongValueError("a size such as 20GiB, or a share of 0% to 99%")
     return FreeSpaceFloor(size=size(scalar))
+
+
+def share(scalar: Scalar) -> float:
+    """Read a share such as ``25%``, as a number from 0 to 1."""
+    match = _PERCENTAGE.fullmatch(scalar.text)
+    if not match:
+        raise WrongValueError("a share of 0% to 100%")
+    return int(match[1]) / 100
 
 
 def whole_number(minimum: int) -> Callable[[Scalar], int]:
@@ -145,6 +164,13 @@ def one_of(*words: Word) -> Callable[[Scalar], Word]:
         raise WrongValueError(f"one of {', '.join(allowed)}", did_you_mean(scalar.text, allowed))
 
     return read
+
+
+def off(scalar: Scalar) -> None:
+    """Read ``"off"`` where a mapping of keys would switch something on."""
+    if scalar.text != OFF:
+        raise WrongValueError('a mapping of keys to values, or "off"')
+    text(scalar)  # unquoted it is a boolean to whatever else reads the file
 
 
 def text(scalar: Scalar) -> str:
@@ -205,8 +231,8 @@ def metrics_endpoint(scalar: Scalar) -> tuple[str, int] | None:
     Returns:
         The address and the port, 0 for any free one; None for ``"off"``.
     """
-    if scalar.text == METRICS_OFF:
-        text(scalar)  # unquoted it is a boolean to whatever else reads the file
+    if scalar.text == OFF:
+        off(scalar)
         return None
     match = _ENDPOINT.fullmatch(scalar.text)
     if not match:

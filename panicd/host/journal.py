@@ -32,6 +32,7 @@ from panicd.host import journal_database
 from panicd.host.journal_database import Batch, JournalDamagedError, JournalError, Stored
 from panicd.host.journal_totals import Totals
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident
+from panicd.rules.operation import Operation
 
 __all__ = [
     "Journal",
@@ -281,6 +282,24 @@ class Journal:
         with journal_database.reader(self.path) as database:
             return journal_database.restarts(database, domain_key, since)
 
+    async def append_operation(self, operation: Operation) -> None:
+        """Add what an operator asked; it is on the disk when this returns.
+
+        Raises:
+            JournalError: it was not written.
+        """
+        await self._submit(partial(Batch.add_operation, operation=operation))
+
+    def operations(self) -> list[Operation]:
+        """Return what operators asked, in that order.
+
+        Raises:
+            JournalDamagedError: one can't be read.
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.operations(database)
+
     def all_restarts(self) -> dict[str, tuple[float, ...]]:
         """Return when panicd restarted each domain, by domain key; the oldest first.
 
@@ -333,7 +352,7 @@ class Journal:
             for request in requests:
                 request.error = request.error or error
         else:
-            if batch.changed:
+            if not batch.empty:
                 self._fault = None
             for incident_id, stored in batch.changed.items():
                 if stored.incident is not None and stored.incident.is_open:

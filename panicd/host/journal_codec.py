@@ -10,8 +10,10 @@ from typing import Annotated, Final
 from pydantic import Field, TypeAdapter, ValidationError
 
 from panicd.rules.incident import AnyEntry, Decided
+from panicd.rules.operation import Operation
 from panicd.rules.plan import (
     AnyStep,
+    AwaitQuiet,
     AwaitReturn,
     Cont,
     Dump,
@@ -25,6 +27,7 @@ from panicd.rules.plan import (
 
 STEPS: Final[dict[str, TypeAdapter[AnyStep]]] = {
     "EnsureStopped": TypeAdapter(EnsureStopped),
+    "AwaitQuiet": TypeAdapter(AwaitQuiet),
     "Dump": TypeAdapter(Dump),
     "SystemReset": TypeAdapter(SystemReset),
     "Cont": TypeAdapter(Cont),
@@ -39,8 +42,11 @@ STEPS: Final[dict[str, TypeAdapter[AnyStep]]] = {
 _ENTRY: Final[TypeAdapter[AnyEntry]] = TypeAdapter(Annotated[AnyEntry, Field(discriminator="kind")])
 
 
+_OPERATION: Final = TypeAdapter(Operation)
+
+
 class CodecError(Exception):
-    """This is not the text of an entry."""
+    """This is not the text of an entry, or of an operation."""
 
 
 def encode(entry: AnyEntry) -> str:
@@ -52,7 +58,7 @@ def encode(entry: AnyEntry) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
-def decode(text: str | bytes) -> AnyEntry:
+def decode(text: str) -> AnyEntry:
     """Return the entry that ``encode`` made this text of.
 
     Raises:
@@ -71,4 +77,25 @@ def decode(text: str | bytes) -> AnyEntry:
         where = ".".join(map(str, first["loc"]))
         raise CodecError(f"{where}: {first['msg']}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CodecError(f"{type(error).__name__}: {error}") from None
+
+
+def encode_operation(operation: Operation) -> str:
+    """Return an operation as ASCII JSON."""
+    return json.dumps(_OPERATION.dump_python(operation, mode="json"), separators=(",", ":"))
+
+
+def decode_operation(text: str) -> Operation:
+    """Return the operation that ``encode_operation`` made this text of.
+
+    Raises:
+        CodecError: it made none like it.
+    """
+    try:
+        # Not validate_json: it refuses lone surrogates, which encode_operation writes.
+        return _OPERATION.validate_python(json.loads(text))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise CodecError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except ValueError as error:
         raise CodecError(f"{type(error).__name__}: {error}") from None

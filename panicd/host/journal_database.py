@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote_from_bytes
 
-from panicd.host.journal_codec import CodecError, decode, encode
+from panicd.host.journal_codec import (
+    CodecError,
+    decode,
+    decode_operation,
+    encode,
+    encode_operation,
+)
 from panicd.host.journal_totals import Total, Totals, collect, domain_key, increments
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
+from panicd.rules.operation import Operation
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
@@ -41,6 +48,13 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) WITHOUT ROWID""",
         "CREATE TABLE restart (domain_key TEXT NOT NULL, at REAL NOT NULL)",
         "CREATE INDEX restart_by_domain ON restart (domain_key, at)",
+    ),
+    (
+        """CREATE TABLE operation (
+            position INTEGER PRIMARY KEY,
+            at REAL NOT NULL,
+            body TEXT NOT NULL
+        )""",
     ),
 )
 """Statements that lead from each schema version to the next. Only ever appended to."""
@@ -177,6 +191,7 @@ class Batch:
         self._ends: list[tuple[object, ...]] = []
         self._entries: list[tuple[object, ...]] = []
         self._restarts: list[tuple[object, ...]] = []
+        self._operations: list[tuple[object, ...]] = []
         self._counts: Counter[tuple[Total, str]] = Counter()
 
     def add(self, incident_id: str, entries: Sequence[AnyEntry]) -> None:
@@ -205,13 +220,18 @@ class Batch:
             self._incidents.append(
                 (_column(incident_id), _column(opened.domain), _column(opened.uuid), opened.at)
             )
-        if incident.closed is not None:
+        ended_before = before.incident is not None and not before.incident.is_open
+        if incident.closed is not None and not ended_before:
             self._ends.append((incident.closed.at, _column(incident_id)))
-        if incident.restarted_at is not None:
-            self._restarts.append((_column(domain_key(opened)), incident.restarted_at))
+            if incident.restarted_at is not None:
+                self._restarts.append((_column(domain_key(opened)), incident.restarted_at))
         self._entries += rows
         self._counts.update(counts)
         self.changed[incident_id] = Stored(incident, position)
+
+    def add_operation(self, operation: Operation) -> None:
+        """Take in what an operator asked."""
+        self._operations.append((operation.at, encode_operation(operation)))
 
     def _before(self, incident_id: str, first: AnyEntry) -> Stored:
         known = self.changed.get(incident_id) or self._known.get(incident_id)
@@ -220,12 +240,18 @@ class Batch:
         # An id that is used twice is refused by the primary key: one query the less.
         return Stored(None, 0) if isinstance(first, Opened) else stored(self._database, incident_id)
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return not self.changed and not self._operations
+
     def write(self) -> None:
         """Write everything that was taken in."""
         _insert(self._database, "incident (id, domain, uuid, opened_at)", self._incidents)
         self._database.executemany("UPDATE incident SET closed_at = ? WHERE id = ?", self._ends)
         _insert(self._database, "entry (incident, position, body)", self._entries)
         _insert(self._database, "restart (domain_key, at)", self._restarts)
+        _insert(self._database, "operation (at, body)", self._operations)
         _insert(
             self._database,
             "total (name, label, value)",
@@ -356,6 +382,22 @@ def restarts(database: sqlite3.Connection, domain: str, since: float) -> tuple[f
     return tuple(at for (at,) in rows)
 
 
+def operations(database: sqlite3.Connection) -> list[Operation]:
+    """Return what operators asked, in that order.
+
+    Raises:
+        JournalDamagedError: one can't be read.
+    """
+    rows = database.execute("SELECT position, body FROM operation ORDER BY position")
+    found = []
+    for position, body in rows:
+        try:
+            found.append(decode_operation(body))
+        except CodecError as error:
+            raise JournalDamagedError(f"operation {position}: {error}") from None
+    return found
+
+
 def all_restarts(database: sqlite3.Connection) -> dict[str, tuple[float, ...]]:
     """Return every restart's time, by domain key; the oldest first."""
     found: dict[str, list[float]] = {}
@@ -370,8 +412,8 @@ def _entries(incident_id: str, rows: Iterable[tuple[int | None, bytes]]) -> list
         if position != expected:
             raise JournalDamagedError(f"incident {incident_id}: entry {expected} is missing")
         try:
-            entries.append(decode(body))
-        except CodecError as error:
+            entries.append(decode(body.decode()))
+        except (CodecError, UnicodeDecodeError) as error:
             raise JournalDamagedError(
                 f"incident {incident_id}: entry {expected}: {error}"
             ) from None

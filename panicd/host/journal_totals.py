@@ -77,7 +77,7 @@ ENDED_BY: Final[dict[Ending, Action]] = {
     Ending.DESTROYED: Action.DESTROY,
     Ending.RESTARTED: Action.RESTART,
     Ending.RELAUNCHED: Action.RESTART,
-    Ending.RESUMED: Action.IGNORE,
+    Ending.RELEASED: Action.RELEASE,
 }
 """The endings that prove an action of panicd's; ``RAN_ON`` was counted when it settled."""
 

@@ -114,7 +114,7 @@ class Metrics:
         )
         self.actions = counter(
             "panicd_actions",
-            "Actions taken on panics, fallbacks and failures included.",
+            "Actions carried out on panics, fallbacks included.",
             action=actions,
         )
         self.action_failures = counter(
@@ -179,6 +179,13 @@ class Metrics:
         self.config_last_reload_success_timestamp = gauge(
             "panicd_config_last_reload_success_timestamp_seconds",
             "When the configuration in force was loaded, in Unix time.",
+        )
+        self.journal_healthy = gauge(
+            "panicd_journal_healthy",
+            "Whether incidents can be recorded (1), or the journal is full or damaged (0).",
+        )
+        self.storm = gauge(
+            "panicd_storm", "Whether many domains of this host panicked within a short time."
         )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})

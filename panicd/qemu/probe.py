@@ -21,6 +21,20 @@ from panicd.rules.command_line import HYPERV_CRASH, PANIC_DEVICE_TYPES, CommandL
 from panicd.rules.qapi import MAX_TEXT, RunState
 from panicd.rules.settings import DumpFormat
 
+MIGRATING: Final = frozenset(
+    {
+        "setup",
+        "active",
+        "device",
+        "pre-switchover",
+        "postcopy-active",
+        "postcopy-device",
+        "postcopy-paused",
+        "postcopy-recover",
+        "cancelling",
+        "wait-unplug",
+    }
+)
 NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
@@ -104,6 +118,22 @@ async def set_panic_action(
     except CommandError:
         return capability
     return replace(capability, panic_setting=setting)
+
+
+def work_in_progress(migration: object, jobs: object, dump: object = None) -> str:
+    """Return what QEMU is busy with that an action on the guest would cut off, or nothing.
+
+    Args:
+        migration: answer to ``query-migrate`` (QAPI ``MigrationStatus``).
+        jobs: answer to ``query-block-jobs``; a mirror that is ready only waits to be told to end.
+        dump: answer to ``query-dump``.
+    """
+    if _member(migration, "status") in MIGRATING:
+        return "a migration"
+    entries = jobs if isinstance(jobs, list) else []
+    if any(isinstance(job, dict) and job.get("ready") is not True for job in entries):
+        return "a block job"
+    return "a dump" if _member(dump, "status") == "active" else ""
 
 
 def _capability(

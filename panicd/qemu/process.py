@@ -64,6 +64,22 @@ class ProcessIdentity:
     pid: int
     start_time: int
 
+    def __str__(self) -> str:
+        return f"{self.boot_id}/{self.pid}/{self.start_time}"
+
+    @classmethod
+    def parse(cls, text: str) -> "ProcessIdentity | None":
+        """Return the identity that was written as this text; None where none was."""
+        try:
+            boot_id, pid, start_time = text.split("/")
+            return cls(boot_id, int(pid), int(start_time))
+        except ValueError:
+            return None
+
+    def exists(self) -> bool:
+        """Tell whether the process still runs, on this boot of this host."""
+        return self.boot_id == _boot_id() and _start_time(self.pid) == self.start_time
+
 
 def is_qemu_program(name: str) -> bool:
     """Tell whether a program of that name runs virtual machines.

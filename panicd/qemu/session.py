@@ -12,10 +12,10 @@ from typing import Final
 import trio
 
 from panicd.qemu.event_buffer import Heard, Overflow
-from panicd.qemu.monitor import Monitor
-from panicd.qemu.probe import Probe, set_panic_action
+from panicd.qemu.monitor import Command, Monitor, UncertainError
+from panicd.qemu.probe import Probe, set_panic_action, work_in_progress
 from panicd.qemu.process import Peer
-from panicd.rules.capability import Capability, PanicSetting
+from panicd.rules.capability import DETACHED_DUMP_SINCE, Capability, PanicSetting
 from panicd.rules.qapi import (
     DumpCompletedEvent,
     Event,
@@ -29,6 +29,7 @@ from panicd.rules.qapi import (
 )
 
 ANSWER_TIMEOUT: Final = 5.0  # seconds; under a flood of panics QEMU was seen to take 1.2
+BUSY_TIMEOUT: Final = 2.0  # seconds: an action waits for this answer, though not for ever
 
 Listener = Callable[[Heard], Awaitable[None]]
 
@@ -94,10 +95,7 @@ class Session:
     @property
     def process(self) -> str:
         """What tells this QEMU process from every other; empty where it is not known."""
-        identity = self.peer.identity if self.process_known else None
-        if identity is None:
-            return ""
-        return f"{identity.boot_id}/{identity.pid}/{identity.start_time}"
+        return str(self.peer.identity) if self.process_known else ""
 
     @property
     def ended(self) -> bool:
@@ -115,6 +113,12 @@ class Session:
                 await self.next_event()
         return until()
 
+    async def wait_event(self, timeout: float) -> bool:
+        """Wait until there is an event to take, or a nudge; return whether there was, in time."""
+        with trio.move_on_after(timeout) as limit:
+            await self.monitor.events.wait()
+        return not limit.cancelled_caught
+
     async def next_event(self) -> None:
         """Wait for one event, if need be, and take it; return at the session's end or a nudge too.
 
@@ -123,6 +127,12 @@ class Session:
         """
         await self.monitor.events.wait()
         await self._take()
+
+    def skip_event(self) -> None:
+        """Take the next event, if there is one, without telling the listener."""
+        entry = self.monitor.events.pop()
+        if isinstance(entry, Heard):
+            self._follow(entry.event)
 
     async def drain(self) -> None:
         """Take every event that is there already.
@@ -144,16 +154,31 @@ class Session:
             await self.listener(entry)
         return entry is not None
 
-    async def query_status(self) -> RunState:
+    async def query_status(self, timeout: float = ANSWER_TIMEOUT) -> RunState:
         """Ask QEMU for its run state.
 
         Raises:
             MonitorError: it did not answer.
         """
-        answer = await self.execute("query-status")
+        answer = await self.execute("query-status", timeout=timeout)
         status = answer.get("status") if isinstance(answer, dict) else None
         self.run_state = RunState.parse(status)
         return self.run_state
+
+    async def busy_with(self) -> str:
+        """Ask QEMU for what an action on the guest would cut off; empty where there is nothing.
+
+        Raises:
+            UncertainError: it did not answer.
+        """
+        questions: list[Command] = [("query-migrate", {}), ("query-block-jobs", {})]
+        if self.capability.version >= DETACHED_DUMP_SINCE:
+            questions.append(("query-dump", {}))
+        answers = await self.monitor.execute_all(questions, timeout=BUSY_TIMEOUT)
+        for answer in answers:
+            if isinstance(answer, UncertainError):
+                raise answer
+        return work_in_progress(*answers)
 
     async def execute(
         self,

@@ -79,10 +79,11 @@ class Ending(StrEnum):
     DESTROYED = "destroyed"
     RESTARTED = "restarted"
     RELAUNCHED = "relaunched"
-    RESUMED = "resumed"  # ignored by one cont, and it runs
+    RELEASED = "released"  # an operator let it run
     RAN_ON = "ran-on"  # ignored, and it went quiet
     QEMU_EXITED = "qemu-exited"  # QEMU ended by itself with the panic: it was not armed
     QEMU_GONE = "qemu-gone"  # QEMU went away, and not by panicd
+    MIGRATED = "migrated"  # the guest lives on another host now
     GUEST_RESET = "guest-reset"  # the guest reset itself
     FOREIGN_RESET = "foreign-reset"
     FOREIGN_RESUME = "foreign-resume"
@@ -95,6 +96,14 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"  # there was nothing left to do
     FAILED = "failed"
     UNKNOWN = "unknown"  # sent, and no answer came
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """How a step ended, and what there is to say about it."""
+
+    outcome: Outcome
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +192,59 @@ class Closed(Entry):
     kind: Literal["closed"] = "closed"
 
 
-AnyEntry = Opened | Repeated | Decided | StepBegun | StepEnded | Settled | Closed
+@dataclass(frozen=True, slots=True)
+class Asked(Entry):
+    """An operator asked for something.
+
+    Attributes:
+        uid: the user who asked (SO_PEERCRED, unix(7)).
+        what: the command, and its argument.
+        why: in the operator's words.
+    """
+
+    uid: int
+    what: str
+    why: str
+    kind: Literal["asked"] = "asked"
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged(Entry):
+    """An operator has looked at the incident; the fields are those of ``Asked``."""
+
+    uid: int
+    why: str
+    kind: Literal["acknowledged"] = "acknowledged"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed(Entry):
+    """Something else was seen to happen to the domain, and not by panicd."""
+
+    what: str
+    kind: Literal["observed"] = "observed"
+
+
+@dataclass(frozen=True, slots=True)
+class Enforced(Entry):
+    """Somebody else resumed the panicked guest, and panicd stopped it again."""
+
+    kind: Literal["enforced"] = "enforced"
+
+
+AnyEntry = (
+    Opened
+    | Repeated
+    | Decided
+    | StepBegun
+    | StepEnded
+    | Settled
+    | Asked
+    | Acknowledged
+    | Observed
+    | Enforced
+    | Closed
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +270,8 @@ class Incident:
         steps: what is known of that plan's steps, by index.
         decisions: every decision so far, the latest last.
         closed: how it ended.
+        acknowledged: who looked at it.
+        enforced: how often it was stopped again after somebody else resumed it.
     """
 
     id: str
@@ -219,6 +282,8 @@ class Incident:
     steps: dict[int, StepRecord] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
     closed: Closed | None = None
+    acknowledged: Acknowledged | None = None
+    enforced: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -266,14 +331,26 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             )
         case StepBegun(at=at, index=index):
             state = _next(incident, Mark.STEP)
-            return replace(incident, state=state, steps={**incident.steps, index: StepRecord(at)})
+            if incident.plan is None or not 0 <= index < len(incident.plan.steps):
+                raise IllegalTransitionError(f"{incident.id}: the plan has no step {index}")
+            # What is known of later steps is from before they are gone through once more.
+            earlier = {i: record for i, record in incident.steps.items() if i < index}
+            return replace(incident, state=state, steps={**earlier, index: StepRecord(at)})
         case StepEnded(at=at, index=index, outcome=outcome, detail=detail):
             state = _next(incident, Mark.STEP)
-            begun = incident.steps[index].begun_at
-            record = StepRecord(begun, at, outcome, detail)
+            begun = incident.steps.get(index)
+            if begun is None or begun.outcome is not None:
+                raise IllegalTransitionError(f"{incident.id}: step {index} ended before it began")
+            record = StepRecord(begun.begun_at, at, outcome, detail)
             return replace(incident, state=state, steps={**incident.steps, index: record})
         case Settled(state=settled):
             return replace(incident, state=_next(incident, Mark(settled)))
+        case Acknowledged():
+            return replace(incident, acknowledged=entry)
+        case Asked() | Observed():
+            return incident
+        case Enforced():
+            return replace(incident, enforced=incident.enforced + 1)
         case Closed():
             return replace(incident, state=_next(incident, Mark.CLOSED), closed=entry)
         case _:

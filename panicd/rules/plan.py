@@ -2,16 +2,17 @@
 
 A plan is static data. It is printed by ``panicd explain``, tested as a table, and written to the
 journal whole before its first step. ``Cont`` is born here and nowhere else: after a
-``SystemReset``, and for ``ignore`` where the panic, or its dump, had stopped the guest.
+``SystemReset``, for an operator's release, and for ``ignore`` where the panic, or its dump, had
+stopped the guest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import assert_never
 
 from panicd.rules.capability import Capability
 from panicd.rules.on_crash import Action
-from panicd.rules.policy import Decision, Situation
+from panicd.rules.policy import Decision, Reason, Situation
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat, Policy, Timeouts
 
@@ -40,6 +41,11 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class EnsureStopped(Step):
     """Wait for the guest to have stopped; stop it where the panic did not (``stop``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitQuiet(Step):
+    """Wait for the end of a migration, a block job or another dump, which an action would cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,16 @@ class AwaitReturn(Step):
 
 
 AnyStep = (
-    EnsureStopped | Dump | SystemReset | Cont | Quit | Terminate | Kill | RunRelaunch | AwaitReturn
+    EnsureStopped
+    | AwaitQuiet
+    | Dump
+    | SystemReset
+    | Cont
+    | Quit
+    | Terminate
+    | Kill
+    | RunRelaunch
+    | AwaitReturn
 )
 
 
@@ -103,20 +118,27 @@ def make_plan(
     decision: Decision, policy: Policy, capability: Capability, situation: Situation
 ) -> Plan:
     """Return the steps that carry out a decision."""
-    stop = EnsureStopped(policy.timeouts.stop, OnFailure.CONTINUE)
+    if decision.reason is Reason.HELD:
+        return Plan(decision, ())
     if situation.run_state is None:
         return Plan(decision, _relaunch(policy) if decision.relaunch else ())
+    stop = EnsureStopped(policy.timeouts.stop)
+    quiet = AwaitQuiet(policy.timeouts.quiet)
+    first = (stop, quiet)
     dump = (_dump(policy, capability),) if decision.coredump else ()
     match decision.action:
         case Action.PRESERVE | Action.NONE:
-            return Plan(decision, (EnsureStopped(policy.timeouts.stop), *dump))
+            return Plan(decision, (*first, *dump) if dump else (stop,))
         case Action.DESTROY:
-            return Plan(decision, (stop, *dump, *_end(policy.timeouts)))
+            ahead = replace(stop, on_failure=OnFailure.CONTINUE)
+            return Plan(decision, (ahead, quiet, *dump, *_end(policy.timeouts)))
         case Action.RESTART if decision.relaunch:
-            return Plan(decision, (stop, *dump, *_end(policy.timeouts), *_relaunch(policy)))
+            return Plan(decision, (*first, *dump, *_end(policy.timeouts), *_relaunch(policy)))
         case Action.RESTART:
             again = (SystemReset(policy.timeouts.reset), Cont(policy.timeouts.resume))
-            return Plan(decision, (EnsureStopped(policy.timeouts.stop), *dump, *again))
+            return Plan(decision, (*first, *dump, *again))
+        case Action.RELEASE:
+            return Plan(decision, (*first, *dump, Cont(policy.timeouts.resume)))
         case Action.IGNORE:
             return Plan(decision, _ignore(policy, situation, dump))
         case _:
@@ -150,8 +172,8 @@ def _relaunch(policy: Policy) -> tuple[AnyStep, ...]:
 def _ignore(policy: Policy, situation: Situation, dump: tuple[Dump, ...]) -> tuple[AnyStep, ...]:
     """Return nothing for a guest that runs on; whoever else stopped it keeps it stopped."""
     assert situation.run_state is not None
-    stop = EnsureStopped(policy.timeouts.stop)
+    first = (EnsureStopped(policy.timeouts.stop), AwaitQuiet(policy.timeouts.quiet))
     stopped_by_panic = situation.run_state is RunState.GUEST_PANICKED
     if stopped_by_panic or (dump and situation.run_state.executes):
-        return (stop, *dump, Cont(policy.timeouts.resume))
-    return (stop, *dump) if dump else ()
+        return (*first, *dump, Cont(policy.timeouts.resume))
+    return (*first, *dump) if dump else ()

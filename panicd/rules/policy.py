@@ -29,6 +29,10 @@ class Reason(StrEnum):
     CRASH_LOOP = "crash-loop"
     ACTION_FAILED = "action-failed"
     DUMP_FAILED = "dump-failed"
+    STORM = "storm"
+    HELD = "held"
+    JOURNAL = "journal"
+    OPERATOR = "operator"
 
 
 EXPLANATIONS: Final[dict[Reason, str]] = {
@@ -46,9 +50,21 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     "applies",
     Reason.ACTION_FAILED: "the action before this one failed: the fallback applies",
     Reason.DUMP_FAILED: "the dump failed and is required: the guest is preserved",
+    Reason.STORM: "many domains of this host panicked at once, so the cause lies deeper: the guest "
+    "is preserved for an operator",
+    Reason.HELD: "an operator suspended automation: nothing is done until the hold ends",
+    Reason.JOURNAL: "the journal was found damaged, and with it what was done before: the guest is "
+    "preserved",
+    Reason.OPERATOR: "an operator asked for it",
 }
 
-FALLBACK_REASONS: Final = frozenset(Reason) - {Reason.ON_CRASH, Reason.UNREQUESTED_DEVICE}
+FALLBACK_REASONS: Final = frozenset(Reason) - {
+    Reason.ON_CRASH,
+    Reason.UNREQUESTED_DEVICE,
+    Reason.HELD,
+    Reason.OPERATOR,
+}
+DESTRUCTIVE: Final = frozenset({Action.DESTROY, Action.RESTART})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +76,17 @@ class Situation:
             stop it); None where QEMU is gone or is about to be.
         information: the panic's payload, where there is one.
         restarts: when panicd restarted this domain, in seconds since the epoch.
+        held: an operator suspended automation.
+        storm: many domains panicked at once, and destructive actions are to be left to people.
+        unrecorded: what was done before is not known, and that is to be waited out.
     """
 
     run_state: RunState | None
     information: PanicInformation | None = None
     restarts: tuple[float, ...] = ()
+    held: bool = False
+    storm: bool = False
+    unrecorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +119,18 @@ class Decision:
 
 
 _MIGRATION_STATES: Final = frozenset(
-    {RunState.INMIGRATE, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE}
+    {RunState.INMIGRATE, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE, RunState.COLO}
 )
 _STOPPED_BY_OTHERS_STATES: Final = frozenset(
-    {RunState.PAUSED, RunState.PRELAUNCH, RunState.IO_ERROR, RunState.WATCHDOG, RunState.SAVE_VM}
+    {
+        RunState.PAUSED,
+        RunState.PRELAUNCH,
+        RunState.IO_ERROR,
+        RunState.WATCHDOG,
+        RunState.SAVE_VM,
+        RunState.RESTORE_VM,
+        RunState.DEBUG,
+    }
 )
 
 
@@ -129,35 +159,107 @@ def decide(policy: Policy, capability: Capability, situation: Situation, *, now:
     """
     wanted, reason = applicable(policy, capability, situation.information)
     obeyed = Decision(wanted, wanted.action, wanted.coredump, reason)
+    if situation.held:
+        return Decision(wanted, Action.PRESERVE, coredump=False, reason=Reason.HELD)
     if situation.run_state is None:
-        return _without_qemu(policy, situation, obeyed, now)
-    match wanted.action:
-        case Action.RESTART:
-            return _restart(policy, capability, situation, obeyed, now)
-        case Action.IGNORE:
-            return _ignore(policy, capability, situation, obeyed)
-        case _:
-            return obeyed
+        decision = _without_qemu(policy, situation, obeyed, now)
+    elif wanted.action is Action.RESTART:
+        decision = _restart(policy, capability, situation, obeyed, now)
+    elif wanted.action is Action.IGNORE:
+        decision = _ignore(policy, capability, situation, obeyed, now)
+    else:
+        decision = obeyed
+    return restrain(decision, situation)
 
 
-def fall_back(policy: Policy, capability: Capability, failed: Decision, reason: Reason) -> Decision:
+def restrain(decision: Decision, situation: Situation) -> Decision:
+    """Return a decision, or to preserve where what it would do is not to be done now."""
+    if decision.action not in DESTRUCTIVE:
+        return decision
+    if situation.unrecorded:
+        reason = Reason.JOURNAL
+    elif situation.storm:
+        reason = Reason.STORM
+    else:
+        return decision
+    return Decision(decision.wanted, Action.PRESERVE, coredump=False, reason=reason)
+
+
+class ImpossibleError(Exception):
+    """An operator asked for what can't be done; the message says why."""
+
+
+def decide_for_operator(
+    policy: Policy, capability: Capability, situation: Situation, action: OnCrash | None
+) -> Decision:
+    """Return the decision for what an operator asks; neither budget, hold nor storm limits it.
+
+    Args:
+        policy: the domain's configuration.
+        capability: what its QEMU can do.
+        situation: the domain as it stands.
+        action: what to do; None releases the guest: it is let run as it is.
+
+    Raises:
+        ImpossibleError: it can't be done.
+    """
+    if situation.run_state is None:
+        raise ImpossibleError("QEMU is gone")
+    if situation.run_state in _MIGRATION_STATES:
+        raise ImpossibleError(EXPLANATIONS[Reason.MIGRATION])
+    if action is None or action.action is Action.IGNORE:
+        if situation.run_state is RunState.GUEST_PANICKED and not capability.reversible:
+            raise ImpossibleError("this QEMU refuses to resume a panicked guest")
+        wanted = action or OnCrash.IGNORE
+        return Decision(wanted, Action.RELEASE, wanted.coredump, Reason.OPERATOR)
+    relaunch = action.action is Action.RESTART and not capability.can_reset
+    if relaunch and policy.relaunch is None:
+        raise ImpossibleError("this QEMU ends instead of resetting, and no relaunch is configured")
+    return Decision(action, action.action, action.coredump, Reason.OPERATOR, relaunch)
+
+
+def fall_back(
+    policy: Policy,
+    capability: Capability,
+    situation: Situation,
+    failed: Decision,
+    reason: Reason,
+    *,
+    now: float,
+) -> Decision:
     """Return what follows a decision that can't be obeyed, or whose plan failed.
 
     A fallback that can't be obeyed either, or that fails, leaves the guest as it is; a required
-    dump that failed does so too, for the guest's memory is then the only evidence.
+    dump that failed does so too, for the guest's memory is then the only evidence. What an operator
+    asked for has no fallback: that is the policy's.
 
     Args:
         policy: the domain's configuration.
         capability: what its QEMU can do, with what the failure has taught.
+        situation: the domain as it stands now.
         failed: the decision that is given up.
         reason: why, one of ``FALLBACK_REASONS``.
+        now: seconds since the epoch.
     """
     action = policy.fallback
-    if failed.is_fallback or reason is Reason.DUMP_FAILED or action is failed.action:
+    given_up = failed.is_fallback or failed.reason is Reason.OPERATOR or action is failed.action
+    suspended = situation.held or situation.storm
+    if given_up or suspended or reason is Reason.DUMP_FAILED:
         action = Action.PRESERVE
-    if action is Action.RESTART and not capability.can_reset:
+    if action is Action.RESTART and not _restartable(policy, capability, situation, now):
         action = Action.PRESERVE
     return Decision(failed.wanted, action, failed.coredump, reason)
+
+
+def _restartable(policy: Policy, capability: Capability, situation: Situation, now: float) -> bool:
+    """Whether a guest may be restarted where ``restart`` is the fallback."""
+    theirs = _MIGRATION_STATES | _STOPPED_BY_OTHERS_STATES
+    return (
+        capability.can_reset
+        and situation.run_state is not None
+        and situation.run_state not in theirs
+        and not balance(policy.restart, situation.restarts, now).spent
+    )
 
 
 def _without_qemu(policy: Policy, situation: Situation, obeyed: Decision, now: float) -> Decision:
@@ -178,7 +280,8 @@ def _restart(
     if situation.run_state in _MIGRATION_STATES:
         return Decision(obeyed.wanted, Action.PRESERVE, obeyed.coredump, Reason.MIGRATION)
     if situation.run_state in _STOPPED_BY_OTHERS_STATES:
-        return fall_back(policy, capability, obeyed, Reason.STOPPED_BY_OTHERS)
+        reason = Reason.STOPPED_BY_OTHERS
+        return fall_back(policy, capability, situation, obeyed, reason, now=now)
     left = balance(policy.restart, situation.restarts, now)
     if left.spent:
         reason = Reason.CRASH_LOOP if left.looping else Reason.BUDGET_SPENT
@@ -186,15 +289,17 @@ def _restart(
     if capability.can_reset:
         return obeyed
     if policy.relaunch is None:
-        return fall_back(policy, capability, obeyed, Reason.RESET_IMPOSSIBLE)
+        reason = Reason.RESET_IMPOSSIBLE
+        return fall_back(policy, capability, situation, obeyed, reason, now=now)
     return Decision(obeyed.wanted, Action.RESTART, obeyed.coredump, obeyed.reason, relaunch=True)
 
 
 def _ignore(
-    policy: Policy, capability: Capability, situation: Situation, obeyed: Decision
+    policy: Policy, capability: Capability, situation: Situation, obeyed: Decision, now: float
 ) -> Decision:
     if situation.run_state in _MIGRATION_STATES:
         return Decision(obeyed.wanted, Action.PRESERVE, obeyed.coredump, Reason.MIGRATION)
     if situation.run_state is RunState.GUEST_PANICKED and not capability.reversible:
-        return fall_back(policy, capability, obeyed, Reason.IRREVERSIBLE)
+        reason = Reason.IRREVERSIBLE
+        return fall_back(policy, capability, situation, obeyed, reason, now=now)
     return obeyed

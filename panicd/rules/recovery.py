@@ -11,10 +11,12 @@ from typing import Final
 
 from panicd.rules.capability import Version
 from panicd.rules.incident import Ending, Incident, Outcome, State
+from panicd.rules.on_crash import Action
 from panicd.rules.plan import (
     AnyStep,
     AwaitReturn,
     Cont,
+    Dump,
     EnsureStopped,
     Kill,
     Quit,
@@ -75,20 +77,24 @@ Recovery = GoOn | Redecide | Stay | End
 
 def recover(incident: Incident, found: Found) -> Recovery:
     """Return how an open incident goes on."""
-    if found.run_state is None or not found.same_process:
+    step, index = _last_step(incident)
+    ended = isinstance(step, RunRelaunch | AwaitReturn)  # they come after the process's end
+    if found.run_state is None or not found.same_process or ended:
         return _process_gone(incident, found)
     if incident.state in {State.PRESERVED, State.FAILED, State.RUNNING_ON, State.DETECTED}:
         return _settled(incident, found.run_state)
-    step, index = _last_step(incident)
     match found.run_state:
         case RunState.GUEST_PANICKED:
             return _still_panicked(incident, step, index, found.version)
-        case RunState.RUNNING | RunState.SUSPENDED:
+        case RunState.POSTMIGRATE:
+            return End(Ending.MIGRATED)
+        case RunState.RUNNING | RunState.SUSPENDED | RunState.COLO:
             return _running(incident, step)
         case RunState.PRELAUNCH | RunState.PAUSED:
-            return _stopped(incident, step, index, found.run_state)
+            return _stopped(incident, step, index, found.run_state, found.version)
         case _:
-            return Redecide()
+            # Nothing tells whether this is still the panicked guest: it may be a healthy one.
+            return Stay()
 
 
 def _last_step(incident: Incident) -> tuple[AnyStep | None, int]:
@@ -110,8 +116,11 @@ def _begun(incident: Incident, kind: type[AnyStep]) -> int | None:
 def _process_gone(incident: Incident, found: Found) -> Recovery:
     step, index = _last_step(incident)
     came_back = found.run_state is not None
-    if isinstance(step, AwaitReturn):
+    waits = incident.state in {State.PRESERVED, State.FAILED}
+    if isinstance(step, AwaitReturn) or (waits and isinstance(step, RunRelaunch)):
         return End(Ending.RELAUNCHED) if came_back else Stay()
+    if waits:
+        return End(Ending.QEMU_GONE)
     if isinstance(step, RunRelaunch):
         # Whether the command ran is not known, so it isn't run again: its VM is waited for.
         return End(Ending.RELAUNCHED) if came_back else GoOn(index + 1)
@@ -149,40 +158,91 @@ def _settled(incident: Incident, run_state: RunState) -> Recovery:
 def _still_panicked(
     incident: Incident, step: AnyStep | None, index: int, version: Version
 ) -> Recovery:
+    if not _made_for_stopped_guest(incident):
+        return Redecide()
     reset = _begun(incident, SystemReset)
     if reset is not None:
         earliest, latest = RESET_LEAVES_PANICKED
         done = incident.steps[reset].outcome is Outcome.DONE
-        if earliest <= version < latest:
-            # After a cont that may have run this may be a new panic: a reset is right either way.
-            return GoOn(reset + 1 if done and not isinstance(step, Cont) else reset)
+        if earliest <= version < latest and not _let_go(incident):
+            # It was reset and has not run, or somebody let it run and it panicked anew: nothing
+            # tells. A reset is right either way, a cont in one case only.
+            return GoOn(reset)
         if isinstance(step, Cont) or done:
             return End(Ending.RESTARTED, and_again=True)
         return GoOn(reset)
-    if isinstance(step, Cont) and incident.steps[index].outcome is Outcome.DONE:
-        return End(Ending.RESUMED, and_again=True)
+    if _let_go(incident):
+        return End(_let_run(incident), and_again=True)
     first_of_end = _begun(incident, Quit)
-    return GoOn(index if first_of_end is None else first_of_end)
+    return GoOn(_unfinished(incident, index) if first_of_end is None else first_of_end)
 
 
 def _running(incident: Incident, step: AnyStep | None) -> Recovery:
     if _begun(incident, SystemReset) is not None:
         return End(Ending.RESTARTED)
     if isinstance(step, Cont):
-        return End(Ending.RESUMED)
-    if incident.plan is not None and not incident.plan.steps:
+        return End(_let_run(incident))
+    if incident.action is Action.IGNORE and incident.plan and not incident.plan.steps:
         return GoOn(0)
     return End(Ending.FOREIGN_RESUME)
 
 
-def _stopped(incident: Incident, step: AnyStep | None, index: int, run_state: RunState) -> Recovery:
+def _made_for_stopped_guest(incident: Incident) -> bool:
+    """Whether the plan is one for a guest that the panic stopped, and so still holds for it."""
+    steps = incident.plan.steps if incident.plan else ()
+    runs_again = any(isinstance(step, Cont) for step in steps)
+    return (
+        bool(steps)
+        and isinstance(steps[0], EnsureStopped)
+        and (incident.action is not Action.IGNORE or runs_again)
+    )
+
+
+def _unfinished(incident: Incident, index: int) -> int:
+    """Return the step to go on with: a step that was begun, unless it is a dump that is done."""
+    assert incident.plan is not None
+    record = incident.steps.get(index)
+    done = record is not None and record.outcome is Outcome.DONE
+    return index + 1 if done and isinstance(incident.plan.steps[index], Dump) else index
+
+
+def _let_go(incident: Incident) -> bool:
+    """Whether the plan's cont is known to have let the guest run."""
+    cont = _begun(incident, Cont)
+    return cont is not None and incident.steps[cont].outcome is Outcome.DONE
+
+
+def _let_run(incident: Incident) -> Ending:
+    return Ending.RELEASED if incident.action is Action.RELEASE else Ending.RAN_ON
+
+
+def _stopped(
+    incident: Incident, step: AnyStep | None, index: int, run_state: RunState, version: Version
+) -> Recovery:
     reset = _begun(incident, SystemReset)
+    left_paused_until, left_panicked_until = RESET_LEAVES_PANICKED
+    if _let_go(incident):
+        return End(Ending.RESTARTED if reset is not None else _let_run(incident))
     if reset is not None:
+        if run_state is RunState.PRELAUNCH:
+            return GoOn(reset + 1)
         # 'paused' is also what panicd's own stop left: then only the result proves the reset.
-        proven = run_state is RunState.PRELAUNCH or incident.steps[reset].outcome is Outcome.DONE
-        return GoOn(reset + 1 if proven else reset)
-    if run_state is RunState.PRELAUNCH:
+        if incident.steps[reset].outcome is not Outcome.DONE:
+            return GoOn(reset)
+        # Since 2.6 a reset leaves 'prelaunch': it was let run, and somebody paused it.
+        if version >= left_panicked_until:
+            return End(Ending.RESTARTED)
+        return GoOn(reset + 1)
+    # Before 1.7 a reset leaves 'paused', and a panic always 'guest-panicked'.
+    if run_state is RunState.PRELAUNCH or version < left_paused_until:
         return End(Ending.FOREIGN_RESET)
-    if isinstance(step, EnsureStopped) or _begun(incident, EnsureStopped) is not None:
-        return GoOn(index)
-    return End(Ending.FOREIGN_RESUME)
+    if _begun(incident, EnsureStopped) is None:
+        return End(Ending.FOREIGN_RESUME)
+    if isinstance(step, Cont) and incident.action is Action.IGNORE and not _dumps(incident):
+        # This cont was for a panicked guest, so it ran, and somebody paused it since.
+        return End(_let_run(incident))
+    return GoOn(_unfinished(incident, index))
+
+
+def _dumps(incident: Incident) -> bool:
+    return incident.plan is not None and any(isinstance(s, Dump) for s in incident.plan.steps)

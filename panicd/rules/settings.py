@@ -79,6 +79,39 @@ class CoredumpSettings:
     required: bool = False
 
 
+class StormAction(StrEnum):
+    """What becomes of destructive actions while many domains panic at once."""
+
+    PRESERVE = "preserve"  # none is taken: the guests are left for an operator
+    LIMIT = "limit"  # a few are taken at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """When so many domains panic at once that their host, storage or image is the likely cause.
+
+    Attributes:
+        share: of the host's domains, 0 to 1, that panicked within ``window``.
+        minimum: and at least so many.
+        window: seconds.
+        then: what becomes of destructive actions meanwhile.
+        at_once: how many may be under way, where ``then`` limits them.
+    """
+
+    share: float = 0.25
+    minimum: int = 5
+    window: float = 60.0
+    then: StormAction = StormAction.PRESERVE
+    at_once: int = 2
+
+
+class JournalFailure(StrEnum):
+    """What becomes of panics while the journal can't be written."""
+
+    PRESERVE = "preserve"  # the guest is left as it is until the journal can be written
+    ACT = "act"  # the policy is applied all the same, unrecorded
+
+
 @dataclass(frozen=True, slots=True)
 class Relaunch:
     """How a VM is started again when its QEMU can't reset it, or is gone.
@@ -97,6 +130,7 @@ class Timeouts:
     """How long each step may take before it counts as failed."""
 
     stop: float = 2.0
+    quiet: float = 300.0
     reset: float = 10.0
     resume: float = 10.0
     quit: float = 10.0
@@ -116,6 +150,7 @@ class Policy:
         unrequested: what applies instead where it needs one and there is only a builtin one.
         restart: the restart budget.
         relaunch: how it is started anew, where that is known.
+        enforce: a panicked guest that somebody else resumes is stopped again.
         timeouts: of the steps.
     """
 
@@ -126,4 +161,5 @@ class Policy:
     unrequested: OnCrash = OnCrash.PRESERVE
     restart: Budget = field(default_factory=Budget)
     relaunch: Relaunch | None = None
+    enforce: bool = False
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -17,9 +17,12 @@ from panicd.rules.settings import (
     CoredumpSettings,
     DumpFormat,
     FreeSpaceFloor,
+    JournalFailure,
     PanicNotifier,
     Policy,
     Relaunch,
+    Storm,
+    StormAction,
     Timeouts,
 )
 
@@ -80,6 +83,10 @@ def test_the_smallest_file_has_the_defaults() -> None:
         control_socket=Path("/run/panicd/control.sock"),
         defaults=DEFAULTS,
         domains=(),
+        journal_failure=JournalFailure.PRESERVE,
+        journal_keep=90 * 86400.0,
+        storm=Storm(share=0.25, minimum=5, window=60.0, then=StormAction.PRESERVE, at_once=2),
+        coredumps_at_once=2,
     )
 
 
@@ -124,6 +131,7 @@ def test_what_the_shipped_file_holds_back_is_valid_too() -> None:
         (CoredumpSettings, "defaults: {coredump: {%s: }}"),
         (Relaunch, "defaults: {relaunch: {%s: }}"),
         (Timeouts, "defaults: {timeouts: {%s: }}"),
+        (Storm, "storm: {%s: }"),
     ],
 )
 def test_every_setting_of_the_rules_has_its_key(policy: type[Policy], section: str) -> None:
@@ -143,6 +151,9 @@ monitors:
 metrics: {listen: "[::1]:0"}
 state_directory: /srv/panicd
 control_socket: /srv/panicd/control.sock
+journal: {on_failure: act, keep: 30d}
+storm: {share: 100%, minimum: 1, window: 10s, then: limit, at_once: 7}
+coredumps_at_once: 1
 defaults:
   on_crash: coredump-restart
   fallback: destroy
@@ -152,7 +163,8 @@ defaults:
   coredump: {directory: /dumps, format: elf, timeout: 1h30m, keep: 1, max_total: 2TB,
              min_free: 20GiB, required: true}
   relaunch: {command: [/usr/bin/start-vm, "--now", "0123"], timeout: 1m30s}
-  timeouts: {stop: 500ms, reset: 1s, resume: 2s, quit: 3s, terminate: 4s, kill: 5s}
+  enforce: true
+  timeouts: {stop: 500ms, quiet: 6s, reset: 1s, resume: 2s, quit: 3s, terminate: 4s, kill: 5s}
 """)
     assert configured == Config(
         monitors=(Dial("/srv/vms/*/monitor"), Listen(Path("/srv/panicd/qmp.sock"))),
@@ -175,8 +187,15 @@ defaults:
                 required=True,
             ),
             relaunch=Relaunch(("/usr/bin/start-vm", "--now", "0123"), timeout=90.0),
-            timeouts=Timeouts(0.5, 1.0, 2.0, 3.0, 4.0, 5.0),
+            enforce=True,
+            timeouts=Timeouts(
+                stop=0.5, quiet=6.0, reset=1.0, resume=2.0, quit=3.0, terminate=4.0, kill=5.0
+            ),
         ),
+        journal_failure=JournalFailure.ACT,
+        journal_keep=30 * 86400.0,
+        storm=Storm(share=1.0, minimum=1, window=10.0, then=StormAction.LIMIT, at_once=7),
+        coredumps_at_once=1,
     )
 
 
@@ -189,6 +208,18 @@ def test_metrics_can_be_off() -> None:
     assert read_with_monitor('metrics: {listen: "off"}').metrics_listen is None
 
 
+def test_the_storm_breaker_can_be_off() -> None:
+    assert read_with_monitor('storm: "off"').storm is None
+
+
+def test_a_journal_may_be_kept_exactly_as_long_as_a_restart_window() -> None:
+    configured = read_with_monitor("""
+journal: {keep: 1d}
+domains: [{match: a, restart: {window: 24h}}]
+""")
+    assert configured.journal_keep == configured.defaults.restart.window
+
+
 def test_a_rule_changes_the_defaults_key_by_key() -> None:
     configured = read_with_monitor("""
 defaults:
@@ -196,11 +227,13 @@ defaults:
   restart: {max: 7, window: 12h}
   coredump: {keep: 5}
   relaunch: {command: [/usr/bin/start-vm], timeout: 5m}
-  timeouts: {quit: 1s}
+  enforce: true
+  timeouts: {quiet: 1m, quit: 1s}
 domains:
   - match: a
     restart: {max: 1}
     coredump: {required: true}
+    enforce: false
     relaunch: {timeout: 2m}
     timeouts: {kill: 3s}
   - match: b
@@ -212,7 +245,8 @@ domains:
     assert a.restart == Budget(max=1, window=43200.0)
     assert (a.coredump.keep, a.coredump.required) == (5, True)
     assert a.relaunch == Relaunch(("/usr/bin/start-vm",), timeout=120.0)
-    assert a.timeouts == Timeouts(quit=1.0, kill=3.0)
+    assert a.timeouts == Timeouts(quiet=60.0, quit=1.0, kill=3.0)
+    assert (a.enforce, b.enforce) == (False, True)
     assert b.relaunch == Relaunch(("/usr/bin/start-b",), timeout=300.0)
     assert c == configured.defaults
 
@@ -292,7 +326,18 @@ def test_a_file_that_can_not_be_read(
 FRAGMENTS = st.sampled_from(
     [
         *["monitors", "glob", "listen", "metrics", "defaults", "domains", "match", "on_crash"],
-        *["restart", "window", "min_uptime", "relaunch", "command", "coredump", "min_free"],
+        *[
+            "restart",
+            "window",
+            "min_uptime",
+            "storm",
+            "journal",
+            "keep",
+            "relaunch",
+            "command",
+            "coredump",
+            "min_free",
+        ],
         *[": ", "- ", ", ", "\n", "\n  ", "[", "]", "{", "}", "&a ", "*a", "<<", "!!str ", "? "],
         *["/run/*.qmp", "/a", "no", "0123", "90s", "1h", "10%", "50GiB", "'", '"', "|\n", "---\n"],
         *["off", "db-*", "127.0.0.1:1", "[::1]:1", "\t", "\x00", "é", "\\0", "\\ud800", "#", "%"],

@@ -10,8 +10,6 @@ from panicd.host.config_values import WrongValueError
 from panicd.host.yaml_document import Scalar
 from panicd.rules.settings import FreeSpaceFloor
 
-UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
-
 
 def plain(text: str) -> Scalar:
     return Scalar(Position(1, 1), text, plain=True)
@@ -43,11 +41,16 @@ def test_durations(text: str, seconds: float) -> None:
 @settings(deadline=None)
 @given(st.integers(0, int(values.DURATION_MAX * 1000)))
 def test_a_duration_survives_being_written(milliseconds: int) -> None:
-    text, rest = "", milliseconds
-    for unit, length in UNITS.items():
-        number, rest = divmod(rest, length)
-        text += f"{number}{unit}" if number else ""
-    assert values.duration(plain(text or "0s")) == milliseconds / 1000
+    text = values.written_duration(milliseconds / 1000)
+    assert values.duration(plain(text)) == milliseconds / 1000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0s"), (0.25, "250ms"), (90.0, "1m30s"), (86400.0, "1d"), (93784.005, "1d2h3m4s5ms")],
+)
+def test_a_duration_is_written_with_as_few_units_as_it_takes(seconds: float, text: str) -> None:
+    assert values.written_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,11 @@ def test_a_share_of_the_file_system(percent: int) -> None:
     assert round(floor.fraction * 100) == percent
 
 
+@pytest.mark.parametrize(("text", "share"), [("0%", 0.0), ("25%", 0.25), ("100%", 1.0)])
+def test_shares(text: str, share: float) -> None:
+    assert values.share(plain(text)) == share
+
+
 @settings(deadline=None)
 @given(st.text(), st.booleans())
 def test_every_reader_takes_any_text_or_says_what_it_expects(text: str, bare: bool) -> None:
@@ -90,7 +98,7 @@ def test_every_reader_takes_any_text_or_says_what_it_expects(text: str, bare: bo
     readers = [
         *[values.duration, values.size, values.free_space, values.whole_number(0), values.boolean],
         *[values.text, values.domain_pattern, values.absolute_path, values.program],
-        *[values.socket_glob, values.metrics_endpoint],
+        *[values.socket_glob, values.metrics_endpoint, values.share, values.off],
     ]
     for reader in readers:
         with suppress(WrongValueError):

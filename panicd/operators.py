@@ -1,0 +1,121 @@
+"""What operators ask for: recorded with who asked and why, and carried out.
+
+Holds survive a restart of the daemon, for they are folded from the journal, and end by themselves.
+"""
+
+import math
+from typing import Final
+
+import trio
+
+from panicd.connector import Connector
+from panicd.fleet import Domain
+from panicd.host.control import RefusedError
+from panicd.host.journal import JournalError
+from panicd.host.logs import get_logger
+from panicd.responder import Services
+from panicd.rules.incident import Acknowledged
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.operation import Operation
+from panicd.supervisor import Wish
+
+PATIENCE: Final = 5.0  # seconds after which an operator is told that what he asked goes on
+
+
+class Operators:
+    """Carries out what operators ask.
+
+    Args:
+        services: what it uses.
+        connector: knows who looks after each domain.
+    """
+
+    def __init__(self, services: Services, connector: Connector) -> None:
+        self._services = services
+        self._connector = connector
+        self._holds_changed = trio.Event()
+
+    async def run(self) -> None:
+        """Have holds begin, and end when their time is over, until cancelled."""
+        while True:
+            now = self._services.keeping.clock()
+            end = self._services.holds.next_end(now)
+            with trio.move_on_after(math.inf if end is None else max(0.0, end - now)):
+                await self._holds_changed.wait()
+            self._holds_changed = trio.Event()
+            self._connector.reload()
+
+    async def hold(self, operation: Operation) -> None:
+        """Suspend automation for a domain or the host, or take that back.
+
+        Raises:
+            RefusedError: it can't be recorded.
+        """
+        await self._record(operation)
+        self._services.holds.add(operation)
+        self._holds_changed.set()
+
+    async def act(self, domain: Domain, operation: Operation, action: OnCrash | None) -> bool:
+        """Do something about a domain's panicked guest.
+
+        Args:
+            domain: which.
+            operation: who asks, and why.
+            action: what; None: let the guest run as it is.
+
+        Returns:
+            Whether it is done; it goes on where it isn't.
+
+        Raises:
+            RefusedError: the domain's state has overtaken it, or it can't be done.
+        """
+        supervisor = self._connector.supervisor_of(domain)
+        if supervisor is None:
+            raise RefusedError("not-connected", f"{domain.name}: {domain.problem}")
+        await self._record(operation)
+        wish = Wish(operation, action)
+        supervisor.ask(wish)
+        with trio.move_on_after(PATIENCE):
+            await wish.done.wait()
+        if wish.refused:
+            raise RefusedError("overtaken", f"{domain.name}: {wish.refused}")
+        return wish.done.is_set()
+
+    async def acknowledge(self, incident_id: str, operation: Operation) -> None:
+        """Note that an incident was looked at, whether it is open or not.
+
+        Raises:
+            RefusedError: there is no such incident, or it can't be recorded.
+        """
+        services = self._services
+        for domain in services.fleet.domains.values():
+            if domain.chronicle is not None and domain.chronicle.incident.id == incident_id:
+                await self.act(domain, operation, None)
+                return
+        entry = Acknowledged(operation.at, operation.uid, operation.why)
+        for chronicle in services.waiting.chronicles:
+            if chronicle.incident.id == incident_id:
+                chronicle.note(entry)
+                await chronicle.commit()
+                return
+        journal = services.keeping.journal
+        try:
+            if await trio.to_thread.run_sync(journal.incident, incident_id) is None:
+                raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
+            await journal.append(incident_id, entry)
+        except JournalError as error:
+            raise RefusedError("journal", str(error)) from error
+
+    async def _record(self, operation: Operation) -> None:
+        try:
+            await self._services.keeping.journal.append_operation(operation)
+        except JournalError as error:
+            raise RefusedError("journal", str(error)) from error
+        get_logger().info(
+            "operator asked",
+            domain=operation.domain,
+            uid=operation.uid,
+            what=f"{operation.kind} {operation.detail}".strip(),
+            why=operation.why,
+            until=operation.until,
+        )

@@ -1,0 +1,88 @@
+"""Open incidents whose QEMU ended while panicd was away: nobody will connect to it again.
+
+They are taken up when the daemon starts. What is left to do for one is to close it, or to go on
+with its relaunch.
+"""
+
+from panicd.chronicle import Chronicle
+from panicd.qemu.process import ProcessIdentity
+from panicd.relaunch import run_relaunch
+from panicd.responder import Services, relaunch_environment
+from panicd.rules.capability import Capability
+from panicd.rules.incident import Closed, Decided, Ending, Outcome, Settled, State
+from panicd.rules.plan import AwaitReturn, RunRelaunch, make_plan
+from panicd.rules.policy import Situation, decide
+from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+
+UNKNOWN_QEMU = Capability(version=(0, 0, 0))
+GONE = Found(None, same_process=True, version=UNKNOWN_QEMU.version)
+
+
+async def take_up_orphans(services: Services) -> None:
+    """Go on with every waiting incident whose QEMU is no more.
+
+    Raises:
+        JournalError: what became of one can't be recorded.
+    """
+    for chronicle in services.waiting.chronicles:
+        process = ProcessIdentity.parse(chronicle.incident.opened.process)
+        if process is not None and not process.exists():
+            services.waiting.forget(chronicle)
+            await _take_up(services, chronicle)
+
+
+async def _take_up(services: Services, chronicle: Chronicle) -> None:
+    match recover(chronicle.incident, GONE):
+        case End(ending=ending):
+            await _close(chronicle, ending)
+        case GoOn(index=index):
+            await _go_on(services, chronicle, index)
+        case Redecide():
+            await _decide(services, chronicle)
+        case Stay():
+            services.waiting.park(chronicle)
+
+
+async def _decide(services: Services, chronicle: Chronicle) -> None:
+    opened, now = chronicle.incident.opened, chronicle.now
+    policy = services.config().policy_for(opened.domain, opened.uuid or None)
+    key = opened.uuid or opened.domain
+    situation = Situation(
+        run_state=None,
+        information=opened.information,
+        restarts=services.keeping.tally.restarts(key),
+        held=services.holds.on(key, opened.domain, now) is not None,
+        storm=services.storm.preserves(now),
+        unrecorded=services.unrecorded(),
+    )
+    decision = decide(policy, UNKNOWN_QEMU, situation, now=now)
+    plan = make_plan(decision, policy, UNKNOWN_QEMU, situation)
+    chronicle.note(Decided(now, plan))
+    if plan.steps and not services.dry_run:
+        await _go_on(services, chronicle, 0)
+    else:
+        await _close(chronicle, Ending.QEMU_EXITED)
+
+
+async def _go_on(services: Services, chronicle: Chronicle, first: int) -> None:
+    """Carry out the rest of a plan, of which only the relaunch needs no QEMU."""
+    assert chronicle.incident.plan is not None
+    for index, step in enumerate(chronicle.incident.plan.steps[first:], first):
+        chronicle.begin(index)
+        await chronicle.commit()
+        if isinstance(step, AwaitReturn):
+            services.waiting.park(chronicle)
+            return
+        assert isinstance(step, RunRelaunch)
+        result = await run_relaunch(step, relaunch_environment(chronicle))
+        chronicle.end(index, result)
+        if result.outcome is Outcome.FAILED:
+            chronicle.note(Settled(chronicle.now, State.FAILED))
+            await chronicle.commit()
+            services.waiting.park(chronicle)
+            return
+
+
+async def _close(chronicle: Chronicle, ending: Ending) -> None:
+    chronicle.note(Closed(chronicle.now, ending))
+    await chronicle.commit()

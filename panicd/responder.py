@@ -1,0 +1,342 @@
+"""What panicd does about one domain's panic: decide, make it durable, carry it out, conclude."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from panicd.chronicle import Chronicle, Keeping
+from panicd.executor import Course, Executor
+from panicd.fleet import Domain, Fleet
+from panicd.host.config import Config
+from panicd.host.logs import get_logger
+from panicd.host.metrics import Metrics
+from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
+from panicd.qemu.dump_directory import retire
+from panicd.qemu.session import Session
+from panicd.rules.incident import Asked, Closed, Decided, Ending, Opened, Settled, Source, State
+from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.operation import Holds, Operation
+from panicd.rules.plan import Dump, make_plan
+from panicd.rules.policy import (
+    DESTRUCTIVE,
+    Decision,
+    Reason,
+    Situation,
+    decide,
+    decide_for_operator,
+    fall_back,
+)
+from panicd.rules.qapi import PanicInformation, RunState
+from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+from panicd.rules.settings import Policy
+from panicd.storm_breaker import StormBreaker
+from panicd.waiting import WaitingRoom
+
+SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What is shared by all domains.
+
+    Attributes:
+        config: returns the configuration in force.
+        keeping: what incidents are kept with.
+        metrics: of the host.
+        fleet: all domains.
+        waiting: keeps open incidents until their domain is found again.
+        holds: which domains an operator holds.
+        storm: limits what is done while many domains panic at once.
+        dumps: how many memory dumps may be written at once.
+        unrecorded: whether what was done before is not known and that is to be waited out.
+        dry_run: everything is decided and recorded, and nothing is done.
+    """
+
+    config: Callable[[], Config]
+    keeping: Keeping
+    metrics: Metrics
+    fleet: Fleet
+    waiting: WaitingRoom
+    holds: Holds
+    storm: StormBreaker
+    dumps: trio.CapacityLimiter
+    unrecorded: Callable[[], bool]
+    dry_run: bool
+
+
+class Responder:
+    """Responds to the panics of one connected domain, one incident at a time.
+
+    Args:
+        services: what it uses.
+        domain: which it is.
+        session: its connection.
+
+    Attributes:
+        acting: a plan is being carried out; its executor takes the events meanwhile.
+        heard_at: when the panic that is not yet reacted to was read, on trio's clock.
+    """
+
+    def __init__(self, services: Services, domain: Domain, session: Session) -> None:
+        self._services = services
+        self._domain = domain
+        self._session = session
+        self.acting = False
+        self.heard_at: float | None = None
+
+    @property
+    def _chronicle(self) -> Chronicle:
+        assert self._domain.chronicle is not None
+        return self._domain.chronicle
+
+    @property
+    def _policy(self) -> Policy:
+        assert self._domain.policy is not None
+        return self._domain.policy
+
+    @property
+    def _now(self) -> float:
+        return self._services.keeping.clock()
+
+    async def open(
+        self, source: Source, information: PanicInformation | None, run_state: RunState | None
+    ) -> None:
+        """Open an incident and respond to it.
+
+        Args:
+            source: how the panic became known.
+            information: its payload.
+            run_state: the state that it leaves the guest in; None: QEMU ends.
+
+        Raises:
+            MonitorError: the monitor failed.
+            JournalError: the incident can't be recorded, and is not to be responded to without.
+        """
+        domain = self._domain
+        opened = Opened(
+            at=self._now,
+            domain=domain.name,
+            uuid=domain.uuid,
+            monitor=domain.address,
+            process=self._session.process,
+            source=source,
+            information=information,
+        )
+        self._services.storm.note(domain.key, opened.at)
+        domain.chronicle = Chronicle.open(opened, self._services.keeping)
+        await self.decide(run_state)
+
+    async def decide(self, run_state: RunState | None) -> None:
+        """Decide about the open incident and carry the decision out."""
+        situation = self._situation(run_state)
+        decision = decide(self._policy, self._session.capability, situation, now=self._now)
+        await self._carry_out(decision, situation)
+
+    async def fall_back(self, reason: Reason) -> None:
+        """Decide what follows a decision that came to nothing, and carry that out."""
+        failed = self._chronicle.incident.decision
+        assert failed is not None
+        capability = self._session.capability
+        situation = self._situation(None if self._session.ended else self._session.run_state)
+        if (
+            failed.action is Action.RESTART
+            and not failed.relaunch
+            and not capability.can_reset
+            and self._policy.relaunch is not None
+        ):
+            decision = replace(failed, relaunch=True)
+        elif failed.is_fallback and failed.action is Action.PRESERVE:
+            await self._settle(State.FAILED)
+            return
+        else:
+            decision = fall_back(self._policy, capability, situation, failed, reason, now=self._now)
+        await self._carry_out(decision, situation)
+
+    async def obey(self, operation: Operation, action: OnCrash | None) -> None:
+        """Carry out what an operator asks.
+
+        Args:
+            operation: who asks, and why.
+            action: what to do; None: let the guest run as it is.
+
+        Raises:
+            ImpossibleError: it can't be done; nothing was.
+        """
+        situation = self._situation(await self._session.query_status())
+        capability = self._session.capability
+        decision = decide_for_operator(self._policy, capability, situation, action)
+        what = f"{operation.kind} {operation.detail}".strip()
+        self._chronicle.note(Asked(operation.at, operation.uid, what, operation.why))
+        await self._carry_out(decision, situation)
+
+    async def recover(self, found: Found) -> None:
+        """Go on with the domain's open incident as it is found."""
+        chronicle = self._chronicle
+        recovery = recover(chronicle.incident, found)
+        get_logger(domain=self._domain.name, incident=chronicle.incident.id).info(
+            "open incident found again",
+            state=chronicle.incident.state,
+            run_state=found.run_state,
+            recovery=type(recovery).__name__,
+        )
+        match recovery:
+            case GoOn(index=index):
+                await self._go_on(index)
+            case Redecide():
+                await self.decide(found.run_state)
+            case End(ending=ending):
+                await self.close(ending)
+            case Stay():
+                pass
+
+    async def close(self, ending: Ending, detail: str = "") -> None:
+        """Close the open incident."""
+        chronicle = self._chronicle
+        chronicle.note_repeats()
+        chronicle.note(Closed(self._now, ending, detail))
+        self._domain.chronicle = None
+        await chronicle.commit()
+
+    def _situation(self, run_state: RunState | None) -> Situation:
+        services, domain, now = self._services, self._domain, self._now
+        return Situation(
+            run_state=run_state,
+            information=self._chronicle.incident.opened.information,
+            restarts=services.keeping.tally.restarts(domain.key),
+            held=services.holds.on(domain.key, domain.name, now) is not None,
+            storm=services.storm.preserves(now),
+            unrecorded=services.unrecorded(),
+        )
+
+    async def _carry_out(self, decision: Decision, situation: Situation) -> None:
+        if self._dump_was_tried():
+            decision = replace(decision, coredump=False)
+        plan = make_plan(decision, self._policy, self._session.capability, situation)
+        self._chronicle.note(Decided(self._now, plan))
+        if self._services.dry_run:
+            await self._settle(State.PRESERVED)
+            return
+        await self._go_on(0)
+
+    def _dump_was_tried(self) -> bool:
+        incident = self._chronicle.incident
+        plan = incident.plan
+        return plan is not None and any(isinstance(plan.steps[i], Dump) for i in incident.steps)
+
+    async def _go_on(self, index: int) -> None:
+        """Carry out the incident's plan from a step on, and whatever follows from its course."""
+        async with self._turn():
+            course = await self._execute(index)
+        match course:
+            case Course.COMPLETED:
+                await self._conclude()
+            case Course.FALL_BACK:
+                await self.fall_back(Reason.ACTION_FAILED)
+            case Course.PRESERVE:
+                await self.fall_back(Reason.DUMP_FAILED)
+            case Course.RESET_BY_OTHERS:
+                await self.close(Ending.FOREIGN_RESET)
+            case Course.RESUMED_BY_OTHERS:
+                await self.close(Ending.FOREIGN_RESUME)
+            case Course.INTERRUPTED:
+                await self._chronicle.commit()
+                self._session.monitor.abort()
+            case Course.AWAITING_RETURN:
+                pass
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for this domain's turn, where few may be acted on at a time."""
+        destructive = self._chronicle.incident.action in DESTRUCTIVE
+        turn = self._services.storm.turn(self._now) if destructive else None
+        if turn is None:
+            yield
+            return
+        await self._chronicle.commit()
+        async with turn:
+            yield
+
+    async def _execute(self, index: int) -> Course:
+        incident = self._chronicle.incident
+        assert incident.plan is not None
+        executor = Executor(
+            self._session,
+            self._chronicle,
+            self._dump,
+            relaunch_environment(self._chronicle),
+            self._note_reaction,
+        )
+        self.acting = True
+        try:
+            return await executor.run(incident.plan, index)
+        finally:
+            self.acting = False
+
+    def _note_reaction(self) -> None:
+        if self.heard_at is not None:
+            self._services.metrics.reaction.observe(trio.current_time() - self.heard_at)
+            self.heard_at = None
+
+    async def _conclude(self) -> None:
+        """End or settle an incident whose plan was completed."""
+        match self._chronicle.incident.action:
+            case Action.DESTROY:
+                await self.close(Ending.DESTROYED)
+            case Action.RESTART:
+                await self.close(Ending.RESTARTED)
+            case Action.RELEASE:
+                await self.close(Ending.RELEASED)
+            case Action.PRESERVE:
+                await self._settle(State.PRESERVED)
+            case Action.IGNORE:
+                await self._settle(State.RUNNING_ON)
+            case Action.NONE:
+                await self.close(Ending.QEMU_EXITED)
+
+    async def _settle(self, state: SettledState) -> None:
+        chronicle = self._chronicle
+        chronicle.note_repeats()
+        chronicle.note(Settled(self._now, state))
+        await chronicle.commit()
+
+    async def _dump(self, session: Session, step: Dump) -> FinishedDump:
+        metrics = self._services.metrics
+        settings = replace(self._policy.coredump, timeout=step.timeout)
+        incident = self._chronicle.incident
+        async with self._services.dumps:
+            metrics.coredumps.inc()
+            with metrics.coredumps_in_progress.track_inprogress():
+                try:
+                    dump = await dump_guest_memory(
+                        session, settings, incident.opened.domain, incident.id, step.format
+                    )
+                except DumpError as error:
+                    metrics.coredump_failures.labels(reason=error.failure).inc()
+                    raise
+        metrics.coredump_bytes.inc(dump.size)
+        await trio.to_thread.run_sync(self._retire, dump.path)
+        return dump
+
+    def _retire(self, newest: Path) -> None:
+        log = get_logger(domain=self._domain.name)
+        try:
+            retired = retire(self._policy.coredump, newest)
+        except OSError as error:
+            log.warning("old dumps could not be removed", problem=str(error))
+        else:
+            if retired:
+                log.info("old dumps removed", paths=[str(path) for path in retired])
+
+
+def relaunch_environment(chronicle: Chronicle) -> dict[str, str]:
+    """Return what a relaunch command is told about an incident."""
+    opened = chronicle.incident.opened
+    return {
+        "PANICD_DOMAIN": opened.domain,
+        "PANICD_UUID": opened.uuid,
+        "PANICD_INCIDENT": chronicle.incident.id,
+    }

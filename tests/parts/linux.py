@@ -1,0 +1,224 @@
+"""A real Linux guest that really panics: Debian's cloud kernel and an initramfs of our own.
+
+The kernel is downloaded once by apt and unpacked into ``$PANICD_TEST_CACHE``, or else
+``~/.cache/panicd-tests``; nothing is installed. The initramfs holds busybox, the modules for the
+panic devices, and an init that ends in ``echo c > /proc/sysrq-trigger``. It runs under TCG, where a
+panic takes some seconds: under a nested KVM, Linux may stall.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.parts.qemu import RealQemu
+
+_META_PACKAGE = "linux-image-cloud-amd64"
+
+_BUSYBOX_PLACES = ("/bin/busybox", "/usr/bin/busybox")
+
+_MODULES = ("pvpanic", "pvpanic-mmio", "pvpanic-pci", "qemu_fw_cfg")
+"""What the panic devices and vmcoreinfo need, in the order of loading; some may be built in."""
+
+_INIT = """#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+for module in {modules}; do /bin/busybox insmod /$module.ko; done
+/bin/busybox echo c > /proc/sysrq-trigger
+"""
+
+_DOWNLOAD_SECONDS = 120.0
+_MEMORY = "128M"
+
+
+class LinuxMissingError(Exception):
+    """What a Linux guest is made of can't be had here; says what, and why."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel and its modules.
+
+    Attributes:
+        image: The kernel, for ``-kernel``.
+        modules: The files of the modules that are not built in, in the order of loading.
+        busybox: A statically linked busybox.
+    """
+
+    image: Path
+    modules: tuple[Path, ...]
+    busybox: Path
+
+
+@dataclass(frozen=True)
+class LinuxGuest:
+    """A QEMU with a Linux guest.
+
+    Attributes:
+        vm: The QEMU.
+        console: The file with all that the guest wrote to its serial console.
+    """
+
+    vm: RealQemu
+    console: Path
+
+
+def find_kernel() -> Kernel:
+    """The kernel to test with, downloaded if need be.
+
+    Raises:
+        LinuxMissingError: It can't be had; says why.
+    """
+    busybox = next((Path(place) for place in _BUSYBOX_PLACES if Path(place).exists()), None)
+    if busybox is None:
+        raise LinuxMissingError("no busybox: apt-get install busybox-static")
+    cache = Path(
+        os.environ.get("PANICD_TEST_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "panicd-tests"
+    )
+    unpacked = cache / "linux"
+    if not unpacked.exists():
+        _unpack_kernel(unpacked)
+    image = next(unpacked.glob("boot/vmlinuz-*"), None)
+    if image is None:
+        raise LinuxMissingError(f"no kernel in {unpacked}, which may be deleted")
+    found = (next(unpacked.rglob(f"{name}.ko*"), None) for name in _MODULES)
+    return Kernel(image, tuple(path for path in found if path is not None), busybox)
+
+
+@asynccontextmanager
+async def linux_guest(
+    directory: Path,
+    kernel: Kernel,
+    *,
+    devices: Sequence[str] = ("pvpanic",),
+    reboots_after: int = 0,
+    paused: bool = False,
+    proxied: bool = False,
+    extra: Sequence[str] = (),
+) -> AsyncIterator[LinuxGuest]:
+    """Start a Linux guest, which panics as soon as it has booted.
+
+    Args:
+        directory: For its files and sockets: the fixture ``socket_dir``.
+        kernel: From :func:`find_kernel`.
+        devices: The panic devices, a ``-device`` each.
+        reboots_after: The kernel's ``panic=``: so many seconds after a panic the guest resets
+            itself; 0: never.
+        paused: As for ``RealQemu.start``.
+        proxied: As for ``RealQemu.start``.
+        extra: Further arguments for QEMU.
+    """
+    initramfs, console = directory / "initramfs", directory / "console"
+    initramfs.write_bytes(_initramfs(kernel))
+    async with RealQemu.start(
+        directory,
+        guest=None,
+        devices=(*devices, "vmcoreinfo"),
+        name="linux",
+        paused=paused,
+        proxied=proxied,
+        accel="tcg",
+        extra=(
+            *("-m", _MEMORY, "-kernel", str(kernel.image), "-initrd", str(initramfs)),
+            *("-append", f"console=ttyS0 panic={reboots_after}"),
+            *("-serial", f"file:{console}"),
+            *extra,
+        ),
+    ) as vm:
+        yield LinuxGuest(vm, console)
+
+
+def _unpack_kernel(target: Path) -> None:
+    for tool in ("apt-get", "apt-cache", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise LinuxMissingError(f"no {tool}, with which Debian's cloud kernel is fetched")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        depends = _run(scratch, "apt-cache", "depends", "--important", _META_PACKAGE)
+        package = next(
+            (line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line),
+            None,
+        )
+        if package is None:
+            raise LinuxMissingError(f"apt knows no {_META_PACKAGE}: apt-get update, on Debian")
+        _run(scratch, "apt-get", "download", package)
+        archive = next(Path(scratch).glob("*.deb"))
+        _run(scratch, "dpkg-deb", "-x", archive.name, "unpacked")
+        Path(scratch, "unpacked").rename(target)
+
+
+def _run(directory: str, *command: str) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_DOWNLOAD_SECONDS,
+            check=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LinuxMissingError(f"{' '.join(command)}: no end in sight") from error
+    except subprocess.CalledProcessError as error:
+        raise LinuxMissingError(f"{' '.join(command)}: {error.stderr.strip()}") from error
+    return done.stdout
+
+
+def _initramfs(kernel: Kernel) -> bytes:
+    """A cpio archive in the 'newc' format, which the kernel unpacks as its root."""
+    names = [_module_name(path) for path in kernel.modules]
+    init = _INIT.format(modules=" ".join(names)).encode()
+    executable, file = stat.S_IFREG | 0o755, stat.S_IFREG | 0o644
+    return b"".join(
+        (
+            *(_cpio_entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc")),
+            _cpio_entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+            _cpio_entry("bin/busybox", executable, kernel.busybox.read_bytes()),
+            *(
+                _cpio_entry(f"{name}.ko", file, _module(path))
+                for name, path in zip(names, kernel.modules, strict=True)
+            ),
+            _cpio_entry("init", executable, init),
+            _cpio_entry("TRAILER!!!", 0),
+        )
+    )
+
+
+def _cpio_entry(
+    name: str, mode: int, contents: bytes = b"", *, device: tuple[int, int] = (0, 0)
+) -> bytes:
+    """One entry: thirteen hexadecimal fields, name, contents; each part padded to four bytes.
+
+    The format: Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
+    """
+    inode = user = group = modified = checksum = disk = 0
+    links = 1
+    encoded = name.encode() + b"\0"
+    fields = (
+        *(inode, mode, user, group, links, modified, len(contents)),
+        *(disk, disk, *device, len(encoded), checksum),
+    )
+    header = b"070701" + b"".join(b"%08X" % field for field in fields)
+    return _padded(header + encoded) + _padded(contents)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
+
+
+def _module_name(path: Path) -> str:
+    return path.name.partition(".")[0]
+
+
+def _module(path: Path) -> bytes:
+    packed = path.read_bytes()
+    return lzma.decompress(packed) if path.suffix == ".xz" else packed

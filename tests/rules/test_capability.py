@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import pytest
+
+from panicd.rules.capability import Armed, Capability, PanicSetting, Version
+from panicd.rules.qapi import RunState
+from tests.rules.strategies import MODERN
+
+
+# Measured: QEMU exits on a panic from 2.8 on, and set-action came with 6.0.
+@pytest.mark.parametrize(
+    ("version", "setting", "no_shutdown", "armed", "leaves"),
+    [
+        ((1, 5, 0), None, None, Armed.YES, RunState.GUEST_PANICKED),
+        ((2, 7, 1), None, False, Armed.YES, RunState.GUEST_PANICKED),
+        ((2, 8, 0), None, False, Armed.NO, None),
+        ((2, 8, 0), None, True, Armed.YES, RunState.GUEST_PANICKED),
+        ((2, 8, 0), None, None, Armed.UNKNOWN, RunState.GUEST_PANICKED),
+        ((7, 2, 0), None, False, Armed.NO, None),
+        ((7, 2, 0), None, None, Armed.UNKNOWN, RunState.GUEST_PANICKED),
+        ((7, 2, 0), PanicSetting.PAUSE, False, Armed.YES, RunState.GUEST_PANICKED),
+        ((7, 2, 0), PanicSetting.PAUSE, None, Armed.YES, RunState.GUEST_PANICKED),
+        ((7, 2, 0), PanicSetting.NONE, False, Armed.YES, RunState.RUNNING),
+        ((7, 2, 0), PanicSetting.NONE, True, Armed.YES, RunState.RUNNING),
+    ],
+)
+def test_what_a_panic_leaves(
+    version: Version,
+    setting: PanicSetting | None,
+    no_shutdown: bool | None,
+    armed: Armed,
+    leaves: RunState | None,
+) -> None:
+    capability = Capability(version, panic_setting=setting, no_shutdown=no_shutdown)
+    assert (capability.armed, capability.panic_leaves) == (armed, leaves)
+
+
+@pytest.mark.parametrize(
+    ("version", "reversible", "can_set_action"),
+    [
+        ((1, 5, 3), False, False),
+        ((1, 6, 2), False, False),
+        ((1, 7, 0), True, False),
+        ((5, 2, 0), True, False),
+        ((6, 0, 0), True, True),
+        ((11, 1, 0), True, True),
+    ],
+)
+def test_what_a_version_can_do(version: Version, reversible: bool, can_set_action: bool) -> None:
+    capability = Capability(version)
+    assert (capability.reversible, capability.can_set_action) == (reversible, can_set_action)
+
+
+@pytest.mark.parametrize(
+    ("reboot_is_shutdown", "can_reset"), [(True, False), (False, True), (None, True)]
+)
+def test_a_reset_is_tried_unless_it_is_known_to_end_qemu(
+    reboot_is_shutdown: bool | None, can_reset: bool
+) -> None:
+    assert replace(MODERN, reboot_is_shutdown=reboot_is_shutdown).can_reset is can_reset
