@@ -17,7 +17,7 @@ from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
 from panicd.rules.plan import AnyStep, Plan
 from panicd.rules.policy import EXPLANATIONS
-from panicd.snapshot import budget_of, domain_status, foresee
+from panicd.snapshot import budget_of, domain_status, foresee_domain
 
 
 class Api:
@@ -90,7 +90,7 @@ class Api:
         status = asdict(domain_status(domain, self._keeping.tally, services.holds, now))
         if session is None or policy is None:
             return {"status": status, "plan": None}
-        plan = foresee(policy, session.capability, self._keeping.tally.restarts(domain.key), now)
+        plan = foresee_domain(domain, self._keeping.tally, services.holds, now)
         return {
             "status": status,
             "budget": asdict(budget_of(domain, self._keeping.tally, now)),

@@ -5,7 +5,7 @@ import os
 import random
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -155,8 +155,7 @@ class Connector:
     async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> None:
         """Look after a domain through one connection; say why there is none, or none any more."""
         try:
-            await self._look_after(domain, await connect())
-            problem = "the connection ended"
+            problem = await self._look_after(domain, await connect())
         except MonitorError as error:
             problem = str(error)
         except OSError as error:
@@ -171,10 +170,11 @@ class Connector:
             log.warning("monitor is not connected", reason=problem)
         domain.problem = problem
 
-    async def _look_after(self, domain: Domain, sock: socket.socket) -> None:
+    async def _look_after(self, domain: Domain, sock: socket.socket) -> str:
+        """Look after a domain until its session ends, and return why it ended."""
         services = self._services
         supervisor = Supervisor(services, domain)
-        with Peer.of(sock) as peer:
+        with closing(sock), Peer.of(sock) as peer:
             async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
                 arguments = peer.command_line() if peer.is_qemu() else None
                 command_line = parse_command_line(arguments) if arguments else None
@@ -196,7 +196,7 @@ class Connector:
                 )
                 self._supervisors[domain.address] = supervisor
                 try:
-                    await supervisor.run(session)
+                    return await supervisor.run(session)
                 finally:
                     del self._supervisors[domain.address]
                     services.metrics.events_coalesced.inc(monitor.events.coalesced)

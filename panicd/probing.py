@@ -62,7 +62,7 @@ def _view(answers: Probe, policy: Policy) -> dict[str, object]:
         wanted = replace(policy, on_crash=on_crash)
         setting = PanicSetting.NONE if on_crash is OnCrash.IGNORE else PanicSetting.PAUSE
         armed = replace(capability, panic_setting=setting if capability.can_set_action else None)
-        policies.append(plan_view(foresee(wanted, armed, (), 0.0)))
+        policies.append(plan_view(foresee(wanted, armed, now=0.0)))
     will_be_armed = Armed.YES if capability.can_set_action else capability.armed
     return {
         "name": answers.name,

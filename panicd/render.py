@@ -50,7 +50,9 @@ def _status(answer: Answer) -> Iterator[RenderableType]:
     if not answer["domains"]:
         console.print("No domain. Does a monitor's glob match, and does its VM run?")
         return
-    table = _table("domain", "run state", "armed", "on_crash", "would do", "restarts left", "open")
+    table = _table(
+        "domain", "run state", "armed", "on_crash", "would do", "restarts left", "open", "held"
+    )
     for domain in answer["domains"]:
         if domain["connected"]:
             cells = [
@@ -60,10 +62,11 @@ def _status(answer: Answer) -> Iterator[RenderableType]:
                 _would_do(domain["effective_on_crash"], domain["reason"]),
                 str(domain["restarts_left"]),
                 _text(f"{domain['incident']} {domain['incident_state']}".strip()),
+                _held(domain),
             ]
         else:
             problem = f"[red]not connected:[/] {_text(domain['problem'])}"
-            cells = [problem, "", "", "", "", ""]
+            cells = [problem, "", "", "", "", "", _held(domain)]
         table.add_row(_text(domain["domain"]), *cells)
     yield table
     for incident in answer["waiting"]:
@@ -168,6 +171,13 @@ def _text(value: str) -> str:
 
 def _good(is_good: bool, text: str) -> str:
     return f"[green]{text}[/]" if is_good else f"[yellow]{text}[/]"
+
+
+def _held(domain: Answer) -> str:
+    if not domain["held_why"]:
+        return ""
+    until = f"until {_time(domain['held_until'])}: " if domain["held_until"] else ""
+    return f"[yellow]{until}{_text(domain['held_why'])}[/]"
 
 
 def _would_do(action: str, reason: str) -> str:

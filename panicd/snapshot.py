@@ -64,10 +64,15 @@ class DomainStatus:
 
 
 def foresee(
-    policy: Policy, capability: Capability, restarts: tuple[float, ...], now: float
+    policy: Policy,
+    capability: Capability,
+    restarts: tuple[float, ...] = (),
+    *,
+    held: bool = False,
+    now: float,
 ) -> Plan:
     """Return what would be done if the domain panicked now."""
-    situation = Situation(capability.panic_leaves, None, restarts)
+    situation = Situation(capability.panic_leaves, None, restarts, held=held)
     decision = decide(policy, capability, situation, now=now)
     return make_plan(decision, policy, capability, situation)
 
@@ -92,7 +97,7 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
     if session is None or policy is None:
         return known
     capability = session.capability
-    plan = foresee(policy, capability, tally.restarts(domain.key), now)
+    plan = foresee_domain(domain, tally, holds, now)
     return replace(
         known,
         run_state=session.run_state,
@@ -103,6 +108,19 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         effective_on_crash=plan.decision.effective,
         reason=plan.decision.reason,
         restarts_left=budget_of(domain, tally, now).left,
+    )
+
+
+def foresee_domain(domain: Domain, tally: Tally, holds: Holds, now: float) -> Plan:
+    """Return what would be done if a connected domain panicked now."""
+    assert domain.session is not None
+    assert domain.policy is not None
+    return foresee(
+        domain.policy,
+        domain.session.capability,
+        tally.restarts(domain.key),
+        held=holds.on(domain.key, domain.name, now) is not None,
+        now=now,
     )
 
 

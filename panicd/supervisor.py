@@ -20,6 +20,7 @@ from panicd.qemu.monitor import CommandError
 from panicd.qemu.session import Session
 from panicd.responder import Responder, Services
 from panicd.rules.capability import Armed, PanicSetting
+from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.incident import Acknowledged, Ending, Enforced, Observed, Source, State
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation, OperationKind
@@ -38,7 +39,7 @@ from panicd.rules.recovery import Found
 from panicd.rules.settings import Policy
 
 QUIET_AFTER: Final = 60.0  # seconds without a panic after which an ignored one is over
-PANIC_SHUTDOWN: Final = "guest-panic"  # QAPI ShutdownCause
+REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
 GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
 ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
@@ -75,11 +76,14 @@ class Supervisor:
         self._stale_policy = False
         self._wishes: deque[Wish] = deque()
 
-    async def run(self, session: Session) -> None:
+    async def run(self, session: Session) -> Cause:
         """Look after the domain until its session ends.
 
         Args:
             session: its connection; the session's events are to be given to ``listen``.
+
+        Returns:
+            Why it ended.
 
         Raises:
             MonitorError: its monitor failed.
@@ -97,7 +101,7 @@ class Supervisor:
                     await self._grant(self._wishes.popleft())
                 else:
                     await self._wait()
-            await self._see_end()
+            return await self._see_end()
         finally:
             self._leave()
 
@@ -284,20 +288,23 @@ class Supervisor:
         wish.refused = why
         wish.done.set()
 
-    async def _see_end(self) -> None:
-        """See what the session's end means for an open incident."""
+    async def _see_end(self) -> Cause:
+        """Find out why the session ended, and what that means for an open incident."""
         session = self._session
-        if self._domain.chronicle is None or not await self._process_has_ended():
-            return
-        shutdown = session.seen.shutdown
-        by_panic = session.capability.armed is not Armed.YES or (
-            shutdown is not None and shutdown.reason == PANIC_SHUTDOWN
-        )
-        await self._responder.recover(Found(None, True, session.capability.version, by_panic))
+        gone = await self._process_has_ended()
+        status = await session.peer.exit_status(REAPED_FOLLOWS) if gone else None
+        cause = cause_of_end(session.seen.shutdown, gone, status)
+        self._log.info("domain ended" if gone else "connection ended", cause=cause)
+        if self._domain.chronicle is not None and gone:
+            by_panic = cause is Cause.GUEST_PANIC or session.capability.armed is not Armed.YES
+            self._chronicle.note(Observed(self._chronicle.now, f"QEMU ended: {cause}"))
+            await self._responder.recover(Found(None, True, session.capability.version, by_panic))
+        return cause
 
     async def _process_has_ended(self) -> bool:
-        if not self._session.process_known:
-            return False
+        session = self._session
+        if not session.process_known:  # then only QEMU's own word is left
+            return session.seen.shutdown is not None and not session.capability.no_shutdown
         with trio.move_on_after(GONE_FOLLOWS):
             await self._session.peer.wait_gone()
         return self._session.peer.gone()

@@ -14,6 +14,7 @@ from panicd.demo.scene import Answer, Scene, stamp
 from panicd.host.logs import escape
 
 _WIDTH_WITHOUT_TERMINAL: Final = 120
+_IDLE_SECONDS: Final = 0.05
 
 _WORD_OF_EVENT: Final = {
     "GUEST_PANICKED": "action",
@@ -33,11 +34,11 @@ class Report:
 
     def say(self, text: str) -> None:
         """Print a line; ``text`` may have markup."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     def fault(self, text: str) -> None:
         """Print what went wrong."""
-        self.console.print(f"[bold red]✘[/] {_plain(text)}")
+        self.console.print(f"[bold red]✘[/] {_plain(text)}", soft_wrap=True)
 
     def typed(self, command: str, printed: str) -> None:
         """Print a command, and what it printed."""
@@ -85,9 +86,16 @@ def _panicd(scene: Scene) -> str:
     decision = incident["decisions"][-1]
     told = f"by {incident['source']} {_after(scene, incident['opened_at'])}"
     decided = f"[bold]{decision['action']}[/] ({decision['reason']})"
-    steps = [_step(scene, step) for step in incident["steps"] if step["outcome"] != "skipped"]
+    steps = [_step(scene, step) for step in incident["steps"] if not _is_idle(step)]
     became = incident["ending"] or incident["state"]
     return f"{' · '.join([told, decided, *steps])} → [bold]{became}[/]"
+
+
+def _is_idle(step: Answer) -> bool:
+    """Whether there was nothing to do and no time was spent on it."""
+    if step["outcome"] != "skipped":
+        return False
+    return bool(step["ended_at"] - step["begun_at"] < _IDLE_SECONDS)
 
 
 def _step(scene: Scene, step: Answer) -> str:

@@ -148,20 +148,21 @@ class Scene:
             raise UnprovenError(f"the incident is {became}, and not {self.case.becomes}")
 
     async def ask_incident(self, daemon: DaemonProcess) -> None:
-        """Have panicd tell what it did, once its journal has it.
+        """Have panicd tell what it did; its journal may come to the end a moment after its log.
 
         Raises:
-            UnprovenError: It has another number of incidents than there were panics.
+            UnprovenError: It has more incidents than there were panics.
         """
         while True:
             incidents = await daemon.ask("incidents", domain=self.case.name)
-            if len(incidents) != bool(self.case.becomes):
+            if len(incidents) > bool(self.case.becomes):
                 raise UnprovenError(f"panicd has {len(incidents)} incidents of it")
-            if not incidents:
+            if not self.case.becomes:
                 return
-            self.incident = incidents[0]
-            if self.case.becomes in {incidents[0]["ending"], incidents[0]["state"]}:
-                return
+            for incident in incidents:
+                if self.case.becomes in {incident["ending"], incident["state"]}:
+                    self.incident = incident
+                    return
 
     def _is_end(self, line: LogLine) -> bool:
         ends = {"incident closed", "incident stays open"}

@@ -106,7 +106,9 @@ def connect(path: Path) -> sqlite3.Connection:
         if mode != "wal":
             raise JournalError(f"{path}: its file system has no shared memory for SQLite's WAL")
         database.execute("PRAGMA synchronous = FULL")
-        complaints = [text for (text,) in database.execute("PRAGMA quick_check(3)")]
+        complaints = [
+            " ".join(text.split()) for (text,) in database.execute("PRAGMA quick_check(3)")
+        ]
         if complaints != ["ok"]:
             raise JournalDamagedError(f"{path}: {'; '.join(complaints)}")
         _migrate(database, version)

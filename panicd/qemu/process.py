@@ -7,6 +7,7 @@ Sources: unix(7) (SO_PEERCRED), pidfd_open(2), pidfd_send_signal(2), proc(5).
 """
 
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -28,6 +29,15 @@ MAX_COMMAND_LINE: Final = 1 << 20  # bytes; libvirt's longest are some 20 KiB
 # What belongs to QEMU, may hold a socket open, and is no virtual machine. Prefixes, for the
 # kernel cuts a process's name to 15 characters.
 _QEMU_TOOLS: Final = ("qemu-storage-d", "qemu-nbd", "qemu-ga", "qemu-pr-helper", "qemu-vmsr-helpe")
+
+
+REAPED_CHECK: Final = 0.01
+"""Seconds between two looks at whether a process that has ended was reaped."""
+
+# struct pidfd_info and its ioctl (linux/pidfd.h): mask, cgroupid, eleven ids, exit_code.
+_PIDFD_INFO: Final = struct.Struct("=QQ11Ii")
+_PIDFD_INFO_EXIT: Final = 1 << 3
+_PIDFD_GET_INFO: Final = (3 << 30) | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11
 
 
 class PeerError(Exception):
@@ -201,6 +211,26 @@ class Peer:
         finally:
             os.close(pidfd)
 
+    async def exit_status(self, timeout: float) -> int | None:
+        """Return the exit status of a process that has ended, as wait(2) gives it.
+
+        The kernel tells it once the parent has reaped the process; nothing wakes who waits for
+        that, so it is asked for again and again, for a short time.
+
+        Args:
+            timeout: seconds to wait for that.
+
+        Returns:
+            None where it can't be had: before Linux 6.15 (``PIDFD_GET_INFO`` with
+            ``PIDFD_INFO_EXIT``, linux/pidfd.h), or where the process is not reaped in time.
+        """
+        deadline = trio.current_time() + timeout
+        while True:
+            status = _exit_status(self._known())
+            if status is not None or trio.current_time() >= deadline:
+                return status
+            await trio.sleep(REAPED_CHECK)
+
     def send_signal(self, number: signal.Signals) -> bool:
         """Send a signal to this process and no other.
 
@@ -293,6 +323,17 @@ def _open_pidfd(sock: socket.socket, pid: int) -> int | None:
         os.close(pidfd)
         return None
     return pidfd
+
+
+def _exit_status(pidfd: int) -> int | None:
+    info = bytearray(_PIDFD_INFO.size)
+    _PIDFD_INFO.pack_into(info, 0, _PIDFD_INFO_EXIT, *[0] * 13)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:  # before Linux 6.13; or reaped, where it does not keep the status
+        return None
+    mask, *_, status = _PIDFD_INFO.unpack(info)
+    return status if mask & _PIDFD_INFO_EXIT else None
 
 
 def _has_ended(pidfd: int) -> bool:

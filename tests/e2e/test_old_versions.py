@@ -71,9 +71,7 @@ async def test_domain_that_cannot_be_armed_says_so(socket_dir: Path) -> None:
         assert await daemon.metric("panicd_domain_armed", domain="vm") == 0
 
         fake.panic()  # told twice, pause and poweroff, and QEMU ends
-        await fake.exited.wait()
-        await daemon.wait_log("monitor is not connected", domain="vm")
-        (incident,) = daemon.incidents()
-        (waiting,) = (await daemon.call("status"))["waiting"]
-        assert (waiting["id"], waiting["repeats"]) == (incident.id, 1)
+        incident = await daemon.wait_incident("vm", ending="qemu-exited")
+        assert incident.decisions[-1] == ("none", "qemu-exited")
+        assert await daemon.metric("panicd_domain_panics_total", domain="vm") == 1
         assert fake.changing_commands == []

@@ -135,11 +135,13 @@ def time_limit() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def spoil_a_page(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2 // 4096 * 4096
-    content[middle : middle + 4096] = b"\xa5" * 4096
-    path.write_bytes(content)
+def spoil_a_page(path: Path, number: int) -> None:
+    """Overwrite a page of the database, counted from 0; negative from the end."""
+    size = 4096  # SQLite's default
+    content = path.read_bytes()
+    pages = [content[start : start + size] for start in range(0, len(content), size)]
+    pages[number] = b"\xa5" * size
+    path.write_bytes(b"".join(pages))
 
 
 def change(path: Path, statement: str, *values: object) -> None:
@@ -221,22 +223,32 @@ class TestDamage:
         with pytest.raises(JournalDamagedError, match="file is not a database"):
             Journal.open(path)
 
-    async def test_a_damaged_page_is_found_on_opening(self, path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("page", "message"),
+        [
+            pytest.param(-1, "database disk image is malformed", id="sqlite fails"),
+            pytest.param(2, "main .* Page 3: ", id="sqlite complains"),
+        ],
+    )
+    async def test_a_damaged_page_is_found_on_opening(
+        self, path: Path, page: int, message: str
+    ) -> None:
         with Journal.open(path) as journal:
             for number in range(100):
                 await journal.append(f"i{number}", *RESTART)
-        spoil_a_page(path)
-        with pytest.raises(JournalDamagedError, match=r"journal\.sqlite: .*(malformed|[Pp]age)"):
+        spoil_a_page(path, page)
+        with pytest.raises(JournalDamagedError, match=message):
             Journal.open(path)
 
     def test_set_aside_makes_room_for_a_new_one(self, path: Path) -> None:
         path.parent.mkdir()
         path.write_bytes(b"damaged" * 1000)
-        path.with_name("journal.sqlite-wal").write_bytes(b"of the damaged one")
         with pytest.raises(JournalDamagedError):
             Journal.open(path)
+        path.with_name("journal.sqlite-wal").write_bytes(b"of the damaged one")
         aside = Journal.set_aside(path)
         assert aside.read_bytes() == b"damaged" * 1000
+        assert aside.with_name(f"{aside.name}-wal").read_bytes() == b"of the damaged one"
         assert not path.with_name("journal.sqlite-wal").exists()
         with Journal.open(path) as journal:
             assert journal.incidents() == []

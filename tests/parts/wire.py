@@ -7,9 +7,6 @@ from typing import Any
 
 Message = dict[str, Any]
 
-MAX_SOCKET_PATH = 107
-"""The longest path of a unix socket in bytes: ``sun_path`` less its final NUL, unix(7)."""
-
 MAX_FDS = 16
 """How many file descriptors one message may carry here; QEMU's character devices take 16."""
 

@@ -30,7 +30,8 @@ HYPER_V = PanicInformation("hyper-v", (("arg1", 1), ("arg2", 2**64 - 1)))
     ("name", "data", "expected"),
     [
         ("GUEST_PANICKED", {"action": "pause"}, GuestPanickedEvent(AT, PanicAction.PAUSE, None)),
-        ("GUEST_PANICKED", {"action": "poweroff"}, GuestPanickedEvent(AT, PanicAction.POWEROFF, None)),
+        ("GUEST_PANICKED", {"action": "poweroff"},
+         GuestPanickedEvent(AT, PanicAction.POWEROFF, None)),
         ("GUEST_PANICKED", {"action": "run"}, GuestPanickedEvent(AT, PanicAction.RUN, None)),
         (
             "GUEST_PANICKED",
@@ -66,7 +67,8 @@ HYPER_V = PanicInformation("hyper-v", (("arg1", 1), ("arg2", 2**64 - 1)))
     ],
 )  # fmt: skip
 def test_event(name: str, data: object, expected: Event | None) -> None:
-    message = {"timestamp": {"seconds": 1795388589, "microseconds": 608240}, "event": name}
+    stamp = {"seconds": 1795388589, "microseconds": 608240}
+    message: dict[str, object] = {"timestamp": stamp, "event": name}
     if data is not None:
         message["data"] = data
     event = parse_event(json.loads(json.dumps(message)))

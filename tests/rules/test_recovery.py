@@ -1,0 +1,425 @@
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panicd.rules.capability import Version
+from panicd.rules.incident import (
+    Decided,
+    Incident,
+    Opened,
+    Outcome,
+    Settled,
+    Source,
+    State,
+    StepBegun,
+    StepEnded,
+    apply,
+)
+from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.plan import (
+    AnyStep,
+    AwaitReturn,
+    Cont,
+    OnFailure,
+    Plan,
+    RunRelaunch,
+    SystemReset,
+    make_plan,
+)
+from panicd.rules.policy import Decision, Reason, Situation, decide
+from panicd.rules.qapi import RunState
+from panicd.rules.recovery import End, Found, GoOn, Recovery, Redecide, Stay, recover
+from panicd.rules.settings import Policy
+from tests.rules.strategies import (
+    COREDUMP,
+    MODERN,
+    NOW,
+    RELAUNCH,
+    VERSIONS,
+    capabilities,
+    policies,
+    situations,
+)
+
+POLICY = Policy(COREDUMP, relaunch=RELAUNCH)
+SETTLED = tuple(Settled(NOW, state) for state in (State.PRESERVED, State.RUNNING_ON, State.FAILED))
+NEW = Incident("20270115T080000-00000000", Opened(NOW, "vm", "", "", "b/1/2", Source.EVENT))
+
+
+def plan(
+    effective: str,
+    run_state: RunState | None = RunState.GUEST_PANICKED,
+    reason: Reason = Reason.ON_CRASH,
+    *,
+    relaunch: bool = False,
+) -> Plan:
+    coredump = effective.startswith("coredump-")
+    action = Action(effective.removeprefix("coredump-"))
+    decision = Decision(OnCrash.PRESERVE, action, coredump, reason, relaunch)
+    return make_plan(decision, POLICY, MODERN, Situation(run_state))
+
+
+PLANS = {
+    "destroy": plan("destroy"),
+    "restart": plan("restart"),
+    "coredump-restart": plan("coredump-restart"),
+    "relaunch": plan("restart", relaunch=True),
+    "coredump-preserve": plan("coredump-preserve"),
+    "ignore": plan("ignore"),
+    "coredump-ignore": plan("coredump-ignore"),
+    "release": plan("release", reason=Reason.OPERATOR),
+    "held": plan("preserve", reason=Reason.HELD),
+    # Made for a guest that ran on, for one that others had paused, and for no guest at all.
+    "ignore-running": plan("ignore", RunState.RUNNING),
+    "coredump-ignore-running": plan("coredump-ignore", RunState.RUNNING),
+    "coredump-ignore-paused": plan("coredump-ignore", RunState.PAUSED),
+    "gone": plan("none", None, Reason.QEMU_EXITED),
+    "relaunch-gone": plan("restart", None, Reason.QEMU_EXITED, relaunch=True),
+}
+
+
+def incident(plan: Plan, progress: str) -> Incident:
+    """Return an incident whose plan has come so far.
+
+    Args:
+        plan: the plan.
+        progress: a step's name and how it ended (``?``: it was begun); those before it are done.
+            ``-``: none was begun.
+    """
+    decided = apply(NEW, Decided(NOW, plan))
+    if progress == "-":
+        return decided
+    name, outcome = progress.split()
+    names = [type(step).__name__ for step in plan.steps]
+    last = names.index(name)
+    outcomes = [Outcome.DONE] * last + [None if outcome == "?" else Outcome(outcome)]
+    return carried_out(decided, outcomes)
+
+
+def carried_out(incident: Incident, outcomes: list[Outcome | None]) -> Incident:
+    for index, outcome in enumerate(outcomes):
+        incident = apply(incident, StepBegun(NOW, index))
+        if outcome is not None:
+            incident = apply(incident, StepEnded(NOW, index, outcome))
+    return incident
+
+
+def told(recovery: Recovery, plan: Plan) -> str:
+    match recovery:
+        case GoOn(index=index) if index == len(plan.steps):
+            return "conclude"
+        case GoOn(index=index):
+            return type(plan.steps[index]).__name__
+        case Redecide():
+            return "redecide"
+        case Stay():
+            return "stay"
+        case End(ending=ending, and_again=and_again):
+            return f"{ending}, again" if and_again else ending.value
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The same QEMU, found in one run state.
+
+    Each line reads: the plan, how far it came (see ``incident``), and how it goes on where a reset
+    leaves ``paused`` (before 1.7), what it was (before 2.6) and ``prelaunch``; one entry stands for
+    all three. ``again``: the guest has panicked anew.
+    """
+
+    run_states: tuple[str, ...]
+    text: str
+
+
+# A guest that is let run was reset for certain, or its policy is to ignore the panic. One that is
+# reset or ended is the panicked one still.
+TABLE = [
+    Rows(("guest-panicked",), """
+        restart                 -                 | EnsureStopped
+        restart                 EnsureStopped ?   | EnsureStopped
+        restart                 AwaitQuiet ?      | AwaitQuiet
+        restart                 AwaitQuiet done   | AwaitQuiet
+        restart                 SystemReset ?     | SystemReset
+        restart                 SystemReset unknown | SystemReset
+        restart                 SystemReset done  | restarted, again | SystemReset | restarted, again
+        restart                 Cont ?            | restarted, again | SystemReset | restarted, again
+        restart                 Cont unknown      | restarted, again | SystemReset | restarted, again
+        restart                 Cont done         | restarted, again
+        coredump-restart        Dump ?            | Dump
+        coredump-restart        Dump unknown      | Dump
+        coredump-restart        Dump failed       | Dump
+        coredump-restart        Dump done         | SystemReset
+        coredump-preserve       Dump done         | conclude
+        destroy                 -                 | EnsureStopped
+        destroy                 Quit ?            | Quit
+        destroy                 Kill unknown      | Quit
+        relaunch                Terminate ?       | Quit
+        ignore                  -                 | EnsureStopped
+        ignore                  Cont ?            | Cont
+        ignore                  Cont unknown      | Cont
+        ignore                  Cont done         | ran-on, again
+        coredump-ignore         Dump done         | Cont
+        release                 Cont done         | released, again
+        held                    -                 | redecide
+        ignore-running          -                 | redecide
+        coredump-ignore-paused  Dump ?            | redecide
+        gone                    -                 | redecide
+        relaunch-gone           -                 | redecide
+        relaunch-gone           AwaitReturn ?     | relaunched
+    """),
+    Rows(("running", "suspended", "colo"), """
+        restart                 -                 | foreign-resume
+        restart                 AwaitQuiet done   | foreign-resume
+        restart                 SystemReset ?     | restarted
+        restart                 SystemReset done  | restarted
+        restart                 Cont ?            | restarted
+        coredump-restart        Dump ?            | foreign-resume
+        destroy                 -                 | foreign-resume
+        destroy                 Quit ?            | foreign-resume
+        relaunch                Kill ?            | foreign-resume
+        coredump-preserve       Dump done         | foreign-resume
+        ignore                  -                 | foreign-resume
+        ignore                  Cont ?            | ran-on
+        release                 Cont ?            | released
+        ignore-running          -                 | conclude
+        coredump-ignore-running EnsureStopped ?   | foreign-resume
+        held                    -                 | foreign-resume
+        gone                    -                 | foreign-resume
+        relaunch-gone           -                 | foreign-resume
+    """),
+    Rows(("prelaunch",), """
+        restart                 -                 | foreign-reset
+        restart                 AwaitQuiet done   | foreign-reset
+        restart                 SystemReset ?     | Cont
+        restart                 SystemReset done  | Cont
+        restart                 Cont ?            | Cont
+        restart                 Cont done         | restarted
+        destroy                 -                 | foreign-reset
+        destroy                 Quit ?            | foreign-reset
+        coredump-preserve       Dump ?            | foreign-reset
+        ignore                  Cont ?            | foreign-reset
+        relaunch-gone           -                 | foreign-reset
+    """),
+    Rows(("paused",), """
+        restart                 -                 | foreign-reset  | foreign-resume | foreign-resume
+        restart                 AwaitQuiet done   | foreign-reset  | AwaitQuiet     | AwaitQuiet
+        restart                 SystemReset ?     | SystemReset
+        restart                 SystemReset done  | Cont           | Cont           | restarted
+        restart                 Cont ?            | Cont           | Cont           | restarted
+        restart                 Cont done         | restarted
+        destroy                 -                 | foreign-reset  | foreign-resume | foreign-resume
+        destroy                 Quit ?            | foreign-reset  | Quit           | Quit
+        ignore                  Cont ?            | foreign-reset  | ran-on         | ran-on
+        coredump-ignore-running Dump done         | foreign-reset  | Cont           | Cont
+        coredump-ignore-running Cont ?            | foreign-reset  | Cont           | Cont
+        coredump-ignore-running Cont done         | ran-on
+        gone                    -                 | foreign-reset  | foreign-resume | foreign-resume
+    """),
+    Rows(("postmigrate",), """
+        restart                 -                 | migrated
+        destroy                 Quit ?            | migrated
+        coredump-preserve       Dump ?            | migrated
+    """),
+    Rows(("debug", "inmigrate", "internal-error", "io-error", "finish-migrate", "restore-vm",
+          "save-vm", "shutdown", "watchdog", "preconfig", "unknown"), """
+        restart                 -                 | stay
+        restart                 Cont ?            | stay
+        destroy                 Quit ?            | stay
+        coredump-preserve       Dump ?            | stay
+        ignore                  Cont ?            | stay
+    """),
+]  # fmt: skip
+
+ERAS: list[tuple[Version, ...]] = [
+    ((1, 5, 0), (1, 6, 2)),
+    ((1, 7, 0), (2, 5, 1)),
+    ((2, 6, 0), (2, 8, 0), (7, 2, 0), (11, 1, 0)),
+]
+
+
+def rows() -> list[tuple[str, str, str, Version, str]]:
+    found = []
+    for block in TABLE:
+        for line in filter(None, map(str.strip, block.text.splitlines())):
+            given, *expected = (part.strip() for part in line.split("|"))
+            name, progress = given.split(maxsplit=1)
+            for era, versions in enumerate(ERAS):
+                outcome = expected[era if len(expected) > 1 else 0]
+                found += [
+                    (name, progress, run_state, version, outcome)
+                    for version in versions
+                    for run_state in block.run_states
+                ]
+    return found
+
+
+@pytest.mark.parametrize(("name", "progress", "run_state", "version", "expected"), rows())
+def test_same_qemu(
+    name: str, progress: str, run_state: str, version: Version, expected: str
+) -> None:
+    found = Found(RunState(run_state), same_process=True, version=version)
+    assert told(recover(incident(PLANS[name], progress), found), PLANS[name]) == expected
+
+
+def test_no_run_state_is_left_out_above() -> None:
+    assert {state for block in TABLE for state in block.run_states} == set(RunState)
+
+
+@pytest.mark.parametrize(
+    ("state", "run_state", "expected"),
+    [
+        ("preserved", "guest-panicked", "stay"),
+        ("preserved", "paused", "stay"),
+        ("preserved", "io-error", "stay"),
+        ("preserved", "prelaunch", "foreign-reset"),
+        ("preserved", "running", "foreign-resume"),
+        ("preserved", "suspended", "foreign-resume"),
+        ("failed", "guest-panicked", "stay"),
+        ("failed", "prelaunch", "foreign-reset"),
+        ("failed", "running", "foreign-resume"),
+        ("running-on", "guest-panicked", "ran-on, again"),
+        ("running-on", "paused", "stay"),
+        ("running-on", "running", "stay"),
+        ("running-on", "prelaunch", "foreign-reset"),
+        ("detected", "guest-panicked", "redecide"),
+        ("detected", "paused", "stay"),
+        ("detected", "running", "foreign-resume"),
+    ],
+)
+@pytest.mark.parametrize("version", [(1, 6, 2), (2, 5, 1), (7, 2, 0)])
+def test_same_qemu_where_no_plan_is_under_way(
+    state: str, run_state: str, expected: str, version: Version
+) -> None:
+    stands = NEW
+    if state != "detected":
+        settled = next(settled for settled in SETTLED if settled.state == state)
+        stands = apply(apply(NEW, Decided(NOW, PLANS["ignore"])), settled)
+    found = Found(RunState(run_state), same_process=True, version=version)
+    assert told(recover(stands, found), PLANS["ignore"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "progress", "gone", "gone_by_panic", "another"),
+    [
+        ("restart", "-", "qemu-gone", "redecide", "qemu-gone"),
+        ("restart", "AwaitQuiet ?", "qemu-gone", "redecide", "qemu-gone"),
+        ("restart", "SystemReset ?", "redecide", "redecide", "qemu-gone"),
+        ("restart", "Cont ?", "qemu-gone", "redecide", "qemu-gone"),
+        ("coredump-restart", "Dump ?", "qemu-gone", "redecide", "qemu-gone"),
+        ("coredump-preserve", "Dump ?", "qemu-gone", "redecide", "qemu-gone"),
+        ("destroy", "Quit ?", "destroyed", "destroyed", "destroyed"),
+        ("destroy", "Kill unknown", "destroyed", "destroyed", "destroyed"),
+        ("relaunch", "Quit ?", "RunRelaunch", "RunRelaunch", "destroyed"),
+        ("relaunch", "Kill done", "RunRelaunch", "RunRelaunch", "destroyed"),
+        ("relaunch", "RunRelaunch ?", "AwaitReturn", "AwaitReturn", "relaunched"),
+        ("relaunch", "AwaitReturn ?", "stay", "stay", "relaunched"),
+        ("relaunch-gone", "-", "qemu-gone", "redecide", "qemu-gone"),
+        ("relaunch-gone", "RunRelaunch ?", "AwaitReturn", "AwaitReturn", "relaunched"),
+        ("relaunch-gone", "AwaitReturn ?", "stay", "stay", "relaunched"),
+        ("gone", "-", "qemu-gone", "redecide", "qemu-gone"),
+    ],
+)
+def test_qemu_gone(name: str, progress: str, gone: str, gone_by_panic: str, another: str) -> None:
+    stands, plan = incident(PLANS[name], progress), PLANS[name]
+    version = MODERN.version
+    assert told(recover(stands, Found(None, True, version)), plan) == gone
+    assert told(recover(stands, Found(None, True, version, by_panic=True)), plan) == gone_by_panic
+    for run_state in (RunState.GUEST_PANICKED, RunState.RUNNING, RunState.PRELAUNCH):
+        assert told(recover(stands, Found(run_state, False, version)), plan) == another
+
+
+@pytest.mark.parametrize("by_panic", [False, True])
+@pytest.mark.parametrize(
+    ("name", "progress", "gone", "another"),
+    [
+        ("restart", "AwaitQuiet done", "qemu-gone", "qemu-gone"),
+        ("restart", "SystemReset failed", "qemu-gone", "qemu-gone"),
+        ("destroy", "Kill failed", "qemu-gone", "qemu-gone"),
+        ("relaunch", "RunRelaunch failed", "stay", "relaunched"),
+        ("relaunch", "AwaitReturn failed", "stay", "relaunched"),
+    ],
+)
+def test_qemu_gone_once_nothing_more_was_to_be_done(
+    name: str, progress: str, gone: str, another: str, by_panic: bool
+) -> None:
+    plan, version = PLANS[name], MODERN.version
+    for settled in (Settled(NOW, State.PRESERVED), Settled(NOW, State.FAILED)):
+        stands = apply(incident(plan, progress), settled)
+        assert told(recover(stands, Found(None, True, version, by_panic)), plan) == gone
+        assert told(recover(stands, Found(RunState.RUNNING, False, version)), plan) == another
+
+
+@st.composite
+def incidents(draw: st.DrawFn) -> Incident:
+    """Every incident that an execution can leave behind, however it was cut off."""
+    policy, capability, situation = draw(policies), draw(capabilities), draw(situations)
+    decision = decide(policy, capability, situation, now=NOW)
+    stands = apply(NEW, Decided(NOW, make_plan(decision, policy, capability, situation)))
+    assert stands.plan is not None
+    outcomes: list[Outcome | None] = []
+    for step in stands.plan.steps[: draw(st.integers(0, len(stands.plan.steps)))]:
+        passed = [Outcome.DONE, Outcome.SKIPPED]
+        if step.on_failure is OnFailure.CONTINUE:
+            passed.append(Outcome.FAILED)
+        outcomes.append(draw(st.sampled_from(passed)))
+    if outcomes:
+        outcomes[-1] = draw(st.none() | st.sampled_from(Outcome))
+    stands = carried_out(stands, outcomes)
+    settled = draw(st.none() | st.sampled_from(SETTLED))
+    return stands if settled is None else apply(stands, settled)
+
+
+founds = st.builds(
+    Found,
+    run_state=st.none() | st.sampled_from(RunState),
+    same_process=st.booleans(),
+    version=st.sampled_from(VERSIONS),
+    by_panic=st.booleans(),
+)
+
+
+@given(incidents(), founds)
+def test_whatever_is_found_nothing_unsafe_follows(stands: Incident, found: Found) -> None:
+    recovery = recover(stands, found)
+    alive = found.run_state is not None
+    match recovery:
+        case GoOn(index=index):
+            assert stands.state in {State.DECIDED, State.ACTING}
+            assert stands.plan is not None
+            assert 0 <= index <= len(stands.plan.steps)
+            if index < len(stands.plan.steps):
+                check_next_step(stands.plan.steps[index], stands, found)
+        case Redecide():
+            assert not alive or (found.same_process and found.run_state is RunState.GUEST_PANICKED)
+        case End(and_again=and_again):
+            assert not and_again or found.run_state is RunState.GUEST_PANICKED
+        case Stay():
+            pass
+
+
+def check_next_step(step: AnyStep, stands: Incident, found: Found) -> None:
+    """Assert that a plan is gone on with on no guest that may be a healthy one."""
+    if isinstance(step, RunRelaunch | AwaitReturn):
+        assert found.run_state is None
+        return
+    assert found.same_process
+    if isinstance(step, Cont):
+        check_cont(stands, found)
+        return
+    assert found.run_state in {RunState.GUEST_PANICKED, RunState.PAUSED}
+
+
+def check_cont(stands: Incident, found: Found) -> None:
+    """Assert that a guest is let run only once it was reset, or where its panic is ignored."""
+    assert stands.plan is not None
+    steps = stands.plan.steps
+    reset = next((i for i, step in enumerate(steps) if isinstance(step, SystemReset)), None)
+    if reset is None:
+        assert stands.action is Action.IGNORE
+        assert found.run_state in {RunState.GUEST_PANICKED, RunState.PAUSED}
+    elif found.run_state is not RunState.PRELAUNCH:
+        assert stands.steps[reset].outcome is Outcome.DONE
+        assert found.run_state is RunState.PAUSED
+        assert found.version < (2, 6, 0)

@@ -1,0 +1,190 @@
+"""``panicd demo``: that it shows every policy working, sees what does not, and cleans up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from panicd.demo import story
+from panicd.demo.cases import CASES
+from panicd.demo.dump_file import DamagedDumpError, check_kdump, read_elf_memory
+from panicd.demo.process import kill_by_pid_file
+from panicd.demo.proofs import kdump, process_gone, runs, stays_panicked, was_reset
+from panicd.demo.scene import Case
+from panicd.rules.on_crash import OnCrash
+from tests.parts.dump_files import Dump
+
+TIME_LIMIT = 110.0
+
+
+@contextmanager
+def demo(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command, with ``directory`` for its temporary files."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "panicd", "demo"],
+        env={**os.environ, "TMPDIR": str(directory), "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def assert_nothing_left(directory: Path) -> None:
+    assert list(directory.iterdir()) == []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            assert bytes(directory) not in command, f"process {entry.name} is left: {command!r}"
+
+
+def test_every_policy_has_a_case() -> None:
+    shown = {case.rule["on_crash"] for case in CASES}
+    assert shown == {str(policy) for policy in OnCrash}
+
+
+@pytest.mark.real
+def test_all_is_seen_working_and_nothing_is_left(socket_dir: Path) -> None:
+    with demo(socket_dir) as process:
+        printed, _ = process.communicate(timeout=TIME_LIMIT)
+
+    assert process.returncode == 0, printed
+    assert f"{len(CASES)} of {len(CASES)} policies seen working" in printed
+    assert "✘" not in printed
+    for command in ("panicd status", "panicd incidents", "panicd explain", "curl"):
+        assert f"$ {command}" in printed
+    assert 'panicd_panics_total{source="reconciliation"} 1.0' in printed
+    assert_nothing_left(socket_dir)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_of_one_that_is_interrupted(
+    socket_dir: Path, number: signal.Signals
+) -> None:
+    with demo(socket_dir) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "relaunched:" in line:  # the last that starts anything
+                break
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=TIME_LIMIT)
+
+    assert process.returncode == 1
+    assert "interrupted" in printed
+    assert_nothing_left(socket_dir)
+
+
+@pytest.mark.real
+def test_what_does_not_work_is_seen(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = (
+        Case("not-gone", "", {"on_crash": "preserve"}, "preserved", (process_gone(0),)),
+        Case("not-running", "", {"on_crash": "preserve"}, "preserved", (runs,)),
+        Case("not-panicked", "", {"on_crash": "restart"}, "restarted", (stays_panicked,)),
+        Case("not-dumped", "", {"on_crash": "preserve"}, "preserved", (kdump,)),
+        Case("not-reset", "", {"on_crash": "ignore"}, "running-on", (was_reset,)),
+        Case("not-destroyed", "", {"on_crash": "preserve"}, "destroyed", ()),
+        Case("not-unseen", "", {"on_crash": "preserve"}, "", (stays_panicked,)),
+    )
+    monkeypatch.setattr(story, "CASES", wrong)
+    monkeypatch.setattr(story, "_CASE_SECONDS", 2.0)
+    monkeypatch.setattr("tempfile.tempdir", str(socket_dir))
+
+    assert story.tell() == 1
+
+    printed = capsys.readouterr().out
+    assert f"0 of {len(wrong)} policies seen working" in printed
+    for fault in (
+        "not-gone: not done within 2 seconds",
+        "not-running: not done within 2 seconds",
+        "not-panicked: run state: expected guest-panicked, found running",
+        "not-dumped: no finished dump",
+        "not-reset: not done within 2 seconds",
+        "not-destroyed: the incident is preserved, and not destroyed",
+        "not-unseen: panicd has 1 incidents of it",
+    ):
+        assert fault in printed
+    assert_nothing_left(socket_dir)
+
+
+def test_a_missing_qemu_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert story.tell() == 1
+    assert "apt-get install --no-install-recommends qemu-system-x86" in capsys.readouterr().out
+
+
+@pytest.mark.real
+def test_a_long_temporary_directory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    assert story.tell() == 1
+    assert "too long for a unix socket" in capsys.readouterr().out
+    assert_nothing_left(long)
+
+
+def written(path: Path, kind: str) -> bytes:
+    """A dump of 64 KiB of zeros."""
+    content = b"".join(Dump(-1, kind, 65536, detached=True, resumes=False).chunks())
+    path.write_bytes(content)
+    return content
+
+
+def test_a_kdump_is_complete_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "dump"
+    content = written(path, "kdump-zlib")
+    assert "KDUMP" in check_kdump(path)
+
+    for damaged in (b"", content[1:], content[:-1], content.replace(b"KDUMP", b"XXXXX")):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedDumpError):
+            check_kdump(path)
+
+
+def test_an_elf_dump_is_complete_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "dump"
+    content = written(path, "elf")
+    path.write_bytes(content[:-4] + b"last")
+    assert read_elf_memory(path, 65532, 4) == b"last"
+    with pytest.raises(DamagedDumpError, match="does not hold"):
+        read_elf_memory(path, 65533, 4)
+
+    for damaged in (b"", content[1:], content[:-1], content[:20]):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedDumpError):
+            read_elf_memory(path, 0, 4)
+
+
+async def test_only_the_process_meant_is_ended_by_its_pid_file(tmp_path: Path) -> None:
+    with trio.fail_after(TIME_LIMIT):
+        sleeper = await trio.lowlevel.open_process(["sleep", "1000"])
+        try:
+            pid_file = tmp_path / "pid"
+            pid_file.write_text(f"{sleeper.pid}\n")
+            await kill_by_pid_file(pid_file, "another")
+            assert sleeper.poll() is None
+            await kill_by_pid_file(pid_file, "1000")
+            assert await sleeper.wait() == -signal.SIGKILL
+            await kill_by_pid_file(tmp_path / "none", "")
+        finally:
+            sleeper.kill()
