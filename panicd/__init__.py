@@ -12,8 +12,11 @@
     rules/   pure: values in, values out
     qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump
     host/    what touches the host: config, journal, metrics, http, control, logs, sdnotify
-    here     executor runs one plan; supervisor looks after one domain; connector finds and
-             keeps them; daemon wires it all; cli is what people type
+    here     executor (with relaunch) runs one plan; chronicle, tally: an incident's record, its
+             counts; responder responds to a panic; supervisor looks after one domain; connector
+             finds and keeps them; fleet, waiting, orphans: who is there, what waits, what is gone;
+             storm_breaker; operators, snapshot, api: what people ask; daemon wires it;
+             cli, render, probing, demo: what people type and see
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.
 """

@@ -208,7 +208,9 @@ def incident_view(incident: Incident) -> dict[str, object]:
         if plan
         else [],
         "ending": closed.ending if closed else None,
+        "detail": closed.detail if closed else "",
         "closed_at": closed.at if closed else None,
+        "acknowledged": incident.acknowledged and asdict(incident.acknowledged),
     }
 
 

@@ -65,6 +65,13 @@ class Fleet:
         domain.uuid = uuid
         if name:
             domain.name = self._free_name(domain.address, name, uuid)
+            if domain.name != name:
+                get_logger().warning(
+                    "two domains have one name",
+                    name=name,
+                    called=domain.name,
+                    monitor=domain.address,
+                )
 
     def by_name(self, name: str) -> Domain | None:
         """Return the domain of that name, or of that UUID."""
@@ -77,7 +84,4 @@ class Fleet:
         if name not in taken:
             return name
         distinct = f"{name}@{uuid or PurePath(address).name}"
-        get_logger().warning(
-            "two domains have one name", name=name, called=distinct, monitor=address
-        )
         return distinct if distinct not in taken else f"{name}@{address}"

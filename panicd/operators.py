@@ -14,7 +14,7 @@ from panicd.host.control import RefusedError
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.responder import Services
-from panicd.rules.incident import Acknowledged
+from panicd.rules.incident import Acknowledged, IllegalTransitionError
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation
 from panicd.supervisor import Wish
@@ -103,7 +103,7 @@ class Operators:
             if await trio.to_thread.run_sync(journal.incident, incident_id) is None:
                 raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
             await journal.append(incident_id, entry)
-        except JournalError as error:
+        except (JournalError, IllegalTransitionError) as error:  # pruned in this very moment
             raise RefusedError("journal", str(error)) from error
 
     async def _record(self, operation: Operation) -> None:

@@ -116,7 +116,9 @@ def incidents(answer: list[Answer]) -> None:
     if not answer:
         console.print("No incident.")
         return
-    table = _table("incident", "domain", "panicked", "found by", "again", "did", "why", "now")
+    table = _table(
+        "incident", "domain", "panicked", "found by", "again", "did", "why", "now", "seen"
+    )
     for incident in answer:
         last = incident["decisions"][-1] if incident["decisions"] else {}
         table.add_row(
@@ -128,6 +130,7 @@ def incidents(answer: list[Answer]) -> None:
             last.get("action", ""),
             last.get("reason", ""),
             incident["ending"] or f"[yellow]{incident['state']}[/]",
+            "yes" if incident["acknowledged"] else "",
         )
     console.print(table)
 

@@ -169,7 +169,7 @@ def test_an_elf_dump_is_complete_or_not(tmp_path: Path) -> None:
     with pytest.raises(DamagedDumpError, match="does not hold"):
         read_elf_memory(path, 65533, 4)
 
-    for damaged in (b"", content[1:], content[:-1], content[:20]):
+    for damaged in (b"", content[1:], content[:-1], content[:80], content[:20]):
         path.write_bytes(damaged)
         with pytest.raises(DamagedDumpError):
             read_elf_memory(path, 0, 4)

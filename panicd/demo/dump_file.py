@@ -13,6 +13,7 @@ from typing import Final
 _FLAT_HEADER_SIZE: Final = 4096
 _PIECE: Final = struct.Struct(">qq")  # offset and size of the piece that follows
 _THE_END: Final = _PIECE.pack(-1, -1)
+_ELF_HEADER_SIZE: Final = 64
 _PT_LOAD: Final = 1
 _PROGRAM_HEADER: Final = struct.Struct("<IIQQQQQQ")
 
@@ -54,8 +55,12 @@ def read_elf_memory(path: Path, address: int, size: int) -> bytes:
     content = path.read_bytes()
     if content[:4] != b"\x7fELF":
         raise DamagedDumpError(f"begins with {content[:4]!r}")
+    if len(content) < _ELF_HEADER_SIZE:
+        raise DamagedDumpError("is cut short in its header")
     (table,) = struct.unpack_from("<Q", content, 32)
     (entries,) = struct.unpack_from("<H", content, 56)
+    if table + entries * _PROGRAM_HEADER.size > len(content):
+        raise DamagedDumpError("is cut short in its program headers")
     wanted = b""
     for number in range(entries):
         kind, _flags, offset, _virtual, physical, held, _memory, _align = (

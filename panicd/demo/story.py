@@ -24,6 +24,7 @@ from panicd.demo.cases import CASES
 from panicd.demo.daemon import DaemonEndedError, DaemonProcess, LogLine
 from panicd.demo.dump_file import DamagedDumpError
 from panicd.demo.lab import Lab
+from panicd.demo.process import make_way
 from panicd.demo.qemu import (
     QemuMissingError,
     QemuStartError,
@@ -133,6 +134,8 @@ class _Story:
             for scene in scenes:
                 await self._play(scene, daemon)
                 report.scene(scene)
+                if scene.vm.returncode is None:
+                    make_way(scene.vm.pid)  # its guest counts on, as fast as it can
             await self._operator(daemon)
             return self._summary(scenes, daemon)
 

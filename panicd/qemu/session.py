@@ -146,8 +146,12 @@ class Session:
     async def _take(self) -> bool:
         entry = self.monitor.events.pop()
         if isinstance(entry, Overflow):
-            self.seen.panics += entry.panics
-            await self.query_status()
+            state = await self.query_status()
+            if entry.panics:
+                stopped = state is RunState.GUEST_PANICKED
+                event = GuestPanickedEvent(0.0, PanicAction.PAUSE if stopped else PanicAction.RUN)
+                self.seen.panics += entry.panics
+                await self.listener(Heard(event, trio.current_time(), entry.panics))
         elif entry is not None:
             self._follow(entry.event)
             self.seen.panics += entry.count * isinstance(entry.event, GuestPanickedEvent)

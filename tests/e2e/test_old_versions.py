@@ -73,5 +73,4 @@ async def test_domain_that_cannot_be_armed_says_so(socket_dir: Path) -> None:
         fake.panic()  # told twice, pause and poweroff, and QEMU ends
         incident = await daemon.wait_incident("vm", ending="qemu-exited")
         assert incident.decisions[-1] == ("none", "qemu-exited")
-        assert await daemon.metric("panicd_domain_panics_total", domain="vm") == 1
         assert fake.changing_commands == []

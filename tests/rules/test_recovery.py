@@ -143,9 +143,9 @@ TABLE = [
         restart                 AwaitQuiet done   | AwaitQuiet
         restart                 SystemReset ?     | SystemReset
         restart                 SystemReset unknown | SystemReset
-        restart                 SystemReset done  | restarted, again | SystemReset | restarted, again
-        restart                 Cont ?            | restarted, again | SystemReset | restarted, again
-        restart                 Cont unknown      | restarted, again | SystemReset | restarted, again
+        restart                SystemReset done  | restarted, again | SystemReset | restarted, again
+        restart                Cont ?            | restarted, again | SystemReset | restarted, again
+        restart                Cont unknown      | restarted, again | SystemReset | restarted, again
         restart                 Cont done         | restarted, again
         coredump-restart        Dump ?            | Dump
         coredump-restart        Dump unknown      | Dump

@@ -1,0 +1,276 @@
+"""Recovery against a model of a guest: the connection is cut anywhere, and others act meanwhile.
+
+What others do not do here is to pause a guest that they have let run: a ``paused`` one is not told
+from one that panicd itself stopped.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, assert_never
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from panicd.rules.capability import Capability, PanicDevice, Version
+from panicd.rules.incident import (
+    Closed,
+    Decided,
+    Ending,
+    Incident,
+    Opened,
+    Outcome,
+    Settled,
+    Source,
+    State,
+    StepBegun,
+    StepEnded,
+    apply,
+)
+from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.plan import (
+    AnyStep,
+    AwaitQuiet,
+    AwaitReturn,
+    Cont,
+    Dump,
+    EnsureStopped,
+    Kill,
+    Quit,
+    RunRelaunch,
+    SystemReset,
+    Terminate,
+    make_plan,
+)
+from panicd.rules.policy import Situation, decide
+from panicd.rules.qapi import RunState
+from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+from panicd.rules.settings import Policy
+from tests.rules.strategies import COREDUMP, NOW, RELAUNCH, VERSIONS
+
+Cut = Literal["no", "before", "after"]
+"""Whether the connection is lost, and so the step's outcome: before or after it took effect."""
+
+
+@dataclass
+class Guest:
+    """A guest and its QEMU, as measured of each version.
+
+    Attributes:
+        version: of the QEMU.
+        run_state: what it says; None where it is gone.
+        panicked: its kernel panicked, and it was not reset since.
+        ran: it ran since it was last reset.
+    """
+
+    version: Version
+    run_state: RunState | None = RunState.RUNNING
+    panicked: bool = False
+    ran: bool = True
+
+    def panic(self, *, stops: bool) -> None:
+        self.panicked = True
+        if stops:
+            self.run_state = RunState.GUEST_PANICKED
+
+    def stop(self) -> None:
+        if self.run_state is RunState.RUNNING:
+            self.run_state = RunState.PAUSED
+
+    def reset(self) -> None:
+        self.panicked = False
+        if self.run_state is RunState.RUNNING:
+            return
+        self.ran = False
+        if self.version >= (2, 6, 0):
+            self.run_state = RunState.PRELAUNCH
+        elif self.version < (1, 7, 0):
+            self.run_state = RunState.PAUSED
+
+    def cont(self) -> None:
+        refused = self.run_state is RunState.GUEST_PANICKED and self.version < (1, 7, 0)
+        if not refused:
+            self.run_state, self.ran = RunState.RUNNING, True
+
+
+class Episodes(RuleBasedStateMachine):
+    """One domain, its guest, and panicd on and off."""
+
+    @initialize(
+        version=st.sampled_from(VERSIONS),
+        on_crash=st.sampled_from(OnCrash),
+        relaunch=st.booleans(),
+        reset_ends_qemu=st.booleans(),
+    )
+    def begin(
+        self, version: Version, on_crash: OnCrash, relaunch: bool, reset_ends_qemu: bool
+    ) -> None:
+        self.guest = Guest(version)
+        self.policy = Policy(COREDUMP, on_crash, relaunch=RELAUNCH if relaunch else None)
+        self.capability = Capability(
+            version, PanicDevice.REQUESTED, reboot_is_shutdown=reset_ends_qemu
+        )
+        self.incident: Incident | None = None
+        self.next = 0
+        self.connected = True
+        self.same_process = True
+
+    def runs(self) -> bool:
+        return self.guest.run_state is RunState.RUNNING
+
+    @precondition(lambda self: self.runs() and self.incident is None and self.connected)
+    @rule(stops=st.booleans())
+    def panic_with_panicd_there(self, stops: bool) -> None:
+        self.guest.panic(stops=stops)
+        self.open()
+
+    @precondition(lambda self: self.runs() and not self.connected)
+    @rule()
+    def panic_with_panicd_away(self) -> None:
+        self.guest.panic(stops=True)
+
+    @precondition(lambda self: not self.connected and self.guest.run_state is not None)
+    @rule()
+    def foreign_reset(self) -> None:
+        self.guest.reset()
+
+    @precondition(lambda self: not self.connected and self.guest.run_state is not None)
+    @rule()
+    def foreign_cont(self) -> None:
+        self.guest.cont()
+
+    @precondition(lambda self: not self.connected and self.guest.run_state is not None)
+    @rule()
+    def foreign_exit(self) -> None:
+        self.guest.run_state = None
+
+    @precondition(lambda self: not self.connected and self.guest.run_state is None)
+    @rule(version=st.sampled_from(VERSIONS))
+    def foreign_start(self, version: Version) -> None:
+        self.guest, self.same_process = Guest(version), False
+
+    @precondition(lambda self: self.connected)
+    @rule()
+    def disconnect(self) -> None:
+        self.connected = False
+
+    @precondition(lambda self: self.connected and self.acting())
+    @rule(cut=st.sampled_from(["no", "no", "no", "before", "after"]))
+    def step(self, cut: Cut) -> None:
+        incident = self.incident
+        assert incident is not None
+        assert incident.plan is not None
+        if self.next == len(incident.plan.steps):
+            self.conclude()
+            return
+        step = incident.plan.steps[self.next]
+        self.add(StepBegun(NOW, self.next))
+        if isinstance(step, AwaitReturn):
+            self.connected = False
+            return
+        if cut != "before":
+            self.take_effect(step)
+        if cut == "no":
+            self.add(StepEnded(NOW, self.next, Outcome.DONE))
+            self.next += 1
+            refused = isinstance(step, Cont) and not self.runs()
+            if refused:
+                self.add(Settled(NOW, State.PRESERVED))
+        else:
+            self.connected = False
+
+    @precondition(lambda self: not self.connected)
+    @rule()
+    def reconnect(self) -> None:
+        """Go on as the supervisor does, when it finds the domain, or sees that it is gone."""
+        run_state = self.guest.run_state
+        if self.incident is not None:
+            found = Found(run_state, self.same_process, self.guest.version)
+            match recover(self.incident, found):
+                case GoOn(index=index):
+                    self.next = index
+                case Redecide():
+                    self.decide()
+                case Stay():
+                    pass
+                case End(ending=ending):
+                    self.close(ending)
+        self.same_process = True
+        self.connected = run_state is not None or self.acting()
+        if self.incident is None and run_state is RunState.GUEST_PANICKED:
+            self.open()
+
+    def open(self) -> None:
+        self.incident = Incident("i", Opened(NOW, "vm", "", "", "b/1/2", Source.EVENT))
+        self.decide()
+
+    def decide(self) -> None:
+        situation = Situation(self.guest.run_state)
+        capability = replace(self.capability, version=self.guest.version)
+        decision = decide(self.policy, capability, situation, now=NOW)
+        self.add(Decided(NOW, make_plan(decision, self.policy, capability, situation)))
+        self.next = 0
+
+    def acting(self) -> bool:
+        return self.incident is not None and self.incident.state in {State.DECIDED, State.ACTING}
+
+    def add(self, entry: Decided | StepBegun | StepEnded | Settled | Closed) -> None:
+        assert self.incident is not None
+        self.incident = apply(self.incident, entry)
+
+    def close(self, ending: Ending) -> None:
+        self.add(Closed(NOW, ending))
+        self.incident = None
+
+    def conclude(self) -> None:
+        assert self.incident is not None
+        match self.incident.action:
+            case Action.IGNORE:
+                self.add(Settled(NOW, State.RUNNING_ON))
+            case Action.PRESERVE:
+                self.add(Settled(NOW, State.PRESERVED))
+            case Action.NONE:
+                self.close(Ending.QEMU_EXITED)
+            case Action.DESTROY:
+                assert self.guest.run_state is None
+                self.close(Ending.DESTROYED)
+            case _:
+                assert not self.guest.panicked
+                self.close(Ending.RESTARTED)
+
+    def take_effect(self, step: AnyStep) -> None:
+        """Do what a step does, and see that it is done to no guest that may be healthy."""
+        assert self.incident is not None
+        guest = self.guest
+        match step:
+            case EnsureStopped():
+                assert guest.panicked or not self.runs(), "a healthy guest is stopped"
+                guest.stop()
+            case Cont():
+                ignored = self.incident.action is Action.IGNORE
+                assert ignored or not guest.panicked, "a panicked guest is let run"
+                assert not self.runs(), "a guest that runs is let run"
+                guest.cont()
+            case SystemReset():
+                self.check_guest()
+                guest.reset()
+            case Quit() | Terminate() | Kill():
+                if guest.run_state is not None:
+                    self.check_guest()
+                    guest.run_state = None
+            case RunRelaunch():
+                assert guest.run_state is None, "a second QEMU is started"
+                self.guest, self.same_process = Guest(guest.version), False
+            case Dump() | AwaitQuiet():
+                assert guest.run_state is not None
+                assert not self.runs()
+            case AwaitReturn():
+                raise AssertionError("nothing is done in it")
+            case _:
+                assert_never(step)
+
+    def check_guest(self) -> None:
+        """Assert that the guest is the panicked one, or has not run since somebody reset it."""
+        assert not self.runs(), "a guest that runs is reset or ended"
+        assert self.guest.panicked or not self.guest.ran, "a healthy guest is reset or ended"
+
+
+TestEpisodes = Episodes.TestCase
