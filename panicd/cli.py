@@ -158,10 +158,10 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
     import trio  # noqa: PLC0415 - the other commands start in a tenth of the time without
 
     from panicd.daemon import Daemon  # noqa: PLC0415 - as above
-    from panicd.host.control import ControlSocketError  # noqa: PLC0415
-    from panicd.host.http import HttpBindError  # noqa: PLC0415
-    from panicd.host.journal import JournalError  # noqa: PLC0415
-    from panicd.host.logs import configure  # noqa: PLC0415
+    from panicd.host.control import ControlSocketError  # noqa: PLC0415 - as above
+    from panicd.host.http import HttpBindError  # noqa: PLC0415 - as above
+    from panicd.host.journal import JournalError  # noqa: PLC0415 - as above
+    from panicd.host.logs import configure  # noqa: PLC0415 - as above
 
     config = context.load()
     configure(level=log_level)

@@ -102,6 +102,8 @@ def test_every_series_of_the_host_is_there_from_the_start() -> None:
         "panicd_monitor_reconnects_total",
         "panicd_config_last_reload_successful",
         "panicd_config_last_reload_success_timestamp_seconds",
+        "panicd_journal_healthy",
+        "panicd_storm",
     }
     assert set(found.values()) == {0}
 

@@ -1,4 +1,4 @@
-"""A running daemon: the real program, in a process of its own, as a test sees it from outside.
+"""A running daemon, as a test sees it: the real program, or the same inside the test's process.
 
 What it does is known from its log, which is read as it is written: a test waits for an event in it
 and never for time to pass::
@@ -8,8 +8,6 @@ and never for time to pass::
         …
         incident = await daemon.wait_incident("vm", ending="destroyed")
 
-At the end the daemon must leave as it should, without a traceback, and its journal must hold what
-its log told (after a ``kill`` the log may know more).
 """
 
 from __future__ import annotations
@@ -20,17 +18,21 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+import structlog
 import trio
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from panicd.daemon import Daemon
 from panicd.host import control, journal_database
+from panicd.host.config import Config, load
 from panicd.rules.incident import Incident
 from tests.parts.background import background
 from tests.parts.wire import Message
@@ -89,76 +91,48 @@ class LoggedIncident:
                 self.ending, self.state = line["ending"], ""
 
 
-class RunningDaemon:
-    """A daemon, made by :meth:`start` and ended with it.
+class ObservedDaemon:
+    """What both daemons have in common: a configuration, a log, a control socket, a journal.
 
     Attributes:
         directory: Where its files are: ``panicd.yaml``, ``state``, and by default the monitors.
         log: Every line that it logged so far, over all its runs.
         began: Where in ``log`` its present run begins, for use as ``since``.
-        stray: Lines on its standard error that are no log: a crash's traceback.
     """
 
-    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
-        self.directory = directory
-        self.log: list[Message] = []
-        self.stray: list[str] = []
-        self._config: dict[str, Any] = {
-            "monitors": [{"glob": str(directory / "*.qmp")}],
-            "metrics": {"listen": "127.0.0.1:0"},
-            "state_directory": str(directory / "state"),
-            "control_socket": str(directory / "control.sock"),
-            **config,
-        }
-        self._changed = trio.lowlevel.ParkingLot()
-        self._process: trio.Process | None = None
-        self._ready = False
-        self._log_ended = trio.Event()
-        self.began = 0
-        self._killed = False
-        self._end_expected = False
-        self._nursery: trio.Nursery
-
-    @classmethod
-    @asynccontextmanager
-    async def start(
-        cls,
+    def __init__(
+        self,
         directory: Path,
         defaults: Mapping[str, Any] | None = None,
         *,
         domains: list[dict[str, Any]] | None = None,
-        time_limit: float = TIME_LIMIT,
         **config: Any,
-    ) -> AsyncIterator[Self]:
-        """Start a daemon that is ready, and stop it in the end, if it still runs.
+    ) -> None:
+        """Write the configuration of a daemon.
 
         Args:
             directory: For its files and sockets; unless ``config`` says otherwise the monitors are
                 ``directory/*.qmp``.
             defaults: The configuration's ``defaults``.
             domains: Its ``domains``.
-            time_limit: Seconds for everything inside.
             config: Further keys of it.
         """
-        sections = {"defaults": dict(defaults or {}), "domains": domains or []}
-        daemon = cls(directory, {**{k: v for k, v in sections.items() if v}, **config})
-        daemon.write_config()
-        try:
-            with trio.fail_after(time_limit):
-                async with background() as daemon._nursery:
-                    await daemon.start_again()
-                    yield daemon
-                    if daemon.running:
-                        await daemon.terminate()
-        except BaseException as error:
-            error.add_note("the daemon logged, at last:\n" + daemon._last_words())
-            raise
-        finally:
-            daemon._reap()
-        if not daemon._killed:
-            daemon._check_journal()
+        self.directory = directory
+        self.log: list[Message] = []
+        self.began = 0
+        self._config: dict[str, Any] = {
+            "monitors": [{"glob": str(directory / "*.qmp")}],
+            "metrics": {"listen": "127.0.0.1:0"},
+            "state_directory": str(directory / "state"),
+            "control_socket": str(directory / "control.sock"),
+            **({"defaults": dict(defaults)} if defaults else {}),
+            **({"domains": domains} if domains else {}),
+            **config,
+        }
+        self._changed = trio.lowlevel.ParkingLot()
+        self.write_config()
 
-    # -- its process
+    # -- its files
 
     @property
     def config_file(self) -> Path:
@@ -170,76 +144,18 @@ class RunningDaemon:
         """Its control socket."""
         return Path(self._config["control_socket"])
 
-    @property
-    def running(self) -> bool:
-        """Whether it runs."""
-        return self._process is not None and self._process.returncode is None
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        assert self._process is not None, "it was started"
-        return self._process.pid
-
     def write_config(self, **changed: Any) -> None:
         """Write its configuration file, with these sections changed."""
         self._config |= changed
         self.config_file.write_text(yaml.safe_dump(self._config))
 
-    async def start_again(self) -> None:
-        """Start it, with the state that its last run left, and wait until it says it is ready."""
-        assert not self.running
-        self._ready, self._end_expected, self._log_ended = False, False, trio.Event()
-        with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            self.began = len(self.log)
-            path = self.directory / "notify"
-            path.unlink(missing_ok=True)
-            await manager.bind(str(path))
-            self._process = await trio.lowlevel.open_process(
-                [*_PROGRAM, "--config", str(self.config_file), "run", "--log-level", "debug"],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env={**os.environ, "NOTIFY_SOCKET": str(path)},
-            )
-            self._nursery.start_soon(self._read_log, self._process)
-            async with background() as nursery:
-                nursery.start_soon(self._read_readiness, manager)
-                await self._wait(lambda: self._ready)
-
-    async def terminate(self) -> None:
-        """Have it stop by SIGTERM, and see that it does so without a complaint."""
-        self._end_expected = True
-        self._send(signal.SIGTERM)
-        assert await self.wait_exit() == 0, "the daemon's exit status"
-        assert not self.stray, "\n".join(self.stray)
-        assert not [line for line in self.log if "exception" in line], "a traceback was logged"
-
-    async def kill(self) -> None:
-        """End it by SIGKILL, and wait for its end."""
-        self._killed = self._end_expected = True
-        self._send(signal.SIGKILL)
-        await self.wait_exit()
-
-    async def wait_exit(self) -> int:
-        """Wait for its end, and for the last of its log; returns its exit status."""
-        self._end_expected = True
-        assert self._process is not None, "it was started"
-        status = await self._process.wait()
-        await self._log_ended.wait()
-        return status
-
-    def hang_up(self) -> None:
-        """Send it SIGHUP."""
-        self._send(signal.SIGHUP)
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Stop it in its tracks (SIGSTOP) while this lasts; what it is sent meanwhile, waits."""
-        self._send(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._send(signal.SIGCONT)
+    def journal(self) -> list[Incident]:
+        """The incidents in its journal, in the order of their beginnings."""
+        path = Path(self._config["state_directory"], "journal.sqlite3")
+        with journal_database.reader(path) as database:
+            return journal_database.incidents(
+                database, domain=None, open_only=False, since=None, until=None, limit=-1
+            )[::-1]
 
     # -- asking it
 
@@ -337,60 +253,18 @@ class RunningDaemon:
         await self._wait(lambda: len(matching()) >= count)
         return matching()[count - 1]
 
-    def journal(self) -> list[Incident]:
-        """The incidents in its journal, in the order of their beginnings."""
-        path = Path(self._config["state_directory"], "journal.sqlite3")
-        with journal_database.reader(path) as database:
-            return journal_database.incidents(
-                database, domain=None, open_only=False, since=None, until=None, limit=-1
-            )[::-1]
-
     # -- inside
 
-    def _send(self, number: signal.Signals) -> None:
-        assert self._process is not None, "it was started"
-        self._process.send_signal(number)
-
-    async def _wait(self, holds: Callable[[], bool]) -> None:
-        while not holds():
-            if self._log_ended.is_set():
-                raise DaemonEndedError(f"exit status {self._process and self._process.returncode}")
-            await self._changed.park()
+    def _take(self, *lines: Message) -> None:
+        self.log += lines
+        self._changed.unpark_all()
 
     async def _wait_line(self, since: int) -> None:
         await self._wait(lambda: len(self.log) > since)
 
-    async def _read_readiness(self, manager: trio.socket.SocketType) -> None:
-        while not self._ready:
-            fields = (await manager.recv(_RECEIVE_SIZE)).decode().splitlines()
-            self._ready = "READY=1" in fields
-        self._changed.unpark_all()
-
-    async def _read_log(self, process: trio.Process) -> None:
-        pending = b""
-        assert process.stderr is not None
-        async with process.stderr as stream:
-            async for data in stream:
-                *lines, pending = (pending + data).split(b"\n")
-                for line in lines:
-                    self._take_line(line.decode())
-                self._changed.unpark_all()
-        await process.wait()
-        self._log_ended.set()
-        self._changed.unpark_all()
-        if not self._end_expected:
-            raise DaemonEndedError(f"by itself, exit status {process.returncode}")
-
-    def _take_line(self, line: str) -> None:
-        try:
-            self.log.append(json.loads(line))
-        except ValueError:
-            self.stray.append(line)
-
-    def _reap(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-            os.waitpid(self._process.pid, 0)
+    async def _wait(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            await self._changed.park()
 
     def _check_journal(self) -> None:
         """Check that the journal tells of each incident what the log does."""
@@ -402,11 +276,230 @@ class RunningDaemon:
             assert [(d.effective, d.reason) for d in kept.decisions] == told.decisions, told
         assert not journal, "the log tells of every incident"
 
-    def _last_words(self) -> str:
-        return "\n".join([*map(_in_words, self.log[-_NOTED:]), *self.stray])
+    def last_words(self) -> str:
+        """The last lines that it logged, for a test that failed."""
+        return "\n".join(["the daemon logged, at last:", *map(_in_words, self.log[-_NOTED:])])
+
+
+class RunningDaemon(ObservedDaemon):
+    """The real program, in a process of its own. Made by :meth:`start` and ended with it.
+
+    It must leave as it should, without a traceback, and its journal must hold what its log told
+    (after a :meth:`kill` the log may know more).
+
+    Attributes:
+        stray: Lines on its standard error that are no log: a crash's traceback.
+    """
+
+    def __init__(self, directory: Path, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(directory, *arguments, **keywords)
+        self.stray: list[str] = []
+        self._process: trio.Process | None = None
+        self._ready = False
+        self._log_ended = trio.Event()
+        self._killed = False
+        self._end_expected = False
+        self._nursery: trio.Nursery
+
+    @classmethod
+    @asynccontextmanager
+    async def start(
+        cls, directory: Path, *arguments: Any, time_limit: float = TIME_LIMIT, **keywords: Any
+    ) -> AsyncIterator[Self]:
+        """Start a daemon that is ready, and stop it in the end, if it still runs.
+
+        Args:
+            directory: As for :class:`ObservedDaemon`, and so are the others.
+            arguments: These.
+            time_limit: Seconds for everything inside.
+            keywords: And these.
+        """
+        daemon = cls(directory, *arguments, **keywords)
+        try:
+            with trio.fail_after(time_limit):
+                async with background() as daemon._nursery:
+                    await daemon.start_again()
+                    yield daemon
+                    if daemon.running:
+                        await daemon.terminate()
+        except BaseException as error:
+            error.add_note(daemon.last_words())
+            raise
+        finally:
+            daemon._reap()
+        if not daemon._killed:
+            daemon._check_journal()
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None, "it was started"
+        return self._process.pid
+
+    async def start_again(self) -> None:
+        """Start it, with the state that its last run left, and wait until it says it is ready."""
+        assert not self.running
+        self._ready, self._end_expected, self._log_ended = False, False, trio.Event()
+        self.began = len(self.log)
+        path = self.directory / "notify"
+        path.unlink(missing_ok=True)
+        with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            await manager.bind(str(path))
+            self._process = await trio.lowlevel.open_process(
+                [*_PROGRAM, "--config", str(self.config_file), "run", "--log-level", "debug"],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "NOTIFY_SOCKET": str(path)},
+            )
+            self._nursery.start_soon(self._read_log, self._process)
+            while "READY=1" not in (await manager.recv(_RECEIVE_SIZE)).decode().splitlines():
+                pass  # a status, perhaps; its end without being ready fails the test
+
+    async def terminate(self) -> None:
+        """Have it stop by SIGTERM, and see that it does so without a complaint."""
+        self._send(signal.SIGTERM)
+        assert await self.wait_exit() == 0, "the daemon's exit status"
+        assert not self.stray, "\n".join(self.stray)
+        assert not [line for line in self.log if "exception" in line], "a traceback was logged"
+
+    async def kill(self) -> None:
+        """End it by SIGKILL, and wait for its end."""
+        self._killed = True
+        self._send(signal.SIGKILL)
+        await self.wait_exit()
+
+    async def wait_exit(self) -> int:
+        """Wait for its end, and for the last of its log; returns its exit status."""
+        self._end_expected = True
+        assert self._process is not None, "it was started"
+        status = await self._process.wait()
+        await self._log_ended.wait()
+        return status
+
+    def hang_up(self) -> None:
+        """Send it SIGHUP."""
+        self._send(signal.SIGHUP)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop it in its tracks (SIGSTOP) while this lasts; what it is sent meanwhile, waits."""
+        self._send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._send(signal.SIGCONT)
+
+    def last_words(self) -> str:
+        """The last lines that it wrote, for a test that failed."""
+        return "\n".join([super().last_words(), *self.stray])
+
+    def _send(self, number: signal.Signals) -> None:
+        assert self._process is not None, "it was started"
+        self._process.send_signal(number)
+
+    async def _read_log(self, process: trio.Process) -> None:
+        pending = b""
+        assert process.stderr is not None
+        async with process.stderr as stream:
+            async for data in stream:
+                *lines, pending = (pending + data).split(b"\n")
+                for line in lines:
+                    self._take_line(line.decode())
+        await process.wait()
+        self._log_ended.set()
+        if not self._end_expected:
+            raise DaemonEndedError(f"by itself, exit status {process.returncode}")
+
+    def _take_line(self, line: str) -> None:
+        try:
+            self._take(json.loads(line))
+        except ValueError:
+            self.stray.append(line)
+
+    def _reap(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            os.waitpid(self._process.pid, 0)
+
+
+class DaemonInside(ObservedDaemon):
+    """The daemon in the test's own process: started in milliseconds, and open to monkeypatches.
+
+    Its limits: it is at the other end of its own monitors where the test fakes them, so nothing is
+    to be tested on it that goes by process id; and signals are not its.
+    """
+
+    @classmethod
+    @asynccontextmanager
+    async def start(
+        cls, directory: Path, *arguments: Any, time_limit: float = TIME_LIMIT, **keywords: Any
+    ) -> AsyncIterator[Self]:
+        """Run a daemon until this ends; arguments as for :meth:`RunningDaemon.start`."""
+        daemon = cls(directory, *arguments, **keywords)
+        try:
+            with trio.fail_after(time_limit), daemon._logging(), _switch_interval_kept():
+                inside = _StoppableDaemon(
+                    daemon.config_file, load(daemon.config_file), dry_run=False
+                )
+                async with background() as nursery:
+                    nursery.start_soon(inside.run_and_tell)
+                    await daemon.wait_log("configuration in force")
+                    yield daemon
+                    inside.stop.set()
+                    await inside.stopped.wait()
+        except BaseException as error:
+            error.add_note(daemon.last_words())
+            raise
+        daemon._check_journal()
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        before = structlog.get_config()
+        structlog.configure(processors=[structlog.processors.add_log_level, self._take_event])
+        try:
+            yield
+        finally:
+            structlog.configure(**before)
+
+    def _take_event(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> Any:
+        # What the program would write, and read back.
+        line = json.loads(json.dumps({"timestamp": _now(), **event}, default=str))
+        self._take(line)
+        raise structlog.DropEvent
+
+
+class _StoppableDaemon(Daemon):
+    def __init__(self, config_file: Path, config: Config, *, dry_run: bool) -> None:
+        super().__init__(config_file, config, dry_run=dry_run)
+        self.stop, self.stopped = trio.Event(), trio.Event()
+
+    async def run_and_tell(self) -> None:
+        await self.run()
+        self.stopped.set()
+
+    async def _until_told_to_stop(self) -> None:
+        await self.stop.wait()
+
+
+@contextmanager
+def _switch_interval_kept() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 _PROGRAM = (sys.executable, "-m", "panicd")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
 
 
 def _in_words(line: Message) -> str:

@@ -1,0 +1,195 @@
+"""The shape of the tree: who imports whom, and what is found in one place only."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import panicd
+
+PACKAGE = Path(panicd.__file__).parent
+ROOT = PACKAGE.parent
+
+# Modules above rules, qemu and host. Each imports from those before it only.
+ORDER = [
+    "relaunch",
+    "storm_breaker",
+    "tally",
+    "executor",
+    "chronicle",
+    "fleet",
+    "waiting",
+    "responder",
+    "orphans",
+    "supervisor",
+    "connector",
+    "operators",
+    "snapshot",
+    "api",
+    "probing",
+    "daemon",
+    "render",
+    "demo",
+    "cli",
+    "__main__",
+]
+
+# What a layer may import of panicd.
+LAYERS = {
+    "rules": {"rules"},
+    "qemu": {"rules", "qemu"},
+    "host": {"rules", "host"},
+    # It looks on from outside, as whoever runs panicd does.
+    "demo": {"rules", "host", "demo", "__init__"},
+    "__init__": set(),
+}
+for place, name in enumerate(ORDER):
+    LAYERS.setdefault(name, {"rules", "qemu", "host", "__init__", *ORDER[:place]})
+
+# A clock, chance, files, processes, logs: values in and values out do without.
+IMPURE_MODULES = {
+    "asyncio",
+    "io",
+    "logging",
+    "random",
+    "secrets",
+    "shutil",
+    "socket",
+    "sqlite3",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+}
+IMPURE_NAMES = {"open", "print", "input", "exec", "eval"}
+IMPURE_ATTRIBUTES = {
+    "now", "utcnow", "today",
+    "exists", "glob", "is_file", "iterdir", "mkdir", "open", "read_bytes", "read_text", "stat",
+    "unlink", "write_bytes", "write_text",
+}  # fmt: skip
+
+FOREIGN_ASYNC = ("asyncio", "qemu", "trio_asyncio")
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the full name of everything that a module imports, wherever in it."""
+    for node in ast.walk(tree(path)):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), level=0, names=names):
+                yield from (f"{module}.{alias.name}" for alias in names)
+            case ast.ImportFrom():
+                raise AssertionError(f"{name_of(path)}: a relative import")
+
+
+def layer(module: str) -> str:
+    """Return the layer of ``panicd.x.y``: its second part, where there is such a module."""
+    part = module.split(".")[1] if "." in module else ""
+    known = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").exists()
+    return part if part and known else "__init__"
+
+
+def own_layer(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_imports_go_downwards(path: Path) -> None:
+    own = own_layer(path)
+    assert own in LAYERS, f"give {own} its place in ORDER"
+    used = {layer(name) for name in imports(path) if name.split(".")[0] == "panicd"}
+    assert used <= LAYERS[own]
+
+
+def test_every_place_in_the_order_is_a_module_s() -> None:
+    there = {own_layer(path) for path in modules()}
+    assert set(ORDER) | {"rules", "qemu", "host", "__init__"} == there
+
+
+def rules() -> list[Path]:
+    return [path for path in modules() if own_layer(path) == "rules"]
+
+
+@pytest.mark.parametrize("path", rules(), ids=name_of)
+def test_rules_are_pure(path: Path) -> None:
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert top == "panicd" or top in sys.stdlib_module_names, f"{top} is neither"
+        assert top not in IMPURE_MODULES
+    for node in ast.walk(tree(path)):
+        match node:
+            case ast.AsyncFunctionDef() | ast.Await() | ast.AsyncWith() | ast.AsyncFor():
+                raise AssertionError(f"line {node.lineno} is async")
+            case ast.Call(func=ast.Name(id=called)):
+                assert called not in IMPURE_NAMES, f"line {node.lineno}"
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="os"), attr=called)):
+                assert called.startswith("W"), f"line {node.lineno}: more than a status is read"
+            case ast.Call(func=ast.Attribute(attr=called)):
+                assert called not in IMPURE_ATTRIBUTES, f"line {node.lineno}"
+            case _:
+                pass
+
+
+def test_foreign_async_stays_in_one_file() -> None:
+    users = [
+        name_of(path)
+        for path in modules()
+        if any(name.split(".")[0] in FOREIGN_ASYNC for name in imports(path))
+    ]
+    assert users == ["panicd/qemu/monitor.py"]
+
+
+def test_cont_is_born_in_plans_only() -> None:
+    """Whoever lets a guest run does it by a plan: see ``tests/rules/test_safety.py``."""
+    makers = [
+        name_of(path)
+        for path in modules()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Cont"
+    ]
+    assert set(makers) == {"panicd/rules/plan.py"}
+
+
+def test_cont_is_sent_by_the_executor_only() -> None:
+    senders = [
+        name_of(path)
+        for path in modules()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and node.value == "cont"
+    ]
+    # The demonstration starts VMs of its own, which panicd has not yet seen.
+    assert senders == ["panicd/demo/qemu.py", "panicd/executor.py"]
+
+
+def test_the_package_s_drawing_names_every_module() -> None:
+    drawing = panicd.__doc__
+    assert drawing is not None
+    words = set(re.findall(r"\w+", drawing))
+    assert set(ORDER) - {"__main__"} <= words
+
+
+@pytest.mark.parametrize("package", ["qemu", "host"])
+def test_the_package_s_drawing_names_no_module_that_is_not_there(package: str) -> None:
+    assert panicd.__doc__ is not None
+    line = re.search(rf"^ +{package}/ .*: (.*)$", panicd.__doc__, re.MULTILINE)
+    assert line is not None
+    for module in line[1].split(", "):
+        assert (PACKAGE / package / f"{module}.py").exists()

@@ -1,0 +1,83 @@
+"""The linters, and what they don't look at."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path for part in ("panicd", "tests") for path in (ROOT / part).rglob("*.py"))
+
+# Lines in a file; a test file's tables may be long.
+LIMITS = {"panicd": 475, "tests": 800}
+
+# A sleep that nobody waits for to see a state.
+SLEEPS = {
+    "tests/parts/fake.py",  # QEMU's own pause before it dials in again (reconnect=)
+    "tests/test_style.py",
+}
+
+EXCEPTION = re.compile(r"#\s*(noqa|type: ignore|pragma)\b(.*)")
+CODES_AND_REASON = re.compile(
+    r"(?:: [A-Z]+[0-9]+(?:, ?[A-Z]+[0-9]+)*|\[[a-z-]+(?:, ?[a-z-]+)*\])"  # ": X1, X2" or "[x]"
+    r"\s+(?:#|-|--)?\s*\S.{6,}"
+)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ruff", "check", "panicd", "tests"),
+        ("ruff", "format", "--check", "panicd", "tests"),
+        ("mypy",),
+    ],
+    ids=" ".join,
+)
+def test_linter(arguments: tuple[str, ...]) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout
+
+
+def test_an_exception_has_its_rule_and_its_reason() -> None:
+    bare = [
+        f"{name_of(path)}:{number}: {exception[0]}"
+        for path in FILES
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if (exception := EXCEPTION.search(line)) and not CODES_AND_REASON.match(exception[2])
+    ]
+    assert bare == []
+
+
+def test_no_test_sleeps_to_wait_for_a_state() -> None:
+    sleepers = {
+        name_of(path)
+        for path in FILES
+        if path.is_relative_to(ROOT / "tests")
+        and re.search(r"\bsleep(_until)?\(", path.read_text(encoding="utf-8"))
+    }
+    assert sleepers <= SLEEPS
+
+
+def test_no_file_has_more_than_one_job() -> None:
+    long = [
+        f"{name_of(path)}: {lines} lines"
+        for path in FILES
+        if (lines := len(path.read_text(encoding="utf-8").splitlines()))
+        > LIMITS[path.relative_to(ROOT).parts[0]]
+    ]
+    assert long == []
