@@ -135,6 +135,7 @@ class Connector:
                 with trio.move_on_after(backoff.next()):
                     await dialled.retry.wait()
                     backoff.reset()
+            get_logger(monitor=domain.address, domain=domain.name).info("monitor is gone")
         finally:
             services.fleet.remove(domain.address)
             del paths[path]

@@ -164,7 +164,7 @@ def arguments(name: str, wanted: Iterable[Argument]) -> None:
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, no_wrap=heading in UNBROKEN)
+        table.add_column(heading, no_wrap=heading in UNBROKEN, overflow="fold")
     return table
 
 

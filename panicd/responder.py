@@ -17,7 +17,18 @@ from panicd.host.metrics import Metrics
 from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.session import Session
-from panicd.rules.incident import Asked, Closed, Decided, Ending, Opened, Settled, Source, State
+from panicd.rules.incident import (
+    Asked,
+    Closed,
+    Decided,
+    Ending,
+    Opened,
+    Outcome,
+    Settled,
+    Source,
+    State,
+    StepResult,
+)
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Holds, Operation
 from panicd.rules.plan import Dump, make_plan
@@ -189,6 +200,9 @@ class Responder:
             case Redecide():
                 await self.decide(found.run_state)
             case End(ending=ending):
+                unfinished = chronicle.incident.step_in_progress
+                if ending is Ending.RELAUNCHED and unfinished is not None:
+                    chronicle.end(unfinished, StepResult(Outcome.DONE))
                 await self.close(ending)
             case Stay():
                 pass

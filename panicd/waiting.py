@@ -59,9 +59,9 @@ class WaitingRoom:
 
     async def _give_up_at(self, chronicle: Chronicle, deadline: float) -> None:
         await trio.sleep(max(0.0, deadline - self._clock()))
-        if self._waiting.get(chronicle.incident.id) is not chronicle:
+        index = chronicle.incident.step_in_progress
+        if self._waiting.get(chronicle.incident.id) is not chronicle or index is None:
             return
-        index = max(chronicle.incident.steps)
         detail = "the domain did not come back in time"
         chronicle.note(StepEnded(self._clock(), index, Outcome.FAILED, detail))
         chronicle.note(Settled(self._clock(), State.FAILED))
@@ -71,10 +71,10 @@ class WaitingRoom:
 def return_deadline(chronicle: Chronicle) -> float | None:
     """Return until when a relaunched domain is waited for, in seconds since the epoch."""
     incident = chronicle.incident
-    if not incident.steps or incident.plan is None:
+    index = incident.step_in_progress
+    if index is None or incident.plan is None:
         return None
-    index = max(incident.steps)
-    step, record = incident.plan.steps[index], incident.steps[index]
-    if not isinstance(step, AwaitReturn) or record.outcome is not None:
+    step = incident.plan.steps[index]
+    if not isinstance(step, AwaitReturn):
         return None
-    return record.begun_at + step.timeout
+    return incident.steps[index].begun_at + step.timeout

@@ -90,6 +90,16 @@ def test_nothing_is_left_of_one_that_is_interrupted(
 
 
 @pytest.mark.real
+def test_it_ends_when_nobody_reads_it(socket_dir: Path) -> None:
+    with demo(socket_dir) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=TIME_LIMIT) == 1
+    assert_nothing_left(socket_dir)
+
+
+@pytest.mark.real
 def test_what_does_not_work_is_seen(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Final, NoReturn
 
 from rich.console import Console
 from rich.markup import escape as escape_markup
@@ -24,11 +24,28 @@ _WORD_OF_EVENT: Final = {
 """What of an event's data is shown (QAPI run-state.json)."""
 
 
+class OutputClosedError(Exception):
+    """Nobody reads what is printed any more."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """End as an error does, and not in the midst of everything."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit as error:
+            raise OutputClosedError from error
+        raise AssertionError("rich exits on a broken pipe")
+
+
 class Report:
-    """Prints, to the terminal or wherever the output goes."""
+    """Prints, to the terminal or wherever the output goes.
+
+    Every method raises OutputClosedError where nobody reads it any more.
+    """
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        self.console = _Console(highlight=False)
         if not self.console.is_terminal and "COLUMNS" not in os.environ:
             self.console.width = _WIDTH_WITHOUT_TERMINAL
 

@@ -33,7 +33,7 @@ from panicd.demo.qemu import (
     usable_accelerator,
 )
 from panicd.demo.qmp import QmpClosedError, QmpCommandError
-from panicd.demo.report import Report
+from panicd.demo.report import OutputClosedError, Report
 from panicd.demo.scene import Scene, UnprovenError
 from panicd.host.control import DaemonUnreachableError, RefusedError
 
@@ -84,6 +84,8 @@ async def _tell(report: Report, lab: Lab, began: float) -> int:
                     return await _Story(report, lab, began).tell(nursery)
             except (QemuStartError, SocketPathError, DaemonEndedError) as error:
                 report.fault(str(error))
+                return FAILED
+            except OutputClosedError:
                 return FAILED
             except trio.TooSlowError:
                 report.fault(f"not done within {_STORY_SECONDS:g} seconds")

@@ -275,7 +275,7 @@ def _insert(
         places = ", ".join([f"({', '.join('?' * len(some[0]))})"] * len(some))
         # S608: names and clauses come from this module, values go into the places.
         database.execute(
-            f"INSERT INTO {table} VALUES {places} {tail}",  # noqa: S608 - our own words
+            f"INSERT INTO {table} VALUES {places} {tail}",  # noqa: S608 - as said above
             list(chain(*some)),
         )
 

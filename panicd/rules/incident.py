@@ -296,6 +296,12 @@ class Incident:
         return self.decisions[-1] if self.decisions else None
 
     @property
+    def step_in_progress(self) -> int | None:
+        """The index of the step that was begun last, if it is not known to have ended."""
+        last = max(self.steps, default=None)
+        return last if last is not None and self.steps[last].outcome is None else None
+
+    @property
     def restarted_at(self) -> float | None:
         """When panicd restarted the guest, if it did."""
         if self.closed and self.closed.ending in {Ending.RESTARTED, Ending.RELAUNCHED}:
