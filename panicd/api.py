@@ -1,6 +1,6 @@
 """What the daemon answers on its control socket: plain values that JSON can hold."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -12,7 +12,7 @@ from panicd.host.control import RefusedError, Request
 from panicd.host.journal import JournalError
 from panicd.operators import Operators
 from panicd.responder import Services
-from panicd.rules.incident import Incident
+from panicd.rules.incident import AnyEntry, Decided, Incident, StepBegun, StepEnded
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
 from panicd.rules.plan import AnyStep, Plan
@@ -51,6 +51,8 @@ class Api:
                 return self._explain(self._domain(_text(arguments, "domain")))
             case "incidents":
                 return await self._incidents(arguments)
+            case "incident":
+                return await self._incident(_text(arguments, "incident"))
             case "hold" | "unhold":
                 return await self._hold(request)
             case "release" | "act":
@@ -111,6 +113,17 @@ class Api:
         except JournalError as error:
             raise RefusedError("journal", str(error)) from error
         return [incident_view(incident) for incident in incidents]
+
+    async def _incident(self, incident_id: str) -> object:
+        journal = self._keeping.journal
+        try:
+            incident = await trio.to_thread.run_sync(journal.incident, incident_id)
+            history = await trio.to_thread.run_sync(journal.history, incident_id)
+        except JournalError as error:
+            raise RefusedError("journal", str(error)) from error
+        if incident is None:
+            raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
+        return {**incident_view(incident), "history": history_view(history)}
 
     async def _hold(self, request: Request) -> object:
         name = _text(request.arguments, "domain")
@@ -212,6 +225,21 @@ def incident_view(incident: Incident) -> dict[str, object]:
         "closed_at": closed.at if closed else None,
         "acknowledged": incident.acknowledged and asdict(incident.acknowledged),
     }
+
+
+def history_view(history: Sequence[AnyEntry]) -> list[dict[str, object]]:
+    """Return an incident's entries as plain values, steps with their names."""
+    views = []
+    plan: Plan | None = None
+    for entry in history:
+        view = asdict(entry)
+        if isinstance(entry, Decided):
+            plan = entry.plan
+            view = {"at": entry.at, "kind": entry.kind, "plan": plan_view(plan)}
+        elif isinstance(entry, StepBegun | StepEnded) and plan is not None:
+            view["step"] = type(plan.steps[entry.index]).__name__
+        views.append(view)
+    return views
 
 
 def _text(arguments: Mapping[str, object], key: str) -> str:

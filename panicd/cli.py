@@ -94,15 +94,31 @@ def _json_option(
 def _domain_names(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Complete a domain's name from the running daemon; offer nothing where none runs."""
+    """Complete a domain's name."""
+    answer = cast("render.Answer", _ask_quietly(context, "status") or {"domains": []})
+    return _completions([domain["domain"] for domain in answer["domains"]], incomplete)
+
+
+def _incident_ids(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete an incident's id."""
+    answer = cast("list[render.Answer]", _ask_quietly(context, "incidents") or [])
+    return _completions([incident["id"] for incident in answer], incomplete)
+
+
+def _ask_quietly(context: click.Context, command: str) -> object:
+    """Return the running daemon's answer, for a completion; None where none runs."""
     shared = context.find_object(Context)
     if shared is None:
-        return []
+        return None
     try:
-        status = call(shared.socket, "status", {}, timeout=1.0)
+        return call(shared.socket, command, {}, timeout=1.0)
     except (DaemonUnreachableError, RefusedError):
-        return []
-    names = [domain["domain"] for domain in cast("render.Answer", status)["domains"]]
+        return None
+
+
+def _completions(names: list[str], incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
@@ -267,12 +283,12 @@ def act(context: Context, domain: str, action: str, why: str) -> None:
 
 
 @main.command()
-@click.argument("incident")
+@click.argument("incident_id", metavar="INCIDENT", shell_complete=_incident_ids)
 @WHY
 @click.pass_obj
-def ack(context: Context, incident: str, why: str) -> None:
+def ack(context: Context, incident_id: str, why: str) -> None:
     """Note that INCIDENT was looked at."""
-    context.ask("ack", incident=incident, why=why)
+    context.ask("ack", incident=incident_id, why=why)
 
 
 @main.command()
@@ -280,6 +296,15 @@ def ack(context: Context, incident: str, why: str) -> None:
 def reload(context: Context) -> None:
     """Have the daemon read its configuration anew: all of it, or on a mistake nothing."""
     context.ask("reload")
+
+
+@main.command()
+@click.argument("incident_id", metavar="INCIDENT", shell_complete=_incident_ids)
+@_json_option
+def incident(context: Context, incident_id: str) -> tuple[object, Callable[[], None]]:
+    """Show INCIDENT from the panic to its end: what was seen, decided and done, and when."""
+    answer = cast("render.Answer", context.ask("incident", incident=incident_id))
+    return answer, lambda: render.incident(answer)
 
 
 @main.command()

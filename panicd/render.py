@@ -3,6 +3,7 @@
 Texts that may come from a guest, or from a QEMU taken over by one, are escaped here.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
@@ -133,6 +134,51 @@ def incidents(answer: list[Answer]) -> None:
             "yes" if incident["acknowledged"] else "",
         )
     console.print(table)
+
+
+def incident(answer: Answer) -> None:
+    """Print what ``panicd incident`` shows."""
+    console.print(f"[bold]{answer['id']}[/]  {_text(answer['domain'])}  {_text(answer['uuid'])}")
+    console.print(f"monitor   {_text(answer['monitor'])}")
+    console.print(f"panicked  {_time(answer['opened_at'])}, known by {answer['source']}")
+    if answer["repeats"]:
+        console.print(f"again     {answer['repeats']} times within the incident")
+    console.print(f"now       {answer['ending'] or answer['state']}")
+    if seen := answer["acknowledged"]:
+        console.print(f"seen      by uid {seen['uid']}: {_text(seen['why'])}")
+    console.print()
+    table = _table("after", "what", "")
+    for entry in answer["history"]:
+        after = (entry["at"] - answer["opened_at"]) * 1000
+        table.add_row(f"{after:.1f} ms", entry["kind"].replace("-", " "), _about(entry))
+    console.print(table)
+
+
+def _about(entry: Answer) -> str:
+    """Return what an entry of an incident's history says, beside its kind."""
+    match entry["kind"]:
+        case "opened":
+            return _text(json.dumps(entry["information"])) if entry["information"] else ""
+        case "repeated":
+            return f"{entry['count']} times"
+        case "decided":
+            plan = entry["plan"]
+            return f"{plan['action']}: {plan['why']}"
+        case "step-begun":
+            return str(entry["step"])
+        case "step-ended":
+            detail = f": {_text(entry['detail'])}" if entry["detail"] else ""
+            return f"{entry['step']} {entry['outcome']}{detail}"
+        case "settled":
+            return str(entry["state"])
+        case "closed":
+            return f"{entry['ending']} {_text(entry['detail'])}"
+        case "asked" | "acknowledged":
+            return f"uid {entry['uid']} {_text(entry.get('what', ''))}: {_text(entry['why'])}"
+        case "observed":
+            return _text(entry["what"])
+        case _:
+            return ""
 
 
 def probe(answer: Answer) -> None:
