@@ -184,7 +184,7 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
     try:
         daemon = Daemon(context.config_file, config, dry_run=dry_run)
         trio.run(daemon.run)
-    except* (ControlSocketError, HttpBindError, JournalError, OSError) as errors:
+    except* (ConfigError, ControlSocketError, HttpBindError, JournalError, OSError) as errors:
         _fail("; ".join(str(error) for error in errors.exceptions))
 
 

@@ -16,8 +16,9 @@ import trio
 from panicd.fleet import CONNECTING, Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
+from panicd.orphans import take_up_orphans
 from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
-from panicd.qemu.monitor import MonitorError, open_monitor
+from panicd.qemu.monitor import MonitorError, UnreachableError, open_monitor
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
@@ -29,6 +30,7 @@ GREETING_TIMEOUT: Final = 5.0  # seconds; QEMU greets within a millisecond unles
 FIRST_RETRY: Final = 0.02  # seconds: a socket is bound a moment before it is listened on
 LAST_RETRY: Final = 5.0  # seconds
 LASTING: Final = 10.0  # seconds of a session after which its loss counts as a first failure
+TWIN_LEAVES: Final = 5.0  # seconds; it takes one or two to find out why a session ended
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
 
 
@@ -81,15 +83,18 @@ class Connector:
         for supervisor in self._supervisors.values():
             supervisor.reload()
 
-    async def dial(self, pattern: str) -> None:
+    async def dial(
+        self, pattern: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Keep a connection to every socket that matches a pattern, for as long as it is there.
 
         Raises:
             DiscoveryError: inotify has reached its limits.
         """
         paths: dict[Path, _Dialled] = {}
-        async with trio.open_nursery() as nursery:
-            with Discovery(pattern) as changes:
+        with Discovery(pattern) as changes:
+            task_status.started()
+            async with trio.open_nursery() as nursery:
                 async for change in changes:
                     match change:
                         case Appeared(path=path) if path in paths:
@@ -106,13 +111,16 @@ class Connector:
                                 "monitors may go unseen", directory=str(path), reason=reason
                             )
 
-    async def listen(self, path: Path) -> None:
+    async def listen(
+        self, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Take the connections of QEMUs that dial in.
 
         Raises:
             OSError: the socket can't be made.
         """
         with _listening(path) as listener:
+            task_status.started()
             async with trio.open_nursery() as nursery:
                 number = 0
                 while True:
@@ -130,12 +138,15 @@ class Connector:
                 dialled.retry = trio.Event()
                 started = trio.current_time()
                 await self._try(domain, partial(connect, path))
+                if domain.attempts == 1:
+                    await take_up_orphans(services, domain.address)
                 if trio.current_time() - started > LASTING:
                     backoff.reset()
                 with trio.move_on_after(backoff.next()):
                     await dialled.retry.wait()
                     backoff.reset()
             get_logger(monitor=domain.address, domain=domain.name).info("monitor is gone")
+            await take_up_orphans(services, domain.address)
         finally:
             services.fleet.remove(domain.address)
             del paths[path]
@@ -183,6 +194,7 @@ class Connector:
                     monitor, command_line, timeout=ANSWER_TIMEOUT, arm=not services.dry_run
                 )
                 session = Session.from_probe(monitor, peer, answers, supervisor.listen)
+                await self._wait_for_twin(domain, session)
                 services.fleet.identify(domain, session.name, session.uuid)
                 if domain.attempts or domain.problem != CONNECTING:
                     services.metrics.monitor_reconnects.inc()
@@ -201,6 +213,25 @@ class Connector:
                 finally:
                     del self._supervisors[domain.address]
                     services.metrics.events_coalesced.inc(monitor.events.coalesced)
+
+    async def _wait_for_twin(self, domain: Domain, session: Session) -> None:
+        """Wait until nobody else looks after this VM, so that nothing is done to it twice.
+
+        A QEMU that dials in anew may be faster than the end of its last connection is dealt with.
+
+        Raises:
+            UnreachableError: somebody else goes on looking after it.
+            MonitorError: it did not say how it stands by now.
+        """
+        fleet = self._services.fleet
+        if fleet.twin(domain, session) is None:
+            return
+        with trio.move_on_after(TWIN_LEAVES):
+            while fleet.twin(domain, session) is not None:
+                await fleet.left.park()
+        if twin := fleet.twin(domain, session):
+            raise UnreachableError(f"this VM is looked after already, through {twin.address}")
+        await session.query_status()
 
 
 async def connect(path: Path) -> socket.socket:

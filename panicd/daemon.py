@@ -16,7 +16,7 @@ from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
 from panicd.fleet import Fleet
 from panicd.host import control
-from panicd.host.config import Config, ConfigError, Dial, Listen, load
+from panicd.host.config import Config, ConfigError, Dial, Listen, Mistake, load
 from panicd.host.http import build_app, serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.logs import get_logger
@@ -25,6 +25,7 @@ from panicd.host.sdnotify import notify, watchdog_interval
 from panicd.operators import Operators
 from panicd.orphans import take_up_orphans
 from panicd.qemu.coredump import DumpFailure
+from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import space
 from panicd.qemu.monitor import event_loop, pulse
 from panicd.responder import Services
@@ -87,12 +88,14 @@ class Daemon:
         self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
         self._dry_run = dry_run
         self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
+        self._reloading = trio.Lock()
         self._pulse_at = time.monotonic()
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT.
 
         Raises:
+            ConfigError: the monitors can't be watched.
             ControlSocketError: the control socket can't be made.
             HttpBindError: the metrics address can't be listened on.
         """
@@ -101,15 +104,15 @@ class Daemon:
         with self._journal:
             async with event_loop(), trio.open_nursery() as nursery:
                 services = self._services(nursery)
-                await take_up_orphans(services)
+                nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
                 self._nursery = nursery
                 operators = Operators(services, self._connector)
                 api = Api(services, operators, self.reload)
                 await nursery.start(control.serve, self._config.control_socket, api.handle)
                 await nursery.start(self._serve_http)
+                await self._start_monitors(self._config)
                 self._loaded()
-                self._start_monitors()
                 nursery.start_soon(operators.run)
                 nursery.start_soon(self._prune)
                 nursery.start_soon(self._feed_watchdog)
@@ -175,13 +178,19 @@ class Daemon:
         """Read the configuration anew, and put it in force, all or nothing.
 
         Raises:
-            ConfigError: it is bad, and the old one stays in force.
+            ConfigError: it is bad, or its monitors can't be watched: the old one stays in force.
         """
+        async with self._reloading:
+            await self._reload()
+
+    async def _reload(self) -> None:
         try:
             config = await trio.to_thread.run_sync(load, self._config_file)
+            await self._start_monitors(config)
         except ConfigError as error:
             self._metrics.config_last_reload_successful.set(0)
-            get_logger().warning("configuration refused", mistakes=str(error))
+            for mistake in error.mistakes:
+                get_logger().warning("configuration refused", mistake=str(mistake))
             raise
         for key in AT_START_ONLY:
             if getattr(config, key) != getattr(self._config, key):
@@ -189,7 +198,6 @@ class Daemon:
         self._config = config
         self._dumps.total_tokens = config.coredumps_at_once
         self._loaded()
-        self._start_monitors()
         self._connector.reload()
 
     def _loaded(self) -> None:
@@ -197,22 +205,38 @@ class Daemon:
         self._metrics.config_last_reload_success_timestamp.set(time.time())
         get_logger().info("configuration in force", file=str(self._config_file))
 
-    def _start_monitors(self) -> None:
-        """Begin with the configured monitors, and end with those that no longer are."""
-        wanted = set(self._config.monitors)
-        for source in self._monitors.keys() - wanted:
-            self._monitors.pop(source).cancel()
-        for source in wanted - self._monitors.keys():
-            self._monitors[source] = trio.CancelScope()
-            self._nursery.start_soon(self._watch, source, self._monitors[source])
+    async def _start_monitors(self, config: Config) -> None:
+        """Begin with the configured monitors, all or none, and end with those that no longer are.
 
-    async def _watch(self, source: Dial | Listen, scope: trio.CancelScope) -> None:
+        Raises:
+            ConfigError: some can't be begun with.
+        """
+        wanted = set(config.monitors)
+        new = {monitor: trio.CancelScope() for monitor in wanted - set(self._monitors)}
+        for monitor, scope in new.items():
+            try:
+                await self._nursery.start(self._watch, monitor, scope)
+            except (DiscoveryError, OSError) as error:
+                for begun in new.values():
+                    begun.cancel()
+                mistake = Mistake(0, 0, "monitors", str(error), str(self._config_file))
+                raise ConfigError([mistake]) from error
+        self._monitors |= new
+        for monitor in set(self._monitors) - wanted:
+            self._monitors.pop(monitor).cancel()
+
+    async def _watch(
+        self,
+        monitor: Dial | Listen,
+        scope: trio.CancelScope,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         with scope:
-            match source:
+            match monitor:
                 case Dial(glob=pattern):
-                    await self._connector.dial(pattern)
+                    await self._connector.dial(pattern, task_status=task_status)
                 case Listen(path=path):
-                    await self._connector.listen(path)
+                    await self._connector.listen(path, task_status=task_status)
 
     async def _serve_http(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -129,7 +129,9 @@ class Executor:
 
     def _cut_off(self, step: AnyStep) -> bool:
         """Whether the session is gone that the steps after this one need."""
-        return self._session.ended and not isinstance(step, Quit | Terminate | Kill | RunRelaunch)
+        ending = isinstance(step, Quit | Terminate | Kill)
+        can_go_on = isinstance(step, RunRelaunch) or (ending and self._session.process_known)
+        return self._session.ended and not can_go_on
 
     async def _carry_out(self, step: AnyStep) -> StepResult:
         try:
@@ -202,7 +204,7 @@ class Executor:
     async def _system_reset(self, step: SystemReset) -> StepResult:
         session = self._session
         before = session.seen.resets
-        await self._command("system_reset", step.timeout)
+        doubt = await self._command_or_doubt("system_reset", step.timeout)
         # RESET comes before the reply; QEMU that was told not to reboot sends SHUTDOWN instead.
         await session.observe(
             lambda: session.seen.resets > before or session.seen.shutdown is not None, step.timeout
@@ -213,18 +215,20 @@ class Executor:
         if session.seen.shutdown is not None:
             session.learn_reset_is_impossible()
             return StepResult(Outcome.FAILED, "QEMU ends instead of resetting")
-        if session.ended:
-            return StepResult(Outcome.UNKNOWN, "the session ended before RESET was seen")
+        if doubt or session.ended:
+            return StepResult(Outcome.UNKNOWN, doubt or "the session ended before RESET was seen")
         return StepResult(Outcome.FAILED, "no RESET was seen")
 
     async def _cont(self, step: Cont) -> StepResult:
         session = self._session
         before = session.seen.resumes
-        await self._command("cont", step.timeout)
+        doubt = await self._command_or_doubt("cont", step.timeout)
         # RESUME comes before the reply. A guest that panics at once is past it already, so a run
         # state of guest-panicked after it is a new panic and not a cont that failed.
         if await session.observe(lambda: session.seen.resumes > before, STOP_FOLLOWS):
             return StepResult(Outcome.DONE)
+        if doubt:
+            return StepResult(Outcome.UNKNOWN, doubt)
         if await session.query_status() is RunState.RUNNING:
             return StepResult(Outcome.DONE)
         return StepResult(Outcome.FAILED, f"run state {session.run_state} after cont")
@@ -236,6 +240,8 @@ class Executor:
             await self._until_gone()
         if self._gone():
             return StepResult(Outcome.DONE)
+        if self._session.ended and not self._session.process_known:
+            return StepResult(Outcome.UNKNOWN, "the session ended without a word of QEMU's end")
         return StepResult(Outcome.FAILED, f"still there {step.timeout:g} s after quit")
 
     async def _signal(self, number: signal.Signals, step: Terminate | Kill) -> StepResult:
@@ -263,14 +269,27 @@ class Executor:
         self._on_command()
         await self._session.execute(name, timeout=timeout)
 
+    async def _command_or_doubt(self, name: str, timeout: float) -> str:
+        """Give a command; return why it is not known whether QEMU carried it out, or nothing.
+
+        What is not answered may still be proven by the events that were received.
+        """
+        try:
+            await self._command(name, timeout)
+        except UncertainError as error:
+            return str(error)
+        return ""
+
     async def _until_gone(self) -> None:
         if self._session.process_known:
             await self._session.peer.wait_gone()
-        while not self._gone():
-            await self._session.next_event()
+        else:
+            while not self._session.ended:
+                await self._session.next_event()
 
     def _gone(self) -> bool:
-        """Whether QEMU is gone; where its process is not known, whether the session is."""
-        if self._session.process_known:
-            return self._session.peer.gone()
-        return self._session.ended
+        """Whether QEMU is gone; where its process is not known, whether it said so and hung up."""
+        session = self._session
+        if session.process_known:
+            return session.peer.gone()
+        return session.ended and session.seen.shutdown is not None

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Final
 
+import trio
+
 from panicd.chronicle import Chronicle
 from panicd.host.logs import get_logger
 from panicd.qemu.session import Session
@@ -46,9 +48,15 @@ class Domain:
 
 @dataclass(slots=True)
 class Fleet:
-    """The domains, by their monitor's address."""
+    """The domains, by their monitor's address.
+
+    Attributes:
+        domains: all of them.
+        left: woken up whenever a domain's session has ended and its incident was let go.
+    """
 
     domains: dict[str, Domain] = field(default_factory=dict)
+    left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     def add(self, address: str, name: str, now: float) -> Domain:
         """Take in a monitor that is about to be connected, under a name of its own."""
@@ -59,6 +67,22 @@ class Fleet:
     def remove(self, address: str) -> None:
         """Forget a monitor and its domain."""
         del self.domains[address]
+
+    def twin(self, domain: Domain, session: Session) -> Domain | None:
+        """Return the domain that is the same VM, connected by another monitor or before.
+
+        The process tells, or the UUID where a process is not known.
+        """
+        for other in self.domains.values():
+            if other is domain or other.session is None:
+                continue
+            if other.session.process and session.process:
+                same = other.session.process == session.process
+            else:
+                same = bool(session.uuid) and other.session.uuid == session.uuid
+            if same:
+                return other
+        return None
 
     def identify(self, domain: Domain, name: str, uuid: str) -> None:
         """Note what a connected domain says that it is."""
@@ -80,7 +104,12 @@ class Fleet:
         return next(named, None) or next(known, None)
 
     def _free_name(self, address: str, name: str, uuid: str) -> str:
-        taken = {other.name for other in self.domains.values() if other.address != address}
+        taken = {
+            other.name
+            for other in self.domains.values()
+            # A VM that was connected before, and now is by another monitor, is no other.
+            if other.address != address and not (uuid and other.uuid == uuid and not other.session)
+        }
         if name not in taken:
             return name
         distinct = f"{name}@{uuid or PurePath(address).name}"

@@ -93,13 +93,13 @@ class Operators:
                 await self.act(domain, operation, None)
                 return
         entry = Acknowledged(operation.at, operation.uid, operation.why)
-        for chronicle in services.waiting.chronicles:
-            if chronicle.incident.id == incident_id:
-                chronicle.note(entry)
-                await chronicle.commit()
-                return
         journal = services.keeping.journal
         try:
+            for chronicle in services.waiting.chronicles:
+                if chronicle.incident.id == incident_id:
+                    chronicle.note(entry)
+                    await chronicle.commit()
+                    return
             if await trio.to_thread.run_sync(journal.incident, incident_id) is None:
                 raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
             await journal.append(incident_id, entry)

@@ -1,10 +1,13 @@
-"""Open incidents whose QEMU ended while panicd was away: nobody will connect to it again.
+"""Open incidents whose QEMU ended while panicd was not connected: nobody will connect again.
 
-They are taken up when the daemon starts. What is left to do for one is to close it, or to go on
-with its relaunch.
+They are taken up when the daemon starts, and when a monitor stays away. What is left to do for one
+is to close it, or to go on with its relaunch.
 """
 
+import trio
+
 from panicd.chronicle import Chronicle
+from panicd.host.journal import JournalError
 from panicd.qemu.process import ProcessIdentity
 from panicd.relaunch import run_relaunch
 from panicd.responder import Services, relaunch_environment
@@ -18,17 +21,28 @@ UNKNOWN_QEMU = Capability(version=(0, 0, 0))
 GONE = Found(None, same_process=True, version=UNKNOWN_QEMU.version)
 
 
-async def take_up_orphans(services: Services) -> None:
-    """Go on with every waiting incident whose QEMU is no more.
+async def take_up_orphans(services: Services, monitor: str | None = None) -> None:
+    """Go on with the waiting incidents whose QEMU is no more.
 
-    Raises:
-        JournalError: what became of one can't be recorded.
+    Args:
+        services: what is shared by all domains.
+        monitor: only those of this address.
     """
-    for chronicle in services.waiting.chronicles:
-        process = ProcessIdentity.parse(chronicle.incident.opened.process)
-        if process is not None and not process.exists():
+    async with trio.open_nursery() as nursery:
+        for chronicle in services.waiting.chronicles:
+            opened = chronicle.incident.opened
+            process = ProcessIdentity.parse(opened.process)
+            if monitor not in {None, opened.monitor} or process is None or process.exists():
+                continue
             services.waiting.forget(chronicle)
-            await _take_up(services, chronicle)
+            nursery.start_soon(_take_up_or_park, services, chronicle)
+
+
+async def _take_up_or_park(services: Services, chronicle: Chronicle) -> None:
+    try:
+        await _take_up(services, chronicle)
+    except JournalError:  # told of where it is found
+        services.waiting.park(chronicle)
 
 
 async def _take_up(services: Services, chronicle: Chronicle) -> None:

@@ -88,7 +88,8 @@ class Responder:
         session: its connection.
 
     Attributes:
-        acting: a plan is being carried out; its executor takes the events meanwhile.
+        acting: a plan is being carried out, or was until a step whose end is not known; what
+            happens meanwhile is not somebody else's doing.
         heard_at: when the panic that is not yet reacted to was read, on trio's clock.
     """
 
@@ -186,6 +187,7 @@ class Responder:
 
     async def recover(self, found: Found) -> None:
         """Go on with the domain's open incident as it is found."""
+        self.acting = False
         chronicle = self._chronicle
         recovery = recover(chronicle.incident, found)
         get_logger(domain=self._domain.name, incident=chronicle.incident.id).info(
@@ -257,6 +259,9 @@ class Responder:
             case Course.RESUMED_BY_OTHERS:
                 await self.close(Ending.FOREIGN_RESUME)
             case Course.INTERRUPTED:
+                # What is still heard on this session may be what panicd itself did: it is not taken
+                # for somebody else's, the VM is asked on the next one.
+                self.acting = True
                 await self._chronicle.commit()
                 self._session.monitor.abort()
             case Course.AWAITING_RETURN:

@@ -14,9 +14,10 @@ import trio
 
 from panicd.chronicle import Chronicle
 from panicd.fleet import Domain
+from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.qemu.event_buffer import Heard
-from panicd.qemu.monitor import CommandError
+from panicd.qemu.monitor import CommandError, MonitorError
 from panicd.qemu.session import Session
 from panicd.responder import Responder, Services
 from panicd.rules.capability import Armed, PanicSetting
@@ -190,6 +191,8 @@ class Supervisor:
             same = began_on == session.process or not (began_on and session.process)
             found = Found(session.run_state, same, session.capability.version)
             await self._responder.recover(found)
+            if session.ended or (session.process_known and session.peer.gone()):
+                return  # what was gone on with has ended it; its run state is of before
         if domain.chronicle is None and session.run_state is RunState.GUEST_PANICKED:
             await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
         await self._apply_policy()
@@ -270,19 +273,23 @@ class Supervisor:
     async def _grant(self, wish: Wish) -> None:
         """Carry out what an operator asks, unless the domain's state has overtaken it."""
         operation, chronicle = wish.operation, self._domain.chronicle
-        if chronicle is None:
-            self._refuse(wish, "the domain has no open incident")
-        elif operation.kind is OperationKind.ACK:
-            chronicle.note(Acknowledged(operation.at, operation.uid, operation.why))
-            await chronicle.commit()
-        elif chronicle.incident.state not in ACTED_ON:
-            self._refuse(wish, f"its incident is {chronicle.incident.state}")
-        else:
-            try:
+        try:
+            if chronicle is None:
+                wish.refused = "the domain has no open incident"
+            elif operation.kind is OperationKind.ACK:
+                chronicle.note(Acknowledged(operation.at, operation.uid, operation.why))
+                await chronicle.commit()
+            elif chronicle.incident.state not in ACTED_ON:
+                wish.refused = f"its incident is {chronicle.incident.state}"
+            else:
                 await self._responder.obey(operation, wish.action)
-            except (ImpossibleError, CommandError) as error:
-                self._refuse(wish, str(error))
-        wish.done.set()
+        except (ImpossibleError, CommandError) as error:
+            wish.refused = str(error)
+        except (MonitorError, JournalError) as error:
+            wish.refused = f"it is not known whether it was done: {error}"
+            raise
+        finally:
+            wish.done.set()
 
     def _refuse(self, wish: Wish, why: str) -> None:
         wish.refused = why
@@ -292,7 +299,8 @@ class Supervisor:
         """Find out why the session ended, and what that means for an open incident."""
         session = self._session
         gone = await self._process_has_ended()
-        status = await session.peer.exit_status(REAPED_FOLLOWS) if gone else None
+        known = gone and session.process_known
+        status = await session.peer.exit_status(REAPED_FOLLOWS) if known else None
         cause = cause_of_end(session.seen.shutdown, gone, status)
         self._log.info("domain ended" if gone else "connection ended", cause=cause)
         if self._domain.chronicle is not None and gone:
@@ -319,3 +327,4 @@ class Supervisor:
             domain.chronicle.note_repeats()
             self._services.waiting.park(domain.chronicle)
             domain.chronicle = None
+        self._services.fleet.left.unpark_all()

@@ -5,9 +5,12 @@ Meanwhile it waits here until its domain is found again. One that waits for a re
 fails when that does not come in time.
 """
 
+from contextlib import suppress
+
 import trio
 
 from panicd.chronicle import Chronicle, Clock
+from panicd.host.journal import JournalError
 from panicd.host.journal_totals import domain_key
 from panicd.rules.incident import Outcome, Settled, State, StepEnded
 from panicd.rules.plan import AwaitReturn
@@ -65,7 +68,8 @@ class WaitingRoom:
         detail = "the domain did not come back in time"
         chronicle.note(StepEnded(self._clock(), index, Outcome.FAILED, detail))
         chronicle.note(Settled(self._clock(), State.FAILED))
-        await chronicle.commit()
+        with suppress(JournalError):  # told of where it is found
+            await chronicle.commit()
 
 
 def return_deadline(chronicle: Chronicle) -> float | None:

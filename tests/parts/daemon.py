@@ -7,7 +7,6 @@ and never for time to pass::
         await daemon.wait_armed("vm")
         …
         incident = await daemon.wait_incident("vm", ending="destroyed")
-
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from panicd.daemon import Daemon
-from panicd.host import control, journal_database
+from panicd.host import control, journal_database, logs
 from panicd.host.config import Config, load
 from panicd.rules.incident import Incident
 from tests.parts.background import background
@@ -288,8 +287,11 @@ class RunningDaemon(ObservedDaemon):
     (after a :meth:`kill` the log may know more).
 
     Attributes:
+        program: What is run, before its arguments.
         stray: Lines on its standard error that are no log: a crash's traceback.
     """
+
+    program: tuple[str, ...] = (sys.executable, "-m", "panicd")
 
     def __init__(self, directory: Path, *arguments: Any, **keywords: Any) -> None:
         super().__init__(directory, *arguments, **keywords)
@@ -351,7 +353,7 @@ class RunningDaemon(ObservedDaemon):
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             await manager.bind(str(path))
             self._process = await trio.lowlevel.open_process(
-                [*_PROGRAM, "--config", str(self.config_file), "run", "--log-level", "debug"],
+                [*self.program, "--config", str(self.config_file), "run", "--log-level", "debug"],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 env={**os.environ, "NOTIFY_SOCKET": str(path)},
@@ -460,7 +462,8 @@ class DaemonInside(ObservedDaemon):
     @contextmanager
     def _logging(self) -> Iterator[None]:
         before = structlog.get_config()
-        structlog.configure(processors=[structlog.processors.add_log_level, self._take_event])
+        processors = [structlog.processors.add_log_level, logs._clean_event, self._take_event]
+        structlog.configure(processors=processors)
         try:
             yield
         finally:
@@ -493,9 +496,6 @@ def _switch_interval_kept() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(interval)
-
-
-_PROGRAM = (sys.executable, "-m", "panicd")
 
 
 def _now() -> str:

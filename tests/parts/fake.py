@@ -237,6 +237,7 @@ class FakeQemu(RecordedMonitor):
                     await self._serve_session(self._session)
                 finally:
                     self._session = None
+                    self.machine.drop_received_fds()
             if self._dial is not None:
                 await trio.sleep(self._reconnect)
 

@@ -209,10 +209,14 @@ class Machine:
         }
         return known | {"dump-guest-memory": _dump_command(self.profile)}
 
-    def close(self) -> None:
-        """Close the file descriptors that are still held."""
+    def drop_received_fds(self) -> None:
+        """Close the file descriptors that no command took: their connection has ended."""
         while self.received_fds:
             os.close(self.received_fds.pop())
+
+    def close(self) -> None:
+        """Close the file descriptors that are still held."""
+        self.drop_received_fds()
         while self._fds:
             os.close(self._fds.popitem()[1])
 
@@ -239,6 +243,7 @@ class Machine:
 
     def _stop(self, _arguments: Message) -> Message:
         self.stop(RunState.PAUSED)
+        self._stop_pending = False  # it was for a machine that runs
         if self.vcpu_frozen:
             self.vcpu_frozen = False  # the next cont really resumes it
         return {}

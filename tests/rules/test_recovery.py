@@ -1,10 +1,10 @@
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
-from panicd.rules.capability import Version
+from panicd.rules.capability import Capability, Version
 from panicd.rules.incident import (
     Decided,
     Incident,
@@ -22,7 +22,6 @@ from panicd.rules.plan import (
     AnyStep,
     AwaitReturn,
     Cont,
-    OnFailure,
     Plan,
     RunRelaunch,
     SystemReset,
@@ -37,7 +36,6 @@ from tests.rules.strategies import (
     MODERN,
     NOW,
     RELAUNCH,
-    VERSIONS,
     capabilities,
     policies,
     situations,
@@ -63,13 +61,17 @@ def plan(
 
 PLANS = {
     "destroy": plan("destroy"),
+    "coredump-destroy": plan("coredump-destroy"),
     "restart": plan("restart"),
     "coredump-restart": plan("coredump-restart"),
     "relaunch": plan("restart", relaunch=True),
+    "coredump-relaunch": plan("coredump-restart", relaunch=True),
+    "preserve": plan("preserve"),
     "coredump-preserve": plan("coredump-preserve"),
     "ignore": plan("ignore"),
     "coredump-ignore": plan("coredump-ignore"),
     "release": plan("release", reason=Reason.OPERATOR),
+    "coredump-release": plan("coredump-release", reason=Reason.OPERATOR),
     "held": plan("preserve", reason=Reason.HELD),
     # Made for a guest that ran on, for one that others had paused, and for no guest at all.
     "ignore-running": plan("ignore", RunState.RUNNING),
@@ -351,48 +353,66 @@ def test_qemu_gone_once_nothing_more_was_to_be_done(
         assert told(recover(stands, Found(RunState.RUNNING, False, version)), plan) == another
 
 
-@st.composite
-def incidents(draw: st.DrawFn) -> Incident:
-    """Every incident that an execution can leave behind, however it was cut off."""
-    policy, capability, situation = draw(policies), draw(capabilities), draw(situations)
+@given(policies, capabilities, situations)
+def test_no_shape_of_a_plan_is_left_out_above(
+    policy: Policy, capability: Capability, situation: Situation
+) -> None:
     decision = decide(policy, capability, situation, now=NOW)
-    stands = apply(NEW, Decided(NOW, make_plan(decision, policy, capability, situation)))
+    made = make_plan(decision, policy, capability, situation)
+    assert (made.decision.action, kinds(made)) in SHAPES
+
+
+def kinds(plan: Plan) -> tuple[type, ...]:
+    return tuple(type(step) for step in plan.steps)
+
+
+SHAPES = {(plan.decision.action, kinds(plan)) for plan in PLANS.values()}
+
+
+def incidents(plan: Plan) -> Iterator[Incident]:
+    """Yield every incident that carrying a plan out can leave behind, however it was cut off."""
+    decided = apply(NEW, Decided(NOW, plan))
+    stands = [
+        carried_out(decided, [*[Outcome.DONE] * last, outcome])
+        for last in range(len(plan.steps))
+        for outcome in (None, *Outcome)
+    ]
+    for incident in (decided, *stands):
+        yield incident
+        for settled in SETTLED:
+            if settled.state is not State.RUNNING_ON or incident.action is Action.IGNORE:
+                yield apply(incident, settled)
+
+
+FOUNDS = [
+    Found(run_state, same_process, version, by_panic)
+    for run_state in (None, *RunState)
+    for same_process in (True, False)
+    for version in ((1, 6, 2), (2, 5, 1), (7, 2, 0))
+    for by_panic in (False, True)
+    if run_state is None or not by_panic
+]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_whatever_is_found_nothing_unsafe_follows(name: str) -> None:
+    for stands in incidents(PLANS[name]):
+        for found in FOUNDS:
+            check(recover(stands, found), stands, found)
+
+
+def check(recovery: Recovery, stands: Incident, found: Found) -> None:
+    """Assert that what follows is safe, and possible."""
     assert stands.plan is not None
-    outcomes: list[Outcome | None] = []
-    for step in stands.plan.steps[: draw(st.integers(0, len(stands.plan.steps)))]:
-        passed = [Outcome.DONE, Outcome.SKIPPED]
-        if step.on_failure is OnFailure.CONTINUE:
-            passed.append(Outcome.FAILED)
-        outcomes.append(draw(st.sampled_from(passed)))
-    if outcomes:
-        outcomes[-1] = draw(st.none() | st.sampled_from(Outcome))
-    stands = carried_out(stands, outcomes)
-    settled = draw(st.none() | st.sampled_from(SETTLED))
-    return stands if settled is None else apply(stands, settled)
-
-
-founds = st.builds(
-    Found,
-    run_state=st.none() | st.sampled_from(RunState),
-    same_process=st.booleans(),
-    version=st.sampled_from(VERSIONS),
-    by_panic=st.booleans(),
-)
-
-
-@given(incidents(), founds)
-def test_whatever_is_found_nothing_unsafe_follows(stands: Incident, found: Found) -> None:
-    recovery = recover(stands, found)
-    alive = found.run_state is not None
     match recovery:
         case GoOn(index=index):
             assert stands.state in {State.DECIDED, State.ACTING}
-            assert stands.plan is not None
             assert 0 <= index <= len(stands.plan.steps)
             if index < len(stands.plan.steps):
                 check_next_step(stands.plan.steps[index], stands, found)
         case Redecide():
-            assert not alive or (found.same_process and found.run_state is RunState.GUEST_PANICKED)
+            panicked = found.same_process and found.run_state is RunState.GUEST_PANICKED
+            assert panicked or found.run_state is None
         case End(and_again=and_again):
             assert not and_again or found.run_state is RunState.GUEST_PANICKED
         case Stay():
@@ -417,7 +437,7 @@ def check_cont(stands: Incident, found: Found) -> None:
     steps = stands.plan.steps
     reset = next((i for i, step in enumerate(steps) if isinstance(step, SystemReset)), None)
     if reset is None:
-        assert stands.action is Action.IGNORE
+        assert stands.action in {Action.IGNORE, Action.RELEASE}
         assert found.run_state in {RunState.GUEST_PANICKED, RunState.PAUSED}
     elif found.run_state is not RunState.PRELAUNCH:
         assert stands.steps[reset].outcome is Outcome.DONE

@@ -1,0 +1,53 @@
+import pytest
+
+from panicd.rules.capability import Armed, Capability, Version
+from panicd.rules.command_line import parse_command_line
+from panicd.rules.qemu_args import qemu_arguments
+
+
+def arguments(version: Version, *, dial_in: bool = False, pci: bool = False) -> list[str]:
+    found = qemu_arguments(version, socket="/run/qemu/vm.qmp", dial_in=dial_in, pci=pci)
+    assert all(argument.why for argument in found)
+    return [f"{argument.option} {argument.value}".strip() for argument in found]
+
+
+MONITOR = "-mon chardev=panicd,mode=control"
+CHARDEV = "-chardev socket,id=panicd,path=/run/qemu/vm.qmp,"
+
+
+@pytest.mark.parametrize(
+    ("version", "dial_in", "pci", "expected"),
+    [
+        ((1, 5, 0), False, False,
+         [CHARDEV + "server,nowait", MONITOR, "-device pvpanic", "-no-shutdown"]),
+        ((2, 12, 0), False, False,
+         [CHARDEV + "server=on,wait=off", MONITOR, "-device pvpanic", "-no-shutdown",
+          "-device vmcoreinfo"]),
+        ((7, 2, 0), False, True,
+         [CHARDEV + "server=on,wait=off", MONITOR, "-device pvpanic-pci", "-action panic=pause",
+          "-device vmcoreinfo"]),
+        ((7, 2, 0), True, False,
+         [CHARDEV + "reconnect=1", MONITOR, "-device pvpanic", "-action panic=pause",
+          "-device vmcoreinfo"]),
+        ((9, 2, 0), True, False,
+         [CHARDEV + "reconnect-ms=1000", MONITOR, "-device pvpanic", "-action panic=pause",
+          "-device vmcoreinfo"]),
+    ],
+)  # fmt: skip
+def test_arguments(version: Version, dial_in: bool, pci: bool, expected: list[str]) -> None:
+    assert arguments(version, dial_in=dial_in, pci=pci) == expected
+
+
+@pytest.mark.parametrize("version", [(1, 5, 0), (2, 8, 0), (5, 2, 0), (6, 0, 0), (11, 1, 0)])
+def test_a_vm_started_with_them_leaves_its_panic_to_panicd(version: Version) -> None:
+    words = " ".join(arguments(version)).split()
+    line = parse_command_line(["qemu", *words])
+    assert line.panic_devices == ("pvpanic",)
+    paused = line.panic_action == "pause"
+    armed = Capability(version, no_shutdown=line.no_shutdown).armed is Armed.YES
+    assert paused or armed
+
+
+def test_a_pci_device_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match="on the ISA bus"):
+        arguments((5, 2, 0), pci=True)
