@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, Final, NoReturn, ParamSpec, cast
@@ -70,6 +70,15 @@ class Context:
 def _fail(message: str, status: int = FAILED) -> NoReturn:
     click.echo(f"panicd: {message}", err=True)
     sys.exit(status)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """Return the exceptions themselves that nested groups hold."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def _json_option(
@@ -185,7 +194,7 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
         daemon = Daemon(context.config_file, config, dry_run=dry_run)
         trio.run(daemon.run)
     except* (ConfigError, ControlSocketError, HttpBindError, JournalError, OSError) as errors:
-        _fail("; ".join(str(error) for error in errors.exceptions))
+        _fail("; ".join(str(error) for error in _leaves(errors)))
 
 
 @main.command()

@@ -16,7 +16,6 @@ import trio
 from panicd.fleet import CONNECTING, Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
-from panicd.orphans import take_up_orphans
 from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
 from panicd.qemu.monitor import MonitorError, UnreachableError, open_monitor
 from panicd.qemu.probe import probe
@@ -138,15 +137,12 @@ class Connector:
                 dialled.retry = trio.Event()
                 started = trio.current_time()
                 await self._try(domain, partial(connect, path))
-                if domain.attempts == 1:
-                    await take_up_orphans(services, domain.address)
                 if trio.current_time() - started > LASTING:
                     backoff.reset()
                 with trio.move_on_after(backoff.next()):
                     await dialled.retry.wait()
                     backoff.reset()
             get_logger(monitor=domain.address, domain=domain.name).info("monitor is gone")
-            await take_up_orphans(services, domain.address)
         finally:
             services.fleet.remove(domain.address)
             del paths[path]
@@ -268,7 +264,10 @@ def _listening(path: Path) -> Iterator[trio.socket.SocketType]:
             raise OSError(errno.EADDRINUSE, "somebody listens there already", os.fspath(path))
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
-        listener.bind(os.fspath(path))
+        try:
+            listener.bind(os.fspath(path))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         try:
             path.chmod(0o660)
             listener.listen(BACKLOG)

@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -101,7 +102,10 @@ class Daemon:
         """
         # A scrape renders in a thread of its own; at the default of 5 ms it would hold up panics.
         sys.setswitchinterval(SWITCH_INTERVAL)
-        with self._journal:
+        with (
+            self._journal,
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+        ):
             async with event_loop(), trio.open_nursery() as nursery:
                 services = self._services(nursery)
                 nursery.start_soon(take_up_orphans, services)
@@ -116,8 +120,8 @@ class Daemon:
                 nursery.start_soon(operators.run)
                 nursery.start_soon(self._prune)
                 nursery.start_soon(self._feed_watchdog)
-                notify(READY=1, STATUS=f"{len(self._config.monitors)} monitor sources")
-                await self._until_told_to_stop()
+                notify(READY=1)
+                await self._until_told_to_stop(signals)
                 notify(STOPPING=1)
                 nursery.cancel_scope.cancel()
             await self._write_the_rest(services.waiting)
@@ -127,7 +131,7 @@ class Daemon:
         keeping = Keeping(
             self._journal, self._tally, time.time, lambda: self._config.journal_failure
         )
-        waiting = WaitingRoom(nursery, time.time)
+        waiting = WaitingRoom(nursery, time.time, self._fleet.has_returned)
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping))
         return Services(
@@ -260,17 +264,23 @@ class Daemon:
         while True:
             await pulse()
             self._pulse_at = time.monotonic()
-            notify(WATCHDOG=1)
+            notify(WATCHDOG=1, STATUS=self._summary())
             await trio.sleep(interval)
 
-    async def _until_told_to_stop(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async for number in signals:
-                if number != signal.SIGHUP:
-                    get_logger().info("stopping", signal=signal.Signals(number).name)
-                    return
-                with suppress(ConfigError):  # told of, and counted, where it is found
-                    await self.reload()
+    def _summary(self) -> str:
+        """Return how the domains stand, for ``systemctl status``."""
+        domains = self._fleet.domains.values()
+        panicked = sum(domain.chronicle is not None for domain in domains)
+        away = sum(domain.session is None for domain in domains)
+        return f"{len(domains)} domains, {panicked} panicked, {away} not connected"
+
+    async def _until_told_to_stop(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                get_logger().info("stopping", signal=signal.Signals(number).name)
+                return
+            with suppress(ConfigError):  # told of, and counted, where it is found
+                await self.reload()
 
     def _coredump_free_bytes(self) -> int | None:
         directory = self._config.defaults.coredump.directory

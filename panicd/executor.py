@@ -14,7 +14,7 @@ import trio
 
 from panicd.host.logs import get_logger
 from panicd.qemu.coredump import DumpError, FinishedDump
-from panicd.qemu.monitor import CommandError, NoReplyError, UncertainError
+from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError, UncertainError
 from panicd.qemu.process import PeerError
 from panicd.qemu.session import Session
 from panicd.relaunch import run_relaunch
@@ -102,6 +102,7 @@ class Executor:
         self._on_command = on_command
         self._resets = session.seen.resets
         self._resumes = session.seen.resumes
+        self._lost = False  # known before the session's last events are taken, which is its end
         self._log = get_logger(domain=environment["PANICD_DOMAIN"])
 
     async def run(self, plan: Plan, first: int = 0) -> Course:
@@ -131,7 +132,7 @@ class Executor:
         """Whether the session is gone that the steps after this one need."""
         ending = isinstance(step, Quit | Terminate | Kill)
         can_go_on = isinstance(step, RunRelaunch) or (ending and self._session.process_known)
-        return self._session.ended and not can_go_on
+        return (self._lost or self._session.ended) and not can_go_on
 
     async def _carry_out(self, step: AnyStep) -> StepResult:
         try:
@@ -159,6 +160,7 @@ class Executor:
                 case _:
                     assert_never(step)
         except UncertainError as error:
+            self._lost = isinstance(error, SessionLostError)
             return StepResult(Outcome.UNKNOWN, str(error))
         except CommandError as error:
             return StepResult(Outcome.FAILED, str(error))
@@ -238,14 +240,14 @@ class Executor:
             with suppress(UncertainError):  # QEMU's end may come before its answer
                 await self._command("quit", step.timeout)
             await self._until_gone()
-        if self._gone():
+        if self._session.gone:
             return StepResult(Outcome.DONE)
         if self._session.ended and not self._session.process_known:
             return StepResult(Outcome.UNKNOWN, "the session ended without a word of QEMU's end")
         return StepResult(Outcome.FAILED, f"still there {step.timeout:g} s after quit")
 
     async def _signal(self, number: signal.Signals, step: Terminate | Kill) -> StepResult:
-        if self._gone():
+        if self._session.gone:
             return StepResult(Outcome.SKIPPED, "the process is gone")
         await self._record.commit()
         self._on_command()
@@ -255,7 +257,7 @@ class Executor:
             return StepResult(Outcome.FAILED, str(error))
         with trio.move_on_after(step.timeout):
             await self._until_gone()
-        if self._gone():
+        if self._session.gone:
             return StepResult(Outcome.DONE)
         return StepResult(Outcome.FAILED, f"still there {step.timeout:g} s after {number.name}")
 
@@ -286,10 +288,3 @@ class Executor:
         else:
             while not self._session.ended:
                 await self._session.next_event()
-
-    def _gone(self) -> bool:
-        """Whether QEMU is gone; where its process is not known, whether it said so and hung up."""
-        session = self._session
-        if session.process_known:
-            return session.peer.gone()
-        return session.ended and session.seen.shutdown is not None

@@ -7,8 +7,10 @@ from typing import Final
 import trio
 
 from panicd.chronicle import Chronicle
+from panicd.host.journal_totals import domain_key
 from panicd.host.logs import get_logger
 from panicd.qemu.session import Session
+from panicd.rules.incident import Opened
 from panicd.rules.settings import Policy
 
 CONNECTING: Final = "connecting"
@@ -83,6 +85,16 @@ class Fleet:
             if same:
                 return other
         return None
+
+    def has_returned(self, opened: Opened) -> bool:
+        """Tell whether the domain of an incident is connected through another QEMU by now."""
+        for domain in self.domains.values():
+            session = domain.session
+            if domain.key != domain_key(opened) or session is None or session.ended:
+                continue
+            if not session.process or session.process != opened.process:
+                return True
+        return False
 
     def identify(self, domain: Domain, name: str, uuid: str) -> None:
         """Note what a connected domain says that it is."""

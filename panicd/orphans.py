@@ -1,14 +1,14 @@
 """Open incidents whose QEMU ended while panicd was not connected: nobody will connect again.
 
-They are taken up when the daemon starts, and when a monitor stays away. What is left to do for one
-is to close it, or to go on with its relaunch.
+What is left to do for one is to close it, or to go on with its relaunch.
 """
+
+from typing import Final
 
 import trio
 
 from panicd.chronicle import Chronicle
 from panicd.host.journal import JournalError
-from panicd.qemu.process import ProcessIdentity
 from panicd.relaunch import run_relaunch
 from panicd.responder import Services, relaunch_environment
 from panicd.rules.capability import Capability
@@ -17,32 +17,30 @@ from panicd.rules.plan import AwaitReturn, RunRelaunch, make_plan
 from panicd.rules.policy import Situation, decide
 from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
 
+RETRY_EVERY: Final = 5.0  # seconds
 UNKNOWN_QEMU = Capability(version=(0, 0, 0))
 GONE = Found(None, same_process=True, version=UNKNOWN_QEMU.version)
 
 
-async def take_up_orphans(services: Services, monitor: str | None = None) -> None:
-    """Go on with the waiting incidents whose QEMU is no more.
-
-    Args:
-        services: what is shared by all domains.
-        monitor: only those of this address.
-    """
+async def take_up_orphans(services: Services) -> None:
+    """Go on with every waiting incident whose QEMU has ended, until cancelled."""
     async with trio.open_nursery() as nursery:
-        for chronicle in services.waiting.chronicles:
-            opened = chronicle.incident.opened
-            process = ProcessIdentity.parse(opened.process)
-            if monitor not in {None, opened.monitor} or process is None or process.exists():
-                continue
-            services.waiting.forget(chronicle)
+        async for chronicle in services.waiting.orphans:
             nursery.start_soon(_take_up_or_park, services, chronicle)
 
 
 async def _take_up_or_park(services: Services, chronicle: Chronicle) -> None:
-    try:
-        await _take_up(services, chronicle)
-    except JournalError:  # told of where it is found
-        services.waiting.park(chronicle)
+    """Go on with one incident, and again for as long as the journal can't be written."""
+    there = True
+    while there:
+        try:
+            await _take_up(services, chronicle)
+        except JournalError:  # told of where it is found
+            services.waiting.park(chronicle, is_orphan=True)
+            await trio.sleep(RETRY_EVERY)
+            there = services.waiting.withdraw(chronicle)
+        else:
+            there = False
 
 
 async def _take_up(services: Services, chronicle: Chronicle) -> None:
@@ -54,7 +52,7 @@ async def _take_up(services: Services, chronicle: Chronicle) -> None:
         case Redecide():
             await _decide(services, chronicle)
         case Stay():
-            services.waiting.park(chronicle)
+            services.waiting.park(chronicle, is_orphan=True)
 
 
 async def _decide(services: Services, chronicle: Chronicle) -> None:
@@ -93,7 +91,7 @@ async def _go_on(services: Services, chronicle: Chronicle, first: int) -> None:
         if result.outcome is Outcome.FAILED:
             chronicle.note(Settled(chronicle.now, State.FAILED))
             await chronicle.commit()
-            services.waiting.park(chronicle)
+            services.waiting.park(chronicle, is_orphan=True)
             return
 
 

@@ -45,16 +45,23 @@ def status(answer: Answer) -> None:
 
 def _status(answer: Answer) -> Iterator[RenderableType]:
     if answer["journal_fault"]:
-        console.print(
-            f"[bold red]The journal can't be written:[/] {_text(answer['journal_fault'])}"
+        yield f"[bold red]The journal can't be written:[/] {_text(answer['journal_fault'])}"
+    if answer["domains"]:
+        yield _domains(answer["domains"])
+    else:
+        yield "No domain. Does a monitor's glob match, and does its VM run?"
+    for incident in answer["waiting"]:
+        yield (
+            f"Incident {incident['id']} of {_text(incident['domain'])} is {incident['state']}; "
+            "its domain is not connected."
         )
-    if not answer["domains"]:
-        console.print("No domain. Does a monitor's glob match, and does its VM run?")
-        return
+
+
+def _domains(domains: Iterable[Answer]) -> Table:
     table = _table(
         "domain", "run state", "armed", "on_crash", "would do", "restarts left", "open", "held"
     )
-    for domain in answer["domains"]:
+    for domain in domains:
         if domain["connected"]:
             cells = [
                 _good(domain["run_state"] == "running", domain["run_state"]),
@@ -69,12 +76,7 @@ def _status(answer: Answer) -> Iterator[RenderableType]:
             problem = f"[red]not connected:[/] {_text(domain['problem'])}"
             cells = [problem, "", "", "", "", "", _held(domain)]
         table.add_row(_text(domain["domain"]), *cells)
-    yield table
-    for incident in answer["waiting"]:
-        yield (
-            f"Incident {incident['id']} of {_text(incident['domain'])} is {incident['state']}; "
-            "its domain is not connected."
-        )
+    return table
 
 
 def explanation(answer: Answer) -> None:

@@ -153,7 +153,8 @@ class Responder:
         failed = self._chronicle.incident.decision
         assert failed is not None
         capability = self._session.capability
-        situation = self._situation(None if self._session.ended else self._session.run_state)
+        gone = self._session.gone
+        situation = self._situation(None if gone else self._session.run_state)
         if (
             failed.action is Action.RESTART
             and not failed.relaunch
@@ -161,7 +162,7 @@ class Responder:
             and self._policy.relaunch is not None
         ):
             decision = replace(failed, relaunch=True)
-        elif failed.is_fallback and failed.action is Action.PRESERVE:
+        elif gone or (failed.is_fallback and failed.action is Action.PRESERVE):
             await self._settle(State.FAILED)
             return
         else:
@@ -178,7 +179,7 @@ class Responder:
         Raises:
             ImpossibleError: it can't be done; nothing was.
         """
-        situation = self._situation(await self._session.query_status())
+        situation = self._situation(await self._session.status_or_last())
         capability = self._session.capability
         decision = decide_for_operator(self._policy, capability, situation, action)
         what = f"{operation.kind} {operation.detail}".strip()

@@ -178,7 +178,7 @@ class Supervisor:
         incident = domain.chronicle.incident
         held = incident.decision is not None and incident.decision.reason is Reason.HELD
         if held and incident.state is State.PRESERVED:
-            await self._responder.decide(await self._session.query_status())
+            await self._responder.decide(await self._session.status_or_last())
 
     async def _take_up(self) -> None:
         """Go on with the incident that waits for this domain, and see whether it is panicked."""

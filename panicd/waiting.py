@@ -1,40 +1,80 @@
 """Open incidents whose domain nobody is connected to.
 
 An incident outlives its connection: the daemon is restarted, a monitor is cut, a VM is relaunched.
-Meanwhile it waits here until its domain is found again. One that waits for a relaunched domain
-fails when that does not come in time.
+Meanwhile it waits here until its domain is found again, or its QEMU ends. One that waits for a
+relaunched domain fails when that does not come in time.
 """
 
+import math
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 import trio
 
 from panicd.chronicle import Chronicle, Clock
 from panicd.host.journal import JournalError
 from panicd.host.journal_totals import domain_key
-from panicd.rules.incident import Outcome, Settled, State, StepEnded
+from panicd.qemu.process import ProcessIdentity
+from panicd.rules.incident import (
+    Closed,
+    Ending,
+    Opened,
+    Outcome,
+    Settled,
+    State,
+    StepEnded,
+    StepResult,
+)
 from panicd.rules.plan import AwaitReturn
+
+
+@dataclass(eq=False, slots=True)
+class _Place:
+    """One incident that waits, and what is waited for on its behalf."""
+
+    chronicle: Chronicle
+    left: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class WaitingRoom:
     """The incidents that wait.
 
     Args:
-        nursery: runs the time limits.
+        nursery: runs the time limits, and waits for the ends of QEMUs.
         clock: seconds since the epoch.
+        has_returned: tells whether the domain of an incident is connected through a new QEMU.
+
+    Attributes:
+        orphans: receives each incident whose QEMU has ended; it waits here no longer.
     """
 
-    def __init__(self, nursery: trio.Nursery, clock: Clock) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, clock: Clock, has_returned: Callable[[Opened], bool]
+    ) -> None:
         self._nursery = nursery
         self._clock = clock
-        self._waiting: dict[str, Chronicle] = {}
+        self._has_returned = has_returned
+        self._waiting: dict[str, _Place] = {}
+        self._orphaned, self.orphans = trio.open_memory_channel[Chronicle](math.inf)
 
-    def park(self, chronicle: Chronicle) -> None:
-        """Keep an open incident until its domain is found again."""
-        self._waiting[chronicle.incident.id] = chronicle
-        deadline = return_deadline(chronicle)
-        if deadline is not None:
-            self._nursery.start_soon(self._give_up_at, chronicle, deadline)
+    def park(self, chronicle: Chronicle, *, is_orphan: bool = False) -> None:
+        """Keep an open incident until its domain is found again.
+
+        Args:
+            chronicle: the incident's.
+            is_orphan: its QEMU is known to have ended; it may be relaunched.
+        """
+        place = self._waiting[chronicle.incident.id] = _Place(chronicle)
+        opened, deadline = chronicle.incident.opened, return_deadline(chronicle)
+        process = ProcessIdentity.parse(opened.process)
+        if deadline is not None and self._has_returned(opened):
+            # It was faster than the end of the command that brought it back.
+            self._nursery.start_soon(self._end_wait, place)
+        elif deadline is not None:
+            self._nursery.start_soon(self._give_up_at, place, deadline)
+        elif process is not None and not is_orphan:
+            self._nursery.start_soon(self._hand_over_when_ended, place, process)
 
     def claim(self, process: str, key: str) -> Chronicle | None:
         """Return the incident that waits for a domain, and keep it no longer.
@@ -43,27 +83,48 @@ class WaitingRoom:
             process: which QEMU process was found; an incident that began on it comes first.
             key: the domain's key.
         """
-        waiting = list(self._waiting.values())
+        waiting = self.chronicles
         same = (c for c in waiting if process and c.incident.opened.process == process)
         known = (c for c in waiting if domain_key(c.incident.opened) == key)
         chronicle = next(same, None) or next(known, None)
         if chronicle is not None:
-            del self._waiting[chronicle.incident.id]
+            self.withdraw(chronicle)
         return chronicle
 
-    def forget(self, chronicle: Chronicle) -> None:
-        """Keep an incident no longer."""
-        del self._waiting[chronicle.incident.id]
+    def withdraw(self, chronicle: Chronicle) -> bool:
+        """Keep an incident no longer; return whether it was still here."""
+        place = self._waiting.pop(chronicle.incident.id, None)
+        if place is not None:
+            place.left.cancel()
+        return place is not None
 
     @property
     def chronicles(self) -> tuple[Chronicle, ...]:
         """The incidents that wait, the oldest first."""
-        return tuple(self._waiting.values())
+        return tuple(place.chronicle for place in self._waiting.values())
 
-    async def _give_up_at(self, chronicle: Chronicle, deadline: float) -> None:
-        await trio.sleep(max(0.0, deadline - self._clock()))
+    async def _hand_over_when_ended(self, place: _Place, process: ProcessIdentity) -> None:
+        with place.left:
+            await process.wait_ended()
+        if not place.left.cancel_called:
+            del self._waiting[place.chronicle.incident.id]
+            self._orphaned.send_nowait(place.chronicle)
+
+    async def _end_wait(self, place: _Place) -> None:
+        chronicle, index = place.chronicle, place.chronicle.incident.step_in_progress
+        assert index is not None, "it awaits its domain's return"
+        if self.withdraw(chronicle):
+            chronicle.end(index, StepResult(Outcome.DONE))
+            chronicle.note(Closed(self._clock(), Ending.RELAUNCHED))
+            with suppress(JournalError):  # told of where it is found
+                await chronicle.commit()
+
+    async def _give_up_at(self, place: _Place, deadline: float) -> None:
+        chronicle = place.chronicle
+        with place.left:
+            await trio.sleep(max(0.0, deadline - self._clock()))
         index = chronicle.incident.step_in_progress
-        if self._waiting.get(chronicle.incident.id) is not chronicle or index is None:
+        if place.left.cancel_called or index is None:
             return
         detail = "the domain did not come back in time"
         chronicle.note(StepEnded(self._clock(), index, Outcome.FAILED, detail))

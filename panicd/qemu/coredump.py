@@ -23,7 +23,7 @@ from typing import Final
 import trio
 
 from panicd.qemu.dump_directory import PARTIAL, dump_path, space
-from panicd.qemu.monitor import CommandError, SessionLostError
+from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import DETACHED_DUMP_SINCE, DUMP_FORMATS_SINCE
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
@@ -76,7 +76,8 @@ async def dump_guest_memory(
     """Write the memory of a stopped guest to a file.
 
     The guest must be stopped: of a running one QEMU would stop it, and a reset during its dump
-    aborts QEMU.
+    aborts QEMU. An incident is dumped once: a dump that is complete, though panicd was interrupted
+    before it could say so, is taken as it is.
 
     Args:
         session: the VM.
@@ -90,6 +91,8 @@ async def dump_guest_memory(
         UncertainError: the session ended, or QEMU said nothing.
     """
     path = dump_path(settings, domain, incident, kind)
+    if path.exists():
+        return FinishedDump(path, path.stat().st_size)
     with _partial_file(path) as file:
         size = await _write(session, settings, kind, file)
         await trio.to_thread.run_sync(_finish, file, path, kind)
@@ -168,7 +171,8 @@ async def _write(session: Session, settings: CoredumpSettings, kind: DumpFormat,
     copy = _Copy(reading, file, settings.min_free)
     try:
         try:
-            await session.monitor.send_fd(writing, FD_NAME, timeout=ANSWER_TIMEOUT)
+            with suppress(NoReplyError):  # QEMU refuses the dump, if it has not got the pipe
+                await session.monitor.send_fd(writing, FD_NAME, timeout=ANSWER_TIMEOUT)
         finally:
             os.close(writing)
         await _run_dump(session, kind, settings.timeout)
@@ -193,7 +197,8 @@ async def _run_dump(session: Session, kind: DumpFormat, timeout: float) -> None:
     if version < DETACHED_DUMP_SINCE:
         await session.execute("dump-guest-memory", arguments, timeout)
         return
-    await session.execute("dump-guest-memory", {**arguments, "detach": True})
+    with suppress(NoReplyError):  # the event tells, if it comes
+        await session.execute("dump-guest-memory", {**arguments, "detach": True})
     if not await session.observe(lambda: session.seen.dump is not None, timeout):
         if session.ended:
             raise SessionLostError("dump-guest-memory: the session ended before the dump did")
@@ -204,10 +209,16 @@ async def _run_dump(session: Session, kind: DumpFormat, timeout: float) -> None:
 
 @contextmanager
 def _partial_file(path: Path) -> Iterator[int]:
-    """Open a fresh file beside ``path``, and remove it unless it got its name in the end."""
+    """Open a fresh file beside ``path``, and remove it unless it got its name in the end.
+
+    A domain is dumped once at a time, so a partial file that is there was left by a panicd that was
+    killed.
+    """
     partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in path.parent.glob(f"*{PARTIAL}"):
+            left.unlink()
         file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _dump_error(error) from error

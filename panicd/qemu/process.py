@@ -86,9 +86,27 @@ class ProcessIdentity:
         except ValueError:
             return None
 
-    def exists(self) -> bool:
-        """Tell whether the process still runs, on this boot of this host."""
-        return self.boot_id == _boot_id() and _start_time(self.pid) == self.start_time
+    async def wait_ended(self) -> None:
+        """Wait until the process has ended (a zombie has), on this boot of this host.
+
+        A process that can't be looked at (hidepid, ProtectProc=) is taken for this one as long as
+        there is one of its number.
+
+        Raises:
+            OSError: no file descriptor is left.
+        """
+        await trio.lowlevel.checkpoint()
+        if self.boot_id != _boot_id():
+            return
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if _start_time(self.pid) in {self.start_time, None}:
+                await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
 
 
 def is_qemu_program(name: str) -> bool:

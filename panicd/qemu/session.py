@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from panicd.qemu.event_buffer import Heard, Overflow
-from panicd.qemu.monitor import Command, Monitor, UncertainError
+from panicd.qemu.monitor import Command, Monitor, NoReplyError, UncertainError
 from panicd.qemu.probe import Probe, set_panic_action, work_in_progress
 from panicd.qemu.process import Peer
 from panicd.rules.capability import DETACHED_DUMP_SINCE, Capability, PanicSetting
@@ -102,6 +102,13 @@ class Session:
         """Whether the connection is gone and every event was taken."""
         return self.monitor.events.ended
 
+    @property
+    def gone(self) -> bool:
+        """Whether QEMU is gone; where its process is not known, whether it said so and hung up."""
+        if self.process_known:
+            return self.peer.gone()
+        return self.ended and self.seen.shutdown is not None
+
     async def observe(self, until: Callable[[], bool], timeout: float) -> bool:
         """Take events until something holds, the time is over, or the session ends.
 
@@ -168,6 +175,17 @@ class Session:
         status = answer.get("status") if isinstance(answer, dict) else None
         self.run_state = RunState.parse(status)
         return self.run_state
+
+    async def status_or_last(self) -> RunState:
+        """Ask QEMU for its run state; return the last that is known where it does not answer.
+
+        Raises:
+            SessionLostError: the session has ended.
+        """
+        try:
+            return await self.query_status(BUSY_TIMEOUT)
+        except NoReplyError:
+            return self.run_state
 
     async def busy_with(self) -> str:
         """Ask QEMU for what an action on the guest would cut off; empty where there is nothing.

@@ -35,7 +35,7 @@ def balance(budget: Budget, restarts: Sequence[float], now: float) -> Balance:
             that lies in the future (the clock was set back) counts as made just now.
         now: seconds since the epoch.
     """
-    ages = [max(0.0, now - restart) for restart in restarts]
+    ages = [now - restart for restart in restarts]
     used = sum(age < budget.window for age in ages)
     return Balance(
         used=used,

@@ -208,6 +208,8 @@ def decide_for_operator(
     if situation.run_state in _MIGRATION_STATES:
         raise ImpossibleError(EXPLANATIONS[Reason.MIGRATION])
     if action is None or action.action is Action.IGNORE:
+        if situation.run_state.executes:
+            raise ImpossibleError("the guest runs already")
         if situation.run_state is RunState.GUEST_PANICKED and not capability.reversible:
             raise ImpossibleError("this QEMU refuses to resume a panicked guest")
         wanted = action or OnCrash.IGNORE

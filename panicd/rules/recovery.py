@@ -124,10 +124,11 @@ def _process_gone(incident: Incident, found: Found) -> Recovery:
     if isinstance(step, RunRelaunch):
         # Whether the command ran is not known, so it isn't run again: its VM is waited for.
         return End(Ending.RELAUNCHED) if came_back else GoOn(index + 1)
+    relaunch = incident.decision is not None and incident.decision.relaunch
+    if relaunch and step is not None and not came_back:
+        # It was to be ended in any case: by panicd, or by itself as it can't be reset.
+        return GoOn(_index_of(incident, RunRelaunch))
     if isinstance(step, Quit | Terminate | Kill):
-        relaunch = incident.decision is not None and incident.decision.relaunch
-        if relaunch and not came_back:
-            return GoOn(_index_of(incident, RunRelaunch))
         return End(Ending.DESTROYED)
     if not came_back and (isinstance(step, SystemReset) or found.by_panic):
         return Redecide()

@@ -313,6 +313,8 @@ def test_same_qemu_where_no_plan_is_under_way(
         ("coredump-preserve", "Dump ?", "qemu-gone", "redecide", "qemu-gone"),
         ("destroy", "Quit ?", "destroyed", "destroyed", "destroyed"),
         ("destroy", "Kill unknown", "destroyed", "destroyed", "destroyed"),
+        ("relaunch", "-", "qemu-gone", "redecide", "qemu-gone"),
+        ("relaunch", "AwaitQuiet ?", "RunRelaunch", "RunRelaunch", "qemu-gone"),
         ("relaunch", "Quit ?", "RunRelaunch", "RunRelaunch", "destroyed"),
         ("relaunch", "Kill done", "RunRelaunch", "RunRelaunch", "destroyed"),
         ("relaunch", "RunRelaunch ?", "AwaitReturn", "AwaitReturn", "relaunched"),

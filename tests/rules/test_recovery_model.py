@@ -4,12 +4,15 @@ What others do not do here is to pause a guest that they have let run: a ``pause
 from one that panicd itself stopped.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import product
 from typing import Final, Literal, assert_never
 
-from hypothesis import settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from panicd.rules.capability import Capability, PanicDevice, Version
 from panicd.rules.incident import (
@@ -54,6 +57,16 @@ Cut = Literal["no", "before", "after"]
 """Whether the connection is lost, and so the step's outcome: before or after it took effect."""
 
 
+class Meanwhile(Enum):
+    """What others, or the guest, do while panicd is away."""
+
+    PANIC = "panic"
+    RESET = "reset"
+    CONT = "cont"
+    EXIT = "exit"
+    START = "start"
+
+
 @dataclass
 class Guest:
     """A guest and its QEMU, as measured of each version.
@@ -95,13 +108,10 @@ class Guest:
             self.run_state, self.ran = RunState.RUNNING, True
 
 
-class Episodes(RuleBasedStateMachine):
+class Domain:
     """One domain, its guest, and panicd on and off."""
 
-    @initialize(
-        version=st.sampled_from(ERAS), on_crash=st.sampled_from(OnCrash), relaunch=st.booleans()
-    )
-    def begin(self, version: Version, on_crash: OnCrash, relaunch: bool) -> None:
+    def __init__(self, version: Version, on_crash: OnCrash, *, relaunch: bool) -> None:
         self.guest = Guest(version)
         self.policy = Policy(COREDUMP, on_crash, relaunch=RELAUNCH if relaunch else None)
         self.capability = Capability(version, PanicDevice.REQUESTED, reboot_is_shutdown=relaunch)
@@ -113,45 +123,12 @@ class Episodes(RuleBasedStateMachine):
     def runs(self) -> bool:
         return self.guest.run_state is RunState.RUNNING
 
-    @precondition(lambda self: self.runs() and self.incident is None and self.connected)
-    @rule(stops=st.booleans())
-    def panic_with_panicd_there(self, stops: bool) -> None:
+    def panic(self, *, stops: bool) -> None:
         self.guest.panic(stops=stops)
         self.open()
 
-    @precondition(lambda self: self.runs() and not self.connected)
-    @rule()
-    def panic_with_panicd_away(self) -> None:
-        self.guest.panic(stops=True)
-
-    @precondition(lambda self: not self.connected and self.guest.run_state is not None)
-    @rule()
-    def foreign_reset(self) -> None:
-        self.guest.reset()
-
-    @precondition(lambda self: not self.connected and self.guest.run_state is not None)
-    @rule()
-    def foreign_cont(self) -> None:
-        self.guest.cont()
-
-    @precondition(lambda self: not self.connected and self.guest.run_state is not None)
-    @rule()
-    def foreign_exit(self) -> None:
-        self.guest.run_state = None
-
-    @precondition(lambda self: not self.connected and self.guest.run_state is None)
-    @rule(version=st.sampled_from(ERAS))
-    def foreign_start(self, version: Version) -> None:
-        self.guest, self.same_process = Guest(version), False
-
-    @precondition(lambda self: self.connected)
-    @rule()
-    def disconnect(self) -> None:
-        self.connected = False
-
-    @precondition(lambda self: self.connected and self.acting())
-    @rule(steps=st.integers(1, 8), cut=st.sampled_from(["no", "no", "before", "after"]))
     def carry_on(self, steps: int, cut: Cut) -> None:
+        """Carry out so many steps; the last one may be cut off."""
         for remaining in reversed(range(steps)):
             if self.connected and self.acting():
                 self.step("no" if remaining else cut)
@@ -179,8 +156,29 @@ class Episodes(RuleBasedStateMachine):
         else:
             self.connected = False
 
-    @precondition(lambda self: not self.connected)
-    @rule()
+    def be_away(self, events: Sequence[Meanwhile]) -> None:
+        self.connected = False
+        for event in events:
+            self.happen(event)
+        self.reconnect()
+
+    def happen(self, event: Meanwhile) -> None:
+        if self.guest.run_state is None:
+            if event is Meanwhile.START:
+                self.guest, self.same_process = Guest(self.guest.version), False
+            return
+        match event:
+            case Meanwhile.PANIC if self.runs():
+                self.guest.panic(stops=True)
+            case Meanwhile.RESET:
+                self.guest.reset()
+            case Meanwhile.CONT:
+                self.guest.cont()
+            case Meanwhile.EXIT:
+                self.guest.run_state = None
+            case _:
+                pass
+
     def reconnect(self) -> None:
         """Go on as the supervisor does, when it finds the domain, or sees that it is gone."""
         run_state = self.guest.run_state
@@ -257,6 +255,8 @@ class Episodes(RuleBasedStateMachine):
             case Quit() | Terminate() | Kill():
                 if guest.run_state is not None:
                     self.check_guest()
+                    tells_of_reset = not (1, 7, 0) <= guest.version < (2, 6, 0)
+                    assert guest.panicked or not tells_of_reset, "a guest that was reset is ended"
                     guest.run_state = None
             case RunRelaunch():
                 assert guest.run_state is None, "a second QEMU is started"
@@ -275,5 +275,51 @@ class Episodes(RuleBasedStateMachine):
         assert self.guest.panicked or not self.guest.ran, "a healthy guest is reset or ended"
 
 
-TestEpisodes = Episodes.TestCase
-TestEpisodes.settings = settings(max_examples=300, stateful_step_count=20, deadline=None)
+MOST_STEPS: Final = 8
+CUTS: Final[tuple[Cut, ...]] = ("no", "before", "after")
+
+
+@pytest.mark.parametrize(
+    "on_crash", ["destroy", "restart", "preserve", "ignore", "coredump-ignore"]
+)
+@pytest.mark.parametrize("version", ERAS)
+def test_cut_off_once_anywhere(version: Version, on_crash: str) -> None:
+    meanwhile = [(), *product(Meanwhile), *product(Meanwhile, repeat=2)]
+    for relaunch, stops in product((False, True), repeat=2):
+        for steps, cut, events in product(range(MOST_STEPS), CUTS, meanwhile):
+            domain = Domain(version, OnCrash(on_crash), relaunch=relaunch)
+            domain.panic(stops=stops)
+            domain.carry_on(steps, cut)
+            domain.be_away(events)
+            domain.carry_on(MOST_STEPS, "no")
+
+
+@settings(max_examples=300)
+@given(
+    version=st.sampled_from(ERAS),
+    on_crash=st.sampled_from(OnCrash),
+    relaunch=st.booleans(),
+    stops=st.booleans(),
+    rounds=st.lists(
+        st.tuples(
+            st.integers(0, MOST_STEPS),
+            st.sampled_from(CUTS),
+            st.lists(st.sampled_from(Meanwhile), max_size=4),
+        ),
+        min_size=2,
+        max_size=4,
+    ),
+)
+def test_cut_off_again_and_again(
+    version: Version,
+    on_crash: OnCrash,
+    relaunch: bool,
+    stops: bool,
+    rounds: list[tuple[int, Cut, list[Meanwhile]]],
+) -> None:
+    domain = Domain(version, on_crash, relaunch=relaunch)
+    domain.panic(stops=stops)
+    for steps, cut, events in rounds:
+        domain.carry_on(steps, cut)
+        domain.be_away(events)
+    domain.carry_on(MOST_STEPS, "no")
