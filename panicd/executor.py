@@ -240,14 +240,14 @@ class Executor:
             with suppress(UncertainError):  # QEMU's end may come before its answer
                 await self._command("quit", step.timeout)
             await self._until_gone()
-        if self._session.gone:
+        if self._session.has_gone():
             return StepResult(Outcome.DONE)
         if self._session.ended and not self._session.process_known:
             return StepResult(Outcome.UNKNOWN, "the session ended without a word of QEMU's end")
         return StepResult(Outcome.FAILED, f"still there {step.timeout:g} s after quit")
 
     async def _signal(self, number: signal.Signals, step: Terminate | Kill) -> StepResult:
-        if self._session.gone:
+        if self._session.has_gone():
             return StepResult(Outcome.SKIPPED, "the process is gone")
         await self._record.commit()
         self._on_command()
@@ -257,7 +257,7 @@ class Executor:
             return StepResult(Outcome.FAILED, str(error))
         with trio.move_on_after(step.timeout):
             await self._until_gone()
-        if self._session.gone:
+        if self._session.has_gone():
             return StepResult(Outcome.DONE)
         return StepResult(Outcome.FAILED, f"still there {step.timeout:g} s after {number.name}")
 

@@ -24,9 +24,13 @@ async def end_hung_qemu(services: Services, peer: Peer) -> None:
     Raises:
         JournalError: what is done can't be recorded.
     """
-    chronicle = services.waiting.claim_if(str(peer.identity), _is_escalating)
+    if services.dry_run:
+        return
+    found = (c for c in services.waiting.chronicles if _is_escalating(c, str(peer.identity)))
+    chronicle = next(found, None)
     if chronicle is None:
         return
+    services.waiting.withdraw(chronicle)
     get_logger(domain=chronicle.incident.opened.domain, incident=chronicle.incident.id).warning(
         "QEMU does not answer, and is ended as was begun"
     )
@@ -36,10 +40,11 @@ async def end_hung_qemu(services: Services, peer: Peer) -> None:
         services.waiting.park(chronicle)  # and what follows from its end is for an orphan
 
 
-def _is_escalating(chronicle: Chronicle) -> bool:
+def _is_escalating(chronicle: Chronicle, process: str) -> bool:
     incident = chronicle.incident
-    if incident.state is not State.ACTING or incident.plan is None:
+    if incident.opened.process != process or incident.state is not State.ACTING:
         return False
+    assert incident.plan is not None
     return isinstance(incident.plan.steps[max(incident.steps)], Terminate | Kill)
 
 
@@ -49,12 +54,12 @@ async def _escalate(chronicle: Chronicle, peer: Peer) -> None:
     first = max(incident.steps)
     for index, step in enumerate(incident.plan.steps[first:], first):
         if not isinstance(step, Terminate | Kill):
-            return
+            break
         chronicle.begin(index)
         await chronicle.commit()
         chronicle.end(index, await _end(peer, step))
-        await chronicle.commit()
         if peer.gone():
+            await chronicle.commit()
             return
     chronicle.note(Settled(chronicle.now, State.FAILED))
     await chronicle.commit()

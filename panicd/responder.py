@@ -153,7 +153,7 @@ class Responder:
         failed = self._chronicle.incident.decision
         assert failed is not None
         capability = self._session.capability
-        gone = self._session.gone
+        gone = self._session.has_gone()
         situation = self._situation(None if gone else self._session.run_state)
         if (
             failed.action is Action.RESTART

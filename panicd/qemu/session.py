@@ -102,9 +102,8 @@ class Session:
         """Whether the connection is gone and every event was taken."""
         return self.monitor.events.ended
 
-    @property
-    def gone(self) -> bool:
-        """Whether QEMU is gone; where its process is not known, whether it said so and hung up."""
+    def has_gone(self) -> bool:
+        """Tell whether QEMU is gone; where its process is not known, whether it said so and hung up."""
         if self.process_known:
             return self.peer.gone()
         return self.ended and self.seen.shutdown is not None

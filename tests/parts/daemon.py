@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import structlog
 import trio
@@ -280,6 +280,19 @@ class ObservedDaemon:
         return "\n".join(["the daemon logged, at last:", *map(_in_words, self.log[-_NOTED:])])
 
 
+class Process(Protocol):
+    """What is made use of of a ``trio.Process``."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    @property
+    def stderr(self) -> trio.abc.ReceiveStream | None: ...
+    async def wait(self) -> int: ...
+    def send_signal(self, sig: signal.Signals) -> None: ...
+
+
 class RunningDaemon(ObservedDaemon):
     """The real program, in a process of its own. Made by :meth:`start` and ended with it.
 
@@ -287,16 +300,13 @@ class RunningDaemon(ObservedDaemon):
     (after a :meth:`kill` the log may know more).
 
     Attributes:
-        program: What is run, before its arguments.
         stray: Lines on its standard error that are no log: a crash's traceback.
     """
-
-    program: tuple[str, ...] = (sys.executable, "-m", "panicd")
 
     def __init__(self, directory: Path, *arguments: Any, **keywords: Any) -> None:
         super().__init__(directory, *arguments, **keywords)
         self.stray: list[str] = []
-        self._process: trio.Process | None = None
+        self._process: Process | None = None
         self._ready = False
         self._log_ended = trio.Event()
         self._killed = False
@@ -352,11 +362,9 @@ class RunningDaemon(ObservedDaemon):
         path.unlink(missing_ok=True)
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             await manager.bind(str(path))
-            self._process = await trio.lowlevel.open_process(
-                [*self.program, "--config", str(self.config_file), "run", "--log-level", "debug"],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env={**os.environ, "NOTIFY_SOCKET": str(path)},
+            self._process = await self._open_process(
+                ["--config", str(self.config_file), "run", "--log-level", "debug"],
+                {"NOTIFY_SOCKET": str(path)},
             )
             self._nursery.start_soon(self._read_log, self._process)
             while "READY=1" not in (await manager.recv(_RECEIVE_SIZE)).decode().splitlines():
@@ -400,15 +408,23 @@ class RunningDaemon(ObservedDaemon):
         """The last lines that it wrote, for a test that failed."""
         return "\n".join([super().last_words(), *self.stray])
 
+    async def _open_process(self, arguments: list[str], environment: dict[str, str]) -> Process:
+        return await trio.lowlevel.open_process(
+            [sys.executable, "-m", "panicd", *arguments],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
+
     def _send(self, number: signal.Signals) -> None:
         assert self._process is not None, "it was started"
         self._process.send_signal(number)
 
-    async def _read_log(self, process: trio.Process) -> None:
+    async def _read_log(self, process: Process) -> None:
         pending = b""
         assert process.stderr is not None
         async with process.stderr as stream:
-            async for data in stream:
+            while data := await stream.receive_some():
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
                     self._take_line(line.decode())
@@ -425,7 +441,7 @@ class RunningDaemon(ObservedDaemon):
 
     def _reap(self) -> None:
         if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
             os.waitpid(self._process.pid, 0)
 
 
