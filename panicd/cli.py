@@ -50,12 +50,7 @@ class Context:
     @property
     def socket(self) -> Path:
         """The daemon's control socket: as given, as configured, or where it is by default."""
-        if self._socket is not None:
-            return self._socket
-        try:
-            return configuration.load(self.config_file).control_socket
-        except ConfigError:  # not this user's to read, perhaps: the daemon may run all the same
-            return Places.here().runtime_directory / "control.sock"
+        return self._socket or configuration.control_socket(self.config_file)
 
     def ask(self, command: str, **arguments: object) -> object:
         """Return the daemon's answer, or say why there is none and exit with 1."""
@@ -118,9 +113,8 @@ def _incident_ids(
 
 def _ask_quietly(context: click.Context, command: str) -> object:
     """Return the running daemon's answer, for a completion; None where none runs."""
-    shared = context.find_object(Context)
-    if shared is None:
-        return None
+    given = context.find_root().params  # a completion parses the options, and calls no command
+    shared = Context(given["config_file"], given["socket"])
     try:
         return call(shared.socket, command, {}, timeout=1.0)
     except (DaemonUnreachableError, RefusedError):

@@ -16,8 +16,9 @@ import trio
 from panicd.fleet import CONNECTING, Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
+from panicd.hung import end_hung_qemu
 from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
-from panicd.qemu.monitor import MonitorError, UnreachableError, open_monitor
+from panicd.qemu.monitor import MonitorError, NoGreetingError, UnreachableError, open_monitor
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
@@ -180,35 +181,42 @@ class Connector:
 
     async def _look_after(self, domain: Domain, sock: socket.socket) -> str:
         """Look after a domain until its session ends, and return why it ended."""
+        with closing(sock), Peer.of(sock) as peer:
+            try:
+                return await self._supervise(domain, sock, peer)
+            except NoGreetingError:
+                await end_hung_qemu(self._services, peer)
+                raise
+
+    async def _supervise(self, domain: Domain, sock: socket.socket, peer: Peer) -> str:
         services = self._services
         supervisor = Supervisor(services, domain)
-        with closing(sock), Peer.of(sock) as peer:
-            async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
-                arguments = peer.command_line() if peer.is_qemu() else None
-                command_line = parse_command_line(arguments) if arguments else None
-                answers = await probe(
-                    monitor, command_line, timeout=ANSWER_TIMEOUT, arm=not services.dry_run
-                )
-                session = Session.from_probe(monitor, peer, answers, supervisor.listen)
-                await self._wait_for_twin(domain, session)
-                services.fleet.identify(domain, session.name, session.uuid)
-                if domain.attempts or domain.problem != CONNECTING:
-                    services.metrics.monitor_reconnects.inc()
-                domain.since, domain.problem, domain.attempts = services.keeping.clock(), "", 0
-                get_logger(monitor=domain.address, domain=domain.name).info(
-                    "domain connected",
-                    uuid=session.uuid,
-                    qemu=".".join(map(str, session.capability.version)),
-                    run_state=session.run_state,
-                    armed=session.capability.armed,
-                    panic_device=session.capability.panic_device,
-                )
-                self._supervisors[domain.address] = supervisor
-                try:
-                    return await supervisor.run(session)
-                finally:
-                    del self._supervisors[domain.address]
-                    services.metrics.events_coalesced.inc(monitor.events.coalesced)
+        async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
+            arguments = peer.command_line() if peer.is_qemu() else None
+            command_line = parse_command_line(arguments) if arguments else None
+            answers = await probe(
+                monitor, command_line, timeout=ANSWER_TIMEOUT, arm=not services.dry_run
+            )
+            session = Session.from_probe(monitor, peer, answers, supervisor.listen)
+            await self._wait_for_twin(domain, session)
+            services.fleet.identify(domain, session.name, session.uuid)
+            if domain.attempts or domain.problem != CONNECTING:
+                services.metrics.monitor_reconnects.inc()
+            domain.since, domain.problem, domain.attempts = services.keeping.clock(), "", 0
+            get_logger(monitor=domain.address, domain=domain.name).info(
+                "domain connected",
+                uuid=session.uuid,
+                qemu=".".join(map(str, session.capability.version)),
+                run_state=session.run_state,
+                armed=session.capability.armed,
+                panic_device=session.capability.panic_device,
+            )
+            self._supervisors[domain.address] = supervisor
+            try:
+                return await supervisor.run(session)
+            finally:
+                del self._supervisors[domain.address]
+                services.metrics.events_coalesced.inc(monitor.events.coalesced)
 
     async def _wait_for_twin(self, domain: Domain, session: Session) -> None:
         """Wait until nobody else looks after this VM, so that nothing is done to it twice.

@@ -1,4 +1,4 @@
-"""A QEMU that panicd was ending by signals when it was interrupted, and that does not answer now."""
+"""A QEMU that panicd was ending by signals when it was interrupted, and that does not answer."""
 
 import signal
 

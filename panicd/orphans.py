@@ -47,6 +47,8 @@ async def _take_up(services: Services, chronicle: Chronicle) -> None:
     match recover(chronicle.incident, GONE):
         case End(ending=ending):
             await _close(chronicle, ending)
+        case GoOn() if services.dry_run:
+            services.waiting.park(chronicle, is_orphan=True)
         case GoOn(index=index):
             await _go_on(services, chronicle, index)
         case Redecide():

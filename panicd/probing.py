@@ -1,5 +1,6 @@
 """``panicd probe``: what one VM can do, asked directly and without changing anything."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -42,17 +43,26 @@ def probe_socket(path: Path, config: Config) -> dict[str, object]:
 
 
 async def _ask(path: Path, config: Config) -> dict[str, object]:
-    try:
-        async with event_loop():
-            sock = await connect(path)
-            with Peer.of(sock) as peer:
-                async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
-                    arguments = peer.command_line() if peer.is_qemu() else None
-                    command_line = parse_command_line(arguments) if arguments else None
-                    answers = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
-    except (MonitorError, OSError) as error:
-        raise UnreachableMonitorError(f"{path}: {error}") from error
+    async with event_loop():
+        answers = await _answers(path)
+    if isinstance(answers, str):
+        raise UnreachableMonitorError(f"{path}: {answers}")
     return _view(answers, config.policy_for(answers.name or path.stem, answers.uuid or None))
+
+
+async def _answers(path: Path) -> Probe | str:
+    """Return the monitor's answers, or why there are none."""
+    try:
+        sock = await connect(path)
+        with closing(sock), Peer.of(sock) as peer:
+            async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
+                arguments = peer.command_line() if peer.is_qemu() else None
+                command_line = parse_command_line(arguments) if arguments else None
+                return await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
+    except MonitorError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _view(answers: Probe, policy: Policy) -> dict[str, object]:

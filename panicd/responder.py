@@ -198,6 +198,8 @@ class Responder:
             recovery=type(recovery).__name__,
         )
         match recovery:
+            case GoOn() if self._services.dry_run:
+                pass
             case GoOn(index=index):
                 await self._go_on(index)
             case Redecide():

@@ -136,16 +136,17 @@ def domain_samples(fleet: Fleet, tally: Tally, holds: Holds, now: float) -> list
 
 
 def _sample(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainSample:
-    status, totals = domain_status(domain, tally, holds, now), tally.domain(domain.key)
+    status = domain_status(domain, tally, holds, now)
+    totals = tally.domain(domain.key) if domain.policy is not None else None
     return DomainSample(
         domain=status.domain,
         up=status.connected,
         armed=status.connected and status.armed == Armed.YES,
         panicked=bool(status.incident),
         held=holds.on(domain.key, domain.name, now) is not None,
-        panics=totals.panics,
-        restarts=totals.restarts,
-        action_failures=totals.action_failures,
+        panics=None if totals is None else totals.panics,
+        restarts=None if totals is None else totals.restarts,
+        action_failures=None if totals is None else totals.action_failures,
         uuid=status.uuid,
         on_crash=status.on_crash,
         effective_on_crash=status.effective_on_crash,

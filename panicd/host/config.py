@@ -60,12 +60,15 @@ __all__ = [
     "Listen",
     "Mistake",
     "Places",
+    "control_socket",
     "load",
     "parse",
 ]
 
 FILE_SIZE_MAX: Final = 4 * 2**20
 """Bytes: some 40,000 domains, each with settings of its own."""
+
+CONTROL_SOCKET: Final = "control.sock"
 
 METRICS_LISTEN: Final = ("127.0.0.1", 10077)
 
@@ -160,6 +163,24 @@ def load(path: Path) -> Config:
     return parse(content, str(path), Places.here())
 
 
+def control_socket(path: Path) -> Path:
+    """Return where the control socket is, as far as a file tells, whatever is wrong with the file.
+
+    A command that asks the daemon must reach it when somebody has just spoilt the file, or when the
+    file is not this user's to read.
+    """
+    default = Places.here().runtime_directory / CONTROL_SOCKET
+    try:
+        content = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return default
+    mistakes = MistakeList(str(path))
+    start = Position(1, 1)
+    root = read_document(content, mistakes) or Mapping(start, {})
+    with Value(root, "", start, mistakes).section() as keys:
+        return keys["control_socket"].read(socket_path, default)
+
+
 def parse(content: str, file_name: str, places: Places) -> Config:
     """Read a configuration.
 
@@ -189,7 +210,7 @@ def _config(keys: Section, places: Places) -> Config:
     monitors = keys["monitors"]
     state_directory = keys["state_directory"].read(absolute_path, places.state_directory)
     control_socket = keys["control_socket"].read(
-        socket_path, places.runtime_directory / "control.sock"
+        socket_path, places.runtime_directory / CONTROL_SOCKET
     )
     with keys["metrics"].section() as metrics:
         metrics_listen = metrics["listen"].read(metrics_endpoint, METRICS_LISTEN)

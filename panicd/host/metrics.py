@@ -44,16 +44,20 @@ LABEL_LIMIT: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class DomainSample:
-    """One domain at the time of a snapshot."""
+    """One domain at the time of a snapshot.
+
+    Its counters are None as long as it is not known which domain it is, by UUID or name: a counter
+    that began at 0 and jumped to what the journal has would look like that many panics.
+    """
 
     domain: str
     up: bool
     armed: bool
     panicked: bool
     held: bool
-    panics: int
-    restarts: int
-    action_failures: int
+    panics: int | None
+    restarts: int | None
+    action_failures: int | None
     uuid: str
     on_crash: str
     effective_on_crash: str
@@ -259,9 +263,13 @@ def _domain_metrics(samples: Sequence[DomainSample]) -> Iterable[Metric]:
         armed.add_metric(values, sample.armed)
         panicked.add_metric(values, sample.panicked)
         held.add_metric(values, sample.held)
-        panics.add_metric(values, sample.panics)
-        restarts.add_metric(values, sample.restarts)
-        failures.add_metric(values, sample.action_failures)
+        for family, count in (
+            (panics, sample.panics),
+            (restarts, sample.restarts),
+            (failures, sample.action_failures),
+        ):
+            if count is not None:
+                family.add_metric(values, count)
         info.add_metric(
             values,
             {

@@ -6,6 +6,7 @@ have run::
 
     MonitorError
     ├── UnreachableError   no session could be made; try again later
+    │   └── NoGreetingError      and nothing at all was said
     ├── CommandError       QEMU answered that it won't; nothing was done
     └── UncertainError     no answer: it may or may not have run, ask QEMU for its state
         ├── SessionLostError     the session ended
@@ -46,6 +47,10 @@ class MonitorError(Exception):
 
 class UnreachableError(MonitorError):
     """No session could be made."""
+
+
+class NoGreetingError(UnreachableError):
+    """The monitor takes connections and says nothing: it is taken, or QEMU hangs."""
 
 
 class CommandError(MonitorError):
@@ -227,7 +232,8 @@ async def open_monitor(sock: socket.socket, *, timeout: float) -> AsyncIterator[
             leaves a second one without a greeting for as long as the first one stays.
 
     Raises:
-        UnreachableError: no greeting, not in time, or one that makes no sense.
+        NoGreetingError: no greeting came in time.
+        UnreachableError: it makes no sense, or the connection ended.
     """
     events = EventBuffer()
     client = _Client(events)
@@ -247,7 +253,7 @@ async def _connect(client: _Client, sock: socket.socket, timeout: float) -> Vers
             await trio_asyncio.aio_as_trio(client.connect)(sock)
             return client.version
     except trio.TooSlowError:
-        raise UnreachableError(
+        raise NoGreetingError(
             f"no greeting within {timeout:g} s: another client may hold this monitor"
         ) from None
     except (*_NONSENSE, KeyError, TypeError) as error:

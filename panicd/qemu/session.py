@@ -103,7 +103,7 @@ class Session:
         return self.monitor.events.ended
 
     def has_gone(self) -> bool:
-        """Tell whether QEMU is gone; where its process is not known, whether it said so and hung up."""
+        """Tell whether QEMU is gone: its process is, or it said so and hung up where that is unknown."""
         if self.process_known:
             return self.peer.gone()
         return self.ended and self.seen.shutdown is not None

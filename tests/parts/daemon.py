@@ -501,7 +501,7 @@ class _StoppableDaemon(Daemon):
         await self.run()
         self.stopped.set()
 
-    async def _until_told_to_stop(self) -> None:
+    async def _until_told_to_stop(self, _signals: AsyncIterator[int]) -> None:
         await self.stop.wait()
 
 

@@ -1,0 +1,126 @@
+"""The daemon, with a gate before and after everything that it makes durable or does to a VM.
+
+At a gate the whole daemon stands still and asks the test (``gate.Gate``, on the socket ``gate``
+beside the configuration) to go on. There it can be killed, and it is known to the instruction what
+it had done by then. The gates are put around the daemon's own functions; nothing else differs.
+
+``stable`` runs it.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from signal import Signals
+from typing import Any
+from unittest.mock import patch
+
+from qemu.qmp.message import Message
+
+import panicd.executor
+import panicd.orphans
+from panicd.cli import main
+from panicd.host.journal import Journal
+from panicd.qemu import coredump, monitor
+from panicd.qemu.process import Peer
+from panicd.relaunch import run_relaunch
+from panicd.rules.incident import AnyEntry, StepBegun, StepEnded, StepResult
+from panicd.rules.operation import Operation
+from panicd.rules.plan import RunRelaunch
+
+SOCKET = "gate"
+
+
+class Gates:
+    """The daemon's side of its gates: one question at a time, from whichever thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.connect(str(path))
+        self._lock = threading.Lock()
+
+    def stop_at(self, point: str) -> None:
+        """Stand still until the test says to go on."""
+        with self._lock:
+            self._socket.sendall(f"{point}\n".encode())
+            if not self._socket.recv(1):
+                raise ConnectionError("the test has gone away")
+
+
+def _install(gates: Gates, stack: ExitStack) -> None:
+    stop_at = gates.stop_at
+    append, append_operation = Journal.append, Journal.append_operation
+    execute_all, do_send = monitor.Monitor.execute_all, monitor._Client._do_send
+    send_signal, finish_dump = Peer.send_signal, coredump._finish
+
+    async def gated_append(self: Journal, incident_id: str, *entries: AnyEntry) -> None:
+        what = "+".join(map(_name_of, entries))
+        stop_at(f"before commit {what}")
+        await append(self, incident_id, *entries)
+        stop_at(f"after commit {what}")
+
+    async def gated_append_operation(self: Journal, operation: Operation) -> None:
+        stop_at(f"before commit {operation.kind}")
+        await append_operation(self, operation)
+        stop_at(f"after commit {operation.kind}")
+
+    async def gated_execute_all(
+        self: monitor.Monitor, commands: Sequence[monitor.Command], *, timeout: float
+    ) -> list[object]:
+        what = "+".join(name for name, _ in commands)
+        stop_at(f"before {what}")
+        answers = await execute_all(self, commands, timeout=timeout)
+        stop_at(f"answered {what}")
+        return answers
+
+    def gated_send(self: monitor._Client, message: Message) -> None:
+        do_send(self, message)
+        stop_at(f"sent {message.get('execute')}")
+
+    def gated_signal(self: Peer, number: Signals) -> bool:
+        stop_at(f"before {number.name}")
+        sent = send_signal(self, number)
+        stop_at(f"sent {number.name}")
+        return sent
+
+    async def gated_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepResult:
+        stop_at("before relaunch")
+        result = await run_relaunch(step, environment)
+        stop_at("answered relaunch")
+        return result
+
+    def gated_finish(*arguments: Any) -> None:
+        stop_at("before dump-named")
+        finish_dump(*arguments)
+        stop_at("after dump-named")
+
+    for owner, name, gated in (
+        (Journal, "append", gated_append),
+        (Journal, "append_operation", gated_append_operation),
+        (monitor.Monitor, "execute_all", gated_execute_all),
+        (monitor._Client, "_do_send", gated_send),
+        (Peer, "send_signal", gated_signal),
+        (panicd.executor, "run_relaunch", gated_relaunch),
+        (panicd.orphans, "run_relaunch", gated_relaunch),
+        (coredump, "_finish", gated_finish),
+    ):
+        stack.enter_context(patch.object(owner, name, gated))
+
+
+def _name_of(entry: AnyEntry) -> str:
+    match entry:
+        case StepBegun(index=index) | StepEnded(index=index):
+            return f"{entry.kind}:{index}"
+        case _:
+            return entry.kind
+
+
+def run(arguments: list[str]) -> None:
+    """Run ``panicd`` with these arguments, and gates; it ends the process."""
+    configuration = Path(arguments[arguments.index("--config") + 1])
+    with ExitStack() as stack:
+        _install(Gates(configuration.with_name(SOCKET)), stack)
+        main(arguments)

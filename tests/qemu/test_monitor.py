@@ -1,0 +1,181 @@
+"""One QMP session against a monitor that behaves, and against every sort that does not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from panicd.connector import connect
+from panicd.qemu.event_buffer import Heard, Overflow
+from panicd.qemu.monitor import (
+    CommandError,
+    Monitor,
+    NoGreetingError,
+    NoReplyError,
+    SessionLostError,
+    UncertainError,
+    UnreachableError,
+    event_loop,
+    open_monitor,
+    pulse,
+)
+from panicd.rules.qapi import GuestPanickedEvent, StopEvent
+from tests.parts.fake import FakeQemu
+from tests.parts.profile import QEMU_7_2, QEMU_10_0, Profile
+
+TIME_LIMIT = 10.0
+SOON = 0.05
+"""Seconds to wait for an answer that does not come."""
+
+
+@asynccontextmanager
+async def session(
+    directory: Path, fake: FakeQemu | None = None
+) -> AsyncIterator[tuple[Monitor, FakeQemu]]:
+    vm = fake or FakeQemu(directory / "vm.qmp")
+    with trio.fail_after(TIME_LIMIT):
+        async with vm.running(), event_loop():
+            sock = await connect(vm.socket)
+            async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
+                yield monitor, vm
+
+
+@pytest.mark.parametrize("profile", [QEMU_7_2, QEMU_10_0])
+async def test_greeting_tells_the_version(socket_dir: Path, profile: Profile) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp", profile=profile)
+    async with session(socket_dir, fake) as (monitor, _):
+        assert monitor.version == profile.version
+
+
+async def test_answers_come_back_and_errors_are_raised(socket_dir: Path) -> None:
+    async with session(socket_dir) as (monitor, _):
+        answer = await monitor.execute("query-name", timeout=TIME_LIMIT)
+        assert answer == {"name": "vm"}
+        with pytest.raises(CommandError) as caught:
+            await monitor.execute("fly", timeout=TIME_LIMIT)
+        assert caught.value.error_class == "CommandNotFound"
+        assert caught.value.description == "The command fly has not been found"
+
+
+async def test_several_commands_go_out_at_once_and_are_answered_in_order(socket_dir: Path) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        asked = ["query-name", "fly", "query-status"]
+        name, failed, status = await monitor.execute_all(
+            [(command, {}) for command in asked], timeout=TIME_LIMIT
+        )
+        assert name == {"name": "vm"}
+        assert isinstance(failed, CommandError)
+        assert isinstance(status, dict)
+        assert vm.commands[-3:] == asked
+
+
+async def test_events_are_heard_from_the_start_to_the_end(socket_dir: Path) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        vm.machine.panic_action = "pause"
+        vm.panic()
+        heard: list[Heard | Overflow] = []
+        while len(heard) < 2:
+            await monitor.events.wait()
+            if (entry := monitor.events.pop()) is not None:
+                heard.append(entry)
+        assert [type(entry.event) for entry in heard if isinstance(entry, Heard)] == [
+            GuestPanickedEvent,
+            StopEvent,
+        ]
+        vm.exit()
+        while not monitor.events.ended:
+            await monitor.events.wait()
+
+
+async def test_answer_that_does_not_come_leaves_the_session_usable(socket_dir: Path) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        vm.swallow("query-name")
+        with pytest.raises(NoReplyError, match="query-name: no answer in"):
+            await monitor.execute("query-name", timeout=SOON)
+        assert await monitor.execute("query-name", timeout=TIME_LIMIT) == {"name": "vm"}
+
+
+async def test_session_that_is_cut_leaves_the_command_uncertain(socket_dir: Path) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        vm.cut_after("cont")
+        with pytest.raises(SessionLostError, match="before an answer came"):
+            await monitor.execute("cont", timeout=TIME_LIMIT)
+        with pytest.raises(SessionLostError):
+            await monitor.execute("cont", timeout=TIME_LIMIT)
+        assert vm.commands.count("cont") == 1
+
+
+NESTED = b'{"return": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\r\n"
+
+GARBAGE = {
+    "text": b"Segmentation fault\r\n",
+    "not-utf-8": b"\xff\xfe\xfd\r\n",
+    "array": b"[1, 2]\r\n",
+    "empty-line": b"\r\n",
+    "number": b'{"return": ' + b"9" * 5000 + b"}\r\n",
+    "nesting": NESTED,
+    "endless-line": b'{"return": "' + b"A" * (2 << 20),
+    "error-without-sense": b'{"error": 7, "id": 1}\r\n',
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+async def test_garbage_ends_the_session_and_nothing_else(socket_dir: Path, garbage: bytes) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        vm.garble("query-name", garbage)
+        with pytest.raises(UncertainError):
+            await monitor.execute("query-name", timeout=1.0)
+        await pulse()  # the loop that all monitors share still turns
+
+
+@pytest.mark.parametrize("greeting", [b"hello\r\n", b"[]\r\n", b'{"QMP": []}\r\n', NESTED])
+async def test_nonsense_for_a_greeting_is_no_session(socket_dir: Path, greeting: bytes) -> None:
+    with pytest.raises(UnreachableError, match="no QMP session"):
+        async with session(socket_dir, FakeQemu(socket_dir / "vm.qmp", greeting=greeting)):
+            pass
+
+
+async def test_no_greeting_is_told_from_nonsense(socket_dir: Path) -> None:
+    with trio.fail_after(TIME_LIMIT):
+        async with FakeQemu(socket_dir / "vm.qmp", greeting=b"").running() as vm, event_loop():
+            sock = await connect(vm.socket)
+            with pytest.raises(NoGreetingError, match="another client may hold this monitor"):
+                async with open_monitor(sock, timeout=SOON):
+                    pass
+            assert sock.fileno() == -1
+
+
+async def test_file_descriptor_is_handed_over(socket_dir: Path) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        reading, writing = os.pipe()
+        try:
+            await monitor.send_fd(writing, "pipe", timeout=TIME_LIMIT)
+        finally:
+            os.close(writing)
+        await monitor.execute(
+            "dump-guest-memory", {"paging": False, "protocol": "fd:pipe"}, timeout=TIME_LIMIT
+        )
+        try:
+            assert os.read(reading, 4) == b"\x7fELF"
+        finally:
+            os.close(reading)
+        assert vm.commands[-2:] == ["getfd", "dump-guest-memory"]
+
+
+async def test_leaving_does_not_wait_for_a_monitor_that_does_not_read(socket_dir: Path) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        vm.hold("query-name")
+        big: dict[str, object] = {"path": "x" * 60_000}
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):  # more than a socket takes
+                nursery.start_soon(_asked_in_vain, monitor, big)
+
+
+async def _asked_in_vain(monitor: Monitor, arguments: dict[str, object]) -> None:
+    with pytest.raises(UncertainError):
+        await monitor.execute("query-name", arguments, timeout=SOON)
