@@ -76,6 +76,9 @@ async def collect(
         "state": _state,
     }
     limit = trio.current_time() + budget
+    if session.by_libvirt:
+        del items["kernel log"]
+        bundle.problems["kernel log"] = "libvirt runs this VM, and its 9.0 dies of foreign dumps"
     try:
         await trio.to_thread.run_sync(_make, directory)
     except OSError as error:
@@ -169,6 +172,14 @@ def _keep_the_rest(
         "host": host,
     }
     _write(bundle, MANIFEST, json.dumps(everything, indent=1).encode(), "the list of all this")
+
+
+def read_manifest(directory: Path) -> object:
+    """Return the list of what was taken of a panic; None where nothing was, or it is broken."""
+    try:
+        return json.loads((directory / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _make(directory: Path) -> None:
