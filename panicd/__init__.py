@@ -10,8 +10,7 @@
                         └──► journal · metrics · log
 
     rules/   pure: values in, values out
-    qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump,
-             evidence, guest_memory
+    qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
     host/    what touches the host: config, journal, metrics, http, control, logs, sdnotify
     here     executor (with relaunch) runs one plan; chronicle, tally: an incident's record, its
              counts; responder responds to a panic; supervisor looks after one domain; connector
