@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 ARGS ?=
 
-.PHONY: help test demo lint requirements clean
+.PHONY: help test kill-matrix demo lint requirements clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -12,6 +12,10 @@ help: ## list these targets
 test: ## run the tests; ARGS='-k policy -x' goes to pytest
 	@.ci/setup test
 	@.venv/bin/python -m pytest $(ARGS)
+
+kill-matrix: ## kill panicd at every point of every plan, on the fake and on the real QEMU
+	@.ci/setup test
+	@.venv/bin/python -m tests.kill $(ARGS)
 
 demo: ## panic a real QEMU and see panicd decide; ARGS goes to panicd demo
 	@.ci/setup demo

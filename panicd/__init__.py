@@ -10,11 +10,11 @@
                         └──► journal · metrics · log
 
     rules/   pure: values in, values out
-    qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump
+    qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
     host/    what touches the host: config, journal, metrics, http, control, logs, sdnotify
     here     executor (with relaunch) runs one plan; chronicle, tally: an incident's record, its
              counts; responder responds to a panic; supervisor looks after one domain; connector
-             finds and keeps them; fleet, waiting, orphans: who is there, what waits, what is gone;
+             finds and keeps them; fleet, waiting, orphans, hung: who is there, waits, is gone, hangs;
              storm_breaker; operators, snapshot, api: what people ask; daemon wires it;
              cli, render, probing, demo: what people type and see
 

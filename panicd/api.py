@@ -11,7 +11,8 @@ from panicd.host.config import ConfigError
 from panicd.host.control import RefusedError, Request
 from panicd.host.journal import JournalError
 from panicd.operators import Operators
-from panicd.responder import Services
+from panicd.qemu.evidence import read_manifest
+from panicd.responder import Services, bundle_directory
 from panicd.rules.incident import AnyEntry, Decided, Incident, StepBegun, StepEnded
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
@@ -123,7 +124,14 @@ class Api:
             raise RefusedError("journal", str(error)) from error
         if incident is None:
             raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
-        return {**incident_view(incident), "history": history_view(history)}
+        directory = bundle_directory(self._services.config(), incident_id)
+        evidence = await trio.to_thread.run_sync(read_manifest, directory)
+        return {
+            **incident_view(incident),
+            "history": history_view(history),
+            "evidence_directory": str(directory),
+            "evidence": evidence,
+        }
 
     async def _hold(self, request: Request) -> object:
         name = _text(request.arguments, "domain")
@@ -208,6 +216,7 @@ def incident_view(incident: Incident) -> dict[str, object]:
         "opened_at": opened.at,
         "source": opened.source,
         "information": opened.information and asdict(opened.information),
+        "panic_line": incident.panic_line,
         "repeats": incident.repeats,
         "state": incident.state,
         "decisions": [

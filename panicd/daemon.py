@@ -1,10 +1,12 @@
 """The daemon: everything wired together, from start to stop."""
 
+import shutil
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +31,7 @@ from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import space
 from panicd.qemu.monitor import event_loop, pulse
-from panicd.responder import Services
+from panicd.responder import Services, bundle_directory
 from panicd.rules.incident import Source
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import Holds
@@ -159,6 +161,9 @@ class Daemon:
         while True:
             try:
                 removed = await self._journal.prune(time.time() - self._config.journal_keep)
+                for incident_id in removed:
+                    directory = bundle_directory(self._config, incident_id)
+                    await trio.to_thread.run_sync(partial(shutil.rmtree, directory, True))
             except JournalError as error:
                 get_logger().warning("old incidents could not be removed", problem=str(error))
             else:

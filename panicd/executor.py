@@ -23,6 +23,7 @@ from panicd.rules.plan import (
     AnyStep,
     AwaitQuiet,
     AwaitReturn,
+    Collect,
     Cont,
     Dump,
     EnsureStopped,
@@ -71,6 +72,7 @@ _AFTER_FAILURE: Final = {
 }
 
 DumpMaker = Callable[[Session, Dump], Awaitable[FinishedDump]]
+EvidenceTaker = Callable[[Session, Collect], Awaitable[str]]
 
 
 class Executor:
@@ -80,6 +82,7 @@ class Executor:
         session: the VM.
         record: told of every step.
         make_dump: writes the guest's memory to a file.
+        take_evidence: keeps what the guest still shows, and returns its panic line.
         environment: what a relaunch command is told, beside panicd's own environment.
         on_command: called before each command that changes the guest.
 
@@ -91,13 +94,16 @@ class Executor:
         self,
         session: Session,
         record: Record,
+        *,
         make_dump: DumpMaker,
+        take_evidence: EvidenceTaker,
         environment: dict[str, str],
         on_command: Callable[[], None],
     ) -> None:
         self._session = session
         self._record = record
         self._make_dump = make_dump
+        self._take_evidence = take_evidence
         self._environment = environment
         self._on_command = on_command
         self._resets = session.seen.resets
@@ -139,6 +145,8 @@ class Executor:
             match step:
                 case EnsureStopped():
                     return await self._ensure_stopped(step)
+                case Collect():
+                    return StepResult(Outcome.DONE, await self._take_evidence(self._session, step))
                 case AwaitQuiet():
                     return await self._await_quiet(step)
                 case Dump():

@@ -141,6 +141,8 @@ def incidents(answer: list[Answer]) -> None:
 def incident(answer: Answer) -> None:
     """Print what ``panicd incident`` shows."""
     console.print(f"[bold]{answer['id']}[/]  {_text(answer['domain'])}  {_text(answer['uuid'])}")
+    if answer["panic_line"]:
+        console.print(f"[bold]{_text(answer['panic_line'])}[/]")
     console.print(f"monitor   {_text(answer['monitor'])}")
     console.print(f"panicked  {_time(answer['opened_at'])}, known by {answer['source']}")
     if answer["repeats"]:
@@ -154,6 +156,12 @@ def incident(answer: Answer) -> None:
         after = (entry["at"] - answer["opened_at"]) * 1000
         table.add_row(f"{after:.1f} ms", entry["kind"].replace("-", " "), _about(entry))
     console.print(table)
+    if evidence := answer["evidence"]:
+        console.print(f"\nEvidence in {_text(answer['evidence_directory'])}")
+        for name, what in sorted(evidence["files"].items()):
+            console.print(f"  {_text(name)}: {_text(what)}")
+        for item, why in sorted(evidence["problems"].items()):
+            console.print(f"  [yellow]no {_text(item)}:[/] {_text(why)}")
 
 
 def _about(entry: Answer) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
 from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
 from panicd.qemu.dump_directory import retire
+from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
 from panicd.rules.incident import (
     Asked,
@@ -31,7 +32,7 @@ from panicd.rules.incident import (
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Holds, Operation
-from panicd.rules.plan import Dump, make_plan
+from panicd.rules.plan import Collect, Dump, make_plan
 from panicd.rules.policy import (
     DESTRUCTIVE,
     Decision,
@@ -288,9 +289,10 @@ class Responder:
         executor = Executor(
             self._session,
             self._chronicle,
-            self._dump,
-            relaunch_environment(self._chronicle),
-            self._note_reaction,
+            make_dump=self._dump,
+            take_evidence=self._take_evidence,
+            environment=relaunch_environment(self._chronicle),
+            on_command=self._note_reaction,
         )
         self.acting = True
         try:
@@ -343,6 +345,18 @@ class Responder:
         await trio.to_thread.run_sync(self._retire, dump.path)
         return dump
 
+    async def _take_evidence(self, session: Session, step: Collect) -> str:
+        incident = self._chronicle.incident
+        evidence = self._policy.evidence
+        bundle = await collect(
+            session,
+            bundle_directory(self._services.config(), incident.id),
+            consoles=evidence.consoles if evidence is not None else (),
+            facts=asdict(incident.opened),
+            budget=step.timeout,
+        )
+        return bundle.panic_line
+
     def _retire(self, newest: Path) -> None:
         log = get_logger(domain=self._domain.name)
         try:
@@ -352,6 +366,11 @@ class Responder:
         else:
             if retired:
                 log.info("old dumps removed", paths=[str(path) for path in retired])
+
+
+def bundle_directory(config: Config, incident_id: str) -> Path:
+    """Return where the evidence of an incident lies."""
+    return config.state_directory / "incidents" / incident_id
 
 
 def relaunch_environment(chronicle: Chronicle) -> dict[str, str]:

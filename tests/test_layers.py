@@ -26,6 +26,7 @@ ORDER = [
     "responder",
     "orphans",
     "supervisor",
+    "hung",
     "connector",
     "operators",
     "snapshot",

@@ -43,6 +43,7 @@ from panicd.rules.settings import (
     Budget,
     CoredumpSettings,
     DumpFormat,
+    Evidence,
     JournalFailure,
     PanicNotifier,
     Policy,
@@ -220,7 +221,7 @@ def _config(keys: Section, places: Places) -> Config:
         journal_keep = keep.read(positive_duration, JOURNAL_KEEP)
     storm = _storm(keys["storm"])
     coredumps_at_once = keys["coredumps_at_once"].read(whole_number(1), COREDUMPS_AT_ONCE)
-    builtin = Policy(CoredumpSettings(directory=state_directory / "coredumps"))
+    builtin = Policy(CoredumpSettings(directory=state_directory / "coredumps"), evidence=Evidence())
     with keys["defaults"].section() as policy:
         defaults = _policy(policy, builtin)
     domains = _domains(keys["domains"], defaults)
@@ -341,6 +342,7 @@ def _policy(keys: Section, base: Policy) -> Policy:
         restart=_restart(keys["restart"], base.restart),
         coredump=_coredump(keys["coredump"], base.coredump),
         relaunch=_relaunch(keys["relaunch"], base.relaunch),
+        evidence=_evidence(keys["evidence"], base.evidence),
         enforce=keys["enforce"].read(boolean, base.enforce),
         timeouts=_timeouts(keys["timeouts"], base.timeouts),
     )
@@ -390,6 +392,18 @@ def _relaunch(value: Value, base: Relaunch | None) -> Relaunch | None:
         if value.given and keys.sound and not relaunch.command:
             command.wrong("the program to run and its arguments")
     return relaunch if relaunch.command else None
+
+
+def _evidence(value: Value, base: Evidence | None) -> Evidence | None:
+    inherited = base or Evidence(budget=0.0)
+    with value.section() as keys:
+        consoles = keys["consoles"]
+        paths = [item.read(absolute_path, Path()) for item in consoles.items()]
+        evidence = Evidence(
+            budget=keys["budget"].read(duration, inherited.budget),
+            consoles=tuple(paths) if consoles.given else inherited.consoles,
+        )
+    return evidence if evidence.budget else None
 
 
 def _timeouts(value: Value, base: Timeouts) -> Timeouts:

@@ -15,6 +15,7 @@ from panicd.rules.plan import (
     AnyStep,
     AwaitQuiet,
     AwaitReturn,
+    Collect,
     Cont,
     Dump,
     EnsureStopped,
@@ -27,6 +28,7 @@ from panicd.rules.plan import (
 
 STEPS: Final[dict[str, TypeAdapter[AnyStep]]] = {
     "EnsureStopped": TypeAdapter(EnsureStopped),
+    "Collect": TypeAdapter(Collect),
     "AwaitQuiet": TypeAdapter(AwaitQuiet),
     "Dump": TypeAdapter(Dump),
     "SystemReset": TypeAdapter(SystemReset),

@@ -190,8 +190,10 @@ class Monitor:
             self._client.abort()
             return SessionLostError(f"{name}: the answer makes no sense: {error}")
 
-    async def send_fd(self, fd: int, name: str, *, timeout: float) -> None:
-        """Hand QEMU a copy of a file descriptor under a name (``getfd``).
+    async def execute_with_fd(
+        self, command: str, arguments: Mapping[str, object], fd: int, *, timeout: float
+    ) -> object:
+        """Have QEMU carry out a command that takes a file descriptor, of which it gets a copy.
 
         Raises:
             CommandError: QEMU refused.
@@ -200,8 +202,12 @@ class Monitor:
         try:
             self._client.send_fd_scm(fd)
         except (OSError, QMPError) as error:
-            raise SessionLostError(f"getfd: could not hand over the file: {error}") from error
-        await self.execute("getfd", {"fdname": name}, timeout=timeout)
+            raise SessionLostError(f"{command}: could not hand over the file: {error}") from error
+        return await self.execute(command, arguments, timeout=timeout)
+
+    async def send_fd(self, fd: int, name: str, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor under a name (``getfd``); see above."""
+        await self.execute_with_fd("getfd", {"fdname": name}, fd, timeout=timeout)
 
     def abort(self) -> None:
         """End the session at once."""

@@ -98,12 +98,18 @@ class Session:
         return str(self.peer.identity) if self.process_known else ""
 
     @property
+    def by_libvirt(self) -> bool:
+        """Whether libvirt runs this VM; so too where the process's arguments can't be read."""
+        arguments = self.peer.command_line() if self.process_known else ()
+        return arguments is None or any("/libvirt/" in argument for argument in arguments)
+
+    @property
     def ended(self) -> bool:
         """Whether the connection is gone and every event was taken."""
         return self.monitor.events.ended
 
     def has_gone(self) -> bool:
-        """Tell whether QEMU is gone: its process is, or it said so and hung up where that is unknown."""
+        """Tell whether QEMU is gone: its process, or where that is not known, what it said last."""
         if self.process_known:
             return self.peer.gone()
         return self.ended and self.seen.shutdown is not None

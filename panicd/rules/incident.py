@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final, Literal, assert_never
 
 from panicd.rules.on_crash import Action
-from panicd.rules.plan import Plan
+from panicd.rules.plan import Collect, Plan
 from panicd.rules.policy import Decision
 from panicd.rules.qapi import PanicInformation
 
@@ -271,6 +271,7 @@ class Incident:
         decisions: every decision so far, the latest last.
         closed: how it ended.
         acknowledged: who looked at it.
+        panic_line: the guest's own words for it, from its kernel log; empty where unknown.
         enforced: how often it was stopped again after somebody else resumed it.
     """
 
@@ -284,6 +285,7 @@ class Incident:
     closed: Closed | None = None
     acknowledged: Acknowledged | None = None
     enforced: int = 0
+    panic_line: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -347,8 +349,10 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             begun = incident.steps.get(index)
             if begun is None or begun.outcome is not None:
                 raise IllegalTransitionError(f"{incident.id}: step {index} ended before it began")
-            record = StepRecord(begun.begun_at, at, outcome, detail)
-            return replace(incident, state=state, steps={**incident.steps, index: record})
+            steps = {**incident.steps, index: StepRecord(begun.begun_at, at, outcome, detail)}
+            says = incident.plan is not None and isinstance(incident.plan.steps[index], Collect)
+            panic_line = detail if says else incident.panic_line
+            return replace(incident, state=state, steps=steps, panic_line=panic_line)
         case Settled(state=settled):
             return replace(incident, state=_next(incident, Mark(settled)))
         case Acknowledged():

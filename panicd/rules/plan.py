@@ -44,6 +44,11 @@ class EnsureStopped(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Collect(Step):
+    """Keep what the panicked guest still shows: its kernel log, its screen, its registers."""
+
+
+@dataclass(frozen=True, slots=True)
 class AwaitQuiet(Step):
     """Wait for the end of a migration, a block job or another dump, which an action would cut."""
 
@@ -94,6 +99,7 @@ class AwaitReturn(Step):
 
 AnyStep = (
     EnsureStopped
+    | Collect
     | AwaitQuiet
     | Dump
     | SystemReset
@@ -124,14 +130,15 @@ def make_plan(
         return Plan(decision, _relaunch(policy) if decision.relaunch else ())
     stop = EnsureStopped(policy.timeouts.stop)
     quiet = AwaitQuiet(policy.timeouts.quiet)
-    first = (stop, quiet)
+    collect = _collect(policy)
+    first: tuple[AnyStep, ...] = (stop, *collect, quiet)
     dump = (_dump(policy, capability),) if decision.coredump else ()
     match decision.action:
         case Action.PRESERVE | Action.NONE:
-            return Plan(decision, (*first, *dump) if dump else (stop,))
+            return Plan(decision, (*first, *dump) if dump else (stop, *collect))
         case Action.DESTROY:
             ahead = replace(stop, on_failure=OnFailure.CONTINUE)
-            return Plan(decision, (ahead, quiet, *dump, *_end(policy.timeouts)))
+            return Plan(decision, (ahead, *collect, quiet, *dump, *_end(policy.timeouts)))
         case Action.RESTART if decision.relaunch:
             return Plan(decision, (*first, *dump, *_end(policy.timeouts), *_relaunch(policy)))
         case Action.RESTART:
@@ -143,6 +150,11 @@ def make_plan(
             return Plan(decision, _ignore(policy, situation, dump))
         case _:
             assert_never(decision.action)
+
+
+def _collect(policy: Policy) -> tuple[Collect, ...]:
+    evidence = policy.evidence
+    return (Collect(evidence.budget, OnFailure.CONTINUE),) if evidence is not None else ()
 
 
 def _dump(policy: Policy, capability: Capability) -> Dump:
@@ -172,7 +184,8 @@ def _relaunch(policy: Policy) -> tuple[AnyStep, ...]:
 def _ignore(policy: Policy, situation: Situation, dump: tuple[Dump, ...]) -> tuple[AnyStep, ...]:
     """Return nothing for a guest that runs on; whoever else stopped it keeps it stopped."""
     assert situation.run_state is not None
-    first = (EnsureStopped(policy.timeouts.stop), AwaitQuiet(policy.timeouts.quiet))
+    stop, quiet = EnsureStopped(policy.timeouts.stop), AwaitQuiet(policy.timeouts.quiet)
+    first: tuple[AnyStep, ...] = (stop, *_collect(policy), quiet)
     stopped_by_panic = situation.run_state is RunState.GUEST_PANICKED
     if stopped_by_panic or (dump and situation.run_state.executes):
         return (*first, *dump, Cont(policy.timeouts.resume))

@@ -79,6 +79,19 @@ class CoredumpSettings:
     required: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is kept of a panic besides a dump.
+
+    Attributes:
+        budget: seconds that taking it may delay the action.
+        consoles: logs of the guest's console, whose end is kept.
+    """
+
+    budget: float = 3.0
+    consoles: tuple[Path, ...] = ()
+
+
 class StormAction(StrEnum):
     """What becomes of destructive actions while many domains panic at once."""
 
@@ -150,6 +163,7 @@ class Policy:
         unrequested: what applies instead where it needs one and there is only a builtin one.
         restart: the restart budget.
         relaunch: how it is started anew, where that is known.
+        evidence: what is kept of its panics; None: nothing but the journal.
         enforce: a panicked guest that somebody else resumes is stopped again.
         timeouts: of the steps.
     """
@@ -161,5 +175,6 @@ class Policy:
     unrequested: OnCrash = OnCrash.PRESERVE
     restart: Budget = field(default_factory=Budget)
     relaunch: Relaunch | None = None
+    evidence: Evidence | None = None
     enforce: bool = False
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -29,7 +29,11 @@ async def test_a_qemu_that_hangs_is_killed(socket_dir: Path) -> None:
 
         assert await vm.wait_exit() == -signal.SIGKILL
         incident = await daemon.wait_incident("vm", ending="destroyed")
-        assert incident.steps[-3:] == [("Quit", "failed"), ("Terminate", "failed"), ("Kill", "done")]
+        assert incident.steps[-3:] == [
+            ("Quit", "failed"),
+            ("Terminate", "failed"),
+            ("Kill", "done"),
+        ]
 
 
 async def test_qemu_that_exits_by_itself_is_an_incident_that_says_so(socket_dir: Path) -> None:

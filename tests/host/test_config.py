@@ -16,6 +16,7 @@ from panicd.rules.settings import (
     Budget,
     CoredumpSettings,
     DumpFormat,
+    Evidence,
     FreeSpaceFloor,
     JournalFailure,
     PanicNotifier,
@@ -30,7 +31,9 @@ SHIPPED = Path(__file__).parents[2] / "config/panicd.yaml"
 BAD = sorted((Path(__file__).parent / "config").glob("*.yaml"))
 ROOT = Places.of(0, {})
 MONITORS = "monitors: [{glob: /run/qemu/*.qmp}]\n"
-DEFAULTS = Policy(CoredumpSettings(directory=Path("/var/lib/panicd/coredumps")))
+DEFAULTS = Policy(
+    CoredumpSettings(directory=Path("/var/lib/panicd/coredumps")), evidence=Evidence(budget=3.0)
+)
 
 
 def read(content: str) -> Config:
@@ -163,6 +166,7 @@ defaults:
   coredump: {directory: /dumps, format: elf, timeout: 1h30m, keep: 1, max_total: 2TB,
              min_free: 20GiB, required: true}
   relaunch: {command: [/usr/bin/start-vm, "--now", "0123"], timeout: 1m30s}
+  evidence: {budget: 1s, consoles: [/var/log/qemu/vm.log]}
   enforce: true
   timeouts: {stop: 500ms, quiet: 6s, reset: 1s, resume: 2s, quit: 3s, terminate: 4s, kill: 5s}
 """)
@@ -187,6 +191,7 @@ defaults:
                 required=True,
             ),
             relaunch=Relaunch(("/usr/bin/start-vm", "--now", "0123"), timeout=90.0),
+            evidence=Evidence(budget=1.0, consoles=(Path("/var/log/qemu/vm.log"),)),
             enforce=True,
             timeouts=Timeouts(
                 stop=0.5, quiet=6.0, reset=1.0, resume=2.0, quit=3.0, terminate=4.0, kill=5.0

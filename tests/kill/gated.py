@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 from qemu.qmp.message import Message
 
+import panicd.daemon  # noqa: F401  the command imports it when it is run: that is too late here
 import panicd.executor
 import panicd.orphans
 from panicd.cli import main

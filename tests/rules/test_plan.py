@@ -7,7 +7,7 @@ from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import Dump, Plan, RunRelaunch, make_plan
 from panicd.rules.policy import Decision, Reason, Situation
 from panicd.rules.qapi import RunState
-from panicd.rules.settings import DumpFormat, Policy, Timeouts
+from panicd.rules.settings import DumpFormat, Evidence, Policy, Timeouts
 from tests.rules.strategies import COREDUMP, MODERN, PANICKED, RELAUNCH
 
 POLICY = Policy(
@@ -148,6 +148,16 @@ def test_steps(decided: Decision, situation: Situation, plan: str) -> None:
     made = make_plan(decided, POLICY, MODERN, situation)
     assert steps(made) == expected(plan)
     assert made.decision == decided
+
+
+@pytest.mark.parametrize(
+    "effective", ["preserve", "destroy", "restart", "ignore", "coredump-restart", "release"]
+)
+def test_evidence_is_taken_of_a_stopped_guest_before_anything_is_changed(effective: str) -> None:
+    keeping = replace(POLICY, evidence=Evidence(budget=0.5))
+    made = steps(make_plan(decision(effective), keeping, MODERN, PANICKED))
+    without = steps(make_plan(decision(effective), POLICY, MODERN, PANICKED))
+    assert made == [without[0], "Collect 0.5 continue", *without[1:]]
 
 
 @pytest.mark.parametrize("effective", ["coredump-destroy", "coredump-restart", "coredump-ignore"])

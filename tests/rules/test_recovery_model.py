@@ -34,6 +34,7 @@ from panicd.rules.plan import (
     AnyStep,
     AwaitQuiet,
     AwaitReturn,
+    Collect,
     Cont,
     Dump,
     EnsureStopped,
@@ -47,7 +48,7 @@ from panicd.rules.plan import (
 from panicd.rules.policy import Situation, decide
 from panicd.rules.qapi import RunState
 from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
-from panicd.rules.settings import Policy
+from panicd.rules.settings import Evidence, Policy
 from tests.rules.strategies import COREDUMP, NOW, RELAUNCH
 
 ERAS: Final[tuple[Version, ...]] = ((1, 6, 2), (2, 5, 1), (7, 2, 0))
@@ -113,7 +114,9 @@ class Domain:
 
     def __init__(self, version: Version, on_crash: OnCrash, *, relaunch: bool) -> None:
         self.guest = Guest(version)
-        self.policy = Policy(COREDUMP, on_crash, relaunch=RELAUNCH if relaunch else None)
+        self.policy = Policy(
+            COREDUMP, on_crash, relaunch=RELAUNCH if relaunch else None, evidence=Evidence()
+        )
         self.capability = Capability(version, PanicDevice.REQUESTED, reboot_is_shutdown=relaunch)
         self.incident: Incident | None = None
         self.next = 0
@@ -261,7 +264,7 @@ class Domain:
             case RunRelaunch():
                 assert guest.run_state is None, "a second QEMU is started"
                 self.guest, self.same_process = Guest(guest.version), False
-            case Dump() | AwaitQuiet():
+            case Dump() | AwaitQuiet() | Collect():
                 assert guest.run_state is not None
                 assert not self.runs()
             case AwaitReturn():

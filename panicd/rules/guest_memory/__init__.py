@@ -1,0 +1,14 @@
+"""A stopped guest's own words, read from its memory a few pages at a time.
+
+::
+
+    dump_file    what QEMU wrote of a range: ELF headers, notes, the range itself
+    vmcoreinfo   the kernel's note on itself: addresses and layouts
+    reading      one request for memory, and how a reader asks for it
+    memory       guest-physical pages, each read once, within limits; the walk of the page tables
+    printk       the kernel's ring buffer of log records
+
+``panicd.rules.kernel_log`` makes lines of it. Nothing here reads anything: a reader is a generator
+that yields ``ReadRequest`` and is sent the bytes. The guest wrote all of it and may lie, so every
+malformed thing ends in ``NotReadableError``.
+"""

@@ -1,0 +1,111 @@
+"""The ELF file that ``dump-guest-memory`` writes of a range: where in it lies what.
+
+QEMU puts the program headers behind a section header, at no fixed place, and the notes of all
+CPUs before the kernel's own, which is there with ``-device vmcoreinfo``.
+
+Source: elf(5); QEMU, ``docs/specs/vmcoreinfo``.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from panicd.rules.guest_memory.reading import NotReadableError
+
+MAX_SEGMENTS: Final = 64  # a range lies in one or two of the guest's memory blocks
+MAX_NOTES: Final = 4 << 20  # bytes: some 900 a CPU, of which QEMU has at most 4096
+MAX_NOTE_COUNT: Final = 1 << 14  # two a CPU
+VMCOREINFO: Final = b"VMCOREINFO"  # the note's name
+
+_IDENT: Final = b"\x7fELF\x02\x01"  # 64 bits, little endian
+_MACHINE_X86_64: Final = 62
+_FILE_END: Final = 1 << 63  # bytes: off_t is signed
+_PT_LOAD: Final = 1
+_PT_NOTE: Final = 4
+_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_SEGMENT: Final = struct.Struct("<IIQQQQQQ")
+_NOTE: Final = struct.Struct("<III")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the file, in bytes; ``physical`` is where in the guest a memory's piece begins."""
+
+    offset: int
+    length: int
+    physical: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DumpFile:
+    """Where in a dump the notes and the memory lie, in the file's order."""
+
+    notes: Piece
+    memory: tuple[Piece, ...]
+
+    @classmethod
+    def parse(cls, head: bytes) -> "DumpFile":
+        """Return the pieces of a dump.
+
+        Args:
+            head: the file's beginning, with all of its program headers.
+
+        Raises:
+            NotReadableError: that is no dump of an x86-64 guest, or one with unlikely headers.
+        """
+        try:
+            ident, _, machine, _, _, at, _, _, _, size, count, *_ = _HEADER.unpack_from(head)
+            if not ident.startswith(_IDENT) or machine != _MACHINE_X86_64:
+                raise NotReadableError("not a guest of 64-bit x86")
+            if size != _SEGMENT.size or count > MAX_SEGMENTS:
+                raise NotReadableError("the dump has unlikely program headers")
+            segments = [_SEGMENT.unpack_from(head, at + i * size) for i in range(count)]
+        except (struct.error, OverflowError) as error:
+            raise NotReadableError(f"the dump has no program headers: {error}") from error
+        if any(segment[2] + segment[5] >= _FILE_END for segment in segments):
+            raise NotReadableError("the dump ends beyond where any file does")
+        notes = [Piece(s[2], s[5]) for s in segments if s[0] == _PT_NOTE]
+        if len(notes) != 1 or notes[0].length > MAX_NOTES:
+            raise NotReadableError("the dump has no notes of a likely size")
+        return cls(notes[0], tuple(Piece(s[2], s[5], s[4]) for s in segments if s[0] == _PT_LOAD))
+
+    def locate(self, physical: int, length: int) -> list[Piece]:
+        """Return the pieces that hold a range of guest memory, in order and without a gap.
+
+        Raises:
+            NotReadableError: not all of the range is there.
+        """
+        pieces = []
+        end = physical + length
+        for piece in sorted(self.memory, key=lambda piece: piece.physical):
+            skip = physical - piece.physical
+            if 0 <= skip < piece.length and physical < end:
+                size = min(piece.length - skip, end - physical)
+                pieces.append(Piece(piece.offset + skip, size, physical))
+                physical += size
+        if physical < end:
+            raise NotReadableError(f"no guest memory at {physical:#x}")
+        return pieces
+
+
+def find_vmcoreinfo(notes: bytes) -> bytes:
+    """Return the contents of the guest kernel's own note.
+
+    Raises:
+        NotReadableError: there is none.
+    """
+    at = 0
+    for _ in range(MAX_NOTE_COUNT):
+        name = at + _NOTE.size
+        if name > len(notes):
+            break
+        name_size, size, _ = _NOTE.unpack_from(notes, at)
+        contents = name + _aligned(name_size)
+        at = contents + _aligned(size)
+        if notes[name : name + name_size].rstrip(b"\0") == VMCOREINFO and at <= len(notes):
+            return notes[contents : contents + size]
+    raise NotReadableError("no VMCOREINFO: the VM has no vmcoreinfo device, or its guest no driver")
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 4) * 4

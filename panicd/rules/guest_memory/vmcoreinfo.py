@@ -1,0 +1,111 @@
+"""VMCOREINFO: what a Linux kernel tells of its own addresses and layouts, for whoever reads dumps.
+
+Source: Linux, ``Documentation/admin-guide/kdump/vmcoreinfo.rst``.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from panicd.rules.guest_memory.reading import NotReadableError
+
+MAX_SIZE: Final = 1 << 16  # bytes; kernels give it a page
+MAX_STRUCTURE: Final = 1 << 10  # bytes; the largest of those that panicd reads has 88
+MAX_RELEASE: Final = 64  # characters: Linux, __NEW_UTS_LEN
+
+_ADDRESS: Final = re.compile(r"[0-9a-fA-F]{1,16}", re.ASCII)
+_NUMBER: Final = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+
+
+class Vmcoreinfo:
+    """The note's entries, ``SYMBOL(prb)=ffffffffb36622c0`` and the like.
+
+    Every method raises ``NotReadableError`` where an entry is missing or malformed.
+    """
+
+    def __init__(self, entries: Mapping[str, str]) -> None:
+        self._entries = entries
+
+    @classmethod
+    def parse(cls, contents: bytes) -> "Vmcoreinfo":
+        """Return the entries of a note.
+
+        Raises:
+            NotReadableError: it is larger than any kernel's.
+        """
+        if len(contents) > MAX_SIZE:
+            raise NotReadableError(f"a VMCOREINFO of {len(contents)} bytes")
+        lines = contents.decode("ascii", errors="replace").split("\n")
+        return cls({key: value for key, _, value in (line.partition("=") for line in lines)})
+
+    @property
+    def release(self) -> str:
+        """The kernel's release, as ``uname -r`` says it; printable and bounded."""
+        release = self._entries.get("OSRELEASE", "")[:MAX_RELEASE]
+        return release if release.isprintable() else ""
+
+    def page_size(self) -> int:
+        """Return the size of a page, in bytes."""
+        return self._number("PAGESIZE")
+
+    def symbol(self, name: str) -> int:
+        """Return the virtual address of a symbol."""
+        key = f"SYMBOL({name})"
+        return int(self._matching(key, _ADDRESS), 16)
+
+    def number(self, name: str) -> int:
+        """Return the value of a variable or constant."""
+        return self._number(f"NUMBER({name})")
+
+    def has_offset(self, structure: str, member: str) -> bool:
+        """Whether this kernel tells of a structure's member."""
+        return f"OFFSET({structure}.{member})" in self._entries
+
+    def structure(self, name: str, members: Mapping[str, int]) -> "Structure":
+        """Return the layout of a structure.
+
+        Args:
+            name: as in ``SIZE(name)``.
+            members: their sizes in bytes, by name.
+        """
+        size = self._number(f"SIZE({name})")
+        if not 0 < size <= MAX_STRUCTURE:
+            raise NotReadableError(f"a {name} of {size} bytes")
+        places = {}
+        for member, width in members.items():
+            offset = self._number(f"OFFSET({name}.{member})")
+            if not 0 <= offset <= size - width:
+                raise NotReadableError(f"{name}.{member} lies outside of it, at {offset}")
+            places[member] = slice(offset, offset + width)
+        return Structure(size, places)
+
+    def _number(self, key: str) -> int:
+        return int(self._matching(key, _NUMBER))
+
+    def _matching(self, key: str, pattern: re.Pattern[str]) -> str:
+        value = self._entries.get(key)
+        if value is None:
+            raise NotReadableError(f"VMCOREINFO has no {key}: not a kernel of 5.10 or later")
+        if not pattern.fullmatch(value):
+            raise NotReadableError(f"VMCOREINFO has a malformed {key}")
+        return value
+
+
+class Structure:
+    """The layout of a C structure.
+
+    Attributes:
+        size: in bytes.
+    """
+
+    def __init__(self, size: int, places: Mapping[str, slice]) -> None:
+        self.size = size
+        self._places = places
+
+    def part(self, data: bytes, member: str) -> bytes:
+        """Return a member's bytes; ``data`` holds the structure whole."""
+        return data[self._places[member]]
+
+    def unsigned(self, data: bytes, member: str) -> int:
+        """Return a member as an unsigned number, little endian."""
+        return int.from_bytes(self.part(data, member), "little")

@@ -1,0 +1,77 @@
+"""What is kept of a panic besides a dump, on real guests."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from panicd.demo.guests import Guest
+from tests.parts.daemon import RunningDaemon
+from tests.parts.linux import Kernel, linux_guest
+from tests.parts.qemu import RealQemu
+
+pytestmark = pytest.mark.real
+
+LAST_WORDS = b"\x1b[31mlast words\xff\n"
+WORDS = "Kernel panic - not syncing: sysrq triggered crash"
+
+
+def keeping(console: Path | None = None, **policy: Any) -> dict[str, Any]:
+    evidence: dict[str, Any] = {"budget": "5s"}
+    if console is not None:
+        evidence["consoles"] = [str(console)]
+    return {"evidence": evidence, **policy}
+
+
+def kept_of_linux(directory: Path) -> None:
+    """Assert what lies in the bundle of the Linux guest."""
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    files = {path.name for path in directory.iterdir()}
+    assert {"kernel.log", "registers.txt", "qemu.json", "bundle.json"} <= files
+    assert WORDS in (directory / "kernel.log").read_text()
+    assert "RIP=" in (directory / "registers.txt").read_text()
+
+
+def kept_of_boot_sector(directory: Path) -> None:
+    """Assert what lies in the bundle of a guest that has a screen and no kernel."""
+    screen = directory / "screen.png"
+    assert screen.read_bytes().startswith(b"\x89PNG")
+    assert stat.S_IMODE(screen.stat().st_mode) == 0o600
+    assert (directory / "console-0.log").read_bytes() == LAST_WORDS
+    bundle = json.loads((directory / "bundle.json").read_text())
+    assert "kernel log" in bundle["problems"]
+    assert bundle["facts"]["domain"] == "vm"
+    assert bundle["command_line"][0].endswith("qemu-system-x86_64")
+
+
+@pytest.mark.linux
+async def test_incident_has_the_panics_own_words(socket_dir: Path, linux_kernel: Kernel) -> None:
+    policy = keeping(on_crash="restart")
+    async with (
+        RunningDaemon.start(socket_dir, policy, time_limit=120.0) as daemon,
+        linux_guest(socket_dir, linux_kernel, devices=["pvpanic"]),
+    ):
+        found = await daemon.wait_incident("linux", ending="restarted")
+        incident: Any = await daemon.call("incident", incident=found.id)
+        assert incident["panic_line"] == WORDS
+        kept_of_linux(Path(incident["evidence_directory"]))
+
+
+async def test_evidence_of_a_guest_without_words_is_taken_all_the_same(socket_dir: Path) -> None:
+    console = socket_dir / "console.log"
+    await trio.Path(console).write_bytes(LAST_WORDS)
+    async with (
+        RunningDaemon.start(socket_dir, keeping(console, on_crash="destroy")) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, extra=("-device", "VGA")) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.press_key()
+        found = await daemon.wait_incident("vm", ending="destroyed")
+        incident: Any = await daemon.call("incident", incident=found.id)
+        assert incident["panic_line"] == ""
+        kept_of_boot_sector(Path(incident["evidence_directory"]))

@@ -1,0 +1,172 @@
+"""The kernel log of a guest, read from its memory: of a real Linux, and where there is none."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from panicd.qemu.event_buffer import Heard
+from panicd.qemu.guest_memory import MAX_FILE, _open_file, read_kernel_log
+from panicd.qemu.monitor import SessionLostError, event_loop, open_monitor
+from panicd.qemu.probe import probe
+from panicd.qemu.process import Peer
+from panicd.qemu.session import Session
+from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.kernel_log import panic_line
+from panicd.rules.qapi import DumpCompletedEvent, RunState
+from tests.parts.fake import FakeQemu
+from tests.parts.linux import Kernel, linux_guest
+from tests.parts.profile import QEMU_2_8, QEMU_7_2, Profile
+from tests.parts.profile import RunState as State
+from tests.parts.qemu import RealQemu
+
+TIME_LIMIT = 20.0
+LINUX_TIME_LIMIT = 180.0
+PANIC = "Kernel panic - not syncing: sysrq triggered crash"
+
+
+@asynccontextmanager
+async def session_at(path: Path, heard: list[Heard] | None = None) -> AsyncIterator[Session]:
+    async def listen(entry: Heard) -> None:
+        if heard is not None:
+            heard.append(entry)
+
+    async with event_loop():
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock.connect(str(path))
+        with Peer.of(sock) as peer:
+            async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
+                answers = await probe(monitor, None, timeout=TIME_LIMIT, arm=False)
+                yield Session.from_probe(monitor, peer, answers, listen)
+
+
+@asynccontextmanager
+async def fake_session(fake: FakeQemu) -> AsyncIterator[Session]:
+    with trio.fail_after(TIME_LIMIT):
+        async with fake.running(), session_at(fake.socket) as session:
+            yield session
+
+
+@pytest.mark.linux
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("extra", "commands"),
+    [
+        ((), 14),
+        # Buffers that the kernel allocated, and are found by page tables of five levels.
+        (("-cpu", "max,la57=on", "-append", "console=ttyS0 panic=0 log_buf_len=4M"), 24),
+    ],
+    ids=["static", "allocated"],
+)
+async def test_reads_the_log_of_a_panicked_linux(
+    socket_dir: Path, linux_kernel: Kernel, extra: tuple[str, ...], commands: int
+) -> None:
+    heard: list[Heard] = []
+    with trio.fail_after(LINUX_TIME_LIMIT):
+        async with linux_guest(
+            socket_dir, linux_kernel, proxied=True, extra=("-action", "panic=pause", *extra)
+        ) as guest:
+            await guest.vm.wait_status("guest-panicked")
+            async with session_at(guest.vm.socket, heard) as session:
+                before = len(guest.vm.proxy.commands)
+                log = await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+                sent = guest.vm.proxy.commands[before:]
+
+                assert panic_line(log.lines) == PANIC
+                assert len(log.lines) == 60
+                assert not log.complete
+                numbers = [line.seq for line in log.lines]
+                assert numbers == list(range(numbers[0], numbers[0] + 60))
+                assert log.release in linux_kernel.image.name
+                console = await trio.Path(guest.console).read_text(errors="replace")
+                for line in log.lines:
+                    assert line.text in console or line.level == 7  # debug isn't shown there
+
+                assert set(sent) == {"getfd", "dump-guest-memory"}
+                assert len(sent) <= commands
+                await session.drain()
+                assert len(heard) == len(sent) / 2
+                assert all(isinstance(entry.event, DumpCompletedEvent) for entry in heard)
+                assert await session.query_status() is RunState.GUEST_PANICKED
+
+                whole = await read_kernel_log(session, lines=10_000, timeout=TIME_LIMIT)
+                assert whole.complete
+                assert whole.lines[0].text.startswith("Linux version ")
+                assert whole.lines[-60:] == log.lines
+
+
+@pytest.mark.real
+async def test_a_guest_that_is_no_linux(socket_dir: Path) -> None:
+    with trio.fail_after(TIME_LIMIT):
+        async with (
+            RealQemu.start(socket_dir, paused=True) as vm,
+            session_at(vm.socket) as session,
+        ):
+            with pytest.raises(NotReadableError, match=r"not a guest of 64-bit x86|no VMCOREINFO"):
+                await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+            assert await session.query_status() is RunState.PRELAUNCH
+
+
+@pytest.mark.parametrize(
+    ("state", "profile", "reason"),
+    [
+        (State.RUNNING, QEMU_7_2, "the guest is running"),
+        (State.GUEST_PANICKED, QEMU_2_8, "this QEMU has no vmcoreinfo device"),
+    ],
+)
+async def test_such_a_guest_s_memory_is_left_alone(
+    socket_dir: Path, state: State, profile: Profile, reason: str
+) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp", state=state, profile=profile)
+    async with fake_session(fake) as session:
+        before = fake.commands.copy()
+        with pytest.raises(NotReadableError, match=reason):
+            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+        assert fake.commands == before
+
+
+async def test_the_time_is_over(socket_dir: Path) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp", state=State.GUEST_PANICKED)
+    async with fake_session(fake) as session:
+        fake.hold_dumps()
+        with pytest.raises(NotReadableError, match="the time is over"):
+            await read_kernel_log(session, lines=60, timeout=0.2)
+        fake.release_dumps()
+
+
+async def test_there_is_no_note(socket_dir: Path) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp", state=State.GUEST_PANICKED)
+    async with fake_session(fake) as session:
+        with pytest.raises(NotReadableError, match="no VMCOREINFO"):
+            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+
+
+async def test_qemu_refuses(socket_dir: Path) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp", state=State.GUEST_PANICKED)
+    async with fake_session(fake) as session:
+        fake.refuse("dump-guest-memory", "no block there")
+        with pytest.raises(NotReadableError, match="QEMU gives no memory: no block there"):
+            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+
+
+def test_qemu_can_t_write_without_bound() -> None:
+    with _open_file() as file:
+        assert os.pwrite(file, b"xx", MAX_FILE - 1) == 1
+        with pytest.raises(PermissionError):
+            os.pwrite(file, b"x", MAX_FILE)
+        with pytest.raises(PermissionError):
+            os.ftruncate(file, MAX_FILE + 1)
+
+
+async def test_qemu_dies(socket_dir: Path) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp", state=State.GUEST_PANICKED)
+    async with fake_session(fake) as session:
+        fake.cut_before("dump-guest-memory")
+        with pytest.raises(SessionLostError):
+            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
