@@ -146,6 +146,7 @@ class Executor:
                 case EnsureStopped():
                     return await self._ensure_stopped(step)
                 case Collect():
+                    await self._record.commit()
                     return StepResult(Outcome.DONE, await self._take_evidence(self._session, step))
                 case AwaitQuiet():
                     return await self._await_quiet(step)

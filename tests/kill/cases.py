@@ -145,7 +145,7 @@ class _Trial:
         self._answered = trio.Event()
 
     async def run(self) -> None:
-        policy = dict(self._scenario.policy)
+        policy = {"evidence": {"budget": "0s"}, **self._scenario.policy}
         policy["timeouts"] = {**SHORT, **policy.get("timeouts", {})}
         if self._scenario.relaunch:
             policy["relaunch"] = {"command": self._relaunch_command(), "timeout": "3s"}

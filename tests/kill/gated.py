@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from qemu.qmp.message import Message
 
-import panicd.daemon  # noqa: F401  the command imports it when it is run: that is too late here
+import panicd.daemon
 import panicd.executor
 import panicd.orphans
 from panicd.cli import main

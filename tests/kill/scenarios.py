@@ -193,6 +193,12 @@ SCENARIOS: tuple[Scenario, ...] = (
         relaunch=True,
         fake=False,
     ),
+    Scenario(
+        "restart-with-evidence",
+        {"on_crash": "restart", "evidence": {"budget": "3s"}},
+        RESTARTED,
+        arguments=None,
+    ),
     Scenario("spent-budget", {"on_crash": "restart", "restart": {"max": 0}}, PRESERVED),
     Scenario(
         "release",

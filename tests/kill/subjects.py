@@ -110,7 +110,8 @@ class _WatchedFake(FakeQemu):
     async def _carry_out(self, session: Any, call: Message) -> Message:
         reply = await super()._carry_out(session, call)
         if "return" in reply:
-            self.carried_out.append(call["execute"])
+            part = "begin" in call.get("arguments", {})
+            self.carried_out.append(f"{call['execute']} of a range" if part else call["execute"])
         return reply
 
     async def _answer(self, session: Any, text: bytes) -> None:

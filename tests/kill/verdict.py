@@ -62,8 +62,10 @@ class Evidence:
     unseen_end: bool = False
 
 
-PREPARING = frozenset({"set-action", "getfd", "closefd"})
-"""Commands that change what may become of a guest later, and nothing now."""
+PREPARING = frozenset(
+    {"set-action", "getfd", "closefd", "add-fd", "remove-fd", "screendump", f"{DUMP} of a range"}
+)
+"""Commands that change what may become of a guest later, or only look at it, and nothing now."""
 
 
 def wanted(scenario: Scenario, evidence: Evidence) -> Result | None:

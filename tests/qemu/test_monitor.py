@@ -125,7 +125,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_garbage_ends_the_session_and_nothing_else(socket_dir: Path, garbage: bytes) -> None:
+async def test_garbage_leaves_the_command_uncertain_and_harms_no_other(socket_dir: Path, garbage: bytes) -> None:
     async with session(socket_dir) as (monitor, vm):
         vm.garble("query-name", garbage)
         with pytest.raises(UncertainError):
@@ -133,21 +133,28 @@ async def test_garbage_ends_the_session_and_nothing_else(socket_dir: Path, garba
         await pulse()  # the loop that all monitors share still turns
 
 
-@pytest.mark.parametrize("greeting", [b"hello\r\n", b"[]\r\n", b'{"QMP": []}\r\n', NESTED])
-async def test_nonsense_for_a_greeting_is_no_session(socket_dir: Path, greeting: bytes) -> None:
-    with pytest.raises(UnreachableError, match="no QMP session"):
-        async with session(socket_dir, FakeQemu(socket_dir / "vm.qmp", greeting=greeting)):
-            pass
-
-
-async def test_no_greeting_is_told_from_nonsense(socket_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("greeting", "error", "says"),
+    [
+        (b"hello\r\n", UnreachableError, "no QMP session"),
+        (b"[]\r\n", UnreachableError, "no QMP session"),
+        (b'{"QMP": []}\r\n', UnreachableError, "no QMP session"),
+        (NESTED, UnreachableError, "no QMP session"),
+        (b"", NoGreetingError, "another client may hold this monitor"),
+    ],
+    ids=["text", "array", "object", "nesting", "none"],
+)
+async def test_without_a_greeting_there_is_no_session(
+    socket_dir: Path, greeting: bytes, error: type[UnreachableError], says: str
+) -> None:
     with trio.fail_after(TIME_LIMIT):
-        async with FakeQemu(socket_dir / "vm.qmp", greeting=b"").running() as vm, event_loop():
+        async with FakeQemu(socket_dir / "vm.qmp", greeting=greeting).running() as vm, event_loop():
             sock = await connect(vm.socket)
-            with pytest.raises(NoGreetingError, match="another client may hold this monitor"):
-                async with open_monitor(sock, timeout=SOON):
+            with pytest.raises(UnreachableError, match=says) as caught:
+                async with open_monitor(sock, timeout=SOON if not greeting else TIME_LIMIT):
                     pass
-            assert sock.fileno() == -1
+            assert caught.type is error
+            assert sock.fileno() == -1  # it was closed
 
 
 async def test_file_descriptor_is_handed_over(socket_dir: Path) -> None:
@@ -158,7 +165,9 @@ async def test_file_descriptor_is_handed_over(socket_dir: Path) -> None:
         finally:
             os.close(writing)
         await monitor.execute(
-            "dump-guest-memory", {"paging": False, "protocol": "fd:pipe"}, timeout=TIME_LIMIT
+            "dump-guest-memory",
+            {"paging": False, "protocol": "fd:pipe", "detach": True},
+            timeout=TIME_LIMIT,
         )
         try:
             assert os.read(reading, 4) == b"\x7fELF"
