@@ -125,7 +125,9 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_garbage_leaves_the_command_uncertain_and_harms_no_other(socket_dir: Path, garbage: bytes) -> None:
+async def test_garbage_leaves_the_command_uncertain_and_harms_no_other(
+    socket_dir: Path, garbage: bytes
+) -> None:
     async with session(socket_dir) as (monitor, vm):
         vm.garble("query-name", garbage)
         with pytest.raises(UncertainError):
