@@ -110,7 +110,6 @@ def test_what_does_not_work_is_seen(
         Case("not-dumped", "", {"on_crash": "preserve"}, "preserved", (kdump,)),
         Case("not-reset", "", {"on_crash": "ignore"}, "running-on", (was_reset,)),
         Case("not-destroyed", "", {"on_crash": "preserve"}, "destroyed", ()),
-        Case("not-unseen", "", {"on_crash": "preserve"}, "", (stays_panicked,)),
     )
     monkeypatch.setattr(story, "CASES", wrong)
     monkeypatch.setattr(story, "_CASE_SECONDS", 2.0)
