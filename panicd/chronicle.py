@@ -105,16 +105,20 @@ class Chronicle:
         Raises:
             JournalError: it could not be written, and panicd is not to act without.
         """
-        async with self._committing:
+        with trio.CancelScope(shield=True):  # whoever has it is cancelled too, and lets it go
+            await self._committing.acquire()
+        try:
             if self._pending:
+                # From here to the journal's queue nothing waits: what is cancelled now is written.
                 entries, self._pending = self._pending, []
-                try:
-                    await self._keeping.journal.append(self.incident.id, *entries)
-                except JournalError as error:
-                    self._pending = [*entries, *self._pending]
-                    self._log.error("the journal can't be written", problem=str(error))
-                    if self._keeping.journal_failure() is JournalFailure.PRESERVE:
-                        raise
+                await self._keeping.journal.append(self.incident.id, *entries)
+        except JournalError as error:
+            self._pending = [*entries, *self._pending]
+            self._log.error("the journal can't be written", problem=str(error))
+            if self._keeping.journal_failure() is JournalFailure.PRESERVE:
+                raise
+        finally:
+            self._committing.release()
 
     @property
     def now(self) -> float:

@@ -184,11 +184,14 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
 
     config = context.load()
     configure(level=log_level)
+    problems: list[str] = []
     try:
         daemon = Daemon(context.config_file, config, dry_run=dry_run)
         trio.run(daemon.run)
     except* (ConfigError, ControlSocketError, HttpBindError, JournalError, OSError) as errors:
-        _fail("; ".join(str(error) for error in _leaves(errors)))
+        problems += map(str, _leaves(errors))
+    if problems:  # what is raised within except* comes out in a group
+        _fail("; ".join(problems))
 
 
 @main.command()

@@ -44,6 +44,9 @@ async def _take_up_or_park(services: Services, chronicle: Chronicle) -> None:
 
 
 async def _take_up(services: Services, chronicle: Chronicle) -> None:
+    await chronicle.commit()  # what could not be written before
+    if not chronicle.incident.is_open:
+        return
     match recover(chronicle.incident, GONE):
         case End(ending=ending):
             await _close(chronicle, ending)

@@ -12,6 +12,7 @@ from panicd.chronicle import Chronicle, Keeping
 from panicd.executor import Course, Executor
 from panicd.fleet import Domain, Fleet
 from panicd.host.config import Config
+from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
 from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
@@ -219,7 +220,11 @@ class Responder:
         chronicle.note_repeats()
         chronicle.note(Closed(self._now, ending, detail))
         self._domain.chronicle = None
-        await chronicle.commit()
+        try:
+            await chronicle.commit()
+        except JournalError:  # its end is still to be written, whatever becomes of the domain
+            self._services.waiting.park(chronicle)
+            raise
 
     def _situation(self, run_state: RunState | None) -> Situation:
         services, domain, now = self._services, self._domain, self._now

@@ -184,7 +184,7 @@ class Supervisor:
         """Go on with the incident that waits for this domain, and see whether it is panicked."""
         domain, session = self._domain, self._session
         domain.policy = self._services.config().policy_for(domain.name, domain.uuid or None)
-        domain.chronicle = self._services.waiting.claim(session.process, domain.key)
+        await self._claim_incident()
         if domain.chronicle is not None:
             began_on = domain.chronicle.incident.opened.process
             # Behind a proxy neither is known; then the VM's identity has to do.
@@ -196,6 +196,15 @@ class Supervisor:
         if domain.chronicle is None and session.run_state is RunState.GUEST_PANICKED:
             await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
         await self._apply_policy()
+
+    async def _claim_incident(self) -> None:
+        """Take the incident that waits for this domain; what is not yet written of it, is now."""
+        domain, is_claimed = self._domain, False
+        while not is_claimed:
+            domain.chronicle = self._services.waiting.claim(self._session.process, domain.key)
+            if domain.chronicle is not None:
+                await domain.chronicle.commit()
+            is_claimed = domain.chronicle is None or domain.chronicle.incident.is_open
 
     async def _wait(self) -> None:
         """Wait for an event and take it; an ignored panic that stays quiet is over."""

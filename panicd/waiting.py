@@ -46,7 +46,8 @@ class WaitingRoom:
         has_returned: tells whether the domain of an incident is connected through a new QEMU.
 
     Attributes:
-        orphans: receives each incident whose QEMU has ended; it waits here no longer.
+        orphans: receives each incident whose QEMU has ended, or that is over and only has to be
+            written; it waits here no longer.
     """
 
     def __init__(
@@ -65,13 +66,13 @@ class WaitingRoom:
             chronicle: the incident's.
             is_orphan: its QEMU is known to have ended; it may be relaunched.
         """
-        place = self._waiting[chronicle.incident.id] = _Place(chronicle)
         opened, deadline = chronicle.incident.opened, return_deadline(chronicle)
-        process = ProcessIdentity.parse(opened.process)
         if deadline is not None and self._has_returned(opened):
-            # It was faster than the end of the command that brought it back.
-            self._nursery.start_soon(self._end_wait, place)
-        elif deadline is not None:
+            self._end_wait(chronicle)
+            return
+        place = self._waiting[chronicle.incident.id] = _Place(chronicle)
+        process = ProcessIdentity.parse(opened.process)
+        if deadline is not None:
             self._nursery.start_soon(self._give_up_at, place, deadline)
         elif process is not None and not is_orphan:
             self._nursery.start_soon(self._hand_over_when_ended, place, process)
@@ -110,14 +111,13 @@ class WaitingRoom:
             del self._waiting[place.chronicle.incident.id]
             self._orphaned.send_nowait(place.chronicle)
 
-    async def _end_wait(self, place: _Place) -> None:
-        chronicle, index = place.chronicle, place.chronicle.incident.step_in_progress
+    def _end_wait(self, chronicle: Chronicle) -> None:
+        """End the wait for a domain that was faster than the command that brought it back."""
+        index = chronicle.incident.step_in_progress
         assert index is not None, "it awaits its domain's return"
-        if self.withdraw(chronicle):
-            chronicle.end(index, StepResult(Outcome.DONE))
-            chronicle.note(Closed(self._clock(), Ending.RELAUNCHED))
-            with suppress(JournalError):  # told of where it is found
-                await chronicle.commit()
+        chronicle.end(index, StepResult(Outcome.DONE))
+        chronicle.note(Closed(self._clock(), Ending.RELAUNCHED))
+        self._orphaned.send_nowait(chronicle)
 
     async def _give_up_at(self, place: _Place, deadline: float) -> None:
         chronicle = place.chronicle
@@ -129,7 +129,7 @@ class WaitingRoom:
         detail = "the domain did not come back in time"
         chronicle.note(StepEnded(self._clock(), index, Outcome.FAILED, detail))
         chronicle.note(Settled(self._clock(), State.FAILED))
-        with suppress(JournalError):  # told of where it is found
+        with suppress(JournalError):  # told of where it is found, and written when it is claimed
             await chronicle.commit()
 
 

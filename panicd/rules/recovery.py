@@ -14,6 +14,7 @@ from panicd.rules.incident import Ending, Incident, Outcome, State
 from panicd.rules.on_crash import Action
 from panicd.rules.plan import (
     AnyStep,
+    AwaitQuiet,
     AwaitReturn,
     Cont,
     Dump,
@@ -181,10 +182,11 @@ def _still_panicked(
 def _running(incident: Incident, step: AnyStep | None) -> Recovery:
     if _begun(incident, SystemReset) is not None:
         return End(Ending.RESTARTED)
-    if isinstance(step, Cont):
+    ignored = incident.action is Action.IGNORE and incident.plan is not None
+    if isinstance(step, Cont) and not ignored:
         return End(_let_run(incident))
-    if incident.action is Action.IGNORE and incident.plan and not incident.plan.steps:
-        return GoOn(0)
+    if incident.plan and ignored and (isinstance(step, Cont) or not incident.plan.steps):
+        return GoOn(len(incident.plan.steps))
     return End(Ending.FOREIGN_RESUME)
 
 
@@ -200,11 +202,16 @@ def _made_for_stopped_guest(incident: Incident) -> bool:
 
 
 def _unfinished(incident: Incident, index: int) -> int:
-    """Return the step to go on with: a step that was begun, unless it is a dump that is done."""
+    """Return the step to go on with: the one that was begun.
+
+    A dump that is done is not made again; one that is not may still be under way in QEMU.
+    """
     assert incident.plan is not None
+    if not isinstance(incident.plan.steps[index], Dump):
+        return index
     record = incident.steps.get(index)
     done = record is not None and record.outcome is Outcome.DONE
-    return index + 1 if done and isinstance(incident.plan.steps[index], Dump) else index
+    return index + 1 if done else _index_of(incident, AwaitQuiet)
 
 
 def _let_go(incident: Incident) -> bool:

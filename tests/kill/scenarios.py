@@ -52,6 +52,7 @@ class Scenario:
         arguments: How the real QEMU's command line differs; None: this one is for the fake only.
         refused: Commands that QEMU refuses, always.
         runs_on: The guest is not stopped by its panic: nobody can know of it who did not hear it.
+        reset_leaves_no_trace: A QEMU whose run state does not tell that it was reset.
         hangs: QEMU stands still from its guest's panic on.
         relaunch: The domain has a relaunch command, which starts a QEMU of the same UUID.
     """
@@ -66,6 +67,7 @@ class Scenario:
     arguments: tuple[str, ...] | None = ()
     refused: tuple[str, ...] = ()
     runs_on: bool = False
+    reset_leaves_no_trace: bool = False
     hangs: bool = False
     relaunch: bool = False
 
@@ -148,6 +150,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         {"on_crash": "restart"},
         RESTARTED,
         machine={"profile": QEMU_2_5},
+        reset_leaves_no_trace=True,
         arguments=None,
     ),
     Scenario(
@@ -155,6 +158,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         {"on_crash": "restart"},
         RESTARTED,
         machine={"profile": QEMU_1_6},
+        reset_leaves_no_trace=True,
         arguments=None,
     ),
     Scenario(
@@ -162,6 +166,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         {"on_crash": "ignore", "fallback": "restart"},
         RESTARTED,
         machine={"profile": QEMU_1_6},
+        reset_leaves_no_trace=True,
         arguments=None,
     ),
     Scenario(

@@ -93,7 +93,7 @@ def judge(scenario: Scenario, evidence: Evidence) -> list[str]:
     found: dict[str, object] = {
         "became": [became(incident) for incident in evidence.journal],
         "guest": evidence.guest,
-        "commands": _needed(evidence),
+        "commands": _needed(scenario, evidence),
         "dumps": [path.name for path in evidence.files],
     }
     expected: dict[str, object] = {
@@ -130,7 +130,7 @@ def judge_dead_qemu(scenario: Scenario, evidence: Evidence) -> list[str]:
     restart that is counted and did not happen.
     """
     endings = [became(incident) for incident in evidence.journal]
-    commands = _needed(evidence)
+    commands = _needed(scenario, evidence)
     violations = []
     if len(endings) != 1 or evidence.journal[0].is_open:
         violations.append(f"became: {endings}, and not one that has ended")
@@ -163,9 +163,16 @@ def has_begun(incident: Incident, kind: type[AnyStep]) -> bool:
     return plan is not None and any(isinstance(plan.steps[i], kind) for i in incident.steps)
 
 
-def _needed(evidence: Evidence) -> list[str]:
-    """Return the commands, without a dump that had to be begun anew: it was not complete."""
+def _needed(scenario: Scenario, evidence: Evidence) -> list[str]:
+    """Return the commands, without those that were given twice and had to be.
+
+    A dump that was not complete is begun anew. A reset that leaves no trace is made again where its
+    result was not recorded: that is right whether it had been made or not, for the guest has not
+    run since, and a ``cont`` alone would be right in one case only.
+    """
     commands = [name for name in evidence.commands if name not in PREPARING]
     if commands.count(DUMP) == 2 and evidence.struck and not evidence.dumped_at_blow:
         commands.remove(DUMP)
+    if commands.count("system_reset") == 2 and evidence.struck and scenario.reset_leaves_no_trace:
+        commands.remove("system_reset")
     return commands

@@ -149,9 +149,9 @@ TABLE = [
         restart                Cont ?            | restarted, again | SystemReset | restarted, again
         restart                Cont unknown      | restarted, again | SystemReset | restarted, again
         restart                 Cont done         | restarted, again
-        coredump-restart        Dump ?            | Dump
-        coredump-restart        Dump unknown      | Dump
-        coredump-restart        Dump failed       | Dump
+        coredump-restart        Dump ?            | AwaitQuiet
+        coredump-restart        Dump unknown      | AwaitQuiet
+        coredump-restart        Dump failed       | AwaitQuiet
         coredump-restart        Dump done         | SystemReset
         coredump-preserve       Dump done         | conclude
         destroy                 -                 | EnsureStopped
@@ -183,7 +183,7 @@ TABLE = [
         relaunch                Kill ?            | foreign-resume
         coredump-preserve       Dump done         | foreign-resume
         ignore                  -                 | foreign-resume
-        ignore                  Cont ?            | ran-on
+        ignore                  Cont ?            | conclude
         release                 Cont ?            | released
         ignore-running          -                 | conclude
         coredump-ignore-running EnsureStopped ?   | foreign-resume
