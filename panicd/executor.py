@@ -71,6 +71,15 @@ _AFTER_FAILURE: Final = {
     OnFailure.PRESERVE: Course.PRESERVE,
 }
 
+
+class _OvertakenError(Exception):
+    """Somebody else has changed what was to be acted on."""
+
+    def __init__(self, course: Course) -> None:
+        super().__init__(course.value)
+        self.course = course
+
+
 DumpMaker = Callable[[Session, Dump], Awaitable[FinishedDump]]
 EvidenceTaker = Callable[[Session, Collect], Awaitable[str]]
 
@@ -114,16 +123,16 @@ class Executor:
     async def run(self, plan: Plan, first: int = 0) -> Course:
         """Carry out a plan from step ``first`` on."""
         for index, step in enumerate(plan.steps[first:], first):
-            await self._session.drain()
-            if self._session.seen.resets > self._resets:
-                return Course.RESET_BY_OTHERS
-            if self._session.seen.resumes > self._resumes:
-                return Course.RESUMED_BY_OTHERS
             self._record.begin(index)
             if isinstance(step, AwaitReturn):
                 await self._record.commit()
                 return Course.AWAITING_RETURN
-            result = await self._carry_out(step)
+            try:
+                await self._look()
+                result = await self._carry_out(step)
+            except _OvertakenError as overtaken:
+                self._record.end(index, StepResult(Outcome.SKIPPED, str(overtaken)))
+                return overtaken.course
             self._record.end(index, result)
             if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
                 continue
@@ -133,6 +142,23 @@ class Executor:
                 return Course.INTERRUPTED
             return _AFTER_FAILURE[step.on_failure]
         return Course.COMPLETED
+
+    async def _look(self) -> None:
+        """See that the guest still is the panicked one that was decided about.
+
+        Raises:
+            _OvertakenError: it is not.
+        """
+        await self._session.drain()
+        if self._session.seen.resets > self._resets:
+            raise _OvertakenError(Course.RESET_BY_OTHERS)
+        if self._session.seen.resumes > self._resumes:
+            raise _OvertakenError(Course.RESUMED_BY_OTHERS)
+
+    async def _commit_and_look(self) -> None:
+        """Make durable what was told so far; that takes a moment, so look at the guest again."""
+        await self._record.commit()
+        await self._look()
 
     def _cut_off(self, step: AnyStep) -> bool:
         """Whether the session is gone that the steps after this one need."""
@@ -204,7 +230,7 @@ class Executor:
         return StepResult(Outcome.DONE, waited_for and f"waited for {waited_for}")
 
     async def _dump(self, step: Dump) -> StepResult:
-        await self._record.commit()
+        await self._commit_and_look()
         self._on_command()
         try:
             dump = await self._make_dump(self._session, step)
@@ -258,7 +284,7 @@ class Executor:
     async def _signal(self, number: signal.Signals, step: Terminate | Kill) -> StepResult:
         if self._session.has_gone():
             return StepResult(Outcome.SKIPPED, "the process is gone")
-        await self._record.commit()
+        await self._commit_and_look()
         self._on_command()
         try:
             self._session.peer.send_signal(number)
@@ -276,7 +302,7 @@ class Executor:
         return await run_relaunch(step, self._environment)
 
     async def _command(self, name: str, timeout: float) -> None:
-        await self._record.commit()
+        await self._commit_and_look()
         self._on_command()
         await self._session.execute(name, timeout=timeout)
 

@@ -101,6 +101,16 @@ class Responder:
         self._session = session
         self.acting = False
         self.heard_at: float | None = None
+        self._let_go_before = 0
+
+    @property
+    def guest_was_let_go(self) -> bool:
+        """Whether anybody has reset the guest or let it run since the plan was begun with."""
+        return self._times_let_go > self._let_go_before
+
+    @property
+    def _times_let_go(self) -> int:
+        return self._session.seen.resets + self._session.seen.resumes
 
     @property
     def _chronicle(self) -> Chronicle:
@@ -300,6 +310,7 @@ class Responder:
             on_command=self._note_reaction,
         )
         self.acting = True
+        self._let_go_before = self._times_let_go
         try:
             return await executor.run(incident.plan, index)
         finally:

@@ -6,7 +6,7 @@ repeat of the one that is acted on.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
@@ -76,6 +76,7 @@ class Supervisor:
         self._domain = domain
         self._stale_policy = False
         self._wishes: deque[Wish] = deque()
+        self._next_panic: Heard | None = None
 
     async def run(self, session: Session) -> Cause:
         """Look after the domain until its session ends.
@@ -95,7 +96,10 @@ class Supervisor:
         try:
             await self._take_up()
             while not session.ended:
-                if self._stale_policy:
+                if self._next_panic is not None and not self._responder.acting:
+                    heard, self._next_panic = self._next_panic, None
+                    await self._panicked(heard)
+                elif self._stale_policy:
                     await self._apply_policy()
                 elif self._wishes:
                     await session.drain()
@@ -124,11 +128,11 @@ class Supervisor:
         """Deal with an event; called for each, in order."""
         if self._responder.acting:
             if isinstance(heard.event, GuestPanickedEvent):
-                self._chronicle.repeat(heard.count)
+                self._heard_while_acting(heard)
             return
         match heard.event:
             case GuestPanickedEvent():
-                await self._panicked(heard.event, heard)
+                await self._panicked(heard)
             case ResumeEvent():
                 await self._resumed()
             case ResetEvent(guest=guest):
@@ -218,8 +222,18 @@ class Supervisor:
         else:
             await self._responder.close(Ending.RAN_ON)
 
-    async def _panicked(self, event: GuestPanickedEvent, heard: Heard) -> None:
-        responder = self._responder
+    def _heard_while_acting(self, heard: Heard) -> None:
+        """Take a panic for a repeat, unless the guest was let run since: then it comes next."""
+        if not self._responder.guest_was_let_go:
+            self._chronicle.repeat(heard.count)
+        elif self._next_panic is None:
+            self._next_panic = heard
+        else:
+            self._next_panic = replace(heard, count=self._next_panic.count + heard.count)
+
+    async def _panicked(self, heard: Heard) -> None:
+        event, responder = heard.event, self._responder
+        assert isinstance(event, GuestPanickedEvent)
         responder.heard_at = heard.at
         chronicle = self._domain.chronicle
         if chronicle is None:

@@ -160,6 +160,7 @@ class _Trial:
             if self._scenario.request is not None:
                 await self._subject.panic()
                 await self._wait_journal(lambda journal: [*map(became, journal)] == ["preserved"])
+                await self._daemon.call("status")  # its answer comes once it has passed that point
             already = list(self._subject.carried_out)
             self._gate.watch(FIRST if self._scenario.hangs else self._first_stop())
             if self._scenario.request is None:

@@ -88,8 +88,9 @@ def judge(scenario: Scenario, evidence: Evidence) -> list[str]:
     """Return what is wrong with a case; nothing, where nothing is."""
     result = wanted(scenario, evidence)
     if result is None:
-        lost = not evidence.journal and not evidence.commands
-        return [] if lost else [f"nothing was known, and yet {evidence.commands} was done"]
+        done = _needed(scenario, evidence)
+        lost = not evidence.journal and not done
+        return [] if lost else [f"nothing was known, and yet {done} was done"]
     found: dict[str, object] = {
         "became": [became(incident) for incident in evidence.journal],
         "guest": evidence.guest,
