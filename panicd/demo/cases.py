@@ -6,8 +6,8 @@ from typing import Final
 
 from panicd.demo.daemon import DaemonProcess
 from panicd.demo.proofs import (
+    compressed_dump,
     elf_dump,
-    kdump,
     never_stopped,
     process_gone,
     relaunched,
@@ -79,21 +79,21 @@ CASES: Final = (
         "the guest's memory is dumped; QEMU is ended",
         {"on_crash": "coredump-destroy"},
         "destroyed",
-        (kdump, process_gone(0)),
+        (compressed_dump, process_gone(0)),
     ),
     Case(
         "coredump-restart",
         "the guest's memory is dumped; the guest is reset and boots",
         {"on_crash": "coredump-restart"},
         "restarted",
-        (kdump, was_reset, runs),
+        (compressed_dump, was_reset, runs),
     ),
     Case(
         "coredump-ignore",
         "the guest's memory is dumped; the guest goes on where it was",
         {"on_crash": "coredump-ignore"},
         "running-on",
-        (kdump, was_resumed, runs),
+        (compressed_dump, was_resumed, runs),
     ),
     Case(
         "hung",

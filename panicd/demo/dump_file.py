@@ -1,18 +1,20 @@
 """Looks into a guest memory dump without panicd's help: is it what it should be, and whole?
 
-Sources: elf(5) for ``elf``; for ``kdump-*`` makedumpfile's flattened format (makedumpfile(8),
-``-F``; its ``makedumpfile_header``), in which QEMU writes to a pipe.
+Sources: elf(5); RFC 8878 for what is compressed by zstd.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 from typing import Final
 
-_FLAT_HEADER_SIZE: Final = 4096
-_PIECE: Final = struct.Struct(">qq")  # offset and size of the piece that follows
-_THE_END: Final = _PIECE.pack(-1, -1)
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 _ELF_HEADER_SIZE: Final = 64
 _PT_LOAD: Final = 1
 _PROGRAM_HEADER: Final = struct.Struct("<IIQQQQQQ")
@@ -22,26 +24,8 @@ class DamagedDumpError(Exception):
     """The file is not a complete dump."""
 
 
-def check_kdump(path: Path) -> str:
-    """Return how a flattened kdump begins and ends, in words.
-
-    Raises:
-        DamagedDumpError: It does not begin and end as one.
-        OSError: It can't be read.
-    """
-    content = path.read_bytes()
-    if content[:12] != b"makedumpfile":
-        raise DamagedDumpError(f"begins with {content[:12]!r}")
-    first_piece = _FLAT_HEADER_SIZE + _PIECE.size
-    if content[first_piece : first_piece + 8] != b"KDUMP   ":
-        raise DamagedDumpError("holds no kdump header")
-    if content[-_PIECE.size :] != _THE_END:
-        raise DamagedDumpError("has no end mark")
-    return "headers 'makedumpfile' and 'KDUMP', end mark"
-
-
 def read_elf_memory(path: Path, address: int, size: int) -> bytes:
-    """Return guest memory from an ELF core.
+    """Return guest memory from an ELF core, which may be compressed.
 
     Args:
         path: The dump.
@@ -52,7 +36,7 @@ def read_elf_memory(path: Path, address: int, size: int) -> bytes:
         DamagedDumpError: It is no ELF core, or is cut short, or does not hold that memory.
         OSError: It can't be read.
     """
-    content = path.read_bytes()
+    content = _content(path)
     if content[:4] != b"\x7fELF":
         raise DamagedDumpError(f"begins with {content[:4]!r}")
     if len(content) < _ELF_HEADER_SIZE:
@@ -74,3 +58,13 @@ def read_elf_memory(path: Path, address: int, size: int) -> bytes:
     if not wanted:
         raise DamagedDumpError(f"does not hold the memory at {address:#x}")
     return wanted
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix != ".zst":
+        return content
+    try:
+        return zstd.decompress(content)
+    except zstd.ZstdError as error:
+        raise DamagedDumpError(f"can't be decompressed: {error}") from error

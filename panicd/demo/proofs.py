@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from panicd.demo.dump_file import check_kdump, read_elf_memory
+from panicd.demo.dump_file import read_elf_memory
 from panicd.demo.guests import COUNTER_ADDRESS
 from panicd.demo.qemu import Watched
 from panicd.demo.qmp import connect_qmp
@@ -74,10 +74,12 @@ async def never_stopped(scene: Scene) -> str:
     return "no STOP: it was never stopped"
 
 
-async def kdump(scene: Scene) -> str:
-    """There is a complete kdump."""
+async def compressed_dump(scene: Scene) -> str:
+    """There is a complete ELF core, compressed."""
     path = _dump(scene)
-    return f"{_described(scene, path)}: {check_kdump(path)}"
+    memory = read_elf_memory(path, COUNTER_ADDRESS, _COUNTER_SIZE)
+    counter = int.from_bytes(memory, "little")
+    return f"{_described(scene, path)}: an ELF core, with the guest's counter at {counter:,}"
 
 
 async def elf_dump(scene: Scene) -> str:
@@ -106,7 +108,7 @@ async def _runs(vm: Watched) -> str:
 def _dump(scene: Scene) -> Path:
     folder = scene.directory / COREDUMPS / scene.case.name
     files = list(folder.iterdir()) if folder.exists() else []
-    if len(files) != 1 or files[0].suffix not in {".elf", ".kdump"}:
+    if len(files) != 1 or files[0].suffix not in {".elf", ".zst"}:
         raise UnprovenError(f"no finished dump in {folder}, but {[file.name for file in files]}")
     _expect("mode", f"{stat.S_IMODE(files[0].stat().st_mode):o}", "600")
     return files[0]

@@ -1,10 +1,15 @@
-"""Where finished dumps lie: names, free space, and which are kept.
+"""Where dumps lie: names, free space, unfinished files, and which finished ones are kept.
 
 A dump is ``DIRECTORY/DOMAIN/INCIDENT.SUFFIX``. It bears ``.partial`` until it is complete, so a
-file without it is one that can be trusted, whatever became of panicd meanwhile.
+file without it is one that can be trusted, whatever became of panicd meanwhile. Whoever writes a
+partial file holds a lock on it (flock(2)); one that nobody holds was left by a panicd that was
+killed, and is removed before the next dump.
 """
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,11 +20,14 @@ from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 PARTIAL: Final = ".partial"
 SUFFIXES: Final[dict[DumpFormat, str]] = {
     DumpFormat.ELF: ".elf",
+    DumpFormat.ELF_ZSTD: ".elf.zst",
     DumpFormat.KDUMP_ZLIB: ".kdump",
     DumpFormat.KDUMP_LZO: ".kdump",
     DumpFormat.KDUMP_SNAPPY: ".kdump",
 }
 MAX_FOLDER_NAME: Final = 128  # bytes; a file system's limit is 255
+LOOP: Final = 24 * 3600.0
+"""Seconds: dumps of one domain no further apart are taken for those of one crash loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +63,113 @@ def dump_path(settings: CoredumpSettings, domain: str, incident: str, kind: Dump
     return settings.directory / folder_name(domain) / f"{incident}{SUFFIXES[kind]}"
 
 
-def retire(settings: CoredumpSettings, newest: Path) -> list[Path]:
-    """Remove the dumps that are one too many, oldest first, and return them.
+@contextmanager
+def partial_file(path: Path) -> Iterator[int]:
+    """Open and lock a fresh file beside ``path``; in the end it is gone, or has got its name.
 
-    A domain keeps its ``keep`` newest, the host at most ``max_total`` bytes; the dump that was
-    just made always stays.
+    Raises:
+        OSError: it can't be made.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = _create_locked(_partial(path))
+    try:
+        yield file
+    finally:
+        _partial(path).unlink(missing_ok=True)
+        os.close(file)
+
+
+def give_name(path: Path) -> None:
+    """Give a partial file that is complete and durable its name, and make that durable.
+
+    Raises:
+        OSError: it can't be renamed.
+    """
+    _partial(path).rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_abandoned(directory: Path) -> list[Path]:
+    """Remove the partial files that nobody writes any more, and return them.
+
+    Raises:
+        OSError: one could not be removed.
+    """
+    removed = []
+    for partial in directory.glob(f"*/*{PARTIAL}"):
+        try:
+            file = os.open(partial, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink(missing_ok=True)
+            removed.append(partial)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(file)
+    return removed
+
+
+def retire(settings: CoredumpSettings, newest: Path) -> list[Path]:
+    """Remove the dumps that are one too many, and return them.
+
+    A domain keeps its ``keep`` newest. In a crash loop the first panic tells most, so where two or
+    more are kept, the oldest of the last ``LOOP`` seconds takes the place of the oldest of those.
+    The host keeps at most ``max_total`` bytes, of which the oldest dumps go first; the dump that
+    was just made always stays.
 
     Raises:
         OSError: a dump could not be removed.
     """
-    removed = _oldest_first(newest.parent)[: -settings.keep]
+    own = _oldest_first(newest.parent)
+    kept_of_own = own[-settings.keep :]
+    since = newest.stat().st_mtime - LOOP
+    first = next(path for path in own if path.stat().st_mtime >= since)
+    if settings.keep > 1 and first not in kept_of_own:
+        kept_of_own[0] = first
+    removed = [path for path in own if path not in kept_of_own]
     kept = [path for path in _oldest_first(settings.directory) if path not in removed]
-    excess = sum(path.stat().st_size for path in kept) - settings.max_total
+    excess = sum(_allocated(path) for path in kept) - settings.max_total
     for path in kept:
-        if excess <= 0 or path == newest:
+        if excess <= 0:
             break
-        excess -= path.stat().st_size
-        removed.append(path)
+        if path != newest:
+            excess -= _allocated(path)
+            removed.append(path)
     for path in removed:
         path.unlink()
     return removed
 
 
+def _create_locked(path: Path) -> int:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file).st_nlink:
+            return file
+        os.close(file)  # taken for an abandoned one before it was locked
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL)
+
+
+def _allocated(path: Path) -> int:
+    """Return the bytes that a file takes on the disk, which holes in it don't."""
+    stat = path.stat()
+    return min(stat.st_size, stat.st_blocks * 512)
+
+
 def _oldest_first(directory: Path) -> list[Path]:
     """Return the finished dumps below a directory; an incident's id sorts by its time."""
-    suffixes = set(SUFFIXES.values())
+    suffixes = tuple(SUFFIXES.values())
     return sorted(
-        (path for path in directory.rglob("*") if path.suffix in suffixes),
-        key=lambda path: (path.stem, path),
+        (path for path in directory.rglob("*") if path.name.endswith(suffixes)),
+        key=lambda path: (path.name.split(".")[0], path),
     )

@@ -162,7 +162,7 @@ def _dump(policy: Policy, capability: Capability) -> Dump:
     return Dump(
         policy.coredump.timeout,
         OnFailure.PRESERVE if policy.coredump.required else OnFailure.CONTINUE,
-        wanted if wanted in capability.dump_formats else DumpFormat.ELF,
+        wanted if wanted.of_qemu in capability.dump_formats else DumpFormat.ELF,
     )
 
 

@@ -18,12 +18,22 @@ class PanicNotifier(StrEnum):
 
 
 class DumpFormat(StrEnum):
-    """QAPI ``DumpGuestMemoryFormat``: those that QEMU can write to a pipe."""
+    """What a dump is written as.
+
+    QAPI ``DumpGuestMemoryFormat``, those that QEMU can write to a pipe; and ``elf-zstd``, which is
+    panicd's own: QEMU's ``elf``, compressed on its way.
+    """
 
     ELF = "elf"
+    ELF_ZSTD = "elf-zstd"
     KDUMP_ZLIB = "kdump-zlib"
     KDUMP_LZO = "kdump-lzo"
     KDUMP_SNAPPY = "kdump-snappy"
+
+    @property
+    def of_qemu(self) -> str:
+        """What QEMU is asked for."""
+        return "elf" if self is DumpFormat.ELF_ZSTD else self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +72,17 @@ class CoredumpSettings:
 
     Attributes:
         directory: where finished dumps lie, one folder a domain.
-        format: what QEMU is asked to write.
+        format: what a dump is written as.
         timeout: after this long a dump is given up.
-        keep: finished dumps kept of each domain, at least 1.
+        keep: finished dumps kept of each domain, at least 1; of two or more, one is the first of a
+            crash loop.
         max_total: what the dumps of all domains may take together.
         min_free: what stays free on the file system.
         required: without a complete dump the guest is preserved and the action not taken.
     """
 
     directory: Path
-    format: DumpFormat = DumpFormat.KDUMP_ZLIB
+    format: DumpFormat = DumpFormat.ELF_ZSTD
     timeout: float = 1800.0
     keep: int = 2
     max_total: int = 50 * 2**30

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from signal import Signals
-from typing import Any
 from unittest.mock import patch
 
 from qemu.qmp.message import Message
@@ -25,7 +24,8 @@ import panicd.executor
 import panicd.orphans
 from panicd.cli import main
 from panicd.host.journal import Journal
-from panicd.qemu import coredump, monitor
+from panicd.qemu import dump_writer, monitor
+from panicd.qemu.dump_directory import give_name
 from panicd.qemu.process import Peer
 from panicd.relaunch import run_relaunch
 from panicd.rules.incident import AnyEntry, StepBegun, StepEnded, StepResult
@@ -55,7 +55,7 @@ def _install(gates: Gates, stack: ExitStack) -> None:
     stop_at = gates.stop_at
     append, append_operation = Journal.append, Journal.append_operation
     execute_all, do_send = monitor.Monitor.execute_all, monitor._Client._do_send
-    send_signal, finish_dump = Peer.send_signal, coredump._finish
+    send_signal = Peer.send_signal
 
     async def gated_append(self: Journal, incident_id: str, *entries: AnyEntry) -> None:
         what = "+".join(map(_name_of, entries))
@@ -93,9 +93,9 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         stop_at("answered relaunch")
         return result
 
-    def gated_finish(*arguments: Any) -> None:
+    def gated_give_name(path: Path) -> None:
         stop_at("before dump-named")
-        finish_dump(*arguments)
+        give_name(path)
         stop_at("after dump-named")
 
     for owner, name, gated in (
@@ -106,7 +106,7 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         (Peer, "send_signal", gated_signal),
         (panicd.executor, "run_relaunch", gated_relaunch),
         (panicd.orphans, "run_relaunch", gated_relaunch),
-        (coredump, "_finish", gated_finish),
+        (dump_writer, "give_name", gated_give_name),
     ):
         stack.enter_context(patch.object(owner, name, gated))
 

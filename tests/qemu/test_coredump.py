@@ -1,224 +1,486 @@
-"""Guest memory in a file: complete under its name, or not there at all."""
+"""Memory dumps of real QEMUs: what they hold, and what is left of those that can't be made."""
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import stat
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from panicd.qemu import dump_checks, dump_writer
 from panicd.qemu.coredump import (
-    MAGIC,
     DumpError,
     DumpFailure,
+    DumpProgress,
     FinishedDump,
     dump_guest_memory,
 )
-from panicd.qemu.dump_directory import PARTIAL, dump_path, folder_name, retire
-from panicd.qemu.monitor import SessionLostError
+from panicd.qemu.dump_directory import Space
+from panicd.qemu.event_buffer import Heard
+from panicd.qemu.monitor import (
+    Command,
+    CommandError,
+    Monitor,
+    SessionLostError,
+    event_loop,
+    open_monitor,
+)
+from panicd.qemu.probe import probe
+from panicd.qemu.process import Peer, is_qemu_program
 from panicd.qemu.session import Session
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
-from tests.parts.background import background
-from tests.parts.fake import FakeQemu
-from tests.parts.profile import QEMU_1_7, QEMU_2_5, QEMU_7_2, Profile, RunState
-from tests.parts.sessions import open_session
+from tests.parts.qemu import RealQemu
 
-INCIDENT = "20260101T000000-0123abcd"
-MEMORY = 3 << 20
-"""Bytes of guest memory: more than a pipe holds."""
+pytestmark = pytest.mark.real
+
+MIB = 1 << 20
+MEMORY = 16 * MIB
+NOISE = os.urandom(12 * MIB)
+"""What most of a guest's memory is filled with, so that it does not compress."""
+
+INCIDENT = "20260101T000000-abcd"
+MAGIC = {
+    DumpFormat.ELF: b"\x7fELF",
+    DumpFormat.ELF_ZSTD: b"\x28\xb5\x2f\xfd",
+    DumpFormat.KDUMP_ZLIB: b"KDUMP   ",
+}
+OFFERED = tuple(MAGIC)
+"""The formats that every QEMU from 2.0 on can write."""
+
+
+async def ignore(_heard: Heard) -> None:
+    """Listen to events, and do nothing."""
+
+
+@asynccontextmanager
+async def session_with(vm: RealQemu) -> AsyncIterator[Session]:
+    """A session as the daemon has it."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock.connect(str(vm.socket))
+    with Peer(sock, is_qemu_program) as peer:
+        async with open_monitor(sock, timeout=10) as monitor:
+            answers = await probe(monitor, None, timeout=10)
+            yield Session.from_probe(monitor, peer, answers, ignore)
+
+
+@asynccontextmanager
+async def stopped_vm(socket_dir: Path, name: str = "vm") -> AsyncIterator[RealQemu]:
+    """A VM whose guest does not run, its memory full of noise. Inside ``event_loop()``."""
+    noise = socket_dir / "noise"
+    noise.write_bytes(NOISE)
+    loaded = ("-device", f"loader,file={noise},addr={MIB:#x},force-raw=on")
+    with trio.fail_after(60):
+        async with (
+            event_loop(),
+            RealQemu.start(socket_dir, paused=True, name=name, extra=loaded) as vm,
+        ):
+            yield vm
+
+
+@asynccontextmanager
+async def stopped_guest(socket_dir: Path) -> AsyncIterator[Session]:
+    """A session with such a VM."""
+    async with stopped_vm(socket_dir) as vm, session_with(vm) as session:
+        yield session
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> CoredumpSettings:
-    return CoredumpSettings(directory=tmp_path / "dumps", min_free=FreeSpaceFloor(size=0))
+def settings(socket_dir: Path) -> CoredumpSettings:
+    return CoredumpSettings(socket_dir / "coredumps", min_free=FreeSpaceFloor())
 
 
-def fake(socket_dir: Path, profile: Profile = QEMU_7_2) -> FakeQemu:
-    return FakeQemu(
-        socket_dir / "vm.qmp", profile=profile, memory=MEMORY, state=RunState.GUEST_PANICKED
-    )
+class Hold:
+    """Holds every writer of a dump where it looks at the free space in the middle of it."""
+
+    def __init__(self) -> None:
+        self._reached = threading.Event()
+        self._release = threading.Event()
+        self._looked: set[int] = set()
+
+    def look(self, _file: int) -> Space:
+        """What is called in the place of ``space``; its first call is the look beforehand."""
+        if threading.get_ident() in self._looked:
+            self._reached.set()
+            self._release.wait(60)
+        self._looked.add(threading.get_ident())
+        return Space(1 << 40, 1 << 40)
+
+    async def reached(self) -> None:
+        """Return when a writer is held."""
+        await trio.to_thread.run_sync(self._reached.wait, 60)
+        assert self._reached.is_set()
+
+    def release(self) -> None:
+        """Let them go on."""
+        self._release.set()
+
+
+@pytest.fixture
+def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hold]:
+    hold = Hold()
+    monkeypatch.setattr(dump_writer, "space", hold.look)
+    monkeypatch.setattr(dump_writer, "SPACE_CHECK", MIB)
+    yield hold
+    hold.release()
 
 
 async def dump(
-    session: Session, settings: CoredumpSettings, kind: DumpFormat = DumpFormat.ELF
+    session: Session,
+    settings: CoredumpSettings,
+    kind: DumpFormat = DumpFormat.ELF,
+    *,
+    progress: DumpProgress | None = None,
 ) -> FinishedDump:
-    return await dump_guest_memory(session, settings, "vm", INCIDENT, kind)
+    return await dump_guest_memory(session, settings, "vm", INCIDENT, kind, progress=progress)
 
 
-def files(settings: CoredumpSettings) -> list[str]:
-    return [path.name for path in settings.directory.rglob("*") if path.is_file()]
+async def dump_fails(
+    session: Session, settings: CoredumpSettings, kind: DumpFormat = DumpFormat.ELF
+) -> DumpError:
+    """Try a dump; see that nothing is left of it, and that QEMU does as it is told again."""
+    with pytest.raises(DumpError) as caught:
+        await dump(session, settings, kind)
+    assert files(settings.directory) == []
+    await session.execute("cont")
+    return caught.value
+
+
+def files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def elf_of(dump: FinishedDump) -> bytes:
+    """The ELF core in a dump, by the command that the documentation names."""
+    if dump.path.suffix != ".zst":
+        return dump.path.read_bytes()
+    unpack = ["zstd", "--decompress", "--stdout", str(dump.path)]
+    return subprocess.run(unpack, stdout=subprocess.PIPE, check=True).stdout
+
+
+# -- what is made
+
+
+@pytest.mark.parametrize("kind", OFFERED)
+async def test_dump_is_whole_and_nobody_elses_to_read(
+    socket_dir: Path, settings: CoredumpSettings, kind: DumpFormat
+) -> None:
+    progress = DumpProgress()
+    async with stopped_guest(socket_dir) as session:
+        finished = await dump_guest_memory(
+            session, settings, "../vm", INCIDENT, kind, progress=progress
+        )
+    assert files(settings.directory) == [finished.path]
+    assert finished.path.parent.parent == settings.directory
+    assert finished.path.read_bytes().startswith(MAGIC[kind])
+    assert finished.size == finished.path.stat().st_size > len(NOISE)
+    assert stat.S_IMODE(finished.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(finished.path.parent.stat().st_mode) == 0o700
+    assert progress.received > len(NOISE)
+
+
+@pytest.mark.parametrize("kind", [DumpFormat.ELF, DumpFormat.ELF_ZSTD])
+async def test_elf_holds_the_memory(
+    socket_dir: Path, settings: CoredumpSettings, kind: DumpFormat
+) -> None:
+    async with stopped_guest(socket_dir) as session:
+        content = elf_of(await dump(session, settings, kind))
+    assert len(content) > MEMORY
+    assert NOISE in content
+
+
+async def test_progress_is_seen_while_it_goes_on(
+    socket_dir: Path, settings: CoredumpSettings, hold: Hold
+) -> None:
+    progress = DumpProgress()
+    async with stopped_guest(socket_dir) as session, trio.open_nursery() as nursery:
+        nursery.start_soon(
+            partial(dump, session, settings, DumpFormat.KDUMP_ZLIB, progress=progress)
+        )
+        await hold.reached()
+        while progress.completed == 0:
+            await trio.lowlevel.checkpoint()
+        assert progress.began is not None
+        assert progress.total is not None
+        assert 0 < progress.completed < MEMORY <= progress.total
+        assert 0 < progress.received < MEMORY
+        hold.release()
+    assert files(settings.directory) != []
+
+
+async def test_end_of_an_earlier_dump_is_not_taken_for_its_own(
+    socket_dir: Path, settings: CoredumpSettings
+) -> None:
+    async with stopped_guest(socket_dir) as session:
+        full = os.open("/dev/full", os.O_WRONLY)
+        await session.monitor.send_fd(full, "full", timeout=5)
+        os.close(full)
+        arguments = {"paging": False, "protocol": "fd:full", "begin": 0, "length": 4096}
+        with pytest.raises(CommandError, match="No space left"):
+            await session.execute("dump-guest-memory", arguments)
+        assert (await dump(session, settings)).size > MEMORY
+
+
+async def test_two_guests_are_dumped_at_once(socket_dir: Path, settings: CoredumpSettings) -> None:
+    async with (
+        stopped_vm(socket_dir, "a") as a,
+        RealQemu.start(socket_dir, paused=True, name="b") as b,
+        session_with(a) as first,
+        session_with(b) as second,
+        trio.open_nursery() as nursery,
+    ):
+        for name, session in (("a", first), ("b", second)):
+            nursery.start_soon(
+                dump_guest_memory, session, settings, name, INCIDENT, DumpFormat.ELF_ZSTD
+            )
+    finished = {
+        path.relative_to(settings.directory).as_posix() for path in files(settings.directory)
+    }
+    assert finished == {f"a/{INCIDENT}.elf.zst", f"b/{INCIDENT}.elf.zst"}
+
+
+async def test_what_a_killed_daemon_left_is_removed(
+    socket_dir: Path, settings: CoredumpSettings
+) -> None:
+    left = settings.directory / "other" / f"{INCIDENT}.elf.partial"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    async with stopped_guest(socket_dir) as session:
+        finished = await dump(session, settings)
+    assert files(settings.directory) == [finished.path]
+
+
+# -- what can't be made
+
+
+@pytest.fixture
+def small_disk(socket_dir: Path) -> Iterator[Path]:
+    """A file system of 8 MiB; skips where none can be mounted."""
+    disk = socket_dir / "small-disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "panicd-test", str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("kind", OFFERED)
+async def test_disk_that_fills_up(
+    socket_dir: Path,
+    small_disk: Path,
+    settings: CoredumpSettings,
+    kind: DumpFormat,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dump_writer, "space", lambda _file: Space(1 << 40, 1 << 40))
+    async with stopped_guest(socket_dir) as session:
+        error = await dump_fails(session, replace(settings, directory=small_disk), kind)
+    assert error.failure is DumpFailure.NO_SPACE
+    assert "No space left on device" in str(error)
+    assert files(small_disk) == []
+
+
+async def test_floor_that_is_reached(
+    socket_dir: Path, settings: CoredumpSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spaces = iter([Space(1 << 40, 1 << 40), Space(1 << 40, 5000)])
+    monkeypatch.setattr(dump_writer, "space", lambda _file: next(spaces))
+    monkeypatch.setattr(dump_writer, "SPACE_CHECK", 4 * MIB)
+    settings = replace(settings, min_free=FreeSpaceFloor(size=6000))
+    async with stopped_guest(socket_dir) as session:
+        error = await dump_fails(session, settings)
+    assert str(error) == "no-space: 1000 bytes below min_free"
+
+
+async def test_too_little_space_is_seen_beforehand(
+    socket_dir: Path, small_disk: Path, settings: CoredumpSettings
+) -> None:
+    progress = DumpProgress()
+    async with stopped_guest(socket_dir) as session:
+        with pytest.raises(DumpError, match=f"of the {MEMORY} bytes that it takes") as caught:
+            await dump(session, replace(settings, directory=small_disk), progress=progress)
+    assert caught.value.failure is DumpFailure.NO_SPACE
+    assert progress.received == 0
+    assert files(small_disk) == []
+
+
+async def test_space_that_cant_be_told_is_not_taken_for_enough(
+    socket_dir: Path, settings: CoredumpSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_file: int) -> Space:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(dump_writer, "space", fail)
+    async with stopped_guest(socket_dir) as session:
+        error = await dump_fails(session, settings)
+    assert error.failure is DumpFailure.UNWRITABLE
+
+
+async def test_directory_that_cant_be_written(socket_dir: Path, settings: CoredumpSettings) -> None:
+    file = socket_dir / "not-a-directory"
+    file.touch()
+    async with stopped_guest(socket_dir) as session:
+        error = await dump_fails(session, replace(settings, directory=file / "coredumps"))
+    assert error.failure is DumpFailure.UNWRITABLE
+
+
+@pytest.mark.parametrize("kind", OFFERED)
+async def test_dump_that_takes_too_long(
+    socket_dir: Path, settings: CoredumpSettings, kind: DumpFormat
+) -> None:
+    async with stopped_guest(socket_dir) as session:
+        error = await dump_fails(session, replace(settings, timeout=0.001), kind)
+    assert error.failure is DumpFailure.TIMEOUT
 
 
 @pytest.mark.parametrize(
-    ("profile", "kind", "magic"),
-    [
-        (QEMU_1_7, DumpFormat.ELF, b"\x7fELF"),
-        (QEMU_2_5, DumpFormat.KDUMP_ZLIB, b"makedumpfile"),
-        (QEMU_7_2, DumpFormat.ELF, b"\x7fELF"),
-        (QEMU_7_2, DumpFormat.KDUMP_ZLIB, b"makedumpfile"),
-    ],
+    ("status", "failure"),
+    [(1, DumpFailure.UNWRITABLE), (errno.EDQUOT, DumpFailure.NO_SPACE)],
 )
-async def test_dump_of_every_version_is_complete(
-    socket_dir: Path, settings: CoredumpSettings, profile: Profile, kind: DumpFormat, magic: bytes
+async def test_compressor_that_fails(
+    socket_dir: Path,
+    settings: CoredumpSettings,
+    status: int,
+    failure: DumpFailure,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with open_session(fake(socket_dir, profile)) as session:
-        finished = await dump(session, settings, kind)
-    assert finished.path == dump_path(settings, "vm", INCIDENT, kind)
-    content = finished.path.read_bytes()
-    assert content.startswith(magic)
-    assert len(content) == finished.size
-    assert finished.size > MEMORY or kind is not DumpFormat.ELF
-    assert stat.S_IMODE(finished.path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(finished.path.parent.stat().st_mode) == 0o700
-    assert len(files(settings)) == 1
+    program = socket_dir / "fails.py"
+    program.write_text(f"import os; os.read(0, 1); raise SystemExit({status})")
+    monkeypatch.setattr(dump_writer, "FILTER", program)
+    async with stopped_guest(socket_dir) as session:
+        error = await dump_fails(session, settings, DumpFormat.ELF_ZSTD)
+    assert error.failure is failure
 
 
-async def test_dump_bears_another_name_until_it_is_complete(
-    socket_dir: Path, settings: CoredumpSettings
+@pytest.mark.parametrize("kind", OFFERED)
+async def test_qemu_that_is_killed_in_the_middle(
+    socket_dir: Path, settings: CoredumpSettings, kind: DumpFormat, hold: Hold
 ) -> None:
-    vm = fake(socket_dir)
-    async with open_session(vm) as session, background() as nursery:
-        vm.hold_dumps()
-        done = trio.Event()
-
-        async def dump_and_tell() -> None:
-            await dump(session, settings)
-            done.set()
-
-        nursery.start_soon(dump_and_tell)
-        await vm.wait_command("dump-guest-memory")
-        assert files(settings) == [f"{INCIDENT}.elf{PARTIAL}"]
-        vm.release_dumps()
-        await done.wait()
-        assert files(settings) == [f"{INCIDENT}.elf"]
-
-
-async def test_dump_that_takes_too_long_is_given_up(
-    socket_dir: Path, settings: CoredumpSettings
-) -> None:
-    vm = fake(socket_dir)
-    async with open_session(vm) as session:
-        vm.hold_dumps()
-        with pytest.raises(DumpError) as caught:
-            await dump(session, replace(settings, timeout=0.05))
-        assert caught.value.failure is DumpFailure.TIMEOUT
-        assert files(settings) == []
-
-
-async def test_cancelled_dump_leaves_nothing(socket_dir: Path, settings: CoredumpSettings) -> None:
-    vm = fake(socket_dir)
-    async with open_session(vm) as session:
-        vm.hold_dumps()
-        async with background() as nursery:
-            nursery.start_soon(dump, session, settings)
-            await vm.wait_command("dump-guest-memory")
-        assert files(settings) == []
-
-
-@pytest.mark.parametrize("command", ["getfd", "dump-guest-memory"])
-async def test_refused_dump_says_why(
-    socket_dir: Path, settings: CoredumpSettings, command: str
-) -> None:
-    vm = fake(socket_dir)
-    async with open_session(vm) as session:
-        vm.refuse(command, "no dumps today")
-        with pytest.raises(DumpError, match="no dumps today") as caught:
-            await dump(session, settings)
-        assert caught.value.failure is DumpFailure.REFUSED
-        assert files(settings) == []
-
-
-@pytest.mark.parametrize("command", ["getfd", "dump-guest-memory"])
-async def test_session_that_ends_meanwhile_leaves_nothing(
-    socket_dir: Path, settings: CoredumpSettings, command: str
-) -> None:
-    vm = fake(socket_dir)
-    async with open_session(vm) as session:
-        vm.cut_before(command)
+    async def is_lost() -> None:
         with pytest.raises(SessionLostError):
-            await dump(session, settings)
-        assert files(settings) == []
+            await dump(session, settings, kind)
+
+    async with (
+        stopped_vm(socket_dir) as vm,
+        session_with(vm) as session,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(is_lost)
+        await hold.reached()
+        assert len(files(settings.directory)) == 1
+        vm.kill()
+        await vm.wait_exit()
+        hold.release()
+    assert files(settings.directory) == []
 
 
-async def test_dump_ends_where_space_is_to_stay_free(
+async def test_second_dump_of_one_guest_is_refused(
     socket_dir: Path, settings: CoredumpSettings
 ) -> None:
-    async with open_session(fake(socket_dir)) as session:
-        with pytest.raises(DumpError, match="below min_free") as caught:
-            await dump(session, replace(settings, min_free=FreeSpaceFloor(size=1 << 60)))
-        assert caught.value.failure is DumpFailure.NO_SPACE
-        assert files(settings) == []
-
-
-async def test_directory_that_is_none_is_unwritable(
-    socket_dir: Path, settings: CoredumpSettings
-) -> None:
-    settings.directory.touch()
-    async with open_session(fake(socket_dir)) as session:
+    reading, writing = os.pipe()
+    async with stopped_vm(socket_dir) as vm, session_with(vm) as session:
+        await vm.witness.execute("getfd", {"fdname": "other"}, fds=[writing])
+        arguments = {"paging": False, "protocol": "fd:other", "detach": True}
+        await vm.witness.execute("dump-guest-memory", arguments)
         with pytest.raises(DumpError) as caught:
             await dump(session, settings)
-        assert caught.value.failure is DumpFailure.UNWRITABLE
+        assert str(caught.value) == "refused: There is a dump in process, please wait."
+        os.close(reading)
+        os.close(writing)
+    assert files(settings.directory) == []
 
 
-async def test_what_a_killed_daemon_left_is_replaced(
-    socket_dir: Path, settings: CoredumpSettings
+async def test_dump_that_is_cancelled(
+    socket_dir: Path, settings: CoredumpSettings, hold: Hold
 ) -> None:
-    path = dump_path(settings, "vm", INCIDENT, DumpFormat.ELF)
-    path.parent.mkdir(parents=True)
-    path.with_name(path.name + PARTIAL).write_bytes(b"half of it")
-    async with open_session(fake(socket_dir)) as session:
-        finished = await dump(session, settings)
-    assert finished.path.read_bytes()[:4] == b"\x7fELF"
-    assert files(settings) == [path.name]
+    async with stopped_guest(socket_dir) as session, trio.open_nursery() as nursery:
+        nursery.start_soon(dump, session, settings)
+        await hold.reached()
+        hold.release()
+        nursery.cancel_scope.cancel()
+    assert files(settings.directory) == []
 
 
-async def test_incident_is_dumped_once(socket_dir: Path, settings: CoredumpSettings) -> None:
-    vm = fake(socket_dir)
-    async with open_session(vm) as session:
-        first = await dump(session, settings)
-        assert await dump(session, settings) == first
-    assert vm.commands.count("dump-guest-memory") == 1
+# -- what is not tried
 
 
-async def test_dump_that_does_not_begin_as_it_should_is_none(
-    socket_dir: Path, settings: CoredumpSettings, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /proc of one's own."""
+    monkeypatch.setattr(dump_checks, "PROC", tmp_path)
+    return tmp_path
+
+
+def says(proc: Path, pid: int, *, resident: int, available: int) -> None:
+    """Have it tell, in kB, what QEMU holds, and what the host has left."""
+    (proc / str(pid)).mkdir()
+    status = f"Name:\tqemu\nVmRSS:\t{resident} kB\nHugetlbPages:\t       0 kB\n"
+    (proc / str(pid) / "status").write_text(status)
+    meminfo = f"MemTotal:       9 kB\nMemFree:        1 kB\nMemAvailable:   {available} kB\n"
+    (proc / "meminfo").write_text(meminfo)
+
+
+async def test_host_with_too_little_memory(
+    socket_dir: Path, settings: CoredumpSettings, proc: Path
 ) -> None:
-    monkeypatch.setitem(MAGIC, DumpFormat.ELF, b"something else")
-    async with open_session(fake(socket_dir)) as session:
-        with pytest.raises(DumpError) as caught:
-            await dump(session, settings)
-        assert caught.value.failure is DumpFailure.INCOMPLETE
-        assert files(settings) == []
+    async with stopped_guest(socket_dir) as session:
+        says(proc, session.peer.pid, resident=4 * 1024, available=12 * 1024 - 1)
+        error = await dump_fails(session, settings)
+    assert error.failure is DumpFailure.NO_MEMORY
+    assert str(12 * MIB) in str(error)
+    assert not settings.directory.exists()
 
 
-def finished(settings: CoredumpSettings, domain: str, number: int, size: int) -> Path:
-    path = dump_path(settings, domain, f"20260101T00000{number}-0000000{number}", DumpFormat.ELF)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(size))
-    return path
+@pytest.mark.parametrize(
+    ("resident", "available"), [(4 * 1024, 12 * 1024), (64 * 1024, 0)], ids=["enough", "resident"]
+)
+async def test_host_with_memory_enough(
+    socket_dir: Path, settings: CoredumpSettings, proc: Path, resident: int, available: int
+) -> None:
+    async with stopped_guest(socket_dir) as session:
+        says(proc, session.peer.pid, resident=resident, available=available)
+        await dump(session, settings)
 
 
-def test_a_domain_keeps_its_newest_dumps(settings: CoredumpSettings) -> None:
-    dumps = [finished(settings, "vm", number, 10) for number in range(4)]
-    other = finished(settings, "other", 0, 10)
-    assert retire(replace(settings, keep=2), dumps[-1]) == dumps[:2]
-    assert sorted(files(settings)) == sorted(path.name for path in (*dumps[2:], other))
+async def test_host_that_does_not_tell_is_no_reason_to_do_without(
+    socket_dir: Path, settings: CoredumpSettings, proc: Path
+) -> None:
+    assert files(proc) == []
+    async with stopped_guest(socket_dir) as session:
+        await dump(session, settings)
 
 
-def test_a_host_keeps_no_more_than_it_may_and_always_the_newest(settings: CoredumpSettings) -> None:
-    old = finished(settings, "other", 0, 100)
-    new = finished(settings, "vm", 1, 100)
-    assert retire(replace(settings, max_total=150), new) == [old]
-    assert retire(replace(settings, max_total=1), new) == []
+SEV = {"query-sev": {"enabled": True, "state": "running", "policy": 3}}
+TDX = {"qom-list": [{"name": "type", "type": "string"}, {"name": "t", "type": "child<tdx-guest>"}]}
 
 
-@pytest.mark.parametrize("name", ["../../etc", ".", "..", "", "a/b", "a\nb", "x" * 1000, "ü" * 300])
-def test_no_domain_can_choose_its_path(settings: CoredumpSettings, name: str) -> None:
-    folder = folder_name(name)
-    assert folder not in {"", ".", ".."}
-    assert "/" not in folder
-    assert len(folder.encode()) <= 255
-    path = dump_path(settings, name, INCIDENT, DumpFormat.ELF)
-    assert path.parent.parent == settings.directory
+@pytest.mark.parametrize("answers", [SEV, TDX], ids=["SEV", "TDX"])
+async def test_encrypted_guest(
+    socket_dir: Path,
+    settings: CoredumpSettings,
+    answers: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def answer(_self: Monitor, commands: list[Command], *, timeout: float) -> list[object]:
+        assert timeout > 0
+        refused = CommandError("CommandNotFound", "not here")
+        return [answers.get(name, refused) for name, _ in commands]
+
+    async with stopped_guest(socket_dir) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(Monitor, "execute_all", answer)
+            with pytest.raises(DumpError) as caught:
+                await dump(session, settings)
+    assert caught.value.failure is DumpFailure.ENCRYPTED
+    assert not settings.directory.exists()

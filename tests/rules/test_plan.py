@@ -168,18 +168,20 @@ def test_a_required_dump_stands_in_the_way_of_the_action(effective: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("offered", "written"),
+    ("wanted", "offered", "written"),
     [
-        ((DumpFormat.ELF, DumpFormat.KDUMP_ZLIB), DumpFormat.KDUMP_ZLIB),
-        ((DumpFormat.ELF, DumpFormat.KDUMP_LZO), DumpFormat.ELF),
-        ((), DumpFormat.ELF),
+        (DumpFormat.KDUMP_ZLIB, (DumpFormat.ELF, DumpFormat.KDUMP_ZLIB), DumpFormat.KDUMP_ZLIB),
+        (DumpFormat.KDUMP_ZLIB, (DumpFormat.ELF, DumpFormat.KDUMP_LZO), DumpFormat.ELF),
+        (DumpFormat.ELF_ZSTD, (DumpFormat.ELF,), DumpFormat.ELF_ZSTD),
+        (DumpFormat.KDUMP_ZLIB, (), DumpFormat.ELF),
     ],
 )
 def test_a_dump_is_in_a_format_that_this_qemu_writes(
-    offered: tuple[DumpFormat, ...], written: DumpFormat
+    wanted: DumpFormat, offered: tuple[DumpFormat, ...], written: DumpFormat
 ) -> None:
     capability: Capability = replace(MODERN, dump_formats=offered)
-    plan = make_plan(decision("coredump-preserve"), POLICY, capability, PANICKED)
+    policy = replace(POLICY, coredump=replace(POLICY.coredump, format=wanted))
+    plan = make_plan(decision("coredump-preserve"), policy, capability, PANICKED)
     assert [step.format for step in plan.steps if isinstance(step, Dump)] == [written]
 
 

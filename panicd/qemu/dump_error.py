@@ -1,0 +1,35 @@
+"""Why a dump of a guest's memory was not made."""
+
+import errno
+from enum import StrEnum
+
+
+class DumpFailure(StrEnum):
+    """Why there is no dump."""
+
+    ENCRYPTED = "encrypted"  # not tried: the guest's memory can't be read from outside
+    NO_MEMORY = "no-memory"  # not tried: it would take more of the host's memory than is there
+    NO_SPACE = "no-space"
+    UNWRITABLE = "unwritable"
+    REFUSED = "refused"
+    TIMEOUT = "timeout"
+    QEMU = "qemu"  # it says that it failed, or writes what is no dump
+    INCOMPLETE = "incomplete"  # less came than belongs to it
+
+
+class DumpError(Exception):
+    """No dump was made; no partial file is left.
+
+    Attributes:
+        failure: why, in one word.
+    """
+
+    def __init__(self, failure: DumpFailure, detail: str) -> None:
+        super().__init__(f"{failure}: {detail}")
+        self.failure = failure
+
+    @classmethod
+    def of(cls, error: OSError) -> "DumpError":
+        """Return what an error of the file system means for a dump."""
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+        return cls(DumpFailure.NO_SPACE if full else DumpFailure.UNWRITABLE, str(error))

@@ -1,0 +1,299 @@
+"""Writes a dump's bytes from QEMU's pipe to its file, in a thread that owns both.
+
+Whatever may hang on a slow or dead disk is done in this thread: making the file, writing it, making
+it durable, removing it again. So nobody else waits for it, and a dump that was given up leaves
+nothing behind as soon as the disk lets go.
+
+::
+
+    elf         QEMU ── pipe ──► head repaired, the rest by splice(2) ──► file
+    elf-zstd    QEMU ── pipe ──► the same ── pipe ──► zstd_filter.py ──► file
+    kdump-*     QEMU ── pipe ──► pieces to their places ──► file, then its head repaired
+
+QEMU writes a kdump to a pipe in makedumpfile's flattened format: pieces, each with its place in the
+real file. Put there, they make the file that all tools read; the flattened one is read by few.
+
+Sources: splice(2), pipe(7), flock(2); makedumpfile(8), ``-F``; QEMU ``dump/dump.c``.
+"""
+
+import errno
+import os
+import select
+import struct
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from panicd.qemu import dump_repair
+from panicd.qemu.dump_directory import give_name, partial_file, remove_abandoned, space
+from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.rules.settings import CoredumpSettings, DumpFormat
+
+CHUNK: Final = 1 << 20  # bytes moved at once, and in the pipe: the most that pipe(7) lets users ask
+SPACE_CHECK: Final = 64 << 20  # bytes written between two looks at the free space
+FILTER: Final = Path(__file__).with_name("zstd_filter.py")
+
+_FLAT_HEADER_SIZE: Final = 4096
+_FLAT_SIGNATURE: Final = b"makedumpfile\0"
+_PIECE: Final = struct.Struct(">qq")  # where it belongs, and its size; both -1 at the end
+_MAX_PIECE: Final = dump_repair.MAX_HEAD
+_MAX_GAPS: Final = (
+    1 << 20
+)  # bytes: what QEMU leaves out between the pieces is less than some blocks
+_ELF_START: Final = 64  # bytes that tell where the tables are
+
+
+@dataclass(slots=True)
+class DumpProgress:
+    """How far a dump is; kept up while it goes on.
+
+    Attributes:
+        began: when, on trio's clock; None before.
+        total: bytes of guest memory; None where QEMU doesn't tell.
+        completed: bytes of guest memory dumped, from ``query-dump``; 0 before QEMU 2.6.
+        received: bytes that came from QEMU so far, in its own format.
+    """
+
+    began: float | None = None
+    total: int | None = None
+    completed: int = 0
+    received: int = 0
+
+
+class _StoppedError(Exception):
+    """The dump is to be given up."""
+
+
+class DumpWriter:
+    """Writes one dump, from its beginning to a finished file, or to nothing.
+
+    Args:
+        pipe: the reading end, owned from here on. Closed when the writing ends, however it does:
+            QEMU's next write and its dump then fail. No QMP command would cancel one.
+        path: the finished file.
+        kind: what QEMU writes, and what is made of it.
+        settings: for ``directory`` and ``min_free``.
+        least: bytes that the file is expected to take at least.
+        progress: kept up.
+
+    Attributes:
+        ready: set when the file is there and there is space for it, or at the end.
+        ended: set at the end.
+        error: why there is no dump.
+        size: the finished file's, in bytes; None before.
+    """
+
+    def __init__(
+        self,
+        pipe: int,
+        path: Path,
+        kind: DumpFormat,
+        *,
+        settings: CoredumpSettings,
+        least: int,
+        progress: DumpProgress,
+    ) -> None:
+        self.ready = trio.Event()
+        self.ended = trio.Event()
+        self.error: DumpError | None = None
+        self.size: int | None = None
+        self._pipe = pipe
+        self._path = path
+        self._kind = kind
+        self._settings = settings
+        self._least = least
+        self._progress = progress
+        self._next_check = SPACE_CHECK
+        self._filter: subprocess.Popen[bytes] | None = None
+        self._stop = os.eventfd(0)
+        self._stop_lock = threading.Lock()
+        self._trio = trio.lowlevel.current_trio_token()
+        threading.Thread(target=self._run, name="coredump", daemon=True).start()
+
+    def stop(self) -> None:
+        """Have it end, and leave nothing, as soon as the disk allows."""
+        with self._stop_lock:
+            if self._stop >= 0:
+                os.eventfd_write(self._stop, 1)
+            if self._filter is not None:
+                self._filter.kill()
+
+    def _run(self) -> None:
+        try:
+            self._make_dump()
+        except DumpError as error:
+            self.error = error
+        except OSError as error:
+            self.error = DumpError.of(error)
+        except _StoppedError:
+            self.error = DumpError(DumpFailure.INCOMPLETE, "given up")
+        finally:
+            os.close(self._pipe)
+            with self._stop_lock:
+                os.close(self._stop)
+                self._stop = -1
+            self._tell(self.ready)
+            self._tell(self.ended)
+
+    def _tell(self, event: trio.Event) -> None:
+        with suppress(trio.RunFinishedError):
+            self._trio.run_sync_soon(event.set)
+
+    def _make_dump(self) -> None:
+        remove_abandoned(self._settings.directory)
+        if self._path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._path)
+        with partial_file(self._path) as file:
+            self._check_space(file, self._least)
+            self._tell(self.ready)
+            match self._kind:
+                case DumpFormat.ELF:
+                    self._copy_elf(file, file)
+                case DumpFormat.ELF_ZSTD:
+                    self._compress_elf(file)
+                case _:
+                    self._place_pieces(file)
+                    self._repair_kdump(file)
+            os.fsync(file)
+            self._check_stopped(select.poll(), 0)
+            give_name(self._path)
+            self.size = os.fstat(file).st_size
+
+    def _check_space(self, file: int, least: int) -> None:
+        left = space(file).above(self._settings.min_free)
+        if left <= 0:
+            raise DumpError(DumpFailure.NO_SPACE, f"{-left} bytes below min_free")
+        if left < least:
+            room = f"room for {left} of the {least} bytes that it takes at least"
+            raise DumpError(DumpFailure.NO_SPACE, room)
+
+    def _wait(self) -> None:
+        """Wait for something to read."""
+        poll = select.poll()
+        poll.register(self._pipe, select.POLLIN)
+        self._check_stopped(poll, None)
+
+    def _check_stopped(self, poll: select.poll, timeout: int | None) -> None:
+        """Wait for what is registered, or to be told to stop; at most so many milliseconds."""
+        poll.register(self._stop, select.POLLIN)
+        if self._stop in dict(poll.poll(timeout)):
+            raise _StoppedError
+
+    def _count(self, size: int, file: int) -> int:
+        self._progress.received += size
+        if self._progress.received >= self._next_check:
+            self._check_space(file, 0)
+            self._next_check += SPACE_CHECK
+        return size
+
+    def _read(self, size: int, file: int) -> bytes:
+        """Read at most ``size`` bytes; none are there only at the end."""
+        self._wait()
+        data = os.read(self._pipe, size)
+        self._count(len(data), file)
+        return data
+
+    def _read_until(self, size: int, file: int, data: bytes = b"") -> bytes:
+        """Read on until there are ``size`` bytes."""
+        while len(data) < size:
+            more = self._read(size - len(data), file)
+            if not more:
+                raise DumpError(DumpFailure.INCOMPLETE, "QEMU's dump ends in its header")
+            data += more
+        return data
+
+    def _copy_elf(self, target: int, file: int) -> None:
+        """Move an ELF core to ``target``, its head repaired; ``file`` is where it ends up."""
+        head = self._read_until(_ELF_START, file)
+        elf = dump_repair.ElfHead.read(head)
+        if elf is None:
+            raise DumpError(DumpFailure.QEMU, "what QEMU writes does not begin as an ELF core")
+        head = self._read_until(elf.size, file, head)
+        _write(target, elf.repaired(head[: elf.size]) + head[elf.size :])
+        while True:
+            self._wait()
+            if not self._count(os.splice(self._pipe, target, CHUNK), file):
+                break
+        missing = elf.content_end(head) - self._progress.received
+        if missing > 0:
+            raise DumpError(DumpFailure.INCOMPLETE, f"QEMU's dump is {missing} bytes short")
+
+    def _compress_elf(self, file: int) -> None:
+        with self._stop_lock:
+            self._filter = subprocess.Popen(
+                [sys.executable, "-I", str(FILTER)],
+                stdin=subprocess.PIPE,
+                stdout=file,
+                bufsize=0,
+                cwd="/",
+            )
+        with self._filter as process:
+            assert process.stdin is not None
+            try:
+                self._copy_elf(process.stdin.fileno(), file)
+                process.stdin.close()
+            except BrokenPipeError:
+                pass  # its exit status says why
+            except (DumpError, OSError, _StoppedError):
+                process.kill()
+                raise
+            status = process.wait()
+        if status:
+            self._check_stopped(select.poll(), 0)
+        if status > 1:
+            raise OSError(status, os.strerror(status), str(self._path))
+        if status:
+            raise DumpError(DumpFailure.UNWRITABLE, f"the compressor ended with status {status}")
+
+    def _place_pieces(self, file: int) -> None:
+        """Put the pieces of a flattened kdump to their places in the file."""
+        start = self._read_until(_FLAT_HEADER_SIZE, file)
+        if not start.startswith(_FLAT_SIGNATURE):
+            raise DumpError(DumpFailure.QEMU, "what QEMU writes is no flattened kdump")
+        waiting = bytearray()
+        end = 0
+        while True:
+            at = 0
+            while len(waiting) >= at + _PIECE.size:
+                place, size = _PIECE.unpack_from(waiting, at)
+                if (place, size) == (-1, -1):
+                    self._check_gaps(end)
+                    return
+                if place < 0 or not 0 <= size <= _MAX_PIECE:
+                    raise DumpError(DumpFailure.QEMU, "a piece of QEMU's kdump belongs nowhere")
+                if len(waiting) < at + _PIECE.size + size:
+                    break
+                at += _PIECE.size
+                _write(file, waiting[at : at + size], place)
+                at += size
+                end = max(end, place + size)
+            del waiting[:at]
+            more = self._read(CHUNK, file)
+            if not more:
+                raise DumpError(DumpFailure.INCOMPLETE, "QEMU's kdump has no end mark")
+            waiting += more
+
+    def _check_gaps(self, end: int) -> None:
+        if end > self._progress.received + _MAX_GAPS:
+            raise DumpError(DumpFailure.INCOMPLETE, "pieces of QEMU's kdump are missing")
+
+    def _repair_kdump(self, file: int) -> None:
+        size = dump_repair.kdump_head_size(os.pread(file, dump_repair.KDUMP_START, 0))
+        head = os.pread(file, size, 0)
+        if size and len(head) == size:
+            _write(file, dump_repair.repaired_kdump(head), 0)
+
+
+def _write(file: int, data: bytes | bytearray, place: int | None = None) -> None:
+    """Write all of it; a pipe or a nearly full disk may take less at once."""
+    rest = memoryview(data)
+    while rest:
+        written = os.write(file, rest) if place is None else os.pwrite(file, rest, place)
+        rest = rest[written:]
+        place = None if place is None else place + written

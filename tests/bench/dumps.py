@@ -1,0 +1,136 @@
+"""How fast memory is dumped: panicd's formats, and QEMU's own dumps to a file, in the same run.
+
+    python -m tests.bench.dumps [--memory MiB] [--rounds N] [--directory WHERE]
+
+Each guest's memory is filled with one kind of content. Every figure is of guest memory, in MiB a
+second until the file is durable (fsync(2)), and the median of the rounds; QEMU's own dumps are made
+durable by this program. The rounds go through all of them in turn, so that what else the machine
+does falls on all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from panicd.qemu.coredump import dump_guest_memory
+from panicd.qemu.monitor import event_loop
+from panicd.qemu.session import Session
+from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.parts.qemu import RealQemu
+from tests.qemu.test_coredump import session_with
+
+MIB = 1 << 20
+OWN = ("elf", "kdump-zlib")
+MADE = (DumpFormat.ELF, DumpFormat.ELF_ZSTD, DumpFormat.KDUMP_ZLIB)
+SHARES = {
+    "zeros": (0.0, 0.0),
+    "files": (0.6, 0.1),  # a guest whose memory is mostly its page cache
+    "noise": (0.0, 1.0),
+}
+"""Which shares of the memory hold files and noise; the rest is zeros."""
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory", type=int, default=1024, help="of a guest, in MiB")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
+    options = parser.parse_args()
+    print("| memory | dump | MiB/s | file, share of the memory |")
+    print("|---|---|---|---|")
+    for content in SHARES:
+        with tempfile.TemporaryDirectory(prefix="panicd-", dir=options.directory) as directory:
+            run = partial(measure, Path(directory), content, options.memory, options.rounds)
+            for name, seconds, size in trio.run(run):
+                share = size / MIB / options.memory
+                print(f"| {content} | {name} | {options.memory / seconds:.0f} | {share:.3f} |")
+
+
+async def measure(
+    directory: Path, content: str, memory: int, rounds: int
+) -> list[tuple[str, float, int]]:
+    """Return the name of each dump, the seconds that it took, and its size."""
+    image = Path("/dev/shm") / directory.name  # noqa: S108 - where else is memory a file
+    write_memory(image, content, memory * MIB)
+    extra = (
+        *("-m", f"{memory}M", "-machine", "memory-backend=ram"),
+        *("-object", f"memory-backend-file,id=ram,size={memory}M,mem-path={image},share=off"),
+    )
+    taken: dict[str, list[float]] = defaultdict(list)
+    sizes = {}
+    try:
+        async with (
+            event_loop(),
+            RealQemu.start(directory, paused=True, extra=extra) as vm,
+            session_with(vm) as session,
+        ):
+            dumps: Mapping[str, Callable[[], Awaitable[Path]]] = {
+                f"QEMU's own {kind}": partial(dump_by_qemu, vm, directory, kind) for kind in OWN
+            } | {f"panicd's {kind}": partial(dump, session, directory, kind) for kind in MADE}
+            for _ in range(rounds):
+                for name, make in dumps.items():
+                    began = time.perf_counter()
+                    path = await make()
+                    taken[name].append(time.perf_counter() - began)
+                    sizes[name] = path.stat().st_size
+                    path.unlink()
+    finally:
+        image.unlink()
+    return [(name, statistics.median(taken[name]), sizes[name]) for name in taken]
+
+
+async def dump_by_qemu(vm: RealQemu, directory: Path, kind: str) -> Path:
+    """Have QEMU dump to a file that it opens, and make that durable."""
+    path = directory / f"qemu.{kind}"
+    mark = vm.witness.mark()
+    arguments = {"paging": False, "protocol": f"file:{path}", "format": kind, "detach": True}
+    await vm.witness.execute("dump-guest-memory", arguments)
+    event = await vm.wait_event("DUMP_COMPLETED", since=mark)
+    assert event["data"]["result"]["status"] == "completed"
+    with path.open("rb") as file:
+        await trio.to_thread.run_sync(os.fsync, file.fileno())
+    return path
+
+
+async def dump(session: Session, directory: Path, kind: DumpFormat) -> Path:
+    """Have panicd dump."""
+    settings = CoredumpSettings(directory / "coredumps", min_free=FreeSpaceFloor())
+    return (await dump_guest_memory(session, settings, "vm", kind, kind)).path
+
+
+def write_memory(image: Path, content: str, size: int) -> None:
+    """Write a file of that size for a guest's memory."""
+    files, noise = (int(size * share) for share in SHARES[content])
+    with image.open("wb") as file:
+        for piece in pieces_of_files(files):
+            file.write(piece)
+        for _ in range(noise // MIB):
+            file.write(os.urandom(MIB))
+        file.truncate(size)
+
+
+def pieces_of_files(size: int) -> Iterator[bytes]:
+    """Yield what this machine's programs and libraries hold, up to so many bytes."""
+    for path in sorted(Path("/usr").rglob("*")):
+        if size <= 0:
+            return
+        if path.is_file() and not path.is_symlink():
+            content = path.read_bytes()[:size]
+            content += bytes(-len(content) % 4096)  # as in the page cache
+            size -= len(content)
+            yield content
+
+
+if __name__ == "__main__":
+    main()

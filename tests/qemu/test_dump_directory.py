@@ -1,0 +1,162 @@
+"""Where dumps lie: safe names, unfinished files, and which finished ones are kept."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from panicd.qemu.dump_directory import (
+    LOOP,
+    Space,
+    dump_path,
+    folder_name,
+    give_name,
+    partial_file,
+    remove_abandoned,
+    retire,
+)
+from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+
+NOW = 1_800_000_000.0
+KIB = 1024
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> CoredumpSettings:
+    return CoredumpSettings(tmp_path / "coredumps")
+
+
+def dumped(
+    settings: CoredumpSettings,
+    seconds: float,
+    *,
+    domain: str = "vm",
+    kind: DumpFormat = DumpFormat.ELF_ZSTD,
+    size: int = 4 * KIB,
+) -> Path:
+    """A finished dump, made at that time."""
+    path = dump_path(settings, domain, f"2027{int(seconds):08d}-abc", kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    os.utime(path, (NOW + seconds, NOW + seconds))
+    return path
+
+
+def kept(settings: CoredumpSettings) -> set[Path]:
+    return {path for path in settings.directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("domain", "folder"),
+    [
+        ("db-1", "db-1"),
+        ("../../etc/passwd", "%2E.%2F..%2Fetc%2Fpasswd"),
+        ("..", "%2E."),
+        ("", "%00"),
+        ("a/b\0c", "a%2Fb%00c"),
+        ("x" * 500, "x" * 128),
+    ],
+)
+def test_folder_is_safe_whatever_the_domain_is_called(domain: str, folder: str) -> None:
+    assert folder_name(domain) == folder
+
+
+def test_no_more_than_the_floor_leaves() -> None:
+    space = Space(total=1000, available=300)
+    assert space.above(FreeSpaceFloor(size=100)) == 200
+    assert space.above(FreeSpaceFloor(size=100, fraction=0.25)) == 50
+    assert space.above(FreeSpaceFloor(fraction=0.5)) == -200
+
+
+def test_partial_file_is_gone_unless_it_got_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "vm" / "1.elf"
+    with partial_file(path):
+        (unfinished,) = path.parent.iterdir()
+        assert unfinished.name == "1.elf.partial"
+        assert unfinished.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == []
+    with partial_file(path):
+        give_name(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_only_partial_files_that_nobody_writes_are_removed(tmp_path: Path) -> None:
+    abandoned = tmp_path / "vm" / "1.elf.partial"
+    abandoned.parent.mkdir()
+    abandoned.touch()
+    finished = tmp_path / "vm" / "0.elf"
+    finished.touch()
+    with partial_file(tmp_path / "vm" / "2.elf"):
+        assert remove_abandoned(tmp_path) == [abandoned]
+        assert {path.name for path in finished.parent.iterdir()} == {"0.elf", "2.elf.partial"}
+
+
+def test_directory_that_is_not_there_holds_nothing_abandoned(tmp_path: Path) -> None:
+    assert remove_abandoned(tmp_path / "none") == []
+
+
+def test_a_domain_keeps_its_newest(settings: CoredumpSettings) -> None:
+    days = [dumped(settings, number * (LOOP + 1)) for number in range(4)]
+    other = dumped(settings, 0, domain="other")
+    assert set(retire(settings, days[-1])) == set(days[:2])
+    assert kept(settings) == {*days[2:], other}
+
+
+def test_the_first_of_a_crash_loop_is_kept(settings: CoredumpSettings) -> None:
+    first = dumped(settings, 0)
+    for number in range(1, 10):
+        newest = dumped(settings, number * 600.0)
+        retire(settings, newest)
+        assert kept(settings) == {first, newest}
+
+
+def test_first_of_a_loop_makes_way_for_that_of_the_next(settings: CoredumpSettings) -> None:
+    first, last = dumped(settings, 0), dumped(settings, 600)
+    next_first = dumped(settings, LOOP + 1)
+    retire(settings, next_first)
+    assert kept(settings) == {last, next_first}
+    newest = dumped(settings, LOOP + 601)
+    retire(settings, newest)
+    assert kept(settings) == {next_first, newest}
+    assert not first.exists()
+
+
+def test_all_are_kept_while_they_are_few(settings: CoredumpSettings) -> None:
+    old, newest = dumped(settings, 0), dumped(settings, LOOP * 3)
+    assert retire(replace(settings, keep=3), newest) == []
+    assert kept(settings) == {old, newest}
+
+
+def test_with_one_to_keep_it_is_the_newest(settings: CoredumpSettings) -> None:
+    dumped(settings, 0)
+    newest = dumped(settings, 600)
+    retire(replace(settings, keep=1), newest)
+    assert kept(settings) == {newest}
+
+
+def test_formats_are_counted_together(settings: CoredumpSettings) -> None:
+    dumps = [
+        dumped(settings, number * (LOOP + 1), kind=kind) for number, kind in enumerate(DumpFormat)
+    ]
+    retire(settings, dumps[-1])
+    assert kept(settings) == set(dumps[-2:])
+
+
+def test_the_host_keeps_so_many_bytes_and_always_the_newest(settings: CoredumpSettings) -> None:
+    old = dumped(settings, 0, domain="other")
+    older = dumped(settings, 10, domain="third")
+    newest = dumped(settings, 20)
+    assert retire(replace(settings, max_total=9 * KIB), newest) == [old]
+    assert retire(replace(settings, max_total=1), newest) == [older]
+    assert kept(settings) == {newest}
+
+
+def test_holes_in_a_file_count_for_nothing(settings: CoredumpSettings) -> None:
+    other = dumped(settings, 0, domain="other")
+    newest = dumped(settings, 20)
+    os.truncate(newest, 1 << 40)
+    assert retire(replace(settings, max_total=64 * KIB), newest) == []
+    assert other.exists()

@@ -1,0 +1,140 @@
+"""What becomes of a dump's bytes: of all of them, of some, and of nonsense."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+import trio
+
+from panicd.qemu.dump_error import DumpFailure
+from panicd.qemu.dump_repair import ElfHead, repaired_kdump
+from panicd.qemu.dump_writer import DumpProgress, DumpWriter
+from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.qemu.test_dump_repair import MEMORY, NOTE, elf, kdump
+
+TIME_LIMIT = 30
+ELF_HEAD = elf()
+ELF = ELF_HEAD + bytes(NOTE) + os.urandom(MEMORY)
+FLAT_HEADER = struct.pack(">16sQQ", b"makedumpfile", 1, 1).ljust(4096, b"\0")
+END = struct.pack(">qq", -1, -1)
+
+
+def piece(place: int, content: bytes) -> bytes:
+    return struct.pack(">qq", place, len(content)) + content
+
+
+KDUMP_HEAD = kdump()
+PAGES = os.urandom(3 << 20)
+KDUMP = b"".join(
+    (
+        FLAT_HEADER,
+        piece(len(KDUMP_HEAD), PAGES[: 1 << 20]),
+        piece(4096, KDUMP_HEAD[4096:]),  # out of order
+        piece(0, KDUMP_HEAD[:4096]),
+        piece(len(KDUMP_HEAD) + (1 << 20), PAGES[1 << 20 :]),
+        END,
+    )
+)
+
+
+async def written(directory: Path, kind: DumpFormat, data: bytes) -> DumpWriter:
+    """A writer that has come to its end, QEMU having written so much."""
+    reading, writing = os.pipe()
+    settings = CoredumpSettings(directory, min_free=FreeSpaceFloor())
+    path = directory / "vm" / "dump"
+    with trio.fail_after(TIME_LIMIT):
+        writer = DumpWriter(
+            reading, path, kind, settings=settings, least=0, progress=DumpProgress()
+        )
+        await writer.ready.wait()
+        async with await trio.open_file(writing, "wb", buffering=0) as pipe:
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[await pipe.write(rest) :]
+            except BrokenPipeError:
+                pass  # the writer has seen enough
+        await writer.ended.wait()
+    return writer
+
+
+def files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def content(directory: Path) -> bytes:
+    (file,) = files(directory)
+    assert file.name == "dump"
+    return file.read_bytes()
+
+
+async def test_elf_is_the_same_but_for_its_head(tmp_path: Path) -> None:
+    writer = await written(tmp_path, DumpFormat.ELF, ELF)
+    assert writer.error is None
+    made = content(tmp_path)
+    assert writer.size == len(made) == len(ELF)
+    head = ElfHead.read(ELF)
+    assert head is not None
+    assert made[: head.size] == head.repaired(ELF_HEAD) != ELF_HEAD
+    assert made[head.size :] == ELF[head.size :]
+
+
+async def test_compressed_elf_is_the_plain_one(tmp_path: Path) -> None:
+    await written(tmp_path / "plain", DumpFormat.ELF, ELF)
+    await written(tmp_path / "compressed", DumpFormat.ELF_ZSTD, ELF)
+    unpack = ["zstd", "--decompress", "--stdout"]
+    unpacked = await trio.run_process(
+        unpack, stdin=content(tmp_path / "compressed"), capture_stdout=True
+    )
+    assert unpacked.stdout == content(tmp_path / "plain")
+
+
+async def test_pieces_of_a_kdump_come_to_their_places(tmp_path: Path) -> None:
+    writer = await written(tmp_path, DumpFormat.KDUMP_ZLIB, KDUMP)
+    assert writer.error is None
+    made = content(tmp_path)
+    assert made == repaired_kdump(KDUMP_HEAD) + PAGES
+    assert not made.startswith(KDUMP_HEAD)
+
+
+@pytest.mark.parametrize("missing", [1, MEMORY - 1, MEMORY + NOTE + 1, len(ELF) - 63, len(ELF)])
+@pytest.mark.parametrize("kind", [DumpFormat.ELF, DumpFormat.ELF_ZSTD])
+async def test_elf_that_is_cut_short_is_none(
+    tmp_path: Path, kind: DumpFormat, missing: int
+) -> None:
+    writer = await written(tmp_path, kind, ELF[: len(ELF) - missing])
+    assert writer.error is not None
+    assert writer.error.failure is DumpFailure.INCOMPLETE
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("missing", [1, len(END), len(END) + 1, len(PAGES), len(KDUMP) - 1])
+async def test_kdump_that_is_cut_short_is_none(tmp_path: Path, missing: int) -> None:
+    writer = await written(tmp_path, DumpFormat.KDUMP_ZLIB, KDUMP[: len(KDUMP) - missing])
+    assert writer.error is not None
+    assert writer.error.failure is DumpFailure.INCOMPLETE
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "failure"),
+    [
+        (DumpFormat.ELF, KDUMP, DumpFailure.QEMU),
+        (DumpFormat.ELF_ZSTD, bytes(1 << 20), DumpFailure.QEMU),
+        (DumpFormat.KDUMP_ZLIB, ELF, DumpFailure.QEMU),
+        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + piece(-2, b"x") + END, DumpFailure.QEMU),
+        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + struct.pack(">qq", 0, 1 << 62), DumpFailure.QEMU),
+        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + struct.pack(">qq", 0, -9), DumpFailure.QEMU),
+        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + piece(1 << 40, b"x") + END, DumpFailure.INCOMPLETE),
+    ],
+)
+async def test_nonsense_is_no_dump(
+    tmp_path: Path, kind: DumpFormat, data: bytes, failure: DumpFailure
+) -> None:
+    writer = await written(tmp_path, kind, data)
+    assert writer.error is not None
+    assert writer.error.failure is failure
+    assert files(tmp_path) == []
