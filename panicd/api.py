@@ -13,8 +13,15 @@ from panicd.host.journal import JournalError
 from panicd.operators import Operators
 from panicd.qemu.evidence import read_manifest
 from panicd.responder import Services, bundle_directory
-from panicd.rules.incident import AnyEntry, Decided, Incident, StepBegun, StepEnded
-from panicd.rules.on_crash import OnCrash
+from panicd.rules.incident import (
+    OWN_TIME_OVER,
+    AnyEntry,
+    Decided,
+    Incident,
+    StepBegun,
+    StepEnded,
+)
+from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
 from panicd.rules.plan import AnyStep, Plan
 from panicd.rules.policy import EXPLANATIONS
@@ -99,7 +106,16 @@ class Api:
             "budget": asdict(budget_of(domain, self._keeping.tally, now)),
             "device_types": list(session.capability.device_types),
             "plan": plan_view(plan),
+            "then": plan_view(after) if (after := self._after_grace(domain, plan)) else None,
         }
+
+    def _after_grace(self, domain: Domain, plan: Plan) -> Plan | None:
+        """Return what follows where the guest may handle its panic itself, and does not."""
+        if plan.decision.action is not Action.GRACE:
+            return None
+        services, now = self._services, self._keeping.clock()
+        over = OWN_TIME_OVER[plan.decision.reason]
+        return foresee_domain(domain, self._keeping.tally, services.holds, now, own_time=over)
 
     async def _incidents(self, arguments: Mapping[str, object]) -> object:
         limit = arguments.get("limit", 20)

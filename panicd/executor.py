@@ -21,6 +21,7 @@ from panicd.relaunch import run_relaunch
 from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.plan import (
     AnyStep,
+    AwaitGuestReset,
     AwaitQuiet,
     AwaitReturn,
     Collect,
@@ -59,6 +60,7 @@ class Course(StrEnum):
 
     COMPLETED = "completed"
     AWAITING_RETURN = "awaiting-return"  # the last step is the relaunched domain's to end
+    WATCHING = "watching"  # the last step is the guest's to end
     FALL_BACK = "fall-back"  # a step failed and the policy's fallback is to be decided
     PRESERVE = "preserve"  # a step failed and the guest is to be left as it is
     INTERRUPTED = "interrupted"  # it is not known how a step ended: ask the VM again
@@ -69,6 +71,12 @@ class Course(StrEnum):
 _AFTER_FAILURE: Final = {
     OnFailure.FALL_BACK: Course.FALL_BACK,
     OnFailure.PRESERVE: Course.PRESERVE,
+}
+
+
+_TO_BE_AWAITED: Final = {
+    AwaitReturn: Course.AWAITING_RETURN,
+    AwaitGuestReset: Course.WATCHING,
 }
 
 
@@ -124,9 +132,9 @@ class Executor:
         """Carry out a plan from step ``first`` on."""
         for index, step in enumerate(plan.steps[first:], first):
             self._record.begin(index)
-            if isinstance(step, AwaitReturn):
+            if isinstance(step, AwaitReturn | AwaitGuestReset):
                 await self._record.commit()
-                return Course.AWAITING_RETURN
+                return _TO_BE_AWAITED[type(step)]
             try:
                 await self._look()
                 result = await self._carry_out(step)
@@ -190,7 +198,7 @@ class Executor:
                     return await self._signal(signal.SIGKILL, step)
                 case RunRelaunch():
                     return await self._relaunch(step)
-                case AwaitReturn():
+                case AwaitReturn() | AwaitGuestReset():
                     raise AssertionError("run() ends before this step")
                 case _:
                     assert_never(step)

@@ -69,7 +69,7 @@ def _view(answers: Probe, policy: Policy) -> dict[str, object]:
     capability = answers.capability
     policies = []
     for on_crash in OnCrash:
-        wanted = replace(policy, on_crash=on_crash)
+        wanted = replace(policy, on_crash=on_crash, grace=0.0)
         setting = PanicSetting.NONE if on_crash is OnCrash.IGNORE else PanicSetting.PAUSE
         armed = replace(capability, panic_setting=setting if capability.can_set_action else None)
         policies.append(plan_view(foresee(wanted, armed, now=0.0)))

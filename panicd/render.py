@@ -99,6 +99,9 @@ def explanation(answer: Answer) -> None:
         f"(on_crash {decided['on_crash']}, reason {decided['reason']}: {decided['why']})"
     )
     steps(decided["steps"])
+    if then := answer["then"]:
+        console.print(f"If it has not reset itself by then: [bold]{then['action']}[/]")
+        steps(then["steps"])
 
 
 def steps(planned: Iterable[Answer]) -> None:

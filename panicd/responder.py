@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import trio
 
@@ -19,6 +19,7 @@ from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
+from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import (
     Asked,
     Closed,
@@ -30,6 +31,7 @@ from panicd.rules.incident import (
     Source,
     State,
     StepResult,
+    own_time_over,
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Holds, Operation
@@ -39,6 +41,7 @@ from panicd.rules.policy import (
     Decision,
     Reason,
     Situation,
+    applicable,
     decide,
     decide_for_operator,
     fall_back,
@@ -49,6 +52,7 @@ from panicd.rules.settings import Policy
 from panicd.storm_breaker import StormBreaker
 from panicd.waiting import WaitingRoom
 
+NONE: Final = PanicSetting.NONE
 SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
 
 
@@ -102,6 +106,8 @@ class Responder:
         self.acting = False
         self.heard_at: float | None = None
         self._let_go_before = 0
+        self._saw_it_all = True  # what the guest did since it was last known to be panicked
+        self._overflows_before = 0
 
     @property
     def guest_was_let_go(self) -> bool:
@@ -150,15 +156,56 @@ class Responder:
             source=source,
             information=information,
         )
+        if source is Source.RECONCILIATION:
+            self._see_from_here(Found(run_state, True, self._session.capability.version))
+        else:
+            self._see_from_here(None)
         self._services.storm.note(domain.key, opened.at)
         domain.chronicle = Chronicle.open(opened, self._services.keeping)
         await self.decide(run_state)
 
-    async def decide(self, run_state: RunState | None) -> None:
-        """Decide about the open incident and carry the decision out."""
+    async def decide(self, run_state: RunState | None, own_time: Reason | None = None) -> None:
+        """Decide about the open incident and carry the decision out.
+
+        Args:
+            run_state: the state that the guest is in; None: QEMU is gone.
+            own_time: why it gets no time of its own; None: as the incident tells.
+        """
         situation = self._situation(run_state)
+        situation = replace(situation, own_time=own_time or situation.own_time)
         decision = decide(self._policy, self._session.capability, situation, now=self._now)
         await self._carry_out(decision, situation)
+
+    @property
+    def panic_setting(self) -> PanicSetting:
+        """What a panic is to do to the guest now; one that is in its grace is not stopped again."""
+        wanted, _ = applicable(self._policy, self._session.capability, None)
+        chronicle = self._domain.chronicle
+        decision = chronicle.incident.decision if chronicle else None
+        in_grace = decision is not None and decision.reason is Reason.GRACE
+        runs_on = wanted is OnCrash.IGNORE or in_grace
+        return PanicSetting.NONE if runs_on else PanicSetting.PAUSE
+
+    async def end_watch(self, why: str) -> None:
+        """Apply the policy to a guest that did not come to a reset by itself.
+
+        Nothing is done to one that runs and that was not watched all the time: it may have reset
+        itself unseen, and be healthy.
+        """
+        session, chronicle = self._session, self._chronicle
+        run_state = await session.query_status()
+        index = chronicle.incident.step_in_progress
+        assert index is not None, "it is watched"
+        unseen = not self._saw_it_all or session.seen.overflows > self._overflows_before
+        proven = not unseen or run_state is RunState.GUEST_PANICKED
+        unproven = (
+            "; panicd did not see all that happened meanwhile, and it may have reset itself unseen"
+        )
+        chronicle.end(index, StepResult(Outcome.FAILED, why if proven else why + unproven))
+        if proven:
+            await self.decide(run_state)
+        else:
+            await self._settle(State.FAILED)
 
     async def fall_back(self, reason: Reason) -> None:
         """Decide what follows a decision that came to nothing, and carry that out."""
@@ -201,6 +248,7 @@ class Responder:
     async def recover(self, found: Found) -> None:
         """Go on with the domain's open incident as it is found."""
         self.acting = False
+        self._see_from_here(found)
         chronicle = self._chronicle
         recovery = recover(chronicle.incident, found)
         get_logger(domain=self._domain.name, incident=chronicle.incident.id).info(
@@ -224,6 +272,15 @@ class Responder:
             case Stay():
                 pass
 
+    def _see_from_here(self, found: Found | None) -> None:
+        """Note whether all that happens to the panicked guest is seen from here on.
+
+        Args:
+            found: how it was found by one who had been away; None: its panic was heard.
+        """
+        self._saw_it_all = found is None or found.proves_panic
+        self._overflows_before = self._session.seen.overflows
+
     async def close(self, ending: Ending, detail: str = "") -> None:
         """Close the open incident."""
         chronicle = self._chronicle
@@ -238,13 +295,16 @@ class Responder:
 
     def _situation(self, run_state: RunState | None) -> Situation:
         services, domain, now = self._services, self._domain, self._now
+        incident = self._chronicle.incident
         return Situation(
             run_state=run_state,
-            information=self._chronicle.incident.opened.information,
+            information=incident.opened.information,
             restarts=services.keeping.tally.restarts(domain.key),
             held=services.holds.on(domain.key, domain.name, now) is not None,
             storm=services.storm.preserves(now),
             unrecorded=services.unrecorded(),
+            kdump=incident.opened.source is Source.KDUMP,
+            own_time=own_time_over(incident),
         )
 
     async def _carry_out(self, decision: Decision, situation: Situation) -> None:
@@ -255,6 +315,8 @@ class Responder:
         if self._services.dry_run:
             await self._settle(State.PRESERVED)
             return
+        if decision.action is Action.GRACE or self._session.capability.panic_setting is NONE:
+            await self._session.set_panic_action(self.panic_setting)
         await self._go_on(0)
 
     def _dump_was_tried(self) -> bool:
@@ -264,9 +326,18 @@ class Responder:
 
     async def _go_on(self, index: int) -> None:
         """Carry out the incident's plan from a step on, and whatever follows from its course."""
+        resets = self._session.seen.resets
         async with self._turn():
             course = await self._execute(index)
         match course:
+            case Course.WATCHING if self._session.seen.resets > resets:  # while it was let run
+                await self.close(Ending.GUEST_RESET)
+            case Course.WATCHING:
+                until = self._chronicle.incident.watched_until
+                log = get_logger(domain=self._domain.name, incident=self._chronicle.incident.id)
+                log.info("guest is left to itself", until=until)
+            case Course.FALL_BACK if self._chronicle.incident.action is Action.GRACE:
+                await self.decide(await self._session.query_status(), Reason.NO_GRACE)
             case Course.COMPLETED:
                 await self._conclude()
             case Course.FALL_BACK:
@@ -334,6 +405,8 @@ class Responder:
                 await self._settle(State.PRESERVED)
             case Action.IGNORE:
                 await self._settle(State.RUNNING_ON)
+            case Action.GRACE:
+                raise AssertionError("its plan's last step is the guest's to end")
             case Action.NONE:
                 await self.close(Ending.QEMU_EXITED)
 

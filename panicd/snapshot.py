@@ -11,7 +11,7 @@ from panicd.rules.budget import Balance, balance
 from panicd.rules.capability import Armed, Capability
 from panicd.rules.operation import Holds
 from panicd.rules.plan import Plan, make_plan
-from panicd.rules.policy import Situation, decide
+from panicd.rules.policy import Reason, Situation, decide
 from panicd.rules.settings import Policy
 from panicd.tally import Tally
 
@@ -69,10 +69,11 @@ def foresee(
     restarts: tuple[float, ...] = (),
     *,
     held: bool = False,
+    own_time: Reason | None = None,
     now: float,
 ) -> Plan:
-    """Return what would be done if the domain panicked now."""
-    situation = Situation(capability.panic_leaves, None, restarts, held=held)
+    """Return what would be done if the domain panicked now; see ``Situation``."""
+    situation = Situation(capability.panic_leaves, None, restarts, held=held, own_time=own_time)
     decision = decide(policy, capability, situation, now=now)
     return make_plan(decision, policy, capability, situation)
 
@@ -111,8 +112,10 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
     )
 
 
-def foresee_domain(domain: Domain, tally: Tally, holds: Holds, now: float) -> Plan:
-    """Return what would be done if a connected domain panicked now."""
+def foresee_domain(
+    domain: Domain, tally: Tally, holds: Holds, now: float, *, own_time: Reason | None = None
+) -> Plan:
+    """Return what would be done if a connected domain panicked now; see ``Situation``."""
     assert domain.session is not None
     assert domain.policy is not None
     return foresee(
@@ -120,6 +123,7 @@ def foresee_domain(domain: Domain, tally: Tally, holds: Holds, now: float) -> Pl
         domain.session.capability,
         tally.restarts(domain.key),
         held=holds.on(domain.key, domain.name, now) is not None,
+        own_time=own_time,
         now=now,
     )
 

@@ -345,6 +345,8 @@ def _policy(keys: Section, base: Policy) -> Policy:
         evidence=_evidence(keys["evidence"], base.evidence),
         enforce=keys["enforce"].read(boolean, base.enforce),
         timeouts=_timeouts(keys["timeouts"], base.timeouts),
+        grace=keys["grace"].read(duration, base.grace),
+        kdump_timeout=keys["kdump_timeout"].read(positive_duration, base.kdump_timeout),
     )
 
 

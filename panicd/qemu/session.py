@@ -41,6 +41,7 @@ class Seen:
     resets: int = 0
     resumes: int = 0
     panics: int = 0
+    overflows: int = 0  # of events: what happened to the guest may have gone unseen
     shutdown: ShutdownEvent | None = None
     dump: DumpCompletedEvent | None = None
 
@@ -158,6 +159,7 @@ class Session:
     async def _take(self) -> bool:
         entry = self.monitor.events.pop()
         if isinstance(entry, Overflow):
+            self.seen.overflows += 1
             state = await self.query_status()
             if entry.panics:
                 stopped = state is RunState.GUEST_PANICKED

@@ -33,6 +33,11 @@ class Reason(StrEnum):
     HELD = "held"
     JOURNAL = "journal"
     OPERATOR = "operator"
+    GRACE = "grace"
+    NO_GRACE = "no-grace"
+    GRACE_OVER = "grace-over"
+    KDUMP = "kdump"
+    KDUMP_STUCK = "kdump-stuck"
 
 
 EXPLANATIONS: Final[dict[Reason, str]] = {
@@ -56,6 +61,12 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     Reason.JOURNAL: "the journal was found damaged, and with it what was done before: the guest is "
     "preserved",
     Reason.OPERATOR: "an operator asked for it",
+    Reason.GRACE: "the guest may dump and reset itself first: it is watched until it does",
+    Reason.NO_GRACE: "the guest can't be let run after its panic (QEMU refuses it, or it failed): "
+    "it gets no grace, on_crash applies at once",
+    Reason.GRACE_OVER: "the guest did not reset itself in its grace: on_crash applies",
+    Reason.KDUMP: "the guest handles its panic itself, by kdump: it is watched until it resets",
+    Reason.KDUMP_STUCK: "the guest's kdump did not come to a reset in its time: on_crash applies",
 }
 
 FALLBACK_REASONS: Final = frozenset(Reason) - {
@@ -63,7 +74,14 @@ FALLBACK_REASONS: Final = frozenset(Reason) - {
     Reason.UNREQUESTED_DEVICE,
     Reason.HELD,
     Reason.OPERATOR,
+    Reason.GRACE,
+    Reason.NO_GRACE,
+    Reason.GRACE_OVER,
+    Reason.KDUMP,
+    Reason.KDUMP_STUCK,
 }
+WATCHING: Final = frozenset({Reason.GRACE, Reason.KDUMP})
+"""Why a guest is left to itself for a while."""
 DESTRUCTIVE: Final = frozenset({Action.DESTROY, Action.RESTART})
 
 
@@ -79,6 +97,9 @@ class Situation:
         held: an operator suspended automation.
         storm: many domains panicked at once, and destructive actions are to be left to people.
         unrecorded: what was done before is not known, and that is to be waited out.
+        kdump: the guest says that it handles its panic itself.
+        own_time: why the guest has no time of its own any more to handle its panic; None: it has
+            had none yet.
     """
 
     run_state: RunState | None
@@ -87,6 +108,8 @@ class Situation:
     held: bool = False
     storm: bool = False
     unrecorded: bool = False
+    kdump: bool = False
+    own_time: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +181,11 @@ def decide(policy: Policy, capability: Capability, situation: Situation, *, now:
         now: seconds since the epoch.
     """
     wanted, reason = applicable(policy, capability, situation.information)
+    own_hands = _own_hands(policy, capability, situation, wanted)
+    if own_hands in WATCHING:
+        return Decision(wanted, Action.GRACE, coredump=False, reason=own_hands)
+    if reason is Reason.ON_CRASH and own_hands is not None:
+        reason = own_hands
     obeyed = Decision(wanted, wanted.action, wanted.coredump, reason)
     if situation.held:
         return Decision(wanted, Action.PRESERVE, coredump=False, reason=Reason.HELD)
@@ -170,6 +198,25 @@ def decide(policy: Policy, capability: Capability, situation: Situation, *, now:
     else:
         decision = obeyed
     return restrain(decision, situation)
+
+
+def _own_hands(
+    policy: Policy, capability: Capability, situation: Situation, wanted: OnCrash
+) -> Reason | None:
+    """Return why the guest may handle its panic itself, or why not; None: that is not a question.
+
+    A kdump is only looked on at, whoever holds the domain: nothing is done to the guest.
+    """
+    state = situation.run_state
+    if state is None or situation.own_time is not None:
+        return situation.own_time
+    if situation.kdump and state is not RunState.GUEST_PANICKED:
+        return Reason.KDUMP
+    if not policy.grace or situation.held or wanted.action is Action.IGNORE:
+        return None
+    if state is RunState.GUEST_PANICKED:
+        return Reason.GRACE if capability.reversible else Reason.NO_GRACE
+    return Reason.GRACE if state is RunState.RUNNING else None
 
 
 def restrain(decision: Decision, situation: Situation) -> Decision:

@@ -177,6 +177,8 @@ class Policy:
         evidence: what is kept of its panics; None: nothing but the journal.
         enforce: a panicked guest that somebody else resumes is stopped again.
         timeouts: of the steps.
+        grace: seconds that a panicked guest has to dump and reset itself before it is acted on.
+        kdump_timeout: the same for one that says it handles its panic by kdump.
     """
 
     coredump: CoredumpSettings
@@ -189,3 +191,5 @@ class Policy:
     evidence: Evidence | None = None
     enforce: bool = False
     timeouts: Timeouts = field(default_factory=Timeouts)
+    grace: float = 0.0
+    kdump_timeout: float = 900.0

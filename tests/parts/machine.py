@@ -29,6 +29,9 @@ _ACTIONS = {
 
 _DUMP_IN_PROGRESS = "There is a dump in process, please wait."
 
+_PVSHUTDOWN = 4
+"""The bit of the device's ``events`` that stands for GUEST_PVSHUTDOWN."""
+
 _ABORTED = -6
 """The exit status of a process that called abort()."""
 
@@ -119,6 +122,12 @@ class Machine:
         """The guest says that its kdump kernel takes over."""
         if self.profile.crashloaded:
             self._emit_panic("GUEST_CRASHLOADED", "run", None)
+
+    def pvshutdown(self) -> None:
+        """The guest shuts itself down by the panic device, which versions with that bit know."""
+        if (self.profile.pvpanic_events or 0) & _PVSHUTDOWN:
+            self.emit("GUEST_PVSHUTDOWN", None)
+            self.shut_down("guest-shutdown", guest=True)
 
     def reset(self, reason: str, *, guest: bool) -> None:
         """Reset the machine, or what ``reboot_action`` makes of it."""
