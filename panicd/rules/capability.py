@@ -19,14 +19,35 @@ BUILTIN_UNTIL: Final[Version] = (1, 7, 0)  # QEMU commit 7839ff59 took the built
 DUMP_FORMATS_SINCE: Final[Version] = (2, 0, 0)
 DETACHED_DUMP_SINCE: Final[Version] = (2, 6, 0)
 SET_ACTION_SINCE: Final[Version] = (6, 0, 0)
+TDX_SINCE: Final[Version] = (10, 1, 0)
 
 
 class PanicDevice(StrEnum):
     """Where a VM's panic device comes from."""
 
     REQUESTED = "requested"  # under /machine/peripheral*, or a CPU property such as hv-crash
+    PLATFORM = "platform"  # the machine itself reports panics: s390, pseries, TDX
     BUILTIN = "builtin"  # under /machine/unattached: QEMU 1.5 and 1.6, pc-*-1.5 machines
     NONE = "none"
+
+
+PLATFORMS: Final[dict[str, str]] = {
+    "s390-ccw": "s390",  # the disabled wait of a CPU
+    "pseries": "pseries",  # RTAS ibm,os-term
+    "vmapple": "pvpanic-mmio",
+}
+"""What reports panics in a machine of which each is a part, by the machine type's beginning."""
+
+TDX: Final = "tdx-guest"  # the object of a confidential guest, which reports by its own call
+
+
+def platform_notifier(machine: str) -> str | None:
+    """Return what reports panics in every machine of a type; None: nothing, without a device.
+
+    Args:
+        machine: the QOM type of ``/machine``, such as ``s390-ccw-virtio-7.2-machine``.
+    """
+    return next((what for start, what in PLATFORMS.items() if machine.startswith(start)), None)
 
 
 class Armed(StrEnum):
@@ -51,7 +72,8 @@ class Capability:
     Attributes:
         version: from the greeting.
         panic_device: where its panic device comes from.
-        device_types: QOM types of the panic devices found, and ``hv-crash``.
+        device_types: QOM types of the panic devices found, ``hv-crash``, and what the machine has.
+        machine: the QOM type of ``/machine``, empty where it is not known.
         panic_setting: what panicd set by ``set-action``; None where it could not.
         no_shutdown: ``-no-shutdown`` stands on the command line; None where that is unreadable.
         reboot_is_shutdown: QEMU ends instead of resetting; None where nothing tells.
@@ -61,6 +83,7 @@ class Capability:
     version: Version
     panic_device: PanicDevice = PanicDevice.NONE
     device_types: tuple[str, ...] = ()
+    machine: str = ""
     panic_setting: PanicSetting | None = None
     no_shutdown: bool | None = None
     reboot_is_shutdown: bool | None = None

@@ -14,7 +14,8 @@ PanicOption = Literal["pause", "none", "shutdown", "exit-failure"]
 """A value of ``-action panic=`` (QAPI ``PanicAction``, run-state.json)."""
 
 PANIC_OPTIONS: Final[tuple[PanicOption, ...]] = ("pause", "none", "shutdown", "exit-failure")
-PANIC_DEVICE_TYPES: Final = frozenset({"pvpanic", "pvpanic-pci"})  # since 1.5, since 6.0
+# since 1.5, 6.0 and 9.2
+PANIC_DEVICE_TYPES: Final = frozenset({"pvpanic", "pvpanic-pci", "pvpanic-mmio"})
 HYPERV_CRASH: Final = "hv-crash"  # a CPU property, no device: crashes told by Hyper-V's registers
 
 # Every other option is followed by its value, so that `-append -no-shutdown` is no -no-shutdown.

@@ -55,6 +55,8 @@ class Machine:
         name: As ``-name``; empty: none was given.
         uuid: As ``-uuid``; None: none was given.
         devices: As ``-device``, one each.
+        machine_type: The QOM type of ``/machine``.
+        objects: As ``-object``, the type of each.
         memory: Guest memory in bytes.
         state: The run state.
         panic_action: ``set-action``'s and ``-action``'s panic.
@@ -72,6 +74,8 @@ class Machine:
     name: str = "vm"
     uuid: str | None = None
     devices: Sequence[str] = ("pvpanic",)
+    machine_type: str = "pc-i440fx-7.2-machine"
+    objects: Sequence[str] = ()
     memory: int = 64 * 1024
     state: RunState = RunState.RUNNING
     panic_action: str = "shutdown"
@@ -449,11 +453,15 @@ class Machine:
                 anonymous[f"device[{index}]"] = node
         return {
             "machine": {
-                "type": "pc-i440fx-machine",
+                "type": self.machine_type,
                 "peripheral": peripheral,
                 "peripheral-anon": anonymous,
                 "unattached": unattached,
-            }
+            },
+            "objects": {
+                "type": "container",
+                **{f"o{index}": {"type": kind} for index, kind in enumerate(self.objects)},
+            },
         }
 
     def _panic_device(self, driver: str, ioport: int = 0x505) -> Message:
