@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from panicd.demo.guests import Guest
+from panicd.demo.guests import PVPANIC_PORT, Guest
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import QEMU_1_6, QEMU_2_5, QEMU_2_8, QEMU_10_0, Profile, RunState
@@ -292,3 +292,20 @@ async def test_kdump_of_a_real_guest(
         await vm.start_guest()
         incident = await daemon.wait_incident("vm", ending=ending)
         assert incident.decisions == decisions
+
+
+@pytest.mark.real
+async def test_pvshutdown_of_a_real_guest(socket_dir: Path) -> None:
+    async with (
+        RunningDaemon.start(socket_dir, {"on_crash": "destroy"}) as daemon,
+        RealQemu.start(socket_dir) as vm,
+    ):
+        if tuple(map(int, vm.version.split("."))) < (9, 1):
+            pytest.skip("GUEST_PVSHUTDOWN came with QEMU 9.1")
+        await daemon.wait_armed("vm")
+        await vm.witness.send(
+            "human-monitor-command", {"command-line": f"o /b {PVPANIC_PORT:#x} 4"}
+        )
+        await daemon.wait_log("seen", what="guest shuts itself down, and says so (pvpanic)")
+        await vm.wait_exit()
+        assert daemon.incidents() == []
