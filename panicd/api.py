@@ -6,6 +6,7 @@ from functools import partial
 
 import trio
 
+from panicd.audit import exposed_domains
 from panicd.fleet import Domain
 from panicd.host.config import ConfigError
 from panicd.host.control import RefusedError, Request
@@ -13,6 +14,7 @@ from panicd.host.journal import JournalError
 from panicd.operators import Operators
 from panicd.qemu.evidence import read_manifest
 from panicd.responder import Services, bundle_directory
+from panicd.rules.exposure import REMEDIES
 from panicd.rules.incident import (
     OWN_TIME_OVER,
     AnyEntry,
@@ -55,6 +57,8 @@ class Api:
         match request.command:
             case "status":
                 return self._status()
+            case "audit":
+                return await self._audit()
             case "explain":
                 return self._explain(self._domain(_text(arguments, "domain")))
             case "incidents":
@@ -86,6 +90,23 @@ class Api:
                 for domain in sorted(services.fleet.domains.values(), key=lambda d: d.name)
             ],
             "waiting": [incident_view(c.incident) for c in services.waiting.chronicles],
+        }
+
+    async def _audit(self) -> object:
+        services, now = self._services, self._keeping.clock()
+        look = partial(exposed_domains, services.fleet, self._keeping.tally, services.holds, now)
+        found = await trio.to_thread.run_sync(look)
+        return {
+            "domains": len(services.fleet.domains),
+            "exposed": [
+                {
+                    "domain": domain.name,
+                    "monitor": domain.address,
+                    "on_crash": domain.policy.on_crash if domain.policy else "",
+                    "reasons": {reason: REMEDIES[reason] for reason in reasons},
+                }
+                for domain, reasons in sorted(found, key=lambda each: each[0].name)
+            ],
         }
 
     def _domain(self, name: str) -> Domain:

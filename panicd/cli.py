@@ -17,7 +17,7 @@ from panicd.host.config import Config, ConfigError, Places
 from panicd.host.control import DaemonUnreachableError, RefusedError, call
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
-from panicd.rules.qemu_args import qemu_arguments
+from panicd.rules.qemu_args import Wanted, qemu_arguments
 
 FAILED: Final = 1
 BAD_USAGE: Final = 2  # also click's own
@@ -38,6 +38,7 @@ class Context:
     def __init__(self, config_file: Path, socket: Path | None) -> None:
         self.config_file = config_file
         self._socket = socket
+        self._exit_status = 0
 
     def load(self) -> Config:
         """Return the configuration, or print its mistakes and exit with 2."""
@@ -46,6 +47,15 @@ class Context:
         except ConfigError as error:
             click.echo(str(error), err=True)
             sys.exit(BAD_USAGE)
+
+    def exit_with(self, status: int) -> None:
+        """Have the command end with this status, once its answer is printed."""
+        self._exit_status = status
+
+    def finish(self) -> None:
+        """Exit with what was asked for."""
+        if self._exit_status:
+            sys.exit(self._exit_status)
 
     @property
     def socket(self) -> Path:
@@ -91,6 +101,7 @@ def _json_option(
             click.echo(json.dumps(answer, indent=2))
         else:
             show()
+        context.finish()
 
     return wrapped
 
@@ -319,6 +330,8 @@ def incident(context: Context, incident_id: str) -> tuple[object, Callable[[], N
 def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], None]]:
     """Ask the VM behind a monitor SOCKET what it can do, and change nothing.
 
+    Exit status 1 where what is configured for it could not be obeyed if it panicked.
+
     QEMU serves one client on each monitor: one that the daemon is connected to does not answer
     here. Ask `panicd explain` for such a domain.
     """
@@ -328,7 +341,22 @@ def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], Non
         answer = probe_socket(socket_path, context.load())
     except UnreachableMonitorError as error:
         _fail(str(error))
+    if answer["exposed"]:
+        context.exit_with(FAILED)
     return answer, lambda: render.probe(answer)
+
+
+@main.command()
+@_json_option
+def audit(context: Context) -> tuple[object, Callable[[], None]]:
+    """List every domain that could not be acted on if it panicked now, and what to do about it.
+
+    Exit status 1 where there is one.
+    """
+    answer = cast("render.Answer", context.ask("audit"))
+    if answer["exposed"]:
+        context.exit_with(FAILED)
+    return answer, lambda: render.audit(answer)
 
 
 @main.command("qemu-args")
@@ -352,14 +380,30 @@ def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], Non
     type=click.Path(path_type=Path),
     help="Have the VM connect to panicd's listening socket instead.",
 )
+@click.option("--machine", default="", metavar="TYPE", help="Its machine type, as in -machine.")
 @click.option("--pci", is_flag=True, help="For a machine without an ISA bus.")
-def qemu_args(
-    name: str, qemu_version: tuple[int, int, int], directory: Path, dial_in: Path | None, pci: bool
+@click.option("--no-notifier", is_flag=True, help="The guest is to report no panic.")
+def qemu_args(  # noqa: PLR0917 - click calls it, each by its name
+    name: str,
+    qemu_version: tuple[int, int, int],
+    directory: Path,
+    dial_in: Path | None,
+    machine: str,
+    pci: bool,
+    no_notifier: bool,
 ) -> None:
     """Print the arguments that a VM should be started with, a line each with its reason."""
     socket = dial_in or directory / f"{name}.qmp"
+    wanted = Wanted(
+        qemu_version,
+        str(socket),
+        dial_in=bool(dial_in),
+        machine=machine,
+        pci=pci,
+        notifier=not no_notifier,
+    )
     try:
-        arguments = qemu_arguments(qemu_version, socket=str(socket), dial_in=bool(dial_in), pci=pci)
+        arguments = qemu_arguments(wanted)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     render.arguments(name, arguments)

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from panicd import __version__
 from panicd.api import Api
+from panicd.audit import count_exposed
 from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
 from panicd.fleet import Fleet
@@ -83,6 +84,7 @@ class Daemon:
             dump_failure_reasons=DumpFailure,
             domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
+            exposed=self._exposed,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
@@ -182,6 +184,9 @@ class Daemon:
 
     def _domain_samples(self) -> list[DomainSample]:
         return domain_samples(self._fleet, self._tally, self._holds, time.time())
+
+    def _exposed(self) -> dict[str, int]:
+        return count_exposed(self._fleet, self._tally, self._holds, time.time())
 
     async def reload(self) -> None:
         """Read the configuration anew, and put it in force, all or nothing.

@@ -10,13 +10,16 @@ import trio
 from panicd.api import plan_view
 from panicd.connector import GREETING_TIMEOUT, connect
 from panicd.host.config import Config
-from panicd.qemu.monitor import MonitorError, event_loop, open_monitor
+from panicd.qemu.monitor import Monitor, MonitorError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import ANSWER_TIMEOUT
-from panicd.rules.capability import Armed, Capability, PanicDevice, PanicSetting
+from panicd.rules.capability import Armed, Capability, PanicSetting
 from panicd.rules.command_line import parse_command_line
+from panicd.rules.exposure import REMEDIES, exposures
+from panicd.rules.io_ports import devices_on
 from panicd.rules.on_crash import OnCrash
+from panicd.rules.policy import Reason
 from panicd.rules.settings import Policy
 from panicd.snapshot import foresee
 
@@ -47,25 +50,66 @@ async def _ask(path: Path, config: Config) -> dict[str, object]:
         answers = await _answers(path)
     if isinstance(answers, str):
         raise UnreachableMonitorError(f"{path}: {answers}")
-    return _view(answers, config.policy_for(answers.name or path.stem, answers.uuid or None))
+    found, conflicts = answers
+    policy = config.policy_for(found.name or path.stem, found.uuid or None)
+    return _view(found, policy, conflicts)
 
 
-async def _answers(path: Path) -> Probe | str:
-    """Return the monitor's answers, or why there are none."""
+async def _answers(path: Path) -> tuple[Probe, list[str]] | str:
+    """Return the monitor's answers and what is wrong with its ports, or why there are none."""
     try:
         sock = await connect(path)
         with closing(sock), Peer.of(sock) as peer:
             async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
                 arguments = peer.command_line() if peer.is_qemu() else None
                 command_line = parse_command_line(arguments) if arguments else None
-                return await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
+                found = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
+                return found, await _port_conflicts(monitor)
     except MonitorError as error:
         return str(error)
     except OSError as error:
         return error.strerror or str(error)
 
 
-def _view(answers: Probe, policy: Policy) -> dict[str, object]:
+async def _port_conflicts(monitor: Monitor) -> list[str]:
+    """Return a remedy for each pvpanic on a port that other devices use.
+
+    Raises:
+        MonitorError: QEMU does not answer.
+    """
+    places = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached")
+    ports = []
+    for place in places:
+        for name in await _pvpanics(monitor, place):
+            question = {"path": f"{place}/{name}", "property": "ioport"}
+            ports.append(await monitor.execute("qom-get", question, timeout=ANSWER_TIMEOUT))
+    if not ports:
+        return []
+    question = {"command-line": "info mtree"}
+    mtree = await monitor.execute("human-monitor-command", question, timeout=ANSWER_TIMEOUT)
+    remedies = []
+    for port in ports:
+        others = devices_on(mtree, port) if isinstance(mtree, str) and isinstance(port, int) else ()
+        if names := sorted(set(others) - {"pvpanic"}):
+            remedies.append(
+                f"move the panic device from port {port:#x}, which {', '.join(names)} uses too: "
+                "what the guest writes there raises false panics (ioport=0x505 is its own; to be "
+                "rid of it see panicd qemu-args --no-notifier)"
+            )
+    return remedies
+
+
+async def _pvpanics(monitor: Monitor, place: str) -> list[str]:
+    """Return the names of the pvpanics on the ISA bus in a place of the QOM tree."""
+    entries = await monitor.execute("qom-list", {"path": place}, timeout=ANSWER_TIMEOUT)
+    return [
+        str(entry["name"])
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict) and entry.get("type") == "child<pvpanic>" and "name" in entry
+    ]
+
+
+def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, object]:
     capability = answers.capability
     policies = []
     for on_crash in OnCrash:
@@ -74,6 +118,11 @@ def _view(answers: Probe, policy: Policy) -> dict[str, object]:
         armed = replace(capability, panic_setting=setting if capability.can_set_action else None)
         policies.append(plan_view(foresee(wanted, armed, now=0.0)))
     will_be_armed = Armed.YES if capability.can_set_action else capability.armed
+    connected = replace(
+        capability, panic_setting=PanicSetting.PAUSE if capability.can_set_action else None
+    )
+    in_the_end = foresee(policy, connected, own_time=Reason.GRACE_OVER, now=0.0).decision
+    reasons = exposures(policy, connected, in_the_end)
     return {
         "name": answers.name,
         "uuid": answers.uuid,
@@ -86,16 +135,14 @@ def _view(answers: Probe, policy: Policy) -> dict[str, object]:
         if capability.can_set_action
         else ARMED_BECAUSE[will_be_armed],
         "policies": policies,
-        "remedies": list(_remedies(capability, will_be_armed)),
+        "configured": plan_view(foresee(policy, connected, now=0.0)),
+        "exposed": list(reasons),
+        "remedies": [REMEDIES[reason] for reason in reasons] + conflicts + _warnings(capability),
     }
 
 
-def _remedies(capability: Capability, armed: Armed) -> list[str]:
-    remedies = []
-    if capability.panic_device is PanicDevice.NONE:
-        remedies.append("add -device pvpanic (or pvpanic-pci), or the guest can't report a panic")
-    if armed is not Armed.YES:
-        remedies.append("add -no-shutdown, or this QEMU exits on a panic")
+def _warnings(capability: Capability) -> list[str]:
+    """Return what would be wrong under other policies than the one that is configured."""
     if capability.reboot_is_shutdown:
-        remedies.append("drop -no-reboot, or configure relaunch, or restart can't be obeyed")
-    return remedies
+        return ["drop -no-reboot, or configure relaunch, or restart can't be obeyed"]
+    return []

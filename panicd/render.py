@@ -211,6 +211,20 @@ def probe(answer: Answer) -> None:
         console.print(f"[yellow]To change:[/] {remedy}")
 
 
+def audit(answer: Answer) -> None:
+    """Print what ``panicd audit`` shows."""
+    if not answer["exposed"]:
+        console.print(f"{answer['domains']} domains, and each could be acted on.")
+        return
+    table = _table("domain", "on_crash", "why not", "what to do")
+    for exposed in answer["exposed"]:
+        name, on_crash = _text(exposed["domain"]), exposed["on_crash"]
+        for reason, remedy in exposed["reasons"].items():
+            table.add_row(name, on_crash, f"[yellow]{reason}[/]", _text(remedy))
+            name = on_crash = ""
+    console.print(table)
+
+
 def arguments(name: str, wanted: Iterable[Argument]) -> None:
     """Print QEMU arguments, as a shell takes them, each with its reason."""
     lines = [("-name " + quote(name), "what panicd calls it")]

@@ -30,6 +30,7 @@ ORDER = [
     "connector",
     "operators",
     "snapshot",
+    "audit",
     "api",
     "probing",
     "daemon",

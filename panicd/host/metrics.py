@@ -9,7 +9,7 @@ about a QEMU, and never text from a guest.
 """
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,6 +82,7 @@ class Metrics:
         domains: Returns the snapshot; called at each scrape, in the scrape's thread.
         coredump_free_bytes: Returns the free space for coredumps, or None where it can't be
             told; called like `domains`.
+        exposed: Returns how many domains could not be acted on, by the reason; called likewise.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Metrics:
         dump_failure_reasons: Iterable[str],
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
+        exposed: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
         self._registry = registry
@@ -193,7 +195,7 @@ class Metrics:
         )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})
-        registry.register(_Snapshot(domains, coredump_free_bytes))
+        registry.register(_Snapshot(domains, coredump_free_bytes, exposed))
 
     def render(self) -> bytes:
         """Write all metrics in the text format `CONTENT_TYPE`. May be called from any thread."""
@@ -207,16 +209,22 @@ class _Snapshot(Collector):
         self,
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
+        exposed: Callable[[], Mapping[str, int]],
     ) -> None:
         self._domains = domains
         self._coredump_free_bytes = coredump_free_bytes
+        self._exposed = exposed
 
     def describe(self) -> Iterable[Metric]:
         """Name the metrics without asking for a snapshot, which may not be there yet."""
-        return [*_domain_metrics(()), _free_space(None)]
+        return [*_domain_metrics(()), _free_space(None), _exposed({})]
 
     def collect(self) -> Iterable[Metric]:
-        return [*_domain_metrics(self._domains()), _free_space(self._coredump_free_bytes())]
+        return [
+            *_domain_metrics(self._domains()),
+            _free_space(self._coredump_free_bytes()),
+            _exposed(self._exposed()),
+        ]
 
 
 def _free_space(free_bytes: int | None) -> Metric:
@@ -226,6 +234,17 @@ def _free_space(free_bytes: int | None) -> Metric:
     )
     if free_bytes is not None:
         metric.add_metric((), free_bytes)
+    return metric
+
+
+def _exposed(counts: Mapping[str, int]) -> Metric:
+    metric = GaugeMetricFamily(
+        "panicd_domains_exposed",
+        "Domains that could not be acted on as configured if they panicked now, by the reason.",
+        labels=("reason",),
+    )
+    for reason, count in counts.items():
+        metric.add_metric((reason,), count)
     return metric
 
 
