@@ -6,7 +6,7 @@ from functools import partial
 
 import trio
 
-from panicd.audit import exposed_domains
+from panicd.audit import exposed_domains, unwatched
 from panicd.fleet import Domain
 from panicd.host.config import ConfigError
 from panicd.host.control import RefusedError, Request
@@ -14,7 +14,7 @@ from panicd.host.journal import JournalError
 from panicd.operators import Operators
 from panicd.qemu.evidence import read_manifest
 from panicd.responder import Services, bundle_directory
-from panicd.rules.exposure import REMEDIES
+from panicd.rules.exposure import REMEDIES, Exposure
 from panicd.rules.incident import (
     OWN_TIME_OVER,
     AnyEntry,
@@ -96,6 +96,8 @@ class Api:
         services, now = self._services, self._keeping.clock()
         look = partial(exposed_domains, services.fleet, self._keeping.tally, services.holds, now)
         found = await trio.to_thread.run_sync(look)
+        without = await trio.to_thread.run_sync(unwatched, services.fleet)
+        no_monitor = {Exposure.NO_MONITOR: REMEDIES[Exposure.NO_MONITOR]}
         return {
             "domains": len(services.fleet.domains),
             "exposed": [
@@ -106,6 +108,15 @@ class Api:
                     "reasons": {reason: REMEDIES[reason] for reason in reasons},
                 }
                 for domain, reasons in sorted(found, key=lambda each: each[0].name)
+            ]
+            + [
+                {
+                    "domain": qemu.name or f"process {qemu.pid}",
+                    "monitor": "",
+                    "on_crash": "",
+                    "reasons": no_monitor,
+                }
+                for qemu in without
             ],
         }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from panicd.fleet import Domain, Fleet
 from panicd.qemu.dump_directory import space
+from panicd.qemu.process_list import RunningQemu, running_qemus
 from panicd.rules.exposure import Exposure, exposures
 from panicd.rules.operation import Holds
 from panicd.rules.policy import Reason
@@ -37,6 +38,14 @@ def count_exposed(fleet: Fleet, tally: Tally, holds: Holds, now: float) -> dict[
         for reason in reasons:
             counts[reason.value] += 1
     return counts
+
+
+def unwatched(fleet: Fleet) -> list[RunningQemu]:
+    """Return the QEMUs of this host that panicd has no monitor of."""
+    domains = list(fleet.domains.values())
+    names = {domain.name for domain in domains}
+    pids = {domain.session.peer.pid for domain in domains if domain.session is not None}
+    return [qemu for qemu in running_qemus() if qemu.pid not in pids and qemu.name not in names]
 
 
 def _exposures(

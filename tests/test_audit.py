@@ -13,6 +13,7 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
+from panicd import audit
 from panicd.cli import main
 from panicd.rules.qemu_args import UNUSED_PORT
 from tests.parts.daemon import DaemonInside, ObservedDaemon
@@ -21,6 +22,18 @@ from tests.parts.profile import QEMU_1_5, QEMU_1_6, QEMU_2_8
 from tests.parts.qemu import RealQemu
 
 DONE, FAILED = 0, 1
+
+
+@pytest.fixture(autouse=True)
+def only_the_fakes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what else runs on this machine."""
+    if "any_process" not in request.fixturenames:
+        monkeypatch.setattr(audit, "running_qemus", list)
+
+
+@pytest.fixture
+def any_process() -> None:
+    """Take in what else runs on this machine."""
 
 
 async def panicd(daemon: ObservedDaemon, command: str) -> Result:
@@ -95,6 +108,23 @@ async def test_each_exposed_domain_with_its_remedy(socket_dir: Path) -> None:
         assert shown.exit_code == FAILED
         assert "add -device pvpanic" in shown.output
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("any_process")
+async def test_qemu_that_panicd_has_no_monitor_of(socket_dir: Path) -> None:
+    elsewhere = socket_dir / "e"
+    elsewhere.mkdir()
+    async with (
+        DaemonInside.start(socket_dir, {"on_crash": "restart"}) as daemon,
+        RealQemu.start(elsewhere, name="stranger"),
+        FakeQemu(socket_dir / "vm.qmp").running(),
+    ):
+        await daemon.wait_armed("vm")
+        status, exposed = await audited(daemon)
+        assert status == FAILED
+        assert exposed["stranger"] == ["no-monitor"]
+        assert "vm" not in exposed
 
 
 # -- probe

@@ -101,6 +101,16 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     )
 
 
+def guest_name(arguments: Sequence[str]) -> str:
+    """Return the VM's name from a QEMU's command line (``-name``); empty where it has none."""
+    name = ""
+    for option, value in _options(arguments):
+        if option == "name":
+            first = value.replace(",,", "\0").split(",", 1)[0].replace("\0", ",")
+            name = _properties(value).get("guest", first if "=" not in first else "")
+    return name
+
+
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each option without its dashes, and its value ('' where it takes none)."""
     rest = iter(arguments[1:])
