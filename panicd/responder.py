@@ -49,6 +49,7 @@ from panicd.rules.policy import (
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
 from panicd.rules.settings import Policy
+from panicd.sight import Sight
 from panicd.storm_breaker import StormBreaker
 from panicd.waiting import WaitingRoom
 
@@ -106,8 +107,7 @@ class Responder:
         self.acting = False
         self.heard_at: float | None = None
         self._let_go_before = 0
-        self._saw_it_all = True  # what the guest did since it was last known to be panicked
-        self._overflows_before = 0
+        self._sight = Sight(session)
 
     @property
     def guest_was_let_go(self) -> bool:
@@ -156,10 +156,8 @@ class Responder:
             source=source,
             information=information,
         )
-        if source is Source.RECONCILIATION:
-            self._see_from_here(Found(run_state, True, self._session.capability.version))
-        else:
-            self._see_from_here(None)
+        found = Found(run_state, True, self._session.capability.behaves_like)
+        self._sight.begin(found if source is Source.RECONCILIATION else None)
         self._services.storm.note(domain.key, opened.at)
         domain.chronicle = Chronicle.open(opened, self._services.keeping)
         await self.decide(run_state)
@@ -196,8 +194,7 @@ class Responder:
         run_state = await session.query_status()
         index = chronicle.incident.step_in_progress
         assert index is not None, "it is watched"
-        unseen = not self._saw_it_all or session.seen.overflows > self._overflows_before
-        proven = not unseen or run_state is RunState.GUEST_PANICKED
+        proven = self._sight.is_unbroken or run_state is RunState.GUEST_PANICKED
         unproven = (
             "; panicd did not see all that happened meanwhile, and it may have reset itself unseen"
         )
@@ -248,7 +245,7 @@ class Responder:
     async def recover(self, found: Found) -> None:
         """Go on with the domain's open incident as it is found."""
         self.acting = False
-        self._see_from_here(found)
+        self._sight.begin(found)
         chronicle = self._chronicle
         recovery = recover(chronicle.incident, found)
         get_logger(domain=self._domain.name, incident=chronicle.incident.id).info(
@@ -271,15 +268,6 @@ class Responder:
                 await self.close(ending)
             case Stay():
                 pass
-
-    def _see_from_here(self, found: Found | None) -> None:
-        """Note whether all that happens to the panicked guest is seen from here on.
-
-        Args:
-            found: how it was found by one who had been away; None: its panic was heard.
-        """
-        self._saw_it_all = found is None or found.proves_panic
-        self._overflows_before = self._session.seen.overflows
 
     async def close(self, ending: Ending, detail: str = "") -> None:
         """Close the open incident."""

@@ -9,6 +9,7 @@ from panicd.fleet import Domain, Fleet
 from panicd.host.metrics import DomainSample
 from panicd.rules.budget import Balance, balance
 from panicd.rules.capability import Armed, Capability
+from panicd.rules.incident import Incident
 from panicd.rules.operation import Holds
 from panicd.rules.plan import Plan, make_plan
 from panicd.rules.policy import Reason, Situation, decide
@@ -37,7 +38,7 @@ class DomainStatus:
         reason: why that.
         restarts_left: of the restart budget.
         incident: the id of its open incident.
-        incident_state: where that stands.
+        incident_state: where that stands; ``watched`` while the guest handles its panic itself.
         held_until: when an operator's hold ends by itself, in seconds since the epoch.
         held_why: why it is held; empty where it is not.
     """
@@ -91,7 +92,7 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         since=domain.since,
         attempts=domain.attempts,
         incident=chronicle.incident.id if chronicle else "",
-        incident_state=chronicle.incident.state if chronicle else "",
+        incident_state=_stands(chronicle.incident) if chronicle else "",
         held_until=hold.until if hold else None,
         held_why=hold.why if hold else "",
     )
@@ -110,6 +111,10 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         reason=plan.decision.reason,
         restarts_left=budget_of(domain, tally, now).left,
     )
+
+
+def _stands(incident: Incident) -> str:
+    return "watched" if incident.watched_until is not None else incident.state.value
 
 
 def foresee_domain(

@@ -202,7 +202,7 @@ class Supervisor:
             began_on = domain.chronicle.incident.opened.process
             # Behind a proxy neither is known; then the VM's identity has to do.
             same = began_on == session.process or not (began_on and session.process)
-            found = Found(session.run_state, same, session.capability.version)
+            found = Found(session.run_state, same, session.capability.behaves_like)
             await self._responder.recover(found)
             if session.ended or (session.process_known and session.peer.gone()):
                 return  # what was gone on with has ended it; its run state is of before
@@ -392,7 +392,9 @@ class Supervisor:
         if self._domain.chronicle is not None and gone:
             by_panic = cause is Cause.GUEST_PANIC or session.capability.armed is not Armed.YES
             self._chronicle.note(Observed(self._chronicle.now, f"QEMU ended: {cause}"))
-            await self._responder.recover(Found(None, True, session.capability.version, by_panic))
+            await self._responder.recover(
+                Found(None, True, session.capability.behaves_like, by_panic)
+            )
         return cause
 
     async def _process_has_ended(self) -> bool:

@@ -23,6 +23,7 @@ ORDER = [
     "chronicle",
     "fleet",
     "waiting",
+    "sight",
     "responder",
     "orphans",
     "supervisor",

@@ -39,6 +39,7 @@ async def test_guest_that_resets_itself_in_its_grace_is_left_alone(socket_dir: P
     async with connected(socket_dir, grace=LONG) as (daemon, vm):
         vm.panic()
         await watched(daemon)
+        assert (await daemon.domain("vm"))["incident_state"] == "watched"
         assert vm.machine.panic_action == "none"  # a second notifier's event stops it no more
         vm.guest_reset()
         incident = await daemon.wait_incident("vm", ending="guest-reset")

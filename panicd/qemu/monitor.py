@@ -120,6 +120,12 @@ class _Client(QMPClient):
             raise TypeError("the greeting's version is no object")
         return (int(triple["major"]), int(triple["minor"]), int(triple["micro"]))
 
+    @property
+    def package(self) -> str:
+        """What a distribution calls its QEMU, from the greeting (QAPI ``VersionInfo``)."""
+        package = self.greeting.QMP.version.get("package") if self.greeting is not None else None
+        return package[:MAX_TEXT] if isinstance(package, str) else ""
+
 
 class Monitor:
     """An open QMP session, made by ``open_monitor``.
@@ -127,12 +133,14 @@ class Monitor:
     Attributes:
         events: what QEMU says unasked.
         version: QEMU's version, from its greeting.
+        package: what a distribution calls it, from there too; empty where it is upstream's.
     """
 
     def __init__(self, client: _Client, events: EventBuffer, version: Version) -> None:
         self._client = client
         self.events = events
         self.version = version
+        self.package = client.package
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float

@@ -19,6 +19,7 @@ from panicd.rules.capability import (
     Capability,
     PanicDevice,
     PanicSetting,
+    is_backport,
     platform_notifier,
 )
 from panicd.rules.command_line import HYPERV_CRASH, PANIC_DEVICE_TYPES, CommandLine
@@ -165,6 +166,7 @@ def _capability(
         panic_device=source,
         device_types=requested + platform or builtin,
         machine=machine,
+        backport=is_backport(monitor.package),
         panic_setting=PanicSetting.PAUSE if armed else None,
         no_shutdown=command_line.no_shutdown if command_line else None,
         reboot_is_shutdown=command_line.reboot_is_shutdown if command_line else None,

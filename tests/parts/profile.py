@@ -132,3 +132,6 @@ RECORDED = {
     "2.8.0": QEMU_2_8,
 }
 """The releases whose monitors were recorded, as a machine without a builtin device has them."""
+
+RHEL_7 = replace(QEMU_1_7, version=(1, 5, 3), package=" (qemu-kvm-1.5.3-175.el7_9.6)")
+"""RHEL 7's, as its patches say."""
