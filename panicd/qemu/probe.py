@@ -84,6 +84,8 @@ async def probe(
     questions["peripheral"] = ("qom-list", {"path": "/machine/peripheral"})
     questions["anonymous"] = ("qom-list", {"path": "/machine/peripheral-anon"})
     questions["machine"] = ("qom-get", {"path": "/machine", "property": "type"})
+    if command_line and HYPERV_CRASH in command_line.panic_devices:
+        questions["kvm"] = ("query-kvm", {})
     if version >= TDX_SINCE:
         questions["objects"] = ("qom-list", {"path": "/objects"})
     if version < BUILTIN_UNTIL:
@@ -148,7 +150,10 @@ def _capability(
     monitor: Monitor, answers: dict[str, object], command_line: CommandLine | None
 ) -> Capability:
     requested = _device_types(answers["peripheral"]) + _device_types(answers["anonymous"])
-    if command_line and HYPERV_CRASH in command_line.panic_devices:
+    # QEMU takes it without a word where only KVM could give it to the guest.
+    kvm = answers.get("kvm")
+    without_kvm = isinstance(kvm, dict) and kvm.get("enabled") is False
+    if command_line and HYPERV_CRASH in command_line.panic_devices and not without_kvm:
         requested += (HYPERV_CRASH,)
     machine = _text(answers["machine"])
     platform = tuple(filter(None, [platform_notifier(machine)]))

@@ -98,6 +98,16 @@ async def test_hyperv_bug_check_of_a_real_guest(socket_dir: Path) -> None:
         assert [fields[f"arg{n}"] for n in range(1, 6)] == list(HYPERV_BUG_CHECK)
 
 
+@pytest.mark.real
+async def test_hyperv_without_kvm_is_no_notifier(socket_dir: Path) -> None:
+    async with (
+        RunningDaemon.start(socket_dir, {"on_crash": "preserve"}) as daemon,
+        RealQemu.start(socket_dir, devices=(), accel="tcg", extra=hyperv_cpu()),
+    ):
+        await daemon.wait_armed("vm")
+        assert (await daemon.domain("vm"))["panic_device"] == "none"
+
+
 # -- payloads as recorded, or as QAPI's run-state.json has them
 
 
