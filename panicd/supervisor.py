@@ -16,6 +16,7 @@ from panicd.chronicle import Chronicle
 from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
+from panicd.own_time import OwnTime
 from panicd.qemu.event_buffer import Heard
 from panicd.qemu.monitor import CommandError, MonitorError
 from panicd.qemu.session import Session
@@ -31,7 +32,6 @@ from panicd.rules.qapi import (
     GuestPanickedEvent,
     GuestPvshutdownEvent,
     PanicAction,
-    PanicInformation,
     ResetEvent,
     ResumeEvent,
     RunState,
@@ -45,11 +45,6 @@ QUIET_AFTER: Final = 60.0  # seconds without a panic after which an ignored one 
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
 GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
-# QAPI ShutdownCause (4.0 and later): how a guest ends by itself. With reboot=shutdown a reset does.
-_ENDED_ITSELF: Final = {
-    "guest-shutdown": Ending.GUEST_SHUTDOWN,
-    "guest-reset": Ending.GUEST_RESET,
-}
 ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
 
 
@@ -84,7 +79,6 @@ class Supervisor:
         self._stale_policy = False
         self._wishes: deque[Wish] = deque()
         self._next_panic: Heard | None = None
-        self._crashloaded_in = ""  # the incident in which that was said already
 
     async def run(self, session: Session) -> Cause:
         """Look after the domain until its session ends.
@@ -101,12 +95,14 @@ class Supervisor:
         """
         self._domain.session = self._session = session
         self._responder = Responder(self._services, self._domain, session)
+        self._own_time = OwnTime(self._domain, session, self._responder, self._rearm)
         try:
             await self._take_up()
             while not session.ended:
                 if self._next_panic is not None and not self._responder.acting:
                     heard, self._next_panic = self._next_panic, None
-                    await self._panicked(heard)
+                    if not await self._own_time.take(heard):
+                        await self._panicked(heard)
                 elif self._stale_policy:
                     await self._apply_policy()
                 elif self._wishes:
@@ -123,6 +119,10 @@ class Supervisor:
         self._stale_policy = True
         self._session.monitor.events.nudge()
 
+    def _rearm(self) -> None:
+        """Have a panic stop the guest again, as soon as may be, where its grace kept it from it."""
+        self._stale_policy = True
+
     def ask(self, wish: Wish) -> None:
         """Have a wish granted or refused, after the events that are there already."""
         if self._responder.acting:
@@ -138,19 +138,21 @@ class Supervisor:
             if isinstance(heard.event, GuestPanickedEvent):
                 self._heard_while_acting(heard)
             return
+        if await self._own_time.take(heard):
+            return
         match heard.event:
             case GuestPanickedEvent():
                 await self._panicked(heard)
             case ResumeEvent():
                 await self._resumed()
-            case ResetEvent():
-                await self._reset(heard.event)
+            case ResetEvent(guest=guest):
+                await self._reset(by_guest=guest)
             case StopEvent():
-                await self._stopped()
-            case ShutdownEvent():
-                await self._shut_down(heard.event)
-            case GuestCrashloadedEvent(information=information):
-                await self._crashloaded(information)
+                await self._saw(f"guest stopped, run state {await self._session.query_status()}")
+            case ShutdownEvent(reason=reason):
+                await self._saw(f"shutdown, {reason or 'no reason given'}")
+            case GuestCrashloadedEvent():
+                await self._saw("guest handles its panic itself (kdump)")
             case GuestPvshutdownEvent():
                 await self._saw("guest shuts itself down, and says so (pvpanic)")
             case _:
@@ -221,14 +223,11 @@ class Supervisor:
 
     async def _wait(self) -> None:
         """Wait for an event and take it; an ignored panic that stays quiet is over."""
+        if self._own_time.until is not None:
+            await self._own_time.wait()
+            return
         chronicle = self._domain.chronicle
-        until = self._watched_until
-        if chronicle is not None and until is not None:
-            if await self._session.wait_event(max(0.0, until - chronicle.now)):
-                await self._session.next_event()
-            else:
-                await self._end_watch("no reset was seen in its time")
-        elif (
+        if (
             chronicle is None
             or chronicle.incident.state is not State.RUNNING_ON
             or await self._session.wait_event(QUIET_AFTER)
@@ -239,8 +238,7 @@ class Supervisor:
 
     def _heard_while_acting(self, heard: Heard) -> None:
         """Take a panic for a repeat, unless the guest was let run since: then it comes next."""
-        runs = self._responder.guest_was_let_go or self._watched_until is not None
-        if not runs:
+        if not self._responder.guest_was_let_go and self._own_time.until is None:
             self._chronicle.repeat(heard.count)
         elif self._next_panic is None:
             self._next_panic = heard
@@ -252,9 +250,6 @@ class Supervisor:
         assert isinstance(event, GuestPanickedEvent)
         responder.heard_at = heard.at
         chronicle = self._domain.chronicle
-        if chronicle is not None and chronicle.incident.runs_unproven:
-            await responder.close(Ending.RAN_ON)
-            chronicle = None
         if chronicle is None:
             await responder.open(Source.EVENT, event.information, await self._state_after(event))
             if heard.count > 1 and self._domain.chronicle is not None:
@@ -262,9 +257,7 @@ class Supervisor:
             return
         chronicle.repeat(heard.count)
         await chronicle.commit()
-        if self._watched_until is not None and event.action is PanicAction.PAUSE:
-            await self._end_watch("it is stopped by a panic again")
-        elif chronicle.incident.state is State.RUNNING_ON and event.action is PanicAction.PAUSE:
+        if chronicle.incident.state is State.RUNNING_ON and event.action is PanicAction.PAUSE:
             # It was resumed, and the panic stopped it again: a second cont would not help either.
             self._log.warning("ignored guest is stopped by a panic again")
             await responder.fall_back(Reason.ACTION_FAILED)
@@ -293,8 +286,6 @@ class Supervisor:
         chronicle = self._domain.chronicle
         if chronicle is None or chronicle.incident.state is State.RUNNING_ON:
             return
-        if self._watched_until is not None or chronicle.incident.runs_unproven:
-            return
         if self._policy.enforce and chronicle.incident.enforced < ENFORCED_AT_MOST:
             chronicle.note(Enforced(chronicle.now))
             await chronicle.commit()
@@ -302,50 +293,10 @@ class Supervisor:
             return
         await self._responder.close(Ending.FOREIGN_RESUME)
 
-    async def _reset(self, event: ResetEvent) -> None:
-        if self._domain.chronicle is None:
-            return
-        # Before 4.0 nothing tells who reset a guest that was left to itself: it is taken for it.
-        by_guest = event.guest or (self._watched_until is not None and not event.reason)
-        self._rearm()
-        await self._responder.close(Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET)
-
-    async def _stopped(self) -> None:
-        run_state = await self._session.query_status()
-        await self._saw(f"guest stopped, run state {run_state}")
-        if self._watched_until is not None and run_state is RunState.SHUTDOWN:
-            self._rearm()
-            await self._responder.close(Ending.GUEST_SHUTDOWN)
-
-    async def _shut_down(self, event: ShutdownEvent) -> None:
-        await self._saw(f"shutdown, {event.reason or 'no reason given'}")
-        if self._watched_until is not None and event.reason in _ENDED_ITSELF:
-            self._rearm()
-            await self._responder.close(_ENDED_ITSELF[event.reason])
-
-    async def _crashloaded(self, information: PanicInformation | None) -> None:
-        """Follow a guest that handles its panic by kdump; flooding it adds nothing."""
-        domain = self._domain
-        if domain.chronicle is None:
-            await self._responder.open(Source.KDUMP, information, self._session.run_state)
-        elif domain.chronicle.incident.id != self._crashloaded_in:
-            await self._saw("guest handles its panic itself (kdump)")
-        if domain.chronicle is not None:
-            self._crashloaded_in = domain.chronicle.incident.id
-
-    async def _end_watch(self, why: str) -> None:
-        """Have the policy applied to a guest that was left to itself for long enough."""
-        self._rearm()
-        await self._responder.end_watch(why)
-
-    def _rearm(self) -> None:
-        """Have a panic stop the guest again, as soon as may be, where its grace kept it from it."""
-        self._stale_policy = self._stale_policy or self._watched_until is not None
-
-    @property
-    def _watched_until(self) -> float | None:
-        chronicle = self._domain.chronicle
-        return chronicle.incident.watched_until if chronicle is not None else None
+    async def _reset(self, *, by_guest: bool) -> None:
+        if self._domain.chronicle is not None:
+            ending = Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET
+            await self._responder.close(ending)
 
     async def _saw(self, what: str) -> None:
         """Note what somebody else did: in the open incident, in the log where there is none."""
@@ -365,7 +316,7 @@ class Supervisor:
             elif operation.kind is OperationKind.ACK:
                 chronicle.note(Acknowledged(operation.at, operation.uid, operation.why))
                 await chronicle.commit()
-            elif chronicle.incident.state not in ACTED_ON and self._watched_until is None:
+            elif chronicle.incident.state not in ACTED_ON and self._own_time.until is None:
                 wish.refused = f"its incident is {chronicle.incident.state}"
             else:
                 await self._responder.obey(operation, wish.action)

@@ -26,6 +26,7 @@ ORDER = [
     "sight",
     "responder",
     "orphans",
+    "own_time",
     "supervisor",
     "hung",
     "connector",
