@@ -38,7 +38,6 @@ class Context:
     def __init__(self, config_file: Path, socket: Path | None) -> None:
         self.config_file = config_file
         self._socket = socket
-        self._exit_status = 0
 
     def load(self) -> Config:
         """Return the configuration, or print its mistakes and exit with 2."""
@@ -47,15 +46,6 @@ class Context:
         except ConfigError as error:
             click.echo(str(error), err=True)
             sys.exit(BAD_USAGE)
-
-    def exit_with(self, status: int) -> None:
-        """Have the command end with this status, once its answer is printed."""
-        self._exit_status = status
-
-    def finish(self) -> None:
-        """Exit with what was asked for."""
-        if self._exit_status:
-            sys.exit(self._exit_status)
 
     @property
     def socket(self) -> Path:
@@ -101,7 +91,6 @@ def _json_option(
             click.echo(json.dumps(answer, indent=2))
         else:
             show()
-        context.finish()
 
     return wrapped
 
@@ -324,7 +313,29 @@ def incident(context: Context, incident_id: str) -> tuple[object, Callable[[], N
     return answer, lambda: render.incident(answer)
 
 
+FINDINGS: Final = "panicd.findings"
+"""Where a command notes in click's context that it found something amiss."""
+
+
+def _note_findings(findings: object) -> None:
+    click.get_current_context().meta[FINDINGS] = bool(findings)
+
+
+def _fails_on_findings(command: Callable[P, None]) -> Callable[P, None]:
+    """Have a command exit with 1 where it found something amiss, once its answer is printed."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        command(*args, **kwargs)
+        context = click.get_current_context()
+        if context.meta.get(FINDINGS):
+            context.exit(FAILED)
+
+    return wrapped
+
+
 @main.command()
+@_fails_on_findings
 @click.argument("socket_path", metavar="SOCKET", type=click.Path(path_type=Path))
 @_json_option
 def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], None]]:
@@ -341,12 +352,12 @@ def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], Non
         answer = probe_socket(socket_path, context.load())
     except UnreachableMonitorError as error:
         _fail(str(error))
-    if answer["exposed"]:
-        context.exit_with(FAILED)
+    _note_findings(answer["exposed"])
     return answer, lambda: render.probe(answer)
 
 
 @main.command()
+@_fails_on_findings
 @_json_option
 def audit(context: Context) -> tuple[object, Callable[[], None]]:
     """List every domain that could not be acted on if it panicked now, and what to do about it.
@@ -354,8 +365,7 @@ def audit(context: Context) -> tuple[object, Callable[[], None]]:
     Exit status 1 where there is one.
     """
     answer = cast("render.Answer", context.ask("audit"))
-    if answer["exposed"]:
-        context.exit_with(FAILED)
+    _note_findings(answer["exposed"])
     return answer, lambda: render.audit(answer)
 
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import trio
 
@@ -41,10 +41,10 @@ from panicd.rules.policy import (
     Decision,
     Reason,
     Situation,
-    applicable,
     decide,
     decide_for_operator,
     fall_back,
+    panic_setting,
 )
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
@@ -53,7 +53,6 @@ from panicd.sight import Sight
 from panicd.storm_breaker import StormBreaker
 from panicd.waiting import WaitingRoom
 
-NONE: Final = PanicSetting.NONE
 SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
 
 
@@ -176,13 +175,10 @@ class Responder:
 
     @property
     def panic_setting(self) -> PanicSetting:
-        """What a panic is to do to the guest now; one that is in its grace is not stopped again."""
-        wanted, _ = applicable(self._policy, self._session.capability, None)
+        """What a panic is to do to the guest now."""
         chronicle = self._domain.chronicle
         decision = chronicle.incident.decision if chronicle else None
-        in_grace = decision is not None and decision.reason is Reason.GRACE
-        runs_on = wanted is OnCrash.IGNORE or in_grace
-        return PanicSetting.NONE if runs_on else PanicSetting.PAUSE
+        return panic_setting(self._policy, self._session.capability, decision)
 
     async def end_watch(self, why: str) -> None:
         """Apply the policy to a guest that did not come to a reset by itself.
@@ -303,7 +299,7 @@ class Responder:
         if self._services.dry_run:
             await self._settle(State.PRESERVED)
             return
-        if decision.action is Action.GRACE or self._session.capability.panic_setting is NONE:
+        if decision.action is Action.GRACE or self._session.runs_on_panic:
             await self._session.set_panic_action(self.panic_setting)
         await self._go_on(0)
 

@@ -228,6 +228,11 @@ class Session:
             self.monitor, self.capability, setting, timeout=ANSWER_TIMEOUT
         )
 
+    @property
+    def runs_on_panic(self) -> bool:
+        """Whether panicd has told QEMU not to stop the guest on a panic."""
+        return self.capability.panic_setting is PanicSetting.NONE
+
     def learn_reset_is_impossible(self) -> None:
         """Note that QEMU ends, or stays as it is, when it is told to reset."""
         self.capability = replace(self.capability, reboot_is_shutdown=True)

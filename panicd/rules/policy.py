@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from panicd.rules.budget import balance
-from panicd.rules.capability import Capability, PanicDevice
+from panicd.rules.capability import Capability, PanicDevice, PanicSetting
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.settings import PanicNotifier, Policy
@@ -169,6 +169,21 @@ def applicable(
     if gated and capability.panic_device is PanicDevice.BUILTIN:
         return policy.unrequested, Reason.UNREQUESTED_DEVICE
     return policy.on_crash, Reason.ON_CRASH
+
+
+def panic_setting(
+    policy: Policy, capability: Capability, decision: Decision | None
+) -> PanicSetting:
+    """Return what a panic is to do to a guest; one in its grace is not stopped again.
+
+    Args:
+        policy: the domain's configuration.
+        capability: what its QEMU can do.
+        decision: the one in force about an earlier panic; None: there is none.
+    """
+    wanted, _ = applicable(policy, capability, None)
+    in_grace = decision is not None and decision.reason is Reason.GRACE
+    return PanicSetting.NONE if wanted is OnCrash.IGNORE or in_grace else PanicSetting.PAUSE
 
 
 def decide(policy: Policy, capability: Capability, situation: Situation, *, now: float) -> Decision:
