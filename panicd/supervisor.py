@@ -40,6 +40,7 @@ from panicd.rules.recovery import Found
 from panicd.rules.settings import Policy
 
 QUIET_AFTER: Final = 60.0  # seconds without a panic after which an ignored one is over
+ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
 GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
@@ -203,17 +204,22 @@ class Supervisor:
 
     async def _claim_incident(self) -> None:
         """Take the incident that waits for this domain; what is not yet written of it, is now."""
-        domain, is_claimed = self._domain, False
-        while not is_claimed:
-            domain.chronicle = self._services.waiting.claim(self._session.process, domain.key)
-            if domain.chronicle is not None:
-                await domain.chronicle.commit()
-            is_claimed = domain.chronicle is None or domain.chronicle.incident.is_open
+        waiting = self._services.waiting
+        while chronicle := waiting.claim(self._session.process, self._domain.key):
+            self._domain.chronicle = chronicle
+            await chronicle.commit()
+            if chronicle.incident.is_open:
+                return
+            self._domain.chronicle = None
+            if not chronicle.is_written:
+                waiting.hand_over(chronicle)
 
     async def _wait(self) -> None:
         """Wait for an event and take it; an ignored panic that stays quiet is over."""
         chronicle = self._domain.chronicle
-        if (
+        if chronicle is None and self._session.run_state is RunState.INMIGRATE:
+            await self._wait_for_arrival()
+        elif (
             chronicle is None
             or chronicle.incident.state is not State.RUNNING_ON
             or await self._session.wait_event(QUIET_AFTER)
@@ -221,6 +227,17 @@ class Supervisor:
             await self._session.next_event()
         else:
             await self._responder.close(Ending.RAN_ON)
+
+    async def _wait_for_arrival(self) -> None:
+        """Wait for an event; a guest that migrates in panicked brings none, so it is looked for."""
+        domain, session = self._domain, self._session
+        if await session.wait_event(ARRIVAL_CHECK):
+            await session.next_event()
+            return
+        await session.status_or_last()
+        await session.drain()
+        if domain.chronicle is None and session.run_state is RunState.GUEST_PANICKED:
+            await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
 
     def _heard_while_acting(self, heard: Heard) -> None:
         """Take a panic for a repeat, unless the guest was let run since: then it comes next."""

@@ -256,6 +256,14 @@ class ObservedDaemon:
         await self._wait(lambda: len(matching()) >= count)
         return matching()[count - 1]
 
+    async def wait_kept(self, incident: LoggedIncident) -> None:
+        """Wait until its journal tells of an incident what its log does: that is told first."""
+        wanted = incident.state or "closed"
+        kept: dict[str, str] = {}
+        while kept.get(incident.id) != wanted:
+            told = await self.call("incidents", domain=incident.domain)
+            kept = {one["id"]: one["state"] for one in told}
+
     # -- inside
 
     def _take(self, *lines: Message) -> None:
