@@ -5,6 +5,7 @@ operators ask. While a plan is carried out its executor takes the events; a pani
 repeat of the one that is acted on.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -39,12 +40,16 @@ from panicd.rules.qapi import (
 from panicd.rules.recovery import Found
 from panicd.rules.settings import Policy
 
-QUIET_AFTER: Final = 60.0  # seconds without a panic after which an ignored one is over
 ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
 GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
 ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
+LOOK_AFTER: Final[dict[State | None, float]] = {  # seconds without an event
+    State.PRESERVED: 5.0,  # it may have been migrated away
+    State.FAILED: 5.0,
+    State.RUNNING_ON: 60.0,  # an ignored panic that did not come again is over
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -76,6 +81,7 @@ class Supervisor:
         self._services = services
         self._domain = domain
         self._stale_policy = False
+        self._enforcing = False
         self._wishes: deque[Wish] = deque()
         self._next_panic: Heard | None = None
 
@@ -138,6 +144,8 @@ class Supervisor:
                 await self._resumed()
             case ResetEvent(guest=guest):
                 await self._reset(by_guest=guest)
+            case StopEvent() if self._enforcing:
+                pass
             case StopEvent():
                 await self._saw(f"guest stopped, run state {await self._session.query_status()}")
             case ShutdownEvent(reason=reason):
@@ -215,29 +223,28 @@ class Supervisor:
                 waiting.hand_over(chronicle)
 
     async def _wait(self) -> None:
-        """Wait for an event and take it; an ignored panic that stays quiet is over."""
-        chronicle = self._domain.chronicle
-        if chronicle is None and self._session.run_state is RunState.INMIGRATE:
-            await self._wait_for_arrival()
-        elif (
-            chronicle is None
-            or chronicle.incident.state is not State.RUNNING_ON
-            or await self._session.wait_event(QUIET_AFTER)
-        ):
-            await self._session.next_event()
-        else:
-            await self._responder.close(Ending.RAN_ON)
-
-    async def _wait_for_arrival(self) -> None:
-        """Wait for an event; a guest that migrates in panicked brings none, so it is looked for."""
-        domain, session = self._domain, self._session
-        if await session.wait_event(ARRIVAL_CHECK):
+        """Wait for an event and take it; where none may tell of a change, look now and then."""
+        chronicle, session = self._domain.chronicle, self._session
+        state = chronicle.incident.state if chronicle is not None else None
+        arrives = state is None and session.run_state is RunState.INMIGRATE
+        limit = ARRIVAL_CHECK if arrives else LOOK_AFTER.get(state, math.inf)
+        if await session.wait_event(limit):
             await session.next_event()
-            return
+        elif state is State.RUNNING_ON:
+            await self._responder.close(Ending.RAN_ON)
+        else:
+            await self._look()
+
+    async def _look(self) -> None:
+        """See what no event tells of: a guest that migrated in panicked, or was migrated away."""
+        session = self._session
         await session.status_or_last()
         await session.drain()
-        if domain.chronicle is None and session.run_state is RunState.GUEST_PANICKED:
+        chronicle = self._domain.chronicle
+        if chronicle is None and session.run_state is RunState.GUEST_PANICKED:
             await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
+        elif chronicle is not None and session.run_state is RunState.POSTMIGRATE:
+            await self._responder.close(Ending.MIGRATED)
 
     def _heard_while_acting(self, heard: Heard) -> None:
         """Take a panic for a repeat, unless the guest was let run since: then it comes next."""
@@ -292,7 +299,12 @@ class Supervisor:
         if self._policy.enforce and chronicle.incident.enforced < ENFORCED_AT_MOST:
             chronicle.note(Enforced(chronicle.now))
             await chronicle.commit()
-            await self._session.execute("stop")
+            self._enforcing = True
+            try:
+                await self._session.execute("stop")
+                await self._session.drain()  # STOP comes before the reply
+            finally:
+                self._enforcing = False
             return
         await self._responder.close(Ending.FOREIGN_RESUME)
 
