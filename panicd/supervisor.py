@@ -294,7 +294,10 @@ class Supervisor:
 
     async def _resumed(self) -> None:
         chronicle = self._domain.chronicle
-        if chronicle is None or chronicle.incident.state is State.RUNNING_ON:
+        if chronicle is None:
+            await self._saw("guest resumed")
+            return
+        if chronicle.incident.state is State.RUNNING_ON:
             return
         if self._policy.enforce and chronicle.incident.enforced < ENFORCED_AT_MOST:
             chronicle.note(Enforced(chronicle.now))
@@ -312,6 +315,8 @@ class Supervisor:
         if self._domain.chronicle is not None:
             ending = Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET
             await self._responder.close(ending)
+        elif not by_guest:  # what a guest can do as often as it likes is not logged
+            await self._saw("guest reset")
 
     async def _saw(self, what: str) -> None:
         """Note what somebody else did: in the open incident, in the log where there is none."""

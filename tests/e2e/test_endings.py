@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from panicd.demo.guests import Guest
-from tests.parts.daemon import RunningDaemon
+from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
 from tests.parts.qemu import RealQemu
@@ -62,7 +62,7 @@ async def end(vm: RealQemu, how: str) -> None:
 )
 async def test_ends_of_a_qemu_are_told_apart(socket_dir: Path, how: str, cause: str) -> None:
     async with (
-        RunningDaemon.start(socket_dir) as daemon,
+        DaemonInside.start(socket_dir) as daemon,
         RealQemu.start(
             socket_dir,
             guest=Guest.COUNT,
@@ -82,7 +82,7 @@ async def test_ends_of_a_qemu_are_told_apart(socket_dir: Path, how: str, cause: 
 @pytest.mark.real
 async def test_connection_that_ends_alone_is_not_taken_for_more(socket_dir: Path) -> None:
     async with (
-        RunningDaemon.start(socket_dir) as daemon,
+        DaemonInside.start(socket_dir) as daemon,
         RealQemu.start(socket_dir, guest=Guest.COUNT) as vm,
     ):
         await daemon.wait_armed("vm")
@@ -97,7 +97,7 @@ async def test_connection_that_ends_alone_is_not_taken_for_more(socket_dir: Path
 
 async def test_internal_error_is_not_a_panic(socket_dir: Path) -> None:
     fake = FakeQemu(socket_dir / "vm.qmp")
-    async with RunningDaemon.start(socket_dir, {"on_crash": "restart"}) as daemon, fake.running():
+    async with DaemonInside.start(socket_dir, {"on_crash": "restart"}) as daemon, fake.running():
         await daemon.wait_armed("vm")
         fake.machine.stop(RunState.INTERNAL_ERROR)
         await daemon.wait_log("seen", what="guest stopped, run state internal-error", domain="vm")

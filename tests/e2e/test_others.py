@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from panicd import supervisor
 from panicd.demo.guests import Guest
+from panicd.host.control import RefusedError
 from panicd.rules.incident import State
 from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
 from tests.parts.qemu import RealQemu
@@ -36,7 +38,7 @@ async def test_what_others_do_to_a_panicked_guest_is_recorded(
     socket_dir: Path, command: str, ending: str, action: str, seen: list[str]
 ) -> None:
     async with (
-        RunningDaemon.start(socket_dir, {"on_crash": "preserve"}) as daemon,
+        DaemonInside.start(socket_dir, {"on_crash": "preserve"}) as daemon,
         RealQemu.start(socket_dir, guest=Guest.COUNT) as vm,
     ):
         await daemon.wait_armed("vm")
@@ -51,16 +53,45 @@ async def test_what_others_do_to_a_panicked_guest_is_recorded(
         assert len(daemon.incidents()) == 1
 
 
-async def test_stop_by_somebody_is_seen_and_is_no_incident(socket_dir: Path) -> None:
+async def test_what_others_do_to_a_healthy_guest_is_seen_and_is_no_incident(
+    socket_dir: Path,
+) -> None:
     async with (
-        RunningDaemon.start(socket_dir, {"on_crash": "destroy"}) as daemon,
+        DaemonInside.start(socket_dir, {"on_crash": "destroy"}) as daemon,
         RealQemu.start(socket_dir, guest=Guest.COUNT) as vm,
     ):
         await daemon.wait_armed("vm")
         await vm.witness.execute("stop")
         await daemon.wait_log("seen", what="guest stopped, run state paused", domain="vm")
+        await vm.witness.execute("cont")
+        await daemon.wait_log("seen", what="guest resumed", domain="vm")
+        await vm.witness.execute("system_reset")
+        await daemon.wait_log("seen", what="guest reset", domain="vm")
         assert daemon.incidents() == []
-        assert await vm.status() == "paused"
+        await vm.wait_counting()
+
+
+async def test_request_that_an_event_has_overtaken_is_refused(socket_dir: Path) -> None:
+    async with (
+        RunningDaemon.start(socket_dir, {"on_crash": "preserve"}) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.COUNT, proxied=True) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        async with trio.open_nursery() as nursery:
+            with daemon.frozen():  # it finds both at once
+                nursery.start_soon(refused, daemon, "vm")
+                await vm.witness.execute("cont")
+        ended = await daemon.wait_incident("vm", ending="foreign-resume")
+        assert ended.id == incident.id
+        assert vm.proxy.acting_commands == []
+
+
+async def refused(daemon: ObservedDaemon, domain: str) -> None:
+    """Ask for an act that is to be refused, with the reason."""
+    with pytest.raises(RefusedError, match="no open incident"):
+        await daemon.call("act", domain=domain, action="destroy", why="a test")
 
 
 async def test_migration_of_a_preserved_guest_ends_its_incident(
@@ -85,7 +116,7 @@ async def test_enforced_stop_has_a_limit(socket_dir: Path) -> None:
     policy = {"on_crash": "preserve", "enforce": True}
     times = supervisor.ENFORCED_AT_MOST
     async with (
-        RunningDaemon.start(socket_dir, policy) as daemon,
+        DaemonInside.start(socket_dir, policy) as daemon,
         RealQemu.start(socket_dir, guest=Guest.COUNT, proxied=True) as vm,
     ):
         await daemon.wait_armed("vm")
@@ -178,7 +209,7 @@ async def test_work_in_progress_is_waited_for(
     socket_dir: Path, work: type[Migration | Backup]
 ) -> None:
     async with (
-        RunningDaemon.start(socket_dir, {"on_crash": "restart"}) as daemon,
+        DaemonInside.start(socket_dir, {"on_crash": "restart"}) as daemon,
         RealQemu.start(
             socket_dir, guest=Guest.COUNT, proxied=True, extra=work.prepare(socket_dir)
         ) as vm,
@@ -202,7 +233,7 @@ async def test_work_in_progress_is_waited_for_so_long_only(
 ) -> None:
     policy = {"on_crash": "destroy", "timeouts": {"quiet": "500ms"}}
     async with (
-        RunningDaemon.start(socket_dir, policy) as daemon,
+        DaemonInside.start(socket_dir, policy) as daemon,
         RealQemu.start(
             socket_dir, guest=Guest.COUNT, proxied=True, extra=work.prepare(socket_dir)
         ) as vm,

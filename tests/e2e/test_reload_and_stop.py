@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import trio
 
+from panicd.demo.guests import Guest
 from panicd.host.control import RefusedError
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.qemu import RealQemu
 
 RESTART = {"on_crash": "restart"}
 PRESERVE = {"on_crash": "preserve"}
@@ -99,3 +103,50 @@ async def test_stop_does_not_wait_for_a_dump(socket_dir: Path) -> None:
         (dump,) = (socket_dir / "state" / "coredumps" / "vm").iterdir()
         assert dump.suffix == ".kdump"
         assert fake.acting_commands[-2:] == ["system_reset", "cont"]
+
+
+@pytest.mark.real
+async def test_stop_does_not_wait_for_a_qemu_that_hangs(socket_dir: Path) -> None:
+    async with (
+        RunningDaemon.start(socket_dir, {"on_crash": "destroy"}) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        with daemon.frozen():
+            await vm.press_key()
+            await vm.wait_event("STOP")
+            os.kill(vm.pid, signal.SIGSTOP)
+        await daemon.wait_log("step begins", step="AwaitQuiet")
+        with trio.fail_after(STOPS_WITHIN):
+            await daemon.terminate()
+        os.kill(vm.pid, signal.SIGCONT)
+        await daemon.start_again()
+        assert await vm.wait_exit() == 0
+        await daemon.wait_incident("vm", ending="destroyed")
+        assert len(daemon.incidents()) == 1
+
+
+@pytest.mark.real
+async def test_relaunch_that_a_stop_cut_short_is_not_begun_again(
+    socket_dir: Path,
+) -> None:
+    told = trio.Path(socket_dir / "told")
+    command = ["/bin/sh", "-c", f"echo begun >>{told}; exec sleep 1000"]
+    policy = {"on_crash": "restart", "relaunch": {"command": command}}
+    uuid = "b7a0c3c2-6f5e-4a43-9a8b-6f1de1c0a004"
+    async with RunningDaemon.start(socket_dir, policy) as daemon:
+        async with RealQemu.start(
+            socket_dir, guest=Guest.COUNT, uuid=uuid, extra=("-action", "reboot=shutdown")
+        ) as vm:
+            await daemon.wait_armed("vm")
+            await vm.panic()
+            await vm.wait_exit()
+            while not await told.exists():
+                await trio.lowlevel.checkpoint()  # nothing tells when it runs
+        with trio.fail_after(STOPS_WITHIN):
+            await daemon.terminate()
+        await daemon.start_again()
+        async with RealQemu.start(socket_dir, guest=Guest.COUNT, uuid=uuid):
+            await daemon.wait_incident("vm", ending="relaunched")
+            assert await daemon.metric("panicd_domain_restarts_total", domain="vm") == 1
+        assert await told.read_text() == "begun\n"
