@@ -79,6 +79,15 @@ async def test_what_a_storm_hits_is_left_for_an_operator(socket_dir: Path) -> No
         await daemon.wait_incident(kept.name, ending="restarted")
         await kept.wait_counting()
 
+        await daemon.wait_kept(daemon.incidents()[-1])
+        await daemon.kill()
+        await daemon.start_again()
+        await daemon.wait_armed(kept.name, since=daemon.began)
+        assert (await daemon.call("status"))["storm"] is True
+        await kept.panic()
+        again = await daemon.wait_incident(kept.name, state="preserved", since=daemon.began)
+        assert again.decisions == [("preserve", "storm")]
+
 
 async def test_storm_lets_a_few_be_acted_on_at_a_time(socket_dir: Path) -> None:
     storm = {"minimum": 1, "share": "0%", "then": "limit", "at_once": 2}
