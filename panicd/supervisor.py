@@ -18,7 +18,7 @@ from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.qemu.event_buffer import Heard
-from panicd.qemu.monitor import CommandError, MonitorError
+from panicd.qemu.monitor import CommandError, MonitorError, SessionLostError
 from panicd.qemu.session import Session
 from panicd.responder import Responder, Services
 from panicd.rules.capability import Armed, PanicSetting
@@ -238,13 +238,18 @@ class Supervisor:
     async def _look(self) -> None:
         """See what no event tells of: a guest that migrated in panicked, or was migrated away."""
         session = self._session
-        await session.status_or_last()
-        await session.drain()
+        try:
+            await session.status_or_last()
+            await session.drain()
+        except SessionLostError:  # its end is seen to where every session's is
+            return
         chronicle = self._domain.chronicle
         if chronicle is None and session.run_state is RunState.GUEST_PANICKED:
             await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
         elif chronicle is not None and session.run_state is RunState.POSTMIGRATE:
             await self._responder.close(Ending.MIGRATED)
+        elif chronicle is not None:
+            await chronicle.commit()  # what could not be written when it was noted
 
     def _heard_while_acting(self, heard: Heard) -> None:
         """Take a panic for a repeat, unless the guest was let run since: then it comes next."""

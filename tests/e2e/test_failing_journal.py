@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd import orphans
+from panicd import orphans, supervisor
 from panicd.host.journal import Journal, JournalError
-from panicd.rules.incident import AnyEntry
+from panicd.rules.incident import AnyEntry, State
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
@@ -134,6 +134,27 @@ async def test_what_was_done_without_the_journal_is_written_once_it_can_be(
         await daemon.wait_kept(incident)
         assert len(daemon.incidents()) == 1
         assert fake.acting_commands == ["system_reset", "cont"]
+
+
+async def test_open_incident_is_written_once_it_can_be(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(supervisor.LOOK_AFTER, State.PRESERVED, 0.05)
+    journal = {"on_failure": "act"}
+    fake = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir, journal=journal) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        with monkeypatch.context() as broken:
+            broken.setattr(Journal, "append", refuse)
+            fake.panic()
+            incident = await daemon.wait_incident("vm", state="preserved")
+            await daemon.wait_log("the journal can't be written", since=daemon.mark())
+        await daemon.wait_kept(incident)
+        assert fake.sessions == 1
+
+
+async def refuse(_journal: Journal, _incident_id: str, *_entries: AnyEntry) -> None:
+    raise JournalError("no space left on device")
 
 
 async def test_damaged_journal_is_set_aside_and_destructive_actions_wait_for_people(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,38 @@ class Backup:
     @staticmethod
     async def end(vm: RealQemu) -> None:
         await vm.witness.execute("block-job-cancel", {"device": "disk", "force": True})
+
+
+async def test_somebodys_dump_is_waited_for(socket_dir: Path) -> None:
+    pipe = socket_dir / "dump"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # the dump goes on as far as it is read
+    async with (
+        DaemonInside.start(socket_dir, {"on_crash": "preserve"}) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.COUNT, proxied=True) as vm,
+        trio.open_nursery() as nursery,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.panic()
+        await daemon.wait_incident("vm", state="preserved")
+        dump = {"paging": False, "protocol": f"file:{pipe}", "detach": True}
+        await vm.witness.execute("dump-guest-memory", dump)
+        asked = {"domain": "vm", "action": "restart", "why": "a test"}
+        nursery.start_soon(partial(daemon.call, "act", **asked))
+        await daemon.wait_log("waiting", until_the_end_of="a dump")
+        assert vm.proxy.acting_commands == []
+        os.set_blocking(reader, True)
+        await trio.to_thread.run_sync(read_all, reader)
+        ended = await daemon.wait_incident("vm", ending="restarted")
+        assert "waited for a dump" in ended.details
+        assert vm.proxy.acting_commands == ["system_reset", "cont"]
+
+
+def read_all(descriptor: int) -> None:
+    """Read to the end, and close."""
+    with open(descriptor, "rb") as file:
+        while file.read(1024 * 1024):
+            pass
 
 
 async def test_guest_that_was_migrated_away_is_not_run_here_again(socket_dir: Path) -> None:
