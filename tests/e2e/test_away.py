@@ -248,7 +248,7 @@ async def test_incident_is_closed_when_its_qemu_ends_without_ever_coming_back(
 async def test_restart_budget_outlives_the_daemon(socket_dir: Path) -> None:
     policy = {**RESTART, "restart": {"max": 2}}
     async with (
-        RunningDaemon.start(socket_dir, policy) as daemon,
+        RunningDaemon.start(socket_dir, policy, time_limit=40) as daemon,
         RealQemu.start(socket_dir, guest=Guest.COUNT, proxied=True) as vm,
     ):
         for left in (1, 0):
