@@ -121,6 +121,11 @@ class Chronicle:
             self._committing.release()
 
     @property
+    def is_written(self) -> bool:
+        """Whether everything noted is durable."""
+        return not self._pending
+
+    @property
     def now(self) -> float:
         """What time it is, in seconds since the epoch."""
         return self._keeping.clock()

@@ -22,6 +22,7 @@ from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Listen, Mistake, load
 from panicd.host.http import build_app, serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
+from panicd.host.journal_totals import domain_key
 from panicd.host.logs import get_logger
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
@@ -86,6 +87,7 @@ class Daemon:
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
+        self._remember_storm()
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._metrics.storm.set_function(lambda: self._storm.rages(time.time()))
         self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
@@ -148,6 +150,19 @@ class Daemon:
             unrecorded=self._must_wait_out,
             dry_run=self._dry_run,
         )
+
+    def _remember_storm(self) -> None:
+        """Have a storm go on over a restart of the daemon."""
+        if self._config.storm is None:
+            return
+        since = time.time() - self._config.storm.window
+        try:
+            recent = self._journal.incidents(since=since, limit=-1)[::-1]
+        except JournalDamagedError as error:  # one that is closed: it costs no more than this
+            get_logger().error("whether there was a storm is not known", problem=str(error))
+            return
+        for incident in recent:
+            self._storm.remember(domain_key(incident.opened), incident.opened.at)
 
     async def _write_the_rest(self, waiting: WaitingRoom) -> None:
         """Make durable what the domains' tasks had noted when they were told to stop."""

@@ -38,6 +38,7 @@ from panicd.rules.plan import (
 from panicd.rules.qapi import RunState
 
 STOP_FOLLOWS: Final = 0.05  # seconds; STOP was seen 60 to 500 µs after GUEST_PANICKED
+MIGRATED_AWAY: Final = {RunState.FINISH_MIGRATE, RunState.POSTMIGRATE}
 QUIET_CHECK: Final = 1.0  # seconds between two looks at whether a migration or a job has ended
 
 
@@ -225,7 +226,9 @@ class Executor:
             self._log.info("waiting", until_the_end_of=busy)
             await session.observe(lambda: session.ended, QUIET_CHECK)
             busy = await session.busy_with()
-        if waited_for and await session.query_status() is RunState.POSTMIGRATE:
+        # A panic lets a migration end at once: it may be over already. To let the guest run here
+        # too would be a second copy of it.
+        if await session.status_or_last() in MIGRATED_AWAY:
             return StepResult(Outcome.FAILED, "the guest was migrated away")
         return StepResult(Outcome.DONE, waited_for and f"waited for {waited_for}")
 

@@ -235,6 +235,8 @@ class Responder:
         except JournalError:  # its end is still to be written, whatever becomes of the domain
             self._services.waiting.park(chronicle)
             raise
+        if not chronicle.is_written:  # it was acted on without the journal; nothing is noted next
+            self._services.waiting.hand_over(chronicle)
 
     def _situation(self, run_state: RunState | None) -> Situation:
         services, domain, now = self._services, self._domain, self._now

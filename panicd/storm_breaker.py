@@ -31,8 +31,12 @@ class StormBreaker:
             domain: its key.
             at: when, in seconds since the epoch.
         """
-        self._panics[domain] = at
+        self.remember(domain, at)
         self.rages(at)
+
+    def remember(self, domain: str, at: float) -> None:
+        """Take in a panic that the daemon's last run had noted; arguments as for ``note``."""
+        self._panics[domain] = at
 
     def rages(self, now: float) -> bool:
         """Whether there is a storm; says so in the log when it begins and when it ends."""

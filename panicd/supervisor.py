@@ -5,6 +5,7 @@ operators ask. While a plan is carried out its executor takes the events; a pani
 repeat of the one that is acted on.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -17,7 +18,7 @@ from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.qemu.event_buffer import Heard
-from panicd.qemu.monitor import CommandError, MonitorError
+from panicd.qemu.monitor import CommandError, MonitorError, SessionLostError
 from panicd.qemu.session import Session
 from panicd.responder import Responder, Services
 from panicd.rules.capability import Armed, PanicSetting
@@ -39,11 +40,16 @@ from panicd.rules.qapi import (
 from panicd.rules.recovery import Found
 from panicd.rules.settings import Policy
 
-QUIET_AFTER: Final = 60.0  # seconds without a panic after which an ignored one is over
+ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
 GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
 ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
+LOOK_AFTER: Final[dict[State | None, float]] = {  # seconds without an event
+    State.PRESERVED: 5.0,  # it may have been migrated away
+    State.FAILED: 5.0,
+    State.RUNNING_ON: 60.0,  # an ignored panic that did not come again is over
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -75,6 +81,7 @@ class Supervisor:
         self._services = services
         self._domain = domain
         self._stale_policy = False
+        self._enforcing = False
         self._wishes: deque[Wish] = deque()
         self._next_panic: Heard | None = None
 
@@ -137,6 +144,8 @@ class Supervisor:
                 await self._resumed()
             case ResetEvent(guest=guest):
                 await self._reset(by_guest=guest)
+            case StopEvent() if self._enforcing:
+                pass
             case StopEvent():
                 await self._saw(f"guest stopped, run state {await self._session.query_status()}")
             case ShutdownEvent(reason=reason):
@@ -203,24 +212,44 @@ class Supervisor:
 
     async def _claim_incident(self) -> None:
         """Take the incident that waits for this domain; what is not yet written of it, is now."""
-        domain, is_claimed = self._domain, False
-        while not is_claimed:
-            domain.chronicle = self._services.waiting.claim(self._session.process, domain.key)
-            if domain.chronicle is not None:
-                await domain.chronicle.commit()
-            is_claimed = domain.chronicle is None or domain.chronicle.incident.is_open
+        waiting = self._services.waiting
+        while chronicle := waiting.claim(self._session.process, self._domain.key):
+            self._domain.chronicle = chronicle
+            await chronicle.commit()
+            if chronicle.incident.is_open:
+                return
+            self._domain.chronicle = None
+            if not chronicle.is_written:
+                waiting.hand_over(chronicle)
 
     async def _wait(self) -> None:
-        """Wait for an event and take it; an ignored panic that stays quiet is over."""
-        chronicle = self._domain.chronicle
-        if (
-            chronicle is None
-            or chronicle.incident.state is not State.RUNNING_ON
-            or await self._session.wait_event(QUIET_AFTER)
-        ):
-            await self._session.next_event()
-        else:
+        """Wait for an event and take it; where none may tell of a change, look now and then."""
+        chronicle, session = self._domain.chronicle, self._session
+        state = chronicle.incident.state if chronicle is not None else None
+        arrives = state is None and session.run_state is RunState.INMIGRATE
+        limit = ARRIVAL_CHECK if arrives else LOOK_AFTER.get(state, math.inf)
+        if await session.wait_event(limit):
+            await session.next_event()
+        elif state is State.RUNNING_ON:
             await self._responder.close(Ending.RAN_ON)
+        else:
+            await self._look()
+
+    async def _look(self) -> None:
+        """See what no event tells of: a guest that migrated in panicked, or was migrated away."""
+        session = self._session
+        try:
+            await session.status_or_last()
+            await session.drain()
+        except SessionLostError:  # its end is seen to where every session's is
+            return
+        chronicle = self._domain.chronicle
+        if chronicle is None and session.run_state is RunState.GUEST_PANICKED:
+            await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
+        elif chronicle is not None and session.run_state is RunState.POSTMIGRATE:
+            await self._responder.close(Ending.MIGRATED)
+        elif chronicle is not None:
+            await chronicle.commit()  # what could not be written when it was noted
 
     def _heard_while_acting(self, heard: Heard) -> None:
         """Take a panic for a repeat, unless the guest was let run since: then it comes next."""
@@ -270,12 +299,20 @@ class Supervisor:
 
     async def _resumed(self) -> None:
         chronicle = self._domain.chronicle
-        if chronicle is None or chronicle.incident.state is State.RUNNING_ON:
+        if chronicle is None:
+            await self._saw("guest resumed")
+            return
+        if chronicle.incident.state is State.RUNNING_ON:
             return
         if self._policy.enforce and chronicle.incident.enforced < ENFORCED_AT_MOST:
             chronicle.note(Enforced(chronicle.now))
             await chronicle.commit()
-            await self._session.execute("stop")
+            self._enforcing = True
+            try:
+                await self._session.execute("stop")
+                await self._session.drain()  # STOP comes before the reply
+            finally:
+                self._enforcing = False
             return
         await self._responder.close(Ending.FOREIGN_RESUME)
 
@@ -283,6 +320,8 @@ class Supervisor:
         if self._domain.chronicle is not None:
             ending = Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET
             await self._responder.close(ending)
+        elif not by_guest:  # what a guest can do as often as it likes is not logged
+            await self._saw("guest reset")
 
     async def _saw(self, what: str) -> None:
         """Note what somebody else did: in the open incident, in the log where there is none."""

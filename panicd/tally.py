@@ -13,6 +13,7 @@ FOREIGN_ACTIONS = {
     Ending.FOREIGN_RESET: "reset",
     Ending.FOREIGN_RESUME: "resume",
     Ending.QEMU_GONE: "exit",
+    Ending.MIGRATED: "migration",
 }
 """What somebody else did that ended an incident."""
 

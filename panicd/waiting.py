@@ -92,6 +92,10 @@ class WaitingRoom:
             self.withdraw(chronicle)
         return chronicle
 
+    def hand_over(self, chronicle: Chronicle) -> None:
+        """Have an incident gone on with for which no connection is needed: see ``orphans``."""
+        self._orphaned.send_nowait(chronicle)
+
     def withdraw(self, chronicle: Chronicle) -> bool:
         """Keep an incident no longer; return whether it was still here."""
         place = self._waiting.pop(chronicle.incident.id, None)
@@ -109,7 +113,7 @@ class WaitingRoom:
             await process.wait_ended()
         if not place.left.cancel_called:
             del self._waiting[place.chronicle.incident.id]
-            self._orphaned.send_nowait(place.chronicle)
+            self.hand_over(place.chronicle)
 
     def _end_wait(self, chronicle: Chronicle) -> None:
         """End the wait for a domain that was faster than the command that brought it back."""
@@ -117,7 +121,7 @@ class WaitingRoom:
         assert index is not None, "it awaits its domain's return"
         chronicle.end(index, StepResult(Outcome.DONE))
         chronicle.note(Closed(self._clock(), Ending.RELAUNCHED))
-        self._orphaned.send_nowait(chronicle)
+        self.hand_over(chronicle)
 
     async def _give_up_at(self, place: _Place, deadline: float) -> None:
         chronicle = place.chronicle
