@@ -228,7 +228,7 @@ class Executor:
             busy = await session.busy_with()
         # A panic lets a migration end at once: it may be over already. To let the guest run here
         # too would be a second copy of it.
-        if await session.status_or_last() in MIGRATED_AWAY:
+        if session.run_state in MIGRATED_AWAY:
             return StepResult(Outcome.FAILED, "the guest was migrated away")
         return StepResult(Outcome.DONE, waited_for and f"waited for {waited_for}")
 

@@ -68,6 +68,7 @@ def test_no_test_sleeps_to_wait_for_a_state() -> None:
         name_of(path)
         for path in FILES
         if path.is_relative_to(ROOT / "tests")
+        and not path.is_relative_to(ROOT / "tests/bench")
         and re.search(r"\bsleep(_until)?\(", path.read_text(encoding="utf-8"))
     }
     assert sleepers <= SLEEPS

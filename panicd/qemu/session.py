@@ -176,10 +176,12 @@ class Session:
         Raises:
             MonitorError: it did not answer.
         """
-        answer = await self.execute("query-status", timeout=timeout)
+        self._learn_status(await self.execute("query-status", timeout=timeout))
+        return self.run_state
+
+    def _learn_status(self, answer: object) -> None:
         status = answer.get("status") if isinstance(answer, dict) else None
         self.run_state = RunState.parse(status)
-        return self.run_state
 
     async def status_or_last(self) -> RunState:
         """Ask QEMU for its run state; return the last that is known where it does not answer.
@@ -195,16 +197,20 @@ class Session:
     async def busy_with(self) -> str:
         """Ask QEMU for what an action on the guest would cut off; empty where there is nothing.
 
+        Its run state is asked after that, so it is that of a guest without such work, or with it.
+
         Raises:
             UncertainError: it did not answer.
         """
         questions: list[Command] = [("query-migrate", {}), ("query-block-jobs", {})]
         if self.capability.version >= DETACHED_DUMP_SINCE:
             questions.append(("query-dump", {}))
-        answers = await self.monitor.execute_all(questions, timeout=BUSY_TIMEOUT)
-        for answer in answers:
+        questions.append(("query-status", {}))
+        *answers, status = await self.monitor.execute_all(questions, timeout=BUSY_TIMEOUT)
+        for answer in (*answers, status):
             if isinstance(answer, UncertainError):
                 raise answer
+        self._learn_status(status)
         return work_in_progress(*answers)
 
     async def execute(
