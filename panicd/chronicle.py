@@ -149,9 +149,9 @@ class Chronicle:
     def _add(self, before: Incident | None, entry: AnyEntry) -> None:
         self._pending.append(entry)
         self._keeping.tally.count(before, entry)
-        self._tell(entry)
+        self._tell(before, entry)
 
-    def _tell(self, entry: AnyEntry) -> None:
+    def _tell(self, before: Incident | None, entry: AnyEntry) -> None:
         log = self._log
         match entry:
             case Opened(source=source, information=information):
@@ -175,6 +175,9 @@ class Chronicle:
                 good = outcome in {Outcome.DONE, Outcome.SKIPPED}
                 tell = log.info if good else log.warning
                 tell("step ended", step=self._step_name(index), outcome=outcome, detail=detail)
+                line = self.incident.panic_line
+                if line and (before is None or before.panic_line != line):
+                    log.warning("panic line", panic_line=line)
             case Settled(state=state):
                 log.info("incident stays open", state=state)
             case Asked(uid=uid, what=what, why=why):

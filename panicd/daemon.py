@@ -31,6 +31,7 @@ from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import space
 from panicd.qemu.monitor import event_loop, pulse
+from panicd.records import JOURNAL
 from panicd.responder import Services, bundle_directory
 from panicd.rules.incident import Source
 from panicd.rules.on_crash import Action
@@ -42,7 +43,6 @@ from panicd.storm_breaker import StormBreaker
 from panicd.tally import FOREIGN_ACTIONS, Tally
 from panicd.waiting import WaitingRoom
 
-JOURNAL: Final = "journal.sqlite3"
 AT_START_ONLY: Final = (
     "metrics_listen",
     "state_directory",

@@ -19,6 +19,7 @@ from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
+from panicd.records import BUNDLES
 from panicd.rules.incident import (
     Asked,
     Closed,
@@ -386,7 +387,7 @@ class Responder:
 
 def bundle_directory(config: Config, incident_id: str) -> Path:
     """Return where the evidence of an incident lies."""
-    return config.state_directory / "incidents" / incident_id
+    return config.state_directory / BUNDLES / incident_id
 
 
 def relaunch_environment(chronicle: Chronicle) -> dict[str, str]:

@@ -66,6 +66,10 @@ BUSY_TIMEOUT: Final = 2.0
 """Seconds that SQLite waits for another program's lock, such as the sqlite3 shell's."""
 
 
+ACKNOWLEDGED: Final = '"kind":"acknowledged"'
+"""What the body of an ``Acknowledged`` has in it and no other: a text's quotes are escaped."""
+
+
 class JournalError(Exception):
     """The journal can't be opened, read or written: it is full, read-only, broken or too new."""
 
@@ -327,6 +331,7 @@ def incidents(
     *,
     domain: str | None,
     open_only: bool,
+    unacknowledged: bool = False,
     since: float | None,
     until: float | None,
     limit: int,
@@ -341,6 +346,8 @@ def incidents(
             SELECT id, opened_at FROM incident
             WHERE (:domain IS NULL OR :domain IN (domain, uuid))
                 AND (closed_at IS NULL OR NOT :open_only)
+                AND NOT (:unacknowledged AND EXISTS (
+                    SELECT 1 FROM entry WHERE incident = id AND instr(body, :acknowledged)))
                 AND (:since IS NULL OR opened_at >= :since)
                 AND (:until IS NULL OR opened_at < :until)
             ORDER BY opened_at DESC, id DESC LIMIT :limit
@@ -348,6 +355,8 @@ def incidents(
         {
             "domain": None if domain is None else _column(domain),
             "open_only": open_only,
+            "unacknowledged": unacknowledged,
+            "acknowledged": ACKNOWLEDGED,
             "since": since,
             "until": until,
             "limit": limit,

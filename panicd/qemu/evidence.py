@@ -12,7 +12,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -37,6 +37,7 @@ HOST_FILES: Final = (
 )
 QUERIES: Final = ("query-status", "query-cpus-fast", "query-block", "query-version")
 MANIFEST: Final = "bundle.json"
+SCREENS: Final = ("screen.png", "screen.ppm")
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ async def _kernel_log(session: Session, bundle: Bundle) -> None:
 
 async def _screenshot(session: Session, bundle: Bundle) -> None:
     png = session.capability.version >= PNG_SINCE
-    name = "screen.png" if png else "screen.ppm"
+    name = SCREENS[0 if png else 1]
     path = bundle.directory / name
     # QEMU need not be able to write here: it is handed the open file (/dev/fdset, qemu(1)).
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -174,12 +175,16 @@ def _keep_the_rest(
     _write(bundle, MANIFEST, json.dumps(everything, indent=1).encode(), "the list of all this")
 
 
-def read_manifest(directory: Path) -> object:
+def read_manifest(directory: Path) -> dict[str, Any] | None:
     """Return the list of what was taken of a panic; None where nothing was, or it is broken."""
     try:
-        return json.loads((directory / MANIFEST).read_bytes())
+        manifest = json.loads((directory / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return None
+    sound = isinstance(manifest, dict) and all(
+        isinstance(manifest.get(key), dict) for key in ("files", "problems")
+    )
+    return manifest if sound else None
 
 
 def _make(directory: Path) -> None:
