@@ -8,6 +8,7 @@ from typing import Literal
 
 import trio
 
+from panicd import __version__
 from panicd.chronicle import Chronicle, Keeping
 from panicd.executor import Course, Executor
 from panicd.fleet import Domain, Fleet
@@ -19,7 +20,7 @@ from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
-from panicd.records import BUNDLES
+from panicd.records import BUNDLES, plan_view
 from panicd.rules.incident import (
     Asked,
     Closed,
@@ -34,6 +35,7 @@ from panicd.rules.incident import (
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Holds, Operation
+from panicd.rules.payload import describe
 from panicd.rules.plan import Collect, Dump, make_plan
 from panicd.rules.policy import (
     DESTRUCTIVE,
@@ -369,7 +371,12 @@ class Responder:
             session,
             bundle_directory(self._services.config(), incident.id),
             consoles=evidence.consoles if evidence is not None else (),
-            facts=asdict(incident.opened),
+            facts={
+                **asdict(incident.opened),
+                "payload": asdict(describe(incident.opened.information)),
+                "decision": plan_view(incident.plan) if incident.plan is not None else None,
+                "panicd": __version__,
+            },
             budget=step.timeout,
         )
         return bundle.panic_line

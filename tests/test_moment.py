@@ -9,9 +9,9 @@ from panicd.moment import parse_moment
 NOW = 1_795_000_000.0
 
 
-def local(
-    year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0
-) -> float:
+def local(*parts: int) -> float:
+    """Return the local time of a year, month, day and so on."""
+    year, month, day, hour, minute, second = (*parts, 0, 0, 0)[:6]
     return time.mktime((year, month, day, hour, minute, second, -1, -1, -1))
 
 
