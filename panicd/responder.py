@@ -9,6 +9,7 @@ from typing import Literal
 import trio
 
 from panicd import __version__
+from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
 from panicd.executor import Course, Executor
 from panicd.fleet import Domain, Fleet
@@ -68,6 +69,7 @@ class Services:
         holds: which domains an operator holds.
         storm: limits what is done while many domains panic at once.
         dumps: how many memory dumps may be written at once.
+        bundles: removes the evidence that is one too many.
         unrecorded: whether what was done before is not known and that is to be waited out.
         dry_run: everything is decided and recorded, and nothing is done.
     """
@@ -80,6 +82,7 @@ class Services:
     holds: Holds
     storm: StormBreaker
     dumps: trio.CapacityLimiter
+    bundles: BundleKeeper
     unrecorded: Callable[[], bool]
     dry_run: bool
 
@@ -379,6 +382,7 @@ class Responder:
             },
             budget=step.timeout,
         )
+        self._services.bundles.taken(self._domain.key, self._policy)
         return bundle.panic_line
 
     def _retire(self, newest: Path) -> None:

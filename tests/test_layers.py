@@ -19,6 +19,7 @@ ORDER = [
     "relaunch",
     "storm_breaker",
     "tally",
+    "bundle_keeper",
     "executor",
     "chronicle",
     "fleet",

@@ -296,7 +296,7 @@ def prune(database: sqlite3.Connection, before: float, limit: int) -> list[str]:
     ).fetchall()
     database.executemany("DELETE FROM entry WHERE incident = ?", ids)
     database.executemany("DELETE FROM incident WHERE id = ?", ids)
-    return [_text(column) for (column,) in ids]
+    return [text_of(column) for (column,) in ids]
 
 
 # Reading.
@@ -364,7 +364,7 @@ def incidents(
     )
     found = []
     for column, group in groupby(rows, key=lambda row: row[0]):
-        incident_id = _text(column)
+        incident_id = text_of(column)
         incident = _fold(incident_id, _entries(incident_id, (row[1:] for row in group)))
         assert incident is not None, "_entries refuses an incident without any"
         found.append(incident)
@@ -379,7 +379,7 @@ def totals(database: sqlite3.Connection) -> Totals:
     """
     rows = database.execute("SELECT name, label, value FROM total")
     try:
-        return collect({(Total(name), _text(label)): value for name, label, value in rows})
+        return collect({(Total(name), text_of(label)): value for name, label, value in rows})
     except ValueError as error:
         raise JournalDamagedError(f"totals: {error}") from None
 
@@ -413,7 +413,7 @@ def all_restarts(database: sqlite3.Connection) -> dict[str, tuple[float, ...]]:
     """Return every restart's time, by domain key; the oldest first."""
     found: dict[str, list[float]] = {}
     for key, at in database.execute("SELECT domain_key, at FROM restart ORDER BY at"):
-        found.setdefault(_text(key), []).append(at)
+        found.setdefault(text_of(key), []).append(at)
     return {key: tuple(times) for key, times in found.items()}
 
 
@@ -461,5 +461,6 @@ def _column(text: str) -> str | bytes:
     return text
 
 
-def _text(column: str | bytes) -> str:
+def text_of(column: str | bytes) -> str:
+    """Return the text that ``_column`` made this of."""
     return column if isinstance(column, str) else column.decode(errors="surrogatepass")
