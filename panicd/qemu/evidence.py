@@ -30,6 +30,7 @@ ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
 FDSETS_SINCE: Final[Version] = (1, 3, 0)
 CONSOLE_KEPT: Final = 64 * 1024  # bytes of the console's end
 LOG_LINES: Final = 60  # lines of the kernel log, the newest
+THREADS: Final = trio.CapacityLimiter(16)  # of its own: those that hang are missed by nobody else
 OWN_PART: Final = 0.25  # of the budget: kept back for what needs no QEMU
 HOST_FILES: Final = (
     "/proc/loadavg",
@@ -114,7 +115,7 @@ async def collect(
         bundle.problems["kernel log"] = "libvirt runs this VM, and its 9.0 dies of foreign dumps"
     with trio.move_on_at(limit):
         try:
-            await trio.to_thread.run_sync(_make, directory, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(_make, directory, abandon_on_cancel=True, limiter=THREADS)
         except OSError as error:
             bundle.problems["bundle"] = str(error)
             return bundle
@@ -130,7 +131,13 @@ async def collect(
         # A thread that hangs, on a network's file system, is left behind with a bundle of its own.
         own = replace(bundle, files=dict(bundle.files), problems=dict(bundle.problems))
         await trio.to_thread.run_sync(
-            _keep_the_rest, own, consoles, facts, session.peer, abandon_on_cancel=True
+            _keep_the_rest,
+            own,
+            consoles,
+            facts,
+            session.peer,
+            abandon_on_cancel=True,
+            limiter=THREADS,
         )
         return own
     bundle.problems["console"] = f"not taken within {budget:g} s"
