@@ -96,10 +96,11 @@ def shown(**changed: Any) -> list[str]:
 
 def test_panic_line_comes_first_and_all_that_an_operator_asks_follows() -> None:
     lines = shown()
+    payload = f"payload   {RECORD['payload']['summary']} (arg1 0xa, arg2 [red]); "
+    payload += "not there, or malformed: arg3"
     assert lines[0] == "Kernel panic - not syncing: Oops"
     for line in (
-        f"payload   {RECORD['payload']['summary']} (arg1 0xa, arg2 [red]); "
-        "not there, or malformed: arg3",
+        payload,
         "decided   preserve (on_crash restart, reason held: an operator)",
         "now       restarted, after 2.50 s",
         "seen      by uid 0: ticket 42",
