@@ -32,6 +32,7 @@ from panicd.rules.incident import (
     StepResult,
     apply,
 )
+from panicd.rules.payload import describe
 from panicd.rules.policy import EXPLANATIONS
 from panicd.rules.settings import JournalFailure
 from panicd.tally import Tally
@@ -156,7 +157,8 @@ class Chronicle:
         match entry:
             case Opened(source=source, information=information):
                 payload = information and {"type": information.type, **dict(information.fields)}
-                log.warning("guest panicked", source=source, information=payload)
+                says = {"payload": describe(information).summary} if information else {}
+                log.warning("guest panicked", source=source, information=payload, **says)
             case Repeated(count=count):
                 log.warning("guest panicked again", count=count, repeats=self.incident.repeats)
             case Decided(plan=plan):

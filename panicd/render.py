@@ -23,6 +23,7 @@ Answer = dict[str, Any]
 UNBROKEN = {"incident", "panicked", "now"}  # columns that are no use in pieces
 WATCH_EVERY = 1.0  # seconds
 SHORT_LINE = 64  # characters of a panic line that a list shows
+WIDE = 190  # columns of a terminal that has room for all that is known of incidents, in a table
 UNFOLDED = 240  # columns; what is piped into a file or another program is not folded
 
 console = Console(highlight=False)
@@ -119,10 +120,13 @@ def incidents(answer: list[Answer]) -> None:
     if not answer:
         console.print("No incident.")
         return
+    if console.width < WIDE:
+        _incidents_in_short(answer)
+        return
     table = _table(
         "incident", "domain", "panicked", "found by", "again", "did", "why", "now", "seen"
     )
-    table.add_column("panic line", no_wrap=True, overflow="ellipsis", min_width=SHORT_LINE // 2)
+    table.add_column("panic line", no_wrap=True, overflow="ellipsis")
     for incident in answer:
         last = incident["decisions"][-1] if incident["decisions"] else {}
         table.add_row(
@@ -135,9 +139,21 @@ def incidents(answer: list[Answer]) -> None:
             last.get("reason", ""),
             incident["ending"] or f"[yellow]{incident['state']}[/]",
             "yes" if incident["acknowledged"] else "",
-            text(short(incident["panic_line"])),
+            text(short(_words(incident))),
         )
     console.print(table)
+
+
+def _incidents_in_short(answer: list[Answer]) -> None:
+    """Print incidents for a terminal that has no room for the table: two lines each."""
+    for incident in answer:
+        action = incident["decisions"][-1]["action"] if incident["decisions"] else "nothing decided"
+        now = incident["ending"] or f"[yellow]{incident['state']}[/]"
+        seen = ", seen" if incident["acknowledged"] else ""
+        name, at = text(incident["domain"]), written_time(incident["opened_at"])
+        console.print(f"[bold]{incident['id']}[/]  {at}  {name}: {action}, {now}{seen}")
+        if words := _words(incident):
+            console.print(f"    {text(short(words))}", no_wrap=True, overflow="ellipsis")
 
 
 def probe(answer: Answer) -> None:
@@ -171,6 +187,13 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, no_wrap=heading in UNBROKEN, overflow="fold")
     return table
+
+
+def _words(incident: Answer) -> str:
+    """Return the panic's own words, or else those of its payload, if it had one."""
+    return str(
+        incident["panic_line"] or (incident["information"] and incident["payload"]["summary"]) or ""
+    )
 
 
 def short(line: str) -> str:

@@ -247,6 +247,9 @@ async def test_incidents_are_filtered(socket_dir: Path) -> None:
         await ask(daemon, "ack", incident.id, "--why", "seen")
         assert await found("--unacknowledged") == []
         assert await found("--open") == [incident.id]
+        (told,) = daemon.logged("guest panicked", incident=incident.id)
+        assert told["payload"] == "Windows bug check 0x0000000a: IRQL_NOT_LESS_OR_EQUAL"
+        assert told["payload"] in await ask(daemon, "incidents")
         shown = await ask(daemon, "incident", incident.id)
         assert "Windows bug check 0x0000000a: IRQL_NOT_LESS_OR_EQUAL" in shown
         with pytest.raises(RefusedError, match="since: expected seconds"):
