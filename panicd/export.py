@@ -21,14 +21,17 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, cast
 
 from rich.console import Console
 
 from panicd.incident_page import page
 from panicd.render import UNFOLDED, Answer
 
-FAST: Final = 1  # of gzip: a dump is compressed already, or mostly zeros
+FAST: Final = 1  # levels of gzip
+STORED: Final = 0
+UNCOMPRESSED: Final = frozenset({".elf"})  # every other dump was compressed when it was written
+BUFFER: Final = 1 << 20  # bytes
 THERE: Final = "is there already (--force replaces it)"
 NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -97,8 +100,14 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
 def _write(file: IO[bytes], record: Answer, *, dump: bool, now: float) -> list[str]:
     folder = f"panicd-{record['id']}"
     with (
-        gzip.GzipFile(filename="", mode="wb", compresslevel=FAST, fileobj=file) as packed,
-        tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as archive,
+        contextlib.closing(_Members(file)) as packed,
+        # It is written to and no more: none of a file's other methods is needed (tarfile's 'w|').
+        tarfile.open(
+            fileobj=cast("IO[bytes]", packed),
+            mode="w|",
+            bufsize=BUFFER,
+            format=tarfile.PAX_FORMAT,
+        ) as archive,
     ):
         texts = {"record.json": json.dumps(record, indent=2), "timeline.txt": _page(record, now)}
         for name, text in texts.items():
@@ -108,8 +117,42 @@ def _write(file: IO[bytes], record: Answer, *, dump: bool, now: float) -> list[s
         if dump:
             sources += [("dump", Path(path)) for path in record["dumps"]]
         for kind, path in sources:
+            packed.level = STORED if kind == "dump" and path.suffix not in UNCOMPRESSED else FAST
             _add_file(archive, f"{folder}/{kind}/{path.name}", path)
         return archive.getnames()
+
+
+class _Members:
+    """A gzip file of one or more members, each with a level of its own (RFC 1952, 2.2).
+
+    Deflating once more what is compressed takes minutes for nothing.
+
+    Attributes:
+        level: of what is written next.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.level = FAST
+        self._written_at = FAST
+        self._member = self._begin()
+
+    def write(self, data: bytes) -> int:
+        """Write a piece of the archive."""
+        if self.level != self._written_at:
+            self._member.close()
+            self._written_at = self.level
+            self._member = self._begin()
+        return self._member.write(data)
+
+    def close(self) -> None:
+        """End the last member; the file itself stays open."""
+        self._member.close()
+
+    def _begin(self) -> gzip.GzipFile:
+        return gzip.GzipFile(
+            filename="", mode="wb", compresslevel=self._written_at, fileobj=self._file
+        )
 
 
 def _page(record: Answer, now: float) -> str:

@@ -91,6 +91,21 @@ def test_archive_holds_record_timeline_bundle_and_dump(
     assert f"panicd-{ID}/record.json" in listed.stdout.splitlines()
 
 
+def test_dump_that_is_compressed_already_is_stored(record: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {}
+    for suffix in (".kdump", ".elf"):
+        dump = Path(record["dumps"][0]).with_suffix(suffix)
+        dump.write_bytes(bytes(1_000_000))
+        archived(record | {"dumps": [str(dump)]}, tmp_path / suffix)
+        sizes[suffix] = (tmp_path / suffix).stat().st_size
+        with tarfile.open(tmp_path / suffix) as archive:
+            packed = archive.extractfile(f"panicd-{ID}/dump/{ID}{suffix}")
+            assert packed is not None
+            assert packed.read() == bytes(1_000_000)
+    assert sizes[".elf"] < 50_000
+    assert sizes[".kdump"] > 1_000_000
+
+
 def test_dump_can_be_left_out(record: dict[str, Any], tmp_path: Path) -> None:
     archived(record, tmp_path / "out.tar.gz", dump=False)
     with tarfile.open(tmp_path / "out.tar.gz") as archive:
