@@ -115,6 +115,8 @@ def _timeline_table(answer: Answer) -> Table:
 def _evidence(answer: Answer) -> Iterator[str]:
     for dump in answer["dumps"]:
         yield f"Dump        {text(dump)}"
+    if not answer["dumps"] and any(map(_was_dumped, answer["history"])):
+        yield "[yellow]The dump is no longer there:[/] removed for newer ones, or by somebody."
     evidence, directory = answer["evidence"], answer["evidence_directory"]
     if evidence is None:
         yield f"No evidence was kept in {text(directory)}"
@@ -131,6 +133,11 @@ def _evidence(answer: Answer) -> Iterator[str]:
         yield f"  {text(name)}: {text(what)}"
     for item, why in sorted(evidence["problems"].items()):
         yield f"  [yellow]no {text(item)}:[/] {text(why)}"
+
+
+def _was_dumped(entry: Answer) -> bool:
+    is_dump = entry["kind"] == "step-ended" and entry.get("step") == "Dump"
+    return is_dump and entry["outcome"] == "done"
 
 
 def _detail(entry: Answer) -> str:

@@ -121,3 +121,16 @@ def test_evidence_that_is_not_there_is_said_to_be_so() -> None:
     (line,) = [line for line in shown(evidence=removed) if "removed" in line]
     assert line.endswith(": one too many")
     assert any("No evidence was kept" in line for line in shown(evidence=None))
+
+
+def test_dump_that_is_not_there_any_more_is_missed() -> None:
+    times = {"index": 0, "step": "Dump"}
+    history = [
+        {"kind": "step-begun", "at": 1.0, **times},
+        {"kind": "step-ended", "at": 2.0, "outcome": "done", "detail": "/dumps/x", **times},
+    ]
+    lines = shown(history=history, dumps=[])
+    assert any("dump is no longer there" in line for line in lines)
+    assert not any("no longer" in line for line in shown(history=history))
+    failed = [history[0], history[1] | {"outcome": "failed"}]
+    assert not any("no longer" in line for line in shown(history=failed, dumps=[]))
