@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from panicd import __version__
 from panicd.api import Api
+from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
 from panicd.fleet import Fleet
@@ -32,6 +33,7 @@ from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import space
 from panicd.qemu.monitor import event_loop, pulse
+from panicd.records import BUNDLES, JOURNAL
 from panicd.responder import Services, bundle_directory
 from panicd.rules.incident import Source
 from panicd.rules.on_crash import Action
@@ -43,7 +45,6 @@ from panicd.storm_breaker import StormBreaker
 from panicd.tally import FOREIGN_ACTIONS, Tally
 from panicd.waiting import WaitingRoom
 
-JOURNAL: Final = "journal.sqlite3"
 AT_START_ONLY: Final = (
     "metrics_listen",
     "state_directory",
@@ -91,6 +92,7 @@ class Daemon:
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._metrics.storm.set_function(lambda: self._storm.rages(time.time()))
         self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
+        self._bundles = BundleKeeper(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
         self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
         self._reloading = trio.Lock()
@@ -123,6 +125,7 @@ class Daemon:
                 self._loaded()
                 nursery.start_soon(operators.run)
                 nursery.start_soon(self._prune)
+                nursery.start_soon(self._bundles.run)
                 nursery.start_soon(self._feed_watchdog)
                 notify(READY=1)
                 await self._until_told_to_stop(signals)
@@ -147,6 +150,7 @@ class Daemon:
             holds=self._holds,
             storm=self._storm,
             dumps=self._dumps,
+            bundles=self._bundles,
             unrecorded=self._must_wait_out,
             dry_run=self._dry_run,
         )

@@ -8,6 +8,8 @@ from typing import Literal
 
 import trio
 
+from panicd import __version__
+from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
 from panicd.executor import Course, Executor
 from panicd.fleet import Domain, Fleet
@@ -19,6 +21,7 @@ from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
+from panicd.records import BUNDLES, plan_view
 from panicd.rules.incident import (
     Asked,
     Closed,
@@ -33,6 +36,7 @@ from panicd.rules.incident import (
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Holds, Operation
+from panicd.rules.payload import describe
 from panicd.rules.plan import Collect, Dump, make_plan
 from panicd.rules.policy import (
     DESTRUCTIVE,
@@ -65,6 +69,7 @@ class Services:
         holds: which domains an operator holds.
         storm: limits what is done while many domains panic at once.
         dumps: how many memory dumps may be written at once.
+        bundles: removes the evidence that is one too many.
         unrecorded: whether what was done before is not known and that is to be waited out.
         dry_run: everything is decided and recorded, and nothing is done.
     """
@@ -77,6 +82,7 @@ class Services:
     holds: Holds
     storm: StormBreaker
     dumps: trio.CapacityLimiter
+    bundles: BundleKeeper
     unrecorded: Callable[[], bool]
     dry_run: bool
 
@@ -370,9 +376,15 @@ class Responder:
             session,
             bundle_directory(self._services.config(), incident.id),
             consoles=evidence.consoles if evidence is not None else (),
-            facts=asdict(incident.opened),
+            facts={
+                **asdict(incident.opened),
+                "payload": asdict(describe(incident.opened.information)),
+                "decision": plan_view(incident.plan) if incident.plan is not None else None,
+                "panicd": __version__,
+            },
             budget=step.timeout,
         )
+        self._services.bundles.taken(self._domain.key, self._policy)
         return bundle.panic_line
 
     def _retire(self, newest: Path) -> None:
@@ -388,7 +400,7 @@ class Responder:
 
 def bundle_directory(config: Config, incident_id: str) -> Path:
     """Return where the evidence of an incident lies."""
-    return config.state_directory / "incidents" / incident_id
+    return config.state_directory / BUNDLES / incident_id
 
 
 def relaunch_environment(chronicle: Chronicle) -> dict[str, str]:

@@ -402,6 +402,8 @@ def _evidence(value: Value, base: Evidence | None) -> Evidence | None:
         evidence = Evidence(
             budget=keys["budget"].read(duration, inherited.budget),
             consoles=tuple(paths) if consoles.given else inherited.consoles,
+            keep=keys["keep"].read(whole_number(1), inherited.keep),
+            max_total=keys["max_total"].read(size, inherited.max_total),
         )
     return evidence if evidence.budget else None
 

@@ -237,6 +237,7 @@ class Journal:
         *,
         domain: str | None = None,
         open_only: bool = False,
+        unacknowledged: bool = False,
         since: float | None = None,
         until: float | None = None,
         limit: int = 100,
@@ -246,6 +247,7 @@ class Journal:
         Args:
             domain: those of this domain, by name or UUID.
             open_only: those that go on.
+            unacknowledged: those that nobody has said to have looked at.
             since: those that began then or later, in seconds since the epoch.
             until: those that began before.
             limit: at most so many; negative for all.
@@ -256,7 +258,13 @@ class Journal:
         """
         with journal_database.reader(self.path) as database:
             return journal_database.incidents(
-                database, domain=domain, open_only=open_only, since=since, until=until, limit=limit
+                database,
+                domain=domain,
+                open_only=open_only,
+                unacknowledged=unacknowledged,
+                since=since,
+                until=until,
+                limit=limit,
             )
 
     def totals(self) -> Totals:

@@ -66,6 +66,10 @@ BUSY_TIMEOUT: Final = 2.0
 """Seconds that SQLite waits for another program's lock, such as the sqlite3 shell's."""
 
 
+ACKNOWLEDGED: Final = '"kind":"acknowledged"'
+"""What the body of an ``Acknowledged`` has in it and no other: a text's quotes are escaped."""
+
+
 class JournalError(Exception):
     """The journal can't be opened, read or written: it is full, read-only, broken or too new."""
 
@@ -292,7 +296,7 @@ def prune(database: sqlite3.Connection, before: float, limit: int) -> list[str]:
     ).fetchall()
     database.executemany("DELETE FROM entry WHERE incident = ?", ids)
     database.executemany("DELETE FROM incident WHERE id = ?", ids)
-    return [_text(column) for (column,) in ids]
+    return [text_of(column) for (column,) in ids]
 
 
 # Reading.
@@ -327,6 +331,7 @@ def incidents(
     *,
     domain: str | None,
     open_only: bool,
+    unacknowledged: bool = False,
     since: float | None,
     until: float | None,
     limit: int,
@@ -341,6 +346,8 @@ def incidents(
             SELECT id, opened_at FROM incident
             WHERE (:domain IS NULL OR :domain IN (domain, uuid))
                 AND (closed_at IS NULL OR NOT :open_only)
+                AND NOT (:unacknowledged AND EXISTS (
+                    SELECT 1 FROM entry WHERE incident = id AND instr(body, :acknowledged)))
                 AND (:since IS NULL OR opened_at >= :since)
                 AND (:until IS NULL OR opened_at < :until)
             ORDER BY opened_at DESC, id DESC LIMIT :limit
@@ -348,6 +355,8 @@ def incidents(
         {
             "domain": None if domain is None else _column(domain),
             "open_only": open_only,
+            "unacknowledged": unacknowledged,
+            "acknowledged": ACKNOWLEDGED,
             "since": since,
             "until": until,
             "limit": limit,
@@ -355,7 +364,7 @@ def incidents(
     )
     found = []
     for column, group in groupby(rows, key=lambda row: row[0]):
-        incident_id = _text(column)
+        incident_id = text_of(column)
         incident = _fold(incident_id, _entries(incident_id, (row[1:] for row in group)))
         assert incident is not None, "_entries refuses an incident without any"
         found.append(incident)
@@ -370,7 +379,7 @@ def totals(database: sqlite3.Connection) -> Totals:
     """
     rows = database.execute("SELECT name, label, value FROM total")
     try:
-        return collect({(Total(name), _text(label)): value for name, label, value in rows})
+        return collect({(Total(name), text_of(label)): value for name, label, value in rows})
     except ValueError as error:
         raise JournalDamagedError(f"totals: {error}") from None
 
@@ -404,7 +413,7 @@ def all_restarts(database: sqlite3.Connection) -> dict[str, tuple[float, ...]]:
     """Return every restart's time, by domain key; the oldest first."""
     found: dict[str, list[float]] = {}
     for key, at in database.execute("SELECT domain_key, at FROM restart ORDER BY at"):
-        found.setdefault(_text(key), []).append(at)
+        found.setdefault(text_of(key), []).append(at)
     return {key: tuple(times) for key, times in found.items()}
 
 
@@ -452,5 +461,6 @@ def _column(text: str) -> str | bytes:
     return text
 
 
-def _text(column: str | bytes) -> str:
+def text_of(column: str | bytes) -> str:
+    """Return the text that ``_column`` made this of."""
     return column if isinstance(column, str) else column.decode(errors="surrogatepass")

@@ -509,6 +509,9 @@ class TestReading:
         assert ids(journal.incidents(until=20.0)) == ["i1"]
         assert ids(journal.incidents(since=10.0, until=30.0, limit=1)) == ["i2"]
         assert ids(journal.load_open()) == ["i3", "i4"]
+        await journal.append("i1", Acknowledged(50.0, 1000, "known"))
+        await journal.append("i3", Observed(50.0, 'a guest\'s "kind":"acknowledged"'))
+        assert ids(journal.incidents(unacknowledged=True)) == ["i4", "i3", "i2"]
 
     async def test_restarts_are_a_domains_by_its_uuid_else_its_name(self, journal: Journal) -> None:
         await journal.append("i1", *restart(20.0, "web-1"))
