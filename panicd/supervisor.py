@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from panicd.chronicle import Chronicle
+from panicd.executor import GONE_FOLLOWS
 from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
@@ -41,7 +42,6 @@ from panicd.rules.settings import Policy
 
 QUIET_AFTER: Final = 60.0  # seconds without a panic after which an ignored one is over
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
-GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
 ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
 
@@ -53,12 +53,14 @@ class Wish:
     Attributes:
         operation: who asks for what, and why.
         action: of ``act``: what to do.
+        about: the incident that was open when it was asked; empty: none was.
         done: set when it was carried out, or refused.
         refused: why, where it was.
     """
 
     operation: Operation
     action: OnCrash | None = None
+    about: str = ""
     done: trio.Event = field(default_factory=trio.Event)
     refused: str = ""
 
@@ -121,6 +123,8 @@ class Supervisor:
             incident = self._chronicle.incident
             self._refuse(wish, f"{incident.action} is being carried out for {incident.id}")
             return
+        chronicle = self._domain.chronicle
+        wish.about = chronicle.incident.id if chronicle is not None else ""
         self._wishes.append(wish)
         self._session.monitor.events.nudge()
 
@@ -197,9 +201,28 @@ class Supervisor:
             await self._responder.recover(found)
             if session.ended or (session.process_known and session.peer.gone()):
                 return  # what was gone on with has ended it; its run state is of before
-        if domain.chronicle is None and session.run_state is RunState.GUEST_PANICKED:
-            await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
+        await self._see_panic()
         await self._apply_policy()
+
+    async def _see_panic(self) -> None:
+        """Open an incident for a guest that is panicked and has none.
+
+        What is known of its run state may be of before a commit, and somebody have reset it since:
+        it is asked for again, until nothing was heard meanwhile.
+        """
+        domain, session, panicked = self._domain, self._session, RunState.GUEST_PANICKED
+        while (
+            session.run_state is panicked
+            and domain.chronicle is None
+            and self._next_panic is None
+            and not session.ended
+        ):
+            await session.query_status()
+            heard_something = await session.drain()
+            if session.run_state is panicked and not heard_something:
+                if not session.seen.reset_since_panic:
+                    await self._responder.open(Source.RECONCILIATION, None, panicked)
+                return
 
     async def _claim_incident(self) -> None:
         """Take the incident that waits for this domain; what is not yet written of it, is now."""
@@ -243,7 +266,8 @@ class Supervisor:
             return
         chronicle.repeat(heard.count)
         await chronicle.commit()
-        if chronicle.incident.state is State.RUNNING_ON and event.action is PanicAction.PAUSE:
+        stopped = event.action is PanicAction.PAUSE and not self._session.has_gone()
+        if chronicle.incident.state is State.RUNNING_ON and stopped:
             # It was resumed, and the panic stopped it again: a second cont would not help either.
             self._log.warning("ignored guest is stopped by a panic again")
             await responder.fall_back(Reason.ACTION_FAILED)
@@ -299,6 +323,8 @@ class Supervisor:
         try:
             if chronicle is None:
                 wish.refused = "the domain has no open incident"
+            elif chronicle.incident.id != wish.about:
+                wish.refused = "the guest panicked after this was asked for"
             elif operation.kind is OperationKind.ACK:
                 chronicle.note(Acknowledged(operation.at, operation.uid, operation.why))
                 await chronicle.commit()
