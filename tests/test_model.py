@@ -32,6 +32,9 @@ from tests.parts.world import Fault, Life, World, now
 SETTLED = 1000.0
 """Seconds after which nothing is under way any more: the longest time limit is 300."""
 
+BUDGET = 3
+"""Restarts that the policy allows, in all."""
+
 MOMENTS = (0.0, 0.0005, 0.0015, 0.0025, 0.004, 0.006, 0.03, 0.2, 3.0, 90.0)
 """Seconds between two happenings: within a command, a commit, a step, a plan, and after all."""
 
@@ -47,7 +50,7 @@ HAPPENINGS = (
 )
 OURS = frozenset(
     {"panic", "kill panicd", "cut", "lose the next answer", "cut before the next command"}
-    | {"cut after the next command", "journal full", "journal writable"}
+    | {"cut after the next command", "journal full", "journal writable", "panic at the next boot"}
 )
 """Those after which the policy is carried out all the same."""
 
@@ -68,7 +71,7 @@ class History:
         return Policy(
             CoredumpSettings(Path("/dumps")),
             self.on_crash,
-            restart=Budget(max=3, window=1e9),
+            restart=Budget(max=BUDGET, window=1e9),
             relaunch=Relaunch(("/bin/true",), timeout=30.0) if self.relaunch else None,
             enforce=self.enforce,
         )
@@ -95,9 +98,9 @@ undisturbed = st.builds(
     History,
     st.sampled_from(OnCrash),
     st.sampled_from([QEMU_7_2, QEMU_2_6, QEMU_2_5]),
-    st.lists(
-        st.tuples(st.sampled_from(MOMENTS), st.sampled_from(sorted(OURS - {"panic"}))), max_size=8
-    ).map(lambda following: ((3.0, "panic"), *following)),
+    st.lists(st.tuples(st.sampled_from(MOMENTS), st.sampled_from(sorted(OURS))), max_size=8).map(
+        lambda following: ((3.0, "panic"), *following)
+    ),
 )
 
 
@@ -237,8 +240,17 @@ def check(history: History, trial: Trial) -> None:
     elif world.machine.state is RunState.RUNNING and not trial.is_held:
         assert not still_open, "an incident of a guest that runs"
     ours = all(what in OURS for _, what in history.happenings)
-    if history.happenings and history.resets and ours:
+    if ours and history.resets:
+        check_restarts(history, world, incidents)
         check_policy(history, world, incidents)
+
+
+def check_restarts(history: History, world: World, incidents: list[Incident]) -> None:
+    """Check that each restart is on record, for the budget is made of that."""
+    restarts = sum(incident.restarted_at is not None for incident in incidents)
+    assert world.boots <= BUDGET, "more restarts than the budget allows"
+    if history.profile is not QEMU_2_5:  # whose guests read alike before and after a restart
+        assert restarts == world.boots, "restarts are counted wrong"
 
 
 def check_policy(history: History, world: World, incidents: list[Incident]) -> None:
@@ -317,6 +329,13 @@ FOUND = {
     ),
     "an ignored guest panics again and QEMU is gone": History(
         OnCrash.IGNORE, QEMU_2_5, ((3.0, "panic"), (0.03, "panic"), (0.0, "kill QEMU"))
+    ),
+    "a wait that ended while the journal was full is never written": History(
+        OnCrash.RESTART,
+        QEMU_7_2,
+        ((0.2, "panic"), (0.0085, "journal full"), (0.0025, "kill QEMU"), (90.0, "cut")),
+        relaunch=True,
+        resets=False,
     ),
     "a reset that was heard is forgotten, as QEMU calls the guest panicked still": History(
         OnCrash.DESTROY,

@@ -150,6 +150,8 @@ class World:
         released: An operator asked to let the guest run, after its last panic.
         interruptions: How often panicd may have lost track, since the last panic.
         requests: How often an operator asked for something to be done, since the last panic.
+        connected_anew: panicd has connected since the last panic, so it may not have heard a reset.
+        boots: How often panicd let a guest run that had been reset.
         misread: How often QEMU called a guest that was reset a panicked one, as 1.7 to 2.5 do.
     """
 
@@ -170,7 +172,9 @@ class World:
         self.interruptions = 0
         self.panics_at_boot = 0
         self.requests = 0
+        self.boots = 0
         self.misread = 0
+        self.connected_anew = False
         self.in_flight = 0
         self.dealt_with = trio.lowlevel.ParkingLot()
         self._conts: Counter[int] = Counter()
@@ -219,6 +223,7 @@ class World:
         self.panics += 1
         self.panicked, self.released = True, False
         self.interruptions, self.requests = int(self._client is None), 0
+        self.connected_anew = False
         machine.panic()
         self._settle()
 
@@ -259,6 +264,7 @@ class World:
         if self._client is not None:
             self._client.close()
         self._client = ModelMonitor(self, self.machine)
+        self.connected_anew = True
         return self._client
 
     def identity(self) -> ProcessIdentity:
@@ -279,7 +285,7 @@ class World:
                 assert panicked or not self.ran, f"a healthy guest is reset, {state}"
             case "quit" | "SIGTERM" | "SIGKILL":
                 # 1.7 to 2.5 say so of a guest too that was reset and has not run since.
-                said = state is RunState.GUEST_PANICKED and self.interruptions > 0
+                said = state is RunState.GUEST_PANICKED and self.connected_anew
                 assert panicked or said, f"a healthy guest is ended by {command}, {state}"
             case "cont" if panicked:
                 number = self._conts[self.panics]
@@ -298,7 +304,9 @@ class World:
         Raises:
             MachineError: It refuses.
         """
+        boots = command == "cont" and machine.must_boot
         answer = machine.execute(command, dict(arguments))
+        self.boots += boots
         panicked = machine.state is RunState.GUEST_PANICKED
         self.misread += command == "query-status" and panicked and not self.panicked
         if machine.dump is not None and machine.dump.detached and command == "dump-guest-memory":
