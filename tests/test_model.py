@@ -42,14 +42,29 @@ HISTORIES = "PANICD_TEST_HISTORIES"
 """The environment variable that says how many new histories each test tries."""
 
 HAPPENINGS = (
-    *("panic", "foreign cont", "foreign system_reset", "foreign stop", "foreign quit"),
+    *(
+        "panic",
+        "panic and stop later",
+        "guest resets itself",
+        "foreign cont",
+        "foreign system_reset",
+        "foreign stop",
+        "foreign quit",
+    ),
     *("kill panicd", "cut", "lose the next answer", "cut before the next command"),
     *("cut after the next command", "kill QEMU", "start QEMU", "panic at the next boot"),
     *("journal full", "journal writable", "hold", "unhold", "release", "act restart"),
     *("act destroy", "act ignore"),
 )
 OURS = frozenset(
-    {"panic", "kill panicd", "cut", "lose the next answer", "cut before the next command"}
+    {
+        "panic",
+        "panic and stop later",
+        "kill panicd",
+        "cut",
+        "lose the next answer",
+        "cut before the next command",
+    }
     | {"cut after the next command", "journal full", "journal writable", "panic at the next boot"}
 )
 """Those after which the policy is carried out all the same."""
@@ -142,8 +157,12 @@ class Trial:
         match kind, rest:
             case "panic", "":
                 world.panic()
+            case "panic", "and stop later":
+                world.panic(stops_later=True)
             case "panic", _:
                 world.panics_at_boot += 1
+            case "guest", _:
+                world.reset_itself()
             case "foreign", command:
                 world.foreign(command)
             case "kill", "panicd":
@@ -291,13 +310,13 @@ def tries(examples: int) -> settings:
     )
 
 
-@tries(400)
+@tries(800)
 @given(histories)
 def test_whatever_happens_no_healthy_guest_is_harmed_and_no_panic_lost(history: History) -> None:
     try_history(history)
 
 
-@tries(200)
+@tries(400)
 @given(undisturbed)
 def test_policy_is_carried_out_once_whatever_breaks(history: History) -> None:
     try_history(history)
