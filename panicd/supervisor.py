@@ -133,6 +133,10 @@ class Supervisor:
         if self._responder.acting:
             if isinstance(heard.event, GuestPanickedEvent):
                 self._heard_while_acting(heard)
+            elif isinstance(heard.event, ResetEvent | ResumeEvent) and self._next_panic is not None:
+                # Somebody else has ended it before its turn came: it is counted, and no more.
+                self._chronicle.repeat(self._next_panic.count)
+                self._next_panic = None
             return
         match heard.event:
             case GuestPanickedEvent():
@@ -207,22 +211,18 @@ class Supervisor:
     async def _see_panic(self) -> None:
         """Open an incident for a guest that is panicked and has none.
 
-        What is known of its run state may be of before a commit, and somebody have reset it since:
-        it is asked for again, until nothing was heard meanwhile.
+        Its run state was asked for before a commit was waited for: what was heard since goes first.
         """
-        domain, session, panicked = self._domain, self._session, RunState.GUEST_PANICKED
-        while (
-            session.run_state is panicked
+        domain, session = self._domain, self._session
+        await session.drain()
+        if (
+            session.run_state is RunState.GUEST_PANICKED
+            and not session.seen.reset_since_panic
             and domain.chronicle is None
             and self._next_panic is None
             and not session.ended
         ):
-            await session.query_status()
-            heard_something = await session.drain()
-            if session.run_state is panicked and not heard_something:
-                if not session.seen.reset_since_panic:
-                    await self._responder.open(Source.RECONCILIATION, None, panicked)
-                return
+            await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
 
     async def _claim_incident(self) -> None:
         """Take the incident that waits for this domain; what is not yet written of it, is now."""

@@ -52,7 +52,13 @@ HAPPENINGS = (
         "foreign quit",
     ),
     *("kill panicd", "cut", "lose the next answer", "cut before the next command"),
-    *("cut after the next command", "kill QEMU", "start QEMU", "panic at the next boot"),
+    *(
+        "cut after the next cont",
+        "cut after the next command",
+        "kill QEMU",
+        "start QEMU",
+        "panic at the next boot",
+    ),
     *("journal full", "journal writable", "hold", "unhold", "release", "act restart"),
     *("act destroy", "act ignore"),
 )
@@ -65,7 +71,13 @@ OURS = frozenset(
         "lose the next answer",
         "cut before the next command",
     }
-    | {"cut after the next command", "journal full", "journal writable", "panic at the next boot"}
+    | {
+        "cut after the next cont",
+        "cut after the next command",
+        "journal full",
+        "journal writable",
+        "panic at the next boot",
+    }
 )
 """Those after which the policy is carried out all the same."""
 
@@ -93,18 +105,20 @@ class History:
 
 
 profiles = st.sampled_from([QEMU_7_2, QEMU_7_2, QEMU_2_6, QEMU_2_5, QEMU_1_6])
-happenings = st.lists(
+happenings = st.tuples(
     # Most of it is nothing much without a panic, or without panicd's death.
-    st.tuples(
-        st.sampled_from(MOMENTS), st.sampled_from([*HAPPENINGS, *["panic"] * 3, "kill panicd"])
-    ),
-    max_size=12,
-).map(tuple)
+    st.sampled_from(MOMENTS),
+    st.sampled_from([*HAPPENINGS, *["panic"] * 3, "kill panicd"]),
+)
+episodes = st.tuples(
+    st.sampled_from(["panic", "panic", "panic and stop later"]), st.lists(happenings, max_size=4)
+).map(lambda drawn: ((3.0, "others bring it back"), (0.2, drawn[0]), *drawn[1]))
 histories = st.builds(
     History,
     st.sampled_from(OnCrash),
     profiles,
-    happenings | happenings.map(lambda following: ((3.0, "panic"), *following)),
+    st.lists(happenings, max_size=12).map(tuple)
+    | st.lists(episodes, min_size=1, max_size=4).map(lambda drawn: sum(drawn, ())),
     relaunch=st.booleans(),
     enforce=st.booleans(),
     resets=st.sampled_from([True, True, False]),
@@ -169,6 +183,8 @@ class Trial:
                 self._kill()
             case "kill", _:
                 world.kill_qemu()
+            case "others", _:
+                world.bring_back()
             case "start", _:
                 world.start_qemu()
             case "cut", "":
@@ -177,6 +193,8 @@ class Trial:
                 world.fault = Fault(reply_lost=True)
             case "cut", "before the next command":
                 world.fault = Fault(cut_before=True)
+            case "cut", "after the next cont":
+                world.fault = Fault(cut_after=True, command="cont")
             case "cut", _:
                 world.fault = Fault(cut_after=True)
             case "journal", state:
@@ -254,6 +272,8 @@ def check(history: History, trial: Trial) -> None:
     assert in_memory == {incident.id: incident for incident in still_open}, "the journal differs"
     if world.machine is None:
         assert all(incident.state is State.FAILED for incident in still_open)
+    elif not world.panicked and history.profile.panicked_after_reset is RunState.PRELAUNCH:
+        assert not still_open, "an incident of a guest that was reset"
     elif world.machine.state is RunState.GUEST_PANICKED and world.panicked:
         assert still_open, "a panicked guest that nobody knows of"
     elif world.machine.state is RunState.RUNNING and not trial.is_held:
@@ -355,6 +375,17 @@ FOUND = {
         ((0.2, "panic"), (0.0085, "journal full"), (0.0025, "kill QEMU"), (90.0, "cut")),
         relaunch=True,
         resets=False,
+    ),
+    "a panic during a plan is acted on, though others have reset the guest since": History(
+        OnCrash.COREDUMP_PRESERVE,
+        QEMU_7_2,
+        (
+            (90.0015, "lose the next answer"),
+            (0.2, "panic"),
+            (3.0, "others bring it back"),
+            (0.2, "panic and stop later"),
+            (0.006, "foreign system_reset"),
+        ),
     ),
     "a reset that was heard is forgotten, as QEMU calls the guest panicked still": History(
         OnCrash.DESTROY,

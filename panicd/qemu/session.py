@@ -147,16 +147,14 @@ class Session:
         if isinstance(entry, Heard):
             self._follow(entry.event)
 
-    async def drain(self) -> bool:
-        """Take every event that is there already; return whether there was one.
+    async def drain(self) -> None:
+        """Take every event that is there already.
 
         Raises:
             MonitorError: as in ``next_event``.
         """
-        heard_something = False
         while await self._take():
-            heard_something = True
-        return heard_something
+            pass
 
     async def _take(self) -> bool:
         entry = self.monitor.events.pop()

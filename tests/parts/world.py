@@ -136,6 +136,7 @@ class Fault:
     reply_lost: bool = False
     cut_before: bool = False
     cut_after: bool = False
+    command: str = ""  # empty: the next, whichever it is
 
 
 class World:
@@ -224,13 +225,23 @@ class World:
         if machine is None or not self._guest_runs:
             return
         self.panics += 1
-        self.panicked, self.released = True, False
-        self.interruptions, self.requests = int(self._client is None), 0
+        is_heard = self._client is not None and not self._client.closed
+        # To panicd, a panic that it can't hear is the one that it knows of, and was asked about.
+        self.panicked, self.released = True, self.released and not is_heard
+        self.interruptions, self.requests = int(not is_heard), 0
         self.connected_anew = False
         machine.panic(hold_stop=stops_later)
         if stops_later:
             self._nursery.start_soon(self._finish_stop, machine)
         self._settle()
+
+    def bring_back(self) -> None:
+        """Somebody else sees to it that a healthy guest runs."""
+        self.start_qemu()
+        self.panics_at_boot = 0
+        if self.panicked:
+            self.foreign("system_reset")
+        self.foreign("cont")
 
     def reset_itself(self) -> None:
         """The guest resets itself, if it runs."""
@@ -292,7 +303,7 @@ class World:
         state, panicked = self.machine.state, self.panicked
         match command:
             case "stop":
-                assert panicked, "a healthy guest is stopped"
+                assert panicked or self.misread, "a healthy guest is stopped"
             case "system_reset":
                 assert panicked or not self.ran, f"a healthy guest is reset, {state}"
             case "quit" | "SIGTERM" | "SIGKILL":
@@ -432,7 +443,8 @@ class ModelMonitor:
         for name, _ in commands:
             if not name.startswith(("query-", "qom-", "set-action")):
                 self._world.may(name)
-                fault, self._world.fault = self._world.fault, None
+                if self._world.fault is not None and self._world.fault.command in {"", name}:
+                    fault, self._world.fault = self._world.fault, None
         exchange = _Exchange()
         self._world._nursery.start_soon(self._serve, commands, exchange, fault or Fault())
         with trio.move_on_after(timeout):
@@ -441,6 +453,11 @@ class ModelMonitor:
             return exchange.answers
         error = SessionLostError if self._closed.is_set() else NoReplyError
         return [error("no answer") for _ in commands]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session has ended."""
+        return self._closed.is_set()
 
     def abort(self) -> None:
         """End the session at once."""
