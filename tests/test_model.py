@@ -330,13 +330,13 @@ def tries(examples: int) -> settings:
     )
 
 
-@tries(800)
+@tries(500)
 @given(histories)
 def test_whatever_happens_no_healthy_guest_is_harmed_and_no_panic_lost(history: History) -> None:
     try_history(history)
 
 
-@tries(400)
+@tries(250)
 @given(undisturbed)
 def test_policy_is_carried_out_once_whatever_breaks(history: History) -> None:
     try_history(history)
@@ -399,6 +399,39 @@ FOUND = {
     ),
 }
 """Histories that went wrong once, by what was wrong."""
+
+
+SAFEGUARDS = {
+    "the guest is looked at again after a commit": History(
+        OnCrash.DESTROY, QEMU_7_2, ((3.0, "panic"), (0.0025, "foreign system_reset"))
+    ),
+    "what was heard since the plan began goes before its end": History(
+        OnCrash.COREDUMP_PRESERVE, QEMU_7_2, ((3.0, "panic"), (0.05, "foreign system_reset"))
+    ),
+    "others' reset ends an incident": History(
+        OnCrash.PRESERVE, QEMU_7_2, ((3.0, "panic"), (3.0, "foreign system_reset"))
+    ),
+    "a restart that panicd did not see the end of is counted": History(
+        OnCrash.RESTART,
+        QEMU_7_2,
+        ((3.0, "panic at the next boot"), (0.0, "panic"), (0.0075, "kill panicd")),
+    ),
+    "a restart that panics at once is counted": History(
+        OnCrash.RESTART, QEMU_7_2, (*[(0.0, "panic at the next boot")] * 5, (3.0, "panic"))
+    ),
+    "an open incident outlives panicd": History(
+        OnCrash.COREDUMP_DESTROY, QEMU_7_2, ((3.0, "panic"), (0.05, "kill panicd"))
+    ),
+    "a panic while panicd is away is found": History(
+        OnCrash.RESTART, QEMU_7_2, ((3.0, "cut"), (0.0, "panic"))
+    ),
+}
+"""One history for each safeguard, in which its lack shows."""
+
+
+@pytest.mark.parametrize("history", SAFEGUARDS.values(), ids=SAFEGUARDS)
+def test_safeguard(history: History) -> None:
+    try_history(history)
 
 
 @pytest.mark.parametrize("history", FOUND.values(), ids=FOUND)
