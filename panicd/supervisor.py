@@ -299,7 +299,9 @@ class Supervisor:
         if self._policy.enforce and chronicle.incident.enforced < ENFORCED_AT_MOST:
             chronicle.note(Enforced(chronicle.now))
             await chronicle.commit()
-            await self._session.execute("stop")
+            await self._session.drain()  # that took a moment: it may have been reset since
+            if self._domain.chronicle is chronicle:
+                await self._session.execute("stop")
             return
         await self._responder.close(Ending.FOREIGN_RESUME)
 

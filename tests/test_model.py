@@ -387,6 +387,12 @@ FOUND = {
             (0.006, "foreign system_reset"),
         ),
     ),
+    "a guest that reset itself is stopped, for it had been resumed": History(
+        OnCrash.PRESERVE,
+        QEMU_7_2,
+        ((3.0, "panic"), (0.2, "foreign cont"), (0.0005, "guest resets itself")),
+        enforce=True,
+    ),
     "a reset that was heard is forgotten, as QEMU calls the guest panicked still": History(
         OnCrash.DESTROY,
         QEMU_2_5,
