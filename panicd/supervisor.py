@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from panicd.chronicle import Chronicle
+from panicd.executor import GONE_FOLLOWS
 from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
@@ -42,7 +43,6 @@ from panicd.rules.settings import Policy
 
 ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
-GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
 ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
 LOOK_AFTER: Final[dict[State | None, float]] = {  # seconds without an event
@@ -59,12 +59,14 @@ class Wish:
     Attributes:
         operation: who asks for what, and why.
         action: of ``act``: what to do.
+        about: the incident that was open when it was asked; empty: none was.
         done: set when it was carried out, or refused.
         refused: why, where it was.
     """
 
     operation: Operation
     action: OnCrash | None = None
+    about: str = ""
     done: trio.Event = field(default_factory=trio.Event)
     refused: str = ""
 
@@ -128,6 +130,8 @@ class Supervisor:
             incident = self._chronicle.incident
             self._refuse(wish, f"{incident.action} is being carried out for {incident.id}")
             return
+        chronicle = self._domain.chronicle
+        wish.about = chronicle.incident.id if chronicle is not None else ""
         self._wishes.append(wish)
         self._session.monitor.events.nudge()
 
@@ -136,6 +140,10 @@ class Supervisor:
         if self._responder.acting:
             if isinstance(heard.event, GuestPanickedEvent):
                 self._heard_while_acting(heard)
+            elif isinstance(heard.event, ResetEvent | ResumeEvent) and self._next_panic is not None:
+                # Somebody else has ended it before its turn came: it is counted, and no more.
+                self._chronicle.repeat(self._next_panic.count)
+                self._next_panic = None
             return
         match heard.event:
             case GuestPanickedEvent():
@@ -206,9 +214,24 @@ class Supervisor:
             await self._responder.recover(found)
             if session.ended or (session.process_known and session.peer.gone()):
                 return  # what was gone on with has ended it; its run state is of before
-        if domain.chronicle is None and session.run_state is RunState.GUEST_PANICKED:
-            await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
+        await self._see_panic()
         await self._apply_policy()
+
+    async def _see_panic(self) -> None:
+        """Open an incident for a guest that is panicked and has none.
+
+        Its run state was asked for before a commit was waited for: what was heard since goes first.
+        """
+        domain, session = self._domain, self._session
+        await session.drain()
+        if (
+            session.run_state is RunState.GUEST_PANICKED
+            and not session.seen.reset_since_panic
+            and domain.chronicle is None
+            and self._next_panic is None
+            and not session.ended
+        ):
+            await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
 
     async def _claim_incident(self) -> None:
         """Take the incident that waits for this domain; what is not yet written of it, is now."""
@@ -244,11 +267,11 @@ class Supervisor:
         except SessionLostError:  # its end is seen to where every session's is
             return
         chronicle = self._domain.chronicle
-        if chronicle is None and session.run_state is RunState.GUEST_PANICKED:
-            await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
-        elif chronicle is not None and session.run_state is RunState.POSTMIGRATE:
+        if chronicle is None:
+            await self._see_panic()
+        elif session.run_state is RunState.POSTMIGRATE:
             await self._responder.close(Ending.MIGRATED)
-        elif chronicle is not None:
+        else:
             await chronicle.commit()  # what could not be written when it was noted
 
     def _heard_while_acting(self, heard: Heard) -> None:
@@ -272,7 +295,8 @@ class Supervisor:
             return
         chronicle.repeat(heard.count)
         await chronicle.commit()
-        if chronicle.incident.state is State.RUNNING_ON and event.action is PanicAction.PAUSE:
+        stopped = event.action is PanicAction.PAUSE and not self._session.has_gone()
+        if chronicle.incident.state is State.RUNNING_ON and stopped:
             # It was resumed, and the panic stopped it again: a second cont would not help either.
             self._log.warning("ignored guest is stopped by a panic again")
             await responder.fall_back(Reason.ACTION_FAILED)
@@ -307,14 +331,20 @@ class Supervisor:
         if self._policy.enforce and chronicle.incident.enforced < ENFORCED_AT_MOST:
             chronicle.note(Enforced(chronicle.now))
             await chronicle.commit()
-            self._enforcing = True
-            try:
-                await self._session.execute("stop")
-                await self._session.drain()  # STOP comes before the reply
-            finally:
-                self._enforcing = False
+            await self._session.drain()  # that took a moment: it may have been reset since
+            if self._domain.chronicle is chronicle:
+                await self._stop_again()
             return
         await self._responder.close(Ending.FOREIGN_RESUME)
+
+    async def _stop_again(self) -> None:
+        """Stop the guest; that STOP is nobody else's."""
+        self._enforcing = True
+        try:
+            await self._session.execute("stop")
+            await self._session.drain()  # STOP comes before the reply
+        finally:
+            self._enforcing = False
 
     async def _reset(self, *, by_guest: bool) -> None:
         if self._domain.chronicle is not None:
@@ -338,6 +368,8 @@ class Supervisor:
         try:
             if chronicle is None:
                 wish.refused = "the domain has no open incident"
+            elif chronicle.incident.id != wish.about:
+                wish.refused = "the guest panicked after this was asked for"
             elif operation.kind is OperationKind.ACK:
                 chronicle.note(Acknowledged(operation.at, operation.uid, operation.why))
                 await chronicle.commit()

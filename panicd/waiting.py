@@ -7,7 +7,6 @@ relaunched domain fails when that does not come in time.
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -133,8 +132,11 @@ class WaitingRoom:
         detail = "the domain did not come back in time"
         chronicle.note(StepEnded(self._clock(), index, Outcome.FAILED, detail))
         chronicle.note(Settled(self._clock(), State.FAILED))
-        with suppress(JournalError):  # told of where it is found, and written when it is claimed
+        try:
             await chronicle.commit()
+        except JournalError:  # told of where it is found, and tried again as for any orphan
+            if self.withdraw(chronicle):
+                self._orphaned.send_nowait(chronicle)
 
 
 def return_deadline(chronicle: Chronicle) -> float | None:

@@ -16,6 +16,8 @@ LIMITS = {"panicd": 475, "tests": 800}
 # A sleep that nobody waits for to see a state.
 SLEEPS = {
     "tests/parts/fake.py",  # QEMU's own pause before it dials in again (reconnect=)
+    "tests/parts/world.py",  # virtual time: how long a command, a commit, a dump takes
+    "tests/test_model.py",  # virtual time: the moments between what happens
     "tests/test_style.py",
 }
 

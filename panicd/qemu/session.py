@@ -43,6 +43,7 @@ class Seen:
     panics: int = 0
     shutdown: ShutdownEvent | None = None
     dump: DumpCompletedEvent | None = None
+    reset_since_panic: bool = False  # then it is no panicked guest, though 1.7 to 2.5 call it one
 
     def forget_dump(self) -> None:
         """Make ready to wait for the end of a new dump."""
@@ -158,6 +159,7 @@ class Session:
     async def _take(self) -> bool:
         entry = self.monitor.events.pop()
         if isinstance(entry, Overflow):
+            self.seen.reset_since_panic = False  # for all that is known
             state = await self.query_status()
             if entry.panics:
                 stopped = state is RunState.GUEST_PANICKED
@@ -241,6 +243,7 @@ class Session:
             case GuestPanickedEvent(action=PanicAction.PAUSE):
                 # The STOP that follows does not tell why; this does.
                 self._stop_means = RunState.GUEST_PANICKED
+                self.seen.reset_since_panic = False
             case StopEvent():
                 self.run_state = self._stop_means
                 self._stop_means = RunState.PAUSED
@@ -249,6 +252,7 @@ class Session:
                 self.run_state = RunState.RUNNING
             case ResetEvent():
                 self.seen.resets += 1
+                self.seen.reset_since_panic = True
             case ShutdownEvent():
                 self.seen.shutdown = event
             case DumpCompletedEvent():
