@@ -66,9 +66,7 @@ async def test_all_begins_at_0(socket_dir: Path) -> None:
         assert set(counts.values()) == {0}
         assert found["panicd_journal_healthy"] == 1
         assert 0 <= found["panicd_loop_pulse_age_seconds"] < 15
-        usable, free = (
-            found[f"panicd_coredump_directory_{of}_bytes"] for of in ("usable", "free")
-        )
+        usable, free = (found[f"panicd_coredump_directory_{of}_bytes"] for of in ("usable", "free"))
         assert 0 <= usable < free
 
 

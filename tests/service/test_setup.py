@@ -149,7 +149,7 @@ def set_up_as_another_user(
         (
             "test",
             frozenset({"python3", "systemd-analyze"}),
-            "qemu-system-x86 prometheus busybox-static",
+            "qemu-system-x86 prometheus prometheus-alertmanager busybox-static",
         ),
     ],
 )
