@@ -13,6 +13,7 @@ from panicd.demo.guests import Guest
 from tests.parts.daemon import RunningDaemon
 from tests.parts.prometheus import Alerting, missing_programs
 from tests.parts.qemu import RealQemu
+from tests.prometheus.test_dashboard import expressions
 
 pytestmark = [
     pytest.mark.real,
@@ -87,6 +88,14 @@ async def test_a_panic_reaches_alertmanager(socket_dir: Path) -> None:
             "count by (domain) ({domain=~'.+', __name__=~'panicd_.*'}) > 8": 0,
         }.items():
             assert len(await alerting.query(expression)) == expected, expression
+
+        # What Grafana's dashboard asks.
+        for title, expression in expressions():
+            assert await alerting.query(expression), f"{title}: {expression}"
+        quantile = (
+            "histogram_quantile(0.99, sum by (le) (rate(panicd_reaction_seconds_bucket[1m])))"
+        )
+        assert await alerting.query(f"{quantile} < 10"), "a figure, not NaN"
 
         groups = (await alerting.api("rules"))["groups"]
         health = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
