@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -72,14 +73,15 @@ async def test_all_begins_at_0(socket_dir: Path) -> None:
 
 async def test_counters_go_on_and_domains_go(socket_dir: Path) -> None:
     async with RunningDaemon.start(socket_dir, {"on_crash": "restart"}) as daemon:
-        async with RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY) as vm:
+        guest = Guest.PANIC_ONCE_THEN_BOOT_HEALTHY
+        async with RealQemu.start(socket_dir, guest=guest, paused=True) as vm:
             await daemon.wait_armed("vm")
             assert of_domains(await series(daemon))["panicd_domain_panics_total,domain=vm"] == 0
-            await vm.press_key()
+            await vm.start_guest()
             await daemon.wait_incident("vm", ending="restarted")
             await vm.wait_counting()
             await daemon.call("hold", domain="vm", why="a test")
-            await vm.press_key()
+            await vm.panic()
             await daemon.wait_incident("vm", state="preserved")
             vm.kill()
             await daemon.wait_incident("vm", ending="qemu-gone")
@@ -103,6 +105,7 @@ async def test_counters_go_on_and_domains_go(socket_dir: Path) -> None:
             assert domain["panicd_domain_panics_total,domain=vm"] == 2
             assert domain["panicd_domain_restarts_total,domain=vm"] == 1
             assert all(value.is_integer() for value in domain.values())
+            mark = daemon.mark()
         (socket_dir / "vm.qmp").unlink(missing_ok=True)
         await daemon.wait_log("monitor is gone", since=mark)
         assert not of_domains(await series(daemon))
@@ -142,3 +145,14 @@ async def test_a_resume_that_is_taken_back_is_counted(socket_dir: Path) -> None:
         await vm.witness.execute("cont")
         await daemon.wait_log("somebody resumed the panicked guest: stopped again")
         assert await daemon.metric("panicd_foreign_actions_total", action="resume") == 1
+
+
+async def test_a_directory_that_can_t_be_looked_at_costs_two_series_only(socket_dir: Path) -> None:
+    directory = socket_dir / ("x" * 300) / "dumps"  # ENAMETOOLONG
+    async with RunningDaemon.start(
+        socket_dir, {"coredump": {"directory": str(directory)}}
+    ) as daemon:
+        found = await series(daemon)
+        assert "panicd_coredump_directory_free_bytes" not in found
+        assert math.isnan(found["panicd_coredump_directory_usable_bytes"])
+        assert found["panicd_journal_healthy"] == 1

@@ -11,7 +11,7 @@ import trio
 
 from panicd.demo.guests import Guest
 from tests.parts.daemon import RunningDaemon
-from tests.parts.prometheus import Alerting, missing_programs
+from tests.parts.prometheus import Alerting, missing_programs, unused_port
 from tests.parts.qemu import RealQemu
 from tests.prometheus.test_dashboard import expressions
 
@@ -22,25 +22,33 @@ pytestmark = [
 
 TIME_LIMIT = 30.0
 PRESERVED, RESTARTED, DESTROYED = "kept", "restarted", "destroyed"
-DOMAINS = [
+ONCE = Guest.PANIC_ONCE_THEN_BOOT_HEALTHY
+"""Of a guest that is restarted, a key let go 0.1 s after it was pressed would be a second panic."""
+
+SPENT, UNDUMPED = "spent", "undumped"
+DOMAINS: list[dict[str, object]] = [
     {"match": RESTARTED, "on_crash": "coredump-restart"},
     {"match": DESTROYED, "on_crash": "destroy"},
+    {"match": SPENT, "on_crash": "restart", "restart": {"max": 0}},
+    {"match": UNDUMPED, "on_crash": "coredump-restart", "coredump": {"min_free": "99%"}},
 ]
 
 
 @asynccontextmanager
 async def watched(directory: Path) -> AsyncIterator[tuple[RunningDaemon, Alerting]]:
     """A daemon that Prometheus scrapes."""
-    async with RunningDaemon.start(
-        directory,
-        {"coredump": {"min_free": "1MiB", "format": "elf"}},
-        domains=DOMAINS,
-        time_limit=TIME_LIMIT,
-    ) as daemon:
-        served = await daemon.wait_log("metrics are served")
-        target = f"{served['host']}:{served['port']}"
-        async with Alerting.start(directory, target=target) as alerting:
-            yield daemon, alerting
+    target = f"127.0.0.1:{unused_port()}"
+    async with (
+        RunningDaemon.start(
+            directory,
+            {"coredump": {"min_free": "1MiB", "format": "elf"}},
+            domains=DOMAINS,
+            metrics={"listen": target},
+            time_limit=TIME_LIMIT,
+        ) as daemon,
+        Alerting.start(directory, target=target) as alerting,
+    ):
+        yield daemon, alerting
 
 
 async def panic(vm: RealQemu) -> float:
@@ -54,7 +62,7 @@ async def test_a_panic_reaches_alertmanager(socket_dir: Path) -> None:
     async with (
         watched(socket_dir) as (_daemon, alerting),
         RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, name=PRESERVED) as kept,
-        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, name=RESTARTED) as restarted,
+        RealQemu.start(socket_dir, guest=ONCE, name=RESTARTED, paused=True) as restarted,
         RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, name=DESTROYED) as destroyed,
     ):
         await alerting.wait_query("count(panicd_domain_up == 1) == 3")
@@ -67,7 +75,7 @@ async def test_a_panic_reaches_alertmanager(socket_dir: Path) -> None:
         assert notice.annotations["summary"] == "kept panicked"
         assert "PanicdDomainPanicked" in {a["alertname"] for a in await alerting.alerts()}
 
-        await panic(restarted)
+        await restarted.start_guest()
         await alerting.wait_notice("PanicdDomainPanicked", domain=RESTARTED)
         await panic(destroyed)
         assert await destroyed.wait_exit() == 0
@@ -100,5 +108,51 @@ async def test_a_panic_reaches_alertmanager(socket_dir: Path) -> None:
         groups = (await alerting.api("rules"))["groups"]
         health = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
         assert set(health.values()) == {"ok"}, health
+        firing = {n.labels["alertname"] for n in alerting.notices if n.status == "firing"}
+        assert firing == {"PanicdDomainPanicked"}
+
+
+async def test_what_goes_wrong_is_told(socket_dir: Path) -> None:
+    async with (
+        watched(socket_dir) as (daemon, alerting),
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, name=PRESERVED) as kept,
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, name=SPENT) as spent,
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, name=UNDUMPED) as undumped,
+    ):
+        await alerting.wait_query("count(panicd_domain_panics_total == 0) == 3")
+
+        await panic(spent)
+        notice = await alerting.wait_notice("PanicdRestartBudgetSpent")
+        named = notice.annotations["description"]
+        assert named.endswith(f"Panicked there now: {SPENT} ")
+
+        await panic(undumped)
+        notice = await alerting.wait_notice("PanicdCoredumpFailed")
+        assert notice.labels["reason"] == "no-space"
+
+        await panic(kept)
+        await daemon.wait_incident(PRESERVED, state="preserved")
+        await kept.witness.execute("cont")
+        notice = await alerting.wait_notice("PanicdForeignResume")
+        assert notice.labels["severity"] == "critical"
+
+
+async def test_a_restart_of_panicd_looks_like_no_panic(socket_dir: Path) -> None:
+    async with (
+        watched(socket_dir) as (daemon, alerting),
+        RealQemu.start(socket_dir, guest=ONCE, name=RESTARTED, paused=True) as restarted,
+    ):
+        await alerting.wait_query("panicd_domain_panics_total == 0")
+        await restarted.start_guest()
+        await alerting.wait_query("panicd_domain_restarts_total == 1")
+        await daemon.terminate()
+        await alerting.wait_query('up{job="panicd"} == 0')
+        await daemon.start_again()
+        await alerting.wait_query("panicd_domain_restarts_total == 1")
+        # A counter that had begun anew would be taken for one that went through 0.
+        for name in ("panicd_panics_total", "panicd_domain_panics_total", "panicd_actions_total"):
+            assert not await alerting.query(f"resets({name}[1m]) > 0"), name
+        assert not await alerting.query("changes(panicd_domain_restarts_total[1m]) > 1")
+        assert len(await alerting.query("sum(panicd_panics_total) == 1")) == 1
         firing = {n.labels["alertname"] for n in alerting.notices if n.status == "firing"}
         assert firing == {"PanicdDomainPanicked"}

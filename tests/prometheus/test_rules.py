@@ -69,3 +69,24 @@ def test_each_reason_for_a_fallback_is_somebody_s() -> None:
     others = {"action-failed", "dump-failed", "budget-spent", "crash-loop", "storm"}
     assert set(excluded[1].split("|")) == others
     assert others <= set(FALLBACK_REASONS)
+
+
+@pytest.mark.skipif(shutil.which("amtool") is None, reason="needs amtool")
+@pytest.mark.parametrize(
+    ("severity", "receiver"), [("critical", "on-call"), ("warning", "tickets"), ("info", "nobody")]
+)
+def test_the_example_leads_each_severity_to_its_receiver(severity: str, receiver: str) -> None:
+    config = DIRECTORY / "alertmanager.example.yml"
+    done = subprocess.run(
+        ["amtool", "config", "routes", "test", f"--config.file={config}", f"severity={severity}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, receiver), done.stderr
+
+
+def test_the_example_names_alerts_that_there_are() -> None:
+    text = (DIRECTORY / "alertmanager.example.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r"\bPanicd\w+", text)) <= {alert(rule) for rule in rules()}
