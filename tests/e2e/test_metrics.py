@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from panicd.demo.guests import Guest
-from tests.parts.daemon import ObservedDaemon, RunningDaemon, _scrape
+from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon, _scrape
 from tests.parts.qemu import RealQemu
 
 pytestmark = pytest.mark.real
@@ -156,3 +157,19 @@ async def test_a_directory_that_can_t_be_looked_at_costs_two_series_only(socket_
         assert "panicd_coredump_directory_free_bytes" not in found
         assert math.isnan(found["panicd_coredump_directory_usable_bytes"])
         assert found["panicd_journal_healthy"] == 1
+
+
+async def test_a_loop_that_stands_still_is_seen_from_outside(socket_dir: Path) -> None:
+    async with DaemonInside.start(socket_dir) as daemon:
+        served = await daemon.wait_log("metrics are served")
+
+        def pulse_age() -> float:
+            """Scrape without letting the loop, which is the daemon's too, turn meanwhile."""
+            families = text_string_to_metric_families(_scrape(served["host"], served["port"]))
+            return {s.name: s.value for f in families for s in f.samples}[
+                "panicd_loop_pulse_age_seconds"
+            ]
+
+        began = time.monotonic()
+        first, last = pulse_age(), pulse_age()
+        assert 0 < first < last < first + time.monotonic() - began

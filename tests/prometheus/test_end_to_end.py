@@ -11,6 +11,7 @@ import trio
 
 from panicd.demo.guests import Guest
 from tests.parts.daemon import RunningDaemon
+from tests.parts.linux import Kernel, linux_guest
 from tests.parts.prometheus import Alerting, missing_programs, unused_port
 from tests.parts.qemu import RealQemu
 from tests.prometheus.test_dashboard import expressions
@@ -21,6 +22,9 @@ pytestmark = [
 ]
 
 TIME_LIMIT = 30.0
+LINUX_TIME_LIMIT = 120.0
+"""Seconds; under TCG a kernel panics some seconds after its start."""
+
 PRESERVED, RESTARTED, DESTROYED = "kept", "restarted", "destroyed"
 ONCE = Guest.PANIC_ONCE_THEN_BOOT_HEALTHY
 """Of a guest that is restarted, a key let go 0.1 s after it was pressed would be a second panic."""
@@ -35,7 +39,9 @@ DOMAINS: list[dict[str, object]] = [
 
 
 @asynccontextmanager
-async def watched(directory: Path) -> AsyncIterator[tuple[RunningDaemon, Alerting]]:
+async def watched(
+    directory: Path, time_limit: float = TIME_LIMIT
+) -> AsyncIterator[tuple[RunningDaemon, Alerting]]:
     """A daemon that Prometheus scrapes."""
     target = f"127.0.0.1:{unused_port()}"
     async with (
@@ -44,7 +50,7 @@ async def watched(directory: Path) -> AsyncIterator[tuple[RunningDaemon, Alertin
             {"coredump": {"min_free": "1MiB", "format": "elf"}},
             domains=DOMAINS,
             metrics={"listen": target},
-            time_limit=TIME_LIMIT,
+            time_limit=time_limit,
         ) as daemon,
         Alerting.start(directory, target=target) as alerting,
     ):
@@ -110,6 +116,22 @@ async def test_a_panic_reaches_alertmanager(socket_dir: Path) -> None:
         assert set(health.values()) == {"ok"}, health
         firing = {n.labels["alertname"] for n in alerting.notices if n.status == "firing"}
         assert firing == {"PanicdDomainPanicked"}
+
+
+@pytest.mark.linux
+async def test_a_linux_panic_reaches_alertmanager(socket_dir: Path, linux_kernel: Kernel) -> None:
+    async with (
+        watched(socket_dir, LINUX_TIME_LIMIT) as (daemon, alerting),
+        linux_guest(socket_dir, linux_kernel, paused=True) as guest,
+    ):
+        await alerting.wait_query('panicd_domain_panics_total{domain="linux"} == 0')
+        await guest.vm.start_guest()
+        await guest.vm.wait_event("GUEST_PANICKED")
+        panicked_at = trio.current_time()
+        notice = await alerting.wait_notice("PanicdDomainPanicked", domain="linux")
+        print(f"from Linux's panic to the webhook: {notice.at - panicked_at:.3f} s")
+        await daemon.wait_incident("linux", state="preserved")
+        assert "sysrq triggered crash" in await trio.Path(guest.console).read_text(errors="replace")
 
 
 async def test_what_goes_wrong_is_told(socket_dir: Path) -> None:
