@@ -90,6 +90,7 @@ class Daemon:
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._metrics.coredump_usable.set_function(self._coredump_usable_bytes)
+        self._metrics.incidents_open.set_function(self._incidents_open)
         self._metrics.pulse_age.set_function(self._pulse_age)
         self._metrics.storm.set_function(lambda: self._storm.rages(time.time()))
         self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
@@ -174,6 +175,11 @@ class Daemon:
                 if removed:
                     get_logger().info("old incidents removed", count=len(removed))
             await trio.sleep(PRUNE_EVERY)
+
+    def _incidents_open(self) -> int:
+        domains = list(self._fleet.domains.values())
+        acted_on = sum(domain.chronicle is not None for domain in domains)
+        return acted_on + len(self._waiting.chronicles)
 
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, and nothing destructive is to be done without it."""

@@ -156,6 +156,10 @@ class Metrics:
         )
         for action in actions:
             self.incident_duration.labels(action=action)
+        self.incidents_open = gauge(
+            "panicd_incidents_open",
+            "Incidents that go on, those of domains that are gone included.",
+        )
         self.coredumps = counter(
             "panicd_coredumps", "Guest memory dumps attempted, failures included."
         )

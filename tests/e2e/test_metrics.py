@@ -133,6 +133,23 @@ async def test_an_open_incident_shows_while_its_monitor_is_away(socket_dir: Path
         assert await daemon.metric("panicd_domain_up", domain="vm") == 0
         assert await daemon.metric("panicd_domain_panicked", domain="vm") == 1
         assert await daemon.metric("panicd_domain_panics_total", domain="vm") is None
+        assert await daemon.metric("panicd_incidents_open") == 1
+
+
+async def test_an_open_incident_of_a_domain_that_is_gone_is_its_host_s(socket_dir: Path) -> None:
+    policy = {"on_crash": "restart", "relaunch": {"command": ["/bin/false"]}}
+    async with (
+        RunningDaemon.start(socket_dir, policy) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        assert await daemon.metric("panicd_incidents_open") == 0
+        await vm.set_panic_action("shutdown")  # as it is before panicd arms it
+        await vm.press_key()
+        await daemon.wait_incident("vm", state="failed")
+        await daemon.wait_log("monitor is gone")
+        assert not of_domains(await series(daemon))
+        assert await daemon.metric("panicd_incidents_open") == 1
 
 
 async def test_a_resume_that_is_taken_back_is_counted(socket_dir: Path) -> None:

@@ -97,6 +97,7 @@ def test_every_series_of_the_host_is_there_from_the_start() -> None:
         "panicd_coredumps_total",
         "panicd_coredump_failures_total{reason=no-space}",
         "panicd_coredump_bytes_total",
+        "panicd_incidents_open",
         "panicd_coredumps_in_progress",
         "panicd_coredump_directory_usable_bytes",
         "panicd_loop_pulse_age_seconds",
