@@ -99,8 +99,8 @@ class Alerting:
                 f"--web.listen-address=127.0.0.1:{alerting._prometheus}",
             ]
             nursery.start_soon(alerting._run, alertmanager)
-            await alerting._wait_ready(alerting._alertmanager)
             nursery.start_soon(alerting._run, prometheus)
+            await alerting._wait_ready(alerting._alertmanager)
             await alerting._wait_ready(alerting._prometheus)
             yield alerting
 
