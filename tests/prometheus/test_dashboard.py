@@ -51,6 +51,13 @@ def expressions() -> Iterator[tuple[str, str]]:
         yield annotation["name"], fill_in(annotation["expr"])
 
 
+def counts() -> Iterator[str]:
+    """Return the expressions that are shown without decimals: people count what they tell of."""
+    for panel in WITH_QUERIES:
+        if panel["fieldConfig"]["defaults"].get("decimals") == 0:
+            yield from (fill_in(target["expr"]) for target in panel["targets"])
+
+
 def title(panel: Panel) -> str:
     return str(panel["title"])
 

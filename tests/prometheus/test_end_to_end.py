@@ -14,7 +14,7 @@ from tests.parts.daemon import RunningDaemon
 from tests.parts.linux import Kernel, linux_guest
 from tests.parts.prometheus import Alerting, missing_programs, unused_port
 from tests.parts.qemu import RealQemu
-from tests.prometheus.test_dashboard import expressions
+from tests.prometheus.test_dashboard import counts, expressions
 
 pytestmark = [
     pytest.mark.real,
@@ -86,7 +86,7 @@ async def test_a_panic_reaches_alertmanager(socket_dir: Path) -> None:
         await panic(destroyed)
         assert await destroyed.wait_exit() == 0
 
-        await alerting.wait_query("sum(panicd_panics_total) == 3")
+        await alerting.wait_query("sum(panicd_actions_total) == 3")  # the last that is counted
         for expression, expected in {
             'sum(increase(panicd_panics_total{source="event"}[1m])) > 0': 1,
             f'panicd_domain_panicked{{domain="{PRESERVED}"}} == 1': 1,
@@ -106,6 +106,9 @@ async def test_a_panic_reaches_alertmanager(socket_dir: Path) -> None:
         # What Grafana's dashboard asks.
         for title, expression in expressions():
             assert await alerting.query(expression), f"{title}: {expression}"
+        for expression in counts():
+            for series in await alerting.query(expression):
+                assert float(series["value"][1]).is_integer(), f"{expression}: {series}"
         quantile = (
             "histogram_quantile(0.99, sum by (le) (rate(panicd_reaction_seconds_bucket[1m])))"
         )
