@@ -1,5 +1,6 @@
 """The daemon: everything wired together, from start to stop."""
 
+import math
 import shutil
 import signal
 import sys
@@ -23,7 +24,7 @@ from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Listen, Mistake, load
 from panicd.host.http import build_app, serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
-from panicd.host.journal_totals import domain_key
+from panicd.host.journal_totals import ForeignAction, domain_key
 from panicd.host.logs import get_logger
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
@@ -31,7 +32,7 @@ from panicd.operators import Operators
 from panicd.orphans import take_up_orphans
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.discovery import DiscoveryError
-from panicd.qemu.dump_directory import space
+from panicd.qemu.dump_directory import Space, space
 from panicd.qemu.monitor import event_loop, pulse
 from panicd.records import BUNDLES, JOURNAL
 from panicd.responder import Services, bundle_directory
@@ -42,7 +43,7 @@ from panicd.rules.policy import FALLBACK_REASONS
 from panicd.rules.settings import JournalFailure
 from panicd.snapshot import domain_samples
 from panicd.storm_breaker import StormBreaker
-from panicd.tally import FOREIGN_ACTIONS, Tally
+from panicd.tally import Tally
 from panicd.waiting import WaitingRoom
 
 AT_START_ONLY: Final = (
@@ -81,7 +82,7 @@ class Daemon:
             sources=Source,
             actions=Action,
             reasons=FALLBACK_REASONS,
-            foreign_actions=FOREIGN_ACTIONS.values(),
+            foreign_actions=ForeignAction,
             dump_failure_reasons=DumpFailure,
             domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
@@ -90,6 +91,9 @@ class Daemon:
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
         self._remember_storm()
         self._metrics.journal_healthy.set_function(self._journal_healthy)
+        self._metrics.coredump_usable.set_function(self._coredump_usable_bytes)
+        self._metrics.incidents_open.set_function(self._incidents_open)
+        self._metrics.pulse_age.set_function(self._pulse_age)
         self._metrics.storm.set_function(lambda: self._storm.rages(time.time()))
         self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
         self._bundles = BundleKeeper(self._journal.path, config.state_directory / BUNDLES)
@@ -138,7 +142,7 @@ class Daemon:
         keeping = Keeping(
             self._journal, self._tally, time.time, lambda: self._config.journal_failure
         )
-        waiting = WaitingRoom(nursery, time.time, self._fleet.has_returned)
+        self._waiting = waiting = WaitingRoom(nursery, time.time, self._fleet.has_returned)
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping))
         return Services(
@@ -190,6 +194,11 @@ class Daemon:
                     get_logger().info("old incidents removed", count=len(removed))
             await trio.sleep(PRUNE_EVERY)
 
+    def _incidents_open(self) -> int:
+        domains = list(self._fleet.domains.values())
+        acted_on = sum(domain.chronicle is not None for domain in domains)
+        return acted_on + len(self._waiting.chronicles)
+
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, and nothing destructive is to be done without it."""
         wait = self._config.journal_failure is JournalFailure.PRESERVE
@@ -200,7 +209,9 @@ class Daemon:
         return self._journal.fault is None and not damaged
 
     def _domain_samples(self) -> list[DomainSample]:
-        return domain_samples(self._fleet, self._tally, self._holds, time.time())
+        return domain_samples(
+            self._fleet, self._tally, self._holds, self._waiting.chronicles, time.time()
+        )
 
     async def reload(self) -> None:
         """Read the configuration anew, and put it in force, all or nothing.
@@ -280,7 +291,10 @@ class Daemon:
             await trio.sleep_forever()
 
     def _healthy(self) -> bool:
-        return time.monotonic() - self._pulse_at < WEDGED_AFTER
+        return self._pulse_age() < WEDGED_AFTER
+
+    def _pulse_age(self) -> float:
+        return time.monotonic() - self._pulse_at
 
     async def _feed_watchdog(self) -> None:
         """Say that both event loops still turn, for as long as they do."""
@@ -307,10 +321,18 @@ class Daemon:
                 await self.reload()
 
     def _coredump_free_bytes(self) -> int | None:
+        there = self._coredump_space()
+        return None if there is None else there.available
+
+    def _coredump_usable_bytes(self) -> float:
+        there, floor = self._coredump_space(), self._config.defaults.coredump.min_free
+        return math.nan if there is None else max(0, there.above(floor))
+
+    def _coredump_space(self) -> Space | None:
         directory = self._config.defaults.coredump.directory
-        existing = next(p for p in (directory, *directory.parents) if p.exists())
         try:
-            return space(existing).available
+            existing = next(p for p in (directory, *directory.parents) if p.exists())
+            return space(existing)
         except OSError:
             return None
 

@@ -86,6 +86,7 @@ class Supervisor:
         self._enforcing = False
         self._wishes: deque[Wish] = deque()
         self._next_panic: Heard | None = None
+        self._coalesced = 0
 
     async def run(self, session: Session) -> Cause:
         """Look after the domain until its session ends.
@@ -105,6 +106,7 @@ class Supervisor:
         try:
             await self._take_up()
             while not session.ended:
+                self._count_coalesced()
                 if self._next_panic is not None and not self._responder.acting:
                     heard, self._next_panic = self._next_panic, None
                     await self._panicked(heard)
@@ -117,6 +119,7 @@ class Supervisor:
                     await self._wait()
             return await self._see_end()
         finally:
+            self._count_coalesced()
             self._leave()
 
     def reload(self) -> None:
@@ -410,6 +413,12 @@ class Supervisor:
         with trio.move_on_after(GONE_FOLLOWS):
             await self._session.peer.wait_gone()
         return self._session.peer.gone()
+
+    def _count_coalesced(self) -> None:
+        """Count the events given up since the last time: a flood is seen while it lasts."""
+        coalesced = self._session.monitor.events.coalesced
+        self._services.metrics.events_coalesced.inc(coalesced - self._coalesced)
+        self._coalesced = coalesced
 
     def _leave(self) -> None:
         """Leave an open incident to wait for its domain, and refuse what is still asked."""

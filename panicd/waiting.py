@@ -104,8 +104,8 @@ class WaitingRoom:
 
     @property
     def chronicles(self) -> tuple[Chronicle, ...]:
-        """The incidents that wait, the oldest first."""
-        return tuple(place.chronicle for place in self._waiting.values())
+        """The incidents that wait, the oldest first. May be asked for in any thread."""
+        return tuple(place.chronicle for place in list(self._waiting.values()))
 
     async def _hand_over_when_ended(self, place: _Place, process: ProcessIdentity) -> None:
         with place.left:

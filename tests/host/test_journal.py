@@ -648,7 +648,7 @@ def after(*entries: AnyEntry) -> Incident:
         (after(), Asked(2.0, 1000, "release", "seen enough"), {}),
         (after(), Acknowledged(2.0, 1000, "known"), {}),
         (after(), Observed(2.0, "RESUME"), {}),
-        (after(), Enforced(2.0), {}),
+        (after(), Enforced(2.0), {(Total.FOREIGN_ACTIONS, "resume"): 1}),
         *(
             (after(decided()), Closed(3.0, ending), counted)
             for ending, counted in [
@@ -664,11 +664,11 @@ def after(*entries: AnyEntry) -> Incident:
                 (Ending.RELEASED, {(Total.ACTIONS, "release"): 1}),
                 (Ending.RAN_ON, {}),
                 (Ending.QEMU_EXITED, {}),
-                (Ending.QEMU_GONE, {}),
-                (Ending.MIGRATED, {}),
+                (Ending.QEMU_GONE, {(Total.FOREIGN_ACTIONS, "exit"): 1}),
+                (Ending.MIGRATED, {(Total.FOREIGN_ACTIONS, "migration"): 1}),
                 (Ending.GUEST_RESET, {}),
-                (Ending.FOREIGN_RESET, {}),
-                (Ending.FOREIGN_RESUME, {}),
+                (Ending.FOREIGN_RESET, {(Total.FOREIGN_ACTIONS, "reset"): 1}),
+                (Ending.FOREIGN_RESUME, {(Total.FOREIGN_ACTIONS, "resume"): 1}),
             ]
         ),
     ],

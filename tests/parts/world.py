@@ -35,7 +35,7 @@ from panicd.fleet import Domain, Fleet
 from panicd.host.config import Config
 from panicd.host.journal import Journal, JournalError
 from panicd.host.journal_codec import decode, encode
-from panicd.host.journal_totals import Totals, domain_key
+from panicd.host.journal_totals import ForeignAction, Totals, domain_key
 from panicd.host.metrics import Metrics
 from panicd.orphans import take_up_orphans
 from panicd.qemu.coredump import DumpFailure, FinishedDump
@@ -63,7 +63,7 @@ from panicd.rules.qapi import parse_event
 from panicd.rules.settings import JournalFailure, Policy
 from panicd.storm_breaker import StormBreaker
 from panicd.supervisor import Supervisor
-from panicd.tally import FOREIGN_ACTIONS, Tally
+from panicd.tally import Tally
 from panicd.waiting import WaitingRoom
 from tests.parts.machine import CommandError as MachineError
 from tests.parts.machine import Machine
@@ -611,13 +611,13 @@ class Life:
             sources=Source,
             actions=Action,
             reasons=FALLBACK_REASONS,
-            foreign_actions=FOREIGN_ACTIONS.values(),
+            foreign_actions=ForeignAction,
             dump_failure_reasons=DumpFailure,
             domains=list,
             coredump_free_bytes=lambda: None,
         )
         journal = cast("Journal", world.journal)
-        tally = Tally(metrics, Totals({}, {}, {}, {}, {}), world.journal.restarts())
+        tally = Tally(metrics, Totals({}, {}, {}, {}, {}, {}), world.journal.restarts())
         keeping = Keeping(journal, tally, now, lambda: JournalFailure.PRESERVE)
         waiting = WaitingRoom(nursery, now, self.fleet.has_returned)
         for incident in world.journal.incidents():
