@@ -11,7 +11,7 @@
 
     rules/   pure: values in, values out
     qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
-    host/    what touches the host: config, journal, metrics, http, control, logs, sdnotify
+    host/    what touches the host: config, journal, metrics, http, web, control, logs, sdnotify
     here     executor (with relaunch) runs one plan; chronicle, tally: an incident's record, its
              counts; responder responds to a panic; supervisor looks after one domain; connector
              finds and keeps them; fleet, waiting, orphans, hung: who is there, waits, is gone or

@@ -20,11 +20,12 @@ from panicd.connector import Connector
 from panicd.fleet import Fleet
 from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Listen, Mistake, load
-from panicd.host.http import build_app, serve_http
+from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.logs import get_logger
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
+from panicd.host.web import WebApp
 from panicd.operators import Operators
 from panicd.orphans import take_up_orphans
 from panicd.qemu.coredump import DumpFailure
@@ -93,6 +94,7 @@ class Daemon:
         self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
         self._reloading = trio.Lock()
         self._pulse_at = time.monotonic()
+        self._started = False
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT.
@@ -123,6 +125,7 @@ class Daemon:
                 nursery.start_soon(self._prune)
                 nursery.start_soon(self._feed_watchdog)
                 notify(READY=1)
+                self._started = True
                 await self._until_told_to_stop(signals)
                 notify(STOPPING=1)
                 nursery.cancel_scope.cancel()
@@ -254,7 +257,12 @@ class Daemon:
         if address is None:
             task_status.started()
             return
-        app = build_app(render=self._metrics.render, healthy=self._healthy)
+        app = WebApp(
+            render=self._metrics.render,
+            healthy=self._healthy,
+            not_ready=self._not_ready,
+            web=lambda: self._config.web,
+        )
         async with serve_http(*address, app) as server:
             get_logger().info("metrics are served", host=server.host, port=server.port)
             task_status.started()
@@ -262,6 +270,14 @@ class Daemon:
 
     def _healthy(self) -> bool:
         return time.monotonic() - self._pulse_at < WEDGED_AFTER
+
+    def _not_ready(self) -> list[str]:
+        reasons = [] if self._started else ["the monitors are not yet watched"]
+        if not self._healthy():
+            reasons.append("the event loop does not turn")
+        if not self._journal_healthy():
+            reasons.append("the journal is not healthy")
+        return reasons
 
     async def _feed_watchdog(self) -> None:
         """Say that both event loops still turn, for as long as they do."""
