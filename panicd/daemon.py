@@ -28,6 +28,7 @@ from panicd.host.sdnotify import notify, watchdog_interval
 from panicd.host.web import WebApp
 from panicd.operators import Operators
 from panicd.orphans import take_up_orphans
+from panicd.page import Pages
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import space
@@ -118,7 +119,7 @@ class Daemon:
                 operators = Operators(services, self._connector)
                 api = Api(services, operators, self.reload)
                 await nursery.start(control.serve, self._config.control_socket, api.handle)
-                await nursery.start(self._serve_http)
+                await nursery.start(self._serve_http, Pages(services))
                 await self._start_monitors(self._config)
                 self._loaded()
                 nursery.start_soon(operators.run)
@@ -251,7 +252,7 @@ class Daemon:
                     await self._connector.listen(path, task_status=task_status)
 
     async def _serve_http(
-        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, pages: Pages, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         address = self._config.metrics_listen
         if address is None:
@@ -261,6 +262,7 @@ class Daemon:
             render=self._metrics.render,
             healthy=self._healthy,
             not_ready=self._not_ready,
+            pages=pages.answer,
             web=lambda: self._config.web,
         )
         async with serve_http(*address, app) as server:

@@ -34,6 +34,11 @@ class StormBreaker:
         self._panics[domain] = at
         self.rages(at)
 
+    @property
+    def raged(self) -> bool:
+        """Whether there was a storm when that was last asked; from any thread."""
+        return self._raged
+
     def rages(self, now: float) -> bool:
         """Whether there is a storm; says so in the log when it begins and when it ends."""
         storm = self._settings()

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 
 import h11
@@ -278,6 +279,7 @@ class _Wire:
             headers["Connection"] = "close"
         head = h11.Response(
             status_code=response.status,
+            reason=HTTPStatus(response.status).phrase,
             headers=[(name, value) for name, value in headers.items()],
         )
         sent = parser.send(head) or b""
