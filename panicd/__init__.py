@@ -16,7 +16,7 @@
              counts; responder responds to a panic; supervisor looks after one domain; connector
              finds and keeps them; fleet, waiting, orphans, hung: who is there, waits, is gone or
              hangs; storm_breaker; operators, snapshot, api: what people ask; page (with
-             page_parts, page_style): what a browser shows; daemon wires it;
+             page_parts, page_style): what a browser shows; notifier tells others; daemon wires it;
              cli, render, probing, demo: what people type and see
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.

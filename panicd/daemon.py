@@ -26,6 +26,7 @@ from panicd.host.logs import get_logger
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
 from panicd.host.web import WebApp
+from panicd.notifier import Notifier
 from panicd.operators import Operators
 from panicd.orphans import take_up_orphans
 from panicd.page import Pages
@@ -94,6 +95,7 @@ class Daemon:
         self._dry_run = dry_run
         self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
         self._reloading = trio.Lock()
+        self._notifier = Notifier(self._journal, lambda: self._config, time.time)
         self._pulse_at = time.monotonic()
         self._started = False
 
@@ -124,6 +126,7 @@ class Daemon:
                 self._loaded()
                 nursery.start_soon(operators.run)
                 nursery.start_soon(self._prune)
+                nursery.start_soon(self._notifier.run)
                 nursery.start_soon(self._feed_watchdog)
                 notify(READY=1)
                 self._started = True
@@ -211,6 +214,7 @@ class Daemon:
         self._config = config
         self._dumps.total_tokens = config.coredumps_at_once
         self._loaded()
+        self._notifier.reload()
         self._connector.reload()
 
     def _loaded(self) -> None:

@@ -31,6 +31,7 @@ ORDER = [
     "operators",
     "snapshot",
     "api",
+    "notifier",
     "page_style",
     "page_parts",
     "page",

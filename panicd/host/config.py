@@ -16,6 +16,7 @@ from typing import Final
 
 from panicd.host.config_file import read_text
 from panicd.host.config_mistakes import ConfigError, Mistake, MistakeList, Position
+from panicd.host.config_notify import Notify, read_notify
 from panicd.host.config_section import Section, Value
 from panicd.host.config_values import (
     absolute_path,
@@ -110,6 +111,7 @@ class Config:
         journal_keep: seconds for which closed incidents are kept, no less than a restart window.
         storm: when many domains panic at once; None for never.
         coredumps_at_once: how many memory dumps of all domains may be under way, at least 1.
+        notify: who is told of incidents.
     """
 
     monitors: tuple[Dial | Listen, ...]
@@ -122,6 +124,7 @@ class Config:
     journal_keep: float = JOURNAL_KEEP
     storm: Storm | None = field(default_factory=Storm)
     coredumps_at_once: int = COREDUMPS_AT_ONCE
+    notify: Notify = field(default_factory=Notify)
     web_config: Path | None = None
     web: WebConfig = field(default_factory=WebConfig, compare=False)
 
@@ -210,6 +213,7 @@ def _config(keys: Section, places: Places) -> Config:
         journal_keep = keep.read(positive_duration, JOURNAL_KEEP)
     storm = _storm(keys["storm"])
     coredumps_at_once = keys["coredumps_at_once"].read(whole_number(1), COREDUMPS_AT_ONCE)
+    notify = read_notify(keys["notify"])
     builtin = Policy(CoredumpSettings(directory=state_directory / "coredumps"), evidence=Evidence())
     with keys["defaults"].section() as policy:
         defaults = _policy(policy, builtin)
@@ -227,6 +231,7 @@ def _config(keys: Section, places: Places) -> Config:
         journal_keep=journal_keep,
         storm=storm,
         coredumps_at_once=coredumps_at_once,
+        notify=notify,
         web_config=web_config,
     )
 
