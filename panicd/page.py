@@ -230,7 +230,7 @@ class Pages:
         facts: list[tuple[str, Content]] = [
             ("Panicked", moment(opened.at)),
             ("Known by", opened.source),
-            ("Panics again", str(incident.repeats)),
+            ("Again", f"{incident.repeats} times" if incident.repeats else ""),
             (
                 "Action",
                 f"{decision.effective} (on_crash {decision.wanted})" if decision else "none",
