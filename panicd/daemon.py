@@ -95,7 +95,7 @@ class Daemon:
         self._dry_run = dry_run
         self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
         self._reloading = trio.Lock()
-        self._notifier = Notifier(self._journal, lambda: self._config, time.time)
+        self._notifier = Notifier(self._journal, lambda: self._config, time.time, dry_run=dry_run)
         self._pulse_at = time.monotonic()
         self._started = False
 

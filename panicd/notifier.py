@@ -53,16 +53,18 @@ class Message:
         notice: what it says.
         at: of the entry that it tells of, in seconds since the epoch.
         incident: as it stood then.
+        dry_run: it was decided only, and nothing done.
     """
 
     id: str
     notice: Notice
     at: float
     incident: Incident
+    dry_run: bool = False
 
     def body(self) -> bytes:
         """Return it as JSON."""
-        told = {"id": self.id, "notice": self.notice, "at": self.at}
+        told = {"id": self.id, "notice": self.notice, "at": self.at, "dry_run": self.dry_run}
         return json.dumps({**told, "incident": incident_view(self.incident)}).encode()
 
     def headers(self, host: str) -> dict[str, str]:
@@ -90,6 +92,7 @@ class Message:
             "PANICD_ACTION": decision.effective if decision else "",
             "PANICD_REASON": decision.reason if decision else "",
             "PANICD_ENDING": incident.closed.ending if incident.closed else "",
+            "PANICD_DRY_RUN": "yes" if self.dry_run else "",
         }
 
 
@@ -117,9 +120,13 @@ class Notifier:
         journal: has it.
         config: returns the configuration in force.
         clock: what time it is, in seconds since the epoch.
+        dry_run: nothing is done of what is told.
     """
 
-    def __init__(self, journal: Journal, config: Callable[[], Config], clock: Clock) -> None:
+    def __init__(
+        self, journal: Journal, config: Callable[[], Config], clock: Clock, *, dry_run: bool
+    ) -> None:
+        self._dry_run = dry_run
         self._journal = journal
         self._config = config
         self._clock = clock
@@ -226,7 +233,8 @@ class Notifier:
         before = reduce(apply, history[1 : pending.position], incident)
         notice = notice_of(before, entry)
         assert notice is not None
-        return Message(message_id(pending), notice, entry.at, apply(before, entry))
+        after = apply(before, entry)
+        return Message(message_id(pending), notice, entry.at, after, self._dry_run)
 
 
 def message_id(pending: Pending) -> str:

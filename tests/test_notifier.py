@@ -346,6 +346,7 @@ def test_a_hostile_name_forges_nothing() -> None:
         "ce-subject": "20261123T044714-646f2eb5",
         "ce-time": "1970-01-01T00:00:01.500000Z",
     }
+    assert json.loads(message.body())["dry_run"] is False
     assert message.environment()["PANICD_DOMAIN"] == r"vm\r\nce-id: forged\x00\u202e\ud800"
     assert b"\n" not in message.body()
     assert json.loads(message.body())["incident"]["domain"] == HOSTILE
