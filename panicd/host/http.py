@@ -24,6 +24,7 @@ from typing import Final
 import h11
 import trio
 
+from panicd.host.logs import get_logger
 from panicd.host.web import Request, Response, WebApp
 from panicd.host.web_config import WebConfig
 
@@ -189,13 +190,15 @@ class _Server:
             self._token.run_sync_soon(self._accepting.cancel)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        peer = await _peer(stream)
-        held = _Held(peer, trio.current_time())
+        held = _Held(_peer(stream), trio.current_time())
         self._held[held] = None
         self._make_room()
         try:
             with held.scope, contextlib.suppress(trio.BrokenResourceError):
                 await self._converse(held, stream)
+        except h11.LocalProtocolError as error:
+            # A bug of ours, that one client has found: it is not to end the daemon for all.
+            get_logger().exception("HTTP was spoken wrongly", problem=str(error))
         finally:
             del self._held[held]
             if held.scope.cancelled_caught:
@@ -257,6 +260,7 @@ class _Wire:
 
     async def next_request(self, web: WebConfig) -> Request | Response | None:
         """Return the next request; what to answer to what is none; None at the end."""
+        self._bodiless = False
         try:
             event = await self._next_event()
             if not isinstance(event, h11.Request):
@@ -310,7 +314,7 @@ class _Wire:
         self._parser.receive_data(bytes(received))
 
 
-async def _peer(stream: trio.SocketStream) -> str:
+def _peer(stream: trio.SocketStream) -> str:
     try:
         address = stream.socket.getpeername()
     except OSError:  # gone before it was looked at

@@ -1,6 +1,7 @@
 """TLS, users, and clients that mean harm: with real sockets."""
 
 import base64
+import itertools
 import ssl
 import threading
 from collections.abc import AsyncIterator
@@ -237,6 +238,34 @@ async def test_what_is_answered_to_odd_requests(sent: bytes, status: int) -> Non
         received = await until_closed(stream)
     assert received.startswith(b"HTTP/1.1 %d " % status)
     assert (BODY in received) is (status == 200 and not sent.startswith(b"HEAD"))
+
+
+FRAGMENTS = [
+    GET,
+    GET.replace(b"GET", b"HEAD"),
+    GET.replace(b"1.1", b"1.0"),
+    GET.replace(b"\r\n\r\n", b"\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n"),
+    GET.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc"),
+    GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    b"HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"CONNECT example:443 HTTP/1.1\r\nHost: example:443\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET http://x/metrics#y HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    b"\0garbage\r\n\r\n",
+    b"\r\n",
+    b"",
+]
+
+
+async def test_no_sequence_of_requests_ends_the_server() -> None:
+    async with serving(WebConfig()) as served:
+        for first, second in itertools.product(FRAGMENTS, repeat=2):
+            async with await connect(served.server) as stream:
+                await stream.send_all(first + second)
+                await stream.send_eof()
+                await until_closed(stream)
+        assert (await get(served.server, "/metrics")).body == BODY
 
 
 async def test_who_does_not_read_makes_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
