@@ -22,14 +22,17 @@ from panicd.connector import Connector
 from panicd.fleet import Fleet
 from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Listen, Mistake, load
-from panicd.host.http import build_app, serve_http
+from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction, domain_key
 from panicd.host.logs import get_logger
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
+from panicd.host.web import WebApp
+from panicd.notifier import Notifier
 from panicd.operators import Operators
 from panicd.orphans import take_up_orphans
+from panicd.page import Pages
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import Space, space
@@ -94,13 +97,15 @@ class Daemon:
         self._metrics.coredump_usable.set_function(self._coredump_usable_bytes)
         self._metrics.incidents_open.set_function(self._incidents_open)
         self._metrics.pulse_age.set_function(self._pulse_age)
-        self._metrics.storm.set_function(lambda: self._storm.rages(time.time()))
+        self._metrics.storm.set_function(lambda: self._storm.raged)
         self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
         self._bundles = BundleKeeper(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
         self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
         self._reloading = trio.Lock()
+        self._notifier = Notifier(self._journal, lambda: self._config, time.time, dry_run=dry_run)
         self._pulse_at = time.monotonic()
+        self._started = False
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT.
@@ -124,14 +129,16 @@ class Daemon:
                 operators = Operators(services, self._connector)
                 api = Api(services, operators, self.reload)
                 await nursery.start(control.serve, self._config.control_socket, api.handle)
-                await nursery.start(self._serve_http)
+                await nursery.start(self._serve_http, Pages(services))
                 await self._start_monitors(self._config)
                 self._loaded()
                 nursery.start_soon(operators.run)
                 nursery.start_soon(self._prune)
                 nursery.start_soon(self._bundles.run)
+                nursery.start_soon(self._notifier.run)
                 nursery.start_soon(self._feed_watchdog)
                 notify(READY=1)
+                self._started = True
                 await self._until_told_to_stop(signals)
                 notify(STOPPING=1)
                 nursery.cancel_scope.cancel()
@@ -237,6 +244,7 @@ class Daemon:
         self._config = config
         self._dumps.total_tokens = config.coredumps_at_once
         self._loaded()
+        self._notifier.reload()
         self._connector.reload()
 
     def _loaded(self) -> None:
@@ -278,13 +286,19 @@ class Daemon:
                     await self._connector.listen(path, task_status=task_status)
 
     async def _serve_http(
-        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, pages: Pages, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         address = self._config.metrics_listen
         if address is None:
             task_status.started()
             return
-        app = build_app(render=self._metrics.render, healthy=self._healthy)
+        app = WebApp(
+            render=self._metrics.render,
+            healthy=self._healthy,
+            not_ready=self._not_ready,
+            pages=pages.answer,
+            web=lambda: self._config.web,
+        )
         async with serve_http(*address, app) as server:
             get_logger().info("metrics are served", host=server.host, port=server.port)
             task_status.started()
@@ -296,12 +310,21 @@ class Daemon:
     def _pulse_age(self) -> float:
         return time.monotonic() - self._pulse_at
 
+    def _not_ready(self) -> list[str]:
+        reasons = [] if self._started else ["the monitors are not yet watched"]
+        if not self._healthy():
+            reasons.append("the event loop does not turn")
+        if not self._journal_healthy():
+            reasons.append("the journal is not healthy")
+        return reasons
+
     async def _feed_watchdog(self) -> None:
         """Say that both event loops still turn, for as long as they do."""
         interval = min(PULSE_EVERY, watchdog_interval() or PULSE_EVERY)
         while True:
             await pulse()
             self._pulse_at = time.monotonic()
+            self._storm.rages(time.time())  # for the metric: nobody else sees it end
             notify(WATCHDOG=1, STATUS=self._summary())
             await trio.sleep(interval)
 

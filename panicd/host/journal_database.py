@@ -20,44 +20,11 @@ from panicd.host.journal_codec import (
     encode,
     encode_operation,
 )
+from panicd.host.journal_schema import MIGRATIONS
 from panicd.host.journal_totals import Total, Totals, collect, domain_key, increments
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
+from panicd.rules.notification import notice_of
 from panicd.rules.operation import Operation
-
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
-    (
-        """CREATE TABLE incident (
-            id TEXT PRIMARY KEY,
-            domain TEXT NOT NULL,
-            uuid TEXT NOT NULL,
-            opened_at REAL NOT NULL,
-            closed_at REAL
-        ) WITHOUT ROWID""",
-        "CREATE INDEX incident_opened_at ON incident (opened_at)",
-        """CREATE TABLE entry (
-            incident TEXT NOT NULL,
-            position INTEGER NOT NULL,
-            body TEXT NOT NULL,
-            PRIMARY KEY (incident, position)
-        ) WITHOUT ROWID""",
-        """CREATE TABLE total (
-            name TEXT NOT NULL,
-            label TEXT NOT NULL,
-            value INTEGER NOT NULL,
-            PRIMARY KEY (name, label)
-        ) WITHOUT ROWID""",
-        "CREATE TABLE restart (domain_key TEXT NOT NULL, at REAL NOT NULL)",
-        "CREATE INDEX restart_by_domain ON restart (domain_key, at)",
-    ),
-    (
-        """CREATE TABLE operation (
-            position INTEGER PRIMARY KEY,
-            at REAL NOT NULL,
-            body TEXT NOT NULL
-        )""",
-    ),
-)
-"""Statements that lead from each schema version to the next. Only ever appended to."""
 
 ROWS_AT_ONCE: Final = 200
 """Rows inserted by one statement; SQLite before 3.32 takes 999 parameters."""
@@ -187,11 +154,19 @@ class Batch:
     Args:
         database: in a transaction.
         known: incidents as they are in it, those that go on; others are looked up.
+        channels: by which notifications are to be delivered.
     """
 
-    def __init__(self, database: sqlite3.Connection, known: Mapping[str, Stored]) -> None:
+    def __init__(
+        self,
+        database: sqlite3.Connection,
+        known: Mapping[str, Stored],
+        channels: Sequence[str] = (),
+    ) -> None:
         self._database = database
         self._known = known
+        self._channels = channels
+        self.notifications: list[tuple[object, ...]] = []
         self.changed: dict[str, Stored] = {}
         self._incidents: list[tuple[object, ...]] = []
         self._ends: list[tuple[object, ...]] = []
@@ -213,11 +188,14 @@ class Batch:
         incident, position = before
         counts: Counter[tuple[Total, str]] = Counter()
         rows: list[tuple[object, ...]] = []
+        told: list[tuple[object, ...]] = []
         for entry in entries:
             after = _follow(incident_id, incident, entry)
             for total, label, amount in increments(incident, entry):
                 counts[total, label] += amount
             rows.append((_column(incident_id), position, encode(entry)))
+            if notice_of(incident, entry) is not None:
+                told += [(channel, incident_id, position) for channel in self._channels]
             incident = after
             position += 1
         assert incident is not None, "_follow returns one"
@@ -232,6 +210,7 @@ class Batch:
             if incident.restarted_at is not None:
                 self._restarts.append((_column(domain_key(opened)), incident.restarted_at))
         self._entries += rows
+        self.notifications += told
         self._counts.update(counts)
         self.changed[incident_id] = Stored(incident, position)
 
@@ -258,6 +237,7 @@ class Batch:
         _insert(self._database, "entry (incident, position, body)", self._entries)
         _insert(self._database, "restart (domain_key, at)", self._restarts)
         _insert(self._database, "operation (at, body)", self._operations)
+        _insert(self._database, "notification (channel, incident, position)", self.notifications)
         _insert(
             self._database,
             "total (name, label, value)",
@@ -295,6 +275,7 @@ def prune(database: sqlite3.Connection, before: float, limit: int) -> list[str]:
         "SELECT id FROM incident WHERE closed_at < ? ORDER BY opened_at LIMIT ?", (before, limit)
     ).fetchall()
     database.executemany("DELETE FROM entry WHERE incident = ?", ids)
+    database.executemany("DELETE FROM notification WHERE incident = ?", ids)
     database.executemany("DELETE FROM incident WHERE id = ?", ids)
     return [text_of(column) for (column,) in ids]
 

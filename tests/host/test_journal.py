@@ -25,6 +25,7 @@ from panicd.host.journal import (
     JournalInUseError,
 )
 from panicd.host.journal_codec import STEPS, CodecError, decode, encode
+from panicd.host.journal_schema import MIGRATIONS
 from panicd.host.journal_totals import (
     DomainTotals,
     Increment,
@@ -184,7 +185,7 @@ class TestOpening:
 
     def test_a_newer_schema_is_refused(self, path: Path) -> None:
         Journal.open(path).close()
-        known = len(journal_database.MIGRATIONS)
+        known = len(MIGRATIONS)
         change(path, f"PRAGMA user_version = {known + 1}")
         message = f"schema version {known + 1}, this one knows {known}"
         with pytest.raises(JournalError, match=message):
@@ -195,7 +196,7 @@ class TestOpening:
     ) -> None:
         with Journal.open(path) as journal:
             await journal.append("i1", *RESTART)
-        newer = (*journal_database.MIGRATIONS, ("CREATE TABLE more (a)", "CREATE TABLE still (b)"))
+        newer = (*MIGRATIONS, ("CREATE TABLE more (a)", "CREATE TABLE still (b)"))
         monkeypatch.setattr(journal_database, "MIGRATIONS", newer)
         with Journal.open(path) as journal:
             assert journal.history("i1") == [*RESTART]
@@ -207,7 +208,7 @@ class TestOpening:
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         Journal.open(path).close()
-        failing = (*journal_database.MIGRATIONS, ("CREATE TABLE more (a)", "no statement"))
+        failing = (*MIGRATIONS, ("CREATE TABLE more (a)", "no statement"))
         monkeypatch.setattr(journal_database, "MIGRATIONS", failing)
         with pytest.raises(JournalError, match="syntax error"):
             Journal.open(path)
