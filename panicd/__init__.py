@@ -15,8 +15,9 @@
     here     executor (with relaunch) runs one plan; chronicle, tally: an incident's record, its
              counts; responder responds to a panic; supervisor looks after one domain; connector
              finds and keeps them; fleet, waiting, orphans, hung: who is there, waits, is gone or
-             hangs; storm_breaker; operators, snapshot, api: what people ask; daemon wires it;
-             cli, render, probing, demo: what people type and see
+             hangs; dump_queue, dumping: whose dump comes when; storm_breaker; operators,
+             snapshot, api: what people ask; daemon wires it; cli, render, render_dumps,
+             probing, demo: what people type and see
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.
 """

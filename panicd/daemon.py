@@ -17,6 +17,7 @@ from panicd import __version__
 from panicd.api import Api
 from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
+from panicd.dump_queue import DumpQueue
 from panicd.fleet import Fleet
 from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Listen, Mistake, load
@@ -88,7 +89,7 @@ class Daemon:
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._metrics.storm.set_function(lambda: self._storm.rages(time.time()))
-        self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
+        self._dumps = DumpQueue(config.coredumps_at_once, time.time)
         self._dry_run = dry_run
         self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
         self._reloading = trio.Lock()
@@ -205,7 +206,7 @@ class Daemon:
             if getattr(config, key) != getattr(self._config, key):
                 get_logger().warning("takes effect at the next start", key=key)
         self._config = config
-        self._dumps.total_tokens = config.coredumps_at_once
+        self._dumps.allow(config.coredumps_at_once)
         self._loaded()
         self._connector.reload()
 

@@ -16,12 +16,14 @@ ROOT = PACKAGE.parent
 
 # Modules above rules, qemu and host. Each imports from those before it only.
 ORDER = [
+    "dump_queue",
     "relaunch",
     "storm_breaker",
     "tally",
     "executor",
     "chronicle",
     "fleet",
+    "dumping",
     "waiting",
     "responder",
     "orphans",
@@ -33,6 +35,7 @@ ORDER = [
     "api",
     "probing",
     "daemon",
+    "render_dumps",
     "render",
     "demo",
     "cli",

@@ -143,7 +143,7 @@ async def test_nothing_is_done_twice_and_nothing_forgotten(
         only_incident(daemon)
         dumps = [path for path in (socket_dir / "state" / "coredumps").rglob("*") if path.is_file()]
         assert len(dumps) == trouble.on_crash.startswith("coredump-")
-        assert all(dump.suffix == ".kdump" for dump in dumps)
+        assert all(dump.suffix == ".zst" for dump in dumps)
 
 
 async def test_dump_whose_commands_are_not_answered_is_made_once(socket_dir: Path) -> None:
@@ -160,7 +160,7 @@ async def test_dump_whose_commands_are_not_answered_is_made_once(socket_dir: Pat
             await daemon.wait_incident(command, ending="destroyed")
             assert vm.changing_commands == ["set-action", *DUMP, "quit"]
             (dump,) = (socket_dir / "state" / "coredumps" / command).iterdir()
-            assert dump.suffix == ".kdump"
+            assert dump.suffix == ".zst"
 
 
 async def test_qemu_that_hangs_and_is_not_known_is_left_alone(socket_dir: Path) -> None:
