@@ -17,7 +17,7 @@
              finds and keeps them; fleet, waiting, orphans, hung: who is there, waits, is gone or
              hangs; dump_queue, dumping: whose dump comes when; storm_breaker; operators,
              snapshot, api: what people ask; daemon wires it; cli, render, render_dumps,
-             probing, demo: what people type and see
+             incident_log, probing, demo: what people type and see
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.
 """

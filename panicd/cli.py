@@ -15,6 +15,9 @@ from panicd import __version__, render
 from panicd.host import config as configuration
 from panicd.host.config import Config, ConfigError, Places
 from panicd.host.control import DaemonUnreachableError, RefusedError, call
+from panicd.host.logs import escape
+from panicd.incident_log import incident_log
+from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
 from panicd.rules.qemu_args import qemu_arguments
@@ -306,10 +309,16 @@ def reload(context: Context) -> None:
 
 @main.command()
 @click.argument("incident_id", metavar="INCIDENT", shell_complete=_incident_ids)
+@click.option("--log", is_flag=True, help="Show the kernel's log from its memory dump instead.")
 @_json_option
-def incident(context: Context, incident_id: str) -> tuple[object, Callable[[], None]]:
+def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:
     """Show INCIDENT from the panic to its end: what was seen, decided and done, and when."""
     answer = cast("render.Answer", context.ask("incident", incident=incident_id))
+    if log:
+        try:
+            return incident_log(answer)
+        except NotReadableError as error:
+            _fail(f"no kernel log: {escape(str(error))}")
     return answer, lambda: render.incident(answer)
 
 

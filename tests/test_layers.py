@@ -36,6 +36,7 @@ ORDER = [
     "probing",
     "daemon",
     "render_dumps",
+    "incident_log",
     "render",
     "demo",
     "cli",
