@@ -17,7 +17,9 @@ PANIC = "Kernel panic - not syncing: sysrq triggered crash"
 async def preserved(daemon: DaemonInside, vm: FakeQemu) -> LoggedIncident:
     await daemon.wait_armed("vm")
     vm.panic()
-    return await daemon.wait_incident("vm", state="preserved")
+    incident = await daemon.wait_incident("vm", state="preserved")
+    await ask(daemon, "ack", incident.id, "--why", "seen")  # all of it is in the journal by now
+    return incident
 
 
 async def test_incident_without_a_dump_says_so(socket_dir: Path) -> None:

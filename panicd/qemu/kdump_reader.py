@@ -18,6 +18,7 @@ from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.vmcoreinfo import MAX_SIZE
 
 SIGNATURE: Final = b"KDUMP   "
+UNKNOWN_MACHINE: Final = b"Unknown"  # QEMU 10.0 on; what has no VMCOREINFO is left so
 MAX_BITMAP: Final = 1 << 28  # bytes; that of a guest of 8 TiB
 
 _MACHINE_AT: Final = 12 + 4 * 65  # utsname, its fifth part
@@ -51,7 +52,8 @@ class KdumpReader:
         self._file = read
         head = self._read(0, _HEADER_SIZE)
         block, sub_blocks, bitmap_blocks = _SIZES.unpack_from(head, _SIZES_AT)
-        if not head.startswith(SIGNATURE) or not head[_MACHINE_AT:].startswith(b"x86_64\0"):
+        machine = head[_MACHINE_AT:].partition(b"\0")[0]
+        if not head.startswith(SIGNATURE) or machine not in {b"x86_64", UNKNOWN_MACHINE}:
             raise NotReadableError("not a guest of 64-bit x86")
         bitmap = bitmap_blocks // 2 * block
         if block != PAGE or sub_blocks <= 0 or not 0 < bitmap <= MAX_BITMAP:
