@@ -13,6 +13,7 @@ from panicd.qemu.session import Session
 from tests.parts.background import background
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
+from tests.test_cli import ask
 
 FAILURES = "panicd_coredump_failures_total"
 
@@ -52,6 +53,9 @@ async def test_dumps_are_made_in_the_order_of_the_panics(socket_dir: Path) -> No
             ("waiting", 1),
         ]
         assert await daemon.metric("panicd_coredumps_in_progress") == 1
+        shown = (await ask(daemon, "status")).splitlines()[-3:]
+        assert [line.split()[:3] for line in shown] == [["dump", "of", name] for name in "zyx"]
+        assert ", 1 before it" in shown[2]
         vms[0].release_dumps()
         for name in "zyx":
             await daemon.wait_incident(name, ending="destroyed")
