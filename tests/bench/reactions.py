@@ -99,6 +99,8 @@ async def measure(directory: Path, options: argparse.Namespace) -> Times:
                 began = time.monotonic()
                 dumped = partial(dump_is_over, daemon, mark)
                 await panics(daemon, fakes, times, "dump", dumped)
+                (ended,) = daemon.logged("step ended", step="Dump", domain=BIG, since=mark)
+                assert ended["outcome"] == "done", ended["detail"]
                 print(f"dumped in {time.monotonic() - began:.1f} s")
                 await daemon.wait_incident(BIG, ending="restarted", since=mark)
     finally:

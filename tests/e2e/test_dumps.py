@@ -178,6 +178,15 @@ async def test_two_guests_that_panic_at_once_are_both_dumped(
         assert all(path.suffix == ".zst" for path in files(directory))
 
 
+async def test_guest_that_libvirt_runs_is_not_dumped_behind_its_back(socket_dir: Path) -> None:
+    directory, of_libvirt = socket_dir / "coredumps", socket_dir / "libvirt"
+    of_libvirt.mkdir()
+    extra = ("-serial", f"file:{of_libvirt}/console")  # what libvirt gives its VMs looks so
+    incident = await dump_fails(socket_dir, coredump(directory), extra=extra)
+    assert any(detail.startswith("libvirt: ") for detail in incident.details)
+    assert files(directory) == []
+
+
 async def test_dump_stops_where_space_is_to_stay_free(socket_dir: Path) -> None:
     directory = socket_dir / "coredumps"
     incident = await dump_fails(socket_dir, coredump(directory, min_free="1000TiB"))
