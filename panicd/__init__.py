@@ -15,10 +15,11 @@
     here     executor (with relaunch) runs one plan; chronicle, tally: an incident's record, its
              counts; bundle_keeper removes old evidence; responder responds to a panic; supervisor
              looks after one domain; connector finds and keeps them; fleet, waiting, orphans, hung:
-             who is there, waits, is gone or hangs; storm_breaker; operators, snapshot, records,
-             api: what people ask; page (with page_parts, page_style): what a browser shows;
-             notifier tells others; daemon wires it; cli, cli_base, incident_commands, moment,
-             probing, demo: what people type; render, incident_page, export: what they see
+             who is there, waits, is gone or hangs; dump_queue, dumping: whose dump comes when;
+             storm_breaker; operators, snapshot, records, api: what people ask; page (with
+             page_parts, page_style): what a browser shows; notifier tells others; daemon wires it;
+             cli, cli_base, incident_commands, moment, probing, demo: what people type; render,
+             render_dumps, incident_page, incident_log, export: what they see
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.
 """

@@ -19,6 +19,7 @@ from panicd.api import Api
 from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
+from panicd.dump_queue import DumpQueue
 from panicd.fleet import Fleet
 from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Listen, Mistake, load
@@ -98,7 +99,7 @@ class Daemon:
         self._metrics.incidents_open.set_function(self._incidents_open)
         self._metrics.pulse_age.set_function(self._pulse_age)
         self._metrics.storm.set_function(lambda: self._storm.raged)
-        self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
+        self._dumps = DumpQueue(config.coredumps_at_once, time.time)
         self._bundles = BundleKeeper(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
         self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
@@ -242,7 +243,7 @@ class Daemon:
             if getattr(config, key) != getattr(self._config, key):
                 get_logger().warning("takes effect at the next start", key=key)
         self._config = config
-        self._dumps.total_tokens = config.coredumps_at_once
+        self._dumps.allow(config.coredumps_at_once)
         self._loaded()
         self._notifier.reload()
         self._connector.reload()

@@ -250,6 +250,7 @@ class Executor:
         try:
             dump = await self._make_dump(self._session, step)
         except DumpError as error:
+            await self._look()
             return StepResult(Outcome.FAILED, str(error))
         return StepResult(Outcome.DONE, str(dump.path))
 

@@ -9,8 +9,11 @@ import click
 
 from panicd import render
 from panicd.cli_base import Context, domain_names, fail, incident_ids, json_option
+from panicd.host.logs import escape
+from panicd.incident_log import incident_log
 from panicd.incident_page import page
 from panicd.moment import parse_moment
+from panicd.rules.guest_memory.reading import NotReadableError
 
 
 def _moment(_context: object, _parameter: object, text: str | None) -> float | None:
@@ -61,10 +64,16 @@ def incidents(
 
 @click.command()
 @click.argument("incident_id", metavar="INCIDENT", shell_complete=incident_ids)
+@click.option("--log", is_flag=True, help="Show the kernel's log from its memory dump instead.")
 @json_option
-def incident(context: Context, incident_id: str) -> tuple[object, Callable[[], None]]:
+def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:
     """Show INCIDENT from the panic to its end: what was seen, decided and done, and when."""
     answer = cast("render.Answer", context.ask("incident", incident=incident_id))
+    if log:
+        try:
+            return incident_log(answer)
+        except NotReadableError as error:
+            fail(f"no kernel log: {escape(str(error))}")
     return answer, lambda: render.console.print(*page(answer, time.time()), sep="\n")
 
 

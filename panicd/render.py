@@ -15,6 +15,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from panicd.host.logs import escape
+from panicd.render_dumps import dumps
 from panicd.rules.qemu_args import Argument
 
 Answer = dict[str, Any]
@@ -49,6 +50,7 @@ def _status(answer: Answer) -> Iterator[RenderableType]:
         yield f"[bold red]The journal can't be written:[/] {text(answer['journal_fault'])}"
     if answer["domains"]:
         yield _domains(answer["domains"])
+        yield from dumps(answer["domains"], answer["now"])
     else:
         yield "No domain. Does a monitor's glob match, and does its VM run?"
     for incident in answer["waiting"]:

@@ -11,13 +11,15 @@ import trio
 from panicd import __version__
 from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
+from panicd.dump_queue import DumpQueue
+from panicd.dumping import dump_in_turn
 from panicd.executor import Course, Executor
 from panicd.fleet import Domain, Fleet
 from panicd.host.config import Config
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
-from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
+from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
@@ -68,7 +70,7 @@ class Services:
         waiting: keeps open incidents until their domain is found again.
         holds: which domains an operator holds.
         storm: limits what is done while many domains panic at once.
-        dumps: how many memory dumps may be written at once.
+        dumps: whose memory is dumped, and who waits for it.
         bundles: removes the evidence that is one too many.
         unrecorded: whether what was done before is not known and that is to be waited out.
         dry_run: everything is decided and recorded, and nothing is done.
@@ -81,7 +83,7 @@ class Services:
     waiting: WaitingRoom
     holds: Holds
     storm: StormBreaker
-    dumps: trio.CapacityLimiter
+    dumps: DumpQueue
     bundles: BundleKeeper
     unrecorded: Callable[[], bool]
     dry_run: bool
@@ -352,20 +354,15 @@ class Responder:
         await chronicle.commit()
 
     async def _dump(self, session: Session, step: Dump) -> FinishedDump:
-        metrics = self._services.metrics
-        settings = replace(self._policy.coredump, timeout=step.timeout)
-        incident = self._chronicle.incident
-        async with self._services.dumps:
-            metrics.coredumps.inc()
-            with metrics.coredumps_in_progress.track_inprogress():
-                try:
-                    dump = await dump_guest_memory(
-                        session, settings, incident.opened.domain, incident.id, step.format
-                    )
-                except DumpError as error:
-                    metrics.coredump_failures.labels(reason=error.failure).inc()
-                    raise
-        metrics.coredump_bytes.inc(dump.size)
+        dump = await dump_in_turn(
+            session,
+            replace(self._policy.coredump, timeout=step.timeout),
+            self._domain,
+            self._chronicle.incident,
+            step.format,
+            queue=self._services.dumps,
+            metrics=self._services.metrics,
+        )
         await trio.to_thread.run_sync(self._retire, dump.path)
         return dump
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from panicd.chronicle import Chronicle
+from panicd.dump_queue import DumpStatus, dump_status
 from panicd.fleet import Domain, Fleet
 from panicd.host.journal_totals import domain_key
 from panicd.host.metrics import DomainSample
@@ -41,6 +42,7 @@ class DomainStatus:
         restarts_left: of the restart budget.
         incident: the id of its open incident.
         incident_state: where that stands.
+        dump: of its memory, where one goes on or is waited for.
         held_until: when an operator's hold ends by itself, in seconds since the epoch.
         held_why: why it is held; empty where it is not.
     """
@@ -62,6 +64,7 @@ class DomainStatus:
     restarts_left: int = 0
     incident: str = ""
     incident_state: str = ""
+    dump: DumpStatus | None = None
     held_until: float | None = None
     held_why: str = ""
 
@@ -82,7 +85,7 @@ def foresee(
 
 def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainStatus:
     """Return how a domain stands."""
-    chronicle, session, policy = domain.chronicle, domain.session, domain.policy
+    chronicle, session, policy, dump = domain.chronicle, domain.session, domain.policy, domain.dump
     hold = holds.on(domain.key, domain.name, now)
     known = DomainStatus(
         domain=domain.name,
@@ -94,6 +97,7 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         attempts=domain.attempts,
         incident=chronicle.incident.id if chronicle else "",
         incident_state=chronicle.incident.state if chronicle else "",
+        dump=dump_status(dump, now) if dump else None,
         held_until=hold.until if hold else None,
         held_why=hold.why if hold else "",
     )

@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 
 # Modules above rules, qemu and host. Each imports from those before it only.
 ORDER = [
+    "dump_queue",
     "relaunch",
     "storm_breaker",
     "tally",
@@ -23,6 +24,7 @@ ORDER = [
     "executor",
     "chronicle",
     "fleet",
+    "dumping",
     "waiting",
     "records",
     "responder",
@@ -40,6 +42,8 @@ ORDER = [
     "probing",
     "daemon",
     "moment",
+    "render_dumps",
+    "incident_log",
     "render",
     "incident_page",
     "export",

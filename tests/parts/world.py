@@ -31,6 +31,7 @@ import panicd.waiting
 from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import FIRST_RETRY, LAST_RETRY, LASTING
+from panicd.dump_queue import DumpQueue
 from panicd.fleet import Domain, Fleet
 from panicd.host.config import Config
 from panicd.host.journal import Journal, JournalError
@@ -631,7 +632,7 @@ class Life:
             waiting=waiting,
             holds=self.holds,
             storm=StormBreaker(lambda: None, lambda: 1),
-            dumps=trio.CapacityLimiter(1),
+            dumps=DumpQueue(1, now),
             bundles=BundleKeeper(Path("/journal"), Path("/bundles")),
             unrecorded=lambda: False,
             dry_run=False,
