@@ -216,7 +216,6 @@ class Connector:
                 return await supervisor.run(session)
             finally:
                 del self._supervisors[domain.address]
-                services.metrics.events_coalesced.inc(monitor.events.coalesced)
 
     async def _wait_for_twin(self, domain: Domain, session: Session) -> None:
         """Wait until nobody else looks after this VM, so that nothing is done to it twice.

@@ -35,12 +35,14 @@ async def _take_up_or_park(services: Services, chronicle: Chronicle) -> None:
     while there:
         try:
             await _take_up(services, chronicle)
+            is_done = chronicle.is_written or chronicle.incident.is_open
         except JournalError:  # told of where it is found
-            services.waiting.park(chronicle, is_orphan=True)
-            await trio.sleep(RETRY_EVERY)
-            there = services.waiting.withdraw(chronicle)
-        else:
-            there = False
+            is_done = False
+        if is_done:
+            return
+        services.waiting.park(chronicle, is_orphan=True)
+        await trio.sleep(RETRY_EVERY)
+        there = services.waiting.withdraw(chronicle)
 
 
 async def _take_up(services: Services, chronicle: Chronicle) -> None:

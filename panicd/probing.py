@@ -7,13 +7,13 @@ from typing import Final
 
 import trio
 
-from panicd.api import plan_view
 from panicd.connector import GREETING_TIMEOUT, connect
 from panicd.host.config import Config
 from panicd.qemu.monitor import Monitor, MonitorError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import ANSWER_TIMEOUT
+from panicd.records import plan_view
 from panicd.rules.capability import Armed, Capability, PanicSetting
 from panicd.rules.command_line import parse_command_line
 from panicd.rules.exposure import REMEDIES, exposures

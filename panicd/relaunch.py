@@ -35,7 +35,7 @@ async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepRe
                 )
         except trio.TooSlowError:
             return StepResult(Outcome.FAILED, f"{step.command[0]}: ran {step.timeout:g} s")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no environment can hold
             return StepResult(Outcome.FAILED, str(error))
         if finished.returncode == 0:
             return StepResult(Outcome.DONE)

@@ -8,17 +8,22 @@ from typing import Literal
 
 import trio
 
+from panicd import __version__
+from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
+from panicd.dump_queue import DumpQueue
+from panicd.dumping import dump_in_turn
 from panicd.executor import Course, Executor
 from panicd.fleet import Domain, Fleet
 from panicd.host.config import Config
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
-from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
+from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
+from panicd.records import BUNDLES, plan_view
 from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import (
     Asked,
@@ -35,6 +40,7 @@ from panicd.rules.incident import (
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Holds, Operation
+from panicd.rules.payload import describe
 from panicd.rules.plan import Collect, Dump, make_plan
 from panicd.rules.policy import (
     DESTRUCTIVE,
@@ -68,7 +74,8 @@ class Services:
         waiting: keeps open incidents until their domain is found again.
         holds: which domains an operator holds.
         storm: limits what is done while many domains panic at once.
-        dumps: how many memory dumps may be written at once.
+        dumps: whose memory is dumped, and who waits for it.
+        bundles: removes the evidence that is one too many.
         unrecorded: whether what was done before is not known and that is to be waited out.
         dry_run: everything is decided and recorded, and nothing is done.
     """
@@ -80,7 +87,8 @@ class Services:
     waiting: WaitingRoom
     holds: Holds
     storm: StormBreaker
-    dumps: trio.CapacityLimiter
+    dumps: DumpQueue
+    bundles: BundleKeeper
     unrecorded: Callable[[], bool]
     dry_run: bool
 
@@ -276,6 +284,8 @@ class Responder:
         except JournalError:  # its end is still to be written, whatever becomes of the domain
             self._services.waiting.park(chronicle)
             raise
+        if not chronicle.is_written:  # it was acted on without the journal; nothing is noted next
+            self._services.waiting.hand_over(chronicle)
 
     def _situation(self, run_state: RunState | None) -> Situation:
         services, domain, now = self._services, self._domain, self._now
@@ -401,20 +411,15 @@ class Responder:
         await chronicle.commit()
 
     async def _dump(self, session: Session, step: Dump) -> FinishedDump:
-        metrics = self._services.metrics
-        settings = replace(self._policy.coredump, timeout=step.timeout)
-        incident = self._chronicle.incident
-        async with self._services.dumps:
-            metrics.coredumps.inc()
-            with metrics.coredumps_in_progress.track_inprogress():
-                try:
-                    dump = await dump_guest_memory(
-                        session, settings, incident.opened.domain, incident.id, step.format
-                    )
-                except DumpError as error:
-                    metrics.coredump_failures.labels(reason=error.failure).inc()
-                    raise
-        metrics.coredump_bytes.inc(dump.size)
+        dump = await dump_in_turn(
+            session,
+            replace(self._policy.coredump, timeout=step.timeout),
+            self._domain,
+            self._chronicle.incident,
+            step.format,
+            queue=self._services.dumps,
+            metrics=self._services.metrics,
+        )
         await trio.to_thread.run_sync(self._retire, dump.path)
         return dump
 
@@ -425,9 +430,15 @@ class Responder:
             session,
             bundle_directory(self._services.config(), incident.id),
             consoles=evidence.consoles if evidence is not None else (),
-            facts=asdict(incident.opened),
+            facts={
+                **asdict(incident.opened),
+                "payload": asdict(describe(incident.opened.information)),
+                "decision": plan_view(incident.plan) if incident.plan is not None else None,
+                "panicd": __version__,
+            },
             budget=step.timeout,
         )
+        self._services.bundles.taken(self._domain.key, self._policy)
         return bundle.panic_line
 
     def _retire(self, newest: Path) -> None:
@@ -443,7 +454,7 @@ class Responder:
 
 def bundle_directory(config: Config, incident_id: str) -> Path:
     """Return where the evidence of an incident lies."""
-    return config.state_directory / "incidents" / incident_id
+    return config.state_directory / BUNDLES / incident_id
 
 
 def relaunch_environment(chronicle: Chronicle) -> dict[str, str]:

@@ -3,9 +3,13 @@
 Called from the HTTP server's thread too, so it only reads, and takes the fleet's list once.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from panicd.chronicle import Chronicle
+from panicd.dump_queue import DumpStatus, dump_status
 from panicd.fleet import Domain, Fleet
+from panicd.host.journal_totals import domain_key
 from panicd.host.metrics import DomainSample
 from panicd.rules.budget import Balance, balance
 from panicd.rules.capability import Armed, Capability
@@ -39,6 +43,7 @@ class DomainStatus:
         restarts_left: of the restart budget.
         incident: the id of its open incident.
         incident_state: where that stands; ``watched`` while the guest handles its panic itself.
+        dump: of its memory, where one goes on or is waited for.
         held_until: when an operator's hold ends by itself, in seconds since the epoch.
         held_why: why it is held; empty where it is not.
     """
@@ -60,6 +65,7 @@ class DomainStatus:
     restarts_left: int = 0
     incident: str = ""
     incident_state: str = ""
+    dump: DumpStatus | None = None
     held_until: float | None = None
     held_why: str = ""
 
@@ -81,7 +87,7 @@ def foresee(
 
 def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainStatus:
     """Return how a domain stands."""
-    chronicle, session, policy = domain.chronicle, domain.session, domain.policy
+    chronicle, session, policy, dump = domain.chronicle, domain.session, domain.policy, domain.dump
     hold = holds.on(domain.key, domain.name, now)
     known = DomainStatus(
         domain=domain.name,
@@ -93,6 +99,7 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         attempts=domain.attempts,
         incident=chronicle.incident.id if chronicle else "",
         incident_state=_stands(chronicle.incident) if chronicle else "",
+        dump=dump_status(dump, now) if dump else None,
         held_until=hold.until if hold else None,
         held_why=hold.why if hold else "",
     )
@@ -139,19 +146,47 @@ def budget_of(domain: Domain, tally: Tally, now: float) -> Balance:
     return balance(domain.policy.restart, tally.restarts(domain.key), now)
 
 
-def domain_samples(fleet: Fleet, tally: Tally, holds: Holds, now: float) -> list[DomainSample]:
-    """Return every domain's figures for a scrape."""
-    return [_sample(domain, tally, holds, now) for domain in list(fleet.domains.values())]
+def domain_samples(
+    fleet: Fleet, tally: Tally, holds: Holds, waiting: Iterable[Chronicle], now: float
+) -> list[DomainSample]:
+    """Return every domain's figures for a scrape.
+
+    Args:
+        fleet: the domains.
+        tally: their counts.
+        holds: which of them are held.
+        waiting: the open incidents of domains that are not connected.
+        now: seconds since the epoch.
+    """
+    opened = [chronicle.incident.opened for chronicle in waiting]
+    away = Away(frozenset(map(domain_key, opened)), frozenset(o.monitor for o in opened))
+    return [_sample(domain, tally, holds, away, now) for domain in list(fleet.domains.values())]
 
 
-def _sample(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainSample:
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Whose open incidents wait for a connection: the domains' keys, and their monitors."""
+
+    keys: frozenset[str]
+    monitors: frozenset[str]
+
+    def has(self, domain: Domain) -> bool:
+        """Whether a domain has one; before it was ever connected its monitor tells.
+
+        A monitor that dials in may have another's address of before; it has no failed attempts.
+        """
+        unknown = domain.policy is None and domain.attempts > 0
+        return domain.key in self.keys or (unknown and domain.address in self.monitors)
+
+
+def _sample(domain: Domain, tally: Tally, holds: Holds, away: Away, now: float) -> DomainSample:
     status = domain_status(domain, tally, holds, now)
     totals = tally.domain(domain.key) if domain.policy is not None else None
     return DomainSample(
         domain=status.domain,
         up=status.connected,
         armed=status.connected and status.armed == Armed.YES,
-        panicked=bool(status.incident),
+        panicked=bool(status.incident) or away.has(domain),
         held=holds.on(domain.key, domain.name, now) is not None,
         panics=None if totals is None else totals.panics,
         restarts=None if totals is None else totals.restarts,

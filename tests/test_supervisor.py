@@ -301,3 +301,14 @@ async def test_text_of_a_guest_is_escaped_and_bounded(socket_dir: Path) -> None:
     (incident,) = daemon.journal()
     assert incident.opened.information is not None
     assert len(str(incident.opened.information)) < 5_000
+
+
+async def test_a_flood_is_counted_while_it_lasts(socket_dir: Path) -> None:
+    async with connected(socket_dir, "ignore") as (daemon, vm):
+        for _ in range(100):
+            vm.panic()
+        await daemon.wait_incident("vm", state="running-on")
+        coalesced = await daemon.metric("panicd_events_coalesced_total")
+        assert coalesced is not None
+        assert coalesced > 0
+        assert await daemon.metric("panicd_domain_up", domain="vm") == 1

@@ -11,6 +11,7 @@ about a QEMU, and never text from a guest.
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from prometheus_client import (
@@ -157,6 +158,10 @@ class Metrics:
         )
         for action in actions:
             self.incident_duration.labels(action=action)
+        self.incidents_open = gauge(
+            "panicd_incidents_open",
+            "Incidents that go on, those of domains that are gone included.",
+        )
         self.coredumps = counter(
             "panicd_coredumps", "Guest memory dumps attempted, failures included."
         )
@@ -170,6 +175,10 @@ class Metrics:
         )
         self.coredumps_in_progress = gauge(
             "panicd_coredumps_in_progress", "Guest memory dumps being written now."
+        )
+        self.coredump_usable = gauge(
+            "panicd_coredump_directory_usable_bytes",
+            "What dumps may still take of the free space, above min_free; NaN when unknown.",
         )
         self.events_coalesced = counter(
             "panicd_events_coalesced",
@@ -192,6 +201,10 @@ class Metrics:
         )
         self.storm = gauge(
             "panicd_storm", "Whether many domains of this host panicked within a short time."
+        )
+        self.pulse_age = gauge(
+            "panicd_loop_pulse_age_seconds",
+            "Time since the daemon's event loops were last seen to turn; below 10 in health.",
         )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})
@@ -277,7 +290,7 @@ def _domain_metrics(samples: Sequence[DomainSample]) -> Iterable[Metric]:
         "panicd_domain", "What the domain is, and what would happen on a panic.", labels=label
     )
     for sample in samples:
-        values = (_label(sample.domain),)
+        values = (_name(sample.domain),)
         up.add_metric(values, sample.up)
         armed.add_metric(values, sample.armed)
         panicked.add_metric(values, sample.panicked)
@@ -300,6 +313,14 @@ def _domain_metrics(samples: Sequence[DomainSample]) -> Iterable[Metric]:
             },
         )
     return up, armed, panicked, held, panics, restarts, failures, info
+
+
+def _name(domain: str) -> str:
+    """Bound a domain's name so that two that begin alike are no one series, which is no scrape."""
+    if len(domain) <= LABEL_LIMIT:
+        return _label(domain)
+    digest = sha256(domain.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{_label(domain[: LABEL_LIMIT - 9])}~{digest}"
 
 
 def _label(value: str) -> str:

@@ -381,7 +381,10 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             if begun is None or begun.outcome is not None:
                 raise IllegalTransitionError(f"{incident.id}: step {index} ended before it began")
             steps = {**incident.steps, index: StepRecord(begun.begun_at, at, outcome, detail)}
-            says = incident.plan is not None and isinstance(incident.plan.steps[index], Collect)
+            collected = incident.plan is not None and isinstance(
+                incident.plan.steps[index], Collect
+            )
+            says = collected and outcome is Outcome.DONE and detail
             panic_line = detail if says else incident.panic_line
             return replace(incident, state=state, steps=steps, panic_line=panic_line)
         case Settled(state=settled):

@@ -97,10 +97,14 @@ class Evidence:
     Attributes:
         budget: seconds that taking it may delay the action.
         consoles: logs of the guest's console, whose end is kept.
+        keep: bundles kept of each domain, at least 1.
+        max_total: bytes that the bundles of all domains may take together.
     """
 
     budget: float = 3.0
     consoles: tuple[Path, ...] = ()
+    keep: int = 10
+    max_total: int = 5 * 2**30
 
 
 class StormAction(StrEnum):

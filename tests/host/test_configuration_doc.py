@@ -12,12 +12,17 @@ from panicd.host.yaml_document import key_path
 
 TEXT = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
 ROW = re.compile(r"^\| `(\S+)` \| (.+) \| (?:`(.+)` )?\| .+ \| (.+) \|$", re.MULTILINE)
-RELAUNCH = {"defaults.relaunch.command": "[/bin/x]"}  # only with it are there defaults of relaunch
+# Only with these are there defaults of their sections.
+NEEDED = {
+    "defaults.relaunch.command": "[/bin/x]",
+    "notify.webhook.url": "https://x",
+    "notify.hook.command": "[/bin/x]",
+}
 
 
 HOST = {
     *["monitors[]", "domains[]", "state_directory", "control_socket", "metrics", "journal"],
-    *["storm", "coredumps_at_once"],
+    *["storm", "coredumps_at_once", "notify"],
 }
 
 
@@ -85,13 +90,15 @@ def test_every_key_is_described_and_no_other(asked_for: set[str]) -> None:
 
 def test_the_defaults_are_those_of_the_reader() -> None:
     given = {row.path: default for row, default in DEFAULTS.items()}
-    assert read(given | RELAUNCH) == read(RELAUNCH)
+    assert read(given | NEEDED) == read(NEEDED)
 
 
 def test_keys_described_without_a_default_have_none() -> None:
     without = {row.key for row in ROWS if row not in DEFAULTS}
     items = {"monitors[].glob", "monitors[].listen", "domains[].match"}
-    assert without == items | {"relaunch.command", "storm"}
+    files = {"metrics.web_config", "notify.webhook.ca_file", "notify.webhook.credentials_file"}
+    receivers = {"relaunch.command", "notify.webhook.url", "notify.hook.command"}
+    assert without == items | files | receivers | {"storm"}
     assert read({}).defaults.relaunch is None
 
 

@@ -149,7 +149,7 @@ def set_up_as_another_user(
         (
             "test",
             frozenset({"python3", "systemd-analyze"}),
-            "qemu-system-x86 prometheus makedumpfile zstd busybox-static",
+            "qemu-system-x86 prometheus makedumpfile zstd prometheus-alertmanager busybox-static",
         ),
     ],
 )
