@@ -428,6 +428,7 @@ class ModelMonitor:
         self._closed = trio.Event()
         self.events = EventBuffer()
         self.version: Version = world.profile.version
+        self.package: str = world.profile.package
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float
