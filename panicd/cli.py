@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
-from typing import Final, ParamSpec, cast
+from typing import Final, cast
 
 import click
 
 from panicd import __version__, render
-from panicd.cli_base import Context
+from panicd.cli_base import Context, fails_on_findings, note_findings
 from panicd.cli_base import domain_names as _domain_names
 from panicd.cli_base import fail as _fail
 from panicd.cli_base import incident_ids as _incident_ids
@@ -198,31 +197,8 @@ def reload(context: Context) -> None:
     context.ask("reload")
 
 
-P = ParamSpec("P")
-FAILED: Final = 1
-FINDINGS: Final = "panicd.findings"
-"""Where a command notes in click's context that it found something amiss."""
-
-
-def _note_findings(findings: object) -> None:
-    click.get_current_context().meta[FINDINGS] = bool(findings)
-
-
-def _fails_on_findings(command: Callable[P, None]) -> Callable[P, None]:
-    """Have a command exit with 1 where it found something amiss, once its answer is printed."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        command(*args, **kwargs)
-        context = click.get_current_context()
-        if context.meta.get(FINDINGS):
-            context.exit(FAILED)
-
-    return wrapped
-
-
 @main.command()
-@_fails_on_findings
+@fails_on_findings
 @click.argument("socket_path", metavar="SOCKET", type=click.Path(path_type=Path))
 @_json_option
 def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], None]]:
@@ -239,12 +215,12 @@ def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], Non
         answer = probe_socket(socket_path, context.load())
     except UnreachableMonitorError as error:
         _fail(str(error))
-    _note_findings(answer["exposed"])
+    note_findings(answer["exposed"])
     return answer, lambda: render.probe(answer)
 
 
 @main.command()
-@_fails_on_findings
+@fails_on_findings
 @_json_option
 def audit(context: Context) -> tuple[object, Callable[[], None]]:
     """List every domain that could not be acted on if it panicked now, and what to do about it.
@@ -252,7 +228,7 @@ def audit(context: Context) -> tuple[object, Callable[[], None]]:
     Exit status 1 where there is one.
     """
     answer = cast("render.Answer", context.ask("audit"))
-    _note_findings(answer["exposed"])
+    note_findings(answer["exposed"])
     return answer, lambda: render.audit(answer)
 
 

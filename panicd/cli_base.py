@@ -18,6 +18,9 @@ from panicd.host.control import DaemonUnreachableError, RefusedError, call
 FAILED: Final = 1
 BAD_USAGE: Final = 2  # also click's own
 
+FINDINGS: Final = "panicd.findings"
+"""Where a command notes in click's context that it found something amiss."""
+
 P = ParamSpec("P")
 
 
@@ -128,3 +131,21 @@ def _ask_quietly(context: click.Context, command: str) -> object:
 
 def _completions(names: list[str], incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def note_findings(findings: object) -> None:
+    """Note whether a command found something amiss."""
+    click.get_current_context().meta[FINDINGS] = bool(findings)
+
+
+def fails_on_findings(command: Callable[P, None]) -> Callable[P, None]:
+    """Have a command exit with 1 where it found something amiss, once its answer is printed."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        command(*args, **kwargs)
+        context = click.get_current_context()
+        if context.meta.get(FINDINGS):
+            context.exit(FAILED)
+
+    return wrapped
