@@ -200,6 +200,8 @@ class Connector:
             session = Session.from_probe(monitor, peer, answers, supervisor.listen)
             await self._wait_for_twin(domain, session)
             services.fleet.identify(domain, session.name, session.uuid)
+            if session.by_libvirt:
+                await services.libvirt.learn(session.uuid, domain.address)
             if domain.attempts or domain.problem != CONNECTING:
                 services.metrics.monitor_reconnects.inc()
             domain.since, domain.problem, domain.attempts = services.keeping.clock(), "", 0
@@ -216,6 +218,7 @@ class Connector:
                 return await supervisor.run(session)
             finally:
                 del self._supervisors[domain.address]
+                services.libvirt.forget(session.uuid)
                 services.metrics.events_coalesced.inc(monitor.events.coalesced)
 
     async def _wait_for_twin(self, domain: Domain, session: Session) -> None:

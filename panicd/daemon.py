@@ -25,6 +25,7 @@ from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.logs import get_logger
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
+from panicd.libvirt import Libvirt
 from panicd.operators import Operators
 from panicd.orphans import take_up_orphans
 from panicd.qemu.coredump import DumpFailure
@@ -88,6 +89,7 @@ class Daemon:
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._metrics.storm.set_function(lambda: self._storm.rages(time.time()))
+        self._libvirt = Libvirt(lambda: self._config.libvirt, dry_run=dry_run)
         self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
         self._dry_run = dry_run
         self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
@@ -112,6 +114,7 @@ class Daemon:
                 services = self._services(nursery)
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
+                self._libvirt.on_change = self._connector.reload
                 self._nursery = nursery
                 operators = Operators(services, self._connector)
                 api = Api(services, operators, self.reload)
@@ -120,6 +123,7 @@ class Daemon:
                 await self._start_monitors(self._config)
                 self._loaded()
                 nursery.start_soon(operators.run)
+                nursery.start_soon(self._libvirt.run)
                 nursery.start_soon(self._prune)
                 nursery.start_soon(self._feed_watchdog)
                 notify(READY=1)
@@ -146,6 +150,7 @@ class Daemon:
             storm=self._storm,
             dumps=self._dumps,
             unrecorded=self._must_wait_out,
+            libvirt=self._libvirt,
             dry_run=self._dry_run,
         )
 
@@ -208,6 +213,7 @@ class Daemon:
         self._dumps.total_tokens = config.coredumps_at_once
         self._loaded()
         self._connector.reload()
+        self._libvirt.refresh_soon()
 
     def _loaded(self) -> None:
         self._metrics.config_last_reload_successful.set(1)

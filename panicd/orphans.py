@@ -62,7 +62,7 @@ async def _take_up(services: Services, chronicle: Chronicle) -> None:
 
 async def _decide(services: Services, chronicle: Chronicle) -> None:
     opened, now = chronicle.incident.opened, chronicle.now
-    policy = services.config().policy_for(opened.domain, opened.uuid or None)
+    policy = services.policy_for(opened.domain, opened.uuid)
     key = opened.uuid or opened.domain
     situation = Situation(
         run_state=None,

@@ -46,6 +46,8 @@ def status(answer: Answer) -> None:
 def _status(answer: Answer) -> Iterator[RenderableType]:
     if answer["journal_fault"]:
         yield f"[bold red]The journal can't be written:[/] {_text(answer['journal_fault'])}"
+    if answer["libvirt_problem"]:
+        yield f"[bold red]libvirt does not answer:[/] {_text(answer['libvirt_problem'])}"
     if answer["domains"]:
         yield _domains(answer["domains"])
     else:
@@ -90,6 +92,11 @@ def explanation(answer: Answer) -> None:
     console.print(f"qemu          {domain['qemu_version']}, {domain['run_state']}")
     types = ", ".join(answer["device_types"]) or "no device"
     console.print(f"panic device  {domain['panic_device']} ({types})")
+    if domain["libvirt"]:
+        leaves = domain["libvirt"] == "preserve"
+        word = "leaves it to panicd" if leaves else f"acts first: {_text(domain['libvirt'])}"
+        whose = "the domain's own" if domain["inherited"] else "panicd's"
+        console.print(f"libvirt       {_good(leaves, word)}; on_crash is {whose}")
     console.print(f"armed         {_good(domain['armed'] == 'yes', domain['armed'])}")
     budget = answer["budget"]
     console.print(f"restarts      {budget['used']} made, {budget['left']} left in the window")

@@ -15,7 +15,15 @@ from panicd.host.config import Config
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
-from panicd.qemu.coredump import DumpError, FinishedDump, dump_guest_memory
+from panicd.host.virsh import LibvirtError, LibvirtSilentError
+from panicd.libvirt import Libvirt
+from panicd.qemu.coredump import (
+    DumpByOther,
+    DumpError,
+    DumpFailure,
+    FinishedDump,
+    dump_guest_memory,
+)
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
@@ -31,6 +39,7 @@ from panicd.rules.incident import (
     State,
     StepResult,
 )
+from panicd.rules.libvirt import inherit
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Holds, Operation
 from panicd.rules.plan import Collect, Dump, make_plan
@@ -66,6 +75,7 @@ class Services:
         storm: limits what is done while many domains panic at once.
         dumps: how many memory dumps may be written at once.
         unrecorded: whether what was done before is not known and that is to be waited out.
+        libvirt: of this host.
         dry_run: everything is decided and recorded, and nothing is done.
     """
 
@@ -78,7 +88,13 @@ class Services:
     storm: StormBreaker
     dumps: trio.CapacityLimiter
     unrecorded: Callable[[], bool]
+    libvirt: Libvirt
     dry_run: bool
+
+    def policy_for(self, name: str, uuid: str) -> Policy:
+        """Return what applies to a domain: its configuration, with what it inherits."""
+        policy = self.config().policy_for(name, uuid or None)
+        return inherit(policy, self.libvirt.known(uuid))
 
 
 class Responder:
@@ -307,6 +323,7 @@ class Responder:
             make_dump=self._dump,
             take_evidence=self._take_evidence,
             environment=relaunch_environment(self._chronicle),
+            libvirt=self._services.libvirt,
             on_command=self._note_reaction,
         )
         self.acting = True
@@ -352,13 +369,34 @@ class Responder:
             with metrics.coredumps_in_progress.track_inprogress():
                 try:
                     dump = await dump_guest_memory(
-                        session, settings, incident.opened.domain, incident.id, step.format
+                        session,
+                        settings,
+                        incident.opened.domain,
+                        incident.id,
+                        step.format,
+                        by_other=self._dump_by_libvirt(step),
                     )
                 except DumpError as error:
                     metrics.coredump_failures.labels(reason=error.failure).inc()
                     raise
         metrics.coredump_bytes.inc(dump.size)
         await trio.to_thread.run_sync(self._retire, dump.path)
+        return dump
+
+    def _dump_by_libvirt(self, step: Dump) -> DumpByOther | None:
+        """Return what has libvirt dump, where it is to: libvirtd 9.0 dies of others' dumps."""
+        domain = self._session.capability.libvirt
+        if domain is None or not step.by_libvirt:
+            return None
+
+        async def dump(path: Path, kind: str, timeout: float) -> None:
+            try:
+                await self._services.libvirt.dump(domain, path, kind, timeout)
+            except LibvirtSilentError as error:
+                raise DumpError(DumpFailure.TIMEOUT, str(error)) from error
+            except LibvirtError as error:
+                raise DumpError(DumpFailure.REFUSED, str(error)) from error
+
         return dump
 
     async def _take_evidence(self, session: Session, step: Collect) -> str:

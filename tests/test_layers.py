@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 
 # Modules above rules, qemu and host. Each imports from those before it only.
 ORDER = [
+    "libvirt",
     "relaunch",
     "storm_breaker",
     "tally",

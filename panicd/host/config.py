@@ -9,7 +9,7 @@ reported together with the mistakes in single values.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from panicd.host.config_values import (
     domain_pattern,
     duration,
     free_space,
+    line_of_text,
     metrics_endpoint,
     off,
     one_of,
@@ -32,6 +33,7 @@ from panicd.host.config_values import (
     socket_glob,
     socket_path,
     text,
+    unit,
     whole_number,
     written_duration,
 )
@@ -44,7 +46,9 @@ from panicd.rules.settings import (
     CoredumpSettings,
     DumpFormat,
     Evidence,
+    InheritOnCrash,
     JournalFailure,
+    LibvirtSettings,
     PanicNotifier,
     Policy,
     Relaunch,
@@ -109,6 +113,7 @@ class Config:
         journal_keep: seconds for which closed incidents are kept, no less than a restart window.
         storm: when many domains panic at once; None for never.
         coredumps_at_once: how many memory dumps of all domains may be under way, at least 1.
+        libvirt: the libvirt that runs some of them; None where none does.
     """
 
     monitors: tuple[Dial | Listen, ...]
@@ -121,6 +126,7 @@ class Config:
     journal_keep: float = JOURNAL_KEEP
     storm: Storm | None = field(default_factory=Storm)
     coredumps_at_once: int = COREDUMPS_AT_ONCE
+    libvirt: LibvirtSettings | None = None
 
     def policy_for(self, name: str, uuid: str | None) -> Policy:
         """Return the policy of a domain: that of the first rule that matches, or the defaults.
@@ -221,9 +227,12 @@ def _config(keys: Section, places: Places) -> Config:
         journal_keep = keep.read(positive_duration, JOURNAL_KEEP)
     storm = _storm(keys["storm"])
     coredumps_at_once = keys["coredumps_at_once"].read(whole_number(1), COREDUMPS_AT_ONCE)
+    libvirt = _libvirt(keys["libvirt"])
     builtin = Policy(CoredumpSettings(directory=state_directory / "coredumps"), evidence=Evidence())
     with keys["defaults"].section() as policy:
         defaults = _policy(policy, builtin)
+    inherits = libvirt is not None and libvirt.on_crash is InheritOnCrash.INHERIT
+    defaults = replace(defaults, inherits_on_crash=inherits)
     domains = _domains(keys["domains"], defaults)
     if keys.sound:
         _check_journal_keep(keep, journal_keep, [defaults, *(rule.policy for rule in domains)])
@@ -238,6 +247,7 @@ def _config(keys: Section, places: Places) -> Config:
         journal_keep=journal_keep,
         storm=storm,
         coredumps_at_once=coredumps_at_once,
+        libvirt=libvirt,
     )
 
 
@@ -263,6 +273,19 @@ def _storm(value: Value) -> Storm | None:
             then=keys["then"].read(one_of(*StormAction), builtin.then),
             at_once=keys["at_once"].read(whole_number(1), builtin.at_once),
         )
+
+
+def _libvirt(value: Value) -> LibvirtSettings | None:
+    with value.section() as keys:
+        uri, on_crash, take_over = keys["uri"], keys["on_crash"], keys["take_over"]
+        settings = LibvirtSettings(
+            uri=uri.read(line_of_text, ""),
+            on_crash=on_crash.read(one_of(*InheritOnCrash), InheritOnCrash.INHERIT),
+            take_over=take_over.read(boolean, True),
+        )
+        if value.given and keys.sound and not settings.uri:
+            uri.wrong("the URI of the libvirt that runs the domains, such as qemu:///system")
+    return settings if settings.uri else None
 
 
 def _monitors(value: Value, control_socket: Path) -> tuple[Dial | Listen, ...]:
@@ -345,6 +368,7 @@ def _policy(keys: Section, base: Policy) -> Policy:
         evidence=_evidence(keys["evidence"], base.evidence),
         enforce=keys["enforce"].read(boolean, base.enforce),
         timeouts=_timeouts(keys["timeouts"], base.timeouts),
+        inherits_on_crash=base.inherits_on_crash and not keys["on_crash"].given,
     )
 
 
@@ -379,19 +403,28 @@ def _coredump(value: Value, base: CoredumpSettings) -> CoredumpSettings:
 
 
 def _relaunch(value: Value, base: Relaunch | None) -> Relaunch | None:
-    inherited = base or Relaunch(command=())
+    inherited = base or Relaunch()
     with value.section() as keys:
-        command = keys["command"]
+        command, by_unit, libvirt = keys["command"], keys["unit"], keys["libvirt"]
+        given = [way for way in (command, by_unit, libvirt) if way.given]
         words = [
             item.read(text if index else program, "") for index, item in enumerate(command.items())
         ]
         relaunch = Relaunch(
-            command=tuple(words) if command.given else inherited.command,
+            command=tuple(words),
             timeout=keys["timeout"].read(positive_duration, inherited.timeout),
+            unit=by_unit.read(unit, ""),
+            libvirt_uri=libvirt.read(line_of_text, ""),
         )
-        if value.given and keys.sound and not relaunch.command:
+        if not given:
+            relaunch = replace(inherited, timeout=relaunch.timeout)
+        if len(given) > 1:
+            value.wrong("only one of command, unit and libvirt", "several")
+        elif command.given and keys.sound and not words:
             command.wrong("the program to run and its arguments")
-    return relaunch if relaunch.command else None
+        elif value.given and keys.sound and relaunch == Relaunch(timeout=relaunch.timeout):
+            value.wrong("one of command, unit and libvirt", "none")
+    return relaunch if relaunch != Relaunch(timeout=relaunch.timeout) else None
 
 
 def _evidence(value: Value, base: Evidence | None) -> Evidence | None:

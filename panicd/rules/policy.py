@@ -32,6 +32,7 @@ class Reason(StrEnum):
     STORM = "storm"
     HELD = "held"
     JOURNAL = "journal"
+    LIBVIRT = "libvirt"
     OPERATOR = "operator"
 
 
@@ -55,6 +56,8 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     Reason.HELD: "an operator suspended automation: nothing is done until the hold ends",
     Reason.JOURNAL: "the journal was found damaged, and with it what was done before: the guest is "
     "preserved",
+    Reason.LIBVIRT: "libvirt acts on this VM's panics by itself, and faster: have it preserve, "
+    "by libvirt.take_over or by virsh set-lifecycle-action DOMAIN crash preserve",
     Reason.OPERATOR: "an operator asked for it",
 }
 
@@ -163,6 +166,8 @@ def decide(policy: Policy, capability: Capability, situation: Situation, *, now:
         return Decision(wanted, Action.PRESERVE, coredump=False, reason=Reason.HELD)
     if situation.run_state is None:
         decision = _without_qemu(policy, situation, obeyed, now)
+    elif capability.libvirt_acts:
+        return Decision(wanted, Action.PRESERVE, coredump=False, reason=Reason.LIBVIRT)
     elif wanted.action is Action.RESTART:
         decision = _restart(policy, capability, situation, obeyed, now)
     elif wanted.action is Action.IGNORE:

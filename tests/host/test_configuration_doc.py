@@ -12,12 +12,13 @@ from panicd.host.yaml_document import key_path
 
 TEXT = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
 ROW = re.compile(r"^\| `(\S+)` \| (.+) \| (?:`(.+)` )?\| .+ \| (.+) \|$", re.MULTILINE)
-RELAUNCH = {"defaults.relaunch.command": "[/bin/x]"}  # only with it are there defaults of relaunch
+# Only with these are there defaults of the other keys beside them.
+RELAUNCH = {"defaults.relaunch.command": "[/bin/x]", "libvirt.uri": "qemu:///system"}
 
 
 HOST = {
     *["monitors[]", "domains[]", "state_directory", "control_socket", "metrics", "journal"],
-    *["storm", "coredumps_at_once"],
+    *["storm", "coredumps_at_once", "libvirt"],
 }
 
 
@@ -91,7 +92,8 @@ def test_the_defaults_are_those_of_the_reader() -> None:
 def test_keys_described_without_a_default_have_none() -> None:
     without = {row.key for row in ROWS if row not in DEFAULTS}
     items = {"monitors[].glob", "monitors[].listen", "domains[].match"}
-    assert without == items | {"relaunch.command", "storm"}
+    ways = {"relaunch.command", "relaunch.unit", "relaunch.libvirt"}
+    assert without == items | ways | {"storm", "libvirt.uri"}
     assert read({}).defaults.relaunch is None
 
 
