@@ -22,6 +22,7 @@ KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its
 ALIVE_WITHIN: Final = 2.0  # seconds; virsh was seen to take 0.02
 REFRESH_EVERY: Final = 60.0  # seconds
 RETRY_EVERY: Final = 5.0  # seconds, while libvirt does not answer
+AT_ONCE: Final = 16  # virsh processes, while many domains panic
 BATCH: Final = 50  # domains that one virsh asks about
 BATCH_WITHIN: Final = 30.0  # seconds
 JOB_WAIT: Final = 35.0
@@ -53,6 +54,7 @@ class Libvirt:
         self._monitors: dict[str, str] = {}
         self._domains: dict[str, LibvirtDomain] = {}
         self._now = trio.Event()
+        self._turns = trio.CapacityLimiter(AT_ONCE)
         self.problem = ""
         self.on_change: Callable[[], None] = lambda: None
 
@@ -115,30 +117,39 @@ class Libvirt:
             LibvirtRefusedError: it said no.
         """
         settings = self._settings()
-        if settings is None or self.problem:
-            raise LibvirtAwayError(self.problem or "no libvirt is configured")
+        if settings is None:
+            raise LibvirtAwayError("no libvirt is configured")
         number = str(domain.id)
+        async with self._turns:
+            await self._await_panic_seen(settings, number, waits=verb != "destroy")
+        async with self._turns:
+            await virsh(settings.uri, [verb, number], timeout)
+
+    async def _await_panic_seen(
+        self, settings: LibvirtSettings, number: str, *, waits: bool
+    ) -> None:
+        """See that libvirt answers, and has taken in that the guest has panicked.
+
+        It does so in a thread of its own; one that comes late says 'crashed' for good, though the
+        guest was reset and runs.
+
+        Raises:
+            LibvirtAwayError: it does not answer.
+        """
+        if self.problem:
+            raise LibvirtAwayError(self.problem)
+        deadline = trio.current_time() + ALIVE_WITHIN
+        is_seen = False
         try:
-            deadline = trio.current_time() + ALIVE_WITHIN
-            while await self._takes_for_running(settings, number) and verb != "destroy":
-                if trio.current_time() >= deadline:  # each look is a process, and takes its time
-                    break
+            while not is_seen and trio.current_time() < deadline:  # each look is a process
+                state = await virsh(settings.uri, ["domstate", number], ALIVE_WITHIN)
+                is_seen = not waits or state.strip() != "running"
         except LibvirtSilentError as error:
             self._note_problem(str(error))  # the next command isn't kept waiting
             self.refresh_soon()
             raise LibvirtAwayError(str(error)) from error
         except LibvirtRefusedError as error:
             raise LibvirtAwayError(str(error)) from error
-        await virsh(settings.uri, [verb, number], timeout)
-
-    async def _takes_for_running(self, settings: LibvirtSettings, number: str) -> bool:
-        """Whether libvirt has not yet taken in that the guest has panicked.
-
-        It does so in a thread of its own; one that comes late says 'crashed' for good, though the
-        guest was reset and runs.
-        """
-        state = await virsh(settings.uri, ["domstate", number], ALIVE_WITHIN)
-        return state.strip() == "running"
 
     async def dump(self, domain: LibvirtDomain, path: Path, kind: str, timeout: float) -> None:
         """Have libvirt write a domain's memory to a path.

@@ -10,12 +10,20 @@ import trio
 from panicd.api import plan_view
 from panicd.connector import GREETING_TIMEOUT, connect
 from panicd.host.config import Config
+from panicd.libvirt import Libvirt
 from panicd.qemu.monitor import MonitorError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import ANSWER_TIMEOUT
-from panicd.rules.capability import Armed, Capability, PanicDevice, PanicSetting
+from panicd.rules.capability import (
+    Armed,
+    Capability,
+    PanicDevice,
+    PanicSetting,
+    run_by_libvirt,
+)
 from panicd.rules.command_line import parse_command_line
+from panicd.rules.libvirt import inherit
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.settings import Policy
 from panicd.snapshot import foresee
@@ -43,14 +51,22 @@ def probe_socket(path: Path, config: Config) -> dict[str, object]:
 
 
 async def _ask(path: Path, config: Config) -> dict[str, object]:
+    libvirt = Libvirt(lambda: config.libvirt, dry_run=True)
     async with event_loop():
-        answers = await _answers(path)
+        answers = await _answers(path, libvirt)
     if isinstance(answers, str):
         raise UnreachableMonitorError(f"{path}: {answers}")
-    return _view(answers, config.policy_for(answers.name or path.stem, answers.uuid or None))
+    known = libvirt.known(answers.uuid)
+    handling = known.handling if known else ""
+    if known and config.libvirt and config.libvirt.take_over:
+        known = known.taken_over()
+    answers = replace(answers, capability=run_by_libvirt(answers.capability, known))
+    policy = config.policy_for(answers.name or path.stem, answers.uuid or None)
+    told = {"libvirt": handling, "libvirt_problem": libvirt.problem}
+    return _view(answers, inherit(policy, known)) | told
 
 
-async def _answers(path: Path) -> Probe | str:
+async def _answers(path: Path, libvirt: Libvirt) -> Probe | str:
     """Return the monitor's answers, or why there are none."""
     try:
         sock = await connect(path)
@@ -58,7 +74,9 @@ async def _answers(path: Path) -> Probe | str:
             async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
                 arguments = peer.command_line() if peer.is_qemu() else None
                 command_line = parse_command_line(arguments) if arguments else None
-                return await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
+                answers = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
+                await libvirt.learn(answers.uuid, str(path))
+                return answers
     except MonitorError as error:
         return str(error)
     except OSError as error:
@@ -85,6 +103,8 @@ def _view(answers: Probe, policy: Policy) -> dict[str, object]:
         "why": "panicd arms it when it connects"
         if capability.can_set_action
         else ARMED_BECAUSE[will_be_armed],
+        "libvirt_acts": capability.libvirt_acts,
+        "on_crash": policy.on_crash,
         "policies": policies,
         "remedies": list(_remedies(capability, will_be_armed)),
     }
@@ -96,6 +116,11 @@ def _remedies(capability: Capability, armed: Armed) -> list[str]:
         remedies.append("add -device pvpanic (or pvpanic-pci), or the guest can't report a panic")
     if armed is not Armed.YES:
         remedies.append("add -no-shutdown, or this QEMU exits on a panic")
+    if capability.libvirt_acts:
+        remedies.append(
+            "have libvirt preserve it, or it acts before panicd can: libvirt.take_over does that, "
+            "and so does virsh set-lifecycle-action DOMAIN crash preserve"
+        )
     if capability.reboot_is_shutdown:
         remedies.append("drop -no-reboot, or configure relaunch, or restart can't be obeyed")
     return remedies

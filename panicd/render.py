@@ -207,6 +207,12 @@ def probe(answer: Answer) -> None:
     console.print(
         f"armed         {_good(answer['armed'] == 'yes', answer['armed'])}: {answer['why']}"
     )
+    if answer["libvirt"]:
+        leaves = "acts first" if answer["libvirt_acts"] else "leaves it to panicd"
+        word = _good(not answer["libvirt_acts"], leaves)
+        console.print(f"libvirt       {word}; the domain's own on_crash is {answer['on_crash']}")
+    if answer["libvirt_problem"]:
+        console.print(f"libvirt       [red]no answer:[/] {_text(answer['libvirt_problem'])}")
     table = _table("on_crash", "would do", "why")
     for plan in answer["policies"]:
         table.add_row(plan["on_crash"], _would_do(plan["action"], plan["reason"]), plan["why"])

@@ -226,3 +226,34 @@ async def test_a_qemu_that_claims_another_s_uuid_harms_itself_only(
 async def _in_time() -> Any:
     with trio.fail_after(2 * TIME_LIMIT):
         yield
+
+
+async def test_a_domain_that_can_t_be_reset_is_started_anew(
+    libvirtd: Libvirtd, socket_dir: Path
+) -> None:
+    policy = {"relaunch": {"libvirt": libvirtd.uri}}
+    async with (
+        libvirtd.domain(socket_dir, "restart", on_reboot="destroy") as vm,
+        RunningDaemon.start(socket_dir, policy, **configured(libvirtd)) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.press_key()
+
+        incident = await daemon.wait_incident("vm", ending="relaunched")
+        assert ("RunRelaunch", "done") in incident.steps
+        assert await vm.state() == "running (booted)"
+        await daemon.wait_domain("vm", lambda domain: domain["libvirt"] == "preserve")
+
+
+async def test_a_rule_s_word_in_the_domain_s_metadata_counts(
+    libvirtd: Libvirtd, socket_dir: Path
+) -> None:
+    async with libvirtd.domain(socket_dir, "preserve") as vm:
+        element = '<policy on_crash="ignore"/>'
+        command = ("metadata", "vm", "urn:panicd:libvirt:1", "--key", "panicd", "--set", element)
+        await libvirtd.virsh(*command)
+        async with RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon:
+            await daemon.wait_armed("vm")
+            assert (await daemon.domain("vm"))["on_crash"] == "ignore"
+            await vm.press_key()
+            await daemon.wait_incident("vm", state="running-on")
