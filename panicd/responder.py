@@ -384,8 +384,16 @@ class Responder:
         return dump
 
     def _dump_by_libvirt(self, step: Dump) -> DumpByOther | None:
-        """Return what has libvirt dump, where it is to: libvirtd 9.0 dies of others' dumps."""
-        domain = self._session.capability.libvirt
+        """Return what has libvirt dump, where it is to: libvirtd 9.0 dies of others' dumps.
+
+        Raises:
+            DumpError: libvirt runs the VM, and panicd can't ask it.
+        """
+        session = self._session
+        domain = session.capability.libvirt
+        if domain is None and session.by_libvirt and session.peer.command_line() is not None:
+            problem = self._services.libvirt.problem or "is libvirt.uri configured?"
+            raise DumpError(DumpFailure.REFUSED, f"libvirt alone can dump its VMs: {problem}")
         if domain is None or not step.by_libvirt:
             return None
 

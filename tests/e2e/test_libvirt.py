@@ -257,3 +257,18 @@ async def test_a_rule_s_word_in_the_domain_s_metadata_counts(
             assert (await daemon.domain("vm"))["on_crash"] == "ignore"
             await vm.press_key()
             await daemon.wait_incident("vm", state="running-on")
+
+
+async def test_libvirt_that_is_not_configured_is_not_killed_by_a_dump(
+    libvirtd: Libvirtd, socket_dir: Path
+) -> None:
+    policy = {"on_crash": "coredump-preserve", "coredump": ENOUGH_SPACE}
+    async with (
+        libvirtd.domain(socket_dir, "preserve") as vm,
+        RunningDaemon.start(socket_dir, policy, time_limit=TIME_LIMIT) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.press_key()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        assert ("Dump", "failed") in incident.steps
+        assert await vm.state() == "crashed (panicked)"
