@@ -1,6 +1,7 @@
 """Makes and keeps the connections to the monitors: those panicd dials, and those that dial in."""
 
 import errno
+import glob
 import os
 import random
 import socket
@@ -58,6 +59,10 @@ class _Dialled:
     present: bool = True
     retry: trio.Event = field(default_factory=trio.Event)
 
+    @property
+    def gone(self) -> bool:
+        return not self.present
+
     def nudge(self, *, present: bool) -> None:
         self.present = present
         self.retry.set()
@@ -111,6 +116,27 @@ class Connector:
                                 "monitors may go unseen", directory=str(path), reason=reason
                             )
 
+    async def dial_found(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Dial the monitors that libvirt's domains were given, whatever they are called."""
+        services = self._services
+        dials: dict[str, trio.CancelScope] = {}
+
+        async def dial(path: str) -> None:
+            with dials[path]:
+                await self.dial(glob.escape(path))
+
+        def found(paths: set[str]) -> None:
+            # Whoever is still looked after may be about to be started anew.
+            for path in set(dials) - paths - set(services.fleet.domains):
+                dials.pop(path).cancel()
+            for path in paths - set(dials):
+                dials[path] = trio.CancelScope()
+                nursery.start_soon(dial, path)
+
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            await services.libvirt.watch_monitors(found)
+
     async def listen(
         self, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -132,9 +158,14 @@ class Connector:
     async def _keep(self, path: Path, paths: dict[Path, _Dialled]) -> None:
         """Dial one path again and again until it is gone."""
         services, dialled, backoff = self._services, paths[path], Backoff()
+        while str(path) in services.fleet.domains:  # another pattern has found it too
+            await services.fleet.left.park()
+        if dialled.gone:
+            del paths[path]
+            return
         domain = services.fleet.add(str(path), path.stem, services.keeping.clock())
         try:
-            while dialled.present:
+            while not dialled.gone:
                 dialled.retry = trio.Event()
                 started = trio.current_time()
                 await self._try(domain, partial(connect, path))

@@ -19,7 +19,7 @@ from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
 from panicd.fleet import Fleet
 from panicd.host import control
-from panicd.host.config import Config, ConfigError, Dial, Listen, Mistake, load
+from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
 from panicd.host.http import build_app, serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.logs import get_logger
@@ -92,7 +92,7 @@ class Daemon:
         self._libvirt = Libvirt(lambda: self._config.libvirt, dry_run=dry_run)
         self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
         self._dry_run = dry_run
-        self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
+        self._monitors: dict[Monitor, trio.CancelScope] = {}
         self._reloading = trio.Lock()
         self._pulse_at = time.monotonic()
 
@@ -242,7 +242,7 @@ class Daemon:
 
     async def _watch(
         self,
-        monitor: Dial | Listen,
+        monitor: Monitor,
         scope: trio.CancelScope,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -252,6 +252,8 @@ class Daemon:
                     await self._connector.dial(pattern, task_status=task_status)
                 case Listen(path=path):
                     await self._connector.listen(path, task_status=task_status)
+                case Found():
+                    await self._connector.dial_found(task_status=task_status)
 
     async def _serve_http(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

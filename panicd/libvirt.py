@@ -14,7 +14,13 @@ from typing import Final
 import trio
 
 from panicd.host.logs import get_logger
-from panicd.host.virsh import LibvirtError, LibvirtRefusedError, LibvirtSilentError, virsh
+from panicd.host.virsh import (
+    LibvirtError,
+    LibvirtRefusedError,
+    LibvirtSilentError,
+    virsh,
+    virsh_events,
+)
 from panicd.rules.libvirt import LibvirtDomain, parse_domains
 from panicd.rules.settings import LibvirtSettings
 
@@ -22,6 +28,7 @@ KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its
 ALIVE_WITHIN: Final = 2.0  # seconds; virsh was seen to take 0.02
 REFRESH_EVERY: Final = 60.0  # seconds
 RETRY_EVERY: Final = 5.0  # seconds, while libvirt does not answer
+LISTED_EVERY: Final = 0.5  # seconds at least between two looks for monitors
 AT_ONCE: Final = 16  # virsh processes, while many domains panic
 BATCH: Final = 50  # domains that one virsh asks about
 BATCH_WITHIN: Final = 30.0  # seconds
@@ -99,6 +106,54 @@ class Libvirt:
                 await self._now.wait()
             self._now = trio.Event()
             await self._refresh()
+
+    async def watch_monitors(self, found: Callable[[set[str]], None]) -> None:
+        """Tell the paths of the running domains' monitors, one each, again and again.
+
+        A domain that starts is seen at once, by libvirt's event, or else by the timer.
+
+        Args:
+            found: is told the paths, all of them, each time.
+        """
+        heard = trio.Event()
+
+        def wake() -> None:
+            heard.set()
+
+        async def hear() -> None:
+            while True:
+                settings = self._settings()
+                if settings is not None:
+                    await virsh_events(settings.uri, wake)
+                await trio.sleep(RETRY_EVERY)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hear)
+            while True:
+                heard = trio.Event()
+                paths = await self._list_monitors()
+                if paths is not None:
+                    found(paths)
+                await trio.sleep(LISTED_EVERY)
+                with trio.move_on_after(RETRY_EVERY if paths is None else REFRESH_EVERY):
+                    await heard.wait()
+
+    async def _list_monitors(self) -> set[str] | None:
+        settings = self._settings()
+        if settings is None:
+            return set()
+        try:
+            listed = await virsh(settings.uri, ["list", "--uuid"], BATCH_WITHIN)
+            uuids = [line for line in listed.split() if _UUID.fullmatch(line)]
+            domains: list[LibvirtDomain] = []
+            for first in range(0, len(uuids), BATCH):
+                domains += await self._describe(
+                    settings, uuids[first : first + BATCH], BATCH_WITHIN
+                )
+        except LibvirtError as error:
+            self._note_problem(str(error))
+            return None
+        return {domain.monitors[0] for domain in domains if domain.monitors}
 
     async def act(self, domain: LibvirtDomain, verb: str, timeout: float = JOB_WAIT) -> None:
         """Have libvirt do something with a domain, at once.
@@ -194,22 +249,27 @@ class Libvirt:
             self.on_change()
 
     async def _ask(self, settings: LibvirtSettings, uuids: list[str], timeout: float) -> None:
-        # 'uri' succeeds wherever there is a libvirt, though the domain before it may have ended.
-        question = "; ".join([*(f"dumpxml {uuid}" for uuid in uuids), "uri"])
         try:
-            answer = await virsh(settings.uri, [question], timeout)
+            described = await self._describe(settings, uuids, timeout)
         except LibvirtError as error:
             self._note_problem(str(error))
             return
         if self.problem:
             get_logger().info("libvirt answers again")
             self.problem = ""
-        found = {domain.uuid: domain for domain in parse_domains(answer)}
+        found = {domain.uuid: domain for domain in described}
         for uuid in uuids:
             if uuid in found and self._is_its_monitor(found[uuid]):
                 self._domains[uuid] = await self._take_over(settings, found[uuid])
             else:
                 self._domains.pop(uuid, None)
+
+    async def _describe(
+        self, settings: LibvirtSettings, uuids: list[str], timeout: float
+    ) -> list[LibvirtDomain]:
+        # 'uri' succeeds wherever there is a libvirt, though the domain before it may have ended.
+        question = "; ".join([*(f"dumpxml {uuid}" for uuid in uuids), "uri"])
+        return parse_domains(await virsh(settings.uri, [question], timeout))
 
     def _is_its_monitor(self, domain: LibvirtDomain) -> bool:
         monitor = os.path.realpath(self._monitors.get(domain.uuid, ""))

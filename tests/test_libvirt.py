@@ -30,6 +30,8 @@ def xml(on_crash: str, *, uuid: str = UUID, metadata: str = "", number: str = "i
   <qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
     <qemu:arg value='-chardev'/>
     <qemu:arg value='socket,id=panicd,path={MONITOR},server=on,wait=off'/>
+    <qemu:arg value='-mon'/>
+    <qemu:arg value='chardev=panicd,mode=control'/>
   </qemu:commandline>
 </domain>
 """

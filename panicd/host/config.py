@@ -16,24 +16,21 @@ from typing import Final
 
 from panicd.host.config_mistakes import ConfigError, Mistake, MistakeList, Position
 from panicd.host.config_section import Section, Value
+from panicd.host.config_starters import read_libvirt, read_relaunch
 from panicd.host.config_values import (
     absolute_path,
     boolean,
     domain_pattern,
     duration,
     free_space,
-    line_of_text,
     metrics_endpoint,
     off,
     one_of,
     positive_duration,
-    program,
     share,
     size,
     socket_glob,
     socket_path,
-    text,
-    unit,
     whole_number,
     written_duration,
 )
@@ -51,7 +48,6 @@ from panicd.rules.settings import (
     LibvirtSettings,
     PanicNotifier,
     Policy,
-    Relaunch,
     Storm,
     StormAction,
     Timeouts,
@@ -62,6 +58,7 @@ __all__ = [
     "ConfigError",
     "Dial",
     "DomainRule",
+    "Found",
     "Listen",
     "Mistake",
     "Places",
@@ -98,6 +95,14 @@ class Listen:
     path: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Monitors that libvirt's domains were given by ``<qemu:commandline>``."""
+
+
+Monitor = Dial | Listen | Found
+
+
 @dataclass(frozen=True)
 class Config:
     """What panicd is configured to do.
@@ -116,7 +121,7 @@ class Config:
         libvirt: the libvirt that runs some of them; None where none does.
     """
 
-    monitors: tuple[Dial | Listen, ...]
+    monitors: tuple[Monitor, ...]
     metrics_listen: tuple[str, int] | None
     state_directory: Path
     control_socket: Path
@@ -227,7 +232,7 @@ def _config(keys: Section, places: Places) -> Config:
         journal_keep = keep.read(positive_duration, JOURNAL_KEEP)
     storm = _storm(keys["storm"])
     coredumps_at_once = keys["coredumps_at_once"].read(whole_number(1), COREDUMPS_AT_ONCE)
-    libvirt = _libvirt(keys["libvirt"])
+    libvirt = read_libvirt(keys["libvirt"])
     builtin = Policy(CoredumpSettings(directory=state_directory / "coredumps"), evidence=Evidence())
     with keys["defaults"].section() as policy:
         defaults = _policy(policy, builtin)
@@ -236,8 +241,11 @@ def _config(keys: Section, places: Places) -> Config:
     domains = _domains(keys["domains"], defaults)
     if keys.sound:
         _check_journal_keep(keep, journal_keep, [defaults, *(rule.policy for rule in domains)])
+    ways = _monitors(monitors, control_socket)
+    if Found() in ways and libvirt is None:
+        monitors.wrong("libvirt.uri, for libvirt is to tell of monitors", "none")
     return Config(
-        monitors=_monitors(monitors, control_socket),
+        monitors=ways,
         metrics_listen=metrics_listen,
         state_directory=state_directory,
         control_socket=control_socket,
@@ -275,21 +283,8 @@ def _storm(value: Value) -> Storm | None:
         )
 
 
-def _libvirt(value: Value) -> LibvirtSettings | None:
-    with value.section() as keys:
-        uri, on_crash, take_over = keys["uri"], keys["on_crash"], keys["take_over"]
-        settings = LibvirtSettings(
-            uri=uri.read(line_of_text, ""),
-            on_crash=on_crash.read(one_of(*InheritOnCrash), InheritOnCrash.INHERIT),
-            take_over=take_over.read(boolean, True),
-        )
-        if value.given and keys.sound and not settings.uri:
-            uri.wrong("the URI of the libvirt that runs the domains, such as qemu:///system")
-    return settings if settings.uri else None
-
-
-def _monitors(value: Value, control_socket: Path) -> tuple[Dial | Listen, ...]:
-    monitors: dict[Dial | Listen, Value] = {}
+def _monitors(value: Value, control_socket: Path) -> tuple[Monitor, ...]:
+    monitors: dict[Monitor, Value] = {}
     for item in value.items("at least one monitor"):
         for monitor, given in _monitor(item):
             if monitor in monitors:
@@ -300,22 +295,27 @@ def _monitors(value: Value, control_socket: Path) -> tuple[Dial | Listen, ...]:
     return tuple(monitors)
 
 
-def _monitor(item: Value) -> Iterator[tuple[Dial | Listen, Value]]:
+def _monitor(item: Value) -> Iterator[tuple[Monitor, Value]]:
     with item.section() as keys:
-        glob, listen = keys["glob"], keys["listen"]
+        glob, listen, libvirt = keys["glob"], keys["listen"], keys["libvirt"]
+        given = [way for way in (glob, listen, libvirt) if way.given]
+        if libvirt.read(boolean, True) is False:
+            libvirt.wrong("true, or no such item")
         pattern = glob.read(socket_glob, None)
         path = listen.read(socket_path, None)
-    if glob.given and listen.given:
-        item.wrong("glob or listen, each in an item of its own", "both")
-    elif keys.sound and not (glob.given or listen.given):
-        item.wrong("glob or listen")
+    if len(given) > 1:
+        item.wrong("glob, listen or libvirt, each in an item of its own", "several")
+    elif keys.sound and not given:
+        item.wrong("glob, listen or libvirt")
+    elif libvirt.given:
+        yield Found(), libvirt
     if pattern is not None:
         yield Dial(pattern), glob
     if path is not None:
         yield Listen(path), listen
 
 
-def _check_own_sockets(monitors: dict[Dial | Listen, Value], control_socket: Path) -> None:
+def _check_own_sockets(monitors: dict[Monitor, Value], control_socket: Path) -> None:
     own = [control_socket, *(m.path for m in monitors if isinstance(m, Listen))]
     for monitor, given in monitors.items():
         match monitor:
@@ -364,7 +364,7 @@ def _policy(keys: Section, base: Policy) -> Policy:
         unrequested=keys["unrequested"].read(on_crash, base.unrequested),
         restart=_restart(keys["restart"], base.restart),
         coredump=_coredump(keys["coredump"], base.coredump),
-        relaunch=_relaunch(keys["relaunch"], base.relaunch),
+        relaunch=read_relaunch(keys["relaunch"], base.relaunch),
         evidence=_evidence(keys["evidence"], base.evidence),
         enforce=keys["enforce"].read(boolean, base.enforce),
         timeouts=_timeouts(keys["timeouts"], base.timeouts),
@@ -400,31 +400,6 @@ def _coredump(value: Value, base: CoredumpSettings) -> CoredumpSettings:
             min_free=keys["min_free"].read(free_space, base.min_free),
             required=keys["required"].read(boolean, base.required),
         )
-
-
-def _relaunch(value: Value, base: Relaunch | None) -> Relaunch | None:
-    inherited = base or Relaunch()
-    with value.section() as keys:
-        command, by_unit, libvirt = keys["command"], keys["unit"], keys["libvirt"]
-        given = [way for way in (command, by_unit, libvirt) if way.given]
-        words = [
-            item.read(text if index else program, "") for index, item in enumerate(command.items())
-        ]
-        relaunch = Relaunch(
-            command=tuple(words),
-            timeout=keys["timeout"].read(positive_duration, inherited.timeout),
-            unit=by_unit.read(unit, ""),
-            libvirt_uri=libvirt.read(line_of_text, ""),
-        )
-        if not given:
-            relaunch = replace(inherited, timeout=relaunch.timeout)
-        if len(given) > 1:
-            value.wrong("only one of command, unit and libvirt", "several")
-        elif command.given and keys.sound and not words:
-            command.wrong("the program to run and its arguments")
-        elif value.given and keys.sound and relaunch == Relaunch(timeout=relaunch.timeout):
-            value.wrong("one of command, unit and libvirt", "none")
-    return relaunch if relaunch != Relaunch(timeout=relaunch.timeout) else None
 
 
 def _evidence(value: Value, base: Evidence | None) -> Evidence | None:

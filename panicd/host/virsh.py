@@ -7,6 +7,8 @@ comes with libvirt, and can be killed.
 
 import os
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -59,3 +61,30 @@ async def virsh(uri: str, arguments: list[str], timeout: float) -> str:
         said = " ".join(finished.stderr.decode(errors="replace").split())
         raise LibvirtRefusedError(said.removeprefix("error: ")[:MESSAGE_MAX] or "virsh failed")
     return finished.stdout.decode(errors="replace")
+
+
+async def virsh_events(uri: str, heard: Callable[[], None]) -> None:
+    """Listen to what libvirt tells of domains that start and end, for as long as it can be heard.
+
+    Args:
+        uri: of the libvirt.
+        heard: called when there was something.
+    """
+    command = [PROGRAM, "--quiet", "--connect", uri, "event", "--event", "lifecycle", "--loop"]
+    try:
+        async with trio.open_nursery() as nursery:
+            run = partial(
+                trio.run_process,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                check=False,
+                start_new_session=True,
+            )
+            process: trio.Process = await nursery.start(run)
+            assert process.stdout is not None
+            async for _ in process.stdout:
+                heard()
+    except* OSError:
+        pass  # there is no virsh, which is told of where it is asked

@@ -10,8 +10,9 @@ virsh(1), ``metadata`` and ``set-lifecycle-action``.
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
 from panicd.rules.on_crash import OnCrash
@@ -21,6 +22,7 @@ METADATA_URI: Final = "urn:panicd:libvirt:1"
 """The XML namespace of panicd's element in a domain's ``<metadata>``: ``<policy on_crash=…/>``."""
 
 QEMU_ARGUMENTS: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*[@value]"
+OWN_MONITOR: Final = "panicd"  # the id of a character device
 _PATH: Final = re.compile(r",path=((?:[^,]|,,)+)")
 
 PRESERVE: Final = "preserve"  # libvirt's own default for on_crash is destroy
@@ -52,7 +54,8 @@ class LibvirtDomain:
         uuid: the domain's.
         handling: the live ``<on_crash>``: what libvirt itself does about a panic.
         kept: panicd's own word in the metadata, as it stands there; empty where there is none.
-        monitors: the sockets' paths of the monitors that it was given by ``<qemu:commandline>``.
+        monitors: the sockets of the QMP monitors that it was given by ``<qemu:commandline>``; first
+            that of the character device ``panicd``.
         panic_models: of each ``<panic>`` device; ``default`` where it has no model.
     """
 
@@ -120,18 +123,27 @@ def parse_domain(text: str) -> LibvirtDomain:
         uuid=root.findtext("uuid", ""),
         handling=root.findtext("on_crash", DEFAULT),
         kept="" if policy is None else policy.get("on_crash", ""),
-        monitors=tuple(_socket_paths(e.get("value", "") for e in root.iterfind(QEMU_ARGUMENTS))),
+        monitors=_monitors([e.get("value", "") for e in root.iterfind(QEMU_ARGUMENTS)]),
         panic_models=tuple(e.get("model", "default") for e in root.findall("devices/panic")),
     )
 
 
-def _socket_paths(arguments: Iterable[str]) -> Iterator[str]:
-    """Return the paths of the socket character devices among some of QEMU's arguments."""
-    for argument in arguments:
-        if argument.startswith("socket,"):
-            path = _PATH.search(argument)
-            if path is not None:
-                yield path[1].replace(",,", ",")
+def _monitors(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the sockets of the QMP monitors among some of QEMU's arguments, panicd's own first."""
+    paths: dict[str, str] = {}
+    monitors: list[tuple[bool, str]] = []
+    for option, value in pairwise(arguments):
+        if option == "-chardev" and value.startswith("socket,") and (path := _PATH.search(value)):
+            paths[_property(value, "id")] = path[1].replace(",,", ",")
+        elif option == "-mon" and _property(value, "mode") == "control":
+            name = _property(value, "chardev")
+            monitors.append((name != OWN_MONITOR, name))
+    return tuple(paths[name] for _, name in sorted(monitors) if name in paths)
+
+
+def _property(value: str, key: str) -> str:
+    found = re.search(rf"(?:^|,){key}=([^,]*)", value)
+    return found[1] if found else ""
 
 
 def parse_domains(text: str) -> list[LibvirtDomain]:

@@ -272,3 +272,18 @@ async def test_libvirt_that_is_not_configured_is_not_killed_by_a_dump(
         incident = await daemon.wait_incident("vm", state="preserved")
         assert ("Dump", "failed") in incident.steps
         assert await vm.state() == "crashed (panicked)"
+
+
+async def test_monitors_are_found_in_the_domains_xml(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    settings = configured(libvirtd) | {"monitors": [{"libvirt": True}]}
+    async with (
+        libvirtd.domain(socket_dir, "restart", name="first") as first,
+        RunningDaemon.start(socket_dir, **settings) as daemon,
+    ):
+        await daemon.wait_armed("first")
+        async with libvirtd.domain(socket_dir, "destroy", name="second") as second:
+            await daemon.wait_armed("second")
+            await second.press_key()
+            await daemon.wait_incident("second", ending="destroyed")
+        await first.press_key()
+        await daemon.wait_incident("first", ending="restarted")

@@ -91,7 +91,7 @@ def test_the_defaults_are_those_of_the_reader() -> None:
 
 def test_keys_described_without_a_default_have_none() -> None:
     without = {row.key for row in ROWS if row not in DEFAULTS}
-    items = {"monitors[].glob", "monitors[].listen", "domains[].match"}
+    items = {f"monitors[].{way}" for way in ("glob", "listen", "libvirt")} | {"domains[].match"}
     ways = {"relaunch.command", "relaunch.unit", "relaunch.libvirt"}
     assert without == items | ways | {"storm", "libvirt.uri"}
     assert read({}).defaults.relaunch is None

@@ -84,14 +84,34 @@ def test_one_that_is_broken_spoils_no_other() -> None:
     assert [d.kept for d in parse_domains(text)] == ["", "ignore"]
 
 
-def test_the_monitors_that_it_was_given() -> None:
-    arguments = "".join(
-        f"<q:arg value='{value}'/>"
-        for value in ("-chardev", "socket,id=a,path=/run/a,,b.qmp,server=on", "socket,id=b,fd=3")
-    )
+def arguments(*values: str) -> str:
     space = "xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'"
-    read = parse_domain(xml(f"<q:commandline {space}>{arguments}</q:commandline>"))
-    assert read.monitors == ("/run/a,b.qmp",)
+    inside = "".join(f"<q:arg value='{value}'/>" for value in values)
+    return f"<q:commandline {space}>{inside}</q:commandline>"
+
+
+@pytest.mark.parametrize(
+    ("given", "monitors"),
+    [
+        ((), ()),
+        (("-chardev", "socket,id=a,path=/a,server=on"), ()),
+        (("-chardev", "socket,id=a,fd=3", "-mon", "chardev=a,mode=control"), ()),
+        (("-chardev", "socket,id=a,path=/a", "-mon", "chardev=a,mode=readline"), ()),
+        (
+            ("-mon", "chardev=a,mode=control", "-chardev", "socket,id=a,path=/r,,b.qmp"),
+            ("/r,b.qmp",),
+        ),
+        (
+            (
+                *("-chardev", "socket,path=/a,id=a", "-mon", "chardev=a,mode=control"),
+                *("-chardev", "socket,path=/p,id=panicd", "-mon", "mode=control,chardev=panicd"),
+            ),
+            ("/p", "/a"),
+        ),
+    ],
+)
+def test_the_monitors_that_it_was_given(given: tuple[str, ...], monitors: tuple[str, ...]) -> None:
+    assert parse_domain(xml(arguments(*given))).monitors == monitors
 
 
 def test_only_a_policy_that_inherits_does() -> None:
