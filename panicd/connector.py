@@ -59,8 +59,7 @@ class _Dialled:
     present: bool = True
     retry: trio.Event = field(default_factory=trio.Event)
 
-    @property
-    def gone(self) -> bool:
+    def is_gone(self) -> bool:
         return not self.present
 
     def nudge(self, *, present: bool) -> None:
@@ -160,12 +159,12 @@ class Connector:
         services, dialled, backoff = self._services, paths[path], Backoff()
         while str(path) in services.fleet.domains:  # another pattern has found it too
             await services.fleet.left.park()
-        if dialled.gone:
+        if dialled.is_gone():
             del paths[path]
             return
         domain = services.fleet.add(str(path), path.stem, services.keeping.clock())
         try:
-            while not dialled.gone:
+            while not dialled.is_gone():
                 dialled.retry = trio.Event()
                 started = trio.current_time()
                 await self._try(domain, partial(connect, path))

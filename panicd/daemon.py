@@ -115,6 +115,7 @@ class Daemon:
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
                 self._libvirt.on_change = self._connector.reload
+                self._libvirt.on_problem = _tell_libvirt_problem
                 self._nursery = nursery
                 operators = Operators(services, self._connector)
                 api = Api(services, operators, self.reload)
@@ -302,6 +303,13 @@ class Daemon:
             return space(existing).available
         except OSError:
             return None
+
+
+def _tell_libvirt_problem(problem: str) -> None:
+    if problem:
+        get_logger().warning("libvirt does not answer", problem=problem)
+    else:
+        get_logger().info("libvirt answers again")
 
 
 def _open_journal(path: Path) -> tuple[Journal, Path | None]:

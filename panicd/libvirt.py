@@ -53,6 +53,7 @@ class Libvirt:
     Attributes:
         problem: why libvirt does not answer; empty where it does, or was not asked.
         on_change: called when a domain is not as it was known.
+        on_problem: called with ``problem`` when that has changed.
     """
 
     def __init__(self, settings: Callable[[], LibvirtSettings | None], *, dry_run: bool) -> None:
@@ -64,6 +65,7 @@ class Libvirt:
         self._turns = trio.CapacityLimiter(AT_ONCE)
         self.problem = ""
         self.on_change: Callable[[], None] = lambda: None
+        self.on_problem: Callable[[str], None] = lambda _problem: None
 
     def known(self, uuid: str) -> LibvirtDomain | None:
         """Return what is known of a domain; None where libvirt is not known to run it."""
@@ -254,9 +256,7 @@ class Libvirt:
         except LibvirtError as error:
             self._note_problem(str(error))
             return
-        if self.problem:
-            get_logger().info("libvirt answers again")
-            self.problem = ""
+        self._note_problem("")
         found = {domain.uuid: domain for domain in described}
         for uuid in uuids:
             if uuid in found and self._is_its_monitor(found[uuid]):
@@ -277,11 +277,9 @@ class Libvirt:
 
     async def _take_over(self, settings: LibvirtSettings, domain: LibvirtDomain) -> LibvirtDomain:
         """Have libvirt preserve the domain when it panics, if that is wanted."""
-        log = get_logger(domain=domain.name)
-        if domain.acts and (self._dry_run or not settings.take_over):
-            log.warning("libvirt acts on this domain's panics by itself", on_crash=domain.handling)
         if not domain.acts or self._dry_run or not settings.take_over:
             return domain
+        log = get_logger(domain=domain.name)
         try:
             for command in domain.takeover:
                 await virsh(settings.uri, list(command), ALIVE_WITHIN)
@@ -293,5 +291,5 @@ class Libvirt:
 
     def _note_problem(self, problem: str) -> None:
         if problem != self.problem:
-            get_logger().warning("libvirt does not answer", problem=problem)
-        self.problem = problem
+            self.problem = problem
+            self.on_problem(problem)

@@ -88,7 +88,8 @@ def _view(answers: Probe, policy: Policy) -> dict[str, object]:
     policies = []
     for on_crash in OnCrash:
         wanted = replace(policy, on_crash=on_crash)
-        setting = PanicSetting.NONE if on_crash is OnCrash.IGNORE else PanicSetting.PAUSE
+        runs_on = on_crash is OnCrash.IGNORE and capability.libvirt is None
+        setting = PanicSetting.NONE if runs_on else PanicSetting.PAUSE
         armed = replace(capability, panic_setting=setting if capability.can_set_action else None)
         policies.append(plan_view(foresee(wanted, armed, now=0.0)))
     will_be_armed = Armed.YES if capability.can_set_action else capability.armed

@@ -172,6 +172,8 @@ class Supervisor:
         if not services.dry_run:
             await session.set_panic_action(PanicSetting.NONE if runs_on else PanicSetting.PAUSE)
         self._log.debug("policy in force", on_crash=wanted, panic=session.capability.panic_setting)
+        if session.capability.libvirt_acts:
+            self._log.warning("libvirt acts on this domain's panics before panicd can")
         if session.capability.armed is not Armed.YES:
             self._log.warning("domain is not known to be armed", armed=session.capability.armed)
         await self._see_hold_end()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import trio
 
 from tests.e2e.test_policies import ENOUGH_SPACE, dumps
-from tests.parts.daemon import RunningDaemon
+from tests.parts.daemon import ObservedDaemon, RunningDaemon
 from tests.parts.libvirt import Libvirtd, LibvirtMissingError, LibvirtVm
 from tests.parts.qemu import RealQemu
 
@@ -287,3 +289,30 @@ async def test_monitors_are_found_in_the_domains_xml(libvirtd: Libvirtd, socket_
             await daemon.wait_incident("second", ending="destroyed")
         await first.press_key()
         await daemon.wait_incident("first", ending="restarted")
+
+
+@pytest.mark.parametrize("take_over", [True, False])
+async def test_probe_says_what_libvirt_would_do(
+    libvirtd: Libvirtd, socket_dir: Path, take_over: bool
+) -> None:
+    settings = {"uri": libvirtd.uri, "take_over": take_over}
+    daemon = ObservedDaemon(socket_dir, libvirt=settings)
+    async with libvirtd.domain(socket_dir, "coredump-destroy") as vm:
+        command = [
+            "--config",
+            str(daemon.config_file),
+            "probe",
+            str(socket_dir / "vm.qmp"),
+            "--json",
+        ]
+        told = await trio.run_process(
+            [sys.executable, "-m", "panicd", *command], capture_stdout=True, check=False
+        )
+        seen = json.loads(told.stdout)
+        assert (seen["libvirt"], seen["on_crash"]) == ("coredump-destroy", "coredump-destroy")
+        assert seen["libvirt_acts"] is not take_over
+        assert {plan["reason"] for plan in seen["policies"]} == {
+            "on-crash" if take_over else "libvirt"
+        }
+        assert bool(seen["remedies"]) is not take_over
+        assert await vm.live("on_crash") == "coredump-destroy", "nothing was changed"
