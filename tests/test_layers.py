@@ -181,6 +181,17 @@ def test_cont_is_sent_by_the_executor_only() -> None:
     assert senders == ["panicd/demo/qemu.py", "panicd/executor.py"]
 
 
+def test_libvirt_is_told_to_act_by_the_executor_only() -> None:
+    """It could let a guest run as well ('resume')."""
+    tellers = [
+        name_of(path)
+        for path in modules()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("libvirt.act")
+    ]
+    assert tellers == ["panicd/executor.py"]
+
+
 def test_the_package_s_drawing_names_every_module() -> None:
     drawing = panicd.__doc__
     assert drawing is not None
