@@ -123,7 +123,7 @@ def test_every_panic_has_a_decision_and_a_plan(
     plan = make_plan(decision, policy, capability, situation)
     check(plan, policy, capability, situation, operator=False)
     assert decision.wanted in {policy.on_crash, policy.unrequested}
-    suspended = decision.reason in {Reason.HELD, Reason.STORM}
+    suspended = decision.reason in {Reason.HELD, Reason.STORM, Reason.LIBVIRT}
     dumpable = situation.run_state is not None and not suspended
     assert decision.coredump == (decision.wanted.coredump and dumpable)
 
