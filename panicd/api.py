@@ -1,23 +1,24 @@
 """What the daemon answers on its control socket: plain values that JSON can hold."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 
 import trio
 
+from panicd.audit import exposed_domains, unwatched
 from panicd.fleet import Domain
 from panicd.host.config import ConfigError
 from panicd.host.control import RefusedError, Request
 from panicd.host.journal import JournalError
 from panicd.operators import Operators
-from panicd.qemu.evidence import read_manifest
-from panicd.responder import Services, bundle_directory
-from panicd.rules.incident import AnyEntry, Decided, Incident, StepBegun, StepEnded
-from panicd.rules.on_crash import OnCrash
+from panicd.records import incident_view, plan_view, read_record
+from panicd.responder import Services
+from panicd.rules.exposure import REMEDIES, Exposure
+from panicd.rules.incident import OWN_TIME_OVER
+from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
-from panicd.rules.plan import AnyStep, Plan
-from panicd.rules.policy import EXPLANATIONS
+from panicd.rules.plan import Plan
 from panicd.snapshot import budget_of, domain_status, foresee_domain
 
 
@@ -48,6 +49,8 @@ class Api:
         match request.command:
             case "status":
                 return self._status()
+            case "audit":
+                return await self._audit()
             case "explain":
                 return self._explain(self._domain(_text(arguments, "domain")))
             case "incidents":
@@ -82,6 +85,34 @@ class Api:
             "waiting": [incident_view(c.incident) for c in services.waiting.chronicles],
         }
 
+    async def _audit(self) -> object:
+        services, now = self._services, self._keeping.clock()
+        look = partial(exposed_domains, services.fleet, self._keeping.tally, services.holds, now)
+        found = await trio.to_thread.run_sync(look)
+        without = await trio.to_thread.run_sync(unwatched, services.fleet)
+        no_monitor = {Exposure.NO_MONITOR: REMEDIES[Exposure.NO_MONITOR]}
+        return {
+            "domains": len(services.fleet.domains),
+            "exposed": [
+                {
+                    "domain": domain.name,
+                    "monitor": domain.address,
+                    "on_crash": domain.policy.on_crash if domain.policy else "",
+                    "reasons": {reason: REMEDIES[reason] for reason in reasons},
+                }
+                for domain, reasons in sorted(found, key=lambda each: each[0].name)
+            ]
+            + [
+                {
+                    "domain": qemu.name or f"process {qemu.pid}",
+                    "monitor": "",
+                    "on_crash": "",
+                    "reasons": no_monitor,
+                }
+                for qemu in without
+            ],
+        }
+
     def _domain(self, name: str) -> Domain:
         domain = self._services.fleet.by_name(name)
         if domain is None:
@@ -100,7 +131,16 @@ class Api:
             "budget": asdict(budget_of(domain, self._keeping.tally, now)),
             "device_types": list(session.capability.device_types),
             "plan": plan_view(plan),
+            "then": plan_view(after) if (after := self._after_grace(domain, plan)) else None,
         }
+
+    def _after_grace(self, domain: Domain, plan: Plan) -> Plan | None:
+        """Return what follows where the guest may handle its panic itself, and does not."""
+        if plan.decision.action is not Action.GRACE:
+            return None
+        services, now = self._services, self._keeping.clock()
+        over = OWN_TIME_OVER[plan.decision.reason]
+        return foresee_domain(domain, self._keeping.tally, services.holds, now, own_time=over)
 
     async def _incidents(self, arguments: Mapping[str, object]) -> object:
         limit = arguments.get("limit", 20)
@@ -108,6 +148,9 @@ class Api:
             self._keeping.journal.incidents,
             domain=_text(arguments, "domain") if "domain" in arguments else None,
             open_only=arguments.get("open") is True,
+            unacknowledged=arguments.get("unacknowledged") is True,
+            since=_moment(arguments, "since"),
+            until=_moment(arguments, "until"),
             limit=limit if isinstance(limit, int) else 20,
         )
         try:
@@ -117,22 +160,15 @@ class Api:
         return [incident_view(incident) for incident in incidents]
 
     async def _incident(self, incident_id: str) -> object:
-        journal = self._keeping.journal
+        state_directory = self._services.config().state_directory
+        read = partial(read_record, self._keeping.journal.path, state_directory, incident_id)
         try:
-            incident = await trio.to_thread.run_sync(journal.incident, incident_id)
-            history = await trio.to_thread.run_sync(journal.history, incident_id)
+            record = await trio.to_thread.run_sync(read)
         except JournalError as error:
             raise RefusedError("journal", str(error)) from error
-        if incident is None:
+        if record is None:
             raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
-        directory = bundle_directory(self._services.config(), incident_id)
-        evidence = await trio.to_thread.run_sync(read_manifest, directory)
-        return {
-            **incident_view(incident),
-            "history": history_view(history),
-            "evidence_directory": str(directory),
-            "evidence": evidence,
-        }
+        return record
 
     async def _hold(self, request: Request) -> object:
         name = _text(request.arguments, "domain")
@@ -189,67 +225,11 @@ class Api:
         return {}
 
 
-def plan_view(plan: Plan) -> dict[str, object]:
-    """Return a plan as plain values."""
-    decision = plan.decision
-    return {
-        "on_crash": decision.wanted,
-        "action": decision.effective,
-        "reason": decision.reason,
-        "why": EXPLANATIONS[decision.reason],
-        "steps": [step_view(step) for step in plan.steps],
-    }
-
-
-def step_view(step: AnyStep) -> dict[str, object]:
-    """Return a step as plain values."""
-    return {"step": type(step).__name__, **asdict(step)}
-
-
-def incident_view(incident: Incident) -> dict[str, object]:
-    """Return an incident as plain values."""
-    opened, closed, plan = incident.opened, incident.closed, incident.plan
-    return {
-        "id": incident.id,
-        "domain": opened.domain,
-        "uuid": opened.uuid,
-        "monitor": opened.monitor,
-        "opened_at": opened.at,
-        "source": opened.source,
-        "information": opened.information and asdict(opened.information),
-        "panic_line": incident.panic_line,
-        "repeats": incident.repeats,
-        "state": incident.state,
-        "decisions": [
-            {"on_crash": d.wanted, "action": d.effective, "reason": d.reason}
-            for d in incident.decisions
-        ],
-        "steps": [
-            {"step": type(plan.steps[index]).__name__, **asdict(record)}
-            for index, record in sorted(incident.steps.items())
-        ]
-        if plan
-        else [],
-        "ending": closed.ending if closed else None,
-        "detail": closed.detail if closed else "",
-        "closed_at": closed.at if closed else None,
-        "acknowledged": incident.acknowledged and asdict(incident.acknowledged),
-    }
-
-
-def history_view(history: Sequence[AnyEntry]) -> list[dict[str, object]]:
-    """Return an incident's entries as plain values, steps with their names."""
-    views = []
-    plan: Plan | None = None
-    for entry in history:
-        view = asdict(entry)
-        if isinstance(entry, Decided):
-            plan = entry.plan
-            view = {"at": entry.at, "kind": entry.kind, "plan": plan_view(plan)}
-        elif isinstance(entry, StepBegun | StepEnded) and plan is not None:
-            view["step"] = type(plan.steps[entry.index]).__name__
-        views.append(view)
-    return views
+def _moment(arguments: Mapping[str, object], key: str) -> float | None:
+    value = arguments.get(key)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise RefusedError("bad-request", f"{key}: expected seconds since the epoch")
 
 
 def _text(arguments: Mapping[str, object], key: str) -> str:

@@ -32,6 +32,7 @@ from panicd.rules.incident import (
     StepResult,
     apply,
 )
+from panicd.rules.payload import describe
 from panicd.rules.policy import EXPLANATIONS
 from panicd.rules.settings import JournalFailure
 from panicd.tally import Tally
@@ -121,6 +122,11 @@ class Chronicle:
             self._committing.release()
 
     @property
+    def is_written(self) -> bool:
+        """Whether everything noted is durable."""
+        return not self._pending
+
+    @property
     def now(self) -> float:
         """What time it is, in seconds since the epoch."""
         return self._keeping.clock()
@@ -149,14 +155,15 @@ class Chronicle:
     def _add(self, before: Incident | None, entry: AnyEntry) -> None:
         self._pending.append(entry)
         self._keeping.tally.count(before, entry)
-        self._tell(entry)
+        self._tell(before, entry)
 
-    def _tell(self, entry: AnyEntry) -> None:
+    def _tell(self, before: Incident | None, entry: AnyEntry) -> None:
         log = self._log
         match entry:
             case Opened(source=source, information=information):
                 payload = information and {"type": information.type, **dict(information.fields)}
-                log.warning("guest panicked", source=source, information=payload)
+                says = {"payload": describe(information).summary} if information else {}
+                log.warning("guest panicked", source=source, information=payload, **says)
             case Repeated(count=count):
                 log.warning("guest panicked again", count=count, repeats=self.incident.repeats)
             case Decided(plan=plan):
@@ -175,6 +182,9 @@ class Chronicle:
                 good = outcome in {Outcome.DONE, Outcome.SKIPPED}
                 tell = log.info if good else log.warning
                 tell("step ended", step=self._step_name(index), outcome=outcome, detail=detail)
+                line = self.incident.panic_line
+                if line and (before is None or before.panic_line != line):
+                    log.warning("panic line", panic_line=line)
             case Settled(state=state):
                 log.info("incident stays open", state=state)
             case Asked(uid=uid, what=what, why=why):

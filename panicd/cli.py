@@ -1,70 +1,26 @@
 """The commands. Exit status: 0 done, 1 failed, 2 bad usage or configuration."""
 
-import json
 import re
-import sys
 from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
-from typing import Concatenate, Final, NoReturn, ParamSpec, cast
+from typing import Final, cast
 
 import click
-from click.shell_completion import CompletionItem
 
 from panicd import __version__, render
-from panicd.host import config as configuration
-from panicd.host.config import Config, ConfigError, Places
-from panicd.host.control import DaemonUnreachableError, RefusedError, call
+from panicd.cli_base import Context, fails_on_findings, note_findings
+from panicd.cli_base import domain_names as _domain_names
+from panicd.cli_base import fail as _fail
+from panicd.cli_base import incident_ids as _incident_ids
+from panicd.cli_base import json_option as _json_option
+from panicd.host.config import ConfigError, Places
+from panicd.incident_commands import export, incident, incidents
+from panicd.moment import SECONDS
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
-from panicd.rules.qemu_args import qemu_arguments
+from panicd.rules.qemu_args import Wanted, qemu_arguments
 
-FAILED: Final = 1
-BAD_USAGE: Final = 2  # also click's own
-SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-P = ParamSpec("P")
-
-
-class Context:
-    """What the commands share.
-
-    Attributes:
-        config_file: where the configuration is.
-        socket: of the daemon, as given; None: as configured.
-    """
-
-    def __init__(self, config_file: Path, socket: Path | None) -> None:
-        self.config_file = config_file
-        self._socket = socket
-
-    def load(self) -> Config:
-        """Return the configuration, or print its mistakes and exit with 2."""
-        try:
-            return configuration.load(self.config_file)
-        except ConfigError as error:
-            click.echo(str(error), err=True)
-            sys.exit(BAD_USAGE)
-
-    @property
-    def socket(self) -> Path:
-        """The daemon's control socket: as given, as configured, or where it is by default."""
-        return self._socket or configuration.control_socket(self.config_file)
-
-    def ask(self, command: str, **arguments: object) -> object:
-        """Return the daemon's answer, or say why there is none and exit with 1."""
-        try:
-            return call(self.socket, command, arguments)
-        except DaemonUnreachableError as error:
-            _fail(str(error))
-        except RefusedError as error:
-            _fail(str(error), BAD_USAGE if error.kind == "config" else FAILED)
-
-
-def _fail(message: str, status: int = FAILED) -> NoReturn:
-    click.echo(f"panicd: {message}", err=True)
-    sys.exit(status)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -74,55 +30,6 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield from _leaves(error)
         else:
             yield error
-
-
-def _json_option(
-    command: Callable[Concatenate[Context, P], tuple[object, Callable[[], None]]],
-) -> Callable[P, None]:
-    """Give a command ``--json``: it returns its answer, and what prints that for people."""
-
-    @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-    @click.pass_obj
-    @wraps(command)
-    def wrapped(context: Context, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        as_json = kwargs.pop("as_json")
-        answer, show = command(context, *args, **kwargs)
-        if as_json:
-            click.echo(json.dumps(answer, indent=2))
-        else:
-            show()
-
-    return wrapped
-
-
-def _domain_names(
-    context: click.Context, _parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Complete a domain's name."""
-    answer = cast("render.Answer", _ask_quietly(context, "status") or {"domains": []})
-    return _completions([domain["domain"] for domain in answer["domains"]], incomplete)
-
-
-def _incident_ids(
-    context: click.Context, _parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Complete an incident's id."""
-    answer = cast("list[render.Answer]", _ask_quietly(context, "incidents") or [])
-    return _completions([incident["id"] for incident in answer], incomplete)
-
-
-def _ask_quietly(context: click.Context, command: str) -> object:
-    """Return the running daemon's answer, for a completion; None where none runs."""
-    given = context.find_root().params  # a completion parses the options, and calls no command
-    shared = Context(given["config_file"], given["socket"])
-    try:
-        return call(shared.socket, command, {}, timeout=1.0)
-    except (DaemonUnreachableError, RefusedError):
-        return None
-
-
-def _completions(names: list[str], incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 @click.group(context_settings=SETTINGS)
@@ -225,20 +132,6 @@ def explain(context: Context, domain: str) -> tuple[object, Callable[[], None]]:
     return answer, lambda: render.explanation(answer)
 
 
-@main.command()
-@click.option("--domain", shell_complete=_domain_names, help="Only this domain's, by name or UUID.")
-@click.option("--open", "open_only", is_flag=True, help="Only those that go on.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
-@_json_option
-def incidents(
-    context: Context, domain: str | None, open_only: bool, limit: int
-) -> tuple[object, Callable[[], None]]:
-    """List incidents, the newest first."""
-    wanted = {"domain": domain} if domain else {}
-    answer = context.ask("incidents", **wanted, open=open_only, limit=limit)
-    return answer, lambda: render.incidents(cast("list[render.Answer]", answer))
-
-
 WHY: Final = click.option("--why", required=True, help="The reason; it is kept in the journal.")
 
 
@@ -305,19 +198,13 @@ def reload(context: Context) -> None:
 
 
 @main.command()
-@click.argument("incident_id", metavar="INCIDENT", shell_complete=_incident_ids)
-@_json_option
-def incident(context: Context, incident_id: str) -> tuple[object, Callable[[], None]]:
-    """Show INCIDENT from the panic to its end: what was seen, decided and done, and when."""
-    answer = cast("render.Answer", context.ask("incident", incident=incident_id))
-    return answer, lambda: render.incident(answer)
-
-
-@main.command()
+@fails_on_findings
 @click.argument("socket_path", metavar="SOCKET", type=click.Path(path_type=Path))
 @_json_option
 def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], None]]:
     """Ask the VM behind a monitor SOCKET what it can do, and change nothing.
+
+    Exit status 1 where what is configured for it could not be obeyed if it panicked.
 
     QEMU serves one client on each monitor: one that the daemon is connected to does not answer
     here. Ask `panicd explain` for such a domain.
@@ -328,7 +215,21 @@ def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], Non
         answer = probe_socket(socket_path, context.load())
     except UnreachableMonitorError as error:
         _fail(str(error))
+    note_findings(answer["exposed"])
     return answer, lambda: render.probe(answer)
+
+
+@main.command()
+@fails_on_findings
+@_json_option
+def audit(context: Context) -> tuple[object, Callable[[], None]]:
+    """List every domain that could not be acted on if it panicked now, and what to do about it.
+
+    Exit status 1 where there is one.
+    """
+    answer = cast("render.Answer", context.ask("audit"))
+    note_findings(answer["exposed"])
+    return answer, lambda: render.audit(answer)
 
 
 @main.command("qemu-args")
@@ -352,14 +253,30 @@ def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], Non
     type=click.Path(path_type=Path),
     help="Have the VM connect to panicd's listening socket instead.",
 )
+@click.option("--machine", default="", metavar="TYPE", help="Its machine type, as in -machine.")
 @click.option("--pci", is_flag=True, help="For a machine without an ISA bus.")
-def qemu_args(
-    name: str, qemu_version: tuple[int, int, int], directory: Path, dial_in: Path | None, pci: bool
+@click.option("--no-notifier", is_flag=True, help="The guest is to report no panic.")
+def qemu_args(  # noqa: PLR0917 - click calls it, each by its name
+    name: str,
+    qemu_version: tuple[int, int, int],
+    directory: Path,
+    dial_in: Path | None,
+    machine: str,
+    pci: bool,
+    no_notifier: bool,
 ) -> None:
     """Print the arguments that a VM should be started with, a line each with its reason."""
     socket = dial_in or directory / f"{name}.qmp"
+    wanted = Wanted(
+        qemu_version,
+        str(socket),
+        dial_in=bool(dial_in),
+        machine=machine,
+        pci=pci,
+        notifier=not no_notifier,
+    )
     try:
-        arguments = qemu_arguments(qemu_version, socket=str(socket), dial_in=bool(dial_in), pci=pci)
+        arguments = qemu_arguments(wanted)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     render.arguments(name, arguments)
@@ -375,6 +292,10 @@ def demo(context: click.Context) -> None:
     from panicd.demo.story import tell  # noqa: PLC0415 - slow to load
 
     context.exit(tell())
+
+
+for command in (incidents, incident, export):
+    main.add_command(command)
 
 
 def _held(domain: str | None, whole_host: bool) -> str:

@@ -249,7 +249,6 @@ class Connector:
             finally:
                 del self._supervisors[domain.address]
                 services.libvirt.forget(session.uuid)
-                services.metrics.events_coalesced.inc(monitor.events.coalesced)
 
     async def _wait_for_twin(self, domain: Domain, session: Session) -> None:
         """Wait until nobody else looks after this VM, so that nothing is done to it twice.

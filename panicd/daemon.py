@@ -1,5 +1,6 @@
 """The daemon: everything wired together, from start to stop."""
 
+import math
 import shutil
 import signal
 import sys
@@ -15,23 +16,31 @@ from prometheus_client import CollectorRegistry
 
 from panicd import __version__
 from panicd.api import Api
+from panicd.audit import count_exposed
+from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
+from panicd.dump_queue import DumpQueue
 from panicd.fleet import Fleet
 from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
-from panicd.host.http import build_app, serve_http
+from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
+from panicd.host.journal_totals import ForeignAction, domain_key
 from panicd.host.logs import get_logger
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
+from panicd.host.web import WebApp
 from panicd.libvirt import Libvirt
+from panicd.notifier import Notifier
 from panicd.operators import Operators
 from panicd.orphans import take_up_orphans
+from panicd.page import Pages
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.discovery import DiscoveryError
-from panicd.qemu.dump_directory import space
+from panicd.qemu.dump_directory import Space, space
 from panicd.qemu.monitor import event_loop, pulse
+from panicd.records import BUNDLES, JOURNAL
 from panicd.responder import Services, bundle_directory
 from panicd.rules.incident import Source
 from panicd.rules.on_crash import Action
@@ -40,10 +49,9 @@ from panicd.rules.policy import FALLBACK_REASONS
 from panicd.rules.settings import JournalFailure
 from panicd.snapshot import domain_samples
 from panicd.storm_breaker import StormBreaker
-from panicd.tally import FOREIGN_ACTIONS, Tally
+from panicd.tally import Tally
 from panicd.waiting import WaitingRoom
 
-JOURNAL: Final = "journal.sqlite3"
 AT_START_ONLY: Final = (
     "metrics_listen",
     "state_directory",
@@ -80,21 +88,29 @@ class Daemon:
             sources=Source,
             actions=Action,
             reasons=FALLBACK_REASONS,
-            foreign_actions=FOREIGN_ACTIONS.values(),
+            foreign_actions=ForeignAction,
             dump_failure_reasons=DumpFailure,
             domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
+            exposed=self._exposed,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
+        self._remember_storm()
         self._metrics.journal_healthy.set_function(self._journal_healthy)
-        self._metrics.storm.set_function(lambda: self._storm.rages(time.time()))
         self._libvirt = Libvirt(lambda: self._config.libvirt, dry_run=dry_run)
-        self._dumps = trio.CapacityLimiter(config.coredumps_at_once)
+        self._metrics.coredump_usable.set_function(self._coredump_usable_bytes)
+        self._metrics.incidents_open.set_function(self._incidents_open)
+        self._metrics.pulse_age.set_function(self._pulse_age)
+        self._metrics.storm.set_function(lambda: self._storm.raged)
+        self._dumps = DumpQueue(config.coredumps_at_once, time.time)
+        self._bundles = BundleKeeper(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
         self._monitors: dict[Monitor, trio.CancelScope] = {}
         self._reloading = trio.Lock()
+        self._notifier = Notifier(self._journal, lambda: self._config, time.time, dry_run=dry_run)
         self._pulse_at = time.monotonic()
+        self._started = False
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT.
@@ -120,14 +136,17 @@ class Daemon:
                 operators = Operators(services, self._connector)
                 api = Api(services, operators, self.reload)
                 await nursery.start(control.serve, self._config.control_socket, api.handle)
-                await nursery.start(self._serve_http)
+                await nursery.start(self._serve_http, Pages(services))
                 await self._start_monitors(self._config)
                 self._loaded()
                 nursery.start_soon(operators.run)
                 nursery.start_soon(self._libvirt.run)
                 nursery.start_soon(self._prune)
+                nursery.start_soon(self._bundles.run)
+                nursery.start_soon(self._notifier.run)
                 nursery.start_soon(self._feed_watchdog)
                 notify(READY=1)
+                self._started = True
                 await self._until_told_to_stop(signals)
                 notify(STOPPING=1)
                 nursery.cancel_scope.cancel()
@@ -138,7 +157,7 @@ class Daemon:
         keeping = Keeping(
             self._journal, self._tally, time.time, lambda: self._config.journal_failure
         )
-        waiting = WaitingRoom(nursery, time.time, self._fleet.has_returned)
+        self._waiting = waiting = WaitingRoom(nursery, time.time, self._fleet.has_returned)
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping))
         return Services(
@@ -150,10 +169,24 @@ class Daemon:
             holds=self._holds,
             storm=self._storm,
             dumps=self._dumps,
+            bundles=self._bundles,
             unrecorded=self._must_wait_out,
             libvirt=self._libvirt,
             dry_run=self._dry_run,
         )
+
+    def _remember_storm(self) -> None:
+        """Have a storm go on over a restart of the daemon."""
+        if self._config.storm is None:
+            return
+        since = time.time() - self._config.storm.window
+        try:
+            recent = self._journal.incidents(since=since, limit=-1)[::-1]
+        except JournalDamagedError as error:  # one that is closed: it costs no more than this
+            get_logger().error("whether there was a storm is not known", problem=str(error))
+            return
+        for incident in recent:
+            self._storm.remember(domain_key(incident.opened), incident.opened.at)
 
     async def _write_the_rest(self, waiting: WaitingRoom) -> None:
         """Make durable what the domains' tasks had noted when they were told to stop."""
@@ -177,6 +210,11 @@ class Daemon:
                     get_logger().info("old incidents removed", count=len(removed))
             await trio.sleep(PRUNE_EVERY)
 
+    def _incidents_open(self) -> int:
+        domains = list(self._fleet.domains.values())
+        acted_on = sum(domain.chronicle is not None for domain in domains)
+        return acted_on + len(self._waiting.chronicles)
+
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, and nothing destructive is to be done without it."""
         wait = self._config.journal_failure is JournalFailure.PRESERVE
@@ -187,7 +225,12 @@ class Daemon:
         return self._journal.fault is None and not damaged
 
     def _domain_samples(self) -> list[DomainSample]:
-        return domain_samples(self._fleet, self._tally, self._holds, time.time())
+        return domain_samples(
+            self._fleet, self._tally, self._holds, self._waiting.chronicles, time.time()
+        )
+
+    def _exposed(self) -> dict[str, int]:
+        return count_exposed(self._fleet, self._tally, self._holds, time.time())
 
     async def reload(self) -> None:
         """Read the configuration anew, and put it in force, all or nothing.
@@ -211,8 +254,9 @@ class Daemon:
             if getattr(config, key) != getattr(self._config, key):
                 get_logger().warning("takes effect at the next start", key=key)
         self._config = config
-        self._dumps.total_tokens = config.coredumps_at_once
+        self._dumps.allow(config.coredumps_at_once)
         self._loaded()
+        self._notifier.reload()
         self._connector.reload()
         self._libvirt.refresh_soon()
 
@@ -257,20 +301,37 @@ class Daemon:
                     await self._connector.dial_found(task_status=task_status)
 
     async def _serve_http(
-        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, pages: Pages, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         address = self._config.metrics_listen
         if address is None:
             task_status.started()
             return
-        app = build_app(render=self._metrics.render, healthy=self._healthy)
+        app = WebApp(
+            render=self._metrics.render,
+            healthy=self._healthy,
+            not_ready=self._not_ready,
+            pages=pages.answer,
+            web=lambda: self._config.web,
+        )
         async with serve_http(*address, app) as server:
             get_logger().info("metrics are served", host=server.host, port=server.port)
             task_status.started()
             await trio.sleep_forever()
 
     def _healthy(self) -> bool:
-        return time.monotonic() - self._pulse_at < WEDGED_AFTER
+        return self._pulse_age() < WEDGED_AFTER
+
+    def _pulse_age(self) -> float:
+        return time.monotonic() - self._pulse_at
+
+    def _not_ready(self) -> list[str]:
+        reasons = [] if self._started else ["the monitors are not yet watched"]
+        if not self._healthy():
+            reasons.append("the event loop does not turn")
+        if not self._journal_healthy():
+            reasons.append("the journal is not healthy")
+        return reasons
 
     async def _feed_watchdog(self) -> None:
         """Say that both event loops still turn, for as long as they do."""
@@ -278,6 +339,7 @@ class Daemon:
         while True:
             await pulse()
             self._pulse_at = time.monotonic()
+            self._storm.rages(time.time())  # for the metric: nobody else sees it end
             notify(WATCHDOG=1, STATUS=self._summary())
             await trio.sleep(interval)
 
@@ -297,10 +359,18 @@ class Daemon:
                 await self.reload()
 
     def _coredump_free_bytes(self) -> int | None:
+        there = self._coredump_space()
+        return None if there is None else there.available
+
+    def _coredump_usable_bytes(self) -> float:
+        there, floor = self._coredump_space(), self._config.defaults.coredump.min_free
+        return math.nan if there is None else max(0, there.above(floor))
+
+    def _coredump_space(self) -> Space | None:
         directory = self._config.defaults.coredump.directory
-        existing = next(p for p in (directory, *directory.parents) if p.exists())
         try:
-            return space(existing).available
+            existing = next(p for p in (directory, *directory.parents) if p.exists())
+            return space(existing)
         except OSError:
             return None
 

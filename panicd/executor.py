@@ -6,7 +6,6 @@ step's outcome is follows from what was seen, not from what was sent.
 
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from enum import StrEnum
 from typing import Final, Protocol, assert_never
 
@@ -24,6 +23,7 @@ from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.plan import (
     AnyStep,
+    AwaitGuestReset,
     AwaitQuiet,
     AwaitReturn,
     Collect,
@@ -41,6 +41,8 @@ from panicd.rules.plan import (
 from panicd.rules.qapi import RunState
 
 STOP_FOLLOWS: Final = 0.05  # seconds; STOP was seen 60 to 500 µs after GUEST_PANICKED
+MIGRATED_AWAY: Final = {RunState.FINISH_MIGRATE, RunState.POSTMIGRATE}
+GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 QUIET_CHECK: Final = 1.0  # seconds between two looks at whether a migration or a job has ended
 
 
@@ -62,6 +64,7 @@ class Course(StrEnum):
 
     COMPLETED = "completed"
     AWAITING_RETURN = "awaiting-return"  # the last step is the relaunched domain's to end
+    WATCHING = "watching"  # the last step is the guest's to end
     FALL_BACK = "fall-back"  # a step failed and the policy's fallback is to be decided
     PRESERVE = "preserve"  # a step failed and the guest is to be left as it is
     INTERRUPTED = "interrupted"  # it is not known how a step ended: ask the VM again
@@ -72,6 +75,12 @@ class Course(StrEnum):
 _AFTER_FAILURE: Final = {
     OnFailure.FALL_BACK: Course.FALL_BACK,
     OnFailure.PRESERVE: Course.PRESERVE,
+}
+
+
+_TO_BE_AWAITED: Final = {
+    AwaitReturn: Course.AWAITING_RETURN,
+    AwaitGuestReset: Course.WATCHING,
 }
 
 
@@ -130,9 +139,9 @@ class Executor:
         """Carry out a plan from step ``first`` on."""
         for index, step in enumerate(plan.steps[first:], first):
             self._record.begin(index)
-            if isinstance(step, AwaitReturn):
+            if isinstance(step, AwaitReturn | AwaitGuestReset):
                 await self._record.commit()
-                return Course.AWAITING_RETURN
+                return _TO_BE_AWAITED[type(step)]
             try:
                 await self._look()
                 result = await self._carry_out(step)
@@ -142,11 +151,17 @@ class Executor:
             self._record.end(index, result)
             if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
                 continue
-            if step.on_failure is OnFailure.CONTINUE and not self._cut_off(step):
+            cut_off = self._cut_off(step, result)
+            if step.on_failure is OnFailure.CONTINUE and not cut_off:
                 continue
-            if result.outcome is Outcome.UNKNOWN or self._cut_off(step):
+            if result.outcome is Outcome.UNKNOWN or cut_off:
                 return Course.INTERRUPTED
             return _AFTER_FAILURE[step.on_failure]
+        if plan.steps and isinstance(plan.steps[-1], EnsureStopped | Collect | AwaitQuiet | Dump):
+            try:  # it took its time, and the guest is to be as it was
+                await self._look()
+            except _OvertakenError as overtaken:
+                return overtaken.course
         return Course.COMPLETED
 
     async def _look(self) -> None:
@@ -166,10 +181,16 @@ class Executor:
         await self._record.commit()
         await self._look()
 
-    def _cut_off(self, step: AnyStep) -> bool:
-        """Whether the session is gone that the steps after this one need."""
-        ending = isinstance(step, Quit | Terminate | Kill)
-        can_go_on = isinstance(step, RunRelaunch) or (ending and self._session.process_known)
+    def _cut_off(self, step: AnyStep, result: StepResult) -> bool:
+        """Whether the session is gone that the steps after this one need.
+
+        Signals need none: they end a QEMU that was told to end. One that may not have been told is
+        asked again how it stands, for its guest may be a healthy one by now.
+        """
+        told_to_end = (
+            isinstance(step, Quit | Terminate | Kill) and result.outcome is not Outcome.UNKNOWN
+        )
+        can_go_on = isinstance(step, RunRelaunch) or (told_to_end and self._session.process_known)
         return (self._lost or self._session.ended) and not can_go_on
 
     async def _carry_out(self, step: AnyStep) -> StepResult:
@@ -196,7 +217,7 @@ class Executor:
                     return await self._signal(signal.SIGKILL, step)
                 case RunRelaunch():
                     return await self._relaunch(step)
-                case AwaitReturn():
+                case AwaitReturn() | AwaitGuestReset():
                     raise AssertionError("run() ends before this step")
                 case _:
                     assert_never(step)
@@ -231,7 +252,9 @@ class Executor:
             self._log.info("waiting", until_the_end_of=busy)
             await session.observe(lambda: session.ended, QUIET_CHECK)
             busy = await session.busy_with()
-        if waited_for and await session.query_status() is RunState.POSTMIGRATE:
+        # A panic lets a migration end at once: it may be over already. To let the guest run here
+        # too would be a second copy of it.
+        if session.run_state in MIGRATED_AWAY:
             return StepResult(Outcome.FAILED, "the guest was migrated away")
         return StepResult(Outcome.DONE, waited_for and f"waited for {waited_for}")
 
@@ -241,6 +264,7 @@ class Executor:
         try:
             dump = await self._make_dump(self._session, step)
         except DumpError as error:
+            await self._look()
             return StepResult(Outcome.FAILED, str(error))
         return StepResult(Outcome.DONE, str(dump.path))
 
@@ -277,14 +301,22 @@ class Executor:
         return StepResult(Outcome.FAILED, f"run state {session.run_state} after cont")
 
     async def _quit(self, step: Quit) -> StepResult:
-        with trio.move_on_after(step.timeout):
-            if not await self._destroyed_by_libvirt(step):
-                with suppress(UncertainError):  # QEMU's end may come before its answer
+        session, cut = self._session, False
+        with trio.move_on_after(step.timeout) as limit:
+            try:
+                if not await self._destroyed_by_libvirt(step):
                     await self._command("quit", step.timeout)
+            except NoReplyError:
+                pass
+            except SessionLostError:  # QEMU's end may come before its answer
+                await session.drain()
+                cut = session.seen.shutdown is None
+                if cut:
+                    limit.deadline = min(limit.deadline, trio.current_time() + GONE_FOLLOWS)
             await self._until_gone()
-        if self._session.has_gone():
+        if session.has_gone():
             return StepResult(Outcome.DONE)
-        if self._session.ended and not self._session.process_known:
+        if cut or (session.ended and not session.process_known):
             return StepResult(Outcome.UNKNOWN, "the session ended without a word of QEMU's end")
         return StepResult(Outcome.FAILED, f"still there {step.timeout:g} s after quit")
 

@@ -7,6 +7,7 @@ from typing import Final
 import trio
 
 from panicd.chronicle import Chronicle
+from panicd.dump_queue import DumpTurn
 from panicd.host.journal_totals import domain_key
 from panicd.host.logs import get_logger
 from panicd.qemu.session import Session
@@ -27,6 +28,7 @@ class Domain:
         session: the connection; None while there is none.
         policy: what is configured for it; None before it was ever connected.
         chronicle: its open incident.
+        dump: of its memory, waited for or under way.
         problem: why there is no connection, empty where there is one.
         since: when it came to be connected, or not; seconds since the epoch.
         attempts: to connect, that failed in a row.
@@ -39,6 +41,7 @@ class Domain:
     session: Session | None = None
     policy: Policy | None = None
     chronicle: Chronicle | None = None
+    dump: DumpTurn | None = None
     problem: str = CONNECTING
     attempts: int = 0
 

@@ -9,8 +9,8 @@ import trio
 
 from panicd.chronicle import Chronicle
 from panicd.host.journal import JournalError
-from panicd.relaunch import run_relaunch
-from panicd.responder import Services, relaunch_environment
+from panicd.relaunch import relaunch_environment, run_relaunch
+from panicd.responder import Services
 from panicd.rules.capability import Capability
 from panicd.rules.incident import Closed, Decided, Ending, Outcome, Settled, State
 from panicd.rules.plan import AwaitReturn, RunRelaunch, make_plan
@@ -35,12 +35,14 @@ async def _take_up_or_park(services: Services, chronicle: Chronicle) -> None:
     while there:
         try:
             await _take_up(services, chronicle)
+            is_done = chronicle.is_written or chronicle.incident.is_open
         except JournalError:  # told of where it is found
-            services.waiting.park(chronicle, is_orphan=True)
-            await trio.sleep(RETRY_EVERY)
-            there = services.waiting.withdraw(chronicle)
-        else:
-            there = False
+            is_done = False
+        if is_done:
+            return
+        services.waiting.park(chronicle, is_orphan=True)
+        await trio.sleep(RETRY_EVERY)
+        there = services.waiting.withdraw(chronicle)
 
 
 async def _take_up(services: Services, chronicle: Chronicle) -> None:
@@ -91,7 +93,7 @@ async def _go_on(services: Services, chronicle: Chronicle, first: int) -> None:
             services.waiting.park(chronicle)
             return
         assert isinstance(step, RunRelaunch)
-        result = await run_relaunch(step, relaunch_environment(chronicle))
+        result = await run_relaunch(step, relaunch_environment(chronicle.incident))
         chronicle.end(index, result)
         if result.outcome is Outcome.FAILED:
             chronicle.note(Settled(chronicle.now, State.FAILED))

@@ -12,12 +12,21 @@ from typing import Final
 
 import trio
 
-from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.incident import Incident, Outcome, StepResult
 from panicd.rules.plan import RunRelaunch
 from panicd.rules.unit_name import UnitNameError, unit_name
 
 SYSTEMCTL_START: Final = ("systemctl", "--no-ask-password", "--quiet", "start", "--")
 OUTPUT_KEPT: Final = 1024  # bytes of the command's output that are kept where it fails
+
+
+def relaunch_environment(incident: Incident) -> dict[str, str]:
+    """Return what a relaunch command is told about an incident."""
+    return {
+        "PANICD_DOMAIN": incident.opened.domain,
+        "PANICD_UUID": incident.opened.uuid,
+        "PANICD_INCIDENT": incident.id,
+    }
 
 
 async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepResult:
@@ -46,7 +55,7 @@ async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepRe
                 )
         except trio.TooSlowError:
             return StepResult(Outcome.FAILED, f"{command[0]}: ran {step.timeout:g} s")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no environment can hold
             return StepResult(Outcome.FAILED, str(error))
         if finished.returncode == 0:
             return StepResult(Outcome.DONE)

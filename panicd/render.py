@@ -3,7 +3,6 @@
 Texts that may come from a guest, or from a QEMU taken over by one, are escaped here.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
@@ -16,6 +15,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from panicd.host.logs import escape
+from panicd.render_dumps import dumps
 from panicd.rules.qemu_args import Argument
 
 Answer = dict[str, Any]
@@ -23,6 +23,8 @@ Answer = dict[str, Any]
 
 UNBROKEN = {"incident", "panicked", "now"}  # columns that are no use in pieces
 WATCH_EVERY = 1.0  # seconds
+SHORT_LINE = 64  # characters of a panic line that a list shows
+WIDE = 190  # columns of a terminal that has room for all that is known of incidents, in a table
 UNFOLDED = 240  # columns; what is piped into a file or another program is not folded
 
 console = Console(highlight=False)
@@ -45,16 +47,17 @@ def status(answer: Answer) -> None:
 
 def _status(answer: Answer) -> Iterator[RenderableType]:
     if answer["journal_fault"]:
-        yield f"[bold red]The journal can't be written:[/] {_text(answer['journal_fault'])}"
+        yield f"[bold red]The journal can't be written:[/] {text(answer['journal_fault'])}"
     if answer["libvirt_problem"]:
-        yield f"[bold red]libvirt does not answer:[/] {_text(answer['libvirt_problem'])}"
+        yield f"[bold red]libvirt does not answer:[/] {text(answer['libvirt_problem'])}"
     if answer["domains"]:
         yield _domains(answer["domains"])
+        yield from dumps(answer["domains"], answer["now"])
     else:
         yield "No domain. Does a monitor's glob match, and does its VM run?"
     for incident in answer["waiting"]:
         yield (
-            f"Incident {incident['id']} of {_text(incident['domain'])} is {incident['state']}; "
+            f"Incident {incident['id']} of {text(incident['domain'])} is {incident['state']}; "
             "its domain is not connected."
         )
 
@@ -71,30 +74,30 @@ def _domains(domains: Iterable[Answer]) -> Table:
                 domain["on_crash"],
                 _would_do(domain["effective_on_crash"], domain["reason"]),
                 str(domain["restarts_left"]),
-                _text(f"{domain['incident']} {domain['incident_state']}".strip()),
+                text(f"{domain['incident']} {domain['incident_state']}".strip()),
                 _held(domain),
             ]
         else:
-            problem = f"[red]not connected:[/] {_text(domain['problem'])}"
+            problem = f"[red]not connected:[/] {text(domain['problem'])}"
             cells = [problem, "", "", "", "", "", _held(domain)]
-        table.add_row(_text(domain["domain"]), *cells)
+        table.add_row(text(domain["domain"]), *cells)
     return table
 
 
 def explanation(answer: Answer) -> None:
     """Print what ``panicd explain`` shows."""
     domain, decided = answer["status"], answer["plan"]
-    console.print(f"[bold]{_text(domain['domain'])}[/]  {_text(domain['uuid'])}")
-    console.print(f"monitor       {_text(domain['monitor'])}")
+    console.print(f"[bold]{text(domain['domain'])}[/]  {text(domain['uuid'])}")
+    console.print(f"monitor       {text(domain['monitor'])}")
     if decided is None:
-        console.print(f"[red]not connected:[/] {_text(domain['problem'])}")
+        console.print(f"[red]not connected:[/] {text(domain['problem'])}")
         return
     console.print(f"qemu          {domain['qemu_version']}, {domain['run_state']}")
     types = ", ".join(answer["device_types"]) or "no device"
     console.print(f"panic device  {domain['panic_device']} ({types})")
     if domain["libvirt"]:
         leaves = domain["libvirt"] == "preserve"
-        word = "leaves it to panicd" if leaves else f"acts first: {_text(domain['libvirt'])}"
+        word = "leaves it to panicd" if leaves else f"acts first: {text(domain['libvirt'])}"
         whose = "the domain's own" if domain["inherited"] else "panicd's"
         console.print(f"libvirt       {_good(leaves, word)}; on_crash is {whose}")
     console.print(f"armed         {_good(domain['armed'] == 'yes', domain['armed'])}")
@@ -106,6 +109,9 @@ def explanation(answer: Answer) -> None:
         f"(on_crash {decided['on_crash']}, reason {decided['reason']}: {decided['why']})"
     )
     steps(decided["steps"])
+    if then := answer["then"]:
+        console.print(f"If it has not reset itself by then: [bold]{then['action']}[/]")
+        steps(then["steps"])
 
 
 def steps(planned: Iterable[Answer]) -> None:
@@ -126,81 +132,45 @@ def incidents(answer: list[Answer]) -> None:
     if not answer:
         console.print("No incident.")
         return
+    if console.width < WIDE:
+        _incidents_in_short(answer)
+        return
     table = _table(
         "incident", "domain", "panicked", "found by", "again", "did", "why", "now", "seen"
     )
+    table.add_column("panic line", no_wrap=True, overflow="ellipsis")
     for incident in answer:
         last = incident["decisions"][-1] if incident["decisions"] else {}
         table.add_row(
             incident["id"],
-            _text(incident["domain"]),
-            _time(incident["opened_at"]),
+            text(incident["domain"]),
+            written_time(incident["opened_at"]),
             incident["source"],
             str(incident["repeats"]),
             last.get("action", ""),
             last.get("reason", ""),
             incident["ending"] or f"[yellow]{incident['state']}[/]",
             "yes" if incident["acknowledged"] else "",
+            text(short(_words(incident))),
         )
     console.print(table)
 
 
-def incident(answer: Answer) -> None:
-    """Print what ``panicd incident`` shows."""
-    console.print(f"[bold]{answer['id']}[/]  {_text(answer['domain'])}  {_text(answer['uuid'])}")
-    if answer["panic_line"]:
-        console.print(f"[bold]{_text(answer['panic_line'])}[/]")
-    console.print(f"monitor   {_text(answer['monitor'])}")
-    console.print(f"panicked  {_time(answer['opened_at'])}, known by {answer['source']}")
-    if answer["repeats"]:
-        console.print(f"again     {answer['repeats']} times within the incident")
-    console.print(f"now       {answer['ending'] or answer['state']}")
-    if seen := answer["acknowledged"]:
-        console.print(f"seen      by uid {seen['uid']}: {_text(seen['why'])}")
-    console.print()
-    table = _table("after", "what", "")
-    for entry in answer["history"]:
-        after = (entry["at"] - answer["opened_at"]) * 1000
-        table.add_row(f"{after:.1f} ms", entry["kind"].replace("-", " "), _about(entry))
-    console.print(table)
-    if evidence := answer["evidence"]:
-        console.print(f"\nEvidence in {_text(answer['evidence_directory'])}")
-        for name, what in sorted(evidence["files"].items()):
-            console.print(f"  {_text(name)}: {_text(what)}")
-        for item, why in sorted(evidence["problems"].items()):
-            console.print(f"  [yellow]no {_text(item)}:[/] {_text(why)}")
-
-
-def _about(entry: Answer) -> str:
-    """Return what an entry of an incident's history says, beside its kind."""
-    match entry["kind"]:
-        case "opened":
-            return _text(json.dumps(entry["information"])) if entry["information"] else ""
-        case "repeated":
-            return f"{entry['count']} times"
-        case "decided":
-            plan = entry["plan"]
-            return f"{plan['action']}: {plan['why']}"
-        case "step-begun":
-            return str(entry["step"])
-        case "step-ended":
-            detail = f": {_text(entry['detail'])}" if entry["detail"] else ""
-            return f"{entry['step']} {entry['outcome']}{detail}"
-        case "settled":
-            return str(entry["state"])
-        case "closed":
-            return f"{entry['ending']} {_text(entry['detail'])}"
-        case "asked" | "acknowledged":
-            return f"uid {entry['uid']} {_text(entry.get('what', ''))}: {_text(entry['why'])}"
-        case "observed":
-            return _text(entry["what"])
-        case _:
-            return ""
+def _incidents_in_short(answer: list[Answer]) -> None:
+    """Print incidents for a terminal that has no room for the table: two lines each."""
+    for incident in answer:
+        action = incident["decisions"][-1]["action"] if incident["decisions"] else "nothing decided"
+        now = incident["ending"] or f"[yellow]{incident['state']}[/]"
+        seen = ", seen" if incident["acknowledged"] else ""
+        name, at = text(incident["domain"]), written_time(incident["opened_at"])
+        console.print(f"[bold]{incident['id']}[/]  {at}  {name}: {action}, {now}{seen}")
+        if words := _words(incident):
+            console.print(f"    {text(short(words))}", no_wrap=True, overflow="ellipsis")
 
 
 def probe(answer: Answer) -> None:
     """Print what ``panicd probe`` shows."""
-    console.print(f"[bold]{_text(answer['name'] or '(no name)')}[/]  {_text(answer['uuid'])}")
+    console.print(f"[bold]{text(answer['name'] or '(no name)')}[/]  {text(answer['uuid'])}")
     console.print(f"qemu          {answer['qemu_version']}, {answer['run_state']}")
     types = ", ".join(answer["device_types"]) or "no device"
     console.print(f"panic device  {answer['panic_device']} ({types})")
@@ -212,13 +182,27 @@ def probe(answer: Answer) -> None:
         word = _good(not answer["libvirt_acts"], leaves)
         console.print(f"libvirt       {word}; the domain's own on_crash is {answer['on_crash']}")
     if answer["libvirt_problem"]:
-        console.print(f"libvirt       [red]no answer:[/] {_text(answer['libvirt_problem'])}")
+        console.print(f"libvirt       [red]no answer:[/] {text(answer['libvirt_problem'])}")
     table = _table("on_crash", "would do", "why")
     for plan in answer["policies"]:
         table.add_row(plan["on_crash"], _would_do(plan["action"], plan["reason"]), plan["why"])
     console.print(table)
     for remedy in answer["remedies"]:
         console.print(f"[yellow]To change:[/] {remedy}")
+
+
+def audit(answer: Answer) -> None:
+    """Print what ``panicd audit`` shows."""
+    if not answer["exposed"]:
+        console.print(f"{answer['domains']} domains, and each could be acted on.")
+        return
+    table = _table("domain", "on_crash", "why not", "what to do")
+    for exposed in answer["exposed"]:
+        name, on_crash = text(exposed["domain"]), exposed["on_crash"]
+        for reason, remedy in exposed["reasons"].items():
+            table.add_row(name, on_crash, f"[yellow]{reason}[/]", text(remedy))
+            name = on_crash = ""
+    console.print(table)
 
 
 def arguments(name: str, wanted: Iterable[Argument]) -> None:
@@ -237,7 +221,21 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _text(value: str) -> str:
+def _words(incident: Answer) -> str:
+    """Return the panic's own words, or else those of its payload, if it had one."""
+    return str(
+        incident["panic_line"] or (incident["information"] and incident["payload"]["summary"]) or ""
+    )
+
+
+def short(line: str) -> str:
+    """Return as much of a panic line as a list shows, without the words that all begin with."""
+    line = line.removeprefix("Kernel panic - not syncing: ")
+    return line if len(line) <= SHORT_LINE else line[: SHORT_LINE - 1] + "…"
+
+
+def text(value: str) -> str:
+    """Return a text that may be a guest's, escaped for the terminal and for rich."""
     return escape_markup(escape(value))
 
 
@@ -248,13 +246,14 @@ def _good(is_good: bool, text: str) -> str:
 def _held(domain: Answer) -> str:
     if not domain["held_why"]:
         return ""
-    until = f"until {_time(domain['held_until'])}: " if domain["held_until"] else ""
-    return f"[yellow]{until}{_text(domain['held_why'])}[/]"
+    until = f"until {written_time(domain['held_until'])}: " if domain["held_until"] else ""
+    return f"[yellow]{until}{text(domain['held_why'])}[/]"
 
 
 def _would_do(action: str, reason: str) -> str:
     return action if reason == "on-crash" else f"[yellow]{action}[/] ({reason})"
 
 
-def _time(seconds: float) -> str:
+def written_time(seconds: float) -> str:
+    """Return a time, local, from seconds since the epoch."""
     return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S}"

@@ -8,25 +8,25 @@ from typing import Literal
 
 import trio
 
+from panicd import __version__
+from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
+from panicd.dump_queue import DumpQueue
+from panicd.dumping import dump_in_turn
 from panicd.executor import Course, Executor
 from panicd.fleet import Domain, Fleet
 from panicd.host.config import Config
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
-from panicd.host.virsh import LibvirtError, LibvirtSilentError
 from panicd.libvirt import Libvirt
-from panicd.qemu.coredump import (
-    DumpByOther,
-    DumpError,
-    DumpFailure,
-    FinishedDump,
-    dump_guest_memory,
-)
+from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
+from panicd.records import BUNDLES, plan_view
+from panicd.relaunch import relaunch_environment
+from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import (
     Asked,
     Closed,
@@ -38,10 +38,12 @@ from panicd.rules.incident import (
     Source,
     State,
     StepResult,
+    own_time_over,
 )
 from panicd.rules.libvirt import inherit
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Holds, Operation
+from panicd.rules.payload import describe
 from panicd.rules.plan import Collect, Dump, make_plan
 from panicd.rules.policy import (
     DESTRUCTIVE,
@@ -51,10 +53,12 @@ from panicd.rules.policy import (
     decide,
     decide_for_operator,
     fall_back,
+    panic_setting,
 )
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
 from panicd.rules.settings import Policy
+from panicd.sight import Sight
 from panicd.storm_breaker import StormBreaker
 from panicd.waiting import WaitingRoom
 
@@ -73,7 +77,8 @@ class Services:
         waiting: keeps open incidents until their domain is found again.
         holds: which domains an operator holds.
         storm: limits what is done while many domains panic at once.
-        dumps: how many memory dumps may be written at once.
+        dumps: whose memory is dumped, and who waits for it.
+        bundles: removes the evidence that is one too many.
         unrecorded: whether what was done before is not known and that is to be waited out.
         libvirt: of this host.
         dry_run: everything is decided and recorded, and nothing is done.
@@ -86,7 +91,8 @@ class Services:
     waiting: WaitingRoom
     holds: Holds
     storm: StormBreaker
-    dumps: trio.CapacityLimiter
+    dumps: DumpQueue
+    bundles: BundleKeeper
     unrecorded: Callable[[], bool]
     libvirt: Libvirt
     dry_run: bool
@@ -118,6 +124,7 @@ class Responder:
         self.acting = False
         self.heard_at: float | None = None
         self._let_go_before = 0
+        self._sight = Sight(session)
 
     @property
     def guest_was_let_go(self) -> bool:
@@ -166,15 +173,50 @@ class Responder:
             source=source,
             information=information,
         )
+        found = Found(run_state, True, self._session.capability.behaves_like)
+        self._sight.begin(found if source is Source.RECONCILIATION else None)
         self._services.storm.note(domain.key, opened.at)
         domain.chronicle = Chronicle.open(opened, self._services.keeping)
         await self.decide(run_state)
 
-    async def decide(self, run_state: RunState | None) -> None:
-        """Decide about the open incident and carry the decision out."""
+    async def decide(self, run_state: RunState | None, own_time: Reason | None = None) -> None:
+        """Decide about the open incident and carry the decision out.
+
+        Args:
+            run_state: the state that the guest is in; None: QEMU is gone.
+            own_time: why it gets no time of its own; None: as the incident tells.
+        """
         situation = self._situation(run_state)
+        situation = replace(situation, own_time=own_time or situation.own_time)
         decision = decide(self._policy, self._session.capability, situation, now=self._now)
         await self._carry_out(decision, situation)
+
+    @property
+    def panic_setting(self) -> PanicSetting:
+        """What a panic is to do to the guest now."""
+        chronicle = self._domain.chronicle
+        decision = chronicle.incident.decision if chronicle else None
+        return panic_setting(self._policy, self._session.capability, decision)
+
+    async def end_watch(self, why: str) -> None:
+        """Apply the policy to a guest that did not come to a reset by itself.
+
+        Nothing is done to one that runs and that was not watched all the time: it may have reset
+        itself unseen, and be healthy.
+        """
+        session, chronicle = self._session, self._chronicle
+        run_state = await session.query_status()
+        index = chronicle.incident.step_in_progress
+        assert index is not None, "it is watched"
+        proven = self._sight.is_unbroken or run_state is RunState.GUEST_PANICKED
+        unproven = (
+            "; panicd did not see all that happened meanwhile, and it may have reset itself unseen"
+        )
+        chronicle.end(index, StepResult(Outcome.FAILED, why if proven else why + unproven))
+        if proven:
+            await self.decide(run_state)
+        else:
+            await self._settle(State.FAILED)
 
     async def fall_back(self, reason: Reason) -> None:
         """Decide what follows a decision that came to nothing, and carry that out."""
@@ -217,6 +259,7 @@ class Responder:
     async def recover(self, found: Found) -> None:
         """Go on with the domain's open incident as it is found."""
         self.acting = False
+        self._sight.begin(found)
         chronicle = self._chronicle
         recovery = recover(chronicle.incident, found)
         get_logger(domain=self._domain.name, incident=chronicle.incident.id).info(
@@ -251,16 +294,21 @@ class Responder:
         except JournalError:  # its end is still to be written, whatever becomes of the domain
             self._services.waiting.park(chronicle)
             raise
+        if not chronicle.is_written:  # it was acted on without the journal; nothing is noted next
+            self._services.waiting.hand_over(chronicle)
 
     def _situation(self, run_state: RunState | None) -> Situation:
         services, domain, now = self._services, self._domain, self._now
+        incident = self._chronicle.incident
         return Situation(
             run_state=run_state,
-            information=self._chronicle.incident.opened.information,
+            information=incident.opened.information,
             restarts=services.keeping.tally.restarts(domain.key),
             held=services.holds.on(domain.key, domain.name, now) is not None,
             storm=services.storm.preserves(now),
             unrecorded=services.unrecorded(),
+            kdump=incident.opened.source is Source.KDUMP,
+            own_time=own_time_over(incident),
         )
 
     async def _carry_out(self, decision: Decision, situation: Situation) -> None:
@@ -271,6 +319,8 @@ class Responder:
         if self._services.dry_run:
             await self._settle(State.PRESERVED)
             return
+        if decision.action is Action.GRACE or self._session.runs_on_panic:
+            await self._session.set_panic_action(self.panic_setting)
         await self._go_on(0)
 
     def _dump_was_tried(self) -> bool:
@@ -280,9 +330,18 @@ class Responder:
 
     async def _go_on(self, index: int) -> None:
         """Carry out the incident's plan from a step on, and whatever follows from its course."""
+        resets = self._session.seen.resets
         async with self._turn():
             course = await self._execute(index)
         match course:
+            case Course.WATCHING if self._session.seen.resets > resets:  # while it was let run
+                await self.close(Ending.GUEST_RESET)
+            case Course.WATCHING:
+                until = self._chronicle.incident.watched_until
+                log = get_logger(domain=self._domain.name, incident=self._chronicle.incident.id)
+                log.info("guest is left to itself", until=until)
+            case Course.FALL_BACK if self._chronicle.incident.action is Action.GRACE:
+                await self.decide(await self._session.query_status(), Reason.NO_GRACE)
             case Course.COMPLETED:
                 await self._conclude()
             case Course.FALL_BACK:
@@ -322,7 +381,7 @@ class Responder:
             self._chronicle,
             make_dump=self._dump,
             take_evidence=self._take_evidence,
-            environment=relaunch_environment(self._chronicle),
+            environment=relaunch_environment(incident),
             libvirt=self._services.libvirt,
             on_command=self._note_reaction,
         )
@@ -351,6 +410,8 @@ class Responder:
                 await self._settle(State.PRESERVED)
             case Action.IGNORE:
                 await self._settle(State.RUNNING_ON)
+            case Action.GRACE:
+                raise AssertionError("its plan's last step is the guest's to end")
             case Action.NONE:
                 await self.close(Ending.QEMU_EXITED)
 
@@ -361,50 +422,17 @@ class Responder:
         await chronicle.commit()
 
     async def _dump(self, session: Session, step: Dump) -> FinishedDump:
-        metrics = self._services.metrics
-        settings = replace(self._policy.coredump, timeout=step.timeout)
-        incident = self._chronicle.incident
-        async with self._services.dumps:
-            metrics.coredumps.inc()
-            with metrics.coredumps_in_progress.track_inprogress():
-                try:
-                    dump = await dump_guest_memory(
-                        session,
-                        settings,
-                        incident.opened.domain,
-                        incident.id,
-                        step.format,
-                        by_other=self._dump_by_libvirt(step),
-                    )
-                except DumpError as error:
-                    metrics.coredump_failures.labels(reason=error.failure).inc()
-                    raise
-        metrics.coredump_bytes.inc(dump.size)
+        dump = await dump_in_turn(
+            session,
+            replace(self._policy.coredump, timeout=step.timeout),
+            self._domain,
+            self._chronicle.incident,
+            step.format,
+            queue=self._services.dumps,
+            libvirt=self._services.libvirt,
+            metrics=self._services.metrics,
+        )
         await trio.to_thread.run_sync(self._retire, dump.path)
-        return dump
-
-    def _dump_by_libvirt(self, step: Dump) -> DumpByOther | None:
-        """Return what has libvirt dump, where it is to: libvirtd 9.0 dies of others' dumps.
-
-        Raises:
-            DumpError: libvirt runs the VM, and panicd can't ask it.
-        """
-        session = self._session
-        domain = session.capability.libvirt
-        if domain is None and session.by_libvirt and session.peer.command_line() is not None:
-            problem = self._services.libvirt.problem or "is libvirt.uri configured?"
-            raise DumpError(DumpFailure.REFUSED, f"libvirt alone can dump its VMs: {problem}")
-        if domain is None or not step.by_libvirt:
-            return None
-
-        async def dump(path: Path, kind: str, timeout: float) -> None:
-            try:
-                await self._services.libvirt.dump(domain, path, kind, timeout)
-            except LibvirtSilentError as error:
-                raise DumpError(DumpFailure.TIMEOUT, str(error)) from error
-            except LibvirtError as error:
-                raise DumpError(DumpFailure.REFUSED, str(error)) from error
-
         return dump
 
     async def _take_evidence(self, session: Session, step: Collect) -> str:
@@ -414,9 +442,15 @@ class Responder:
             session,
             bundle_directory(self._services.config(), incident.id),
             consoles=evidence.consoles if evidence is not None else (),
-            facts=asdict(incident.opened),
+            facts={
+                **asdict(incident.opened),
+                "payload": asdict(describe(incident.opened.information)),
+                "decision": plan_view(incident.plan) if incident.plan is not None else None,
+                "panicd": __version__,
+            },
             budget=step.timeout,
         )
+        self._services.bundles.taken(self._domain.key, self._policy)
         return bundle.panic_line
 
     def _retire(self, newest: Path) -> None:
@@ -432,14 +466,4 @@ class Responder:
 
 def bundle_directory(config: Config, incident_id: str) -> Path:
     """Return where the evidence of an incident lies."""
-    return config.state_directory / "incidents" / incident_id
-
-
-def relaunch_environment(chronicle: Chronicle) -> dict[str, str]:
-    """Return what a relaunch command is told about an incident."""
-    opened = chronicle.incident.opened
-    return {
-        "PANICD_DOMAIN": opened.domain,
-        "PANICD_UUID": opened.uuid,
-        "PANICD_INCIDENT": chronicle.incident.id,
-    }
+    return config.state_directory / BUNDLES / incident_id

@@ -3,15 +3,20 @@
 Called from the HTTP server's thread too, so it only reads, and takes the fleet's list once.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from panicd.chronicle import Chronicle
+from panicd.dump_queue import DumpStatus, dump_status
 from panicd.fleet import Domain, Fleet
+from panicd.host.journal_totals import domain_key
 from panicd.host.metrics import DomainSample
 from panicd.rules.budget import Balance, balance
 from panicd.rules.capability import Armed, Capability
+from panicd.rules.incident import Incident
 from panicd.rules.operation import Holds
 from panicd.rules.plan import Plan, make_plan
-from panicd.rules.policy import Situation, decide
+from panicd.rules.policy import Reason, Situation, decide
 from panicd.rules.settings import Policy
 from panicd.tally import Tally
 
@@ -37,7 +42,8 @@ class DomainStatus:
         reason: why that.
         restarts_left: of the restart budget.
         incident: the id of its open incident.
-        incident_state: where that stands.
+        incident_state: where that stands; ``watched`` while the guest handles its panic itself.
+        dump: of its memory, where one goes on or is waited for.
         held_until: when an operator's hold ends by itself, in seconds since the epoch.
         held_why: why it is held; empty where it is not.
         libvirt: what libvirt itself does about its panic; empty where libvirt does not run it, or
@@ -62,6 +68,7 @@ class DomainStatus:
     restarts_left: int = 0
     incident: str = ""
     incident_state: str = ""
+    dump: DumpStatus | None = None
     held_until: float | None = None
     held_why: str = ""
     libvirt: str = ""
@@ -74,17 +81,18 @@ def foresee(
     restarts: tuple[float, ...] = (),
     *,
     held: bool = False,
+    own_time: Reason | None = None,
     now: float,
 ) -> Plan:
-    """Return what would be done if the domain panicked now."""
-    situation = Situation(capability.panic_leaves, None, restarts, held=held)
+    """Return what would be done if the domain panicked now; see ``Situation``."""
+    situation = Situation(capability.panic_leaves, None, restarts, held=held, own_time=own_time)
     decision = decide(policy, capability, situation, now=now)
     return make_plan(decision, policy, capability, situation)
 
 
 def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainStatus:
     """Return how a domain stands."""
-    chronicle, session, policy = domain.chronicle, domain.session, domain.policy
+    chronicle, session, policy, dump = domain.chronicle, domain.session, domain.policy, domain.dump
     hold = holds.on(domain.key, domain.name, now)
     known = DomainStatus(
         domain=domain.name,
@@ -95,7 +103,8 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         since=domain.since,
         attempts=domain.attempts,
         incident=chronicle.incident.id if chronicle else "",
-        incident_state=chronicle.incident.state if chronicle else "",
+        incident_state=_stands(chronicle.incident) if chronicle else "",
+        dump=dump_status(dump, now) if dump else None,
         held_until=hold.until if hold else None,
         held_why=hold.why if hold else "",
     )
@@ -118,8 +127,14 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
     )
 
 
-def foresee_domain(domain: Domain, tally: Tally, holds: Holds, now: float) -> Plan:
-    """Return what would be done if a connected domain panicked now."""
+def _stands(incident: Incident) -> str:
+    return "watched" if incident.watched_until is not None else incident.state.value
+
+
+def foresee_domain(
+    domain: Domain, tally: Tally, holds: Holds, now: float, *, own_time: Reason | None = None
+) -> Plan:
+    """Return what would be done if a connected domain panicked now; see ``Situation``."""
     assert domain.session is not None
     assert domain.policy is not None
     return foresee(
@@ -127,6 +142,7 @@ def foresee_domain(domain: Domain, tally: Tally, holds: Holds, now: float) -> Pl
         domain.session.capability,
         tally.restarts(domain.key),
         held=holds.on(domain.key, domain.name, now) is not None,
+        own_time=own_time,
         now=now,
     )
 
@@ -137,19 +153,47 @@ def budget_of(domain: Domain, tally: Tally, now: float) -> Balance:
     return balance(domain.policy.restart, tally.restarts(domain.key), now)
 
 
-def domain_samples(fleet: Fleet, tally: Tally, holds: Holds, now: float) -> list[DomainSample]:
-    """Return every domain's figures for a scrape."""
-    return [_sample(domain, tally, holds, now) for domain in list(fleet.domains.values())]
+def domain_samples(
+    fleet: Fleet, tally: Tally, holds: Holds, waiting: Iterable[Chronicle], now: float
+) -> list[DomainSample]:
+    """Return every domain's figures for a scrape.
+
+    Args:
+        fleet: the domains.
+        tally: their counts.
+        holds: which of them are held.
+        waiting: the open incidents of domains that are not connected.
+        now: seconds since the epoch.
+    """
+    opened = [chronicle.incident.opened for chronicle in waiting]
+    away = Away(frozenset(map(domain_key, opened)), frozenset(o.monitor for o in opened))
+    return [_sample(domain, tally, holds, away, now) for domain in list(fleet.domains.values())]
 
 
-def _sample(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainSample:
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Whose open incidents wait for a connection: the domains' keys, and their monitors."""
+
+    keys: frozenset[str]
+    monitors: frozenset[str]
+
+    def has(self, domain: Domain) -> bool:
+        """Whether a domain has one; before it was ever connected its monitor tells.
+
+        A monitor that dials in may have another's address of before; it has no failed attempts.
+        """
+        unknown = domain.policy is None and domain.attempts > 0
+        return domain.key in self.keys or (unknown and domain.address in self.monitors)
+
+
+def _sample(domain: Domain, tally: Tally, holds: Holds, away: Away, now: float) -> DomainSample:
     status = domain_status(domain, tally, holds, now)
     totals = tally.domain(domain.key) if domain.policy is not None else None
     return DomainSample(
         domain=status.domain,
         up=status.connected,
         armed=status.connected and status.armed == Armed.YES,
-        panicked=bool(status.incident),
+        panicked=bool(status.incident) or away.has(domain),
         held=holds.on(domain.key, domain.name, now) is not None,
         panics=None if totals is None else totals.panics,
         restarts=None if totals is None else totals.restarts,

@@ -31,13 +31,23 @@ class StormBreaker:
             domain: its key.
             at: when, in seconds since the epoch.
         """
-        self._panics[domain] = at
+        self.remember(domain, at)
         self.rages(at)
+
+    def remember(self, domain: str, at: float) -> None:
+        """Take in a panic that the daemon's last run had noted; arguments as for ``note``."""
+        self._panics[domain] = at
+
+    @property
+    def raged(self) -> bool:
+        """Whether there was a storm when that was last asked; from any thread."""
+        return self._raged
 
     def rages(self, now: float) -> bool:
         """Whether there is a storm; says so in the log when it begins and when it ends."""
         storm = self._settings()
         if storm is None:
+            self._raged = False
             return False
         self._panics = {key: at for key, at in self._panics.items() if now - at < storm.window}
         rages = is_storm(storm, self._panics.values(), self._domains(), now)

@@ -5,6 +5,7 @@ operators ask. While a plan is carried out its executor takes the events; a pani
 repeat of the one that is acted on.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -13,14 +14,16 @@ import structlog
 import trio
 
 from panicd.chronicle import Chronicle
+from panicd.executor import GONE_FOLLOWS
 from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
+from panicd.own_time import OwnTime
 from panicd.qemu.event_buffer import Heard
-from panicd.qemu.monitor import CommandError, MonitorError
+from panicd.qemu.monitor import CommandError, MonitorError, SessionLostError
 from panicd.qemu.session import Session
 from panicd.responder import Responder, Services
-from panicd.rules.capability import Armed, PanicSetting, run_by_libvirt
+from panicd.rules.capability import Armed, run_by_libvirt
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.incident import Acknowledged, Ending, Enforced, Observed, Source, State
 from panicd.rules.on_crash import OnCrash
@@ -29,6 +32,7 @@ from panicd.rules.policy import ImpossibleError, Reason, applicable
 from panicd.rules.qapi import (
     GuestCrashloadedEvent,
     GuestPanickedEvent,
+    GuestPvshutdownEvent,
     PanicAction,
     ResetEvent,
     ResumeEvent,
@@ -39,11 +43,15 @@ from panicd.rules.qapi import (
 from panicd.rules.recovery import Found
 from panicd.rules.settings import Policy
 
-QUIET_AFTER: Final = 60.0  # seconds without a panic after which an ignored one is over
+ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
-GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
 ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
+LOOK_AFTER: Final[dict[State | None, float]] = {  # seconds without an event
+    State.PRESERVED: 5.0,  # it may have been migrated away
+    State.FAILED: 5.0,
+    State.RUNNING_ON: 60.0,  # an ignored panic that did not come again is over
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -53,12 +61,14 @@ class Wish:
     Attributes:
         operation: who asks for what, and why.
         action: of ``act``: what to do.
+        about: the incident that was open when it was asked; empty: none was.
         done: set when it was carried out, or refused.
         refused: why, where it was.
     """
 
     operation: Operation
     action: OnCrash | None = None
+    about: str = ""
     done: trio.Event = field(default_factory=trio.Event)
     refused: str = ""
 
@@ -75,8 +85,10 @@ class Supervisor:
         self._services = services
         self._domain = domain
         self._stale_policy = False
+        self._enforcing = False
         self._wishes: deque[Wish] = deque()
         self._next_panic: Heard | None = None
+        self._coalesced = 0
 
     async def run(self, session: Session) -> Cause:
         """Look after the domain until its session ends.
@@ -93,12 +105,15 @@ class Supervisor:
         """
         self._domain.session = self._session = session
         self._responder = Responder(self._services, self._domain, session)
+        self._own_time = OwnTime(self._domain, session, self._responder, self._rearm)
         try:
             await self._take_up()
             while not session.ended:
+                self._count_coalesced()
                 if self._next_panic is not None and not self._responder.acting:
                     heard, self._next_panic = self._next_panic, None
-                    await self._panicked(heard)
+                    if not await self._own_time.take(heard):
+                        await self._panicked(heard)
                 elif self._stale_policy:
                     await self._apply_policy()
                 elif self._wishes:
@@ -108,6 +123,7 @@ class Supervisor:
                     await self._wait()
             return await self._see_end()
         finally:
+            self._count_coalesced()
             self._leave()
 
     def reload(self) -> None:
@@ -115,12 +131,18 @@ class Supervisor:
         self._stale_policy = True
         self._session.monitor.events.nudge()
 
+    def _rearm(self) -> None:
+        """Have a panic stop the guest again, as soon as may be, where its grace kept it from it."""
+        self._stale_policy = True
+
     def ask(self, wish: Wish) -> None:
         """Have a wish granted or refused, after the events that are there already."""
         if self._responder.acting:
             incident = self._chronicle.incident
             self._refuse(wish, f"{incident.action} is being carried out for {incident.id}")
             return
+        chronicle = self._domain.chronicle
+        wish.about = chronicle.incident.id if chronicle is not None else ""
         self._wishes.append(wish)
         self._session.monitor.events.nudge()
 
@@ -129,6 +151,12 @@ class Supervisor:
         if self._responder.acting:
             if isinstance(heard.event, GuestPanickedEvent):
                 self._heard_while_acting(heard)
+            elif isinstance(heard.event, ResetEvent | ResumeEvent) and self._next_panic is not None:
+                # Somebody else has ended it before its turn came: it is counted, and no more.
+                self._chronicle.repeat(self._next_panic.count)
+                self._next_panic = None
+            return
+        if await self._own_time.take(heard):
             return
         match heard.event:
             case GuestPanickedEvent():
@@ -137,12 +165,16 @@ class Supervisor:
                 await self._resumed()
             case ResetEvent(guest=guest):
                 await self._reset(by_guest=guest)
+            case StopEvent() if self._enforcing:
+                pass
             case StopEvent():
                 await self._saw(f"guest stopped, run state {await self._session.query_status()}")
             case ShutdownEvent(reason=reason):
                 await self._saw(f"shutdown, {reason or 'no reason given'}")
             case GuestCrashloadedEvent():
                 await self._saw("guest handles its panic itself (kdump)")
+            case GuestPvshutdownEvent():
+                await self._saw("guest shuts itself down, and says so (pvpanic)")
             case _:
                 pass
 
@@ -167,10 +199,8 @@ class Supervisor:
         self._look_up_policy()
         assert domain.policy is not None
         wanted, _ = applicable(domain.policy, session.capability, None)
-        # libvirt takes a panicked guest for stopped, and would go on to while it runs.
-        runs_on = wanted is OnCrash.IGNORE and session.capability.libvirt is None
         if not services.dry_run:
-            await session.set_panic_action(PanicSetting.NONE if runs_on else PanicSetting.PAUSE)
+            await session.set_panic_action(self._responder.panic_setting)
         self._log.debug("policy in force", on_crash=wanted, panic=session.capability.panic_setting)
         if session.capability.libvirt_acts:
             self._log.warning("libvirt acts on this domain's panics before panicd can")
@@ -203,38 +233,76 @@ class Supervisor:
             began_on = domain.chronicle.incident.opened.process
             # Behind a proxy neither is known; then the VM's identity has to do.
             same = began_on == session.process or not (began_on and session.process)
-            found = Found(session.run_state, same, session.capability.version)
+            found = Found(session.run_state, same, session.capability.behaves_like)
             await self._responder.recover(found)
             if session.ended or (session.process_known and session.peer.gone()):
                 return  # what was gone on with has ended it; its run state is of before
-        if domain.chronicle is None and session.run_state is RunState.GUEST_PANICKED:
-            await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
+        await self._see_panic()
         await self._apply_policy()
+
+    async def _see_panic(self) -> None:
+        """Open an incident for a guest that is panicked and has none.
+
+        Its run state was asked for before a commit was waited for: what was heard since goes first.
+        """
+        domain, session = self._domain, self._session
+        await session.drain()
+        if (
+            session.run_state is RunState.GUEST_PANICKED
+            and not session.seen.reset_since_panic
+            and domain.chronicle is None
+            and self._next_panic is None
+            and not session.ended
+        ):
+            await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
 
     async def _claim_incident(self) -> None:
         """Take the incident that waits for this domain; what is not yet written of it, is now."""
-        domain, is_claimed = self._domain, False
-        while not is_claimed:
-            domain.chronicle = self._services.waiting.claim(self._session.process, domain.key)
-            if domain.chronicle is not None:
-                await domain.chronicle.commit()
-            is_claimed = domain.chronicle is None or domain.chronicle.incident.is_open
+        waiting = self._services.waiting
+        while chronicle := waiting.claim(self._session.process, self._domain.key):
+            self._domain.chronicle = chronicle
+            await chronicle.commit()
+            if chronicle.incident.is_open:
+                return
+            self._domain.chronicle = None
+            if not chronicle.is_written:
+                waiting.hand_over(chronicle)
 
     async def _wait(self) -> None:
-        """Wait for an event and take it; an ignored panic that stays quiet is over."""
-        chronicle = self._domain.chronicle
-        if (
-            chronicle is None
-            or chronicle.incident.state is not State.RUNNING_ON
-            or await self._session.wait_event(QUIET_AFTER)
-        ):
-            await self._session.next_event()
-        else:
+        """Wait for an event and take it; where none may tell of a change, look now and then."""
+        if self._own_time.until is not None:
+            await self._own_time.wait()
+            return
+        chronicle, session = self._domain.chronicle, self._session
+        state = chronicle.incident.state if chronicle is not None else None
+        arrives = state is None and session.run_state is RunState.INMIGRATE
+        limit = ARRIVAL_CHECK if arrives else LOOK_AFTER.get(state, math.inf)
+        if await session.wait_event(limit):
+            await session.next_event()
+        elif state is State.RUNNING_ON:
             await self._responder.close(Ending.RAN_ON)
+        else:
+            await self._look()
+
+    async def _look(self) -> None:
+        """See what no event tells of: a guest that migrated in panicked, or was migrated away."""
+        session = self._session
+        try:
+            await session.status_or_last()
+            await session.drain()
+        except SessionLostError:  # its end is seen to where every session's is
+            return
+        chronicle = self._domain.chronicle
+        if chronicle is None:
+            await self._see_panic()
+        elif session.run_state is RunState.POSTMIGRATE:
+            await self._responder.close(Ending.MIGRATED)
+        else:
+            await chronicle.commit()  # what could not be written when it was noted
 
     def _heard_while_acting(self, heard: Heard) -> None:
         """Take a panic for a repeat, unless the guest was let run since: then it comes next."""
-        if not self._responder.guest_was_let_go:
+        if not self._responder.guest_was_let_go and self._own_time.until is None:
             self._chronicle.repeat(heard.count)
         elif self._next_panic is None:
             self._next_panic = heard
@@ -253,7 +321,8 @@ class Supervisor:
             return
         chronicle.repeat(heard.count)
         await chronicle.commit()
-        if chronicle.incident.state is State.RUNNING_ON and event.action is PanicAction.PAUSE:
+        stopped = event.action is PanicAction.PAUSE and not self._session.has_gone()
+        if chronicle.incident.state is State.RUNNING_ON and stopped:
             # It was resumed, and the panic stopped it again: a second cont would not help either.
             self._log.warning("ignored guest is stopped by a panic again")
             await responder.fall_back(Reason.ACTION_FAILED)
@@ -280,19 +349,35 @@ class Supervisor:
 
     async def _resumed(self) -> None:
         chronicle = self._domain.chronicle
-        if chronicle is None or chronicle.incident.state is State.RUNNING_ON:
+        if chronicle is None:
+            await self._saw("guest resumed")
+            return
+        if chronicle.incident.state is State.RUNNING_ON:
             return
         if self._policy.enforce and chronicle.incident.enforced < ENFORCED_AT_MOST:
             chronicle.note(Enforced(chronicle.now))
             await chronicle.commit()
-            await self._session.execute("stop")
+            await self._session.drain()  # that took a moment: it may have been reset since
+            if self._domain.chronicle is chronicle:
+                await self._stop_again()
             return
         await self._responder.close(Ending.FOREIGN_RESUME)
+
+    async def _stop_again(self) -> None:
+        """Stop the guest; that STOP is nobody else's."""
+        self._enforcing = True
+        try:
+            await self._session.execute("stop")
+            await self._session.drain()  # STOP comes before the reply
+        finally:
+            self._enforcing = False
 
     async def _reset(self, *, by_guest: bool) -> None:
         if self._domain.chronicle is not None:
             ending = Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET
             await self._responder.close(ending)
+        elif not by_guest:  # what a guest can do as often as it likes is not logged
+            await self._saw("guest reset")
 
     async def _saw(self, what: str) -> None:
         """Note what somebody else did: in the open incident, in the log where there is none."""
@@ -309,10 +394,12 @@ class Supervisor:
         try:
             if chronicle is None:
                 wish.refused = "the domain has no open incident"
+            elif chronicle.incident.id != wish.about:
+                wish.refused = "the guest panicked after this was asked for"
             elif operation.kind is OperationKind.ACK:
                 chronicle.note(Acknowledged(operation.at, operation.uid, operation.why))
                 await chronicle.commit()
-            elif chronicle.incident.state not in ACTED_ON:
+            elif chronicle.incident.state not in ACTED_ON and self._own_time.until is None:
                 wish.refused = f"its incident is {chronicle.incident.state}"
             else:
                 await self._responder.obey(operation, wish.action)
@@ -339,7 +426,9 @@ class Supervisor:
         if self._domain.chronicle is not None and gone:
             by_panic = cause is Cause.GUEST_PANIC or session.capability.armed is not Armed.YES
             self._chronicle.note(Observed(self._chronicle.now, f"QEMU ended: {cause}"))
-            await self._responder.recover(Found(None, True, session.capability.version, by_panic))
+            await self._responder.recover(
+                Found(None, True, session.capability.behaves_like, by_panic)
+            )
         return cause
 
     async def _process_has_ended(self) -> bool:
@@ -349,6 +438,12 @@ class Supervisor:
         with trio.move_on_after(GONE_FOLLOWS):
             await self._session.peer.wait_gone()
         return self._session.peer.gone()
+
+    def _count_coalesced(self) -> None:
+        """Count the events given up since the last time: a flood is seen while it lasts."""
+        coalesced = self._session.monitor.events.coalesced
+        self._services.metrics.events_coalesced.inc(coalesced - self._coalesced)
+        self._coalesced = coalesced
 
     def _leave(self) -> None:
         """Leave an open incident to wait for its domain, and refuse what is still asked."""

@@ -9,13 +9,6 @@ from panicd.host.metrics import Metrics
 from panicd.rules.incident import AnyEntry, Closed, Ending, Incident
 from panicd.rules.policy import Reason
 
-FOREIGN_ACTIONS = {
-    Ending.FOREIGN_RESET: "reset",
-    Ending.FOREIGN_RESUME: "resume",
-    Ending.QEMU_GONE: "exit",
-}
-"""What somebody else did that ended an incident."""
-
 SUPPRESSED = frozenset({Reason.BUDGET_SPENT, Reason.CRASH_LOOP})
 
 
@@ -43,6 +36,7 @@ class Tally:
             (Total.ACTIONS, totals.actions),
             (Total.ACTION_FAILURES, totals.action_failures),
             (Total.FALLBACKS, totals.fallbacks),
+            (Total.FOREIGN_ACTIONS, totals.foreign_actions),
         ):
             for label, count in counts.items():
                 self._add(total, label, count)
@@ -79,14 +73,14 @@ class Tally:
                 metrics.fallbacks.labels(reason=label).inc(count)
                 if label in SUPPRESSED:
                     metrics.restarts_suppressed.inc(count)
+            case Total.FOREIGN_ACTIONS:
+                metrics.foreign_actions.labels(action=label).inc(count)
             case Total.DOMAIN_PANICS | Total.DOMAIN_RESTARTS | Total.DOMAIN_ACTION_FAILURES:
                 self._counts[total, label] = self._counts.get((total, label), 0) + count
 
     def _count_end(self, incident: Incident, closed: Closed) -> None:
         duration = max(0.0, closed.at - incident.opened.at)
         self._metrics.incident_duration.labels(action=incident.action).observe(duration)
-        if closed.ending in FOREIGN_ACTIONS:
-            self._metrics.foreign_actions.labels(action=FOREIGN_ACTIONS[closed.ending]).inc()
         if closed.ending in {Ending.RESTARTED, Ending.RELAUNCHED}:
             key = domain_key(incident.opened)
             self._restarts[key] = (*self.restarts(key), closed.at)

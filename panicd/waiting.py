@@ -7,7 +7,6 @@ relaunched domain fails when that does not come in time.
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -92,6 +91,10 @@ class WaitingRoom:
             self.withdraw(chronicle)
         return chronicle
 
+    def hand_over(self, chronicle: Chronicle) -> None:
+        """Have an incident gone on with for which no connection is needed: see ``orphans``."""
+        self._orphaned.send_nowait(chronicle)
+
     def withdraw(self, chronicle: Chronicle) -> bool:
         """Keep an incident no longer; return whether it was still here."""
         place = self._waiting.pop(chronicle.incident.id, None)
@@ -101,15 +104,15 @@ class WaitingRoom:
 
     @property
     def chronicles(self) -> tuple[Chronicle, ...]:
-        """The incidents that wait, the oldest first."""
-        return tuple(place.chronicle for place in self._waiting.values())
+        """The incidents that wait, the oldest first. May be asked for in any thread."""
+        return tuple(place.chronicle for place in list(self._waiting.values()))
 
     async def _hand_over_when_ended(self, place: _Place, process: ProcessIdentity) -> None:
         with place.left:
             await process.wait_ended()
         if not place.left.cancel_called:
             del self._waiting[place.chronicle.incident.id]
-            self._orphaned.send_nowait(place.chronicle)
+            self.hand_over(place.chronicle)
 
     def _end_wait(self, chronicle: Chronicle) -> None:
         """End the wait for a domain that was faster than the command that brought it back."""
@@ -117,7 +120,7 @@ class WaitingRoom:
         assert index is not None, "it awaits its domain's return"
         chronicle.end(index, StepResult(Outcome.DONE))
         chronicle.note(Closed(self._clock(), Ending.RELAUNCHED))
-        self._orphaned.send_nowait(chronicle)
+        self.hand_over(chronicle)
 
     async def _give_up_at(self, place: _Place, deadline: float) -> None:
         chronicle = place.chronicle
@@ -129,8 +132,11 @@ class WaitingRoom:
         detail = "the domain did not come back in time"
         chronicle.note(StepEnded(self._clock(), index, Outcome.FAILED, detail))
         chronicle.note(Settled(self._clock(), State.FAILED))
-        with suppress(JournalError):  # told of where it is found, and written when it is claimed
+        try:
             await chronicle.commit()
+        except JournalError:  # told of where it is found, and tried again as for any orphan
+            if self.withdraw(chronicle):
+                self._orphaned.send_nowait(chronicle)
 
 
 def return_deadline(chronicle: Chronicle) -> float | None:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from panicd.cli import main
 from panicd.host.metrics import Metrics
 from panicd.rules.ending import Cause
+from panicd.rules.exposure import Exposure
 from panicd.rules.incident import State
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.plan import AnyStep
@@ -74,3 +75,8 @@ def test_every_state_of_an_incident_is_listed(state: State) -> None:
 @pytest.mark.parametrize("on_crash", OnCrash)
 def test_every_policy_is_listed(on_crash: OnCrash) -> None:
     assert f"`{on_crash}`" in README or ("`coredump-…`" in README and on_crash.coredump)
+
+
+@pytest.mark.parametrize("exposure", Exposure)
+def test_every_exposure_is_listed(exposure: Exposure) -> None:
+    assert f"| `{exposure}` |" in OPERATIONS

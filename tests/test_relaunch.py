@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 
 from panicd.relaunch import run_relaunch
 from panicd.rules.incident import Outcome
@@ -62,3 +63,14 @@ async def test_a_name_that_makes_no_unit_starts_none(programs: Path) -> None:
     assert result.outcome is Outcome.FAILED
     assert "makes no unit's name" in result.detail
     assert not (programs / "told").exists()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("step", [RunRelaunch(5.0, command=("/bin/true",)), UNIT])
+async def test_a_name_that_no_environment_can_hold_is_a_failure(
+    name: str, step: RunRelaunch
+) -> None:
+    """A QEMU that was taken over may call itself anything; that must not end the daemon."""
+    with trio.fail_after(10):
+        result = await run_relaunch(step, {"PANICD_DOMAIN": name})
+    assert result.outcome is Outcome.FAILED

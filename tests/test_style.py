@@ -16,6 +16,8 @@ LIMITS = {"panicd": 475, "tests": 800}
 # A sleep that nobody waits for to see a state.
 SLEEPS = {
     "tests/parts/fake.py",  # QEMU's own pause before it dials in again (reconnect=)
+    "tests/parts/world.py",  # virtual time: how long a command, a commit, a dump takes
+    "tests/test_model.py",  # virtual time: the moments between what happens
     "tests/test_style.py",
 }
 
@@ -68,6 +70,7 @@ def test_no_test_sleeps_to_wait_for_a_state() -> None:
         name_of(path)
         for path in FILES
         if path.is_relative_to(ROOT / "tests")
+        and not path.is_relative_to(ROOT / "tests/bench")
         and re.search(r"\bsleep(_until)?\(", path.read_text(encoding="utf-8"))
     }
     assert sleepers <= SLEEPS

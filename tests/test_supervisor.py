@@ -143,7 +143,7 @@ async def test_nothing_is_done_twice_and_nothing_forgotten(
         only_incident(daemon)
         dumps = [path for path in (socket_dir / "state" / "coredumps").rglob("*") if path.is_file()]
         assert len(dumps) == trouble.on_crash.startswith("coredump-")
-        assert all(dump.suffix == ".kdump" for dump in dumps)
+        assert all(dump.suffix == ".zst" for dump in dumps)
 
 
 async def test_dump_whose_commands_are_not_answered_is_made_once(socket_dir: Path) -> None:
@@ -160,7 +160,7 @@ async def test_dump_whose_commands_are_not_answered_is_made_once(socket_dir: Pat
             await daemon.wait_incident(command, ending="destroyed")
             assert vm.changing_commands == ["set-action", *DUMP, "quit"]
             (dump,) = (socket_dir / "state" / "coredumps" / command).iterdir()
-            assert dump.suffix == ".kdump"
+            assert dump.suffix == ".zst"
 
 
 async def test_qemu_that_hangs_and_is_not_known_is_left_alone(socket_dir: Path) -> None:
@@ -301,3 +301,14 @@ async def test_text_of_a_guest_is_escaped_and_bounded(socket_dir: Path) -> None:
     (incident,) = daemon.journal()
     assert incident.opened.information is not None
     assert len(str(incident.opened.information)) < 5_000
+
+
+async def test_a_flood_is_counted_while_it_lasts(socket_dir: Path) -> None:
+    async with connected(socket_dir, "ignore") as (daemon, vm):
+        for _ in range(100):
+            vm.panic()
+        await daemon.wait_incident("vm", state="running-on")
+        coalesced = await daemon.metric("panicd_events_coalesced_total")
+        assert coalesced is not None
+        assert coalesced > 0
+        assert await daemon.metric("panicd_domain_up", domain="vm") == 1

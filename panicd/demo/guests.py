@@ -27,6 +27,9 @@ from typing import Final
 COUNTER_ADDRESS: Final = 0x500
 PVPANIC_PORT: Final = 0x505
 
+HYPERV_BUG_CHECK: Final = (0x7E, 0x11, 0x22, 0x33, 0x44)
+"""What ``Guest.PANIC_BY_HYPERV`` says: a bug check's code, and its four parameters."""
+
 SECTOR_SIZE: Final = 512
 ROM_SIZE: Final = 64 * 1024  # QEMU's pc machine takes a firmware of a multiple of 64 KiB
 
@@ -60,6 +63,12 @@ class Guest(enum.StrEnum):
 
     CRASHLOAD_THEN_HANG = "crashload-then-hang"
     """Says that its kdump kernel takes over, and is never heard of again."""
+
+    PANIC_BY_PCI = "panic-by-pci"
+    """Panics through a ``pvpanic-pci`` in slot 4 (``addr=4``), then halts."""
+
+    PANIC_BY_HYPERV = "panic-by-hyperv"
+    """Writes a bug check to Hyper-V's crash registers (``-cpu …,hv-crash``, KVM), then halts."""
 
 
 # Interrupts stay off: under a firmware, its handlers would otherwise eat the key presses.
@@ -125,6 +134,43 @@ _COUNT_UNTIL_KEY: Final = bytes.fromhex(
 )
 
 
+# PCI's configuration mechanism 1 (ports 0xcf8 and 0xcfc), bus 0, device 4. The BAR is put to where
+# a VGA's memory would be: a PC hands that to the PCI bus, and a 16-bit guest can reach it.
+_PANIC_BY_PCI: Final = bytes.fromhex(
+    "baf80c"  #          mov dx, 0xcf8
+    "66b810200080"  #    mov eax, 0x80002010  ; BAR 0
+    "66ef"  #            out dx, eax
+    "bafc0c"  #          mov dx, 0xcfc
+    "66b800000a00"  #    mov eax, 0xa0000
+    "66ef"  #            out dx, eax
+    "baf80c"  #          mov dx, 0xcf8
+    "66b804200080"  #    mov eax, 0x80002004  ; command
+    "66ef"  #            out dx, eax
+    "bafc0c"  #          mov dx, 0xcfc
+    "b80200"  #          mov ax, 2            ; memory space on
+    "ef"  #              out dx, ax
+    "b800a0"  #          mov ax, 0xa000
+    "8ed8"  #            mov ds, ax
+    "c606000001"  #      mov byte [0], 1      ; PVPANIC_PANICKED
+)
+
+
+def _write_msr(number: int, high: int, low: int) -> bytes:
+    return (
+        b"\x66\xb9" + number.to_bytes(4, "little")  #  mov ecx, number
+        + b"\x66\xb8" + low.to_bytes(4, "little")  #   mov eax, low
+        + b"\x66\xba" + high.to_bytes(4, "little")  #  mov edx, high
+        + b"\x0f\x30"  #                               wrmsr
+    )  # fmt: skip
+
+
+# HV_X64_MSR_CRASH_P0 to P4 and HV_X64_MSR_CRASH_CTL with its top bit, CrashNotify: Hypervisor
+# Top-Level Functional Specification, 'Guest crash enlightenment'.
+_PANIC_BY_HYPERV: Final = b"".join(
+    _write_msr(0x40000100 + index, 0, value) for index, value in enumerate(HYPERV_BUG_CHECK)
+) + _write_msr(0x40000105, 0x80000000, 0)
+
+
 def _jump_back(over: bytes) -> bytes:
     """A short jump (``jmp``) to the start of the fragment that stands just before it."""
     jump_size = 2  # the displacement counts from the end of the jump itself
@@ -155,6 +201,8 @@ _PROGRAMS: Final = {
     Guest.FLOOD: _FLOOD,
     Guest.CRASHLOAD_THEN_RESET: _on_first_boot(_CRASHLOAD + _RESET + _HALT) + _COUNT,
     Guest.CRASHLOAD_THEN_HANG: _CRASHLOAD + _HALT,
+    Guest.PANIC_BY_PCI: _PANIC_BY_PCI + _HALT,
+    Guest.PANIC_BY_HYPERV: _PANIC_BY_HYPERV + _HALT,
 }
 
 

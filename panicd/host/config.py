@@ -14,7 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from panicd.host.config_file import read_text
 from panicd.host.config_mistakes import ConfigError, Mistake, MistakeList, Position
+from panicd.host.config_notify import Notify, read_notify
 from panicd.host.config_section import Section, Value
 from panicd.host.config_starters import read_libvirt, read_relaunch
 from panicd.host.config_values import (
@@ -36,7 +38,8 @@ from panicd.host.config_values import (
 )
 from panicd.host.domain_rules import DomainRule, RuleIndex
 from panicd.host.places import Places
-from panicd.host.yaml_document import Mapping, Scalar, position_in, read_document
+from panicd.host.web_config import WebConfig, load_web_config
+from panicd.host.yaml_document import Mapping, Scalar, read_document
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.settings import (
     Budget,
@@ -66,9 +69,6 @@ __all__ = [
     "load",
     "parse",
 ]
-
-FILE_SIZE_MAX: Final = 4 * 2**20
-"""Bytes: some 40,000 domains, each with settings of its own."""
 
 CONTROL_SOCKET: Final = "control.sock"
 
@@ -109,7 +109,9 @@ class Config:
 
     Attributes:
         monitors: how QEMUs are reached, at least one way.
-        metrics_listen: the address and port of metrics and health; None for neither.
+        metrics_listen: the address and port of metrics, health and the page; None for none.
+        web_config: the file that says who may read them, and how they are encrypted.
+        web: what that file says.
         state_directory: where the journal and the incidents are.
         control_socket: where the commands ask the daemon.
         defaults: of domains without a rule.
@@ -119,6 +121,7 @@ class Config:
         storm: when many domains panic at once; None for never.
         coredumps_at_once: how many memory dumps of all domains may be under way, at least 1.
         libvirt: the libvirt that runs some of them; None where none does.
+        notify: who is told of incidents.
     """
 
     monitors: tuple[Monitor, ...]
@@ -132,6 +135,9 @@ class Config:
     storm: Storm | None = field(default_factory=Storm)
     coredumps_at_once: int = COREDUMPS_AT_ONCE
     libvirt: LibvirtSettings | None = None
+    notify: Notify = field(default_factory=Notify)
+    web_config: Path | None = None
+    web: WebConfig = field(default_factory=WebConfig, compare=False)
 
     def policy_for(self, name: str, uuid: str | None) -> Policy:
         """Return the policy of a domain: that of the first rule that matches, or the defaults.
@@ -152,27 +158,16 @@ def load(path: Path) -> Config:
     """Read the configuration of this process.
 
     Args:
-        path: the file; it is read blocking, as it is small.
+        path: the file; it is read blocking, as it is small. So is the web configuration file that
+            it names.
 
     Raises:
-        ConfigError: the file can't be read, or something is wrong with it.
+        ConfigError: a file can't be read, or something is wrong with it.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_SIZE_MAX + 1)
-    except OSError as error:
-        raise _unusable(path, f"expected a readable file (got {error.strerror})") from error
-    if len(data) > FILE_SIZE_MAX:
-        raise _unusable(path, f"expected a file of at most {FILE_SIZE_MAX // 2**20} MiB (got more)")
-    try:
-        content = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        mistakes = MistakeList(str(path))
-        before = data[: error.start].decode("utf-8-sig")
-        position = position_in(before, len(before))
-        mistakes.add(position, "", f"expected UTF-8 (got byte 0x{data[error.start]:02x})")
-        raise mistakes.error() from error
-    return parse(content, str(path), Places.here())
+    config = parse(read_text(path), str(path), Places.here())
+    if config.web_config is None:
+        return config
+    return replace(config, web=load_web_config(config.web_config))
 
 
 def control_socket(path: Path) -> Path:
@@ -214,10 +209,6 @@ def parse(content: str, file_name: str, places: Places) -> Config:
     return config
 
 
-def _unusable(path: Path, message: str) -> ConfigError:
-    return ConfigError([Mistake(0, 0, "", message, str(path))])
-
-
 def _config(keys: Section, places: Places) -> Config:
     monitors = keys["monitors"]
     state_directory = keys["state_directory"].read(absolute_path, places.state_directory)
@@ -226,6 +217,7 @@ def _config(keys: Section, places: Places) -> Config:
     )
     with keys["metrics"].section() as metrics:
         metrics_listen = metrics["listen"].read(metrics_endpoint, METRICS_LISTEN)
+        web_config = metrics["web_config"].read(absolute_path, None)
     with keys["journal"].section() as journal:
         on_failure, keep = journal["on_failure"], journal["keep"]
         journal_failure = on_failure.read(one_of(*JournalFailure), JournalFailure.PRESERVE)
@@ -233,6 +225,7 @@ def _config(keys: Section, places: Places) -> Config:
     storm = _storm(keys["storm"])
     coredumps_at_once = keys["coredumps_at_once"].read(whole_number(1), COREDUMPS_AT_ONCE)
     libvirt = read_libvirt(keys["libvirt"])
+    notify = read_notify(keys["notify"])
     builtin = Policy(CoredumpSettings(directory=state_directory / "coredumps"), evidence=Evidence())
     with keys["defaults"].section() as policy:
         defaults = _policy(policy, builtin)
@@ -256,6 +249,8 @@ def _config(keys: Section, places: Places) -> Config:
         storm=storm,
         coredumps_at_once=coredumps_at_once,
         libvirt=libvirt,
+        notify=notify,
+        web_config=web_config,
     )
 
 
@@ -369,6 +364,8 @@ def _policy(keys: Section, base: Policy) -> Policy:
         enforce=keys["enforce"].read(boolean, base.enforce),
         timeouts=_timeouts(keys["timeouts"], base.timeouts),
         inherits_on_crash=base.inherits_on_crash and not keys["on_crash"].given,
+        grace=keys["grace"].read(duration, base.grace),
+        kdump_timeout=keys["kdump_timeout"].read(positive_duration, base.kdump_timeout),
     )
 
 
@@ -410,6 +407,8 @@ def _evidence(value: Value, base: Evidence | None) -> Evidence | None:
         evidence = Evidence(
             budget=keys["budget"].read(duration, inherited.budget),
             consoles=tuple(paths) if consoles.given else inherited.consoles,
+            keep=keys["keep"].read(whole_number(1), inherited.keep),
+            max_total=keys["max_total"].read(size, inherited.max_total),
         )
     return evidence if evidence.budget else None
 

@@ -73,6 +73,16 @@ class Value:
             for index, item in enumerate(nodes)
         ]
 
+    def entries(self) -> Iterator[tuple[str, "Value"]]:
+        """Yield the keys of a mapping that may hold any, with their values."""
+        if isinstance(self.node, Mapping):
+            for key, entry in self.node.entries.items():
+                value = entry.value
+                path = key_path(self.path, key)
+                yield key, Value(value, path, value.position, self._mistakes)
+        elif self.node is not None:
+            self.wrong("a mapping of keys to values")
+
     @contextmanager
     def section(self) -> Iterator["Section"]:
         """Open a mapping; an empty one where there is none. At its end unknown keys are noted."""

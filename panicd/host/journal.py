@@ -28,8 +28,9 @@ from typing import Final, Self
 
 import trio
 
-from panicd.host import journal_database
+from panicd.host import journal_database, journal_outbox
 from panicd.host.journal_database import Batch, JournalDamagedError, JournalError, Stored
+from panicd.host.journal_outbox import Pending
 from panicd.host.journal_totals import Totals
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident
 from panicd.rules.operation import Operation
@@ -72,15 +73,20 @@ class Journal:
 
     Attributes:
         path: of the database.
+        channels: by which notifications of what is appended are to be delivered.
+        on_notification: called in trio's thread when there are new ones.
     """
 
     def __init__(self, path: Path, database: sqlite3.Connection, lock: int) -> None:
         self.path = path
+        self.channels: tuple[str, ...] = ()
+        self.on_notification: Callable[[], None] = lambda: None
         self._database = database
         self._lock = lock
         self._identity = _identity(path)
         self._closed = False
         self._fault: str | None = None
+        self._has_news = False  # the writer thread's alone
         self._open: dict[str, Stored] = {}  # as committed; the writer thread's alone
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
@@ -237,6 +243,7 @@ class Journal:
         *,
         domain: str | None = None,
         open_only: bool = False,
+        unacknowledged: bool = False,
         since: float | None = None,
         until: float | None = None,
         limit: int = 100,
@@ -246,6 +253,7 @@ class Journal:
         Args:
             domain: those of this domain, by name or UUID.
             open_only: those that go on.
+            unacknowledged: those that nobody has said to have looked at.
             since: those that began then or later, in seconds since the epoch.
             until: those that began before.
             limit: at most so many; negative for all.
@@ -256,7 +264,13 @@ class Journal:
         """
         with journal_database.reader(self.path) as database:
             return journal_database.incidents(
-                database, domain=domain, open_only=open_only, since=since, until=until, limit=limit
+                database,
+                domain=domain,
+                open_only=open_only,
+                unacknowledged=unacknowledged,
+                since=since,
+                until=until,
+                limit=limit,
             )
 
     def totals(self) -> Totals:
@@ -309,6 +323,34 @@ class Journal:
         with journal_database.reader(self.path) as database:
             return journal_database.all_restarts(database)
 
+    def pending(self, channel: str) -> list[Pending]:
+        """Return what is to be delivered next of each incident, the oldest first.
+
+        Raises:
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_outbox.pending(database, channel)
+
+    async def delivered(self, channel: str, notification: Pending) -> None:
+        """Note that a notification was delivered, or is no longer to be.
+
+        Raises:
+            JournalError: that was not written.
+        """
+        await self._submit(
+            lambda _batch: journal_outbox.remove(self._database, channel, notification)
+        )
+
+    async def drop_other_channels(self) -> None:
+        """Remove what was to be delivered by a channel that there no longer is.
+
+        Raises:
+            JournalError: that was not written.
+        """
+        channels = self.channels
+        await self._submit(lambda _batch: journal_outbox.keep_only(self._database, channels))
+
     async def _submit(self, work: Callable[[Batch], None]) -> None:
         if self._closed:
             raise JournalClosedError(f"{self.path}: closed")
@@ -333,10 +375,13 @@ class Journal:
                 # Whoever waited is gone with the loop.
                 with contextlib.suppress(trio.RunFinishedError):
                     requests[-1].token.run_sync_soon(_wake, requests)
+                    if self._has_news:
+                        self._has_news = False
+                        requests[-1].token.run_sync_soon(self._tell_news)
         self._database.close()
 
     def _commit(self, requests: list[_Request]) -> None:
-        batch = Batch(self._database, self._open)
+        batch = Batch(self._database, self._open, self.channels)
         try:
             with journal_database.faults_named(self.path):
                 self._check_identity()
@@ -352,6 +397,7 @@ class Journal:
             for request in requests:
                 request.error = request.error or error
         else:
+            self._has_news = bool(batch.notifications)
             if not batch.empty:
                 self._fault = None
             for incident_id, stored in batch.changed.items():
@@ -359,6 +405,9 @@ class Journal:
                     self._open[incident_id] = stored
                 else:
                     self._open.pop(incident_id, None)
+
+    def _tell_news(self) -> None:
+        self.on_notification()
 
     def _prune(self, _batch: Batch, *, before: float, removed: list[str]) -> None:
         removed += journal_database.prune(self._database, before, PRUNED_AT_ONCE)

@@ -13,6 +13,7 @@ from panicd.rules.incident import AnyEntry, Decided
 from panicd.rules.operation import Operation
 from panicd.rules.plan import (
     AnyStep,
+    AwaitGuestReset,
     AwaitQuiet,
     AwaitReturn,
     Collect,
@@ -38,6 +39,7 @@ STEPS: Final[dict[str, TypeAdapter[AnyStep]]] = {
     "Kill": TypeAdapter(Kill),
     "RunRelaunch": TypeAdapter(RunRelaunch),
     "AwaitReturn": TypeAdapter(AwaitReturn),
+    "AwaitGuestReset": TypeAdapter(AwaitGuestReset),
 }
 """What a step is called in the journal. A name that was once written stays here for ever."""
 

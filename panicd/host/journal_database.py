@@ -20,50 +20,21 @@ from panicd.host.journal_codec import (
     encode,
     encode_operation,
 )
+from panicd.host.journal_schema import MIGRATIONS
 from panicd.host.journal_totals import Total, Totals, collect, domain_key, increments
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
+from panicd.rules.notification import notice_of
 from panicd.rules.operation import Operation
-
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
-    (
-        """CREATE TABLE incident (
-            id TEXT PRIMARY KEY,
-            domain TEXT NOT NULL,
-            uuid TEXT NOT NULL,
-            opened_at REAL NOT NULL,
-            closed_at REAL
-        ) WITHOUT ROWID""",
-        "CREATE INDEX incident_opened_at ON incident (opened_at)",
-        """CREATE TABLE entry (
-            incident TEXT NOT NULL,
-            position INTEGER NOT NULL,
-            body TEXT NOT NULL,
-            PRIMARY KEY (incident, position)
-        ) WITHOUT ROWID""",
-        """CREATE TABLE total (
-            name TEXT NOT NULL,
-            label TEXT NOT NULL,
-            value INTEGER NOT NULL,
-            PRIMARY KEY (name, label)
-        ) WITHOUT ROWID""",
-        "CREATE TABLE restart (domain_key TEXT NOT NULL, at REAL NOT NULL)",
-        "CREATE INDEX restart_by_domain ON restart (domain_key, at)",
-    ),
-    (
-        """CREATE TABLE operation (
-            position INTEGER PRIMARY KEY,
-            at REAL NOT NULL,
-            body TEXT NOT NULL
-        )""",
-    ),
-)
-"""Statements that lead from each schema version to the next. Only ever appended to."""
 
 ROWS_AT_ONCE: Final = 200
 """Rows inserted by one statement; SQLite before 3.32 takes 999 parameters."""
 
 BUSY_TIMEOUT: Final = 2.0
 """Seconds that SQLite waits for another program's lock, such as the sqlite3 shell's."""
+
+
+ACKNOWLEDGED: Final = '"kind":"acknowledged"'
+"""What the body of an ``Acknowledged`` has in it and no other: a text's quotes are escaped."""
 
 
 class JournalError(Exception):
@@ -183,11 +154,19 @@ class Batch:
     Args:
         database: in a transaction.
         known: incidents as they are in it, those that go on; others are looked up.
+        channels: by which notifications are to be delivered.
     """
 
-    def __init__(self, database: sqlite3.Connection, known: Mapping[str, Stored]) -> None:
+    def __init__(
+        self,
+        database: sqlite3.Connection,
+        known: Mapping[str, Stored],
+        channels: Sequence[str] = (),
+    ) -> None:
         self._database = database
         self._known = known
+        self._channels = channels
+        self.notifications: list[tuple[object, ...]] = []
         self.changed: dict[str, Stored] = {}
         self._incidents: list[tuple[object, ...]] = []
         self._ends: list[tuple[object, ...]] = []
@@ -209,11 +188,14 @@ class Batch:
         incident, position = before
         counts: Counter[tuple[Total, str]] = Counter()
         rows: list[tuple[object, ...]] = []
+        told: list[tuple[object, ...]] = []
         for entry in entries:
             after = _follow(incident_id, incident, entry)
             for total, label, amount in increments(incident, entry):
                 counts[total, label] += amount
             rows.append((_column(incident_id), position, encode(entry)))
+            if notice_of(incident, entry) is not None:
+                told += [(channel, incident_id, position) for channel in self._channels]
             incident = after
             position += 1
         assert incident is not None, "_follow returns one"
@@ -228,6 +210,7 @@ class Batch:
             if incident.restarted_at is not None:
                 self._restarts.append((_column(domain_key(opened)), incident.restarted_at))
         self._entries += rows
+        self.notifications += told
         self._counts.update(counts)
         self.changed[incident_id] = Stored(incident, position)
 
@@ -254,6 +237,7 @@ class Batch:
         _insert(self._database, "entry (incident, position, body)", self._entries)
         _insert(self._database, "restart (domain_key, at)", self._restarts)
         _insert(self._database, "operation (at, body)", self._operations)
+        _insert(self._database, "notification (channel, incident, position)", self.notifications)
         _insert(
             self._database,
             "total (name, label, value)",
@@ -291,8 +275,9 @@ def prune(database: sqlite3.Connection, before: float, limit: int) -> list[str]:
         "SELECT id FROM incident WHERE closed_at < ? ORDER BY opened_at LIMIT ?", (before, limit)
     ).fetchall()
     database.executemany("DELETE FROM entry WHERE incident = ?", ids)
+    database.executemany("DELETE FROM notification WHERE incident = ?", ids)
     database.executemany("DELETE FROM incident WHERE id = ?", ids)
-    return [_text(column) for (column,) in ids]
+    return [text_of(column) for (column,) in ids]
 
 
 # Reading.
@@ -327,6 +312,7 @@ def incidents(
     *,
     domain: str | None,
     open_only: bool,
+    unacknowledged: bool = False,
     since: float | None,
     until: float | None,
     limit: int,
@@ -341,6 +327,8 @@ def incidents(
             SELECT id, opened_at FROM incident
             WHERE (:domain IS NULL OR :domain IN (domain, uuid))
                 AND (closed_at IS NULL OR NOT :open_only)
+                AND NOT (:unacknowledged AND EXISTS (
+                    SELECT 1 FROM entry WHERE incident = id AND instr(body, :acknowledged)))
                 AND (:since IS NULL OR opened_at >= :since)
                 AND (:until IS NULL OR opened_at < :until)
             ORDER BY opened_at DESC, id DESC LIMIT :limit
@@ -348,6 +336,8 @@ def incidents(
         {
             "domain": None if domain is None else _column(domain),
             "open_only": open_only,
+            "unacknowledged": unacknowledged,
+            "acknowledged": ACKNOWLEDGED,
             "since": since,
             "until": until,
             "limit": limit,
@@ -355,7 +345,7 @@ def incidents(
     )
     found = []
     for column, group in groupby(rows, key=lambda row: row[0]):
-        incident_id = _text(column)
+        incident_id = text_of(column)
         incident = _fold(incident_id, _entries(incident_id, (row[1:] for row in group)))
         assert incident is not None, "_entries refuses an incident without any"
         found.append(incident)
@@ -370,7 +360,7 @@ def totals(database: sqlite3.Connection) -> Totals:
     """
     rows = database.execute("SELECT name, label, value FROM total")
     try:
-        return collect({(Total(name), _text(label)): value for name, label, value in rows})
+        return collect({(Total(name), text_of(label)): value for name, label, value in rows})
     except ValueError as error:
         raise JournalDamagedError(f"totals: {error}") from None
 
@@ -404,7 +394,7 @@ def all_restarts(database: sqlite3.Connection) -> dict[str, tuple[float, ...]]:
     """Return every restart's time, by domain key; the oldest first."""
     found: dict[str, list[float]] = {}
     for key, at in database.execute("SELECT domain_key, at FROM restart ORDER BY at"):
-        found.setdefault(_text(key), []).append(at)
+        found.setdefault(text_of(key), []).append(at)
     return {key: tuple(times) for key, times in found.items()}
 
 
@@ -452,5 +442,6 @@ def _column(text: str) -> str | bytes:
     return text
 
 
-def _text(column: str | bytes) -> str:
+def text_of(column: str | bytes) -> str:
+    """Return the text that ``_column`` made this of."""
     return column if isinstance(column, str) else column.decode(errors="surrogatepass")

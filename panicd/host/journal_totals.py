@@ -14,6 +14,7 @@ from panicd.rules.incident import (
     Closed,
     Decided,
     Ending,
+    Enforced,
     Incident,
     Opened,
     Repeated,
@@ -35,6 +36,16 @@ class Total(StrEnum):
     ACTIONS = "actions"  # by Action
     ACTION_FAILURES = "action-failures"  # by Action
     FALLBACKS = "fallbacks"  # by Reason
+    FOREIGN_ACTIONS = "foreign-actions"  # by ForeignAction
+
+
+class ForeignAction(StrEnum):
+    """What somebody else did to a domain during an incident."""
+
+    RESET = "reset"
+    RESUME = "resume"
+    EXIT = "exit"
+    MIGRATION = "migration"
 
 
 class Increment(NamedTuple):
@@ -64,6 +75,7 @@ class Totals:
         actions: that were carried out.
         action_failures: that were tried and failed.
         fallbacks: decisions for something else than the policy's own action, by reason.
+        foreign_actions: what others did to a domain during an incident.
     """
 
     domains: Mapping[str, DomainTotals]
@@ -71,6 +83,7 @@ class Totals:
     actions: Mapping[Action, int]
     action_failures: Mapping[Action, int]
     fallbacks: Mapping[Reason, int]
+    foreign_actions: Mapping[ForeignAction, int]
 
 
 ENDED_BY: Final[dict[Ending, Action]] = {
@@ -80,6 +93,14 @@ ENDED_BY: Final[dict[Ending, Action]] = {
     Ending.RELEASED: Action.RELEASE,
 }
 """The endings that prove an action of panicd's; ``RAN_ON`` was counted when it settled."""
+
+FOREIGN_ENDINGS: Final[dict[Ending, ForeignAction]] = {
+    Ending.FOREIGN_RESET: ForeignAction.RESET,
+    Ending.FOREIGN_RESUME: ForeignAction.RESUME,
+    Ending.QEMU_GONE: ForeignAction.EXIT,
+    Ending.MIGRATED: ForeignAction.MIGRATION,
+}
+"""The endings that somebody else brought about."""
 
 AFTER_FAILURE: Final = frozenset({Reason.ACTION_FAILED, Reason.DUMP_FAILED})
 
@@ -129,6 +150,10 @@ def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
             yield Increment(Total.ACTIONS, ENDED_BY[ending], 1)
             if ENDED_BY[ending] is Action.RESTART:
                 yield Increment(Total.DOMAIN_RESTARTS, domain, 1)
+        case Closed(ending=ending) if ending in FOREIGN_ENDINGS:
+            yield Increment(Total.FOREIGN_ACTIONS, FOREIGN_ENDINGS[ending], 1)
+        case Enforced():
+            yield Increment(Total.FOREIGN_ACTIONS, ForeignAction.RESUME, 1)
 
 
 def collect(counts: Mapping[tuple[Total, str], int]) -> Totals:
@@ -154,4 +179,7 @@ def collect(counts: Mapping[tuple[Total, str], int]) -> Totals:
         actions={Action(label): n for label, n in labels[Total.ACTIONS].items()},
         action_failures={Action(label): n for label, n in labels[Total.ACTION_FAILURES].items()},
         fallbacks={Reason(label): n for label, n in labels[Total.FALLBACKS].items()},
+        foreign_actions={
+            ForeignAction(label): n for label, n in labels[Total.FOREIGN_ACTIONS].items()
+        },
     )

@@ -9,8 +9,9 @@ about a QEMU, and never text from a guest.
 """
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from prometheus_client import (
@@ -82,6 +83,7 @@ class Metrics:
         domains: Returns the snapshot; called at each scrape, in the scrape's thread.
         coredump_free_bytes: Returns the free space for coredumps, or None where it can't be
             told; called like `domains`.
+        exposed: Returns how many domains could not be acted on, by the reason; called likewise.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Metrics:
         dump_failure_reasons: Iterable[str],
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
+        exposed: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
         self._registry = registry
@@ -155,6 +158,10 @@ class Metrics:
         )
         for action in actions:
             self.incident_duration.labels(action=action)
+        self.incidents_open = gauge(
+            "panicd_incidents_open",
+            "Incidents that go on, those of domains that are gone included.",
+        )
         self.coredumps = counter(
             "panicd_coredumps", "Guest memory dumps attempted, failures included."
         )
@@ -168,6 +175,10 @@ class Metrics:
         )
         self.coredumps_in_progress = gauge(
             "panicd_coredumps_in_progress", "Guest memory dumps being written now."
+        )
+        self.coredump_usable = gauge(
+            "panicd_coredump_directory_usable_bytes",
+            "What dumps may still take of the free space, above min_free; NaN when unknown.",
         )
         self.events_coalesced = counter(
             "panicd_events_coalesced",
@@ -191,9 +202,13 @@ class Metrics:
         self.storm = gauge(
             "panicd_storm", "Whether many domains of this host panicked within a short time."
         )
+        self.pulse_age = gauge(
+            "panicd_loop_pulse_age_seconds",
+            "Time since the daemon's event loops were last seen to turn; below 10 in health.",
+        )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})
-        registry.register(_Snapshot(domains, coredump_free_bytes))
+        registry.register(_Snapshot(domains, coredump_free_bytes, exposed))
 
     def render(self) -> bytes:
         """Write all metrics in the text format `CONTENT_TYPE`. May be called from any thread."""
@@ -207,16 +222,22 @@ class _Snapshot(Collector):
         self,
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
+        exposed: Callable[[], Mapping[str, int]],
     ) -> None:
         self._domains = domains
         self._coredump_free_bytes = coredump_free_bytes
+        self._exposed = exposed
 
     def describe(self) -> Iterable[Metric]:
         """Name the metrics without asking for a snapshot, which may not be there yet."""
-        return [*_domain_metrics(()), _free_space(None)]
+        return [*_domain_metrics(()), _free_space(None), _exposed({})]
 
     def collect(self) -> Iterable[Metric]:
-        return [*_domain_metrics(self._domains()), _free_space(self._coredump_free_bytes())]
+        return [
+            *_domain_metrics(self._domains()),
+            _free_space(self._coredump_free_bytes()),
+            _exposed(self._exposed()),
+        ]
 
 
 def _free_space(free_bytes: int | None) -> Metric:
@@ -226,6 +247,17 @@ def _free_space(free_bytes: int | None) -> Metric:
     )
     if free_bytes is not None:
         metric.add_metric((), free_bytes)
+    return metric
+
+
+def _exposed(counts: Mapping[str, int]) -> Metric:
+    metric = GaugeMetricFamily(
+        "panicd_domains_exposed",
+        "Domains that could not be acted on as configured if they panicked now, by the reason.",
+        labels=("reason",),
+    )
+    for reason, count in counts.items():
+        metric.add_metric((reason,), count)
     return metric
 
 
@@ -258,7 +290,7 @@ def _domain_metrics(samples: Sequence[DomainSample]) -> Iterable[Metric]:
         "panicd_domain", "What the domain is, and what would happen on a panic.", labels=label
     )
     for sample in samples:
-        values = (_label(sample.domain),)
+        values = (_name(sample.domain),)
         up.add_metric(values, sample.up)
         armed.add_metric(values, sample.armed)
         panicked.add_metric(values, sample.panicked)
@@ -281,6 +313,14 @@ def _domain_metrics(samples: Sequence[DomainSample]) -> Iterable[Metric]:
             },
         )
     return up, armed, panicked, held, panics, restarts, failures, info
+
+
+def _name(domain: str) -> str:
+    """Bound a domain's name so that two that begin alike are no one series, which is no scrape."""
+    if len(domain) <= LABEL_LIMIT:
+        return _label(domain)
+    digest = sha256(domain.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{_label(domain[: LABEL_LIMIT - 9])}~{digest}"
 
 
 def _label(value: str) -> str:

@@ -7,14 +7,18 @@ from enum import StrEnum
 class DumpFailure(StrEnum):
     """Why there is no dump."""
 
+    LIBVIRT = "libvirt"  # not tried: libvirt runs the VM
     ENCRYPTED = "encrypted"  # not tried: the guest's memory can't be read from outside
     NO_MEMORY = "no-memory"  # not tried: it would take more of the host's memory than is there
+    NO_TURN = "no-turn"  # not tried: others were dumped all the time
+    OVERTAKEN = "overtaken"  # not tried: somebody has let the guest go meanwhile
     NO_SPACE = "no-space"
     UNWRITABLE = "unwritable"
     REFUSED = "refused"
     TIMEOUT = "timeout"
     QEMU = "qemu"  # it says that it failed, or writes what is no dump
     INCOMPLETE = "incomplete"  # less came than belongs to it
+    LOST = "lost"  # QEMU, or its monitor, was gone before its end
 
 
 class DumpError(Exception):

@@ -8,12 +8,14 @@ What QEMU writes, and which tool refuses it:
 - kdump: ``phys_base`` is VMCOREINFO's decimal text read as hexadecimal, so makedumpfile finds no
   memory. ``utsname`` holds the machine alone; libkdumpfile, and drgn with it, takes it for absent
   unless five of its parts are filled in. VMCOREINFO tells the release; the others read ``(none)``.
+  From 10.0 on the machine reads ``Unknown``, which no tool knows; a kernel that tells of a
+  ``phys_base`` is one of x86-64 (Linux ``arch/x86/kernel/vmcore_info_64.c``).
 
 VMCOREINFO is written by the guest: it is hostile, and believed in nothing but the two values that
 are copied into the header. A header that is not understood is left as it is.
 
 Sources: QEMU ``dump/dump.c``, ``include/sysemu/dump.h``; elf(5); makedumpfile ``IMPLEMENTATION``;
-measured with QEMU 7.2, makedumpfile 1.7.2, crash 8.0.2, drgn 0.3.0.
+measured with QEMU 7.2 and 10.0, makedumpfile 1.7.2, crash 8.0.2, drgn 0.3.0.
 """
 
 import re
@@ -32,6 +34,8 @@ _KDUMP_SIGNATURE: Final = b"KDUMP   "
 _UTSNAME_AT: Final = 12
 _UTSNAME_PART: Final = 65  # bytes: a name of at most 64 and its end
 _SYSNAME, _NODENAME, _RELEASE, _VERSION, _MACHINE = range(5)
+_UNKNOWN: Final = b"Unknown\0"
+_X86_64: Final = b"x86_64\0"
 _BLOCK_SIZES_AT: Final = 428  # block_size and sub_hdr_size in the 64-bit disk_dump_header
 _BLOCK_SIZES: Final = struct.Struct("<II")
 _PHYS_BASE: Final = struct.Struct("<q")
@@ -163,7 +167,10 @@ def repaired_kdump(head: bytes) -> bytes:
         if not any(repaired[field]):
             repaired[field] = name.ljust(_UTSNAME_PART, b"\0")
     phys_base = _PHYS_BASE_LINE.search(information)
-    if phys_base and repaired[_utsname_at(_MACHINE) :].startswith(b"x86_64\0"):
+    machine = slice(_utsname_at(_MACHINE), _utsname_at(_MACHINE + 1))
+    if phys_base and repaired[machine].startswith(_UNKNOWN):
+        repaired[machine] = _X86_64.ljust(_UTSNAME_PART, b"\0")
+    if phys_base and repaired[machine].startswith(_X86_64):
         _PHYS_BASE.pack_into(repaired, block, int(phys_base[1]))
     return bytes(repaired)
 

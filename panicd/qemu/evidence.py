@@ -10,16 +10,19 @@ monitor for ``info registers``.
 import json
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
+from panicd.qemu.console_log import find_logs, read_end
 from panicd.qemu.guest_memory import read_kernel_log
 from panicd.qemu.monitor import MonitorError
+from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
 from panicd.rules.capability import Version
+from panicd.rules.consoles import console_panic_line
 from panicd.rules.kernel_log import KernelLog, NotReadableError, panic_line
 
 PNG_SINCE: Final[Version] = (7, 1, 0)
@@ -27,6 +30,8 @@ ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
 FDSETS_SINCE: Final[Version] = (1, 3, 0)
 CONSOLE_KEPT: Final = 64 * 1024  # bytes of the console's end
 LOG_LINES: Final = 60  # lines of the kernel log, the newest
+THREADS: Final = trio.CapacityLimiter(16)  # of its own: those that hang are missed by nobody else
+OWN_PART: Final = 0.25  # of the budget: kept back for what needs no QEMU
 HOST_FILES: Final = (
     "/proc/loadavg",
     "/proc/meminfo",
@@ -35,8 +40,36 @@ HOST_FILES: Final = (
     "/proc/pressure/memory",
     "/proc/version",
 )
-QUERIES: Final = ("query-status", "query-cpus-fast", "query-block", "query-version")
+PROCESS_FILES: Final = ("status", "cgroup", "oom_score", "oom_score_adj", "limits")
+CGROUP_FILES: Final = (
+    "memory.current",
+    "memory.max",
+    "memory.events",
+    "memory.pressure",
+    "cpu.pressure",
+    "io.pressure",
+)
+CGROUPS: Final = Path("/sys/fs/cgroup")
+HOST_FILE_KEPT: Final = 64 * 1024  # bytes
+QUERIES: Final = (
+    "query-status",
+    "query-version",
+    "query-current-machine",
+    "query-kvm",
+    "query-cpus-fast",
+    "query-memory-size-summary",
+    "query-memory-devices",
+    "query-balloon",
+    "query-iothreads",
+    "query-migrate",
+    "query-chardev",
+    "query-block-jobs",
+    "query-blockstats",
+)
+# Asks the images too, and so may wait for their storage: last, for QEMU answers nobody meanwhile.
+BLOCK_QUERY: Final = "query-block"
 MANIFEST: Final = "bundle.json"
+SCREENS: Final = ("screen.png", "screen.ppm")
 
 
 @dataclass(slots=True)
@@ -74,28 +107,40 @@ async def collect(
         "screenshot": _screenshot,
         "registers": _registers,
         "state": _state,
+        "block devices": _block_devices,
     }
     limit = trio.current_time() + budget
     if session.by_libvirt:
         del items["kernel log"]
         bundle.problems["kernel log"] = "libvirt runs this VM, and its 9.0 dies of foreign dumps"
-    try:
-        await trio.to_thread.run_sync(_make, directory)
-    except OSError as error:
-        bundle.problems["bundle"] = str(error)
-        return bundle
+    with trio.move_on_at(limit):
+        try:
+            await trio.to_thread.run_sync(_make, directory, abandon_on_cancel=True, limiter=THREADS)
+        except OSError as error:
+            bundle.problems["bundle"] = str(error)
+            return bundle
     for name, take in items.items():
-        with trio.move_on_at(limit) as scope:
+        with trio.move_on_at(limit - budget * OWN_PART) as scope:
             try:
                 await take(session, bundle)
             except (MonitorError, NotReadableError, OSError) as error:
                 bundle.problems[name] = str(error)
         if scope.cancelled_caught:
             bundle.problems[name] = f"not taken within {budget:g} s"
-    with trio.move_on_after(budget, shield=False):
+    with trio.move_on_at(limit):
+        # A thread that hangs, on a network's file system, is left behind with a bundle of its own.
+        own = replace(bundle, files=dict(bundle.files), problems=dict(bundle.problems))
         await trio.to_thread.run_sync(
-            _keep_the_rest, bundle, consoles, facts, session.peer.command_line()
+            _keep_the_rest,
+            own,
+            consoles,
+            facts,
+            session.peer,
+            abandon_on_cancel=True,
+            limiter=THREADS,
         )
+        return own
+    bundle.problems["console"] = f"not taken within {budget:g} s"
     return bundle
 
 
@@ -107,7 +152,7 @@ async def _kernel_log(session: Session, bundle: Bundle) -> None:
 
 async def _screenshot(session: Session, bundle: Bundle) -> None:
     png = session.capability.version >= PNG_SINCE
-    name = "screen.png" if png else "screen.ppm"
+    name = SCREENS[0 if png else 1]
     path = bundle.directory / name
     # QEMU need not be able to write here: it is handed the open file (/dev/fdset, qemu(1)).
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -140,46 +185,72 @@ async def _state(session: Session, bundle: Bundle) -> None:
         name: str(answer) if isinstance(answer, MonitorError) else answer
         for name, answer in zip(QUERIES, answers, strict=True)
     }
-    _write(bundle, "qemu.json", json.dumps(said, indent=1).encode(), "QEMU's answers")
+    _write(bundle, "qemu.json", _json(said), "QEMU's answers: its version, machine and jobs")
 
 
-def _keep_the_rest(
-    bundle: Bundle,
-    consoles: tuple[Path, ...],
-    facts: object,
-    command_line: tuple[str, ...] | None,
-) -> None:
+async def _block_devices(session: Session, bundle: Bundle) -> None:
+    said = await session.execute(BLOCK_QUERY, timeout=2.0)
+    _write(bundle, "block.json", _json(said), "QEMU's block devices")
+
+
+def _keep_the_rest(bundle: Bundle, consoles: tuple[Path, ...], facts: object, peer: Peer) -> None:
     """Keep what needs no QEMU, and the list of it all. Blocking."""
-    for number, console in enumerate(consoles):
+    arguments = peer.command_line()
+    logs = find_logs(consoles, peer, arguments, bundle.problems)
+    for number, log in enumerate(logs):
         try:
-            with console.open("rb") as log:
-                log.seek(max(0, console.stat().st_size - CONSOLE_KEPT))
-                _write(bundle, f"console-{number}.log", log.read(CONSOLE_KEPT), str(console))
+            content = read_end(log, CONSOLE_KEPT)
         except OSError as error:
-            bundle.problems[str(console)] = str(error)
-    host = {}
-    for name in HOST_FILES:
-        try:
-            host[name] = Path(name).read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            host[name] = str(error)
+            bundle.problems[str(log.path)] = error.strerror or str(error)
+            continue
+        _write(bundle, f"console-{number}.log", content, str(log.path))
+        if not bundle.panic_line:
+            bundle.panic_line = console_panic_line(content)
     everything = {
         "panic_line": bundle.panic_line,
         "files": bundle.files,
         "problems": bundle.problems,
         "facts": facts,
-        "command_line": command_line,
-        "host": host,
+        "command_line": arguments,
+        "host": _host(peer.pid),
     }
-    _write(bundle, MANIFEST, json.dumps(everything, indent=1).encode(), "the list of all this")
+    _write(bundle, MANIFEST, _json(everything), "the list of all this, and the host's load")
 
 
-def read_manifest(directory: Path) -> object:
+def _host(pid: int) -> dict[str, str]:
+    """Return what the kernel says of the host's load, of QEMU's process and of its cgroup."""
+    paths = [Path(name) for name in HOST_FILES]
+    if pid:
+        process = Path("/proc", str(pid))
+        paths += [process / name for name in PROCESS_FILES]
+        cgroup = _text_of(process / "cgroup").partition("0::/")[2].partition("\n")[0]
+        if cgroup and ".." not in cgroup.split("/"):
+            paths += [CGROUPS / cgroup / name for name in CGROUP_FILES]
+    return {str(path): _text_of(path) for path in paths}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(HOST_FILE_KEPT).decode(errors="replace")
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
     """Return the list of what was taken of a panic; None where nothing was, or it is broken."""
     try:
-        return json.loads((directory / MANIFEST).read_bytes())
+        manifest = json.loads((directory / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return None
+    sound = isinstance(manifest, dict) and all(
+        isinstance(manifest.get(key), dict) for key in ("files", "problems")
+    )
+    return manifest if sound else None
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1).encode()
 
 
 def _make(directory: Path) -> None:

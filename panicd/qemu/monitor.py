@@ -1,8 +1,9 @@
 """One QMP session: the only file that touches asyncio and qemu.qmp.
 
 qemu.qmp runs on asyncio, panicd on trio; ``trio_asyncio`` joins them. Functions here are trio
-flavoured unless their name ends in ``_aio``. Errors say who must act and whether the command may
-have run::
+flavoured unless their name ends in ``_aio``. A step from one to the other takes longer than a
+command does, so commands are written from trio's side at once, and what qemu.qmp reads is handed
+over by plain calls. Errors say who must act and whether the command may have run::
 
     MonitorError
     ├── UnreachableError   no session could be made; try again later
@@ -16,15 +17,16 @@ have run::
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
 import trio_asyncio
-from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.message import Message
-from qemu.qmp.protocol import Runstate, StateError
+from qemu.qmp.models import ErrorResponse
+from qemu.qmp.protocol import Runstate
 
 from panicd.qemu.event_buffer import EventBuffer
 from panicd.rules.capability import Version
@@ -32,6 +34,7 @@ from panicd.rules.qapi import MAX_TEXT, parse_event
 
 Command = tuple[str, Mapping[str, object]]
 
+UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
 READ_LIMIT: Final = (
     1 << 20
 )  # bytes of one line; QEMU's longest answer to panicd's questions is 4 KiB
@@ -79,20 +82,73 @@ class NoReplyError(UncertainError):
     """No answer came in time; the session goes on."""
 
 
+class _Answers:
+    """The answers to some commands that were sent together, as they come in.
+
+    Attributes:
+        complete: set when the last has come, or none will.
+    """
+
+    def __init__(self, answers: list[object]) -> None:
+        self.complete = trio.Event()
+        self._answers = answers
+        self._awaited = len(answers)
+
+    def put(self, index: int, answer: object) -> None:
+        """Take one."""
+        self._answers[index] = answer
+        self._awaited -= 1
+        if not self._awaited:
+            self.complete.set()
+
+
 class _Client(QMPClient):
-    """qemu.qmp's client, with its events and its end handed to an ``EventBuffer``."""
+    """qemu.qmp's client, with what it hears handed over at once, and its end to an event buffer."""
 
     def __init__(self, buffer: EventBuffer) -> None:
         super().__init__(readbuflen=READ_LIMIT)
         self._buffer = buffer
-        # The default listener keeps every event for ever; a filter that keeps none stops that.
-        self.events.event_filter = self._hear
+        self._sent: dict[str, tuple[_Answers, int, str]] = {}  # by their ids: not yet answered
 
-    def _hear(self, message: Message) -> bool:
-        event = parse_event(message)
-        if event is not None:
-            self._buffer.put(event)
-        return False
+    def send(self, commands: Sequence[Command], answers: _Answers) -> list[str]:
+        """Send commands, whose answers are put where they belong; return their ids."""
+        ids = []
+        for index, (name, arguments) in enumerate(commands):
+            if self.runstate is not Runstate.RUNNING:
+                answers.put(index, SessionLostError(f"{name}: not sent, the session has ended"))
+                continue
+            message = self.make_execute_msg(name, arguments or None)
+            message["id"] = self._get_exec_id()
+            ids.append(str(message["id"]))
+            self._sent[ids[-1]] = answers, index, name
+            self._do_send(message)
+        if self._writer is not None and self._writer.transport.get_write_buffer_size() > UNREAD:
+            self.abort()
+        return ids
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Wait no more for the answers to commands."""
+        for sent in ids:
+            self._sent.pop(sent, None)
+
+    async def _on_message(self, msg: Message) -> None:
+        if "event" in msg:
+            event = parse_event(msg)
+            if event is not None:
+                self._buffer.put(event)
+            return
+        sent = msg.get("id")
+        awaited = self._sent.pop(sent, None) if isinstance(sent, str) else None
+        if awaited is None:
+            await super()._on_message(msg)
+            return
+        answers, index, name = awaited
+        try:
+            answers.put(index, _answer(msg))
+        except (KeyError, TypeError) as error:
+            nonsense = f"{name}: the answer makes no sense: {_cause(error)}"
+            answers.put(index, SessionLostError(nonsense))
+            self.abort()
 
     def _cb_inbound(self, msg: Message) -> Message:
         return msg  # the inherited hook formats every message for a debug log that nobody reads
@@ -104,6 +160,10 @@ class _Client(QMPClient):
         super()._set_state(state)
         if state is Runstate.DISCONNECTING:
             self._buffer.close()
+            for answers, index, name in self._sent.values():
+                lost = f"{name}: the session ended before an answer came"
+                answers.put(index, SessionLostError(lost))
+            self._sent.clear()
 
     def abort(self) -> None:
         """Drop the connection without waiting for unsent output, which may never go."""
@@ -120,6 +180,12 @@ class _Client(QMPClient):
             raise TypeError("the greeting's version is no object")
         return (int(triple["major"]), int(triple["minor"]), int(triple["micro"]))
 
+    @property
+    def package(self) -> str:
+        """What a distribution calls its QEMU, from the greeting (QAPI ``VersionInfo``)."""
+        package = self.greeting.QMP.version.get("package") if self.greeting is not None else None
+        return package[:MAX_TEXT] if isinstance(package, str) else ""
+
 
 class Monitor:
     """An open QMP session, made by ``open_monitor``.
@@ -127,12 +193,14 @@ class Monitor:
     Attributes:
         events: what QEMU says unasked.
         version: QEMU's version, from its greeting.
+        package: what a distribution calls it, from there too; empty where it is upstream's.
     """
 
     def __init__(self, client: _Client, events: EventBuffer, version: Version) -> None:
         self._client = client
         self.events = events
         self.version = version
+        self.package = client.package
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float
@@ -164,31 +232,14 @@ class Monitor:
         answers: list[object] = [
             NoReplyError(f"{name}: no answer in {timeout:g} s") for name, _ in commands
         ]
-        with trio.move_on_after(timeout):
-            await trio_asyncio.aio_as_trio(self._execute_all_aio)(commands, answers)
-        return answers
-
-    async def _execute_all_aio(self, commands: Sequence[Command], answers: list[object]) -> None:
-        async def one(index: int, name: str, arguments: Mapping[str, object]) -> None:
-            answers[index] = await self._execute_aio(name, arguments)
-
-        if len(commands) == 1:
-            await one(0, *commands[0])
-        else:
-            await asyncio.gather(*(one(i, *command) for i, command in enumerate(commands)))
-
-    async def _execute_aio(self, name: str, arguments: Mapping[str, object]) -> object:
+        awaited = _Answers(answers)
+        ids = self._client.send(commands, awaited)
         try:
-            return await self._client.execute(name, arguments or None)
-        except ExecuteError as error:
-            return CommandError(error.error.error.class_, error.error.error.desc[:MAX_TEXT])
-        except StateError:
-            return SessionLostError(f"{name}: not sent, the session has ended")
-        except ExecInterruptedError:
-            return SessionLostError(f"{name}: the session ended before an answer came")
-        except QMPError as error:
-            self._client.abort()
-            return SessionLostError(f"{name}: the answer makes no sense: {error}")
+            with trio.move_on_after(timeout):
+                await awaited.complete.wait()
+        finally:
+            self._client.forget(ids)
+        return answers
 
     async def execute_with_fd(
         self, command: str, arguments: Mapping[str, object], fd: int, *, timeout: float
@@ -273,6 +324,19 @@ async def _disconnect_aio(client: _Client) -> None:
         await client.disconnect()
     except _NONSENSE as error:
         logging.getLogger(__name__).debug("session ended with: %s", error)
+
+
+def _answer(message: Message) -> object:
+    """Return the answer in a message: what was returned, or the error.
+
+    Raises:
+        KeyError: there is none.
+        TypeError: it is malformed.
+    """
+    if "error" not in message:
+        return message["return"]
+    error = ErrorResponse(message).error
+    return CommandError(error.class_, error.desc[:MAX_TEXT])
 
 
 def _cause(error: BaseException) -> str:

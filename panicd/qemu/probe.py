@@ -5,6 +5,7 @@ to decide about. It goes before ``query-status`` on the same connection, and QEM
 so no panic slips between the two.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -13,9 +14,13 @@ from panicd.rules.capability import (
     BUILTIN_UNTIL,
     DUMP_FORMATS_SINCE,
     SET_ACTION_SINCE,
+    TDX,
+    TDX_SINCE,
     Capability,
     PanicDevice,
     PanicSetting,
+    is_backport,
+    platform_notifier,
 )
 from panicd.rules.command_line import HYPERV_CRASH, PANIC_DEVICE_TYPES, CommandLine
 from panicd.rules.qapi import MAX_TEXT, RunState
@@ -78,6 +83,11 @@ async def probe(
     questions["uuid"] = ("query-uuid", {})
     questions["peripheral"] = ("qom-list", {"path": "/machine/peripheral"})
     questions["anonymous"] = ("qom-list", {"path": "/machine/peripheral-anon"})
+    questions["machine"] = ("qom-get", {"path": "/machine", "property": "type"})
+    if command_line and HYPERV_CRASH in command_line.panic_devices:
+        questions["kvm"] = ("query-kvm", {})
+    if version >= TDX_SINCE:
+        questions["objects"] = ("qom-list", {"path": "/objects"})
     if version < BUILTIN_UNTIL:
         questions["unattached"] = ("qom-list", {"path": "/machine/unattached"})
     if version >= DUMP_FORMATS_SINCE:
@@ -140,18 +150,28 @@ def _capability(
     monitor: Monitor, answers: dict[str, object], command_line: CommandLine | None
 ) -> Capability:
     requested = _device_types(answers["peripheral"]) + _device_types(answers["anonymous"])
-    if command_line and HYPERV_CRASH in command_line.panic_devices:
+    # QEMU takes it without a word where only KVM could give it to the guest.
+    kvm = answers.get("kvm")
+    without_kvm = isinstance(kvm, dict) and kvm.get("enabled") is False
+    if command_line and HYPERV_CRASH in command_line.panic_devices and not without_kvm:
         requested += (HYPERV_CRASH,)
+    machine = _text(answers["machine"])
+    platform = tuple(filter(None, [platform_notifier(machine)]))
+    platform += tuple(kind for kind in _types(answers.get("objects")) if kind == TDX)
     builtin = _device_types(answers.get("unattached"))
-    if requested:
-        source = PanicDevice.REQUESTED
-    else:
-        source = PanicDevice.BUILTIN if builtin else PanicDevice.NONE
+    sources = {
+        PanicDevice.REQUESTED: requested,
+        PanicDevice.PLATFORM: platform,
+        PanicDevice.BUILTIN: builtin,
+    }
+    source = next((source for source, types in sources.items() if types), PanicDevice.NONE)
     armed = "armed" in answers and not isinstance(answers["armed"], MonitorError)
     return Capability(
         version=monitor.version,
         panic_device=source,
-        device_types=requested or builtin,
+        device_types=requested + platform or builtin,
+        machine=machine,
+        backport=is_backport(monitor.package),
         panic_setting=PanicSetting.PAUSE if armed else None,
         no_shutdown=command_line.no_shutdown if command_line else None,
         reboot_is_shutdown=command_line.reboot_is_shutdown if command_line else None,
@@ -160,15 +180,21 @@ def _capability(
 
 
 def _member(answer: object, key: str) -> str:
-    value = answer.get(key) if isinstance(answer, dict) else None
+    return _text(answer.get(key) if isinstance(answer, dict) else None)
+
+
+def _text(value: object) -> str:
     return value[:MAX_TEXT] if isinstance(value, str) else ""
 
 
 def _device_types(answer: object) -> tuple[str, ...]:
-    """Return the panic devices in a ``qom-list`` answer, whose types read ``child<TYPE>``."""
+    return tuple(kind for kind in _types(answer) if kind in PANIC_DEVICE_TYPES)
+
+
+def _types(answer: object) -> Iterator[str]:
+    """Yield the types in a ``qom-list`` answer, where they read ``child<TYPE>``."""
     entries = answer if isinstance(answer, list) else []
-    types = (_member(entry, "type").removeprefix("child<").removesuffix(">") for entry in entries)
-    return tuple(kind for kind in types if kind in PANIC_DEVICE_TYPES)
+    return (_member(entry, "type").removeprefix("child<").removesuffix(">") for entry in entries)
 
 
 def _dump_formats(answer: object) -> tuple[DumpFormat, ...]:

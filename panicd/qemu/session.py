@@ -41,8 +41,10 @@ class Seen:
     resets: int = 0
     resumes: int = 0
     panics: int = 0
+    overflows: int = 0  # of events: what happened to the guest may have gone unseen
     shutdown: ShutdownEvent | None = None
     dump: DumpCompletedEvent | None = None
+    reset_since_panic: bool = False  # then it is no panicked guest, though 1.7 to 2.5 call it one
 
     def forget_dump(self) -> None:
         """Make ready to wait for the end of a new dump."""
@@ -158,6 +160,8 @@ class Session:
     async def _take(self) -> bool:
         entry = self.monitor.events.pop()
         if isinstance(entry, Overflow):
+            self.seen.overflows += 1
+            self.seen.reset_since_panic = False  # for all that is known
             state = await self.query_status()
             if entry.panics:
                 stopped = state is RunState.GUEST_PANICKED
@@ -176,10 +180,12 @@ class Session:
         Raises:
             MonitorError: it did not answer.
         """
-        answer = await self.execute("query-status", timeout=timeout)
+        self._learn_status(await self.execute("query-status", timeout=timeout))
+        return self.run_state
+
+    def _learn_status(self, answer: object) -> None:
         status = answer.get("status") if isinstance(answer, dict) else None
         self.run_state = RunState.parse(status)
-        return self.run_state
 
     async def status_or_last(self) -> RunState:
         """Ask QEMU for its run state; return the last that is known where it does not answer.
@@ -195,16 +201,20 @@ class Session:
     async def busy_with(self) -> str:
         """Ask QEMU for what an action on the guest would cut off; empty where there is nothing.
 
+        Its run state is asked after that, so it is that of a guest without such work, or with it.
+
         Raises:
             UncertainError: it did not answer.
         """
         questions: list[Command] = [("query-migrate", {}), ("query-block-jobs", {})]
         if self.capability.version >= DETACHED_DUMP_SINCE:
             questions.append(("query-dump", {}))
-        answers = await self.monitor.execute_all(questions, timeout=BUSY_TIMEOUT)
-        for answer in answers:
+        questions.append(("query-status", {}))
+        *answers, status = await self.monitor.execute_all(questions, timeout=BUSY_TIMEOUT)
+        for answer in (*answers, status):
             if isinstance(answer, UncertainError):
                 raise answer
+        self._learn_status(status)
         return work_in_progress(*answers)
 
     async def execute(
@@ -226,6 +236,11 @@ class Session:
             self.monitor, self.capability, setting, timeout=ANSWER_TIMEOUT
         )
 
+    @property
+    def runs_on_panic(self) -> bool:
+        """Whether panicd has told QEMU not to stop the guest on a panic."""
+        return self.capability.panic_setting is PanicSetting.NONE
+
     def learn_reset_is_impossible(self) -> None:
         """Note that QEMU ends, or stays as it is, when it is told to reset."""
         self.capability = replace(self.capability, reboot_is_shutdown=True)
@@ -235,6 +250,7 @@ class Session:
             case GuestPanickedEvent(action=PanicAction.PAUSE):
                 # The STOP that follows does not tell why; this does.
                 self._stop_means = RunState.GUEST_PANICKED
+                self.seen.reset_since_panic = False
             case StopEvent():
                 self.run_state = self._stop_means
                 self._stop_means = RunState.PAUSED
@@ -243,6 +259,7 @@ class Session:
                 self.run_state = RunState.RUNNING
             case ResetEvent():
                 self.seen.resets += 1
+                self.seen.reset_since_panic = True
             case ShutdownEvent():
                 self.seen.shutdown = event
             case DumpCompletedEvent():

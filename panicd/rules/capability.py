@@ -4,6 +4,7 @@ A capability is a hint of what to try. Whether a panic was really undone is what
 says after the ``cont``.
 """
 
+import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -20,14 +21,49 @@ BUILTIN_UNTIL: Final[Version] = (1, 7, 0)  # QEMU commit 7839ff59 took the built
 DUMP_FORMATS_SINCE: Final[Version] = (2, 0, 0)
 DETACHED_DUMP_SINCE: Final[Version] = (2, 6, 0)
 SET_ACTION_SINCE: Final[Version] = (6, 0, 0)
+TDX_SINCE: Final[Version] = (10, 1, 0)
 
 
 class PanicDevice(StrEnum):
     """Where a VM's panic device comes from."""
 
     REQUESTED = "requested"  # under /machine/peripheral*, or a CPU property such as hv-crash
+    PLATFORM = "platform"  # the machine itself reports panics: s390, pseries, TDX
     BUILTIN = "builtin"  # under /machine/unattached: QEMU 1.5 and 1.6, pc-*-1.5 machines
     NONE = "none"
+
+
+PLATFORMS: Final[dict[str, str]] = {
+    "s390-ccw": "s390",  # the disabled wait of a CPU
+    "pseries": "pseries",  # RTAS ibm,os-term
+    "vmapple": "pvpanic-mmio",
+}
+"""What reports panics in a machine of which each is a part, by the machine type's beginning."""
+
+TDX: Final = "tdx-guest"  # the object of a confidential guest, which reports by its own call
+
+
+_BACKPORTED: Final = re.compile(r"qemu-kvm[\w-]*-1\.5\.3-\S*\.el7")
+
+
+def is_backport(package: str) -> bool:
+    """Tell whether a QEMU before 1.7 behaves like it where panics are concerned.
+
+    RHEL 7's 1.5.3 carries QEMU's commits df390768 (reversible) and 7839ff59 (no builtin device).
+
+    Args:
+        package: from the greeting, such as `` (qemu-kvm-1.5.3-175.el7_9.6)``.
+    """
+    return _BACKPORTED.search(package) is not None
+
+
+def platform_notifier(machine: str) -> str | None:
+    """Return what reports panics in every machine of a type; None: nothing, without a device.
+
+    Args:
+        machine: the QOM type of ``/machine``, such as ``s390-ccw-virtio-7.2-machine``.
+    """
+    return next((what for start, what in PLATFORMS.items() if machine.startswith(start)), None)
 
 
 class Armed(StrEnum):
@@ -52,7 +88,9 @@ class Capability:
     Attributes:
         version: from the greeting.
         panic_device: where its panic device comes from.
-        device_types: QOM types of the panic devices found, and ``hv-crash``.
+        device_types: QOM types of the panic devices found, ``hv-crash``, and what the machine has.
+        machine: the QOM type of ``/machine``, empty where it is not known.
+        backport: its distribution gave it what 1.7 brought, where panics are concerned.
         panic_setting: what panicd set by ``set-action``; None where it could not.
         no_shutdown: ``-no-shutdown`` stands on the command line; None where that is unreadable.
         reboot_is_shutdown: QEMU ends instead of resetting; None where nothing tells.
@@ -63,6 +101,8 @@ class Capability:
     version: Version
     panic_device: PanicDevice = PanicDevice.NONE
     device_types: tuple[str, ...] = ()
+    machine: str = ""
+    backport: bool = False
     panic_setting: PanicSetting | None = None
     no_shutdown: bool | None = None
     reboot_is_shutdown: bool | None = None
@@ -72,7 +112,12 @@ class Capability:
     @property
     def reversible(self) -> bool:
         """Whether ``cont`` is expected to resume a panicked guest. A hint: backports differ."""
-        return self.version >= REVERSIBLE_SINCE
+        return self.behaves_like >= REVERSIBLE_SINCE
+
+    @property
+    def behaves_like(self) -> Version:
+        """The upstream version that a panic, and what follows it, is like."""
+        return max(self.version, REVERSIBLE_SINCE) if self.backport else self.version
 
     @property
     def can_set_action(self) -> bool:

@@ -14,7 +14,8 @@ PanicOption = Literal["pause", "none", "shutdown", "exit-failure"]
 """A value of ``-action panic=`` (QAPI ``PanicAction``, run-state.json)."""
 
 PANIC_OPTIONS: Final[tuple[PanicOption, ...]] = ("pause", "none", "shutdown", "exit-failure")
-PANIC_DEVICE_TYPES: Final = frozenset({"pvpanic", "pvpanic-pci"})  # since 1.5, since 6.0
+# since 1.5, 6.0 and 9.2
+PANIC_DEVICE_TYPES: Final = frozenset({"pvpanic", "pvpanic-pci", "pvpanic-mmio"})
 HYPERV_CRASH: Final = "hv-crash"  # a CPU property, no device: crashes told by Hyper-V's registers
 
 # Every other option is followed by its value, so that `-append -no-shutdown` is no -no-shutdown.
@@ -73,14 +74,14 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     actions: dict[str, str] = {}
     devices: list[str] = []
     cpu = ""
-    for option, value in _options(arguments):
+    for option, value in options(arguments):
         match option:
             case "no-shutdown":
                 actions["shutdown"] = "pause"
             case "no-reboot":
                 actions["reboot"] = "shutdown"
             case "action":
-                actions.update(_properties(value))
+                actions.update(properties(value))
             case "device":
                 driver = _driver(value)
                 if driver in PANIC_DEVICE_TYPES:
@@ -100,7 +101,17 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     )
 
 
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+def guest_name(arguments: Sequence[str]) -> str:
+    """Return the VM's name from a QEMU's command line (``-name``); empty where it has none."""
+    name = ""
+    for option, value in options(arguments):
+        if option == "name":
+            first = value.replace(",,", "\0").split(",", 1)[0].replace("\0", ",")
+            name = properties(value).get("guest", first if "=" not in first else "")
+    return name
+
+
+def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each option without its dashes, and its value ('' where it takes none)."""
     rest = iter(arguments[1:])
     for argument in rest:
@@ -110,7 +121,7 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield option, "" if option in _OPTIONS_WITHOUT_VALUE else next(rest, "")
 
 
-def _properties(value: str) -> Mapping[str, str]:
+def properties(value: str) -> Mapping[str, str]:
     """Split QEMU's ``key=value,...``; a doubled comma stands for itself, a bare key is on."""
     properties: dict[str, str] = {}
     for part in value.replace(",,", "\0").split(","):
@@ -129,15 +140,15 @@ def _driver(value: str) -> str:
         driver = device.get("driver")
         return driver if isinstance(driver, str) else ""
     first = value.split(",", 1)[0]
-    return first if "=" not in first else _properties(value).get("driver", "")
+    return first if "=" not in first else properties(value).get("driver", "")
 
 
 def _reports_hyperv_crash(cpu: str) -> bool:
     """Tell whether a ``-cpu`` value asks for hv-crash (before 3.1 spelt hv_crash too)."""
-    properties = _properties(cpu.replace("_", "-"))
-    if f"+{HYPERV_CRASH}" in properties:
+    flags = properties(cpu.replace("_", "-"))
+    if f"+{HYPERV_CRASH}" in flags:
         return True
-    return properties.get(HYPERV_CRASH) in {"on", "yes", "true", "y"}
+    return flags.get(HYPERV_CRASH) in {"on", "yes", "true", "y"}
 
 
 def _panic_action(given: str | None, *, no_shutdown: bool) -> PanicOption | None:

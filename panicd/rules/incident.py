@@ -10,8 +10,8 @@ from enum import StrEnum
 from typing import Final, Literal, assert_never
 
 from panicd.rules.on_crash import Action
-from panicd.rules.plan import Collect, Plan
-from panicd.rules.policy import Decision
+from panicd.rules.plan import AwaitGuestReset, Collect, Plan
+from panicd.rules.policy import Decision, Reason
 from panicd.rules.qapi import PanicInformation
 
 
@@ -71,6 +71,7 @@ class Source(StrEnum):
 
     EVENT = "event"  # GUEST_PANICKED was received
     RECONCILIATION = "reconciliation"  # found guest-panicked on connecting: how often is unknown
+    KDUMP = "kdump"  # GUEST_CRASHLOADED was received: the guest handles its panic itself
 
 
 class Ending(StrEnum):
@@ -85,6 +86,7 @@ class Ending(StrEnum):
     QEMU_GONE = "qemu-gone"  # QEMU went away, and not by panicd
     MIGRATED = "migrated"  # the guest lives on another host now
     GUEST_RESET = "guest-reset"  # the guest reset itself
+    GUEST_SHUTDOWN = "guest-shutdown"  # the guest shut itself down
     FOREIGN_RESET = "foreign-reset"
     FOREIGN_RESUME = "foreign-resume"
 
@@ -304,6 +306,22 @@ class Incident:
         return last if last is not None and self.steps[last].outcome is None else None
 
     @property
+    def watched_until(self) -> float | None:
+        """Until when the guest is left to handle its panic itself, if it is; since the epoch."""
+        index = self.step_in_progress
+        if index is None or self.plan is None or not self.is_open:
+            return None
+        step = self.plan.steps[index]
+        if not isinstance(step, AwaitGuestReset):
+            return None
+        return self.steps[index].begun_at + step.timeout
+
+    @property
+    def runs_unproven(self) -> bool:
+        """Whether the guest had its own time, and nobody knows whether it reset itself in it."""
+        return self.state is State.FAILED and self.action is Action.GRACE
+
+    @property
     def restarted_at(self) -> float | None:
         """When panicd restarted the guest, if it did."""
         if self.closed and self.closed.ending in {Ending.RESTARTED, Ending.RELAUNCHED}:
@@ -314,6 +332,19 @@ class Incident:
     def action(self) -> Action:
         """The action in force, ``none`` before one is decided."""
         return self.decision.action if self.decision else Action.NONE
+
+
+OWN_TIME_OVER: Final = {
+    Reason.GRACE: Reason.GRACE_OVER,
+    Reason.KDUMP: Reason.KDUMP_STUCK,
+}
+"""What is said of a guest's own time when it is over."""
+
+
+def own_time_over(incident: Incident) -> Reason | None:
+    """Return why a guest gets no more time of its own; None where it has had none yet."""
+    given = (OWN_TIME_OVER.get(decision.reason) for decision in incident.decisions)
+    return next((reason for reason in given if reason is not None), None)
 
 
 def apply(incident: Incident, entry: AnyEntry) -> Incident:
@@ -350,7 +381,10 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             if begun is None or begun.outcome is not None:
                 raise IllegalTransitionError(f"{incident.id}: step {index} ended before it began")
             steps = {**incident.steps, index: StepRecord(begun.begun_at, at, outcome, detail)}
-            says = incident.plan is not None and isinstance(incident.plan.steps[index], Collect)
+            collected = incident.plan is not None and isinstance(
+                incident.plan.steps[index], Collect
+            )
+            says = collected and outcome is Outcome.DONE and detail
             panic_line = detail if says else incident.panic_line
             return replace(incident, state=state, steps=steps, panic_line=panic_line)
         case Settled(state=settled):

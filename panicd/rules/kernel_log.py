@@ -18,7 +18,7 @@ from panicd.rules.guest_memory.reading import NotReadableError, Reading
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 from panicd.rules.qapi import MAX_TEXT
 
-__all__ = ["KernelLog", "LogLine", "NotReadableError", "panic_line", "read_log"]
+__all__ = ["KernelLog", "LogLine", "NotReadableError", "panic_line", "printable", "read_log"]
 
 BLOCK: Final = 256  # records read together at most: some 50 KiB
 CAUSE_WITHIN: Final = 30.0  # seconds before the panic; a serial console may take some for an oops
@@ -137,14 +137,15 @@ def _lines(record: Record) -> list[LogLine]:
             record.timestamp_ns / 1e9,
             record.level,
             record.caller,
-            _printable(line),
+            printable(line),
             by_kernel=record.facility == 0,
         )
         for line in record.text.split(b"\n")
     ]
 
 
-def _printable(text: bytes) -> str:
+def printable(text: bytes) -> str:
+    """Return a line of a guest's, with what is not printable written as Python would."""
     line = text.decode(errors="backslashreplace").expandtabs()
     if line.isprintable():
         return line

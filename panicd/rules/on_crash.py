@@ -14,6 +14,7 @@ class Action(StrEnum):
     RESTART = "restart"
     PRESERVE = "preserve"
     IGNORE = "ignore"
+    GRACE = "grace"  # none yet: the guest handles its panic itself, and is watched
     RELEASE = "release"  # an operator lets a preserved guest run
     NONE = "none"  # nothing is left to act on: QEMU is gone
 

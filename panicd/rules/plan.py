@@ -2,8 +2,8 @@
 
 A plan is static data. It is printed by ``panicd explain``, tested as a table, and written to the
 journal whole before its first step. ``Cont`` is born here and nowhere else: after a
-``SystemReset``, for an operator's release, and for ``ignore`` where the panic, or its dump, had
-stopped the guest.
+``SystemReset``, for an operator's release, for ``ignore`` where the panic, or its dump, had stopped
+the guest, and for the grace in which a guest that the panic stopped may handle it itself.
 """
 
 from dataclasses import dataclass, field, replace
@@ -107,6 +107,11 @@ class AwaitReturn(Step):
     """Wait until the relaunched domain is connected again and runs."""
 
 
+@dataclass(frozen=True, slots=True)
+class AwaitGuestReset(Step):
+    """Watch a guest that handles its panic itself, until it resets or ends; it is left alone."""
+
+
 AnyStep = (
     EnsureStopped
     | Collect
@@ -119,6 +124,7 @@ AnyStep = (
     | Kill
     | RunRelaunch
     | AwaitReturn
+    | AwaitGuestReset
 )
 
 
@@ -159,10 +165,25 @@ def make_plan(
             return Plan(decision, (*first, *dump, reset, cont))
         case Action.RELEASE:
             return Plan(decision, (*first, *dump, cont))
+        case Action.GRACE:
+            return Plan(decision, _grace(decision, policy, situation, first, cont))
         case Action.IGNORE:
             return Plan(decision, _ignore(policy, situation, dump, cont))
         case _:
             assert_never(decision.action)
+
+
+def _grace(
+    decision: Decision,
+    policy: Policy,
+    situation: Situation,
+    first: tuple[AnyStep, ...],
+    cont: Cont,
+) -> tuple[AnyStep, ...]:
+    kdump = decision.reason is Reason.KDUMP
+    watch = AwaitGuestReset(policy.kdump_timeout if kdump else policy.grace)
+    stopped = situation.run_state is RunState.GUEST_PANICKED
+    return (*first, cont, watch) if stopped else (watch,)
 
 
 def _collect(policy: Policy) -> tuple[Collect, ...]:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from panicd.rules.budget import balance
-from panicd.rules.capability import Capability, PanicDevice
+from panicd.rules.capability import Capability, PanicDevice, PanicSetting
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.settings import PanicNotifier, Policy
@@ -34,6 +34,11 @@ class Reason(StrEnum):
     JOURNAL = "journal"
     LIBVIRT = "libvirt"
     OPERATOR = "operator"
+    GRACE = "grace"
+    NO_GRACE = "no-grace"
+    GRACE_OVER = "grace-over"
+    KDUMP = "kdump"
+    KDUMP_STUCK = "kdump-stuck"
 
 
 EXPLANATIONS: Final[dict[Reason, str]] = {
@@ -59,6 +64,12 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     Reason.LIBVIRT: "libvirt acts on this VM's panics by itself, and faster: have it preserve, "
     "by libvirt.take_over or by virsh set-lifecycle-action DOMAIN crash preserve",
     Reason.OPERATOR: "an operator asked for it",
+    Reason.GRACE: "the guest may dump and reset itself first: it is watched until it does",
+    Reason.NO_GRACE: "the guest can't be let run after its panic (QEMU refuses it, or it failed): "
+    "it gets no grace, on_crash applies at once",
+    Reason.GRACE_OVER: "the guest did not reset itself in its grace: on_crash applies",
+    Reason.KDUMP: "the guest handles its panic itself, by kdump: it is watched until it resets",
+    Reason.KDUMP_STUCK: "the guest's kdump did not come to a reset in its time: on_crash applies",
 }
 
 FALLBACK_REASONS: Final = frozenset(Reason) - {
@@ -66,7 +77,14 @@ FALLBACK_REASONS: Final = frozenset(Reason) - {
     Reason.UNREQUESTED_DEVICE,
     Reason.HELD,
     Reason.OPERATOR,
+    Reason.GRACE,
+    Reason.NO_GRACE,
+    Reason.GRACE_OVER,
+    Reason.KDUMP,
+    Reason.KDUMP_STUCK,
 }
+WATCHING: Final = frozenset({Reason.GRACE, Reason.KDUMP})
+"""Why a guest is left to itself for a while."""
 DESTRUCTIVE: Final = frozenset({Action.DESTROY, Action.RESTART})
 
 
@@ -82,6 +100,9 @@ class Situation:
         held: an operator suspended automation.
         storm: many domains panicked at once, and destructive actions are to be left to people.
         unrecorded: what was done before is not known, and that is to be waited out.
+        kdump: the guest says that it handles its panic itself.
+        own_time: why the guest has no time of its own any more to handle its panic; None: it has
+            had none yet.
     """
 
     run_state: RunState | None
@@ -90,6 +111,8 @@ class Situation:
     held: bool = False
     storm: bool = False
     unrecorded: bool = False
+    kdump: bool = False
+    own_time: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +174,23 @@ def applicable(
     return policy.on_crash, Reason.ON_CRASH
 
 
+def panic_setting(
+    policy: Policy, capability: Capability, decision: Decision | None
+) -> PanicSetting:
+    """Return what a panic is to do to a guest; one in its grace is not stopped again.
+
+    Args:
+        policy: the domain's configuration.
+        capability: what its QEMU can do.
+        decision: the one in force about an earlier panic; None: there is none.
+    """
+    wanted, _ = applicable(policy, capability, None)
+    # libvirt takes a panicked guest for stopped, and would go on to while it runs.
+    runs_on = wanted is OnCrash.IGNORE and capability.libvirt is None
+    in_grace = decision is not None and decision.reason is Reason.GRACE
+    return PanicSetting.NONE if runs_on or in_grace else PanicSetting.PAUSE
+
+
 def decide(policy: Policy, capability: Capability, situation: Situation, *, now: float) -> Decision:
     """Return what is to be done about a panic.
 
@@ -161,6 +201,11 @@ def decide(policy: Policy, capability: Capability, situation: Situation, *, now:
         now: seconds since the epoch.
     """
     wanted, reason = applicable(policy, capability, situation.information)
+    own_hands = _own_hands(policy, capability, situation, wanted)
+    if own_hands in WATCHING:
+        return Decision(wanted, Action.GRACE, coredump=False, reason=own_hands)
+    if reason is Reason.ON_CRASH and own_hands is not None:
+        reason = own_hands
     obeyed = Decision(wanted, wanted.action, wanted.coredump, reason)
     if situation.held:
         return Decision(wanted, Action.PRESERVE, coredump=False, reason=Reason.HELD)
@@ -175,6 +220,26 @@ def decide(policy: Policy, capability: Capability, situation: Situation, *, now:
     else:
         decision = obeyed
     return restrain(decision, situation)
+
+
+def _own_hands(
+    policy: Policy, capability: Capability, situation: Situation, wanted: OnCrash
+) -> Reason | None:
+    """Return why the guest may handle its panic itself, or why not; None: that is not a question.
+
+    A kdump is only looked on at, whoever holds the domain: nothing is done to the guest.
+    """
+    state = situation.run_state
+    if state is None or situation.own_time is not None:
+        return situation.own_time
+    if situation.kdump and state is not RunState.GUEST_PANICKED:
+        return Reason.KDUMP
+    given = policy.grace > 0 and wanted.action is not Action.IGNORE
+    if not given or situation.held or capability.libvirt_acts:
+        return None
+    if state is RunState.GUEST_PANICKED:
+        return Reason.GRACE if capability.reversible else Reason.NO_GRACE
+    return Reason.GRACE if state is RunState.RUNNING else None
 
 
 def restrain(decision: Decision, situation: Situation) -> Decision:

@@ -103,6 +103,11 @@ class GuestCrashloadedEvent(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class GuestPvshutdownEvent(Event):
+    """GUEST_PVSHUTDOWN: the guest shuts itself down, by the panic device (QEMU 9.1 and later)."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopEvent(Event):
     """STOP: the guest's CPUs have stopped."""
 
@@ -150,6 +155,8 @@ def parse_event(message: Mapping[str, object]) -> Event | None:
             return GuestPanickedEvent(at, _panic_action(data.get("action")), _information(data))
         case "GUEST_CRASHLOADED":
             return GuestCrashloadedEvent(at, _information(data))
+        case "GUEST_PVSHUTDOWN":
+            return GuestPvshutdownEvent(at)
         case "STOP":
             return StopEvent(at)
         case "RESUME":

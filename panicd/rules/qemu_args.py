@@ -3,10 +3,25 @@
 from dataclasses import dataclass
 from typing import Final
 
-from panicd.rules.capability import SET_ACTION_SINCE, Version
+from panicd.rules.capability import (
+    EXITS_ON_PANIC_SINCE,
+    SET_ACTION_SINCE,
+    Version,
+    platform_notifier,
+)
 
+PVPANIC_SINCE: Final[Version] = (1, 5, 0)
 VMCOREINFO_SINCE: Final[Version] = (2, 11, 0)
 PVPANIC_PCI_SINCE: Final[Version] = (6, 0, 0)
+
+BUILTIN_MACHINES: Final = frozenset({"pc-i440fx-1.5", "pc-q35-1.5"})
+"""Machine types that have a panic device nobody asked for, in QEMU 1.5 and 1.6."""
+
+DEFAULT_MACHINES: Final = frozenset({"", "pc", "q35"})
+"""Names that stood for ``BUILTIN_MACHINES`` in QEMU 1.5."""
+
+UNUSED_PORT: Final = 0xFFF0
+"""No device of a PC's answers there. Port 0, which was once proposed, is the DMA controller's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,42 +33,95 @@ class Argument:
     why: str
 
 
-def qemu_arguments(version: Version, *, socket: str, dial_in: bool, pci: bool) -> list[Argument]:
-    """Return the arguments for a VM.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How a VM is to be started.
 
-    Args:
+    Attributes:
         version: of its QEMU.
         socket: path of its monitor's socket, or of panicd's listening one.
         dial_in: the VM connects to panicd, and not panicd to the VM.
+        machine: its machine type; empty: QEMU's default.
         pci: the panic device is on the PCI bus, where there is no ISA bus.
+        notifier: the guest can report that it panics.
+    """
+
+    version: Version
+    socket: str
+    dial_in: bool = False
+    machine: str = ""
+    pci: bool = False
+    notifier: bool = True
+
+
+def qemu_arguments(wanted: Wanted) -> list[Argument]:
+    """Return the arguments for a VM.
 
     Raises:
-        ValueError: this QEMU has no such device.
+        ValueError: this QEMU has no such device, or its machine can't be without.
     """
-    if pci and version < PVPANIC_PCI_SINCE:
-        raise ValueError(
-            "pvpanic-pci came with QEMU 6.0; earlier ones have pvpanic, on the ISA bus"
-        )
-    chardev = f"socket,id=panicd,path={socket}," + (
-        ("reconnect-ms=1000" if version >= (9, 2, 0) else "reconnect=1")
-        if dial_in
-        else "server=on,wait=off"
-        if version >= (2, 12, 0)
-        else "server,nowait"
-    )
-    arguments = [
-        Argument("-chardev", chardev, "a monitor of panicd's own: QEMU serves one client on each"),
-        Argument("-mon", "chardev=panicd,mode=control", "speaks QMP"),
+    monitor = [
         Argument(
-            "-device", "pvpanic-pci" if pci else "pvpanic", "lets the guest report that it panics"
+            "-chardev",
+            f"socket,id=panicd,path={wanted.socket},{_connects(wanted)}",
+            "a monitor of panicd's own: QEMU serves one client on each",
         ),
+        Argument("-mon", "chardev=panicd,mode=control", "speaks QMP"),
     ]
-    if version < SET_ACTION_SINCE:
-        why = "without it this QEMU exits on a panic, and nothing is left to act on"
-        arguments.append(Argument("-no-shutdown", "", why))
-    else:
+    panics = _reported(wanted) if wanted.notifier else _neutralised(wanted)
+    vmcoreinfo = Argument("-device", "vmcoreinfo", "lets a dump's tools find their way")
+    return [*monitor, *panics, *([vmcoreinfo] if wanted.version >= VMCOREINFO_SINCE else [])]
+
+
+def has_builtin_device(version: Version, machine: str) -> bool:
+    """Whether a machine has a panic device that nobody asked for; measured, see docs/qemu.md."""
+    if not PVPANIC_SINCE <= version < (1, 7, 0):
+        return False
+    default = version < (1, 6, 0) and machine in DEFAULT_MACHINES
+    return default or machine in BUILTIN_MACHINES
+
+
+def _connects(wanted: Wanted) -> str:
+    if wanted.dial_in:
+        return "reconnect-ms=1000" if wanted.version >= (9, 2, 0) else "reconnect=1"
+    return "server=on,wait=off" if wanted.version >= (2, 12, 0) else "server,nowait"
+
+
+def _reported(wanted: Wanted) -> list[Argument]:
+    """Return what lets the guest report a panic, and QEMU leave it to panicd."""
+    version = wanted.version
+    arguments = []
+    if platform_notifier(wanted.machine) is None:
+        if version < PVPANIC_SINCE:
+            raise ValueError("the panic device pvpanic came with QEMU 1.5")
+        if wanted.pci and version < PVPANIC_PCI_SINCE:
+            raise ValueError(
+                "pvpanic-pci came with QEMU 6.0; earlier ones have pvpanic, on the ISA bus"
+            )
+        why = "lets the guest report that it panics"
+        if has_builtin_device(version, wanted.machine):
+            why = (
+                "asks for the panic device that this machine has built in, so that on_crash applies"
+            )
+        device = "pvpanic-pci" if wanted.pci else "pvpanic"
+        arguments.append(Argument("-device", device, why))
+    if version >= SET_ACTION_SINCE:
         why = "panics wait for panicd even while it is not connected"
         arguments.append(Argument("-action", "panic=pause", why))
-    if version >= VMCOREINFO_SINCE:
-        arguments.append(Argument("-device", "vmcoreinfo", "lets a dump's tools find their way"))
+    elif version >= EXITS_ON_PANIC_SINCE:
+        why = "without it this QEMU exits on a panic, and nothing is left to act on"
+        arguments.append(Argument("-no-shutdown", "", why))
     return arguments
+
+
+def _neutralised(wanted: Wanted) -> list[Argument]:
+    """Return what keeps a guest from reporting a panic."""
+    if platform_notifier(wanted.machine) is not None:
+        raise ValueError(f"{wanted.machine} reports panics by itself: no argument changes that")
+    if not has_builtin_device(wanted.version, wanted.machine):
+        return []
+    why = (
+        "moves the builtin panic device to a port that nothing else has; where the firmware tells "
+        "the guest of it, only another machine type is without, such as pc-i440fx-1.4"
+    )
+    return [Argument("-global", f"pvpanic.ioport={UNUSED_PORT:#x}", why)]

@@ -14,6 +14,7 @@ from panicd.rules.incident import Ending, Incident, Outcome, State
 from panicd.rules.on_crash import Action
 from panicd.rules.plan import (
     AnyStep,
+    AwaitGuestReset,
     AwaitQuiet,
     AwaitReturn,
     Cont,
@@ -46,6 +47,13 @@ class Found:
     same_process: bool
     version: Version
     by_panic: bool = False
+
+    @property
+    def proves_panic(self) -> bool:
+        """Whether its run state proves that the guest was not reset since its panic."""
+        earliest, latest = RESET_LEAVES_PANICKED
+        tells = not earliest <= self.version < latest
+        return self.run_state is RunState.GUEST_PANICKED and tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,8 @@ def recover(incident: Incident, found: Found) -> Recovery:
         return _process_gone(incident, found)
     if incident.state in {State.PRESERVED, State.FAILED, State.RUNNING_ON, State.DETECTED}:
         return _settled(incident, found.run_state)
+    if isinstance(step, AwaitGuestReset):
+        return _watched(found.run_state)
     match found.run_state:
         case RunState.GUEST_PANICKED:
             return _still_panicked(incident, step, index, found.version)
@@ -131,7 +141,10 @@ def _process_gone(incident: Incident, found: Found) -> Recovery:
         return GoOn(_index_of(incident, RunRelaunch))
     if isinstance(step, Quit | Terminate | Kill):
         return End(Ending.DESTROYED)
-    if not came_back and (isinstance(step, SystemReset) or found.by_panic):
+    # What was let run after its panic did not end with that.
+    let_run = incident.action is Action.GRACE and _begun(incident, Cont) is not None
+    by_panic = found.by_panic and not let_run
+    if not came_back and (isinstance(step, SystemReset) or by_panic):
         return Redecide()
     return End(Ending.QEMU_GONE)
 
@@ -141,7 +154,27 @@ def _index_of(incident: Incident, kind: type[AnyStep]) -> int:
     return next(i for i, step in enumerate(incident.plan.steps) if isinstance(step, kind))
 
 
+def _watched(run_state: RunState) -> Recovery:
+    """Return how a guest is found that was left to handle its panic itself.
+
+    One that runs may have reset itself meanwhile, or not: nothing tells. It is watched on.
+    """
+    match run_state:
+        case RunState.GUEST_PANICKED:
+            return Redecide()
+        case RunState.POSTMIGRATE:
+            return End(Ending.MIGRATED)
+        case RunState.PRELAUNCH:
+            return End(Ending.FOREIGN_RESET)
+        case RunState.SHUTDOWN:
+            return End(Ending.GUEST_SHUTDOWN)
+        case _:
+            return Stay()
+
+
 def _settled(incident: Incident, run_state: RunState) -> Recovery:
+    if incident.runs_unproven and (run_state.executes or run_state is RunState.GUEST_PANICKED):
+        return Stay() if run_state.executes else End(Ending.RAN_ON, and_again=True)
     if run_state is RunState.GUEST_PANICKED:
         match incident.state:
             case State.DETECTED:
@@ -173,6 +206,8 @@ def _still_panicked(
         if isinstance(step, Cont) or done:
             return End(Ending.RESTARTED, and_again=True)
         return GoOn(reset)
+    if _let_go(incident) and incident.action is Action.GRACE:
+        return Redecide()
     if _let_go(incident):
         return End(_let_run(incident), and_again=True)
     first_of_end = _begun(incident, Quit)
@@ -183,6 +218,10 @@ def _running(incident: Incident, step: AnyStep | None) -> Recovery:
     if _begun(incident, SystemReset) is not None:
         return End(Ending.RESTARTED)
     ignored = incident.action is Action.IGNORE and incident.plan is not None
+    if incident.action is Action.GRACE and incident.plan is not None:
+        watch = _index_of(incident, AwaitGuestReset)
+        if watch == 0 or isinstance(step, Cont):
+            return GoOn(watch)  # it was let run, or had not been stopped
     if isinstance(step, Cont) and not ignored:
         return End(_let_run(incident))
     if incident.plan and ignored and (isinstance(step, Cont) or not incident.plan.steps):
@@ -229,7 +268,7 @@ def _stopped(
 ) -> Recovery:
     reset = _begun(incident, SystemReset)
     left_paused_until, left_panicked_until = RESET_LEAVES_PANICKED
-    if _let_go(incident):
+    if _let_go(incident) and incident.action is not Action.GRACE:
         return End(Ending.RESTARTED if reset is not None else _let_run(incident))
     if reset is not None:
         if run_state is RunState.PRELAUNCH:
@@ -246,6 +285,8 @@ def _stopped(
         return End(Ending.FOREIGN_RESET)
     if _begun(incident, EnsureStopped) is None:
         return End(Ending.FOREIGN_RESUME)
+    if isinstance(step, Cont) and incident.action is Action.GRACE:
+        return GoOn(index + 1)  # as below: it ran, and somebody paused it since
     if isinstance(step, Cont) and incident.action is Action.IGNORE and not _dumps(incident):
         # This cont was for a panicked guest, so it ran, and somebody paused it since.
         return End(_let_run(incident))

@@ -97,10 +97,14 @@ class Evidence:
     Attributes:
         budget: seconds that taking it may delay the action.
         consoles: logs of the guest's console, whose end is kept.
+        keep: bundles kept of each domain, at least 1.
+        max_total: bytes that the bundles of all domains may take together.
     """
 
     budget: float = 3.0
     consoles: tuple[Path, ...] = ()
+    keep: int = 10
+    max_total: int = 5 * 2**30
 
 
 class StormAction(StrEnum):
@@ -206,6 +210,8 @@ class Policy:
         enforce: a panicked guest that somebody else resumes is stopped again.
         timeouts: of the steps.
         inherits_on_crash: the own ``on_crash`` of a domain that libvirt runs goes before this one.
+        grace: seconds that a panicked guest has to dump and reset itself before it is acted on.
+        kdump_timeout: the same for one that says it handles its panic by kdump.
     """
 
     coredump: CoredumpSettings
@@ -219,3 +225,5 @@ class Policy:
     enforce: bool = False
     timeouts: Timeouts = field(default_factory=Timeouts)
     inherits_on_crash: bool = False
+    grace: float = 0.0
+    kdump_timeout: float = 900.0

@@ -43,7 +43,10 @@ def unit_name(pattern: str, domain: str, uuid: str) -> str:
     """
     if "{uuid}" in pattern and not uuid:
         raise UnitNameError(f"{pattern}: the domain has no UUID")
-    values = {"domain": escape_instance(domain), "uuid": escape_instance(uuid)}
+    try:
+        values = {"domain": escape_instance(domain), "uuid": escape_instance(uuid)}
+    except UnicodeEncodeError as error:
+        raise UnitNameError(f"{pattern}: {domain!r} is no text: {error}") from error
     values["domain_as_is"] = domain
     name = re.sub(r"\{(domain_as_is|domain|uuid)\}", lambda found: values[found[1]], pattern)
     if not _UNIT.fullmatch(name) or len(name) > UNIT_NAME_MAX:

@@ -1,9 +1,12 @@
-"""Dumps that can't be made, and what then becomes of the guest."""
+"""Dumps as the daemon makes them, those that can't be made, and what becomes of the guest."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +52,17 @@ def small_disk(socket_dir: Path) -> Iterator[Path]:
 
 
 async def dump_fails(
-    socket_dir: Path, policy: dict[str, Any], *, ending: str = "destroyed", state: str = ""
+    socket_dir: Path,
+    policy: dict[str, Any],
+    *,
+    ending: str = "destroyed",
+    state: str = "",
+    extra: Sequence[str] = (),
 ) -> LoggedIncident:
     """Have a guest panic whose dump can't be made; its process then ends, or it is preserved."""
     async with (
         RunningDaemon.start(socket_dir, policy) as daemon,
-        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY) as vm,
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, extra=extra) as vm,
     ):
         await daemon.wait_armed("vm")
         await vm.press_key()
@@ -67,7 +75,21 @@ async def dump_fails(
         assert await daemon.metric("panicd_coredumps_total") == 1
         failure = incident.details[incident.steps.index(("Dump", "failed"))].partition(":")[0]
         assert await daemon.metric("panicd_coredump_failures_total", reason=failure) == 1
+        assert await daemon.metric("panicd_coredumps_in_progress") == 0
         return incident
+
+
+LARGE = ("-m", "2G")
+"""QEMU takes seconds to write this, even though it is full of zeros."""
+
+
+async def wait_dumping(daemon: RunningDaemon, *names: str) -> None:
+    """Wait until the daemon has something of the memory of each of these."""
+    while True:
+        status = await daemon.call("status")
+        dumps = [domain["dump"] for domain in status["domains"] if domain["domain"] in names]
+        if len(dumps) == len(names) and all(dump and dump["done"] for dump in dumps):
+            return
 
 
 async def test_directory_that_cannot_be_written_costs_the_dump_only(
@@ -84,6 +106,85 @@ async def test_full_disk_costs_the_dump_and_leaves_no_part_of_it(
     assert incident.decisions == [("coredump-destroy", "on-crash")]
     assert "no-space: room for " in str(incident.details)
     assert files(small_disk) == []
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_disk_that_fills_up_costs_the_dump_and_leaves_no_part_of_it(
+    socket_dir: Path, small_disk: Path, required: bool
+) -> None:
+    noise = socket_dir / "noise"
+    noise.write_bytes(os.urandom(12 << 20))  # so that what is expected at least is not what comes
+    loaded = ("-device", f"loader,file={noise},addr=0x100000,force-raw=on")
+    policy = coredump(small_disk, min_free="0%", format="elf-zstd", required=required)
+    left = {"ending": "", "state": "preserved"} if required else {}
+    incident = await dump_fails(socket_dir, policy, extra=loaded, **left)
+    assert "no-space: " in str(incident.details)
+    assert "No space left on device" in str(incident.details)
+    assert files(small_disk) == []
+
+
+@pytest.mark.parametrize("kind", ["elf", "elf-zstd"])
+async def test_dump_that_takes_too_long_is_given_up(socket_dir: Path, kind: str) -> None:
+    directory = socket_dir / "coredumps"
+    policy = coredump(directory, timeout="500ms", format=kind)
+    incident = await dump_fails(socket_dir, policy, extra=LARGE)
+    assert "timeout: QEMU was not done in time" in incident.details
+    assert files(directory) == []
+
+
+async def test_qemu_killed_in_the_middle_of_its_dump_leaves_no_part_of_it(socket_dir: Path) -> None:
+    directory = socket_dir / "coredumps"
+    async with (
+        RunningDaemon.start(socket_dir, coredump(directory)) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, extra=LARGE) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.press_key()
+        await wait_dumping(daemon, "vm")
+        assert len(files(directory)) == 1
+        vm.kill()
+        incident = await daemon.wait_incident("vm", ending="qemu-gone")
+        assert incident.steps[-1] == ("Dump", "unknown")
+        assert files(directory) == []
+        assert await daemon.metric("panicd_coredump_failures_total", reason="lost") == 1
+        assert await daemon.metric("panicd_coredumps_in_progress") == 0
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+async def test_two_guests_that_panic_at_once_are_both_dumped(
+    socket_dir: Path, at_once: int
+) -> None:
+    directory = socket_dir / "coredumps"
+    policy = coredump(directory, format="elf-zstd")
+    start = partial(RealQemu.start, socket_dir, guest=Guest.PANIC_ON_KEY, extra=("-m", "512M"))
+    async with (
+        RunningDaemon.start(socket_dir, policy, coredumps_at_once=at_once) as daemon,
+        start(name="one") as one,
+        start(name="two") as two,
+    ):
+        for vm, name in ((one, "one"), (two, "two")):
+            await daemon.wait_armed(name)
+            await vm.press_key()
+        await wait_dumping(daemon, "one", *(["two"] if at_once == 2 else []))
+        await one.freeze()  # so that it stays so while it is looked at
+        assert await daemon.metric("panicd_coredumps_in_progress") == at_once
+        waits = (await daemon.domain("two"))["dump"]["state"] == "waiting"
+        assert waits is (at_once == 1)
+        os.kill(one.pid, signal.SIGCONT)
+        for vm, name in ((one, "one"), (two, "two")):
+            await daemon.wait_incident(name, ending="destroyed")
+            assert await vm.wait_exit() == 0
+        assert sorted(path.parent.name for path in files(directory)) == ["one", "two"]
+        assert all(path.suffix == ".zst" for path in files(directory))
+
+
+async def test_guest_that_libvirt_runs_is_not_dumped_behind_its_back(socket_dir: Path) -> None:
+    directory, of_libvirt = socket_dir / "coredumps", socket_dir / "libvirt"
+    of_libvirt.mkdir()
+    extra = ("-serial", f"file:{of_libvirt}/console")  # what libvirt gives its VMs looks so
+    incident = await dump_fails(socket_dir, coredump(directory), extra=extra)
+    assert any(detail.startswith("libvirt: ") for detail in incident.details)
+    assert files(directory) == []
 
 
 async def test_dump_stops_where_space_is_to_stay_free(socket_dir: Path) -> None:

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from panicd.host import config, yaml_document
+from panicd.host import config, config_file, yaml_document
 from panicd.host.config import Config, ConfigError, Dial, DomainRule, Listen, Places, parse
 from panicd.host.config_section import Section
 from panicd.rules.on_crash import Action, OnCrash
@@ -307,7 +307,7 @@ def make_a_control_character(path: Path) -> None:
 
 def make_a_huge_file(path: Path) -> None:
     with path.open("wb") as file:
-        file.truncate(config.FILE_SIZE_MAX + 1)
+        file.truncate(config_file.FILE_SIZE_MAX + 1)
 
 
 @pytest.mark.parametrize(

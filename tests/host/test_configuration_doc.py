@@ -12,13 +12,18 @@ from panicd.host.yaml_document import key_path
 
 TEXT = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
 ROW = re.compile(r"^\| `(\S+)` \| (.+) \| (?:`(.+)` )?\| .+ \| (.+) \|$", re.MULTILINE)
-# Only with these are there defaults of the other keys beside them.
-RELAUNCH = {"defaults.relaunch.command": "[/bin/x]", "libvirt.uri": "qemu:///system"}
+# Only with these are there defaults of their sections.
+NEEDED = {
+    "defaults.relaunch.command": "[/bin/x]",
+    "libvirt.uri": "qemu:///system",
+    "notify.webhook.url": "https://x",
+    "notify.hook.command": "[/bin/x]",
+}
 
 
 HOST = {
     *["monitors[]", "domains[]", "state_directory", "control_socket", "metrics", "journal"],
-    *["storm", "coredumps_at_once", "libvirt"],
+    *["storm", "coredumps_at_once", "libvirt", "notify"],
 }
 
 
@@ -86,14 +91,16 @@ def test_every_key_is_described_and_no_other(asked_for: set[str]) -> None:
 
 def test_the_defaults_are_those_of_the_reader() -> None:
     given = {row.path: default for row, default in DEFAULTS.items()}
-    assert read(given | RELAUNCH) == read(RELAUNCH)
+    assert read(given | NEEDED) == read(NEEDED)
 
 
 def test_keys_described_without_a_default_have_none() -> None:
     without = {row.key for row in ROWS if row not in DEFAULTS}
     items = {f"monitors[].{way}" for way in ("glob", "listen", "libvirt")} | {"domains[].match"}
     ways = {"relaunch.command", "relaunch.unit", "relaunch.libvirt"}
-    assert without == items | ways | {"storm", "libvirt.uri"}
+    files = {"metrics.web_config", "notify.webhook.ca_file", "notify.webhook.credentials_file"}
+    receivers = {"notify.webhook.url", "notify.hook.command"}
+    assert without == items | ways | files | receivers | {"storm", "libvirt.uri"}
     assert read({}).defaults.relaunch is None
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 import trio
-import uvicorn
-from starlette.applications import Starlette
 
 from panicd.host import http
-from panicd.host.http import HttpBindError, HttpServer, SharedRender, build_app, serve_http
+from panicd.host.http import HttpBindError, HttpServer, serve_http
+from panicd.host.web import SharedRender, WebApp
 
 BODY = b"# HELP panicd_x A metric.\n# TYPE panicd_x gauge\npanicd_x 1\n"
 
@@ -22,7 +21,7 @@ class Answer:
     body: bytes
 
 
-async def read_answer(stream: trio.SocketStream) -> Answer:
+async def read_answer(stream: trio.abc.ReceiveStream) -> Answer:
     """Read one response, whose length its headers must tell."""
     received = b""
     while b"\r\n\r\n" not in received:
@@ -73,7 +72,7 @@ async def until_reset(stream: trio.SocketStream) -> None:
 
 @asynccontextmanager
 async def serving(body: bytes = BODY, *, healthy: bool = True) -> AsyncIterator[HttpServer]:
-    app = build_app(render=lambda: body, healthy=lambda: healthy)
+    app = WebApp(render=lambda: body, healthy=lambda: healthy)
     with trio.fail_after(20):
         async with serve_http("127.0.0.1", 0, app) as server:
             yield server
@@ -115,13 +114,6 @@ async def test_health(healthy: bool, status: int) -> None:
         assert (await get(server, "/healthz")).status == status
 
 
-async def test_the_index_leads_to_the_metrics() -> None:
-    async with serving() as server:
-        answer = await get(server, "/")
-    assert answer.headers["content-type"].startswith("text/html")
-    assert b'href="/metrics"' in answer.body
-
-
 @pytest.mark.parametrize("path", ["/metrics/", "/favicon.ico", "/..%2f..%2fetc/passwd", "//"])
 async def test_there_is_nothing_else(path: str) -> None:
     async with serving() as server:
@@ -143,7 +135,7 @@ async def test_a_bug_in_rendering_is_a_500_and_no_more() -> None:
         raise KeyError("bug")
 
     with trio.fail_after(20):
-        app = build_app(render=render, healthy=lambda: True)
+        app = WebApp(render=render, healthy=lambda: True)
         async with serve_http("127.0.0.1", 0, app) as server:
             assert (await get(server, "/metrics")).status == 500
             assert (await get(server, "/healthz")).status == 200
@@ -184,7 +176,7 @@ async def test_a_rendering_holds_up_no_health_check() -> None:
         assert (await get(server, "/metrics")).body == BODY
 
     with trio.fail_after(20):
-        app = build_app(render=render, healthy=lambda: True)
+        app = WebApp(render=render, healthy=lambda: True)
         async with serve_http("127.0.0.1", 0, app) as server, trio.open_nursery() as nursery:
             nursery.start_soon(scrape, server)
             await trio.to_thread.run_sync(begun.wait)
@@ -220,7 +212,7 @@ async def test_a_bad_client_hinders_no_scrape(sent: bytes) -> None:
 async def test_headers_have_a_limit() -> None:
     async with serving() as server, await connect(server) as stream:
         await stream.send_all(b"GET / HTTP/1.1\r\nX: " + b"x" * http.HEADER_LIMIT)
-        assert (await read_answer(stream)).status == 400
+        assert (await read_answer(stream)).status == 431
 
 
 async def test_a_client_that_does_not_read_hinders_no_scrape() -> None:
@@ -284,8 +276,8 @@ async def test_an_address_that_is_not_ours_is_named(host: str) -> None:
             pytest.fail("must not run")
 
 
-def build_app_that_is_not_run() -> Starlette:
-    return build_app(render=bytes, healthy=lambda: True)
+def build_app_that_is_not_run() -> WebApp:
+    return WebApp(render=bytes, healthy=lambda: True)
 
 
 @pytest.mark.parametrize("client", ["silent", "kept", "deaf", "waiting"])
@@ -298,13 +290,13 @@ async def test_it_stops_whatever_its_clients_do(client: str) -> None:
             finish.wait(15)
         return b"x" * 10_000_000
 
-    app = build_app(render=render, healthy=lambda: True)
+    app = WebApp(render=render, healthy=lambda: True)
     with trio.fail_after(10):  # less than the rendering above would wait
         async with serve_http("127.0.0.1", 0, app) as server:
             stream = await connect(server)
             match client:
                 case "kept":
-                    await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
                     assert (await read_answer(stream)).status == 200
                 case "deaf":
                     await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -323,7 +315,7 @@ async def test_a_server_that_fails_ends_the_block(monkeypatch: pytest.MonkeyPatc
     def fail(*_arguments: object) -> None:
         raise KeyError("bug")
 
-    monkeypatch.setattr(uvicorn.Server, "run", fail)
+    monkeypatch.setattr(http._Server, "run", fail)
     with trio.fail_after(10), pytest.RaisesGroup(KeyError):
         async with serve_http("127.0.0.1", 0, build_app_that_is_not_run()):
             await trio.sleep_forever()

@@ -25,6 +25,7 @@ from panicd.host.journal import (
     JournalInUseError,
 )
 from panicd.host.journal_codec import STEPS, CodecError, decode, encode
+from panicd.host.journal_schema import MIGRATIONS
 from panicd.host.journal_totals import (
     DomainTotals,
     Increment,
@@ -184,7 +185,7 @@ class TestOpening:
 
     def test_a_newer_schema_is_refused(self, path: Path) -> None:
         Journal.open(path).close()
-        known = len(journal_database.MIGRATIONS)
+        known = len(MIGRATIONS)
         change(path, f"PRAGMA user_version = {known + 1}")
         message = f"schema version {known + 1}, this one knows {known}"
         with pytest.raises(JournalError, match=message):
@@ -195,7 +196,7 @@ class TestOpening:
     ) -> None:
         with Journal.open(path) as journal:
             await journal.append("i1", *RESTART)
-        newer = (*journal_database.MIGRATIONS, ("CREATE TABLE more (a)", "CREATE TABLE still (b)"))
+        newer = (*MIGRATIONS, ("CREATE TABLE more (a)", "CREATE TABLE still (b)"))
         monkeypatch.setattr(journal_database, "MIGRATIONS", newer)
         with Journal.open(path) as journal:
             assert journal.history("i1") == [*RESTART]
@@ -207,7 +208,7 @@ class TestOpening:
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         Journal.open(path).close()
-        failing = (*journal_database.MIGRATIONS, ("CREATE TABLE more (a)", "no statement"))
+        failing = (*MIGRATIONS, ("CREATE TABLE more (a)", "no statement"))
         monkeypatch.setattr(journal_database, "MIGRATIONS", failing)
         with pytest.raises(JournalError, match="syntax error"):
             Journal.open(path)
@@ -509,6 +510,9 @@ class TestReading:
         assert ids(journal.incidents(until=20.0)) == ["i1"]
         assert ids(journal.incidents(since=10.0, until=30.0, limit=1)) == ["i2"]
         assert ids(journal.load_open()) == ["i3", "i4"]
+        await journal.append("i1", Acknowledged(50.0, 1000, "known"))
+        await journal.append("i3", Observed(50.0, 'a guest\'s "kind":"acknowledged"'))
+        assert ids(journal.incidents(unacknowledged=True)) == ["i4", "i3", "i2"]
 
     async def test_restarts_are_a_domains_by_its_uuid_else_its_name(self, journal: Journal) -> None:
         await journal.append("i1", *restart(20.0, "web-1"))
@@ -645,7 +649,7 @@ def after(*entries: AnyEntry) -> Incident:
         (after(), Asked(2.0, 1000, "release", "seen enough"), {}),
         (after(), Acknowledged(2.0, 1000, "known"), {}),
         (after(), Observed(2.0, "RESUME"), {}),
-        (after(), Enforced(2.0), {}),
+        (after(), Enforced(2.0), {(Total.FOREIGN_ACTIONS, "resume"): 1}),
         *(
             (after(decided()), Closed(3.0, ending), counted)
             for ending, counted in [
@@ -661,11 +665,11 @@ def after(*entries: AnyEntry) -> Incident:
                 (Ending.RELEASED, {(Total.ACTIONS, "release"): 1}),
                 (Ending.RAN_ON, {}),
                 (Ending.QEMU_EXITED, {}),
-                (Ending.QEMU_GONE, {}),
-                (Ending.MIGRATED, {}),
+                (Ending.QEMU_GONE, {(Total.FOREIGN_ACTIONS, "exit"): 1}),
+                (Ending.MIGRATED, {(Total.FOREIGN_ACTIONS, "migration"): 1}),
                 (Ending.GUEST_RESET, {}),
-                (Ending.FOREIGN_RESET, {}),
-                (Ending.FOREIGN_RESUME, {}),
+                (Ending.FOREIGN_RESET, {(Total.FOREIGN_ACTIONS, "reset"): 1}),
+                (Ending.FOREIGN_RESUME, {(Total.FOREIGN_ACTIONS, "resume"): 1}),
             ]
         ),
     ],

@@ -97,7 +97,10 @@ def test_every_series_of_the_host_is_there_from_the_start() -> None:
         "panicd_coredumps_total",
         "panicd_coredump_failures_total{reason=no-space}",
         "panicd_coredump_bytes_total",
+        "panicd_incidents_open",
         "panicd_coredumps_in_progress",
+        "panicd_coredump_directory_usable_bytes",
+        "panicd_loop_pulse_age_seconds",
         "panicd_events_coalesced_total",
         "panicd_monitor_reconnects_total",
         "panicd_config_last_reload_successful",
@@ -170,6 +173,11 @@ def test_no_name_breaks_the_format(name: str) -> None:
     found = domain_series(make(domains=lambda: samples))
     assert len(found) == 16
     assert max(map(len, found)) < 1000
+
+
+def test_names_that_begin_alike_are_two_series() -> None:
+    samples = [replace(DB_1, domain="x" * 300 + end) for end in "ab"]
+    assert len(domain_series(make(domains=lambda: samples))) == 16
 
 
 def test_free_space_that_is_not_known_is_left_out() -> None:

@@ -204,6 +204,18 @@ SCENARIOS: tuple[Scenario, ...] = (
         RESTARTED,
         arguments=None,
     ),
+    Scenario(
+        "grace",
+        {"on_crash": "destroy", "grace": "1h"},
+        Result("watched", "running", ("cont",)),
+    ),
+    Scenario(
+        "grace-by-2.5",
+        {"on_crash": "destroy", "grace": "1h"},
+        Result("watched", "running", ("cont",)),
+        machine={"profile": QEMU_2_5},
+        arguments=None,
+    ),
     Scenario("spent-budget", {"on_crash": "restart", "restart": {"max": 0}}, PRESERVED),
     Scenario(
         "release",

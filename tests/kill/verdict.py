@@ -145,7 +145,9 @@ def judge_dead_qemu(scenario: Scenario, evidence: Evidence) -> list[str]:
 
 
 def became(incident: Incident) -> str:
-    """Return an incident's ending, or its state where it goes on."""
+    """Return an incident's ending, or its state where it goes on; a guest is ``watched``."""
+    if incident.watched_until is not None:
+        return "watched"
     return str(incident.closed.ending if incident.closed else incident.state)
 
 

@@ -256,6 +256,14 @@ class ObservedDaemon:
         await self._wait(lambda: len(matching()) >= count)
         return matching()[count - 1]
 
+    async def wait_kept(self, incident: LoggedIncident) -> None:
+        """Wait until its journal tells of an incident what its log does: that is told first."""
+        wanted = incident.state or "closed"
+        kept: dict[str, str] = {}
+        while kept.get(incident.id) != wanted:
+            told = await self.call("incidents", domain=incident.domain)
+            kept = {one["id"]: one["state"] for one in told}
+
     # -- inside
 
     def _take(self, *lines: Message) -> None:
@@ -310,8 +318,12 @@ class RunningDaemon(ObservedDaemon):
         stray: Lines on its standard error that are no log: a crash's traceback.
     """
 
-    def __init__(self, directory: Path, *arguments: Any, **keywords: Any) -> None:
+    def __init__(
+        self, directory: Path, *arguments: Any, dry_run: bool = False, **keywords: Any
+    ) -> None:
+        """As :class:`ObservedDaemon`; ``dry_run``: with ``--dry-run``, at every start."""
         super().__init__(directory, *arguments, **keywords)
+        self._options = ["--dry-run"] if dry_run else []
         self.stray: list[str] = []
         self._process: Process | None = None
         self._ready = False
@@ -370,7 +382,7 @@ class RunningDaemon(ObservedDaemon):
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             await manager.bind(str(path))
             self._process = await self._open_process(
-                ["--config", str(self.config_file), "run", "--log-level", "debug"],
+                ["--config", str(self.config_file), "run", "--log-level", "debug", *self._options],
                 {"NOTIFY_SOCKET": str(path)},
             )
             self._nursery.start_soon(self._read_log, self._process)

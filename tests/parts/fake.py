@@ -171,6 +171,11 @@ class FakeQemu(RecordedMonitor):
         self.machine.reset("guest-reset", guest=True)
         self._settle()
 
+    def pvshutdown(self) -> None:
+        """The guest shuts itself down by the panic device."""
+        self.machine.pvshutdown()
+        self._settle()
+
     def guest_shutdown(self) -> None:
         """The guest powers itself off."""
         self.machine.shut_down("guest-shutdown", guest=True)

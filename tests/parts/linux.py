@@ -102,6 +102,7 @@ async def linux_guest(
     reboots_after: int = 0,
     paused: bool = False,
     proxied: bool = False,
+    screen: bool = False,
     extra: Sequence[str] = (),
 ) -> AsyncIterator[LinuxGuest]:
     """Start a Linux guest, which panics as soon as it has booted.
@@ -114,8 +115,11 @@ async def linux_guest(
             itself; 0: never.
         paused: As for ``RealQemu.start``.
         proxied: As for ``RealQemu.start``.
+        screen: It has a VGA adapter, in text mode, with the kernel's console on it too.
         extra: Further arguments for QEMU.
     """
+    # 60 lines, so that a panic and its trace are seen whole (admin-guide/svga.rst).
+    screen_console = "vga=0x0f07 console=tty0 " if screen else ""
     initramfs, console = directory / "initramfs", directory / "console"
     initramfs.write_bytes(_initramfs(kernel))
     async with RealQemu.start(
@@ -128,7 +132,8 @@ async def linux_guest(
         accel="tcg",
         extra=(
             *("-m", _MEMORY, "-kernel", str(kernel.image), "-initrd", str(initramfs)),
-            *("-append", f"console=ttyS0 panic={reboots_after}"),
+            *("-append", f"{screen_console}console=ttyS0 panic={reboots_after}"),
+            *(("-device", "VGA") if screen else ()),
             *("-serial", f"file:{console}"),
             *extra,
         ),

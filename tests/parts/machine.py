@@ -29,6 +29,9 @@ _ACTIONS = {
 
 _DUMP_IN_PROGRESS = "There is a dump in process, please wait."
 
+_PVSHUTDOWN = 4
+"""The bit of the device's ``events`` that stands for GUEST_PVSHUTDOWN."""
+
 _ABORTED = -6
 """The exit status of a process that called abort()."""
 
@@ -52,6 +55,8 @@ class Machine:
         name: As ``-name``; empty: none was given.
         uuid: As ``-uuid``; None: none was given.
         devices: As ``-device``, one each.
+        machine_type: The QOM type of ``/machine``.
+        objects: As ``-object``, the type of each.
         memory: Guest memory in bytes.
         state: The run state.
         panic_action: ``set-action``'s and ``-action``'s panic.
@@ -69,6 +74,8 @@ class Machine:
     name: str = "vm"
     uuid: str | None = None
     devices: Sequence[str] = ("pvpanic",)
+    machine_type: str = "pc-i440fx-7.2-machine"
+    objects: Sequence[str] = ()
     memory: int = 64 * 1024
     state: RunState = RunState.RUNNING
     panic_action: str = "shutdown"
@@ -119,6 +126,12 @@ class Machine:
         """The guest says that its kdump kernel takes over."""
         if self.profile.crashloaded:
             self._emit_panic("GUEST_CRASHLOADED", "run", None)
+
+    def pvshutdown(self) -> None:
+        """The guest shuts itself down by the panic device, which versions with that bit know."""
+        if (self.profile.pvpanic_events or 0) & _PVSHUTDOWN:
+            self.emit("GUEST_PVSHUTDOWN", None)
+            self.shut_down("guest-shutdown", guest=True)
 
     def reset(self, reason: str, *, guest: bool) -> None:
         """Reset the machine, or what ``reboot_action`` makes of it."""
@@ -440,11 +453,15 @@ class Machine:
                 anonymous[f"device[{index}]"] = node
         return {
             "machine": {
-                "type": "pc-i440fx-machine",
+                "type": self.machine_type,
                 "peripheral": peripheral,
                 "peripheral-anon": anonymous,
                 "unattached": unattached,
-            }
+            },
+            "objects": {
+                "type": "container",
+                **{f"o{index}": {"type": kind} for index, kind in enumerate(self.objects)},
+            },
         }
 
     def _panic_device(self, driver: str, ioport: int = 0x505) -> Message:

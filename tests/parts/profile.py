@@ -112,3 +112,26 @@ QEMU_10_0 = Profile(
     singlestep=False,
     pvpanic_events=7,
 )
+
+QEMU_2_0 = replace(QEMU_2_5, version=(2, 0, 0), schema=False)
+
+BUILTIN = {"1.5.0", "1.5.3", "1.6.0", "1.6.1", "1.6.2"}
+"""The versions that have a panic device in machines of type pc-i440fx-1.5 and pc-q35-1.5."""
+
+RECORDED = {
+    "1.5.0": replace(QEMU_1_5, version=(1, 5, 0), builtin_pvpanic=False),
+    "1.5.3": replace(QEMU_1_5, builtin_pvpanic=False),
+    "1.6.0": replace(QEMU_1_6, version=(1, 6, 0)),
+    "1.6.1": replace(QEMU_1_6, version=(1, 6, 1)),
+    "1.6.2": QEMU_1_6,
+    "1.7.0": QEMU_1_7,
+    "2.0.0": QEMU_2_0,
+    "2.1.3": replace(QEMU_2_0, version=(2, 1, 3)),
+    "2.5.0": QEMU_2_5,
+    "2.6.2": QEMU_2_6,
+    "2.8.0": QEMU_2_8,
+}
+"""The releases whose monitors were recorded, as a machine without a builtin device has them."""
+
+RHEL_7 = replace(QEMU_1_7, version=(1, 5, 3), package=" (qemu-kvm-1.5.3-175.el7_9.6)")
+"""RHEL 7's, as its patches say."""

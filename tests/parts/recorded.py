@@ -139,6 +139,11 @@ class RecordedMonitor:
         """The names of the commands received that do more than ask."""
         return [name for name in self.commands if not name.startswith(_ASKING_PREFIXES)]
 
+    @property
+    def acting_commands(self) -> list[str]:
+        """The names of the commands received that do more than ask, or arm."""
+        return [name for name in self.changing_commands if name != "set-action"]
+
     async def wait_command(self, name: str, *, since: int = 0, count: int = 1) -> Message:
         """Wait until ``count`` commands of that name have come; return the last of them, whole.
 

@@ -123,6 +123,13 @@ def test_kdump_gets_its_phys_base_and_its_utsname() -> None:
     assert repaired_kdump(repaired) == repaired
 
 
+def test_machine_that_qemu_does_not_name_is_told_by_its_kernel() -> None:
+    repaired = repaired_kdump(kdump(machine=b"Unknown"))  # as QEMU 10.0 writes it
+    assert repaired == repaired_kdump(kdump())
+    of_others = VMCOREINFO.replace(b"phys_base", b"PHYS_OFFSET")
+    assert names(repaired_kdump(kdump(of_others, b"Unknown")))[4] == b"Unknown"
+
+
 def test_phys_base_of_other_machines_is_theirs() -> None:
     head = kdump(machine=b"aarch64")
     repaired = repaired_kdump(head)

@@ -18,7 +18,9 @@ import pytest
 import trio
 
 from panicd.qemu.coredump import dump_guest_memory
+from panicd.qemu.dump_reader import read_dumped_log
 from panicd.qemu.monitor import event_loop
+from panicd.rules.kernel_log import panic_line
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.linux import Kernel, linux_guest
@@ -123,3 +125,12 @@ def test_crash_shows_the_panic(dumps: dict[DumpFormat, Path], kind: DumpFormat) 
         pytest.skip("no symbols of the guest's kernel: $PANICD_TEST_VMLINUX")
     printed = run(tool("crash"), "-s", symbols, str(dumps[kind]), into="sys\nlog\nquit\n")
     assert f'PANIC: "{PANIC}"' in printed
+
+
+@pytest.mark.parametrize("kind", OFFERED)
+def test_panicd_reads_the_kernel_log(dumps: dict[DumpFormat, Path], kind: DumpFormat) -> None:
+    for path in {dumps[kind], *dumps[kind].parent.glob(f"coredumps/linux/{kind}.*")}:
+        log = read_dumped_log(path)
+        assert panic_line(log.lines) == PANIC
+        assert log.lines[0].text.startswith("Linux version ")
+        assert log.complete

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from panicd.rules.capability import Capability, PanicDevice, PanicSetting, Version
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import Action, OnCrash
-from panicd.rules.policy import Situation
+from panicd.rules.policy import Reason, Situation
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.settings import (
     Budget,
@@ -69,6 +69,8 @@ policies = st.builds(
     ),
     relaunch=st.none() | st.builds(Relaunch, st.just(("/bin/relaunch",)), seconds),
     timeouts=timeouts,
+    grace=st.sampled_from([0.0, 900.0]),
+    kdump_timeout=seconds,
 )
 
 capabilities = st.builds(
@@ -96,4 +98,6 @@ situations = st.builds(
     restarts=histories,
     held=st.booleans(),
     storm=st.booleans(),
+    kdump=st.booleans(),
+    own_time=st.sampled_from([None, Reason.NO_GRACE, Reason.GRACE_OVER, Reason.KDUMP_STUCK]),
 )

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from panicd.rules.capability import Armed, Capability, PanicSetting, Version
+from panicd.rules.capability import Armed, Capability, PanicSetting, Version, is_backport
 from panicd.rules.qapi import RunState
 from tests.rules.strategies import MODERN
 
@@ -58,3 +58,24 @@ def test_a_reset_is_tried_unless_it_is_known_to_end_qemu(
     reboot_is_shutdown: bool | None, can_reset: bool
 ) -> None:
     assert replace(MODERN, reboot_is_shutdown=reboot_is_shutdown).can_reset is can_reset
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        (" (qemu-kvm-1.5.3-175.el7_9.6)", True),
+        (" (qemu-kvm-1.5.3-60.el7)", True),
+        (" (qemu-kvm-1.5.3-3.fc19)", False),
+        (" (qemu-kvm-0.12.1.2-2.506.el6)", False),
+        ("", False),
+    ],
+)
+def test_backport_is_known_by_its_package(package: str, expected: bool) -> None:
+    assert is_backport(package) is expected
+
+
+def test_backport_behaves_like_what_it_carries() -> None:
+    capability = Capability((1, 5, 3), backport=True)
+    assert capability.reversible
+    assert capability.behaves_like == (1, 7, 0)
+    assert Capability((2, 6, 0), backport=True).behaves_like == (2, 6, 0)

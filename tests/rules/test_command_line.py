@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panicd.rules.command_line import CommandLine, parse_command_line
+from panicd.rules.command_line import CommandLine, guest_name, parse_command_line
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 NOTHING = CommandLine(
@@ -141,3 +141,19 @@ WORDS = st.one_of(
 def test_no_list_of_arguments_makes_it_fail(arguments: list[str]) -> None:
     line = parse_command_line(arguments)
     assert set(line.panic_devices) <= {"pvpanic", "pvpanic-pci", "hv-crash"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["-name", "web"], "web"),
+        (["-name", "guest=web,debug-threads=on"], "web"),
+        (["-name", "web,debug-threads=on"], "web"),
+        (["-name", "a,,b"], "a,b"),
+        (["-name", "debug-threads=on"], ""),
+        (["-append", "-name web"], ""),
+        ([], ""),
+    ],
+)
+def test_name_of_the_guest(arguments: list[str], name: str) -> None:
+    assert guest_name(["qemu", *arguments]) == name

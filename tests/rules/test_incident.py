@@ -30,7 +30,7 @@ from panicd.rules.incident import (
     apply,
 )
 from panicd.rules.on_crash import Action, OnCrash
-from panicd.rules.plan import Plan, make_plan
+from panicd.rules.plan import Collect, Plan, make_plan
 from panicd.rules.policy import decide
 from panicd.rules.settings import Policy
 from tests.rules.strategies import (
@@ -268,3 +268,23 @@ class History(RuleBasedStateMachine):
 
 
 TestHistory = History.TestCase
+
+
+def test_panic_s_words_are_those_of_evidence_that_was_taken() -> None:
+    collecting = Plan(PLAN.decision, (Collect(3.0),))
+    incident = NEW
+
+    def collected(outcome: Outcome, detail: str) -> str:
+        nonlocal incident
+        for entry in (
+            Decided(NOW, collecting),
+            StepBegun(NOW, 0),
+            StepEnded(NOW, 0, outcome, detail),
+        ):
+            incident = apply(incident, entry)
+        return incident.panic_line
+
+    assert collected(Outcome.UNKNOWN, "the session ended") == ""
+    assert collected(Outcome.DONE, "Oops") == "Oops"
+    assert collected(Outcome.DONE, "") == "Oops"  # less was found the second time
+    assert collected(Outcome.SKIPPED, "foreign-reset") == "Oops"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from panicd.rules.capability import Capability, PanicDevice, run_by_libvirt
+from panicd.rules.capability import Capability, PanicDevice, PanicSetting, run_by_libvirt
 from panicd.rules.libvirt import (
     METADATA_URI,
     LibvirtDomain,
@@ -17,7 +18,7 @@ from panicd.rules.libvirt import (
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import Cont, Dump, Quit, SystemReset, make_plan
-from panicd.rules.policy import Reason, Situation, decide
+from panicd.rules.policy import Reason, Situation, decide, panic_setting
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import CoredumpSettings, Policy
 
@@ -147,3 +148,22 @@ def test_what_goes_through_libvirt(on_crash: OnCrash, runs_it: bool) -> None:
     through = {type(step) for step in plan.steps if step.by_libvirt}
     commands = {type(step) for step in plan.steps} & {Dump, SystemReset, Cont, Quit}
     assert through == (commands if runs_it else set())
+
+
+def test_grace_goes_through_libvirt_where_that_does_not_act() -> None:
+    policy = Policy(CoredumpSettings(Path("/dumps")), on_crash=OnCrash.DESTROY, grace=900.0)
+    capability = Capability((7, 2, 0), libvirt=domain("preserve"))
+    decision = decide(policy, capability, PANICKED, now=0.0)
+    assert decision.reason is Reason.GRACE
+    plan = make_plan(decision, policy, capability, PANICKED)
+    assert [step.by_libvirt for step in plan.steps if isinstance(step, Cont)] == [True]
+    # A second notifier is not to cut the guest's own dump, whatever libvirt takes it for.
+    assert panic_setting(policy, capability, decision) is PanicSetting.NONE
+    acting = replace(capability, libvirt=domain("destroy"))
+    assert decide(policy, acting, PANICKED, now=0.0).reason is Reason.LIBVIRT
+
+
+def test_ignored_guest_of_libvirt_s_is_stopped_and_resumed() -> None:
+    policy = replace(POLICY, on_crash=OnCrash.IGNORE)
+    for runs_it, setting in ((domain("preserve"), PanicSetting.PAUSE), (None, PanicSetting.NONE)):
+        assert panic_setting(policy, Capability((7, 2, 0), libvirt=runs_it), None) is setting

@@ -11,6 +11,7 @@ from panicd.rules.qapi import (
     Event,
     GuestCrashloadedEvent,
     GuestPanickedEvent,
+    GuestPvshutdownEvent,
     PanicAction,
     PanicInformation,
     ResetEvent,
@@ -62,7 +63,7 @@ HYPER_V = PanicInformation("hyper-v", (("arg1", 1), ("arg2", 2**64 - 1)))
         ("DUMP_COMPLETED",
          {"result": {"total": 8, "status": "failed", "completed": 3}, "error": "No space left"},
          DumpCompletedEvent(AT, completed=False, written=3, error="No space left")),
-        ("GUEST_PVSHUTDOWN", None, None),
+        ("GUEST_PVSHUTDOWN", None, GuestPvshutdownEvent(AT)),
         ("POWERDOWN", None, None),
     ],
 )  # fmt: skip

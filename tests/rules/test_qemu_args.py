@@ -1,12 +1,18 @@
+from dataclasses import replace
+
 import pytest
 
 from panicd.rules.capability import Armed, Capability, Version
 from panicd.rules.command_line import parse_command_line
-from panicd.rules.qemu_args import qemu_arguments
+from panicd.rules.qemu_args import Wanted, qemu_arguments
 
 
 def arguments(version: Version, *, dial_in: bool = False, pci: bool = False) -> list[str]:
-    found = qemu_arguments(version, socket="/run/qemu/vm.qmp", dial_in=dial_in, pci=pci)
+    return shown(Wanted(version, "/run/qemu/vm.qmp", dial_in=dial_in, pci=pci))
+
+
+def shown(wanted: Wanted) -> list[str]:
+    found = qemu_arguments(wanted)
     assert all(argument.why for argument in found)
     return [f"{argument.option} {argument.value}".strip() for argument in found]
 
@@ -19,6 +25,8 @@ CHARDEV = "-chardev socket,id=panicd,path=/run/qemu/vm.qmp,"
     ("version", "dial_in", "pci", "expected"),
     [
         ((1, 5, 0), False, False,
+         [CHARDEV + "server,nowait", MONITOR, "-device pvpanic"]),
+        ((2, 8, 0), False, False,
          [CHARDEV + "server,nowait", MONITOR, "-device pvpanic", "-no-shutdown"]),
         ((2, 12, 0), False, False,
          [CHARDEV + "server=on,wait=off", MONITOR, "-device pvpanic", "-no-shutdown",
@@ -51,3 +59,38 @@ def test_a_vm_started_with_them_leaves_its_panic_to_panicd(version: Version) -> 
 def test_a_pci_device_where_there_is_none() -> None:
     with pytest.raises(ValueError, match="on the ISA bus"):
         arguments((5, 2, 0), pci=True)
+
+
+MOVED = "-global pvpanic.ioport=0xfff0"
+
+
+@pytest.mark.parametrize(
+    ("version", "machine", "expected"),
+    [
+        ((1, 5, 0), "", [MOVED]),
+        ((1, 5, 3), "pc", [MOVED]),
+        ((1, 5, 3), "pc-q35-1.5", [MOVED]),
+        ((1, 5, 3), "pc-i440fx-1.4", []),
+        ((1, 6, 2), "pc-i440fx-1.5", [MOVED]),
+        ((1, 6, 2), "", []),
+        ((1, 7, 0), "pc-i440fx-1.5", []),
+        ((2, 8, 0), "", []),  # it has nothing to exit for
+        ((7, 2, 0), "q35", []),
+    ],
+)
+def test_without_a_notifier(version: Version, machine: str, expected: list[str]) -> None:
+    found = shown(Wanted(version, "/run/qemu/vm.qmp", machine=machine, notifier=False))
+    assert [line for line in found[2:] if "vmcoreinfo" not in line] == expected
+
+
+def test_machine_that_reports_panics_by_itself() -> None:
+    wanted = Wanted((7, 2, 0), "/run/qemu/vm.qmp", machine="s390-ccw-virtio")
+    assert not any("pvpanic" in line for line in shown(wanted))
+    assert "-action panic=pause" in shown(wanted)
+    with pytest.raises(ValueError, match="reports panics by itself"):
+        qemu_arguments(replace(wanted, notifier=False))
+
+
+def test_qemu_that_has_no_panic_device() -> None:
+    with pytest.raises(ValueError, match=r"QEMU 1\.5"):
+        arguments((1, 4, 2))

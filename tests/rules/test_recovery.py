@@ -20,6 +20,7 @@ from panicd.rules.incident import (
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import (
     AnyStep,
+    AwaitGuestReset,
     AwaitReturn,
     Cont,
     Plan,
@@ -41,7 +42,7 @@ from tests.rules.strategies import (
     situations,
 )
 
-POLICY = Policy(COREDUMP, relaunch=RELAUNCH)
+POLICY = Policy(COREDUMP, relaunch=RELAUNCH, grace=900.0)
 SETTLED = tuple(Settled(NOW, state) for state in (State.PRESERVED, State.RUNNING_ON, State.FAILED))
 NEW = Incident("20270115T080000-00000000", Opened(NOW, "vm", "", "", "b/1/2", Source.EVENT))
 
@@ -55,6 +56,8 @@ def plan(
 ) -> Plan:
     coredump = effective.startswith("coredump-")
     action = Action(effective.removeprefix("coredump-"))
+    if action is Action.GRACE:
+        reason = Reason.GRACE
     decision = Decision(OnCrash.PRESERVE, action, coredump, reason, relaunch)
     return make_plan(decision, POLICY, MODERN, Situation(run_state))
 
@@ -77,6 +80,8 @@ PLANS = {
     "ignore-running": plan("ignore", RunState.RUNNING),
     "coredump-ignore-running": plan("coredump-ignore", RunState.RUNNING),
     "coredump-ignore-paused": plan("coredump-ignore", RunState.PAUSED),
+    "grace": plan("grace"),
+    "grace-running": plan("grace", RunState.RUNNING),
     "gone": plan("none", None, Reason.QEMU_EXITED),
     "relaunch-gone": plan("restart", None, Reason.QEMU_EXITED, relaunch=True),
 }
@@ -167,6 +172,13 @@ TABLE = [
         held                    -                 | redecide
         ignore-running          -                 | redecide
         coredump-ignore-paused  Dump ?            | redecide
+        grace                   -                 | EnsureStopped
+        grace                   Cont ?            | Cont
+        grace                   Cont unknown      | Cont
+        grace                   Cont done         | redecide
+        grace                   AwaitGuestReset ? | redecide
+        grace-running           -                 | redecide
+        grace-running           AwaitGuestReset ? | redecide
         gone                    -                 | redecide
         relaunch-gone           -                 | redecide
         relaunch-gone           AwaitReturn ?     | relaunched
@@ -187,6 +199,13 @@ TABLE = [
         release                 Cont ?            | released
         ignore-running          -                 | conclude
         coredump-ignore-running EnsureStopped ?   | foreign-resume
+        grace                   -                 | foreign-resume
+        grace                   AwaitQuiet done   | foreign-resume
+        grace                   Cont ?            | AwaitGuestReset
+        grace                   Cont done         | AwaitGuestReset
+        grace                   AwaitGuestReset ? | stay
+        grace-running           -                 | AwaitGuestReset
+        grace-running           AwaitGuestReset ? | stay
         held                    -                 | foreign-resume
         gone                    -                 | foreign-resume
         relaunch-gone           -                 | foreign-resume
@@ -202,6 +221,7 @@ TABLE = [
         destroy                 Quit ?            | foreign-reset
         coredump-preserve       Dump ?            | foreign-reset
         ignore                  Cont ?            | foreign-reset
+        grace                   AwaitGuestReset ? | foreign-reset
         relaunch-gone           -                 | foreign-reset
     """),
     Rows(("paused",), """
@@ -214,6 +234,8 @@ TABLE = [
         destroy                 -                 | foreign-reset  | foreign-resume | foreign-resume
         destroy                 Quit ?            | foreign-reset  | Quit           | Quit
         ignore                  Cont ?            | foreign-reset  | ran-on         | ran-on
+        grace                   Cont ?          | foreign-reset | AwaitGuestReset | AwaitGuestReset
+        grace                   AwaitGuestReset ? | stay
         coredump-ignore-running Dump done         | foreign-reset  | Cont           | Cont
         coredump-ignore-running Cont ?            | foreign-reset  | Cont           | Cont
         coredump-ignore-running Cont done         | ran-on
@@ -223,6 +245,13 @@ TABLE = [
         restart                 -                 | migrated
         destroy                 Quit ?            | migrated
         coredump-preserve       Dump ?            | migrated
+        grace                   AwaitGuestReset ? | migrated
+    """),
+    Rows(("shutdown",), """
+        grace                   AwaitGuestReset ? | guest-shutdown
+    """),
+    Rows(("debug", "internal-error", "io-error", "watchdog", "unknown"), """
+        grace                   AwaitGuestReset ? | stay
     """),
     Rows(("debug", "inmigrate", "internal-error", "io-error", "finish-migrate", "restore-vm",
           "save-vm", "shutdown", "watchdog", "preconfig", "unknown"), """
@@ -303,6 +332,17 @@ def test_same_qemu_where_no_plan_is_under_way(
 
 
 @pytest.mark.parametrize(
+    ("run_state", "expected"),
+    [("guest-panicked", "ran-on, again"), ("running", "stay"), ("prelaunch", "foreign-reset")],
+)
+def test_guest_that_nobody_knows_to_have_reset_itself(run_state: str, expected: str) -> None:
+    watched = incident(PLANS["grace"], "AwaitGuestReset failed")
+    stands = apply(watched, Settled(NOW, State.FAILED))
+    found = Found(RunState(run_state), same_process=True, version=MODERN.version)
+    assert told(recover(stands, found), PLANS["grace"]) == expected
+
+
+@pytest.mark.parametrize(
     ("name", "progress", "gone", "gone_by_panic", "another"),
     [
         ("restart", "-", "qemu-gone", "redecide", "qemu-gone"),
@@ -319,6 +359,9 @@ def test_same_qemu_where_no_plan_is_under_way(
         ("relaunch", "Kill done", "RunRelaunch", "RunRelaunch", "destroyed"),
         ("relaunch", "RunRelaunch ?", "AwaitReturn", "AwaitReturn", "relaunched"),
         ("relaunch", "AwaitReturn ?", "stay", "stay", "relaunched"),
+        ("grace", "Cont ?", "qemu-gone", "qemu-gone", "qemu-gone"),
+        ("grace", "AwaitGuestReset ?", "qemu-gone", "qemu-gone", "qemu-gone"),
+        ("grace-running", "AwaitGuestReset ?", "qemu-gone", "redecide", "qemu-gone"),
         ("relaunch-gone", "-", "qemu-gone", "redecide", "qemu-gone"),
         ("relaunch-gone", "RunRelaunch ?", "AwaitReturn", "AwaitReturn", "relaunched"),
         ("relaunch-gone", "AwaitReturn ?", "stay", "stay", "relaunched"),
@@ -427,6 +470,8 @@ def check_next_step(step: AnyStep, stands: Incident, found: Found) -> None:
         assert found.run_state is None
         return
     assert found.same_process
+    if isinstance(step, AwaitGuestReset):
+        return  # nothing is done to it
     if isinstance(step, Cont):
         check_cont(stands, found)
         return
@@ -439,7 +484,7 @@ def check_cont(stands: Incident, found: Found) -> None:
     steps = stands.plan.steps
     reset = next((i for i, step in enumerate(steps) if isinstance(step, SystemReset)), None)
     if reset is None:
-        assert stands.action in {Action.IGNORE, Action.RELEASE}
+        assert stands.action in {Action.IGNORE, Action.GRACE, Action.RELEASE}
         assert found.run_state in {RunState.GUEST_PANICKED, RunState.PAUSED}
     elif found.run_state is not RunState.PRELAUNCH:
         assert stands.steps[reset].outcome is Outcome.DONE

@@ -28,10 +28,12 @@ from panicd.rules.incident import (
     StepBegun,
     StepEnded,
     apply,
+    own_time_over,
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import (
     AnyStep,
+    AwaitGuestReset,
     AwaitQuiet,
     AwaitReturn,
     Collect,
@@ -112,11 +114,18 @@ class Guest:
 class Domain:
     """One domain, its guest, and panicd on and off."""
 
-    def __init__(self, version: Version, on_crash: OnCrash, *, relaunch: bool) -> None:
+    def __init__(
+        self, version: Version, on_crash: OnCrash, *, relaunch: bool, grace: bool = False
+    ) -> None:
         self.guest = Guest(version)
         self.policy = Policy(
-            COREDUMP, on_crash, relaunch=RELAUNCH if relaunch else None, evidence=Evidence()
+            COREDUMP,
+            on_crash,
+            relaunch=RELAUNCH if relaunch else None,
+            evidence=Evidence(),
+            grace=900.0 if grace else 0.0,
         )
+        self.saw_it_all = True
         self.capability = Capability(version, PanicDevice.REQUESTED, reboot_is_shutdown=relaunch)
         self.incident: Incident | None = None
         self.next = 0
@@ -128,6 +137,7 @@ class Domain:
 
     def panic(self, *, stops: bool) -> None:
         self.guest.panic(stops=stops)
+        self.saw_it_all = True
         self.open()
 
     def carry_on(self, steps: int, cut: Cut) -> None:
@@ -144,9 +154,14 @@ class Domain:
             self.conclude()
             return
         step = incident.plan.steps[self.next]
+        if incident.watched_until is not None:
+            self.end_watch()
+            return
         self.add(StepBegun(NOW, self.next))
         if isinstance(step, AwaitReturn):
             self.connected = False
+            return
+        if isinstance(step, AwaitGuestReset):
             return
         if cut != "before":
             self.take_effect(step)
@@ -158,6 +173,14 @@ class Domain:
                 self.add(Settled(NOW, State.PRESERVED))
         else:
             self.connected = False
+
+    def end_watch(self) -> None:
+        """The guest's own time is over: do as the responder does."""
+        self.add(StepEnded(NOW, self.next, Outcome.FAILED))
+        if self.saw_it_all or self.guest.run_state is RunState.GUEST_PANICKED:
+            self.decide()
+        else:
+            self.add(Settled(NOW, State.FAILED))
 
     def be_away(self, events: Sequence[Meanwhile]) -> None:
         self.connected = False
@@ -185,8 +208,9 @@ class Domain:
     def reconnect(self) -> None:
         """Go on as the supervisor does, when it finds the domain, or sees that it is gone."""
         run_state = self.guest.run_state
+        found = Found(run_state, self.same_process, self.guest.version)
+        self.saw_it_all = found.proves_panic
         if self.incident is not None:
-            found = Found(run_state, self.same_process, self.guest.version)
             match recover(self.incident, found):
                 case GoOn(index=index):
                     self.next = index
@@ -206,7 +230,8 @@ class Domain:
         self.decide()
 
     def decide(self) -> None:
-        situation = Situation(self.guest.run_state)
+        assert self.incident is not None
+        situation = Situation(self.guest.run_state, own_time=own_time_over(self.incident))
         capability = replace(self.capability, version=self.guest.version)
         decision = decide(self.policy, capability, situation, now=NOW)
         self.add(Decided(NOW, make_plan(decision, self.policy, capability, situation)))
@@ -248,7 +273,7 @@ class Domain:
                 assert guest.panicked or not self.runs(), "a healthy guest is stopped"
                 guest.stop()
             case Cont():
-                ignored = self.incident.action is Action.IGNORE
+                ignored = self.incident.action in {Action.IGNORE, Action.GRACE}
                 assert ignored or not guest.panicked, "a panicked guest is let run"
                 assert not self.runs(), "a guest that runs is let run"
                 guest.cont()
@@ -267,7 +292,7 @@ class Domain:
             case Dump() | AwaitQuiet() | Collect():
                 assert guest.run_state is not None
                 assert not self.runs()
-            case AwaitReturn():
+            case AwaitReturn() | AwaitGuestReset():
                 raise AssertionError("nothing is done in it")
             case _:
                 assert_never(step)
@@ -278,7 +303,7 @@ class Domain:
         assert self.guest.panicked or not self.guest.ran, "a healthy guest is reset or ended"
 
 
-MOST_STEPS: Final = 8
+MOST_STEPS: Final = 14
 CUTS: Final[tuple[Cut, ...]] = ("no", "before", "after")
 
 
@@ -288,9 +313,9 @@ CUTS: Final[tuple[Cut, ...]] = ("no", "before", "after")
 @pytest.mark.parametrize("version", ERAS)
 def test_cut_off_once_anywhere(version: Version, on_crash: str) -> None:
     meanwhile = [(), *product(Meanwhile), *product(Meanwhile, repeat=2)]
-    for relaunch, stops in product((False, True), repeat=2):
+    for relaunch, stops, grace in product((False, True), repeat=3):
         for steps, cut, events in product(range(MOST_STEPS), CUTS, meanwhile):
-            domain = Domain(version, OnCrash(on_crash), relaunch=relaunch)
+            domain = Domain(version, OnCrash(on_crash), relaunch=relaunch, grace=grace)
             domain.panic(stops=stops)
             domain.carry_on(steps, cut)
             domain.be_away(events)
@@ -299,9 +324,13 @@ def test_cut_off_once_anywhere(version: Version, on_crash: str) -> None:
 
 @settings(max_examples=300)
 @given(
-    version=st.sampled_from(ERAS),
-    on_crash=st.sampled_from(OnCrash),
-    relaunch=st.booleans(),
+    domain=st.builds(
+        Domain,
+        st.sampled_from(ERAS),
+        st.sampled_from(OnCrash),
+        relaunch=st.booleans(),
+        grace=st.booleans(),
+    ),
     stops=st.booleans(),
     rounds=st.lists(
         st.tuples(
@@ -314,13 +343,8 @@ def test_cut_off_once_anywhere(version: Version, on_crash: str) -> None:
     ),
 )
 def test_cut_off_again_and_again(
-    version: Version,
-    on_crash: OnCrash,
-    relaunch: bool,
-    stops: bool,
-    rounds: list[tuple[int, Cut, list[Meanwhile]]],
+    domain: Domain, stops: bool, rounds: list[tuple[int, Cut, list[Meanwhile]]]
 ) -> None:
-    domain = Domain(version, on_crash, relaunch=relaunch)
     domain.panic(stops=stops)
     for steps, cut, events in rounds:
         domain.carry_on(steps, cut)

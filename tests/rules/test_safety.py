@@ -7,6 +7,7 @@ from panicd.rules.budget import balance
 from panicd.rules.capability import Capability
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import (
+    AwaitGuestReset,
     AwaitQuiet,
     AwaitReturn,
     Cont,
@@ -62,6 +63,7 @@ def check(
     assert EXPLANATIONS[plan.decision.reason]
     assert all(step.timeout > 0 for step in plan.steps)
     check_cont(plan, capability, situation)
+    check_watch(plan, policy, situation)
     check_dump(plan, situation)
     if situation.run_state is None:
         assert order in ([], [RunRelaunch, AwaitReturn])
@@ -85,8 +87,14 @@ def check_cont(plan: Plan, capability: Capability, situation: Situation) -> None
     if Cont not in order:
         return
     assert order.count(Cont) == 1
-    assert order[-1] is Cont
     assert situation.run_state not in MIGRATING
+    if plan.decision.action is Action.GRACE:
+        assert order[-2:] == [Cont, AwaitGuestReset]
+        assert situation.run_state is RunState.GUEST_PANICKED
+        assert capability.reversible
+        assert situation.own_time is None
+        return
+    assert order[-1] is Cont
     if SystemReset in order:
         assert order.index(SystemReset) == len(order) - 2
         assert plan.decision.action is Action.RESTART
@@ -103,6 +111,20 @@ def check_cont(plan: Plan, capability: Capability, situation: Situation) -> None
     assert situation.run_state is not None
     stopped_for_dump = situation.run_state.executes and Dump in order
     assert resumed or stopped_for_dump
+
+
+def check_watch(plan: Plan, policy: Policy, situation: Situation) -> None:
+    """Assert that a guest is left to itself once at most, and nothing is done to one that runs."""
+    order = kinds(plan)
+    watched = plan.decision.action is Action.GRACE
+    assert (AwaitGuestReset in order) == watched
+    if not watched:
+        return
+    assert situation.own_time is None
+    assert policy.grace or situation.kdump
+    assert order[-1] is AwaitGuestReset
+    assert not any(kind in order for kind in (Dump, *DESTRUCTIVE))
+    assert situation.run_state is RunState.GUEST_PANICKED or order == [AwaitGuestReset]
 
 
 def check_dump(plan: Plan, situation: Situation) -> None:
@@ -124,7 +146,8 @@ def test_every_panic_has_a_decision_and_a_plan(
     check(plan, policy, capability, situation, operator=False)
     assert decision.wanted in {policy.on_crash, policy.unrequested}
     suspended = decision.reason in {Reason.HELD, Reason.STORM, Reason.LIBVIRT}
-    dumpable = situation.run_state is not None and not suspended
+    to_itself = decision.action is Action.GRACE
+    dumpable = situation.run_state is not None and not suspended and not to_itself
     assert decision.coredump == (decision.wanted.coredump and dumpable)
 
 

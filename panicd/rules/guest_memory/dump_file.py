@@ -12,7 +12,7 @@ from typing import Final
 
 from panicd.rules.guest_memory.reading import NotReadableError
 
-MAX_SEGMENTS: Final = 64  # a range lies in one or two of the guest's memory blocks
+MAX_SEGMENTS: Final = 512  # one for each of the guest's memory blocks; QEMU has 256 slots for more
 MAX_NOTES: Final = 4 << 20  # bytes: some 900 a CPU, of which QEMU has at most 4096
 MAX_NOTE_COUNT: Final = 1 << 14  # two a CPU
 VMCOREINFO: Final = b"VMCOREINFO"  # the note's name

@@ -1,0 +1,61 @@
+"""Removes the evidence that is one too many, after each panic and in nobody's way."""
+
+import time
+from pathlib import Path
+
+import trio
+
+from panicd.host import journal_database
+from panicd.host.journal import JournalError
+from panicd.host.journal_summaries import summaries
+from panicd.host.logs import get_logger
+from panicd.qemu.bundle_store import remove, sizes
+from panicd.rules.retention import expendable
+from panicd.rules.settings import Policy
+
+
+class BundleKeeper:
+    """Keeps as many bundles as are to be kept.
+
+    Args:
+        journal: which knows the incidents.
+        root: where their bundles lie.
+    """
+
+    def __init__(self, journal: Path, root: Path) -> None:
+        self._journal = journal
+        self._root = root
+        self._due: dict[str, Policy] = {}
+        self._wake = trio.Event()
+
+    def taken(self, domain: str, policy: Policy) -> None:
+        """Note that evidence of a domain was kept, under this policy."""
+        self._due[domain] = policy
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Remove what is one too many, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            due, self._due = self._due, {}
+            try:
+                removed = await trio.to_thread.run_sync(self._retire, due)
+            except (OSError, JournalError) as error:
+                get_logger().warning("old evidence could not be removed", problem=str(error))
+            else:
+                for incident, why in removed.items():
+                    get_logger(incident=incident).info("old evidence removed", why=why)
+
+    def _retire(self, due: dict[str, Policy]) -> dict[str, str]:
+        # In this order: a bundle that is made meanwhile is not seen, and so not one of nobody's.
+        there = sizes(self._root)
+        with journal_database.reader(self._journal) as database:
+            incidents = summaries(database)
+        removed: dict[str, str] = {}
+        for domain, policy in due.items():
+            for incident, why in expendable(incidents, there, domain, policy).items():
+                remove(self._root / incident, why, time.time())
+                del there[incident]
+                removed[incident] = why
+        return removed

@@ -1,0 +1,5 @@
+"""Why a notification was not delivered; it is tried again."""
+
+
+class DeliveryError(Exception):
+    """A receiver did not take a notification; the message says why."""

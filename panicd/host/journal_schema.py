@@ -1,0 +1,46 @@
+"""The schema of the journal's database, by its versions."""
+
+from typing import Final
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """CREATE TABLE incident (
+            id TEXT PRIMARY KEY,
+            domain TEXT NOT NULL,
+            uuid TEXT NOT NULL,
+            opened_at REAL NOT NULL,
+            closed_at REAL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX incident_opened_at ON incident (opened_at)",
+        """CREATE TABLE entry (
+            incident TEXT NOT NULL,
+            position INTEGER NOT NULL,
+            body TEXT NOT NULL,
+            PRIMARY KEY (incident, position)
+        ) WITHOUT ROWID""",
+        """CREATE TABLE total (
+            name TEXT NOT NULL,
+            label TEXT NOT NULL,
+            value INTEGER NOT NULL,
+            PRIMARY KEY (name, label)
+        ) WITHOUT ROWID""",
+        "CREATE TABLE restart (domain_key TEXT NOT NULL, at REAL NOT NULL)",
+        "CREATE INDEX restart_by_domain ON restart (domain_key, at)",
+    ),
+    (
+        """CREATE TABLE operation (
+            position INTEGER PRIMARY KEY,
+            at REAL NOT NULL,
+            body TEXT NOT NULL
+        )""",
+    ),
+    (
+        """CREATE TABLE notification (
+            channel TEXT NOT NULL,
+            incident TEXT NOT NULL,
+            position INTEGER NOT NULL,
+            PRIMARY KEY (channel, incident, position)
+        ) WITHOUT ROWID""",
+    ),
+)
+"""Statements that lead from each schema version to the next. Only ever appended to."""

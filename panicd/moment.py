@@ -1,0 +1,31 @@
+"""A time as people type it: how long ago it was, or a date."""
+
+import re
+from datetime import datetime
+from typing import Final
+
+SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_AGO: Final = re.compile(r"([0-9]{1,9})([smhd])")
+
+
+def parse_moment(text: str, now: float) -> float:
+    """Return the point in time that a text names, in seconds since the epoch.
+
+    Args:
+        text: a number with ``s``, ``m``, ``h`` or ``d``: so long ago. Or a date of ISO 8601, with
+            or without a time: local, unless it has an offset of its own.
+        now: in seconds since the epoch.
+
+    Raises:
+        ValueError: it names none.
+    """
+    ago = _AGO.fullmatch(text)
+    if ago is not None:
+        return now - int(ago[1]) * SECONDS[ago[2]]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"expected how long ago, such as 30m, 2h or 7d, or a date such as 2026-11-23 or "
+            f"2026-11-23T04:00 (got {text!r})"
+        ) from None

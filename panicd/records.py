@@ -1,0 +1,146 @@
+"""An incident as plain values that JSON can hold: its journal record, and where its evidence lies.
+
+The daemon answers with it, and the commands read it themselves where no daemon runs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from panicd.host import journal_database
+from panicd.qemu.dump_directory import PARTIAL
+from panicd.qemu.evidence import SCREENS, read_manifest
+from panicd.rules.incident import AnyEntry, Decided, Incident, Outcome, StepBegun, StepEnded
+from panicd.rules.payload import describe
+from panicd.rules.plan import AnyStep, Dump, Plan
+from panicd.rules.policy import EXPLANATIONS
+
+JOURNAL: Final = "journal.sqlite3"
+BUNDLES: Final = "incidents"
+
+
+def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[str, object] | None:
+    """Return all that is known of an incident; None where there is none of that id. Blocking.
+
+    Args:
+        journal: its file, which a daemon may have open meanwhile.
+        state_directory: where the evidence lies.
+        incident_id: which incident.
+
+    Raises:
+        JournalDamagedError: it can't be read.
+        JournalError: the journal can't be read.
+    """
+    with journal_database.reader(journal) as database:
+        incident = journal_database.stored(database, incident_id).incident
+        history = journal_database.history(database, incident_id)
+    if incident is None:
+        return None
+    directory = state_directory / BUNDLES / incident_id
+    evidence = read_manifest(directory)
+    files = evidence["files"] if evidence is not None else ()
+    screens = (str(directory / name) for name in SCREENS if name in files)
+    return {
+        **incident_view(incident),
+        "history": history_view(history),
+        "evidence_directory": str(directory),
+        "evidence": evidence,
+        "screenshot": next(screens, None),
+        "dumps": [str(path) for path in _dumps(history, incident_id)],
+    }
+
+
+def _dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
+    """Yield an incident's finished dumps that are still there."""
+    places = {
+        Path(entry.detail).parent
+        for entry, step in _steps(history)
+        if isinstance(entry, StepEnded)
+        and isinstance(step, Dump)
+        and entry.outcome is Outcome.DONE
+        and Path(entry.detail).is_absolute()
+    }
+    for place in sorted(places):
+        # Named after its incident, whatever became of its suffix when it was compressed.
+        found = sorted(place.glob(f"{incident_id}.*"))
+        yield from (path for path in found if path.suffix != PARTIAL)
+
+
+def _steps(history: Sequence[AnyEntry]) -> Iterator[tuple[AnyEntry, AnyStep | None]]:
+    """Yield entries, each with the step of the plan in force that it is about, if any."""
+    plan: Plan | None = None
+    for entry in history:
+        if isinstance(entry, Decided):
+            plan = entry.plan
+        if isinstance(entry, StepBegun | StepEnded) and plan is not None:
+            yield entry, plan.steps[entry.index]
+        else:
+            yield entry, None
+
+
+def plan_view(plan: Plan) -> dict[str, object]:
+    """Return a plan as plain values."""
+    decision = plan.decision
+    return {
+        "on_crash": decision.wanted,
+        "action": decision.effective,
+        "reason": decision.reason,
+        "why": EXPLANATIONS[decision.reason],
+        "steps": [step_view(step) for step in plan.steps],
+    }
+
+
+def step_view(step: AnyStep) -> dict[str, object]:
+    """Return a step as plain values."""
+    return {"step": type(step).__name__, **asdict(step)}
+
+
+def incident_view(incident: Incident) -> dict[str, object]:
+    """Return an incident as plain values."""
+    opened, closed, plan = incident.opened, incident.closed, incident.plan
+    return {
+        "id": incident.id,
+        "domain": opened.domain,
+        "uuid": opened.uuid,
+        "monitor": opened.monitor,
+        "opened_at": opened.at,
+        "source": opened.source,
+        "information": opened.information and asdict(opened.information),
+        "payload": asdict(describe(opened.information)),
+        "panic_line": incident.panic_line,
+        "repeats": incident.repeats,
+        "state": incident.state,
+        "decisions": [
+            {
+                "on_crash": d.wanted,
+                "action": d.effective,
+                "reason": d.reason,
+                "why": EXPLANATIONS[d.reason],
+            }
+            for d in incident.decisions
+        ],
+        "steps": [
+            {"step": type(plan.steps[index]).__name__, **asdict(record)}
+            for index, record in sorted(incident.steps.items())
+        ]
+        if plan
+        else [],
+        "ending": closed.ending if closed else None,
+        "detail": closed.detail if closed else "",
+        "closed_at": closed.at if closed else None,
+        "acknowledged": incident.acknowledged and asdict(incident.acknowledged),
+    }
+
+
+def history_view(history: Sequence[AnyEntry]) -> list[dict[str, object]]:
+    """Return an incident's entries as plain values, steps with their names."""
+    views = []
+    for entry, step in _steps(history):
+        view = asdict(entry)
+        if isinstance(entry, Decided):
+            view = {"at": entry.at, "kind": entry.kind, "plan": plan_view(entry.plan)}
+        elif step is not None:
+            view["step"] = type(step).__name__
+        views.append(view)
+    return views

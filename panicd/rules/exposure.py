@@ -1,0 +1,98 @@
+"""Why a domain could not be acted on, as its policy says, if it panicked now; and what to do."""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Final
+
+from panicd.rules.capability import Armed, Capability, PanicDevice
+from panicd.rules.policy import Decision, Reason
+from panicd.rules.settings import Policy
+
+
+class Exposure(StrEnum):
+    """One reason why a panic would go unseen, or would not lead to what is configured."""
+
+    NO_MONITOR = "no-monitor"  # panicd is not connected to it
+    NO_DEVICE = "no-device"  # the guest can't report a panic
+    BUILTIN_DEVICE = "builtin-device"  # 'unrequested' applies: nobody asked for the device
+    NOT_ARMED = "not-armed"  # QEMU exits on a panic, or may
+    IRREVERSIBLE = "irreversible"  # on_crash is ignore, and this QEMU can't
+    RESET_IMPOSSIBLE = "reset-impossible"  # on_crash is restart, and this QEMU can't
+    BUDGET_SPENT = "budget-spent"  # on_crash is restart, and there were too many
+    LIBVIRT = "libvirt"  # it acts on a panic by itself, before panicd can
+    NO_DUMP_SPACE = "no-dump-space"  # a dump is configured, and there is no room for it
+    HELD = "held"  # an operator suspended automation
+
+
+REMEDIES: Final[dict[Exposure, str]] = {
+    Exposure.NO_MONITOR: "give panicd a QMP monitor of its own: see `panicd qemu-args`, and "
+    "`panicd status` for why there is no connection",
+    Exposure.NO_DEVICE: "add -device pvpanic (or pvpanic-pci), or the guest can't report a panic",
+    Exposure.BUILTIN_DEVICE: "add -device pvpanic to ask for the builtin device, or set "
+    "panic_notifier: any, or on_crash does not apply",
+    Exposure.NOT_ARMED: "add -no-shutdown, or this QEMU exits on a panic, or let panicd read its "
+    "command line to see that it is there",
+    Exposure.IRREVERSIBLE: "choose another on_crash than ignore, or QEMU 1.7 or later: the "
+    "fallback applies",
+    Exposure.RESET_IMPOSSIBLE: "drop -no-reboot, or configure relaunch, or restart can't be obeyed",
+    Exposure.BUDGET_SPENT: "find out why it panics; until restart.window has passed, restart.then "
+    "applies",
+    Exposure.LIBVIRT: "have libvirt preserve it, or it acts before panicd can: libvirt.take_over "
+    "does that, and so does virsh set-lifecycle-action DOMAIN crash preserve",
+    Exposure.NO_DUMP_SPACE: "make room above coredump.min_free in coredump.directory, and let "
+    "panicd write there",
+    Exposure.HELD: "`panicd unhold`, when the work is done",
+}
+
+_OF_REASON: Final = {
+    Reason.IRREVERSIBLE: Exposure.IRREVERSIBLE,
+    Reason.RESET_IMPOSSIBLE: Exposure.RESET_IMPOSSIBLE,
+    Reason.BUDGET_SPENT: Exposure.BUDGET_SPENT,
+    Reason.CRASH_LOOP: Exposure.BUDGET_SPENT,
+    Reason.UNREQUESTED_DEVICE: Exposure.BUILTIN_DEVICE,
+}
+
+
+def exposures(
+    policy: Policy,
+    capability: Capability | None,
+    decision: Decision | None,
+    *,
+    held: bool = False,
+    dump_space: bool = True,
+) -> tuple[Exposure, ...]:
+    """Return why a domain could not be acted on; nothing where it could.
+
+    Args:
+        policy: the domain's configuration.
+        capability: what its QEMU can do; None while panicd is not connected.
+        decision: what would be decided if it panicked now, whether it is held or not.
+        held: an operator suspended automation.
+        dump_space: there is room for a dump, and it may be written.
+    """
+    return tuple(_exposures(policy, capability, decision, held=held, dump_space=dump_space))
+
+
+def _exposures(
+    policy: Policy,
+    capability: Capability | None,
+    decision: Decision | None,
+    *,
+    held: bool,
+    dump_space: bool,
+) -> Iterator[Exposure]:
+    if capability is None or decision is None:
+        yield Exposure.NO_MONITOR
+    else:
+        if capability.panic_device is PanicDevice.NONE:
+            yield Exposure.NO_DEVICE
+        if capability.armed is not Armed.YES:
+            yield Exposure.NOT_ARMED
+        if capability.libvirt_acts:
+            yield Exposure.LIBVIRT
+        if decision.reason in _OF_REASON:
+            yield _OF_REASON[decision.reason]
+        if (decision.coredump or policy.on_crash.coredump) and not dump_space:
+            yield Exposure.NO_DUMP_SPACE
+    if held:
+        yield Exposure.HELD

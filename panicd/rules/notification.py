@@ -1,0 +1,26 @@
+"""What of an incident somebody is told about."""
+
+from enum import StrEnum
+
+from panicd.rules.incident import AnyEntry, Closed, Decided, Incident, Settled
+
+
+class Notice(StrEnum):
+    """What there is to tell; each stands for one entry of an incident."""
+
+    PANICKED = "panicked"  # and the first decision about it
+    SETTLED = "settled"  # the incident stays open: for somebody to look at, or the guest runs on
+    CLOSED = "closed"
+
+
+def notice_of(before: Incident | None, entry: AnyEntry) -> Notice | None:
+    """Return what an entry is told as, if it is; ``before`` is its incident without it."""
+    match entry:
+        case Decided() if before is not None and not before.decisions:
+            return Notice.PANICKED
+        case Settled():
+            return Notice.SETTLED
+        case Closed():
+            return Notice.CLOSED
+        case _:
+            return None

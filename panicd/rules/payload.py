@@ -1,0 +1,108 @@
+"""What a panic's payload says, in words.
+
+A payload is a hint and no more: a panic without one, or with one that lacks what it should have, is
+still a panic. Its texts are the guest's.
+
+Sources: QAPI ``GuestPanicInformation`` (``qapi/run-state.json``); Linux, ``hyperv_report_panic`` in
+``arch/x86/hyperv/hv_init.c``, and the Hypervisor Top-Level Functional Specification for the guest
+OS id; Intel, 'Guest-Hypervisor Communication Interface', ``TDG.VP.VMCALL<ReportFatalError>``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from panicd.rules.bug_check import BUG_CHECKS
+from panicd.rules.qapi import PanicInformation
+
+MEMBERS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
+    {
+        "hyper-v": {f"arg{number}": int for number in range(1, 6)},
+        "s390": {"core": int, "psw-mask": int, "psw-addr": int, "reason": str},
+        "tdx": {"error-code": int, "message": str},
+    }
+)
+"""What each type of payload always has (``gpa`` of ``tdx`` is optional)."""
+
+NONE: Final = "none that can be read (a pvpanic device sends none)"
+IN_DECIMAL: Final = frozenset({"core"})
+LINUX_GUEST_ID: Final = 0x81  # the top byte: an open source system, Linux
+TDX_PANIC: Final = 0
+
+S390_REASONS: Final = MappingProxyType(
+    {
+        "disabled-wait": "it waits with interrupts disabled",
+        "extint-loop": "a loop of external interrupts",
+        "pgmint-loop": "a loop of program interrupts",
+        "opint-loop": "a loop of operation exceptions",
+        "unknown": "for a reason not told",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A payload in words.
+
+    Attributes:
+        summary: what it says, in one line.
+        members: each of its members, as a debugger wants it: numbers in hexadecimal.
+        missing: the names of members that are not there, or are no number or text where they should
+            be.
+    """
+
+    summary: str
+    members: tuple[tuple[str, str], ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+def describe(information: PanicInformation | None) -> Payload:
+    """Return what a payload says."""
+    if information is None:
+        return Payload(NONE)
+    fields = dict(information.fields)
+    expected = MEMBERS.get(information.type)
+    members = tuple((name, _written(name, value)) for name, value in fields.items())
+    if expected is None:
+        return Payload(f"of a type that is not known here: {information.type}", members)
+    missing = tuple(
+        name for name, kind in expected.items() if not isinstance(fields.get(name), kind)
+    )
+    good = {name: value for name, value in fields.items() if name not in missing}
+    return Payload(_SUMMARIES[information.type](good), members, missing)
+
+
+def _hyper_v(fields: Mapping[str, int | str]) -> str:
+    code, guest_id = fields.get("arg1"), fields.get("arg2")
+    if not isinstance(code, int):
+        return "Hyper-V crash registers without a code"
+    if isinstance(guest_id, int) and (guest_id % 2**64) >> 56 == LINUX_GUEST_ID:
+        return f"a Linux kernel's crash, error {code:#x}"
+    # A 64-bit Windows may leave the code sign-extended.
+    name = BUG_CHECKS.get(code % 2**32, "a code that is not known here")
+    return f"Windows bug check {code % 2**32:#010x}: {name}"
+
+
+def _s390(fields: Mapping[str, int | str]) -> str:
+    reason = str(fields.get("reason", "unknown"))
+    core = f"core {fields['core']}" if "core" in fields else "a core"
+    return f"s390 {core} has crashed: {S390_REASONS.get(reason, reason)}"
+
+
+def _tdx(fields: Mapping[str, int | str]) -> str:
+    code = fields.get("error-code")
+    message = str(fields.get("message", "")) or "no message"
+    kind = "panic" if code == TDX_PANIC else "fatal error"
+    return f"TDX guest's {kind}: {message}"
+
+
+_SUMMARIES: Final[Mapping[str, Callable[[Mapping[str, int | str]], str]]] = MappingProxyType(
+    {"hyper-v": _hyper_v, "s390": _s390, "tdx": _tdx}
+)
+
+
+def _written(name: str, value: int | str) -> str:
+    if isinstance(value, int) and name not in IN_DECIMAL:
+        return f"{value % 2**64:#x}"
+    return str(value)

@@ -1,0 +1,105 @@
+"""Which bundles of evidence are one too many."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from panicd.rules.settings import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """As much of an incident as tells whether its evidence is kept.
+
+    Attributes:
+        id: it sorts by time, to a second.
+        domain: what its domain is counted under.
+        opened_at: in seconds since the epoch.
+        closed_at: the same; None: it is open.
+        restarted: it ended with panicd restarting the guest.
+        acknowledged: somebody has looked at it.
+    """
+
+    id: str
+    domain: str
+    opened_at: float
+    closed_at: float | None
+    restarted: bool
+    acknowledged: bool
+
+
+def expendable(
+    incidents: Sequence[Summary], sizes: Mapping[str, int], domain: str, policy: Policy
+) -> dict[str, str]:
+    """Return which bundles are to be removed after a panic, and why, the oldest first.
+
+    Those of open incidents stay, and each domain's newest until it was acknowledged; the newest of
+    the domain that panicked always does, and so does the first of its crash loop, which tells more
+    than those that follow from it.
+
+    Args:
+        incidents: all that are known.
+        sizes: of the bundles, in bytes, by their incident's id. One that is not known is of a
+            journal that is no more, or, if it is newer than all others, is yet to be written there.
+        domain: which has panicked.
+        policy: its.
+    """
+    settings = policy.evidence
+    if settings is None or not incidents:
+        return {}
+    kept = set(_open_or_unseen(incidents))
+    own = sorted((one for one in incidents if one.domain == domain), key=_age)
+    if own:
+        kept.add(own[-1].id)
+    if settings.keep > 1:
+        kept.update(_first_of_loop(own, policy.restart.min_uptime))
+    removed: dict[str, str] = {}
+    bundles = [one.id for one in own if one.id in sizes]
+    excess = len(bundles) - settings.keep
+    for name in [name for name in bundles if name not in kept][: max(0, excess)]:
+        removed[name] = f"more than {settings.keep} bundles of this domain (evidence.keep)"
+    total = sum(size for name, size in sizes.items() if name not in removed)
+    newest = max(_second(one.id) for one in incidents)
+    unknown = sizes.keys() - {one.id for one in incidents}
+    of_no_journal = sorted(name for name in unknown if _second(name) < newest)
+    oldest_first = [*of_no_journal, *(one.id for one in sorted(incidents, key=_age))]
+    for name in oldest_first:
+        if total <= settings.max_total:
+            break
+        if name in sizes and name not in kept and name not in removed:
+            total -= sizes[name]
+            removed[name] = (
+                f"all bundles together took more than {settings.max_total} bytes "
+                "(evidence.max_total)"
+            )
+    return removed
+
+
+def _age(incident: Summary) -> tuple[float, str]:
+    """Return what sorts incidents, oldest first: their ids tell no more than the second."""
+    return incident.opened_at, incident.id
+
+
+def _second(incident_id: str) -> str:
+    return incident_id.partition("-")[0]
+
+
+def _open_or_unseen(incidents: Sequence[Summary]) -> Iterator[str]:
+    """Yield the open incidents, and each domain's newest that nobody has looked at."""
+    by_domain = sorted(incidents, key=lambda one: (one.domain, *_age(one)))
+    for _, group in groupby(by_domain, key=lambda one: one.domain):
+        same = list(group)
+        yield from (one.id for one in same if one.closed_at is None)
+        if not same[-1].acknowledged:
+            yield same[-1].id
+
+
+def _first_of_loop(own: Sequence[Summary], min_uptime: float) -> Iterator[str]:
+    """Yield the incident that a domain's newest ones follow from, each soon after a restart."""
+    for before, after in zip(reversed(own[:-1]), reversed(own), strict=False):
+        restarted_at = before.closed_at if before.restarted else None
+        if restarted_at is None or after.opened_at - restarted_at >= min_uptime:
+            yield after.id
+            return
+    if own:
+        yield own[0].id

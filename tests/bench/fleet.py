@@ -1,0 +1,215 @@
+"""How fast panicd reacts to a fleet's panics, beside two references in the same run.
+
+    python -m tests.bench.fleet [--count N] [--rounds N] [--singles N] [--subjects A,B]
+
+``fleet.c`` serves N monitors and measures from the moment before a panic's event is written to the
+first ``system_reset`` that it reads from the same socket. ``floor`` (``floor.c``) is the least that
+any program can do, ``plain`` (``plain.py``) the least with qemu.qmp on asyncio. ``panicd`` runs as
+shipped: durable journal, metrics, logs to a file; with the evidence budget at 0 and at its default.
+All take their turns in each round, so that what else the machine does falls on all alike.
+
+Everything is on unix sockets in a temporary directory, and ends with this program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+PANICD = {"panicd": {"budget": "0s"}, "panicd, evidence": {}}
+REFERENCES = ("floor", "plain")
+LAST_QUESTION = "query-dump-guest-memory-capability"
+IDLE = 10.0
+"""Seconds over which the CPU time of an idle one is taken."""
+
+
+class Fleet:
+    """The servers: a process that is told what to do, a line at a time."""
+
+    def __init__(self, program: Path, directory: Path, count: int) -> None:
+        self._process = subprocess.Popen(
+            [program, directory, str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._read()
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Have it do something, and return what it says of it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command}\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        answer = json.loads(self._process.stdout.readline())
+        assert isinstance(answer, dict)
+        return answer
+
+    def end(self) -> None:
+        """End it, and with it all its connections."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+
+
+@dataclass
+class Figures:
+    """What was measured of one subject; times in seconds, memory in bytes."""
+
+    attached: list[float] = field(default_factory=list)
+    singles: list[float] = field(default_factory=list)
+    last_of_all: list[float] = field(default_factory=list)
+    own_share: list[float] = field(default_factory=list)
+    idle: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=2000, help="of domains")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--singles", type=int, default=200, help="single panics in each round")
+    parser.add_argument("--subjects", default=",".join((*REFERENCES, *PANICD)).replace(", ", "; "))
+    options = parser.parse_args()
+    subjects = [name.replace("; ", ", ") for name in options.subjects.split(",")]
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    figures: dict[str, Figures] = defaultdict(Figures)
+    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
+        for source in ("fleet", "floor"):
+            compile_program(HERE / f"{source}.c", Path(directory, source))
+        for number in range(options.rounds):
+            for name in subjects:
+                place = Path(directory, f"{number}-{subjects.index(name)}")
+                place.mkdir()
+                measure(Path(directory), place, name, options, figures[name])
+    show(figures, options.count)
+
+
+def compile_program(source: Path, target: Path) -> None:
+    """Compile a C program."""
+    subprocess.run(["cc", "-O2", "-o", target, source], check=True)
+
+
+def measure(
+    programs: Path, directory: Path, name: str, options: argparse.Namespace, figures: Figures
+) -> None:
+    """Take one round of one subject's figures."""
+    count: int = options.count
+    fleet = Fleet(programs / "fleet", directory, count)
+    with ExitStack() as stack:
+        stack.callback(fleet.end)
+        process = stack.enter_context(run_subject(programs, directory, name, count))
+        last = LAST_QUESTION if name in PANICD else "set-action"
+        figures.attached.append(fleet.ask(f"heard {last}")["seconds"])
+        time.sleep(1.0)  # what starting leaves to be done is not measured
+        before = cpu_time(process.pid)
+        time.sleep(IDLE)
+        figures.idle.append((cpu_time(process.pid) - before) / IDLE)
+        for number in range(options.singles):
+            (took,) = fleet.ask(f"panic {number * 7 % count} 1")["microseconds"]
+            figures.singles.append(took / 1e6)
+            time.sleep(0.005)
+        everything = fleet.ask(f"panic 0 {count}")
+        figures.last_of_all.append(max(everything["microseconds"]) / 1e6)
+        figures.own_share.append(everything["cpu"] / everything["seconds"])
+        figures.memory.append(memory_of(process.pid))
+
+
+@contextmanager
+def run_subject(
+    programs: Path, directory: Path, name: str, count: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run what is measured, on the monitors in a directory."""
+    command: Sequence[str | Path]
+    if name == "floor":
+        command = [programs / "floor", directory, str(count)]
+    elif name == "plain":
+        command = [sys.executable, "-m", "tests.bench.plain", directory, str(count)]
+    else:
+        command = [sys.executable, "-m", "panicd", "--config", configure(directory, name), "run"]
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(command, stderr=log)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def configure(directory: Path, name: str) -> Path:
+    """Write panicd's configuration."""
+    file = directory / "panicd.yaml"
+    defaults = {
+        "on_crash": "restart",
+        "restart": {"max": 1_000_000, "window": "1h", "min_uptime": "0s"},
+        "evidence": PANICD[name],
+    }
+    configuration = {
+        "monitors": [{"glob": str(directory / "*.qmp")}],
+        "metrics": {"listen": "127.0.0.1:0"},
+        "state_directory": str(directory / "state"),
+        "control_socket": str(directory / "control.sock"),
+        "storm": "off",
+        "defaults": defaults,
+    }
+    file.write_text(yaml.safe_dump(configuration))
+    return file
+
+
+def cpu_time(pid: int) -> float:
+    """Return the CPU time that a process has taken, in seconds (proc(5), ``stat``)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of(pid: int) -> int:
+    """Return the memory that a process holds, in bytes (proc(5), ``VmRSS``)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) * 1024
+
+
+def show(figures: dict[str, Figures], count: int) -> None:
+    """Print the table."""
+    print(
+        f"| {count} domains | single p50 ms | p99 ms | all at once, last, ms (spread) "
+        "| attached s | idle, % of a core | MB | the fleet's own share |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name, of in figures.items():
+        singles = sorted(of.singles)
+        last = [f"{1e3 * took:.0f}" for took in sorted(of.last_of_all)]
+        print(
+            f"| {name} | {1e3 * statistics.median(singles):.2f} "
+            f"| {1e3 * singles[int(len(singles) * 0.99)]:.2f} "
+            f"| {1e3 * statistics.median(of.last_of_all):.0f} ({last[0]}-{last[-1]}) "
+            f"| {statistics.median(of.attached):.2f} "
+            f"| {100 * statistics.median(of.idle):.2f} "
+            f"| {statistics.median(of.memory) / 1e6:.0f} "
+            f"| {100 * statistics.median(of.own_share):.0f} % |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What operators ask outlives the daemon, and ends when it should."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.parts.daemon import RunningDaemon
+from tests.parts.fake import FakeQemu
+
+RESTART = {"on_crash": "restart"}
+
+
+@pytest.mark.parametrize("held", ["vm", "*"], ids=["domain", "host"])
+async def test_hold_outlives_the_daemon_until_it_is_taken_back(socket_dir: Path, held: str) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp")
+    async with RunningDaemon.start(socket_dir, RESTART) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        await daemon.call("hold", domain=held, why="looking at it")
+        await daemon.kill()
+        await daemon.start_again()
+        await daemon.wait_armed("vm", since=daemon.began)
+        assert (await daemon.domain("vm"))["held_why"] == "looking at it"
+        fake.panic()
+        await daemon.wait_kept(await daemon.wait_incident("vm", state="preserved"))
+        await daemon.kill()
+        await daemon.start_again()
+        await daemon.wait_log("open incident found again", recovery="Stay")
+        await daemon.wait_armed("vm", since=daemon.began)
+        assert fake.acting_commands == []
+
+        await daemon.call("unhold", domain=held, why="done")
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        (told,) = daemon.journal()
+        assert [decision.reason for decision in told.decisions] == ["held", "on-crash"]
+        assert told.id == incident.id
+        assert fake.acting_commands == ["system_reset", "cont"]
+
+
+async def test_hold_ends_by_itself(socket_dir: Path) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp")
+    async with RunningDaemon.start(socket_dir, RESTART) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        fake.panic_at_boot(1)  # one panic is dealt with before the hold, one finds it over
+        await daemon.call("hold", domain="vm", why="a moment", **{"for": 1.0})
+        fake.panic()
+        await daemon.wait_incident("vm", ending="restarted", count=2)
+        first, second = daemon.incidents()
+        assert first.decisions == [("preserve", "held"), ("restart", "on-crash")]
+        assert second.decisions == [("restart", "on-crash")]
+
+
+async def test_hold_that_ended_while_the_daemon_was_away_is_over(socket_dir: Path) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp")
+    async with RunningDaemon.start(socket_dir, RESTART) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        asked = await daemon.call("hold", domain="*", why="an upgrade", **{"for": 0.5})
+        fake.panic()
+        held = await daemon.wait_incident("vm", state="preserved")
+        assert held.decisions == [("preserve", "held")]
+        await daemon.wait_kept(held)
+        await daemon.kill()
+        while time.time() < asked["until"]:
+            await trio.lowlevel.checkpoint()  # it ends by the clock, with nobody to tell of it
+        await daemon.start_again()
+        ended = await daemon.wait_incident("vm", ending="restarted")
+        assert ended.id == held.id
+        assert ended.decisions == [("preserve", "held"), ("restart", "on-crash")]
+        assert fake.acting_commands == ["system_reset", "cont"]
+
+
+async def test_acknowledgement_is_kept_with_who_and_why(socket_dir: Path) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp")
+    async with RunningDaemon.start(socket_dir) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        fake.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        await daemon.call("ack", incident=incident.id, why="it is known")
+        await daemon.kill()
+        await daemon.start_again()
+        (kept,) = daemon.journal()
+        assert kept.acknowledged is not None
+        assert (kept.acknowledged.uid, kept.acknowledged.why) == (os.getuid(), "it is known")

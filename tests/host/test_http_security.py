@@ -1,0 +1,371 @@
+"""TLS, users, and clients that mean harm: with real sockets."""
+
+import base64
+import itertools
+import ssl
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import bcrypt
+import pytest
+import trio
+import trio.testing
+
+from panicd.host import basic_auth, http
+from panicd.host.basic_auth import BasicAuth, Verdict
+from panicd.host.http import HttpServer, serve_http
+from panicd.host.web import Request, Response, WebApp
+from panicd.host.web_config import WebConfig, load_web_config
+from tests.host.test_http import Answer, connect, get, read_answer, until_closed, until_reset
+
+TLS = Path(__file__).parent / "tls"
+USERS = {"alice": bcrypt.hashpw(b"opensesame", bcrypt.gensalt(4))}
+BODY = b"panicd_x 1\n"
+GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def with_tls(tmp_path: Path, more: str = "") -> WebConfig:
+    path = tmp_path / "web.yaml"
+    path.write_text(
+        f"tls_server_config: {{cert_file: {TLS}/server.crt, key_file: {TLS}/server.key{more}}}"
+    )
+    return load_web_config(path)
+
+
+CLIENTS = f", client_ca_file: {TLS}/ca.crt, client_auth_type: RequireAndVerifyClientCert"
+
+
+def client_context(*, certificate: bool = False) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=TLS / "ca.crt")
+    if certificate:
+        context.load_cert_chain(TLS / "client.crt", TLS / "client.key")
+    return context
+
+
+class Served:
+    """A server whose web configuration can be changed."""
+
+    def __init__(self, server: HttpServer, web: list[WebConfig], seen: list[Request]) -> None:
+        self.server = server
+        self.web = web
+        self.seen = seen
+
+
+@asynccontextmanager
+async def serving(web: WebConfig, body: bytes = BODY) -> AsyncIterator[Served]:
+    force, seen = [web], list[Request]()
+
+    def page(request: Request) -> Response:
+        seen.append(request)
+        return Response(b"page")
+
+    app = WebApp(render=lambda: body, healthy=lambda: True, pages=page, web=lambda: force[0])
+    with trio.fail_after(20):
+        async with serve_http("127.0.0.1", 0, app) as server:
+            yield Served(server, force, seen)
+
+
+@asynccontextmanager
+async def secured(
+    server: HttpServer, *, certificate: bool = False
+) -> AsyncIterator[trio.SSLStream[trio.SocketStream]]:
+    stream = trio.SSLStream(
+        await connect(server),
+        client_context(certificate=certificate),
+        server_hostname="localhost",
+        https_compatible=True,
+    )
+    try:
+        yield stream
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def get_secured(server: HttpServer, *, certificate: bool = False) -> Answer:
+    async with secured(server, certificate=certificate) as stream:
+        await stream.send_all(GET)
+        return await read_answer(stream)
+
+
+def basic(name: str, password: str) -> str:
+    return "Authorization: Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+# TLS
+
+
+async def test_metrics_are_served_with_tls(tmp_path: Path) -> None:
+    async with serving(with_tls(tmp_path)) as served, secured(served.server) as stream:
+        for _ in range(3):
+            await stream.send_all(GET)
+            assert (await read_answer(stream)).body == BODY
+
+
+async def test_a_client_without_its_certificate_is_turned_away(tmp_path: Path) -> None:
+    async with serving(with_tls(tmp_path, CLIENTS)) as served:
+        assert (await get_secured(served.server, certificate=True)).body == BODY
+        with pytest.raises((trio.BrokenResourceError, AssertionError)):
+            await get_secured(served.server)
+
+
+async def test_a_verified_client_is_known_to_the_pages(tmp_path: Path) -> None:
+    async with (
+        serving(with_tls(tmp_path, CLIENTS)) as served,
+        secured(served.server, certificate=True) as stream,
+    ):
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await read_answer(stream)).status == 200
+    assert [request.authenticated for request in served.seen] == [True]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", GET, b"\0" * 100_000],
+    ids=["silent", "slow", "half a hello", "plain HTTP", "garbage"],
+)
+async def test_a_client_that_never_agrees_on_tls_hinders_no_scrape(
+    tmp_path: Path, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "CONNECTION_LIMIT", 3)
+    async with serving(with_tls(tmp_path)) as served:
+        bad = [await connect(served.server) for _ in range(8)]
+        for stream in bad:
+            try:
+                await stream.send_all(sent)
+            except trio.BrokenResourceError:
+                continue
+        assert (await get_secured(served.server)).body == BODY
+        for stream in bad[:5]:
+            await until_closed(stream)
+        for stream in bad:
+            await stream.aclose()
+
+
+async def test_a_handshake_has_a_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "EXCHANGE_TIMEOUT", 0.05)
+    async with serving(with_tls(tmp_path)) as served, await connect(served.server) as silent:
+        assert await until_closed(silent) == b""
+
+
+async def test_who_does_not_read_over_tls_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "EXCHANGE_TIMEOUT", 1.0)
+    async with (
+        serving(with_tls(tmp_path), b"x" * 50_000_000) as served,
+        secured(served.server) as deaf,
+    ):
+        await deaf.send_all(GET)
+        await until_reset(deaf.transport_stream)
+
+
+async def test_a_reload_ends_what_was_let_in_before(tmp_path: Path) -> None:
+    async with serving(WebConfig()) as served, await connect(served.server) as kept:
+        await kept.send_all(GET)
+        assert (await read_answer(kept)).status == 200
+        served.web[0] = with_tls(tmp_path)
+        await kept.send_all(GET)
+        assert (await read_answer(kept)).headers["connection"] == "close"
+        assert await until_closed(kept) == b""
+        assert (await get_secured(served.server)).body == BODY
+
+
+# Clients that mean harm
+
+
+async def test_requests_sent_ahead_are_answered_in_their_order() -> None:
+    async with serving(WebConfig()) as served, await connect(served.server) as stream:
+        await stream.send_all(GET * 3 + GET.replace(b"metrics", b"healthz"))
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < 4 or not answers.endswith(b"ok\n"):
+            answers += await stream.receive_some()
+        assert answers.count(BODY) == 3
+
+
+async def test_a_flood_of_requests_ahead_hinders_no_scrape() -> None:
+    async with serving(WebConfig()) as served, await connect(served.server) as stream:
+
+        async def flood() -> None:  # and nothing is read of what comes back
+            while True:
+                await stream.send_all(GET * 100)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            for _ in range(3):
+                assert (await get(served.server, "/metrics")).body == BODY
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 5\r\n\r\nhello",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ],
+)
+async def test_a_body_is_not_read(head: bytes) -> None:
+    async with serving(WebConfig()) as served, await connect(served.server) as stream:
+        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + head + GET)
+        answer = await read_answer(stream)
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+        assert await until_closed(stream) == b"", "what follows a body is no request"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /metrics\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\n\r\n", 400),
+        (
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            400,
+        ),
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n", 400),
+        (b"POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+        (b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"GET /metrics?x=1 HTTP/1.0\r\n\r\n", 200),
+    ],
+)
+async def test_what_is_answered_to_odd_requests(sent: bytes, status: int) -> None:
+    async with serving(WebConfig()) as served, await connect(served.server) as stream:
+        await stream.send_all(sent)
+        await stream.send_eof()
+        received = await until_closed(stream)
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    assert (BODY in received) is (status == 200 and not sent.startswith(b"HEAD"))
+
+
+FRAGMENTS = [
+    GET,
+    GET.replace(b"GET", b"HEAD"),
+    GET.replace(b"1.1", b"1.0"),
+    GET.replace(b"\r\n\r\n", b"\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n"),
+    GET.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc"),
+    GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    b"HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"CONNECT example:443 HTTP/1.1\r\nHost: example:443\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET http://x/metrics#y HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    b"\0garbage\r\n\r\n",
+    b"\r\n",
+    b"",
+]
+
+
+async def test_no_sequence_of_requests_ends_the_server() -> None:
+    async with serving(WebConfig()) as served:
+        for first, second in itertools.product(FRAGMENTS, repeat=2):
+            async with await connect(served.server) as stream:
+                await stream.send_all(first + second)
+                await stream.send_eof()
+                await until_closed(stream)
+        assert (await get(served.server, "/metrics")).body == BODY
+
+
+async def test_who_does_not_read_makes_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECTION_LIMIT", 3)
+    large = b"x" * 10_000_000
+    async with serving(WebConfig(), large) as served:
+        deaf = [await connect(served.server) for _ in range(3)]
+        for stream in deaf:
+            await stream.send_all(GET)
+            assert await stream.receive_some(1)
+        assert (await get(served.server, "/metrics")).body == large
+        for stream in deaf:
+            await stream.aclose()
+
+
+# Users
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/readyz", "/nothing"])
+async def test_everything_asks_for_a_name(path: str) -> None:
+    async with serving(WebConfig(users=USERS)) as served:
+        refused = await get(served.server, path)
+        assert refused.status == 401
+        assert refused.headers["www-authenticate"].startswith("basic realm=")
+        admitted = await get(served.server, path, basic("alice", "opensesame"))
+        assert admitted.status == 200
+    assert all(request.authenticated for request in served.seen)
+
+
+async def test_without_users_nobody_is_known_to_the_pages() -> None:
+    async with serving(WebConfig()) as served:
+        await get(served.server, "/", basic("alice", "opensesame"))
+    assert [request.authenticated for request in served.seen] == [False]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        basic("alice", "opensesam"),
+        basic("alice", "opensesame\0"),
+        basic("alice", "x" * 1000),
+        basic("bob", "opensesame"),
+        basic("", ""),
+        "Authorization: Basic !!!",
+        "Authorization: Basic " + base64.b64encode(b"\xff:\xff").decode(),
+        "Authorization: Basic",
+        "Authorization: Bearer opensesame",
+    ],
+)
+async def test_others_are_refused(header: str) -> None:
+    async with serving(WebConfig(users=USERS)) as served:
+        assert (await get(served.server, "/metrics", header)).status == 401
+
+
+async def test_a_good_password_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[bytes] = []
+    check = bcrypt.checkpw
+
+    def checkpw(password: bytes, hashed: bytes) -> bool:
+        computed.append(password)
+        return check(password, hashed)
+
+    monkeypatch.setattr(bcrypt, "checkpw", checkpw)
+    async with serving(WebConfig(users=USERS)) as served:
+        for _ in range(3):
+            good = await get(served.server, "/metrics", basic("alice", "opensesame"))
+            assert good.status == 200
+        assert computed == [b"opensesame"]
+        other = {"alice": bcrypt.hashpw(b"other", bcrypt.gensalt(4))}
+        served.web[0] = replace(served.web[0], users=other)
+        changed = await get(served.server, "/metrics", basic("alice", "opensesame"))
+        assert changed.status == 401, "a changed password is asked for anew"
+
+
+async def test_checks_hold_up_nobody_who_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(basic_auth, "WAITING_LIMIT", 1)
+    finish = threading.Event()
+    begun = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    verdicts: list[Verdict] = []
+    auth = BasicAuth()
+    good = basic("alice", "opensesame").partition(" ")[2]
+    assert await auth.check(USERS, good) is Verdict.ADMITTED
+
+    def checkpw(_password: bytes, _hashed: bytes) -> bool:
+        token.run_sync_soon(begun.set)
+        return not finish.wait(10)
+
+    async def guess() -> None:
+        verdicts.append(await auth.check(USERS, basic("alice", "guess").partition(" ")[2]))
+
+    monkeypatch.setattr(bcrypt, "checkpw", checkpw)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(guess)
+            await begun.wait()
+            nursery.start_soon(guess)
+            await trio.testing.wait_all_tasks_blocked()
+            await guess()
+            assert verdicts == [Verdict.BUSY]
+            assert await auth.check(USERS, good) is Verdict.ADMITTED
+            finish.set()
+    assert verdicts == [Verdict.BUSY, Verdict.REFUSED, Verdict.REFUSED]

@@ -1,0 +1,239 @@
+"""Prometheus and Alertmanager, as Debian has them, on unused ports of the loopback interface.
+
+async with Alerting.start(directory, target="127.0.0.1:10077") as alerting:
+    await alerting.wait_query('panicd_domain_up{domain="vm"} == 1')
+    …
+    notice = await alerting.wait_notice("PanicdDomainPanicked", domain="vm")
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import trio
+import yaml
+
+from tests.parts.background import background
+
+RULES = Path(__file__).parents[2] / "config/prometheus/panicd.rules.yaml"
+
+INTERVAL = "1s"
+"""Between two scrapes, and between two evaluations of the rules."""
+
+_LOOK_EVERY = 0.05  # seconds
+_PROGRAMS = ("prometheus", "prometheus-alertmanager")
+
+
+class MonitoringEndedError(Exception):
+    """Prometheus or Alertmanager ended by itself; carries its last words."""
+
+
+class QueryError(Exception):
+    """Prometheus refused a query; the message says why."""
+
+
+def missing_programs() -> str:
+    """Name the programs that are not on this machine."""
+    return ", ".join(program for program in _PROGRAMS if shutil.which(program) is None)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One alert that came out of Alertmanager at the other end; ``at`` on trio's clock."""
+
+    at: float
+    status: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
+class Alerting:
+    """Both programs, and what Alertmanager tells. Made by :meth:`start`.
+
+    Attributes:
+        notices: Every alert that came by webhook, in the order of their coming.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.notices: list[Notice] = []
+        self._directory = directory
+        self._changed = trio.lowlevel.ParkingLot()
+        self._prometheus, self._alertmanager = unused_port(), unused_port()
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, directory: Path, *, target: str) -> AsyncIterator[Self]:
+        """Run both until this ends.
+
+        Args:
+            directory: For their files.
+            target: The address that is scraped.
+        """
+        alerting = cls(directory)
+        async with background() as nursery:
+            (webhook,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, alerting._take, [webhook])
+            alerting._write_config(target, webhook.socket.getsockname()[1])
+            alertmanager = [
+                "prometheus-alertmanager",
+                f"--config.file={directory}/alertmanager.yml",
+                f"--storage.path={directory}/alertmanager",
+                f"--web.listen-address=127.0.0.1:{alerting._alertmanager}",
+                "--cluster.listen-address=",
+            ]
+            prometheus = [
+                "prometheus",
+                f"--config.file={directory}/prometheus.yml",
+                f"--storage.tsdb.path={directory}/tsdb",
+                f"--web.listen-address=127.0.0.1:{alerting._prometheus}",
+            ]
+            nursery.start_soon(alerting._run, alertmanager)
+            nursery.start_soon(alerting._run, prometheus)
+            await alerting._wait_ready(alerting._alertmanager)
+            await alerting._wait_ready(alerting._prometheus)
+            yield alerting
+
+    async def query(self, expression: str) -> list[Any]:
+        """Return the series that an expression has now.
+
+        Raises:
+            QueryError: Prometheus can't make sense of it.
+        """
+        return list((await self.api("query", query=expression))["result"])
+
+    async def api(self, path: str, **arguments: str) -> Any:
+        """Return what Prometheus' HTTP API says."""
+        status, body = await self._get(self._prometheus, f"/api/v1/{path}?{urlencode(arguments)}")
+        answer = json.loads(body)
+        if status != http.client.OK:
+            raise QueryError(f"{arguments}: {answer['error']}")
+        return answer["data"]
+
+    async def wait_query(self, expression: str) -> list[Any]:
+        """Wait until an expression has a series."""
+        while not (found := await self.query(expression)):
+            await trio.lowlevel.checkpoint()
+            await self._pause()
+        return found
+
+    async def alerts(self) -> list[dict[str, str]]:
+        """Return the labels of the alerts that Alertmanager has."""
+        _, body = await self._get(self._alertmanager, "/api/v2/alerts")
+        return [alert["labels"] for alert in json.loads(body)]
+
+    async def wait_notice(self, name: str, *, status: str = "firing", **labels: str) -> Notice:
+        """Wait until an alert has come by webhook."""
+        wanted = {"alertname": name, **labels}.items()
+        while True:
+            for notice in self.notices:
+                if notice.status == status and wanted <= notice.labels.items():
+                    return notice
+            await self._changed.park()
+
+    def _write_config(self, target: str, webhook: int) -> None:
+        prometheus = {
+            "global": {"scrape_interval": INTERVAL, "evaluation_interval": INTERVAL},
+            "rule_files": [str(RULES)],
+            "scrape_configs": [
+                {"job_name": "panicd", "static_configs": [{"targets": [target]}]},
+            ],
+            "alerting": {
+                "alertmanagers": [
+                    {"static_configs": [{"targets": [f"127.0.0.1:{self._alertmanager}"]}]}
+                ]
+            },
+        }
+        alertmanager = {
+            "route": {
+                "receiver": "webhook",
+                "group_by": ["..."],
+                "group_wait": "0s",
+                "group_interval": "1s",
+            },
+            "receivers": [
+                {
+                    "name": "webhook",
+                    "webhook_configs": [{"url": f"http://127.0.0.1:{webhook}/"}],
+                }
+            ],
+        }
+        for name, config in (("prometheus", prometheus), ("alertmanager", alertmanager)):
+            (self._directory / f"{name}.yml").write_text(yaml.safe_dump(config))
+
+    async def _run(self, command: list[str]) -> None:
+        words = self._directory / f"{command[0]}.log"
+        with words.open("wb") as log:
+            await trio.run_process(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                check=False,
+                env={**os.environ, "GOMAXPROCS": "1"},
+            )
+        raise MonitoringEndedError(words.read_text()[-2000:])
+
+    async def _wait_ready(self, port: int) -> None:
+        while True:
+            try:
+                status, _ = await self._get(port, "/-/ready")
+            except ConnectionRefusedError:
+                status = 0
+            if status == http.client.OK:
+                return
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait a moment before the next look: neither program tells when something has changed."""
+        with trio.move_on_after(_LOOK_EVERY):
+            await trio.Event().wait()
+
+    async def _get(self, port: int, path: str) -> tuple[int, bytes]:
+        return await trio.to_thread.run_sync(_get, port, path, abandon_on_cancel=True)
+
+    async def _take(self, stream: trio.SocketStream) -> None:
+        """Take one POST of Alertmanager's."""
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += await stream.receive_some()
+        head, _, body = data.partition(b"\r\n\r\n")
+        (length,) = [
+            int(line.partition(b":")[2])
+            for line in head.split(b"\r\n")
+            if line.lower().startswith(b"content-length:")
+        ]
+        while len(body) < length:
+            body += await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        for alert in json.loads(body)["alerts"]:
+            self.notices.append(
+                Notice(trio.current_time(), alert["status"], alert["labels"], alert["annotations"])
+            )
+        self._changed.unpark_all()
+
+
+def unused_port() -> int:
+    """Return a TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _get(port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()

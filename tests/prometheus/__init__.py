@@ -1,0 +1,1 @@
+"""What ops see of panicd: alerts, runbooks and the dashboard, with the real Prometheus."""

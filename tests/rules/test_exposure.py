@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+
+from panicd.rules.capability import Capability, PanicDevice
+from panicd.rules.exposure import REMEDIES, Exposure, exposures
+from panicd.rules.libvirt import LibvirtDomain
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.policy import Situation, decide
+from panicd.rules.settings import Budget, Policy
+from tests.rules.strategies import COREDUMP, IRREVERSIBLE, MODERN, NOW
+
+POLICY = Policy(COREDUMP, OnCrash.RESTART)
+BUILTIN = Capability((1, 5, 3), PanicDevice.BUILTIN, ("pvpanic",))
+UNARMED = Capability((2, 8, 0), PanicDevice.REQUESTED, ("pvpanic",), no_shutdown=False)
+UNKNOWN = replace(UNARMED, no_shutdown=None)
+
+
+def found(policy: Policy, capability: Capability, **how: bool) -> list[str]:
+    decision = decide(policy, capability, Situation(capability.panic_leaves), now=NOW)
+    return [*exposures(policy, capability, decision, **how)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "capability", "expected"),
+    [
+        (POLICY, MODERN, []),
+        (POLICY, replace(MODERN, panic_device=PanicDevice.NONE), ["no-device"]),
+        (POLICY, replace(MODERN, panic_device=PanicDevice.PLATFORM), []),
+        (POLICY, BUILTIN, ["builtin-device"]),
+        (POLICY, UNARMED, ["not-armed"]),
+        (POLICY, UNKNOWN, ["not-armed"]),
+        (POLICY, replace(MODERN, reboot_is_shutdown=True), ["reset-impossible"]),
+        (replace(POLICY, on_crash=OnCrash.DESTROY), replace(MODERN, reboot_is_shutdown=True), []),
+        (replace(POLICY, on_crash=OnCrash.IGNORE), IRREVERSIBLE, ["irreversible"]),
+        (replace(POLICY, on_crash=OnCrash.IGNORE), MODERN, []),
+        (replace(POLICY, restart=Budget(max=0)), MODERN, ["budget-spent"]),
+        (POLICY, replace(MODERN, libvirt=LibvirtDomain(1, "vm", "", "destroy")), ["libvirt"]),
+        (POLICY, replace(MODERN, libvirt=LibvirtDomain(1, "vm", "", "preserve")), []),
+        (
+            POLICY,
+            replace(UNARMED, panic_device=PanicDevice.NONE),
+            ["no-device", "not-armed"],
+        ),
+    ],
+)
+def test_why_a_domain_could_not_be_acted_on(
+    policy: Policy, capability: Capability, expected: list[str]
+) -> None:
+    assert found(policy, capability) == expected
+
+
+@pytest.mark.parametrize(
+    ("on_crash", "expected"),
+    [(OnCrash.COREDUMP_RESTART, ["no-dump-space"]), (OnCrash.RESTART, [])],
+)
+def test_room_for_a_dump_matters_to_who_wants_one(on_crash: OnCrash, expected: list[str]) -> None:
+    assert found(replace(POLICY, on_crash=on_crash), MODERN, dump_space=False) == expected
+
+
+def test_held_domain_and_one_without_a_monitor() -> None:
+    assert found(POLICY, MODERN, held=True) == ["held"]
+    assert exposures(POLICY, None, None, held=True) == (Exposure.NO_MONITOR, Exposure.HELD)
+
+
+def test_every_reason_has_a_remedy() -> None:
+    assert set(REMEDIES) == set(Exposure)
