@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ from tests.parts.qemu import RealQemu
 pytestmark = pytest.mark.real
 
 TIME_LIMIT = 60.0  # seconds; virsh is a process of its own each time
+
+ALL = "PANICD_TEST_LIBVIRT"
+"""The environment variable that, with the value ``all``, has the further cases tried too."""
+
+further = pytest.mark.skipif(os.environ.get(ALL) != "all", reason=f"{ALL}=all tries this too")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,7 @@ async def gone(vm: LibvirtVm, how: str) -> None:
         assert state.startswith(("crashed", "in shutdown")), state
 
 
-@pytest.mark.parametrize("coredump", ["", "coredump-"])
+@pytest.mark.parametrize("coredump", [pytest.param("", marks=further), "coredump-"])
 async def test_its_own_destroy(libvirtd: Libvirtd, socket_dir: Path, coredump: str) -> None:
     policy = {"on_crash": "preserve", "coredump": ENOUGH_SPACE}
     async with (
@@ -63,7 +69,7 @@ async def test_its_own_destroy(libvirtd: Libvirtd, socket_dir: Path, coredump: s
         assert libvirtd.running, "its 9.0 dies of dumps that it did not ask for"
 
 
-@pytest.mark.parametrize("coredump", ["", "coredump-"])
+@pytest.mark.parametrize("coredump", ["", pytest.param("coredump-", marks=further)])
 async def test_its_own_restart(libvirtd: Libvirtd, socket_dir: Path, coredump: str) -> None:
     policy = {"on_crash": "preserve", "coredump": ENOUGH_SPACE}
     async with (
@@ -81,6 +87,7 @@ async def test_its_own_restart(libvirtd: Libvirtd, socket_dir: Path, coredump: s
         assert libvirtd.running
 
 
+@further
 async def test_its_own_preserve(libvirtd: Libvirtd, socket_dir: Path) -> None:
     async with (
         libvirtd.domain(socket_dir, "preserve") as vm,
@@ -110,6 +117,23 @@ async def test_a_rule_of_panicd_s_goes_before_the_domain_s_own(
         assert await vm.state() == "running (unpaused)", "and not crashed, while it runs"
 
 
+@further
+async def test_grace_goes_before_its_own(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    async with (
+        libvirtd.domain(socket_dir, "destroy") as vm,
+        RunningDaemon.start(socket_dir, {"grace": "3s"}, **configured(libvirtd)) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.press_key()
+        await daemon.wait_log("guest is left to itself", domain="vm")
+        assert await vm.state() == "running (unpaused)", "libvirt let it go on"
+
+        incident = await daemon.wait_incident("vm", ending="destroyed")
+        assert incident.decisions == [("grace", "grace"), ("destroy", "grace-over")]
+        await gone(vm, "shut off (destroyed)")
+
+
+@further
 async def test_what_the_domain_wanted_outlives_panicd(libvirtd: Libvirtd, socket_dir: Path) -> None:
     async with (
         libvirtd.domain(socket_dir, "restart") as vm,
@@ -125,6 +149,7 @@ async def test_what_the_domain_wanted_outlives_panicd(libvirtd: Libvirtd, socket
         await vm.wait_counting()
 
 
+@further
 async def test_a_panic_while_panicd_is_away_gets_the_domain_s_own(
     libvirtd: Libvirtd, socket_dir: Path
 ) -> None:
@@ -154,6 +179,7 @@ async def test_libvirt_that_acts_by_itself_is_not_interfered_with(
         told = await daemon.domain("vm")
         assert (told["libvirt"], told["reason"]) == ("restart", "libvirt")
         assert (told["on_crash"], told["effective_on_crash"]) == ("restart", "preserve")
+        assert await daemon.metric("panicd_domains_exposed", reason="libvirt") == 1
         since = vm.witness.mark()
         await vm.press_key()
         await vm.wait_event("RESUME", since=since)
@@ -186,6 +212,7 @@ async def test_libvirt_that_hangs_keeps_nobody_waiting(
         assert len(resets) == 1, "libvirt did not make up for what it was not told"
 
 
+@further
 async def test_a_domain_is_connected_while_libvirt_hangs(
     libvirtd: Libvirtd, socket_dir: Path
 ) -> None:
@@ -230,6 +257,7 @@ async def _in_time() -> Any:
         yield
 
 
+@further
 async def test_a_domain_that_can_t_be_reset_is_started_anew(
     libvirtd: Libvirtd, socket_dir: Path
 ) -> None:
@@ -247,6 +275,7 @@ async def test_a_domain_that_can_t_be_reset_is_started_anew(
         await daemon.wait_domain("vm", lambda domain: domain["libvirt"] == "preserve")
 
 
+@further
 async def test_a_rule_s_word_in_the_domain_s_metadata_counts(
     libvirtd: Libvirtd, socket_dir: Path
 ) -> None:
@@ -291,7 +320,7 @@ async def test_monitors_are_found_in_the_domains_xml(libvirtd: Libvirtd, socket_
         await daemon.wait_incident("first", ending="restarted")
 
 
-@pytest.mark.parametrize("take_over", [True, False])
+@pytest.mark.parametrize("take_over", [pytest.param(True, marks=further), False])
 async def test_probe_says_what_libvirt_would_do(
     libvirtd: Libvirtd, socket_dir: Path, take_over: bool
 ) -> None:
