@@ -77,6 +77,7 @@ class Api:
             "journal_damaged": services.unrecorded(),
             "storm": services.storm.rages(now),
             "dry_run": services.dry_run,
+            "libvirt_problem": services.libvirt.problem,
             "domains": [
                 asdict(domain_status(domain, self._keeping.tally, services.holds, now))
                 for domain in sorted(services.fleet.domains.values(), key=lambda d: d.name)

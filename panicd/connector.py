@@ -1,6 +1,7 @@
 """Makes and keeps the connections to the monitors: those panicd dials, and those that dial in."""
 
 import errno
+import glob
 import os
 import random
 import socket
@@ -58,6 +59,9 @@ class _Dialled:
     present: bool = True
     retry: trio.Event = field(default_factory=trio.Event)
 
+    def is_gone(self) -> bool:
+        return not self.present
+
     def nudge(self, *, present: bool) -> None:
         self.present = present
         self.retry.set()
@@ -111,6 +115,27 @@ class Connector:
                                 "monitors may go unseen", directory=str(path), reason=reason
                             )
 
+    async def dial_found(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Dial the monitors that libvirt's domains were given, whatever they are called."""
+        services = self._services
+        dials: dict[str, trio.CancelScope] = {}
+
+        async def dial(path: str) -> None:
+            with dials[path]:
+                await self.dial(glob.escape(path))
+
+        def found(paths: set[str]) -> None:
+            # Whoever is still looked after may be about to be started anew.
+            for path in set(dials) - paths - set(services.fleet.domains):
+                dials.pop(path).cancel()
+            for path in paths - set(dials):
+                dials[path] = trio.CancelScope()
+                nursery.start_soon(dial, path)
+
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            await services.libvirt.watch_monitors(found)
+
     async def listen(
         self, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -132,9 +157,14 @@ class Connector:
     async def _keep(self, path: Path, paths: dict[Path, _Dialled]) -> None:
         """Dial one path again and again until it is gone."""
         services, dialled, backoff = self._services, paths[path], Backoff()
+        while str(path) in services.fleet.domains:  # another pattern has found it too
+            await services.fleet.left.park()
+        if dialled.is_gone():
+            del paths[path]
+            return
         domain = services.fleet.add(str(path), path.stem, services.keeping.clock())
         try:
-            while dialled.present:
+            while not dialled.is_gone():
                 dialled.retry = trio.Event()
                 started = trio.current_time()
                 await self._try(domain, partial(connect, path))
@@ -200,6 +230,8 @@ class Connector:
             session = Session.from_probe(monitor, peer, answers, supervisor.listen)
             await self._wait_for_twin(domain, session)
             services.fleet.identify(domain, session.name, session.uuid)
+            if session.by_libvirt:
+                await services.libvirt.learn(session.uuid, domain.address)
             if domain.attempts or domain.problem != CONNECTING:
                 services.metrics.monitor_reconnects.inc()
             domain.since, domain.problem, domain.attempts = services.keeping.clock(), "", 0
@@ -216,6 +248,7 @@ class Connector:
                 return await supervisor.run(session)
             finally:
                 del self._supervisors[domain.address]
+                services.libvirt.forget(session.uuid)
 
     async def _wait_for_twin(self, domain: Domain, session: Session) -> None:
         """Wait until nobody else looks after this VM, so that nothing is done to it twice.

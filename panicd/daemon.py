@@ -23,7 +23,7 @@ from panicd.connector import Connector
 from panicd.dump_queue import DumpQueue
 from panicd.fleet import Fleet
 from panicd.host import control
-from panicd.host.config import Config, ConfigError, Dial, Listen, Mistake, load
+from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
 from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction, domain_key
@@ -31,6 +31,7 @@ from panicd.host.logs import get_logger
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
 from panicd.host.web import WebApp
+from panicd.libvirt import Libvirt
 from panicd.notifier import Notifier
 from panicd.operators import Operators
 from panicd.orphans import take_up_orphans
@@ -97,6 +98,7 @@ class Daemon:
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
         self._remember_storm()
         self._metrics.journal_healthy.set_function(self._journal_healthy)
+        self._libvirt = Libvirt(lambda: self._config.libvirt, dry_run=dry_run)
         self._metrics.coredump_usable.set_function(self._coredump_usable_bytes)
         self._metrics.incidents_open.set_function(self._incidents_open)
         self._metrics.pulse_age.set_function(self._pulse_age)
@@ -104,7 +106,7 @@ class Daemon:
         self._dumps = DumpQueue(config.coredumps_at_once, time.time)
         self._bundles = BundleKeeper(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
-        self._monitors: dict[Dial | Listen, trio.CancelScope] = {}
+        self._monitors: dict[Monitor, trio.CancelScope] = {}
         self._reloading = trio.Lock()
         self._notifier = Notifier(self._journal, lambda: self._config, time.time, dry_run=dry_run)
         self._pulse_at = time.monotonic()
@@ -128,6 +130,8 @@ class Daemon:
                 services = self._services(nursery)
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
+                self._libvirt.on_change = self._connector.reload
+                self._libvirt.on_problem = _tell_libvirt_problem
                 self._nursery = nursery
                 operators = Operators(services, self._connector)
                 api = Api(services, operators, self.reload)
@@ -136,6 +140,7 @@ class Daemon:
                 await self._start_monitors(self._config)
                 self._loaded()
                 nursery.start_soon(operators.run)
+                nursery.start_soon(self._libvirt.run)
                 nursery.start_soon(self._prune)
                 nursery.start_soon(self._bundles.run)
                 nursery.start_soon(self._notifier.run)
@@ -166,6 +171,7 @@ class Daemon:
             dumps=self._dumps,
             bundles=self._bundles,
             unrecorded=self._must_wait_out,
+            libvirt=self._libvirt,
             dry_run=self._dry_run,
         )
 
@@ -252,6 +258,7 @@ class Daemon:
         self._loaded()
         self._notifier.reload()
         self._connector.reload()
+        self._libvirt.refresh_soon()
 
     def _loaded(self) -> None:
         self._metrics.config_last_reload_successful.set(1)
@@ -280,7 +287,7 @@ class Daemon:
 
     async def _watch(
         self,
-        monitor: Dial | Listen,
+        monitor: Monitor,
         scope: trio.CancelScope,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -290,6 +297,8 @@ class Daemon:
                     await self._connector.dial(pattern, task_status=task_status)
                 case Listen(path=path):
                     await self._connector.listen(path, task_status=task_status)
+                case Found():
+                    await self._connector.dial_found(task_status=task_status)
 
     async def _serve_http(
         self, pages: Pages, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -364,6 +373,13 @@ class Daemon:
             return space(existing)
         except OSError:
             return None
+
+
+def _tell_libvirt_problem(problem: str) -> None:
+    if problem:
+        get_logger().warning("libvirt does not answer", problem=problem)
+    else:
+        get_logger().info("libvirt answers again")
 
 
 def _open_journal(path: Path) -> tuple[Journal, Path | None]:

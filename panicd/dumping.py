@@ -1,12 +1,21 @@
-"""One domain's dump in its turn, counted by how it went."""
+"""One domain's dump in its turn, by libvirt where that runs it, counted by how it went."""
 
+from pathlib import Path
 from typing import Final
 
 from panicd.dump_queue import DumpQueue, DumpTurn
 from panicd.fleet import Domain
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
-from panicd.qemu.coredump import DumpError, DumpFailure, FinishedDump, dump_guest_memory
+from panicd.host.virsh import LibvirtError, LibvirtSilentError
+from panicd.libvirt import Libvirt
+from panicd.qemu.coredump import (
+    DumpByOther,
+    DumpError,
+    DumpFailure,
+    FinishedDump,
+    dump_guest_memory,
+)
 from panicd.qemu.monitor import SessionLostError, UncertainError
 from panicd.qemu.session import Session
 from panicd.rules.incident import Incident
@@ -23,6 +32,7 @@ async def dump_in_turn(
     kind: DumpFormat,
     *,
     queue: DumpQueue,
+    libvirt: Libvirt,
     metrics: Metrics,
 ) -> FinishedDump:
     """Write the memory of a stopped guest to a file, when its turn has come.
@@ -35,6 +45,7 @@ async def dump_in_turn(
         incident: the one that it is made for.
         kind: the format.
         queue: the host's dumps.
+        libvirt: of the host.
         metrics: of the host.
 
     Raises:
@@ -43,7 +54,7 @@ async def dump_in_turn(
     """
     metrics.coredumps.inc()
     try:
-        _check_owner(session)
+        by_other = _dump_by_libvirt(session, libvirt)
         with queue.turn(session.monitor.events.nudge, kind) as turn:
             domain.dump = turn
             if not turn.has_come:
@@ -59,6 +70,7 @@ async def dump_in_turn(
                     incident.id,
                     kind,
                     progress=turn.progress,
+                    by_other=by_other,
                 )
     except DumpError as error:
         metrics.coredump_failures.labels(reason=error.failure).inc()
@@ -72,9 +84,28 @@ async def dump_in_turn(
     return dump
 
 
-def _check_owner(session: Session) -> None:
-    if session.by_libvirt:
-        raise DumpError(DumpFailure.LIBVIRT, BY_LIBVIRT)
+def _dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
+    """Return what has libvirt dump a VM that it runs; None where it runs none.
+
+    Raises:
+        DumpError: libvirt runs the VM, and panicd can't ask it.
+    """
+    domain = session.capability.libvirt
+    if domain is None:
+        if session.by_libvirt:
+            problem = libvirt.problem or "it is not one that libvirt.uri and its XML tell of"
+            raise DumpError(DumpFailure.LIBVIRT, f"{BY_LIBVIRT}; {problem}")
+        return None
+
+    async def dump(path: Path, kind: str, timeout: float) -> None:
+        try:
+            await libvirt.dump(domain, path, kind, timeout)
+        except LibvirtSilentError as error:
+            raise DumpError(DumpFailure.TIMEOUT, str(error)) from error
+        except LibvirtError as error:
+            raise DumpError(DumpFailure.REFUSED, str(error)) from error
+
+    return dump
 
 
 async def _await_turn(session: Session, turn: DumpTurn, timeout: float) -> None:

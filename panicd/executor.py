@@ -12,12 +12,15 @@ from typing import Final, Protocol, assert_never
 import trio
 
 from panicd.host.logs import get_logger
+from panicd.host.virsh import LibvirtRefusedError, LibvirtSilentError
+from panicd.libvirt import JOB_WAIT, Libvirt, LibvirtAwayError
 from panicd.qemu.coredump import DumpError, FinishedDump
 from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError, UncertainError
 from panicd.qemu.process import PeerError
 from panicd.qemu.session import Session
 from panicd.relaunch import run_relaunch
 from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.plan import (
     AnyStep,
     AwaitGuestReset,
@@ -102,6 +105,7 @@ class Executor:
         make_dump: writes the guest's memory to a file.
         take_evidence: keeps what the guest still shows, and returns its panic line.
         environment: what a relaunch command is told, beside panicd's own environment.
+        libvirt: of this host.
         on_command: called before each command that changes the guest.
 
     A guest that somebody else resets or resumes meanwhile is no longer the panicked one that was
@@ -116,6 +120,7 @@ class Executor:
         make_dump: DumpMaker,
         take_evidence: EvidenceTaker,
         environment: dict[str, str],
+        libvirt: Libvirt,
         on_command: Callable[[], None],
     ) -> None:
         self._session = session
@@ -123,6 +128,7 @@ class Executor:
         self._make_dump = make_dump
         self._take_evidence = take_evidence
         self._environment = environment
+        self._libvirt = libvirt
         self._on_command = on_command
         self._resets = session.seen.resets
         self._resumes = session.seen.resumes
@@ -218,7 +224,7 @@ class Executor:
         except UncertainError as error:
             self._lost = isinstance(error, SessionLostError)
             return StepResult(Outcome.UNKNOWN, str(error))
-        except CommandError as error:
+        except (CommandError, LibvirtRefusedError) as error:
             return StepResult(Outcome.FAILED, str(error))
 
     async def _ensure_stopped(self, step: EnsureStopped) -> StepResult:
@@ -265,7 +271,7 @@ class Executor:
     async def _system_reset(self, step: SystemReset) -> StepResult:
         session = self._session
         before = session.seen.resets
-        doubt = await self._command_or_doubt("system_reset", step.timeout)
+        doubt = await self._give("system_reset", "reset", step)
         # RESET comes before the reply; QEMU that was told not to reboot sends SHUTDOWN instead.
         await session.observe(
             lambda: session.seen.resets > before or session.seen.shutdown is not None, step.timeout
@@ -283,7 +289,7 @@ class Executor:
     async def _cont(self, step: Cont) -> StepResult:
         session = self._session
         before = session.seen.resumes
-        doubt = await self._command_or_doubt("cont", step.timeout)
+        doubt = await self._give("cont", "resume", step)
         # RESUME comes before the reply. A guest that panics at once is past it already, so a run
         # state of guest-panicked after it is a new panic and not a cont that failed.
         if await session.observe(lambda: session.seen.resumes > before, STOP_FOLLOWS):
@@ -298,7 +304,8 @@ class Executor:
         session, cut = self._session, False
         with trio.move_on_after(step.timeout) as limit:
             try:
-                await self._command("quit", step.timeout)
+                if not await self._destroyed_by_libvirt(step):
+                    await self._command("quit", step.timeout)
             except NoReplyError:
                 pass
             except SessionLostError:  # QEMU's end may come before its answer
@@ -337,6 +344,47 @@ class Executor:
         await self._commit_and_look()
         self._on_command()
         await self._session.execute(name, timeout=timeout)
+
+    async def _give(self, name: str, verb: str, step: SystemReset | Cont) -> str:
+        """Give a command, through libvirt where it is to be; return as ``_command_or_doubt``.
+
+        Args:
+            name: the monitor's command.
+            verb: what virsh(1) calls it.
+            step: says which way.
+
+        Raises:
+            LibvirtRefusedError: libvirt said no; it may be at work on the domain.
+        """
+        domain = self._session.capability.libvirt
+        if domain is None or not step.by_libvirt:
+            return await self._command_or_doubt(name, step.timeout)
+        try:
+            await self._tell_libvirt(domain, verb, JOB_WAIT)
+        except LibvirtAwayError as away:
+            self._log.warning("done without libvirt", what=verb, why=str(away))
+        except LibvirtSilentError as error:
+            return str(error)
+        else:
+            return ""
+        return await self._command_or_doubt(name, step.timeout)
+
+    async def _destroyed_by_libvirt(self, step: Quit) -> bool:
+        """Have libvirt end QEMU, where it is to; return whether it did."""
+        domain = self._session.capability.libvirt
+        if domain is None or not step.by_libvirt:
+            return False
+        try:
+            await self._tell_libvirt(domain, "destroy", step.timeout)
+        except (LibvirtAwayError, LibvirtSilentError, LibvirtRefusedError) as error:
+            self._log.warning("done without libvirt", what="destroy", why=str(error))
+            return False
+        return True
+
+    async def _tell_libvirt(self, domain: LibvirtDomain, verb: str, timeout: float) -> None:
+        await self._commit_and_look()
+        self._on_command()
+        await self._libvirt.act(domain, verb, timeout)
 
     async def _command_or_doubt(self, name: str, timeout: float) -> str:
         """Give a command; return why it is not known whether QEMU carried it out, or nothing.

@@ -57,7 +57,8 @@ class Fleet:
 
     Attributes:
         domains: all of them.
-        left: woken up whenever a domain's session has ended and its incident was let go.
+        left: woken up whenever a domain's session has ended and its incident was let go, and when
+            a monitor is forgotten.
     """
 
     domains: dict[str, Domain] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class Fleet:
     def remove(self, address: str) -> None:
         """Forget a monitor and its domain."""
         del self.domains[address]
+        self.left.unpark_all()
 
     def twin(self, domain: Domain, session: Session) -> Domain | None:
         """Return the domain that is the same VM, connected by another monitor or before.

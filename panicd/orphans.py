@@ -9,8 +9,8 @@ import trio
 
 from panicd.chronicle import Chronicle
 from panicd.host.journal import JournalError
-from panicd.relaunch import run_relaunch
-from panicd.responder import Services, relaunch_environment
+from panicd.relaunch import relaunch_environment, run_relaunch
+from panicd.responder import Services
 from panicd.rules.capability import Capability
 from panicd.rules.incident import Closed, Decided, Ending, Outcome, Settled, State
 from panicd.rules.plan import AwaitReturn, RunRelaunch, make_plan
@@ -64,7 +64,7 @@ async def _take_up(services: Services, chronicle: Chronicle) -> None:
 
 async def _decide(services: Services, chronicle: Chronicle) -> None:
     opened, now = chronicle.incident.opened, chronicle.now
-    policy = services.config().policy_for(opened.domain, opened.uuid or None)
+    policy = services.policy_for(opened.domain, opened.uuid)
     key = opened.uuid or opened.domain
     situation = Situation(
         run_state=None,
@@ -93,7 +93,7 @@ async def _go_on(services: Services, chronicle: Chronicle, first: int) -> None:
             services.waiting.park(chronicle)
             return
         assert isinstance(step, RunRelaunch)
-        result = await run_relaunch(step, relaunch_environment(chronicle))
+        result = await run_relaunch(step, relaunch_environment(chronicle.incident))
         chronicle.end(index, result)
         if result.outcome is Outcome.FAILED:
             chronicle.note(Settled(chronicle.now, State.FAILED))

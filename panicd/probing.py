@@ -9,15 +9,17 @@ import trio
 
 from panicd.connector import GREETING_TIMEOUT, connect
 from panicd.host.config import Config
+from panicd.libvirt import Libvirt
 from panicd.qemu.monitor import Monitor, MonitorError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import ANSWER_TIMEOUT
 from panicd.records import plan_view
-from panicd.rules.capability import Armed, Capability, PanicSetting
+from panicd.rules.capability import Armed, Capability, PanicSetting, run_by_libvirt
 from panicd.rules.command_line import parse_command_line
 from panicd.rules.exposure import REMEDIES, exposures
 from panicd.rules.io_ports import devices_on
+from panicd.rules.libvirt import inherit
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.policy import Reason
 from panicd.rules.settings import Policy
@@ -46,16 +48,23 @@ def probe_socket(path: Path, config: Config) -> dict[str, object]:
 
 
 async def _ask(path: Path, config: Config) -> dict[str, object]:
+    libvirt = Libvirt(lambda: config.libvirt, dry_run=True)
     async with event_loop():
-        answers = await _answers(path)
+        answers = await _answers(path, libvirt)
     if isinstance(answers, str):
         raise UnreachableMonitorError(f"{path}: {answers}")
     found, conflicts = answers
+    known = libvirt.known(found.uuid)
+    handling = known.handling if known else ""
+    if known and config.libvirt and config.libvirt.take_over:
+        known = known.taken_over()
+    found = replace(found, capability=run_by_libvirt(found.capability, known))
     policy = config.policy_for(found.name or path.stem, found.uuid or None)
-    return _view(found, policy, conflicts)
+    told = {"libvirt": handling, "libvirt_problem": libvirt.problem}
+    return _view(found, inherit(policy, known), conflicts) | told
 
 
-async def _answers(path: Path) -> tuple[Probe, list[str]] | str:
+async def _answers(path: Path, libvirt: Libvirt) -> tuple[Probe, list[str]] | str:
     """Return the monitor's answers and what is wrong with its ports, or why there are none."""
     try:
         sock = await connect(path)
@@ -64,6 +73,7 @@ async def _answers(path: Path) -> tuple[Probe, list[str]] | str:
                 arguments = peer.command_line() if peer.is_qemu() else None
                 command_line = parse_command_line(arguments) if arguments else None
                 found = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
+                await libvirt.learn(found.uuid, str(path))
                 return found, await _port_conflicts(monitor)
     except MonitorError as error:
         return str(error)
@@ -114,7 +124,8 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
     policies = []
     for on_crash in OnCrash:
         wanted = replace(policy, on_crash=on_crash, grace=0.0)
-        setting = PanicSetting.NONE if on_crash is OnCrash.IGNORE else PanicSetting.PAUSE
+        runs_on = on_crash is OnCrash.IGNORE and capability.libvirt is None
+        setting = PanicSetting.NONE if runs_on else PanicSetting.PAUSE
         armed = replace(capability, panic_setting=setting if capability.can_set_action else None)
         policies.append(plan_view(foresee(wanted, armed, now=0.0)))
     will_be_armed = Armed.YES if capability.can_set_action else capability.armed
@@ -134,6 +145,8 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
         "why": "panicd arms it when it connects"
         if capability.can_set_action
         else ARMED_BECAUSE[will_be_armed],
+        "libvirt_acts": capability.libvirt_acts,
+        "on_crash": policy.on_crash,
         "policies": policies,
         "configured": plan_view(foresee(policy, connected, now=0.0)),
         "exposed": list(reasons),

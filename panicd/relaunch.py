@@ -1,4 +1,9 @@
-"""Starts a VM again by the command that is configured for it."""
+"""Starts a VM again, by the command, the systemd unit or the libvirt that is configured for it.
+
+A unit is started by systemctl(1), which waits for its job and says what went wrong, needs no D-Bus
+library, and can be killed. The QEMU that the unit ran has ended by then, and systemd takes in the
+end of a process before it takes a request, so ``start`` is never met by a unit that seems to run.
+"""
 
 import os
 import subprocess
@@ -7,25 +12,40 @@ from typing import Final
 
 import trio
 
-from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.incident import Incident, Outcome, StepResult
 from panicd.rules.plan import RunRelaunch
+from panicd.rules.unit_name import UnitNameError, unit_name
 
+SYSTEMCTL_START: Final = ("systemctl", "--no-ask-password", "--quiet", "start", "--")
 OUTPUT_KEPT: Final = 1024  # bytes of the command's output that are kept where it fails
 
 
+def relaunch_environment(incident: Incident) -> dict[str, str]:
+    """Return what a relaunch command is told about an incident."""
+    return {
+        "PANICD_DOMAIN": incident.opened.domain,
+        "PANICD_UUID": incident.opened.uuid,
+        "PANICD_INCIDENT": incident.id,
+    }
+
+
 async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepResult:
-    """Run a relaunch command and say how it ended.
+    """Start a VM and say how that went.
 
     Args:
-        step: the command, and its time limit in seconds.
-        environment: what it is told beside panicd's own environment.
+        step: how, and its time limit in seconds.
+        environment: which VM; the command is told, beside panicd's own environment.
     """
+    try:
+        command = _command(step, environment)
+    except UnitNameError as error:
+        return StepResult(Outcome.FAILED, str(error))
     # A file and not a pipe: a QEMU that the command leaves behind inherits it.
     with tempfile.TemporaryFile() as output:
         try:
             with trio.fail_after(step.timeout):
                 finished = await trio.run_process(
-                    list(step.command),
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -34,12 +54,21 @@ async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepRe
                     start_new_session=True,
                 )
         except trio.TooSlowError:
-            return StepResult(Outcome.FAILED, f"{step.command[0]}: ran {step.timeout:g} s")
+            return StepResult(Outcome.FAILED, f"{command[0]}: ran {step.timeout:g} s")
         except (OSError, ValueError) as error:  # ValueError: a name that no environment can hold
             return StepResult(Outcome.FAILED, str(error))
         if finished.returncode == 0:
             return StepResult(Outcome.DONE)
         output.seek(0)
         said = output.read(OUTPUT_KEPT).decode(errors="replace")
-        detail = f"{step.command[0]}: exit status {finished.returncode}: {said}"
+        detail = f"{command[0]}: exit status {finished.returncode}: {said}"
         return StepResult(Outcome.FAILED, detail)
+
+
+def _command(step: RunRelaunch, environment: dict[str, str]) -> list[str]:
+    domain, uuid = environment["PANICD_DOMAIN"], environment.get("PANICD_UUID", "")
+    if step.unit:
+        return [*SYSTEMCTL_START, unit_name(step.unit, domain, uuid)]
+    if step.libvirt_uri:
+        return ["virsh", "--quiet", "--connect", step.libvirt_uri, "start", uuid]
+    return list(step.command)

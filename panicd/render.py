@@ -48,6 +48,8 @@ def status(answer: Answer) -> None:
 def _status(answer: Answer) -> Iterator[RenderableType]:
     if answer["journal_fault"]:
         yield f"[bold red]The journal can't be written:[/] {text(answer['journal_fault'])}"
+    if answer["libvirt_problem"]:
+        yield f"[bold red]libvirt does not answer:[/] {text(answer['libvirt_problem'])}"
     if answer["domains"]:
         yield _domains(answer["domains"])
         yield from dumps(answer["domains"], answer["now"])
@@ -93,6 +95,11 @@ def explanation(answer: Answer) -> None:
     console.print(f"qemu          {domain['qemu_version']}, {domain['run_state']}")
     types = ", ".join(answer["device_types"]) or "no device"
     console.print(f"panic device  {domain['panic_device']} ({types})")
+    if domain["libvirt"]:
+        leaves = domain["libvirt"] == "preserve"
+        word = "leaves it to panicd" if leaves else f"acts first: {text(domain['libvirt'])}"
+        whose = "the domain's own" if domain["inherited"] else "panicd's"
+        console.print(f"libvirt       {_good(leaves, word)}; on_crash is {whose}")
     console.print(f"armed         {_good(domain['armed'] == 'yes', domain['armed'])}")
     budget = answer["budget"]
     console.print(f"restarts      {budget['used']} made, {budget['left']} left in the window")
@@ -170,6 +177,12 @@ def probe(answer: Answer) -> None:
     console.print(
         f"armed         {_good(answer['armed'] == 'yes', answer['armed'])}: {answer['why']}"
     )
+    if answer["libvirt"]:
+        leaves = "acts first" if answer["libvirt_acts"] else "leaves it to panicd"
+        word = _good(not answer["libvirt_acts"], leaves)
+        console.print(f"libvirt       {word}; the domain's own on_crash is {answer['on_crash']}")
+    if answer["libvirt_problem"]:
+        console.print(f"libvirt       [red]no answer:[/] {text(answer['libvirt_problem'])}")
     table = _table("on_crash", "would do", "why")
     for plan in answer["policies"]:
         table.add_row(plan["on_crash"], _would_do(plan["action"], plan["reason"]), plan["why"])

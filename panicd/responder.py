@@ -19,11 +19,13 @@ from panicd.host.config import Config
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
+from panicd.libvirt import Libvirt
 from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
 from panicd.records import BUNDLES, plan_view
+from panicd.relaunch import relaunch_environment
 from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import (
     Asked,
@@ -38,6 +40,7 @@ from panicd.rules.incident import (
     StepResult,
     own_time_over,
 )
+from panicd.rules.libvirt import inherit
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Holds, Operation
 from panicd.rules.payload import describe
@@ -77,6 +80,7 @@ class Services:
         dumps: whose memory is dumped, and who waits for it.
         bundles: removes the evidence that is one too many.
         unrecorded: whether what was done before is not known and that is to be waited out.
+        libvirt: of this host.
         dry_run: everything is decided and recorded, and nothing is done.
     """
 
@@ -90,7 +94,13 @@ class Services:
     dumps: DumpQueue
     bundles: BundleKeeper
     unrecorded: Callable[[], bool]
+    libvirt: Libvirt
     dry_run: bool
+
+    def policy_for(self, name: str, uuid: str) -> Policy:
+        """Return what applies to a domain: its configuration, with what it inherits."""
+        policy = self.config().policy_for(name, uuid or None)
+        return inherit(policy, self.libvirt.known(uuid))
 
 
 class Responder:
@@ -371,7 +381,8 @@ class Responder:
             self._chronicle,
             make_dump=self._dump,
             take_evidence=self._take_evidence,
-            environment=relaunch_environment(self._chronicle),
+            environment=relaunch_environment(incident),
+            libvirt=self._services.libvirt,
             on_command=self._note_reaction,
         )
         self.acting = True
@@ -418,6 +429,7 @@ class Responder:
             self._chronicle.incident,
             step.format,
             queue=self._services.dumps,
+            libvirt=self._services.libvirt,
             metrics=self._services.metrics,
         )
         await trio.to_thread.run_sync(self._retire, dump.path)
@@ -455,13 +467,3 @@ class Responder:
 def bundle_directory(config: Config, incident_id: str) -> Path:
     """Return where the evidence of an incident lies."""
     return config.state_directory / BUNDLES / incident_id
-
-
-def relaunch_environment(chronicle: Chronicle) -> dict[str, str]:
-    """Return what a relaunch command is told about an incident."""
-    opened = chronicle.incident.opened
-    return {
-        "PANICD_DOMAIN": opened.domain,
-        "PANICD_UUID": opened.uuid,
-        "PANICD_INCIDENT": chronicle.incident.id,
-    }

@@ -46,6 +46,9 @@ class DomainStatus:
         dump: of its memory, where one goes on or is waited for.
         held_until: when an operator's hold ends by itself, in seconds since the epoch.
         held_why: why it is held; empty where it is not.
+        libvirt: what libvirt itself does about its panic; empty where libvirt does not run it, or
+            is not known to. Anything but ``preserve`` it does before panicd can.
+        inherited: ``on_crash`` is the domain's own, from libvirt.
     """
 
     domain: str
@@ -68,6 +71,8 @@ class DomainStatus:
     dump: DumpStatus | None = None
     held_until: float | None = None
     held_why: str = ""
+    libvirt: str = ""
+    inherited: bool = False
 
 
 def foresee(
@@ -117,6 +122,8 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         effective_on_crash=plan.decision.effective,
         reason=plan.decision.reason,
         restarts_left=budget_of(domain, tally, now).left,
+        libvirt=capability.libvirt.handling if capability.libvirt else "",
+        inherited=capability.libvirt is not None and policy.inherits_on_crash,
     )
 
 

@@ -23,7 +23,7 @@ from panicd.qemu.event_buffer import Heard
 from panicd.qemu.monitor import CommandError, MonitorError, SessionLostError
 from panicd.qemu.session import Session
 from panicd.responder import Responder, Services
-from panicd.rules.capability import Armed
+from panicd.rules.capability import Armed, run_by_libvirt
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.incident import Acknowledged, Ending, Enforced, Observed, Source, State
 from panicd.rules.on_crash import OnCrash
@@ -196,14 +196,23 @@ class Supervisor:
         """Take the domain's policy from the configuration in force, and arm it for that."""
         self._stale_policy = False
         domain, session, services = self._domain, self._session, self._services
-        domain.policy = services.config().policy_for(domain.name, domain.uuid or None)
+        self._look_up_policy()
+        assert domain.policy is not None
         wanted, _ = applicable(domain.policy, session.capability, None)
         if not services.dry_run:
             await session.set_panic_action(self._responder.panic_setting)
         self._log.debug("policy in force", on_crash=wanted, panic=session.capability.panic_setting)
+        if session.capability.libvirt_acts:
+            self._log.warning("libvirt acts on this domain's panics before panicd can")
         if session.capability.armed is not Armed.YES:
             self._log.warning("domain is not known to be armed", armed=session.capability.armed)
         await self._see_hold_end()
+
+    def _look_up_policy(self) -> None:
+        domain, session, services = self._domain, self._session, self._services
+        known = services.libvirt.known(domain.uuid)
+        session.capability = run_by_libvirt(session.capability, known)
+        domain.policy = services.policy_for(domain.name, domain.uuid)
 
     async def _see_hold_end(self) -> None:
         """Decide anew about an incident in which nothing was done because of a hold."""
@@ -218,7 +227,7 @@ class Supervisor:
     async def _take_up(self) -> None:
         """Go on with the incident that waits for this domain, and see whether it is panicked."""
         domain, session = self._domain, self._session
-        domain.policy = self._services.config().policy_for(domain.name, domain.uuid or None)
+        self._look_up_policy()
         await self._claim_incident()
         if domain.chronicle is not None:
             began_on = domain.chronicle.incident.opened.process

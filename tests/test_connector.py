@@ -272,3 +272,18 @@ def test_backoff_doubles_up_to_a_cap_and_jitters() -> None:
     assert len(set(waits[20:])) > 1
     backoff.reset()
     assert backoff.next() <= 1.25 * FIRST_RETRY
+
+
+async def test_a_monitor_that_two_patterns_match_is_dialled_by_one(socket_dir: Path) -> None:
+    monitors = [{"glob": f"{socket_dir}/*.qmp"}, {"glob": f"{socket_dir}/vm*.qmp"}]
+    async with DaemonInside.start(socket_dir, monitors=monitors) as daemon:
+        async with fake(socket_dir).running() as vm:
+            await daemon.wait_armed("vm")
+            assert await names(daemon) == ["vm"]
+            assert said(daemon) in ([], ["nobody listens on this socket"])
+            vm.exit()
+            vm.socket.unlink(missing_ok=True)
+            await daemon.wait_log("monitor is gone", domain="vm")
+        since = daemon.mark()
+        async with fake(socket_dir).running():
+            await daemon.wait_armed("vm", since=since)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from panicd.executor import Course, DumpMaker, Executor
+from panicd.libvirt import Libvirt
 from panicd.qemu.coredump import DumpError, DumpFailure, FinishedDump
 from panicd.qemu.session import Session
 from panicd.rules.incident import Outcome, StepResult
@@ -105,6 +106,7 @@ async def run(
         make_dump=make_dump,
         take_evidence=nothing_taken,
         environment={"PANICD_DOMAIN": "vm"},
+        libvirt=Libvirt(lambda: None, dry_run=False),
         on_command=lambda: None,
     )
     return await executor.run(Plan(DECISION, steps), first)

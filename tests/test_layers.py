@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 
 # Modules above rules, qemu and host. Each imports from those before it only.
 ORDER = [
+    "libvirt",
     "dump_queue",
     "relaunch",
     "storm_breaker",
@@ -196,6 +197,17 @@ def test_cont_is_sent_by_the_executor_only() -> None:
     ]
     # The demonstration starts VMs of its own, which panicd has not yet seen.
     assert senders == ["panicd/demo/qemu.py", "panicd/executor.py"]
+
+
+def test_libvirt_is_told_to_act_by_the_executor_only() -> None:
+    """It could let a guest run as well ('resume')."""
+    tellers = [
+        name_of(path)
+        for path in modules()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("libvirt.act")
+    ]
+    assert tellers == ["panicd/executor.py"]
 
 
 def test_the_package_s_drawing_names_every_module() -> None:

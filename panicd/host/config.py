@@ -18,6 +18,7 @@ from panicd.host.config_file import read_text
 from panicd.host.config_mistakes import ConfigError, Mistake, MistakeList, Position
 from panicd.host.config_notify import Notify, read_notify
 from panicd.host.config_section import Section, Value
+from panicd.host.config_starters import read_libvirt, read_relaunch
 from panicd.host.config_values import (
     absolute_path,
     boolean,
@@ -28,12 +29,10 @@ from panicd.host.config_values import (
     off,
     one_of,
     positive_duration,
-    program,
     share,
     size,
     socket_glob,
     socket_path,
-    text,
     whole_number,
     written_duration,
 )
@@ -47,10 +46,11 @@ from panicd.rules.settings import (
     CoredumpSettings,
     DumpFormat,
     Evidence,
+    InheritOnCrash,
     JournalFailure,
+    LibvirtSettings,
     PanicNotifier,
     Policy,
-    Relaunch,
     Storm,
     StormAction,
     Timeouts,
@@ -61,6 +61,7 @@ __all__ = [
     "ConfigError",
     "Dial",
     "DomainRule",
+    "Found",
     "Listen",
     "Mistake",
     "Places",
@@ -94,6 +95,14 @@ class Listen:
     path: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Monitors that libvirt's domains were given by ``<qemu:commandline>``."""
+
+
+Monitor = Dial | Listen | Found
+
+
 @dataclass(frozen=True)
 class Config:
     """What panicd is configured to do.
@@ -111,10 +120,11 @@ class Config:
         journal_keep: seconds for which closed incidents are kept, no less than a restart window.
         storm: when many domains panic at once; None for never.
         coredumps_at_once: how many memory dumps of all domains may be under way, at least 1.
+        libvirt: the libvirt that runs some of them; None where none does.
         notify: who is told of incidents.
     """
 
-    monitors: tuple[Dial | Listen, ...]
+    monitors: tuple[Monitor, ...]
     metrics_listen: tuple[str, int] | None
     state_directory: Path
     control_socket: Path
@@ -124,6 +134,7 @@ class Config:
     journal_keep: float = JOURNAL_KEEP
     storm: Storm | None = field(default_factory=Storm)
     coredumps_at_once: int = COREDUMPS_AT_ONCE
+    libvirt: LibvirtSettings | None = None
     notify: Notify = field(default_factory=Notify)
     web_config: Path | None = None
     web: WebConfig = field(default_factory=WebConfig, compare=False)
@@ -213,15 +224,21 @@ def _config(keys: Section, places: Places) -> Config:
         journal_keep = keep.read(positive_duration, JOURNAL_KEEP)
     storm = _storm(keys["storm"])
     coredumps_at_once = keys["coredumps_at_once"].read(whole_number(1), COREDUMPS_AT_ONCE)
+    libvirt = read_libvirt(keys["libvirt"])
     notify = read_notify(keys["notify"])
     builtin = Policy(CoredumpSettings(directory=state_directory / "coredumps"), evidence=Evidence())
     with keys["defaults"].section() as policy:
         defaults = _policy(policy, builtin)
+    inherits = libvirt is not None and libvirt.on_crash is InheritOnCrash.INHERIT
+    defaults = replace(defaults, inherits_on_crash=inherits)
     domains = _domains(keys["domains"], defaults)
     if keys.sound:
         _check_journal_keep(keep, journal_keep, [defaults, *(rule.policy for rule in domains)])
+    ways = _monitors(monitors, control_socket)
+    if Found() in ways and libvirt is None:
+        monitors.wrong("libvirt.uri, for libvirt is to tell of monitors", "none")
     return Config(
-        monitors=_monitors(monitors, control_socket),
+        monitors=ways,
         metrics_listen=metrics_listen,
         state_directory=state_directory,
         control_socket=control_socket,
@@ -231,6 +248,7 @@ def _config(keys: Section, places: Places) -> Config:
         journal_keep=journal_keep,
         storm=storm,
         coredumps_at_once=coredumps_at_once,
+        libvirt=libvirt,
         notify=notify,
         web_config=web_config,
     )
@@ -260,8 +278,8 @@ def _storm(value: Value) -> Storm | None:
         )
 
 
-def _monitors(value: Value, control_socket: Path) -> tuple[Dial | Listen, ...]:
-    monitors: dict[Dial | Listen, Value] = {}
+def _monitors(value: Value, control_socket: Path) -> tuple[Monitor, ...]:
+    monitors: dict[Monitor, Value] = {}
     for item in value.items("at least one monitor"):
         for monitor, given in _monitor(item):
             if monitor in monitors:
@@ -272,22 +290,27 @@ def _monitors(value: Value, control_socket: Path) -> tuple[Dial | Listen, ...]:
     return tuple(monitors)
 
 
-def _monitor(item: Value) -> Iterator[tuple[Dial | Listen, Value]]:
+def _monitor(item: Value) -> Iterator[tuple[Monitor, Value]]:
     with item.section() as keys:
-        glob, listen = keys["glob"], keys["listen"]
+        glob, listen, libvirt = keys["glob"], keys["listen"], keys["libvirt"]
+        given = [way for way in (glob, listen, libvirt) if way.given]
+        if libvirt.read(boolean, True) is False:
+            libvirt.wrong("true, or no such item")
         pattern = glob.read(socket_glob, None)
         path = listen.read(socket_path, None)
-    if glob.given and listen.given:
-        item.wrong("glob or listen, each in an item of its own", "both")
-    elif keys.sound and not (glob.given or listen.given):
-        item.wrong("glob or listen")
+    if len(given) > 1:
+        item.wrong("glob, listen or libvirt, each in an item of its own", "several")
+    elif keys.sound and not given:
+        item.wrong("glob, listen or libvirt")
+    elif libvirt.given:
+        yield Found(), libvirt
     if pattern is not None:
         yield Dial(pattern), glob
     if path is not None:
         yield Listen(path), listen
 
 
-def _check_own_sockets(monitors: dict[Dial | Listen, Value], control_socket: Path) -> None:
+def _check_own_sockets(monitors: dict[Monitor, Value], control_socket: Path) -> None:
     own = [control_socket, *(m.path for m in monitors if isinstance(m, Listen))]
     for monitor, given in monitors.items():
         match monitor:
@@ -336,10 +359,11 @@ def _policy(keys: Section, base: Policy) -> Policy:
         unrequested=keys["unrequested"].read(on_crash, base.unrequested),
         restart=_restart(keys["restart"], base.restart),
         coredump=_coredump(keys["coredump"], base.coredump),
-        relaunch=_relaunch(keys["relaunch"], base.relaunch),
+        relaunch=read_relaunch(keys["relaunch"], base.relaunch),
         evidence=_evidence(keys["evidence"], base.evidence),
         enforce=keys["enforce"].read(boolean, base.enforce),
         timeouts=_timeouts(keys["timeouts"], base.timeouts),
+        inherits_on_crash=base.inherits_on_crash and not keys["on_crash"].given,
         grace=keys["grace"].read(duration, base.grace),
         kdump_timeout=keys["kdump_timeout"].read(positive_duration, base.kdump_timeout),
     )
@@ -373,22 +397,6 @@ def _coredump(value: Value, base: CoredumpSettings) -> CoredumpSettings:
             min_free=keys["min_free"].read(free_space, base.min_free),
             required=keys["required"].read(boolean, base.required),
         )
-
-
-def _relaunch(value: Value, base: Relaunch | None) -> Relaunch | None:
-    inherited = base or Relaunch(command=())
-    with value.section() as keys:
-        command = keys["command"]
-        words = [
-            item.read(text if index else program, "") for index, item in enumerate(command.items())
-        ]
-        relaunch = Relaunch(
-            command=tuple(words) if command.given else inherited.command,
-            timeout=keys["timeout"].read(positive_duration, inherited.timeout),
-        )
-        if value.given and keys.sound and not relaunch.command:
-            command.wrong("the program to run and its arguments")
-    return relaunch if relaunch.command else None
 
 
 def _evidence(value: Value, base: Evidence | None) -> Evidence | None:

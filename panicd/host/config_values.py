@@ -16,6 +16,7 @@ import yaml
 from panicd.host.config_mistakes import did_you_mean
 from panicd.host.yaml_document import Scalar
 from panicd.rules.settings import FreeSpaceFloor
+from panicd.rules.unit_name import PLACEHOLDERS, is_pattern
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -188,6 +189,11 @@ def domain_pattern(scalar: Scalar) -> str:
     return _line(text(scalar))
 
 
+def line_of_text(scalar: Scalar) -> str:
+    """Read printable text."""
+    return _line(text(scalar))
+
+
 def absolute_path(scalar: Scalar) -> Path:
     """Read an absolute path."""
     if not scalar.text.startswith("/"):
@@ -200,6 +206,13 @@ def program(scalar: Scalar) -> str:
     if not scalar.text.startswith("/") or scalar.text.endswith("/"):
         raise WrongValueError("the absolute path of a program")
     return _line(scalar.text)
+
+
+def unit(scalar: Scalar) -> str:
+    """Read the name of a systemd unit, or a pattern of such names."""
+    if not is_pattern(scalar.text):
+        raise WrongValueError(f"a unit such as qemu@{{domain}}.service ({', '.join(PLACEHOLDERS)})")
+    return scalar.text
 
 
 def socket_path(scalar: Scalar) -> Path:

@@ -8,6 +8,7 @@ Source: QAPI ``dump-guest-memory``, ``query-dump``, ``DUMP_COMPLETED`` (``qapi/d
 
 import fcntl
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,14 @@ PROGRESS_CHECK: Final = 1.0  # seconds between two looks at how far a dump is
 CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
 
 
+DumpByOther = Callable[[Path, str, float], Awaitable[None]]
+"""Has somebody else (libvirt) have QEMU write its memory to a pipe: its path, format, seconds.
+
+Raises:
+    DumpError: it was not done.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class FinishedDump:
     """A complete dump; ``size`` in bytes."""
@@ -47,6 +56,7 @@ async def dump_guest_memory(
     kind: DumpFormat,
     *,
     progress: DumpProgress | None = None,
+    by_other: DumpByOther | None = None,
 ) -> FinishedDump:
     """Write the memory of a stopped guest to a file.
 
@@ -60,6 +70,7 @@ async def dump_guest_memory(
         incident: the incident's id, for the file.
         kind: the format, one that this QEMU can write.
         progress: kept up meanwhile, for whoever wants to look.
+        by_other: who has QEMU dump; None: panicd, by the monitor.
 
     Raises:
         DumpError: no dump could be made, or it was not tried.
@@ -79,8 +90,11 @@ async def dump_guest_memory(
     least = memory.least_dump(kind)
     writer = DumpWriter(reading, path, kind, settings=settings, least=least, progress=progress)
     try:
-        await _hand_over(session, writer, writing)
-        await _run_dump(session, kind, deadline, progress)
+        if by_other is None:
+            await _hand_over(session, writer, writing)
+            await _run_dump(session, kind, deadline, progress)
+        else:
+            await _have_dumped(by_other, writer, writing, kind, settings.timeout)
         size = await _await_end(writer, deadline)
     except (DumpError, CommandError) as error:
         if isinstance(error, DumpError) and error.failure is DumpFailure.TIMEOUT:
@@ -98,16 +112,32 @@ async def dump_guest_memory(
 async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
     """Give QEMU the writing end, as soon as there is a file for what comes through it."""
     try:
-        with trio.move_on_after(ANSWER_TIMEOUT):
-            await writer.ready.wait()
-        if writer.error is not None:
-            raise writer.error
-        if not writer.ready.is_set():
-            raise DumpError(DumpFailure.UNWRITABLE, "the file system does not answer")
+        await _await_file(writer)
         with suppress(NoReplyError):  # QEMU refuses the dump, if it has not got the pipe
             await session.monitor.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
     finally:
         os.close(pipe)
+
+
+async def _have_dumped(
+    by_other: DumpByOther, writer: DumpWriter, pipe: int, kind: DumpFormat, timeout: float
+) -> None:
+    """Have somebody else dump into the pipe, which goes by its name in proc(5)."""
+    try:
+        await _await_file(writer)
+        await by_other(Path(f"/proc/{os.getpid()}/fd/{pipe}"), kind.of_qemu, timeout)
+    finally:
+        os.close(pipe)
+
+
+async def _await_file(writer: DumpWriter) -> None:
+    """Wait until there is a file for what will come through the pipe."""
+    with trio.move_on_after(ANSWER_TIMEOUT):
+        await writer.ready.wait()
+    if writer.error is not None:
+        raise writer.error
+    if not writer.ready.is_set():
+        raise DumpError(DumpFailure.UNWRITABLE, "the file system does not answer")
 
 
 async def _run_dump(

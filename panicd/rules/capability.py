@@ -5,10 +5,11 @@ says after the ``cont``.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
 
@@ -94,6 +95,7 @@ class Capability:
         no_shutdown: ``-no-shutdown`` stands on the command line; None where that is unreadable.
         reboot_is_shutdown: QEMU ends instead of resetting; None where nothing tells.
         dump_formats: QAPI ``query-dump-guest-memory-capability``; before 2.0 always elf.
+        libvirt: what libvirt knows of it, where libvirt runs it and is to be gone through.
     """
 
     version: Version
@@ -105,6 +107,7 @@ class Capability:
     no_shutdown: bool | None = None
     reboot_is_shutdown: bool | None = None
     dump_formats: tuple[DumpFormat, ...] = (DumpFormat.ELF,)
+    libvirt: LibvirtDomain | None = None
 
     @property
     def reversible(self) -> bool:
@@ -127,6 +130,11 @@ class Capability:
         return not self.reboot_is_shutdown
 
     @property
+    def libvirt_acts(self) -> bool:
+        """Whether libvirt itself acts on a panic, before panicd can."""
+        return self.libvirt is not None and self.libvirt.acts
+
+    @property
     def armed(self) -> Armed:
         """Whether QEMU leaves a panicked guest there for panicd."""
         if self.panic_setting is not None or self.version < EXITS_ON_PANIC_SINCE:
@@ -147,3 +155,19 @@ class Capability:
         if self.panic_setting is PanicSetting.NONE:
             return RunState.RUNNING
         return RunState.GUEST_PANICKED
+
+
+def run_by_libvirt(capability: Capability, domain: LibvirtDomain | None) -> Capability:
+    """Return a capability with what libvirt knows of the domain.
+
+    libvirt's ``<panic>`` devices count as asked for where none is seen in QEMU: s390's and
+    pseries' are part of the machine.
+    """
+    if domain is None or not domain.panic_models or capability.panic_device is not PanicDevice.NONE:
+        return replace(capability, libvirt=domain)
+    return replace(
+        capability,
+        libvirt=domain,
+        panic_device=PanicDevice.REQUESTED,
+        device_types=domain.panic_models,
+    )

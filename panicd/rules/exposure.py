@@ -19,6 +19,7 @@ class Exposure(StrEnum):
     IRREVERSIBLE = "irreversible"  # on_crash is ignore, and this QEMU can't
     RESET_IMPOSSIBLE = "reset-impossible"  # on_crash is restart, and this QEMU can't
     BUDGET_SPENT = "budget-spent"  # on_crash is restart, and there were too many
+    LIBVIRT = "libvirt"  # it acts on a panic by itself, before panicd can
     NO_DUMP_SPACE = "no-dump-space"  # a dump is configured, and there is no room for it
     HELD = "held"  # an operator suspended automation
 
@@ -36,6 +37,8 @@ REMEDIES: Final[dict[Exposure, str]] = {
     Exposure.RESET_IMPOSSIBLE: "drop -no-reboot, or configure relaunch, or restart can't be obeyed",
     Exposure.BUDGET_SPENT: "find out why it panics; until restart.window has passed, restart.then "
     "applies",
+    Exposure.LIBVIRT: "have libvirt preserve it, or it acts before panicd can: libvirt.take_over "
+    "does that, and so does virsh set-lifecycle-action DOMAIN crash preserve",
     Exposure.NO_DUMP_SPACE: "make room above coredump.min_free in coredump.directory, and let "
     "panicd write there",
     Exposure.HELD: "`panicd unhold`, when the work is done",
@@ -85,6 +88,8 @@ def _exposures(
             yield Exposure.NO_DEVICE
         if capability.armed is not Armed.YES:
             yield Exposure.NOT_ARMED
+        if capability.libvirt_acts:
+            yield Exposure.LIBVIRT
         if decision.reason in _OF_REASON:
             yield _OF_REASON[decision.reason]
         if (decision.coredump or policy.on_crash.coredump) and not dump_space:

@@ -6,7 +6,7 @@ journal whole before its first step. ``Cont`` is born here and nowhere else: aft
 the guest, and for the grace in which a guest that the panic stopped may handle it itself.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import assert_never
 
@@ -32,10 +32,12 @@ class Step:
     Attributes:
         timeout: seconds until the step counts as failed.
         on_failure: what follows then.
+        by_libvirt: libvirt runs the domain and is told to do it; the monitor, where that is silent.
     """
 
     timeout: float
     on_failure: OnFailure = OnFailure.FALL_BACK
+    by_libvirt: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,17 @@ class Kill(Step):
 
 @dataclass(frozen=True, slots=True)
 class RunRelaunch(Step):
-    """Run the domain's relaunch command; done when it exits with 0."""
+    """Start the domain by a command, a systemd unit or libvirt; done when that says it did.
+
+    Attributes:
+        command: what is run.
+        unit: the unit, or a pattern of it.
+        libvirt_uri: of the libvirt.
+    """
 
     command: tuple[str, ...] = ()
+    unit: str = ""
+    libvirt_uri: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,34 +149,41 @@ def make_plan(
     collect = _collect(policy)
     first: tuple[AnyStep, ...] = (stop, *collect, quiet)
     dump = (_dump(policy, capability),) if decision.coredump else ()
+    through = capability.libvirt is not None
+    cont = Cont(policy.timeouts.resume, by_libvirt=through)
+    end = _end(policy.timeouts, by_libvirt=through)
     match decision.action:
         case Action.PRESERVE | Action.NONE:
             return Plan(decision, (*first, *dump) if dump else (stop, *collect))
         case Action.DESTROY:
             ahead = replace(stop, on_failure=OnFailure.CONTINUE)
-            return Plan(decision, (ahead, *collect, quiet, *dump, *_end(policy.timeouts)))
+            return Plan(decision, (ahead, *collect, quiet, *dump, *end))
         case Action.RESTART if decision.relaunch:
-            return Plan(decision, (*first, *dump, *_end(policy.timeouts), *_relaunch(policy)))
+            return Plan(decision, (*first, *dump, *end, *_relaunch(policy)))
         case Action.RESTART:
-            again = (SystemReset(policy.timeouts.reset), Cont(policy.timeouts.resume))
-            return Plan(decision, (*first, *dump, *again))
+            reset = SystemReset(policy.timeouts.reset, by_libvirt=through)
+            return Plan(decision, (*first, *dump, reset, cont))
         case Action.RELEASE:
-            return Plan(decision, (*first, *dump, Cont(policy.timeouts.resume)))
+            return Plan(decision, (*first, *dump, cont))
         case Action.GRACE:
-            return Plan(decision, _grace(decision, policy, situation, first))
+            return Plan(decision, _grace(decision, policy, situation, first, cont))
         case Action.IGNORE:
-            return Plan(decision, _ignore(policy, situation, dump))
+            return Plan(decision, _ignore(policy, situation, dump, cont))
         case _:
             assert_never(decision.action)
 
 
 def _grace(
-    decision: Decision, policy: Policy, situation: Situation, first: tuple[AnyStep, ...]
+    decision: Decision,
+    policy: Policy,
+    situation: Situation,
+    first: tuple[AnyStep, ...],
+    cont: Cont,
 ) -> tuple[AnyStep, ...]:
     kdump = decision.reason is Reason.KDUMP
     watch = AwaitGuestReset(policy.kdump_timeout if kdump else policy.grace)
     stopped = situation.run_state is RunState.GUEST_PANICKED
-    return (*first, Cont(policy.timeouts.resume), watch) if stopped else (watch,)
+    return (*first, cont, watch) if stopped else (watch,)
 
 
 def _collect(policy: Policy) -> tuple[Collect, ...]:
@@ -179,13 +196,14 @@ def _dump(policy: Policy, capability: Capability) -> Dump:
     return Dump(
         policy.coredump.timeout,
         OnFailure.PRESERVE if policy.coredump.required else OnFailure.CONTINUE,
-        wanted if wanted.of_qemu in capability.dump_formats else DumpFormat.ELF,
+        by_libvirt=capability.libvirt is not None,
+        format=wanted if wanted.of_qemu in capability.dump_formats else DumpFormat.ELF,
     )
 
 
-def _end(timeouts: Timeouts) -> tuple[Quit, Terminate, Kill]:
+def _end(timeouts: Timeouts, *, by_libvirt: bool) -> tuple[Quit, Terminate, Kill]:
     return (
-        Quit(timeouts.quit, OnFailure.CONTINUE),
+        Quit(timeouts.quit, OnFailure.CONTINUE, by_libvirt=by_libvirt),
         Terminate(timeouts.terminate, OnFailure.CONTINUE),
         Kill(timeouts.kill),
     )
@@ -194,16 +212,24 @@ def _end(timeouts: Timeouts) -> tuple[Quit, Terminate, Kill]:
 def _relaunch(policy: Policy) -> tuple[AnyStep, ...]:
     if policy.relaunch is None:
         return ()
-    limit = policy.relaunch.timeout
-    return (RunRelaunch(limit, command=policy.relaunch.command), AwaitReturn(limit))
+    relaunch = policy.relaunch
+    run = RunRelaunch(
+        relaunch.timeout,
+        command=relaunch.command,
+        unit=relaunch.unit,
+        libvirt_uri=relaunch.libvirt_uri,
+    )
+    return (run, AwaitReturn(relaunch.timeout))
 
 
-def _ignore(policy: Policy, situation: Situation, dump: tuple[Dump, ...]) -> tuple[AnyStep, ...]:
+def _ignore(
+    policy: Policy, situation: Situation, dump: tuple[Dump, ...], cont: Cont
+) -> tuple[AnyStep, ...]:
     """Return nothing for a guest that runs on; whoever else stopped it keeps it stopped."""
     assert situation.run_state is not None
     stop, quiet = EnsureStopped(policy.timeouts.stop), AwaitQuiet(policy.timeouts.quiet)
     first: tuple[AnyStep, ...] = (stop, *_collect(policy), quiet)
     stopped_by_panic = situation.run_state is RunState.GUEST_PANICKED
     if stopped_by_panic or (dump and situation.run_state.executes):
-        return (*first, *dump, Cont(policy.timeouts.resume))
+        return (*first, *dump, cont)
     return (*first, *dump) if dump else ()

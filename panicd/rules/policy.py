@@ -32,6 +32,7 @@ class Reason(StrEnum):
     STORM = "storm"
     HELD = "held"
     JOURNAL = "journal"
+    LIBVIRT = "libvirt"
     OPERATOR = "operator"
     GRACE = "grace"
     NO_GRACE = "no-grace"
@@ -60,6 +61,8 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     Reason.HELD: "an operator suspended automation: nothing is done until the hold ends",
     Reason.JOURNAL: "the journal was found damaged, and with it what was done before: the guest is "
     "preserved",
+    Reason.LIBVIRT: "libvirt acts on this VM's panics by itself, and faster: have it preserve, "
+    "by libvirt.take_over or by virsh set-lifecycle-action DOMAIN crash preserve",
     Reason.OPERATOR: "an operator asked for it",
     Reason.GRACE: "the guest may dump and reset itself first: it is watched until it does",
     Reason.NO_GRACE: "the guest can't be let run after its panic (QEMU refuses it, or it failed): "
@@ -182,8 +185,10 @@ def panic_setting(
         decision: the one in force about an earlier panic; None: there is none.
     """
     wanted, _ = applicable(policy, capability, None)
+    # libvirt takes a panicked guest for stopped, and would go on to while it runs.
+    runs_on = wanted is OnCrash.IGNORE and capability.libvirt is None
     in_grace = decision is not None and decision.reason is Reason.GRACE
-    return PanicSetting.NONE if wanted is OnCrash.IGNORE or in_grace else PanicSetting.PAUSE
+    return PanicSetting.NONE if runs_on or in_grace else PanicSetting.PAUSE
 
 
 def decide(policy: Policy, capability: Capability, situation: Situation, *, now: float) -> Decision:
@@ -206,6 +211,8 @@ def decide(policy: Policy, capability: Capability, situation: Situation, *, now:
         return Decision(wanted, Action.PRESERVE, coredump=False, reason=Reason.HELD)
     if situation.run_state is None:
         decision = _without_qemu(policy, situation, obeyed, now)
+    elif capability.libvirt_acts:
+        return Decision(wanted, Action.PRESERVE, coredump=False, reason=Reason.LIBVIRT)
     elif wanted.action is Action.RESTART:
         decision = _restart(policy, capability, situation, obeyed, now)
     elif wanted.action is Action.IGNORE:
@@ -227,7 +234,8 @@ def _own_hands(
         return situation.own_time
     if situation.kdump and state is not RunState.GUEST_PANICKED:
         return Reason.KDUMP
-    if not policy.grace or situation.held or wanted.action is Action.IGNORE:
+    given = policy.grace > 0 and wanted.action is not Action.IGNORE
+    if not given or situation.held or capability.libvirt_acts:
         return None
     if state is RunState.GUEST_PANICKED:
         return Reason.GRACE if capability.reversible else Reason.NO_GRACE

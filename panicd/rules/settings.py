@@ -144,13 +144,41 @@ class JournalFailure(StrEnum):
 class Relaunch:
     """How a VM is started again when its QEMU can't reset it, or is gone.
 
+    One of ``command``, ``unit`` and ``libvirt_uri`` is not empty.
+
     Attributes:
         command: the argument list, run without a shell.
         timeout: for the command, and again for the domain's monitor to come back.
+        unit: the systemd unit to start, or a pattern of it (``rules.unit_name``).
+        libvirt_uri: of the libvirt that is to start it.
     """
 
-    command: tuple[str, ...]
+    command: tuple[str, ...] = ()
     timeout: float = 60.0
+    unit: str = ""
+    libvirt_uri: str = ""
+
+
+class InheritOnCrash(StrEnum):
+    """Where the ``on_crash`` of libvirt's domains comes from."""
+
+    INHERIT = "inherit"  # from the domain, unless one of panicd's rules says another
+    IGNORE = "ignore"  # from panicd's configuration alone
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtSettings:
+    """How the domains are treated that libvirt runs.
+
+    Attributes:
+        uri: of the libvirt that runs them (libvirt.org/uri.html).
+        on_crash: whether their own ``<on_crash>`` is their policy.
+        take_over: libvirt is told to preserve a panicked guest, so that panicd can act.
+    """
+
+    uri: str
+    on_crash: InheritOnCrash = InheritOnCrash.INHERIT
+    take_over: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +209,7 @@ class Policy:
         evidence: what is kept of its panics; None: nothing but the journal.
         enforce: a panicked guest that somebody else resumes is stopped again.
         timeouts: of the steps.
+        inherits_on_crash: the own ``on_crash`` of a domain that libvirt runs goes before this one.
         grace: seconds that a panicked guest has to dump and reset itself before it is acted on.
         kdump_timeout: the same for one that says it handles its panic by kdump.
     """
@@ -195,5 +224,6 @@ class Policy:
     evidence: Evidence | None = None
     enforce: bool = False
     timeouts: Timeouts = field(default_factory=Timeouts)
+    inherits_on_crash: bool = False
     grace: float = 0.0
     kdump_timeout: float = 900.0

@@ -19,6 +19,7 @@ from panicd.rules.settings import (
     Evidence,
     FreeSpaceFloor,
     JournalFailure,
+    LibvirtSettings,
     PanicNotifier,
     Policy,
     Relaunch,
@@ -117,9 +118,8 @@ def test_what_the_shipped_file_holds_back_is_valid_too() -> None:
     everything = re.sub(r"^( *)#(?=[^ \n])", r"\1", SHIPPED.read_text(), flags=re.MULTILINE)
     configured = read(everything)
     assert configured.monitors[1] == Listen(Path("/run/panicd/qmp.sock"))
-    assert configured.defaults.relaunch == Relaunch(
-        ("/usr/bin/systemctl", "start", "my-vm.service")
-    )
+    assert configured.defaults.relaunch == Relaunch(unit="qemu@{domain}.service")
+    assert configured.libvirt == LibvirtSettings("qemu:///system")
     assert [rule.policy.on_crash for rule in configured.domains] == [
         OnCrash.COREDUMP_RESTART,
         OnCrash.DESTROY,
@@ -132,14 +132,16 @@ def test_what_the_shipped_file_holds_back_is_valid_too() -> None:
         (Policy, "defaults: {%s: }"),
         (Budget, "defaults: {restart: {%s: }}"),
         (CoredumpSettings, "defaults: {coredump: {%s: }}"),
-        (Relaunch, "defaults: {relaunch: {%s: }}"),
         (Timeouts, "defaults: {timeouts: {%s: }}"),
         (Storm, "storm: {%s: }"),
+        (LibvirtSettings, "libvirt: {%s: }"),
     ],
 )
 def test_every_setting_of_the_rules_has_its_key(policy: type[Policy], section: str) -> None:
-    unknown = [f.name for f in fields(policy) if "one of" in mistakes_in(section % f.name)]
+    names = {f.name for f in fields(policy)} - {"inherits_on_crash"}  # what libvirt.on_crash makes
+    unknown = [name for name in names if "one of" in mistakes_in(section % name)]
     words = {"on_crash", "fallback", "panic_notifier", "unrequested", "then", "format"}
+    words |= {"relaunch"}
     assert set(unknown) <= words  # these say which words they take; an unknown key would as well
     for name in unknown:
         assert f".{name}: expected one of " in mistakes_in(section % name)

@@ -15,6 +15,7 @@ ROW = re.compile(r"^\| `(\S+)` \| (.+) \| (?:`(.+)` )?\| .+ \| (.+) \|$", re.MUL
 # Only with these are there defaults of their sections.
 NEEDED = {
     "defaults.relaunch.command": "[/bin/x]",
+    "libvirt.uri": "qemu:///system",
     "notify.webhook.url": "https://x",
     "notify.hook.command": "[/bin/x]",
 }
@@ -22,7 +23,7 @@ NEEDED = {
 
 HOST = {
     *["monitors[]", "domains[]", "state_directory", "control_socket", "metrics", "journal"],
-    *["storm", "coredumps_at_once", "notify"],
+    *["storm", "coredumps_at_once", "libvirt", "notify"],
 }
 
 
@@ -95,10 +96,11 @@ def test_the_defaults_are_those_of_the_reader() -> None:
 
 def test_keys_described_without_a_default_have_none() -> None:
     without = {row.key for row in ROWS if row not in DEFAULTS}
-    items = {"monitors[].glob", "monitors[].listen", "domains[].match"}
+    items = {f"monitors[].{way}" for way in ("glob", "listen", "libvirt")} | {"domains[].match"}
+    ways = {"relaunch.command", "relaunch.unit", "relaunch.libvirt"}
     files = {"metrics.web_config", "notify.webhook.ca_file", "notify.webhook.credentials_file"}
-    receivers = {"relaunch.command", "notify.webhook.url", "notify.hook.command"}
-    assert without == items | files | receivers | {"storm"}
+    receivers = {"notify.webhook.url", "notify.hook.command"}
+    assert without == items | ways | files | receivers | {"storm", "libvirt.uri"}
     assert read({}).defaults.relaunch is None
 
 

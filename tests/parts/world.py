@@ -38,6 +38,7 @@ from panicd.host.journal import Journal, JournalError
 from panicd.host.journal_codec import decode, encode
 from panicd.host.journal_totals import ForeignAction, Totals, domain_key
 from panicd.host.metrics import Metrics
+from panicd.libvirt import Libvirt
 from panicd.orphans import take_up_orphans
 from panicd.qemu.coredump import DumpFailure, FinishedDump
 from panicd.qemu.event_buffer import EventBuffer
@@ -636,6 +637,7 @@ class Life:
             dumps=DumpQueue(1, now),
             bundles=BundleKeeper(Path("/journal"), Path("/bundles")),
             unrecorded=lambda: False,
+            libvirt=Libvirt(lambda: None, dry_run=False),
             dry_run=False,
         )
 

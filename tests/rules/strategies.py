@@ -6,6 +6,7 @@ from typing import Final
 from hypothesis import strategies as st
 
 from panicd.rules.capability import Capability, PanicDevice, PanicSetting, Version
+from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.policy import Reason, Situation
 from panicd.rules.qapi import PanicInformation, RunState
@@ -80,6 +81,14 @@ capabilities = st.builds(
     no_shutdown=st.none() | st.booleans(),
     reboot_is_shutdown=st.none() | st.booleans(),
     dump_formats=st.lists(st.sampled_from(DumpFormat), unique=True).map(tuple),
+    libvirt=st.none()
+    | st.builds(
+        LibvirtDomain,
+        st.just(3),
+        st.just("vm"),
+        st.just(""),
+        st.sampled_from(["destroy", "preserve"]),
+    ),
 )
 
 situations = st.builds(

@@ -4,6 +4,7 @@ import pytest
 
 from panicd.rules.capability import Capability, PanicDevice
 from panicd.rules.exposure import REMEDIES, Exposure, exposures
+from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.policy import Situation, decide
 from panicd.rules.settings import Budget, Policy
@@ -34,6 +35,8 @@ def found(policy: Policy, capability: Capability, **how: bool) -> list[str]:
         (replace(POLICY, on_crash=OnCrash.IGNORE), IRREVERSIBLE, ["irreversible"]),
         (replace(POLICY, on_crash=OnCrash.IGNORE), MODERN, []),
         (replace(POLICY, restart=Budget(max=0)), MODERN, ["budget-spent"]),
+        (POLICY, replace(MODERN, libvirt=LibvirtDomain(1, "vm", "", "destroy")), ["libvirt"]),
+        (POLICY, replace(MODERN, libvirt=LibvirtDomain(1, "vm", "", "preserve")), []),
         (
             POLICY,
             replace(UNARMED, panic_device=PanicDevice.NONE),

@@ -145,7 +145,7 @@ def test_every_panic_has_a_decision_and_a_plan(
     plan = make_plan(decision, policy, capability, situation)
     check(plan, policy, capability, situation, operator=False)
     assert decision.wanted in {policy.on_crash, policy.unrequested}
-    suspended = decision.reason in {Reason.HELD, Reason.STORM}
+    suspended = decision.reason in {Reason.HELD, Reason.STORM, Reason.LIBVIRT}
     to_itself = decision.action is Action.GRACE
     dumpable = situation.run_state is not None and not suspended and not to_itself
     assert decision.coredump == (decision.wanted.coredump and dumpable)

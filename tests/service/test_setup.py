@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 RUNTIME_PINS = ROOT / "config/requirements.txt"
 TEST_PINS = ROOT / "tests/requirements.txt"
 NOBODY = 65534
+REST = "makedumpfile zstd prometheus-alertmanager busybox-static libvirt-daemon libvirt-clients"
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -149,7 +150,7 @@ def set_up_as_another_user(
         (
             "test",
             frozenset({"python3", "systemd-analyze"}),
-            "qemu-system-x86 prometheus makedumpfile zstd prometheus-alertmanager busybox-static",
+            f"qemu-system-x86 prometheus {REST}",
         ),
     ],
 )

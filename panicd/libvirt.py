@@ -1,0 +1,295 @@
+"""What libvirt says of the domains that it runs, in memory, and what it is told to do with them.
+
+Nothing here stands between a panic and its decision. A domain is asked about when its monitor is
+connected, and again by a slow timer; a libvirt that does not answer is waited for once, briefly,
+and after that by the timer alone. While it is silent, what was known last holds.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from panicd.host.logs import get_logger
+from panicd.host.virsh import (
+    LibvirtError,
+    LibvirtRefusedError,
+    LibvirtSilentError,
+    virsh,
+    virsh_events,
+)
+from panicd.rules.libvirt import LibvirtDomain, parse_domains
+from panicd.rules.settings import LibvirtSettings
+
+KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its policy
+ALIVE_WITHIN: Final = 2.0  # seconds; virsh was seen to take 0.02
+REFRESH_EVERY: Final = 60.0  # seconds
+RETRY_EVERY: Final = 5.0  # seconds, while libvirt does not answer
+LISTED_EVERY: Final = 0.5  # seconds at least between two looks for monitors
+AT_ONCE: Final = 16  # virsh processes, while many domains panic
+BATCH: Final = 50  # domains that one virsh asks about
+BATCH_WITHIN: Final = 30.0  # seconds
+JOB_WAIT: Final = 35.0
+"""Seconds that a command may take. libvirt itself waits up to 30 for a domain's other job to end,
+and then carries it out though nobody waits for it any more: so it isn't given up before that."""
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class LibvirtAwayError(LibvirtError):
+    """It does not answer, or does not know the domain; it was told nothing."""
+
+
+class Libvirt:
+    """The libvirt of this host, if one is configured.
+
+    Args:
+        settings: returns what is configured; None: no libvirt.
+        dry_run: nothing is changed.
+
+    Attributes:
+        problem: why libvirt does not answer; empty where it does, or was not asked.
+        on_change: called when a domain is not as it was known.
+        on_problem: called with ``problem`` when that has changed.
+    """
+
+    def __init__(self, settings: Callable[[], LibvirtSettings | None], *, dry_run: bool) -> None:
+        self._settings = settings
+        self._dry_run = dry_run
+        self._monitors: dict[str, str] = {}
+        self._domains: dict[str, LibvirtDomain] = {}
+        self._now = trio.Event()
+        self._turns = trio.CapacityLimiter(AT_ONCE)
+        self.problem = ""
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_problem: Callable[[str], None] = lambda _problem: None
+
+    def known(self, uuid: str) -> LibvirtDomain | None:
+        """Return what is known of a domain; None where libvirt is not known to run it."""
+        return self._domains.get(uuid) if self._settings() is not None else None
+
+    async def learn(self, uuid: str, monitor: str) -> None:
+        """Ask about a domain that was just connected, and wait for the answer, but briefly.
+
+        Only of a domain whose own XML names this monitor is anything ever known: any QEMU can say
+        that it has another one's UUID, and what it brings about would then befall the other.
+
+        Args:
+            uuid: as its QEMU says.
+            monitor: the path that was dialled.
+        """
+        settings = self._settings()
+        if settings is None or not _UUID.fullmatch(uuid):
+            return
+        self._monitors[uuid] = monitor
+        if self.problem:
+            return
+        try:
+            with trio.fail_after(KNOWN_WITHIN):
+                await self._ask(settings, [uuid], KNOWN_WITHIN)
+        except trio.TooSlowError:
+            self._note_problem(f"libvirt did not answer within {KNOWN_WITHIN:g} s")
+
+    def forget(self, uuid: str) -> None:
+        """Ask no more about a domain; what is known of it holds until the timer's next turn."""
+        self._monitors.pop(uuid, None)
+
+    def refresh_soon(self) -> None:
+        """Ask about every domain anew, now and not by the timer."""
+        self._now.set()
+
+    async def run(self) -> None:
+        """Keep what is known up to date, until cancelled."""
+        while True:
+            with trio.move_on_after(RETRY_EVERY if self.problem else REFRESH_EVERY):
+                await self._now.wait()
+            self._now = trio.Event()
+            await self._refresh()
+
+    async def watch_monitors(self, found: Callable[[set[str]], None]) -> None:
+        """Tell the paths of the running domains' monitors, one each, again and again.
+
+        A domain that starts is seen at once, by libvirt's event, or else by the timer.
+
+        Args:
+            found: is told the paths, all of them, each time.
+        """
+        heard = trio.Event()
+
+        def wake() -> None:
+            heard.set()
+
+        async def hear() -> None:
+            while True:
+                settings = self._settings()
+                if settings is not None:
+                    await virsh_events(settings.uri, wake)
+                await trio.sleep(RETRY_EVERY)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hear)
+            while True:
+                heard = trio.Event()
+                paths = await self._list_monitors()
+                if paths is not None:
+                    found(paths)
+                await trio.sleep(LISTED_EVERY)
+                with trio.move_on_after(RETRY_EVERY if paths is None else REFRESH_EVERY):
+                    await heard.wait()
+
+    async def _list_monitors(self) -> set[str] | None:
+        settings = self._settings()
+        if settings is None:
+            return set()
+        try:
+            listed = await virsh(settings.uri, ["list", "--uuid"], BATCH_WITHIN)
+            uuids = [line for line in listed.split() if _UUID.fullmatch(line)]
+            domains: list[LibvirtDomain] = []
+            for first in range(0, len(uuids), BATCH):
+                domains += await self._describe(
+                    settings, uuids[first : first + BATCH], BATCH_WITHIN
+                )
+        except LibvirtError as error:
+            self._note_problem(str(error))
+            return None
+        return {domain.monitors[0] for domain in domains if domain.monitors}
+
+    async def act(self, domain: LibvirtDomain, verb: str, timeout: float = JOB_WAIT) -> None:
+        """Have libvirt do something with a domain, at once.
+
+        The domain goes by its number, which is new at each start: a command that is carried out
+        late can't meet the domain's next QEMU.
+
+        Args:
+            domain: which.
+            verb: a command of virsh(1) that takes nothing but the domain.
+            timeout: seconds.
+
+        Raises:
+            LibvirtAwayError: it was told nothing, for it does not answer.
+            LibvirtSilentError: it was told, and did not say how it went.
+            LibvirtRefusedError: it said no.
+        """
+        settings = self._settings()
+        if settings is None:
+            raise LibvirtAwayError("no libvirt is configured")
+        number = str(domain.id)
+        async with self._turns:
+            await self._await_panic_seen(settings, number, waits=verb != "destroy")
+        async with self._turns:
+            await virsh(settings.uri, [verb, number], timeout)
+
+    async def _await_panic_seen(
+        self, settings: LibvirtSettings, number: str, *, waits: bool
+    ) -> None:
+        """See that libvirt answers, and has taken in that the guest has panicked.
+
+        It does so in a thread of its own; one that comes late says 'crashed' for good, though the
+        guest was reset and runs.
+
+        Raises:
+            LibvirtAwayError: it does not answer.
+        """
+        if self.problem:
+            raise LibvirtAwayError(self.problem)
+        deadline = trio.current_time() + ALIVE_WITHIN
+        is_seen = False
+        try:
+            while not is_seen and trio.current_time() < deadline:  # each look is a process
+                state = await virsh(settings.uri, ["domstate", number], ALIVE_WITHIN)
+                is_seen = not waits or state.strip() != "running"
+        except LibvirtSilentError as error:
+            self._note_problem(str(error))  # the next command isn't kept waiting
+            self.refresh_soon()
+            raise LibvirtAwayError(str(error)) from error
+        except LibvirtRefusedError as error:
+            raise LibvirtAwayError(str(error)) from error
+
+    async def dump(self, domain: LibvirtDomain, path: Path, kind: str, timeout: float) -> None:
+        """Have libvirt write a domain's memory to a path.
+
+        Args:
+            domain: which.
+            path: of a file or of a FIFO.
+            kind: QAPI ``DumpGuestMemoryFormat``.
+            timeout: seconds; then the dump is given up.
+
+        Raises:
+            LibvirtError: it did not, or not in time.
+        """
+        settings = self._settings()
+        if settings is None:
+            raise LibvirtAwayError("no libvirt is configured")
+        number, complete = str(domain.id), False
+        command = ["dump", number, os.fspath(path), "--memory-only", "--format", kind]
+        try:
+            await virsh(settings.uri, command, timeout)
+            complete = True
+        finally:
+            if not complete:
+                with trio.CancelScope(shield=True):
+                    await self._give_up_job(settings, number)
+
+    async def _give_up_job(self, settings: LibvirtSettings, number: str) -> None:
+        try:
+            await virsh(settings.uri, ["domjobabort", number], ALIVE_WITHIN)
+        except LibvirtError as error:  # there may be none any more
+            get_logger().debug("no job was given up", libvirt=str(error))
+
+    async def _refresh(self) -> None:
+        settings = self._settings()
+        for uuid in set(self._domains) - set(self._monitors):
+            del self._domains[uuid]
+        before, uuids = dict(self._domains), list(self._monitors)
+        if settings is not None:
+            for first in range(0, len(uuids), BATCH):
+                await self._ask(settings, uuids[first : first + BATCH], BATCH_WITHIN)
+        if self._domains != before:
+            self.on_change()
+
+    async def _ask(self, settings: LibvirtSettings, uuids: list[str], timeout: float) -> None:
+        try:
+            described = await self._describe(settings, uuids, timeout)
+        except LibvirtError as error:
+            self._note_problem(str(error))
+            return
+        self._note_problem("")
+        found = {domain.uuid: domain for domain in described}
+        for uuid in uuids:
+            if uuid in found and self._is_its_monitor(found[uuid]):
+                self._domains[uuid] = await self._take_over(settings, found[uuid])
+            else:
+                self._domains.pop(uuid, None)
+
+    async def _describe(
+        self, settings: LibvirtSettings, uuids: list[str], timeout: float
+    ) -> list[LibvirtDomain]:
+        # 'uri' succeeds wherever there is a libvirt, though the domain before it may have ended.
+        question = "; ".join([*(f"dumpxml {uuid}" for uuid in uuids), "uri"])
+        return parse_domains(await virsh(settings.uri, [question], timeout))
+
+    def _is_its_monitor(self, domain: LibvirtDomain) -> bool:
+        monitor = os.path.realpath(self._monitors.get(domain.uuid, ""))
+        return monitor in {os.path.realpath(path) for path in domain.monitors}
+
+    async def _take_over(self, settings: LibvirtSettings, domain: LibvirtDomain) -> LibvirtDomain:
+        """Have libvirt preserve the domain when it panics, if that is wanted."""
+        if not domain.acts or self._dry_run or not settings.take_over:
+            return domain
+        log = get_logger(domain=domain.name)
+        try:
+            for command in domain.takeover:
+                await virsh(settings.uri, list(command), ALIVE_WITHIN)
+        except LibvirtError as error:
+            log.warning("libvirt goes on acting on this domain's panics", problem=str(error))
+            return domain
+        log.info("libvirt leaves this domain's panics to panicd", on_crash=domain.on_crash)
+        return domain.taken_over()
+
+    def _note_problem(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            self.on_problem(problem)

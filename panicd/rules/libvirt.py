@@ -1,0 +1,165 @@
+"""What libvirt knows of a domain that it runs: its own ``on_crash``, and who acts on a panic.
+
+libvirt acts on a panic within 3 ms, whatever else listens, unless its live ``<on_crash>`` is
+``preserve``. So panicd has it preserve, and keeps what the domain's own policy was in the domain's
+metadata, where a new start of panicd, or of libvirt, finds it again.
+
+Source: libvirt, formatdomain.html, 'Events configuration' and 'Paravirtualized panic device';
+virsh(1), ``metadata`` and ``set-lifecycle-action``.
+"""
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final
+
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.settings import Policy
+
+METADATA_URI: Final = "urn:panicd:libvirt:1"
+"""The XML namespace of panicd's element in a domain's ``<metadata>``: ``<policy on_crash=…/>``."""
+
+QEMU_ARGUMENTS: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*[@value]"
+OWN_MONITOR: Final = "panicd"  # the id of a character device
+_PATH: Final = re.compile(r",path=((?:[^,]|,,)+)")
+
+PRESERVE: Final = "preserve"  # libvirt's own default for on_crash is destroy
+DEFAULT: Final = "destroy"
+
+ON_CRASH: Final[dict[str, OnCrash]] = {
+    "destroy": OnCrash.DESTROY,
+    "restart": OnCrash.RESTART,
+    "preserve": OnCrash.PRESERVE,
+    "coredump-destroy": OnCrash.COREDUMP_DESTROY,
+    "coredump-restart": OnCrash.COREDUMP_RESTART,
+    "rename-restart": OnCrash.RESTART,  # refused for QEMU's domains since libvirt 3.10
+    "preserve-running": OnCrash.IGNORE,  # libvirt 12
+}
+"""libvirt's values of ``<on_crash>``, as panicd's."""
+
+
+class UnreadableXMLError(Exception):
+    """This is not the XML of a domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtDomain:
+    """A running domain, as libvirt describes it.
+
+    Attributes:
+        id: libvirt's number of it, which is new at each start.
+        name: the domain's.
+        uuid: the domain's.
+        handling: the live ``<on_crash>``: what libvirt itself does about a panic.
+        kept: panicd's own word in the metadata, as it stands there; empty where there is none.
+        monitors: the sockets of the QMP monitors that it was given by ``<qemu:commandline>``; first
+            that of the character device ``panicd``.
+        panic_models: of each ``<panic>`` device; ``default`` where it has no model.
+    """
+
+    id: int
+    name: str
+    uuid: str
+    handling: str = DEFAULT
+    kept: str = ""
+    monitors: tuple[str, ...] = ()
+    panic_models: tuple[str, ...] = ()
+
+    @property
+    def acts(self) -> bool:
+        """Whether libvirt itself acts on a panic, before panicd can."""
+        return self.handling != PRESERVE
+
+    @property
+    def on_crash(self) -> OnCrash | None:
+        """The domain's own policy; None where it has a word for it that panicd does not know.
+
+        What was set in libvirt after panicd had it preserve counts before what panicd kept.
+        """
+        if self.acts:
+            return ON_CRASH.get(self.handling)
+        try:
+            return OnCrash(self.kept)
+        except ValueError:
+            return OnCrash.PRESERVE
+
+    @property
+    def takeover(self) -> tuple[tuple[str, ...], ...]:
+        """The commands (virsh(1)) that have libvirt preserve; none where it does.
+
+        What the policy was is kept first: if the second command is not carried out, libvirt still
+        acts as before.
+        """
+        if not self.acts or self.on_crash is None:
+            return ()
+        number, element = str(self.id), f'<policy on_crash="{self.on_crash}"/>'
+        return (
+            ("metadata", number, METADATA_URI, "--live", "--key", "panicd", "--set", element),
+            ("set-lifecycle-action", number, "crash", PRESERVE, "--live"),
+        )
+
+    def taken_over(self) -> "LibvirtDomain":
+        """Return the domain as it is after ``takeover``."""
+        return replace(self, handling=PRESERVE, kept=str(self.on_crash or ""))
+
+
+def parse_domain(text: str) -> LibvirtDomain:
+    """Read the live XML of a domain (``virsh dumpxml``).
+
+    Raises:
+        UnreadableXMLError: it is none, or of a domain that does not run.
+    """
+    try:
+        root = ET.fromstring(text)  # noqa: S314 - libvirt's own output, which it escapes
+        number = int(root.get("id", ""))
+    except (ET.ParseError, ValueError) as error:
+        raise UnreadableXMLError(f"no running domain's XML: {error}") from error
+    policy = root.find(f"metadata/{{{METADATA_URI}}}policy")
+    return LibvirtDomain(
+        id=number,
+        name=root.findtext("name", ""),
+        uuid=root.findtext("uuid", ""),
+        handling=root.findtext("on_crash", DEFAULT),
+        kept="" if policy is None else policy.get("on_crash", ""),
+        monitors=_monitors([e.get("value", "") for e in root.iterfind(QEMU_ARGUMENTS)]),
+        panic_models=tuple(e.get("model", "default") for e in root.findall("devices/panic")),
+    )
+
+
+def _monitors(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the sockets of the QMP monitors among some of QEMU's arguments, panicd's own first."""
+    paths: dict[str, str] = {}
+    monitors: list[tuple[bool, str]] = []
+    for option, value in pairwise(arguments):
+        if option == "-chardev" and value.startswith("socket,") and (path := _PATH.search(value)):
+            paths[_property(value, "id")] = path[1].replace(",,", ",")
+        elif option == "-mon" and _property(value, "mode") == "control":
+            name = _property(value, "chardev")
+            monitors.append((name != OWN_MONITOR, name))
+    return tuple(paths[name] for _, name in sorted(monitors) if name in paths)
+
+
+def _property(value: str, key: str) -> str:
+    found = re.search(rf"(?:^|,){key}=([^,]*)", value)
+    return found[1] if found else ""
+
+
+def parse_domains(text: str) -> list[LibvirtDomain]:
+    """Read the XML of several domains, one after the other, and pass over what is none."""
+    domains = []
+    for part in text.split("</domain>\n"):
+        _, begin, rest = part.partition("<domain ")
+        try:
+            domains.append(parse_domain(f"{begin}{rest}</domain>"))
+        except UnreadableXMLError:
+            continue  # what follows the last one; a domain that has just ended has no id
+    return domains
+
+
+def inherit(policy: Policy, domain: LibvirtDomain | None) -> Policy:
+    """Return a policy with the domain's own ``on_crash``, where it is to be inherited."""
+    if domain is None or domain.on_crash is None or not policy.inherits_on_crash:
+        return policy
+    return replace(policy, on_crash=domain.on_crash)

@@ -1,0 +1,248 @@
+"""A real libvirtd with its own files, and the domains that it runs.
+
+It is started by hand in a mount namespace of its own, where it finds its directories empty:
+nothing of the host's libvirt is seen or touched, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from panicd.demo.guests import Guest, write_rom
+from panicd.demo.process import kill_by_pid_file
+from panicd.demo.qemu import Watched
+from panicd.demo.qmp import connect_qmp
+from tests.parts.qemu import qemu_binary
+
+STARTS_WITHIN: Final = 30.0  # seconds
+ANSWERS_WITHIN: Final = 60.0  # seconds; the first domain has libvirt ask QEMU what it can do
+
+_START: Final = """
+for directory in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; do
+  mkdir -p $directory
+  mount -t tmpfs none $directory
+done
+cp "$1/qemu.conf" /etc/libvirt/
+exec libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
+"""
+_LIBVIRTD: Final = """
+unix_sock_dir = "{directory}"
+auth_unix_rw = "none"
+log_outputs = "2:file:{directory}/libvirtd.log"
+"""
+_QEMU: Final = """
+user = "root"
+group = "root"
+security_driver = "none"
+stdio_handler = "file"
+namespaces = []
+cgroup_controllers = []
+"""
+_DOMAIN: Final = """
+<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>{name}</name>
+  <memory unit='MiB'>32</memory>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <loader type='rom' readonly='yes'>{rom}</loader>
+  </os>
+  <on_reboot>{on_reboot}</on_reboot>
+  <on_crash>{on_crash}</on_crash>
+  <devices>
+    <emulator>{emulator}</emulator>
+    <panic model='isa'/>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+  </devices>
+  <qemu:commandline>
+    <qemu:arg value='-chardev'/>
+    <qemu:arg value='socket,id=panicd,path={monitor},server=on,wait=off'/>
+    <qemu:arg value='-mon'/>
+    <qemu:arg value='chardev=panicd,mode=control'/>
+    <qemu:arg value='-chardev'/>
+    <qemu:arg value='socket,id=witness,path={witness},server=on,wait=off'/>
+    <qemu:arg value='-mon'/>
+    <qemu:arg value='chardev=witness,mode=control'/>
+  </qemu:commandline>
+</domain>
+"""
+
+
+class LibvirtMissingError(Exception):
+    """No libvirtd can be run here; the message says why."""
+
+
+class LibvirtVm(Watched):
+    """A domain that libvirt runs, seen from a monitor that libvirt does not know of."""
+
+    def __init__(self, libvirtd: Libvirtd, name: str, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]  # what Watched takes
+        self._libvirtd = libvirtd
+        self.name = name
+
+    async def state(self) -> str:
+        """How libvirt says that the domain stands, and why."""
+        return await self._libvirtd.virsh("domstate", "--reason", self.name)
+
+    async def live(self, element: str) -> str:
+        """An element of the domain's live XML."""
+        return await self._libvirtd.virsh("dumpxml", self.name, "--xpath", f"//{element}/text()")
+
+    async def own(self, element: str) -> str:
+        """An element of the XML that the domain is started from next time."""
+        command = ("dumpxml", self.name, "--inactive", "--xpath", f"//{element}/text()")
+        return await self._libvirtd.virsh(*command)
+
+
+class Libvirtd:
+    """A running libvirtd.
+
+    Attributes:
+        uri: where it is reached.
+    """
+
+    def __init__(self, directory: Path, process: subprocess.Popen[bytes]) -> None:
+        self._directory = directory
+        self._process = process
+        self.uri = f"qemu:///system?socket={directory}/libvirt-sock"
+
+    @classmethod
+    @contextmanager
+    def start(cls, directory: Path) -> Iterator[Libvirtd]:
+        """Run a libvirtd until this ends.
+
+        Args:
+            directory: for its sockets and its log; a short path.
+
+        Raises:
+            LibvirtMissingError: it can't be run here.
+        """
+        for program in ("libvirtd", "virsh", "unshare"):
+            if shutil.which(program) is None:
+                raise LibvirtMissingError(f"{program} is not installed")
+        if os.geteuid() != 0:
+            raise LibvirtMissingError("a mount namespace takes root")
+        (directory / "libvirtd.conf").write_text(_LIBVIRTD.format(directory=directory))
+        (directory / "qemu.conf").write_text(_QEMU)
+        ready = directory / "ready"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(str(ready))
+            manager.settimeout(STARTS_WITHIN)
+            with (directory / "stderr").open("wb") as stderr:
+                process = subprocess.Popen(
+                    ["unshare", "--mount", "sh", "-ec", _START, "sh", str(directory)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stderr,
+                    stderr=stderr,
+                    env={**os.environ, "NOTIFY_SOCKET": str(ready)},
+                )
+            try:
+                _await_ready(manager, process)
+                yield cls(directory, process)
+            except TimeoutError:
+                raise LibvirtMissingError((directory / "stderr").read_text()) from None
+            finally:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+                process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop it in its tracks (SIGSTOP) while this lasts: it takes connections, and is silent."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    async def virsh(self, *arguments: str) -> str:
+        """Run a virsh that must succeed, and return what it prints."""
+        with trio.fail_after(ANSWERS_WITHIN):
+            finished = await trio.run_process(
+                ["virsh", "--quiet", "--connect", self.uri, *arguments],
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        assert finished.returncode == 0, finished.stderr.decode()
+        return finished.stdout.decode().strip()
+
+    @asynccontextmanager
+    async def domain(
+        self,
+        directory: Path,
+        on_crash: str,
+        *,
+        name: str = "vm",
+        on_reboot: str = "restart",
+        guest: Guest = Guest.PANIC_ON_KEY,
+    ) -> AsyncIterator[LibvirtVm]:
+        """Define a domain and start it; in the end it is gone.
+
+        Args:
+            directory: for its monitors, where panicd looks for them; a short path.
+            on_crash: libvirt's own policy.
+            name: the domain's.
+            on_reboot: what libvirt does when it is reset.
+            guest: what runs in it.
+        """
+        witness = directory / f"{name}.witness"
+        rom, xml = directory / f"{name}.rom", directory / f"{name}.xml"
+        write_rom(guest, rom)
+        xml.write_text(
+            _DOMAIN.format(
+                name=name,
+                rom=rom,
+                on_crash=on_crash,
+                on_reboot=on_reboot,
+                emulator=qemu_binary(),
+                monitor=directory / f"{name}.qmp",
+                witness=witness,
+            )
+        )
+        await self.virsh("define", str(xml))
+        try:
+            await self.virsh("start", name)
+            async with connect_qmp(witness) as client:
+                yield LibvirtVm(self, name, client)
+        finally:
+            # QEMU is no child of anybody's here, and must not outlive its libvirtd.
+            run = Path(f"/proc/{self.pid}/root/run/libvirt/qemu")
+            await kill_by_pid_file(run / f"{name}.pid", f"guest={name}")
+            with trio.CancelScope(shield=True):
+                await self._undefine(name)
+
+    async def _undefine(self, name: str) -> None:
+        self._process.send_signal(signal.SIGCONT)
+        await trio.run_process(
+            ["virsh", "--quiet", "--connect", self.uri, f"destroy {name}; undefine {name}"],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+
+
+def _await_ready(manager: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    while b"READY=1" not in manager.recv(4096).splitlines():
+        assert process.poll() is None

@@ -1,0 +1,169 @@
+"""What libvirt's XML says about a panic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from panicd.rules.capability import Capability, PanicDevice, PanicSetting, run_by_libvirt
+from panicd.rules.libvirt import (
+    METADATA_URI,
+    LibvirtDomain,
+    UnreadableXMLError,
+    inherit,
+    parse_domain,
+    parse_domains,
+)
+from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.plan import Cont, Dump, Quit, SystemReset, make_plan
+from panicd.rules.policy import Reason, Situation, decide, panic_setting
+from panicd.rules.qapi import RunState
+from panicd.rules.settings import CoredumpSettings, Policy
+
+POLICY = Policy(CoredumpSettings(Path("/dumps")), on_crash=OnCrash.COREDUMP_RESTART)
+INHERITS = Policy(CoredumpSettings(Path("/dumps")), inherits_on_crash=True)
+PANICKED = Situation(RunState.GUEST_PANICKED)
+
+
+def xml(inside: str = "", number: str = "id='3'") -> str:
+    return f"<domain type='kvm' {number}>\n<name>a</name><uuid>u</uuid>{inside}</domain>\n"
+
+
+def kept(word: str) -> str:
+    return f"<metadata><p:policy xmlns:p='{METADATA_URI}' on_crash='{word}'/></metadata>"
+
+
+def domain(handling: str, word: str = "") -> LibvirtDomain:
+    return LibvirtDomain(3, "a", "u", handling, word)
+
+
+@pytest.mark.parametrize(
+    ("handling", "word", "acts", "on_crash"),
+    [
+        ("destroy", "", True, OnCrash.DESTROY),
+        ("restart", "", True, OnCrash.RESTART),
+        ("preserve", "", False, OnCrash.PRESERVE),
+        ("coredump-destroy", "", True, OnCrash.COREDUMP_DESTROY),
+        ("coredump-restart", "", True, OnCrash.COREDUMP_RESTART),
+        ("rename-restart", "", True, OnCrash.RESTART),
+        ("preserve-running", "", True, OnCrash.IGNORE),
+        ("something-new", "", True, None),
+        ("preserve", "restart", False, OnCrash.RESTART),
+        ("preserve", "coredump-ignore", False, OnCrash.COREDUMP_IGNORE),
+        ("preserve", "nonsense", False, OnCrash.PRESERVE),
+        ("destroy", "restart", True, OnCrash.DESTROY),  # set after panicd had taken it over
+    ],
+)
+def test_a_domain_s_own_policy(
+    handling: str, word: str, acts: bool, on_crash: OnCrash | None
+) -> None:
+    read = parse_domain(xml(f"{kept(word)}<on_crash>{handling}</on_crash>"))
+    assert (read.acts, read.on_crash) == (acts, on_crash)
+
+
+def test_libvirt_s_own_default() -> None:
+    assert parse_domain(xml()).handling == "destroy"
+
+
+def test_what_stands_for_nothing_known_is_not_taken_over() -> None:
+    assert domain("something-new").takeover == ()
+    assert domain("preserve").takeover == ()
+    assert len(domain("preserve-running").takeover) == 2
+
+
+@pytest.mark.parametrize("text", ["", "x", "<domain/>", "<domain id='x'/>", xml(number="")])
+def test_no_running_domain_s_xml(text: str) -> None:
+    with pytest.raises(UnreadableXMLError):
+        parse_domain(text)
+
+
+def test_one_that_is_broken_spoils_no_other() -> None:
+    broken = "<domain id='9'><name>\n</domain>\n"
+    text = f"error: x\n{xml()}\n{broken}\n{xml(number='')}\n{xml(kept('ignore'))}\nqemu:///system\n"
+    assert [d.kept for d in parse_domains(text)] == ["", "ignore"]
+
+
+def arguments(*values: str) -> str:
+    space = "xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'"
+    inside = "".join(f"<q:arg value='{value}'/>" for value in values)
+    return f"<q:commandline {space}>{inside}</q:commandline>"
+
+
+@pytest.mark.parametrize(
+    ("given", "monitors"),
+    [
+        ((), ()),
+        (("-chardev", "socket,id=a,path=/a,server=on"), ()),
+        (("-chardev", "socket,id=a,fd=3", "-mon", "chardev=a,mode=control"), ()),
+        (("-chardev", "socket,id=a,path=/a", "-mon", "chardev=a,mode=readline"), ()),
+        (
+            ("-mon", "chardev=a,mode=control", "-chardev", "socket,id=a,path=/r,,b.qmp"),
+            ("/r,b.qmp",),
+        ),
+        (
+            (
+                *("-chardev", "socket,path=/a,id=a", "-mon", "chardev=a,mode=control"),
+                *("-chardev", "socket,path=/p,id=panicd", "-mon", "mode=control,chardev=panicd"),
+            ),
+            ("/p", "/a"),
+        ),
+    ],
+)
+def test_the_monitors_that_it_was_given(given: tuple[str, ...], monitors: tuple[str, ...]) -> None:
+    assert parse_domain(xml(arguments(*given))).monitors == monitors
+
+
+def test_only_a_policy_that_inherits_does() -> None:
+    assert inherit(INHERITS, domain("restart")).on_crash is OnCrash.RESTART
+    assert inherit(INHERITS, domain("something-new")).on_crash is OnCrash.PRESERVE
+    assert inherit(INHERITS, None) is INHERITS
+    assert inherit(POLICY, domain("destroy")) is POLICY
+
+
+def test_a_panic_device_of_libvirt_s_was_asked_for() -> None:
+    read = parse_domain(xml("<devices><panic model='s390'/><panic/></devices>"))
+    assert read.panic_models == ("s390", "default")
+    capability = run_by_libvirt(Capability((7, 2, 0)), read)
+    assert capability.panic_device is PanicDevice.REQUESTED
+    seen = Capability((7, 2, 0), PanicDevice.BUILTIN)
+    assert run_by_libvirt(seen, read).panic_device is PanicDevice.BUILTIN
+
+
+def test_libvirt_that_acts_is_not_interfered_with() -> None:
+    capability = Capability((7, 2, 0), libvirt=domain("destroy"))
+    decision = decide(POLICY, capability, PANICKED, now=0.0)
+    assert (decision.action, decision.reason) == (Action.PRESERVE, Reason.LIBVIRT)
+    gone = decide(POLICY, capability, Situation(None), now=0.0)
+    assert gone.reason is Reason.QEMU_EXITED
+
+
+@pytest.mark.parametrize("runs_it", [True, False])
+@pytest.mark.parametrize("on_crash", list(OnCrash))
+def test_what_goes_through_libvirt(on_crash: OnCrash, runs_it: bool) -> None:
+    policy = Policy(CoredumpSettings(Path("/dumps")), on_crash=on_crash)
+    capability = Capability((7, 2, 0), libvirt=domain("preserve") if runs_it else None)
+    plan = make_plan(decide(policy, capability, PANICKED, now=0.0), policy, capability, PANICKED)
+    through = {type(step) for step in plan.steps if step.by_libvirt}
+    commands = {type(step) for step in plan.steps} & {Dump, SystemReset, Cont, Quit}
+    assert through == (commands if runs_it else set())
+
+
+def test_grace_goes_through_libvirt_where_that_does_not_act() -> None:
+    policy = Policy(CoredumpSettings(Path("/dumps")), on_crash=OnCrash.DESTROY, grace=900.0)
+    capability = Capability((7, 2, 0), libvirt=domain("preserve"))
+    decision = decide(policy, capability, PANICKED, now=0.0)
+    assert decision.reason is Reason.GRACE
+    plan = make_plan(decision, policy, capability, PANICKED)
+    assert [step.by_libvirt for step in plan.steps if isinstance(step, Cont)] == [True]
+    # A second notifier is not to cut the guest's own dump, whatever libvirt takes it for.
+    assert panic_setting(policy, capability, decision) is PanicSetting.NONE
+    acting = replace(capability, libvirt=domain("destroy"))
+    assert decide(policy, acting, PANICKED, now=0.0).reason is Reason.LIBVIRT
+
+
+def test_ignored_guest_of_libvirt_s_is_stopped_and_resumed() -> None:
+    policy = replace(POLICY, on_crash=OnCrash.IGNORE)
+    for runs_it, setting in ((domain("preserve"), PanicSetting.PAUSE), (None, PanicSetting.NONE)):
+        assert panic_setting(policy, Capability((7, 2, 0), libvirt=runs_it), None) is setting
