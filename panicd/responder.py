@@ -47,6 +47,7 @@ from panicd.rules.policy import (
     Situation,
     decide,
     decide_for_operator,
+    end_flood,
     fall_back,
 )
 from panicd.rules.qapi import PanicInformation, RunState
@@ -188,6 +189,20 @@ class Responder:
         else:
             decision = fall_back(self._policy, capability, situation, failed, reason, now=self._now)
         await self._carry_out(decision, situation)
+
+    async def end_flood(self) -> None:
+        """Stop a guest whose panics were ignored and are too many, unless an operator holds it."""
+        situation = self._situation(self._session.run_state)
+        ignored = self._chronicle.incident.decision
+        assert ignored is not None
+        if situation.held:
+            return
+        pace = self._session.monitor.pace
+        pace.hurried = True  # the answers come behind all the panics that are not yet read
+        try:
+            await self._carry_out(end_flood(ignored), situation)
+        finally:
+            pace.hurried = False
 
     async def obey(self, operation: Operation, action: OnCrash | None) -> None:
         """Carry out what an operator asks.

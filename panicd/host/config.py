@@ -30,6 +30,7 @@ from panicd.host.config_values import (
     positive_duration,
     program,
     share,
+    share_above_zero,
     size,
     socket_glob,
     socket_path,
@@ -47,6 +48,7 @@ from panicd.rules.settings import (
     CoredumpSettings,
     DumpFormat,
     Evidence,
+    Flood,
     JournalFailure,
     PanicNotifier,
     Policy,
@@ -336,6 +338,7 @@ def _policy(keys: Section, base: Policy) -> Policy:
         unrequested=keys["unrequested"].read(on_crash, base.unrequested),
         restart=_restart(keys["restart"], base.restart),
         coredump=_coredump(keys["coredump"], base.coredump),
+        flood=_flood(keys["flood"], base.flood),
         relaunch=_relaunch(keys["relaunch"], base.relaunch),
         evidence=_evidence(keys["evidence"], base.evidence),
         enforce=keys["enforce"].read(boolean, base.enforce),
@@ -358,6 +361,16 @@ def _restart(value: Value, base: Budget) -> Budget:
             elif window.given:
                 window.wrong(f"at least min_uptime, {written_duration(budget.min_uptime)}")
     return budget
+
+
+def _flood(value: Value, base: Flood) -> Flood:
+    with value.section() as keys:
+        return Flood(
+            max=keys["max"].read(whole_number(1), base.max),
+            window=keys["window"].read(positive_duration, base.window),
+            then=keys["then"].read(one_of(Action.PRESERVE, Action.IGNORE), base.then),
+            share=keys["share"].read(share_above_zero, base.share),
+        )
 
 
 def _coredump(value: Value, base: CoredumpSettings) -> CoredumpSettings:

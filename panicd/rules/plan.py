@@ -8,13 +8,15 @@ stopped the guest.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import assert_never
+from typing import Final, assert_never
 
 from panicd.rules.capability import Capability
 from panicd.rules.on_crash import Action
 from panicd.rules.policy import Decision, Reason, Situation
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat, Policy, Timeouts
+
+FLOOD_STOP: Final = 60.0  # seconds: the answer comes behind all the panics that are not yet read
 
 
 class OnFailure(StrEnum):
@@ -128,7 +130,8 @@ def make_plan(
         return Plan(decision, ())
     if situation.run_state is None:
         return Plan(decision, _relaunch(policy) if decision.relaunch else ())
-    stop = EnsureStopped(policy.timeouts.stop)
+    flooded = decision.reason is Reason.FLOOD
+    stop = EnsureStopped(max(policy.timeouts.stop, FLOOD_STOP if flooded else 0.0))
     quiet = AwaitQuiet(policy.timeouts.quiet)
     collect = _collect(policy)
     first: tuple[AnyStep, ...] = (stop, *collect, quiet)

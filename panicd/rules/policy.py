@@ -30,6 +30,7 @@ class Reason(StrEnum):
     ACTION_FAILED = "action-failed"
     DUMP_FAILED = "dump-failed"
     STORM = "storm"
+    FLOOD = "flood"
     HELD = "held"
     JOURNAL = "journal"
     OPERATOR = "operator"
@@ -52,6 +53,7 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     Reason.DUMP_FAILED: "the dump failed and is required: the guest is preserved",
     Reason.STORM: "many domains of this host panicked at once, so the cause lies deeper: the guest "
     "is preserved for an operator",
+    Reason.FLOOD: "it panicked more often than is ignored: the guest is stopped and preserved",
     Reason.HELD: "an operator suspended automation: nothing is done until the hold ends",
     Reason.JOURNAL: "the journal was found damaged, and with it what was done before: the guest is "
     "preserved",
@@ -251,6 +253,11 @@ def fall_back(
     if action is Action.RESTART and not _restartable(policy, capability, situation, now):
         action = Action.PRESERVE
     return Decision(failed.wanted, action, failed.coredump, reason)
+
+
+def end_flood(ignored: Decision) -> Decision:
+    """Return what follows the decision to ignore a guest's panics when they become too many."""
+    return Decision(ignored.wanted, Action.PRESERVE, coredump=False, reason=Reason.FLOOD)
 
 
 def _restartable(policy: Policy, capability: Capability, situation: Situation, now: float) -> bool:
