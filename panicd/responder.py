@@ -192,17 +192,12 @@ class Responder:
 
     async def end_flood(self) -> None:
         """Stop a guest whose panics were ignored and are too many, unless an operator holds it."""
+        self._chronicle.note_repeats()
         situation = self._situation(self._session.run_state)
         ignored = self._chronicle.incident.decision
         assert ignored is not None
-        if situation.held:
-            return
-        pace = self._session.monitor.pace
-        pace.hurried = True  # the answers come behind all the panics that are not yet read
-        try:
+        if not situation.held:
             await self._carry_out(end_flood(ignored), situation)
-        finally:
-            pace.hurried = False
 
     async def obey(self, operation: Operation, action: OnCrash | None) -> None:
         """Carry out what an operator asks.
@@ -270,6 +265,7 @@ class Responder:
             held=services.holds.on(domain.key, domain.name, now) is not None,
             storm=services.storm.preserves(now),
             unrecorded=services.unrecorded(),
+            flooded=self._chronicle.incident.repeats > self._policy.flood.max,
         )
 
     async def _carry_out(self, decision: Decision, situation: Situation) -> None:
@@ -280,7 +276,12 @@ class Responder:
         if self._services.dry_run:
             await self._settle(State.PRESERVED)
             return
-        await self._go_on(0)
+        pace = self._session.monitor.pace
+        pace.hurried = situation.flooded  # answers come behind all panics that are not yet read
+        try:
+            await self._go_on(0)
+        finally:
+            pace.hurried = False
 
     def _dump_was_tried(self) -> bool:
         incident = self._chronicle.incident

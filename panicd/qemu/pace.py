@@ -10,6 +10,7 @@ from typing import Final
 
 SLICE: Final = 0.001  # seconds of work after which the others have their turn
 BURST: Final = 0.02  # seconds of work that are free: 500 messages and more
+HURRIED: Final = 0.5  # of a processor, where an answer is waited for
 PER_MESSAGE: Final = 10e-6  # seconds that a message costs before and after it is looked at
 
 
@@ -18,7 +19,7 @@ class Pace:
 
     Attributes:
         share: of one processor that it may take, above 0; 1 for all of it.
-        hurried: it may take all for now: its answers are waited for.
+        hurried: it may take ``HURRIED`` for now: its answers are waited for.
     """
 
     __slots__ = ("_at", "_owed", "_since_turn", "hurried", "share")
@@ -41,12 +42,13 @@ class Pace:
             None: read on at once; 0: after the others' turn.
         """
         took = now - began + PER_MESSAGE
-        self._owed = max(0.0, self._owed - (began - self._at) * self.share) + took
+        share = max(self.share, HURRIED) if self.hurried else self.share
+        self._owed = max(0.0, self._owed - (now - self._at) * share) + took
         self._since_turn += took
         self._at = now
         if self._since_turn < SLICE:
             return None
         self._since_turn = 0.0
-        if self._owed <= BURST or self.hurried or self.share >= 1.0:
+        if self._owed <= BURST or share >= 1.0:
             return 0.0
-        return (self._owed - BURST) / self.share
+        return (self._owed - BURST) / share

@@ -130,8 +130,7 @@ def make_plan(
         return Plan(decision, ())
     if situation.run_state is None:
         return Plan(decision, _relaunch(policy) if decision.relaunch else ())
-    flooded = decision.reason is Reason.FLOOD
-    stop = EnsureStopped(max(policy.timeouts.stop, FLOOD_STOP if flooded else 0.0))
+    stop = EnsureStopped(max(policy.timeouts.stop, FLOOD_STOP if situation.flooded else 0.0))
     quiet = AwaitQuiet(policy.timeouts.quiet)
     collect = _collect(policy)
     first: tuple[AnyStep, ...] = (stop, *collect, quiet)

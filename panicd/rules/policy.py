@@ -81,6 +81,7 @@ class Situation:
         held: an operator suspended automation.
         storm: many domains panicked at once, and destructive actions are to be left to people.
         unrecorded: what was done before is not known, and that is to be waited out.
+        flooded: it panicked so often that many panics may not yet have been read.
     """
 
     run_state: RunState | None
@@ -89,6 +90,7 @@ class Situation:
     held: bool = False
     storm: bool = False
     unrecorded: bool = False
+    flooded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
