@@ -31,6 +31,7 @@ FIRST_RETRY: Final = 0.02  # seconds: a socket is bound a moment before it is li
 LAST_RETRY: Final = 5.0  # seconds
 LASTING: Final = 10.0  # seconds of a session after which its loss counts as a first failure
 TWIN_LEAVES: Final = 5.0  # seconds; it takes one or two to find out why a session ended
+TOLD_AT_MOST: Final = 5  # reasons in a row for one absence; the status has the latest
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
 
 
@@ -174,7 +175,10 @@ class Connector:
         connected = not domain.problem
         domain.since = self._services.keeping.clock() if connected else domain.since
         domain.attempts = 1 if connected else domain.attempts + 1
-        if problem != domain.problem:  # a monitor that stays away is told of once
+        domain.told = 0 if connected else domain.told
+        # A monitor that stays away is told of once, and one that gives ever new reasons not for ever.
+        if problem != domain.problem and domain.told < TOLD_AT_MOST:
+            domain.told += 1
             log = get_logger(monitor=domain.address, domain=domain.name)
             log.warning("monitor is not connected", reason=problem)
         domain.problem = problem

@@ -153,7 +153,10 @@ class _Client(QMPClient):
                 self._buffer.put(event)
             return
         sent = msg.get("id")
-        awaited = self._sent.pop(sent, None) if isinstance(sent, str) else None
+        if not isinstance(sent, str | None):
+            self.abort()  # qemu.qmp would look it up, and may fail to hash it
+            return
+        awaited = self._sent.pop(sent, None) if sent is not None else None
         if awaited is None:
             await super()._on_message(msg)
             return
