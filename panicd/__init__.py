@@ -14,7 +14,8 @@
     host/    what touches the host: config, journal, metrics, http, web, control, logs, sdnotify
     here     executor (with relaunch) runs one plan; chronicle, tally: an incident's record, its
              counts; bundle_keeper removes old evidence; responder responds to a panic; supervisor
-             looks after one domain; connector finds and keeps them; fleet, waiting, orphans, hung:
+             looks after one domain; connector finds and keeps them; strangers: who dialled in and
+             said nothing yet; fleet, waiting, orphans, hung:
              who is there, waits, is gone or hangs; dump_queue, dumping: whose dump comes when;
              storm_breaker; operators, snapshot, records, api: what people ask; page (with
              page_parts, page_style): what a browser shows; notifier tells others; daemon wires it;

@@ -31,6 +31,7 @@ ORDER = [
     "orphans",
     "supervisor",
     "hung",
+    "strangers",
     "connector",
     "operators",
     "snapshot",
