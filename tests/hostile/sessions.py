@@ -61,7 +61,9 @@ async def converse(greeting: bytes, replies: Sequence[bytes], last: bytes = b"")
     course = Course()
     with trio.fail_after(TIME_LIMIT):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_play, trio.socket.from_stdlib_socket(theirs), greeting, replies, last)
+            nursery.start_soon(
+                _play, trio.socket.from_stdlib_socket(theirs), greeting, replies, last
+            )
             with suppress(MonitorError):
                 await _look_after(ours, course)
             assert ours.fileno() == -1

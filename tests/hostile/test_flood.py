@@ -125,9 +125,7 @@ async def test_one_whose_qemu_does_not_stop_it_is_told_of(socket_dir: Path) -> N
 
 
 @asynccontextmanager
-async def ignored(
-    directory: Path, **settings: Any
-) -> AsyncIterator[tuple[DaemonInside, FakeQemu]]:
+async def ignored(directory: Path, **settings: Any) -> AsyncIterator[tuple[DaemonInside, FakeQemu]]:
     """A daemon that ignores the panics of one fake VM, up to a limit."""
     timeouts = settings.pop("timeouts", {})
     rule = {**FLOODER, "flood": {**settings, "window": "1h"}, "timeouts": timeouts}

@@ -45,7 +45,9 @@ events = st.fixed_dictionaries(
     {"event": st.sampled_from(NAMES) | values, "timestamp": stamps},
     optional={"data": values | st.fixed_dictionaries({"action": st.sampled_from(WORDS)})},
 )
-sane = st.sampled_from([{}, STATUS, {"name": "vm"}, {"UUID": "x"}, [], [{"type": "child<pvpanic>"}]])
+sane = st.sampled_from(
+    [{}, STATUS, {"name": "vm"}, {"UUID": "x"}, [], [{"type": "child<pvpanic>"}]]
+)
 replies = (
     st.fixed_dictionaries({"return": sane, "id": st.just(MARK)})
     | st.fixed_dictionaries({"return": values, "id": st.just(MARK)})
@@ -83,9 +85,7 @@ def run(hello: bytes, script: list[bytes], last: bytes) -> Course:
     return trio.run(main)
 
 
-@settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(greetings, answers, st.binary(max_size=20) | lines)
 @example(greeting(), [encoded({"return": {}, "id": MARK}), encoded({"return": {}, "id": {}})], b"")
 @example(greeting(), [encoded({"return": {}, "id": MARK})] * 14, NESTED)

@@ -43,7 +43,9 @@ async def test_all_at_once_are_borne_and_leave_nothing(socket_dir: Path) -> None
                 await daemon.wait_log("domain connected", monitor=str(socket_dir / f"{name}.qmp"))
             good.panic()
             await daemon.wait_incident("good", state="preserved")
-            status = {domain["monitor"]: domain for domain in (await daemon.call("status"))["domains"]}
+            status = {
+                domain["monitor"]: domain for domain in (await daemon.call("status"))["domains"]
+            }
             for name in FUTILE:
                 domain = status[str(socket_dir / f"{name}.qmp")]
                 assert domain["connected"] or domain["problem"]
@@ -54,9 +56,7 @@ async def test_all_at_once_are_borne_and_leave_nothing(socket_dir: Path) -> None
         assert [d["domain"] for d in (await daemon.call("status"))["domains"]] == ["good"]
 
 
-@pytest.mark.parametrize(
-    "behaviour", [b for n, b in FUTILE.items()], ids=list(FUTILE)
-)
+@pytest.mark.parametrize("behaviour", [b for n, b in FUTILE.items()], ids=list(FUTILE))
 async def test_trying_again_and_again_leaks_nothing(
     socket_dir: Path, tries: Tries, behaviour: Behaviour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
