@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 ARGS ?=
 
-.PHONY: help test kill-matrix demo lint requirements clean
+.PHONY: help test kill-matrix hostile demo lint requirements clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -16,6 +16,10 @@ test: ## run the tests; ARGS='-k policy -x' goes to pytest
 kill-matrix: ## kill panicd at every point of every plan, on the fake and on the real QEMU
 	@.ci/setup test
 	@.venv/bin/python -m tests.kill $(ARGS)
+
+hostile: ## the whole suite of hostile guests, monitors and clients; the soak is tests.hostile.soak
+	@.ci/setup test
+	@PANICD_HOSTILE=whole .venv/bin/python -m pytest tests/hostile $(ARGS)
 
 demo: ## panic a real QEMU and see panicd decide; ARGS goes to panicd demo
 	@.ci/setup demo

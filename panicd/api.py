@@ -149,8 +149,8 @@ class Api:
             domain=_text(arguments, "domain") if "domain" in arguments else None,
             open_only=arguments.get("open") is True,
             unacknowledged=arguments.get("unacknowledged") is True,
-            since=_moment(arguments, "since"),
-            until=_moment(arguments, "until"),
+            since=_seconds(arguments, "since", "seconds since the epoch"),
+            until=_seconds(arguments, "until", "seconds since the epoch"),
             limit=limit if isinstance(limit, int) else 20,
         )
         try:
@@ -172,8 +172,8 @@ class Api:
 
     async def _hold(self, request: Request) -> object:
         name = _text(request.arguments, "domain")
-        seconds = request.arguments.get("for")
-        until = self._keeping.clock() + seconds if isinstance(seconds, int | float) else None
+        seconds = _seconds(request.arguments, "for", "a number of seconds")
+        until = self._keeping.clock() + seconds if seconds is not None else None
         await self._operators.hold(self._operation(request, self._key(name), until))
         return {"domain": name, "until": until}
 
@@ -225,11 +225,11 @@ class Api:
         return {}
 
 
-def _moment(arguments: Mapping[str, object], key: str) -> float | None:
+def _seconds(arguments: Mapping[str, object], key: str, expected: str) -> float | None:
     value = arguments.get(key)
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
-    raise RefusedError("bad-request", f"{key}: expected seconds since the epoch")
+    raise RefusedError("bad-request", f"{key}: expected {expected}")
 
 
 def _text(arguments: Mapping[str, object], key: str) -> str:

@@ -21,10 +21,11 @@ from panicd.hung import end_hung_qemu
 from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
 from panicd.qemu.monitor import MonitorError, NoGreetingError, UnreachableError, open_monitor
 from panicd.qemu.probe import probe
-from panicd.qemu.process import Peer
+from panicd.qemu.process import Peer, uid_of
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.responder import Services
 from panicd.rules.command_line import parse_command_line
+from panicd.strangers import Strangers
 from panicd.supervisor import Supervisor
 
 GREETING_TIMEOUT: Final = 5.0  # seconds; QEMU greets within a millisecond unless it is taken
@@ -32,6 +33,8 @@ FIRST_RETRY: Final = 0.02  # seconds: a socket is bound a moment before it is li
 LAST_RETRY: Final = 5.0  # seconds
 LASTING: Final = 10.0  # seconds of a session after which its loss counts as a first failure
 TWIN_LEAVES: Final = 5.0  # seconds; it takes one or two to find out why a session ended
+TOLD_AT_MOST: Final = 5  # reasons in a row for one absence; the status has the latest
+ACCEPT_AGAIN: Final = 0.1  # seconds
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
 
 
@@ -77,6 +80,7 @@ class Connector:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._supervisors: dict[str, Supervisor] = {}
+        self._strangers = Strangers()
 
     def supervisor_of(self, domain: Domain) -> Supervisor | None:
         """Return who looks after a domain; None while it is not connected."""
@@ -149,7 +153,7 @@ class Connector:
             async with trio.open_nursery() as nursery:
                 number = 0
                 while True:
-                    accepted, _ = await listener.accept()
+                    accepted = await _accept(listener)
                     number += 1
                     sock = socket.socket(fileno=accepted.detach())
                     nursery.start_soon(self._take, sock, f"{path}#{number}")
@@ -187,9 +191,11 @@ class Connector:
             return sock
 
         try:
-            await self._try(domain, accepted)
+            with self._strangers.admitted(address, uid_of(sock)):
+                await self._try(domain, accepted)
         finally:
             services.fleet.remove(address)
+            sock.close()
 
     async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> None:
         """Look after a domain through one connection; say why there is none, or none any more."""
@@ -204,10 +210,15 @@ class Connector:
         connected = not domain.problem
         domain.since = self._services.keeping.clock() if connected else domain.since
         domain.attempts = 1 if connected else domain.attempts + 1
-        if problem != domain.problem:  # a monitor that stays away is told of once
+        domain.told = 0 if connected else domain.told
+        before, domain.problem = domain.problem, problem
+        # A monitor that stays away is told of once, and one that gives ever new reasons not for ever.
+        if problem != before and domain.told < TOLD_AT_MOST:
+            domain.told += 1
+            if domain.address in self._strangers and not self._strangers.may_tell():
+                return
             log = get_logger(monitor=domain.address, domain=domain.name)
             log.warning("monitor is not connected", reason=problem)
-        domain.problem = problem
 
     async def _look_after(self, domain: Domain, sock: socket.socket) -> str:
         """Look after a domain until its session ends, and return why it ended."""
@@ -228,6 +239,7 @@ class Connector:
                 monitor, command_line, timeout=ANSWER_TIMEOUT, arm=not services.dry_run
             )
             session = Session.from_probe(monitor, peer, answers, supervisor.listen)
+            self._strangers.known(domain.address)
             await self._wait_for_twin(domain, session)
             services.fleet.identify(domain, session.name, session.uuid)
             if session.by_libvirt:
@@ -285,6 +297,25 @@ async def connect(path: Path) -> socket.socket:
         raise OSError(error.errno, _WHY.get(error.errno or 0, error.strerror)) from error
     return sock
 
+
+async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
+    """Take the next connection; wait where there is nothing left to take it with (accept(2))."""
+    told = False
+    while True:
+        try:
+            accepted, _ = await listener.accept()
+        except OSError as error:
+            if error.errno not in _NOTHING_LEFT:
+                raise
+            if not told:
+                get_logger().error("connections have to wait", reason=error.strerror)
+            told = True
+            await trio.sleep(ACCEPT_AGAIN)
+        else:
+            return accepted
+
+
+_NOTHING_LEFT: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _WHY: Final = {
     errno.EAGAIN: "other clients are waiting for this monitor already",

@@ -32,6 +32,7 @@ class Domain:
         problem: why there is no connection, empty where there is one.
         since: when it came to be connected, or not; seconds since the epoch.
         attempts: to connect, that failed in a row.
+        told: reasons why there is no connection that were logged, since there was one.
     """
 
     address: str
@@ -44,6 +45,7 @@ class Domain:
     dump: DumpTurn | None = None
     problem: str = CONNECTING
     attempts: int = 0
+    told: int = 0
 
     @property
     def key(self) -> str:

@@ -52,6 +52,7 @@ from panicd.rules.policy import (
     Situation,
     decide,
     decide_for_operator,
+    end_flood,
     fall_back,
     panic_setting,
 )
@@ -239,6 +240,15 @@ class Responder:
             decision = fall_back(self._policy, capability, situation, failed, reason, now=self._now)
         await self._carry_out(decision, situation)
 
+    async def end_flood(self) -> None:
+        """Stop a guest whose panics were ignored and are too many, unless an operator holds it."""
+        self._chronicle.note_repeats()
+        situation = self._situation(self._session.run_state)
+        ignored = self._chronicle.incident.decision
+        assert ignored is not None
+        if not situation.held:
+            await self._carry_out(end_flood(ignored), situation)
+
     async def obey(self, operation: Operation, action: OnCrash | None) -> None:
         """Carry out what an operator asks.
 
@@ -309,6 +319,7 @@ class Responder:
             unrecorded=services.unrecorded(),
             kdump=incident.opened.source is Source.KDUMP,
             own_time=own_time_over(incident),
+            flooded=incident.repeats > self._policy.flood.max,
         )
 
     async def _carry_out(self, decision: Decision, situation: Situation) -> None:
@@ -321,7 +332,12 @@ class Responder:
             return
         if decision.action is Action.GRACE or self._session.runs_on_panic:
             await self._session.set_panic_action(self.panic_setting)
-        await self._go_on(0)
+        pace = self._session.monitor.pace
+        pace.hurried = situation.flooded  # answers come behind all panics that are not yet read
+        try:
+            await self._go_on(0)
+        finally:
+            pace.hurried = False
 
     def _dump_was_tried(self) -> bool:
         incident = self._chronicle.incident

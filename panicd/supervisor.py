@@ -25,6 +25,7 @@ from panicd.qemu.session import Session
 from panicd.responder import Responder, Services
 from panicd.rules.capability import Armed, run_by_libvirt
 from panicd.rules.ending import Cause, cause_of_end
+from panicd.rules.flood import FloodGauge
 from panicd.rules.incident import Acknowledged, Ending, Enforced, Observed, Source, State
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation, OperationKind
@@ -88,6 +89,7 @@ class Supervisor:
         self._enforcing = False
         self._wishes: deque[Wish] = deque()
         self._next_panic: Heard | None = None
+        self._flood = FloodGauge()
         self._coalesced = 0
 
     async def run(self, session: Session) -> Cause:
@@ -198,6 +200,7 @@ class Supervisor:
         domain, session, services = self._domain, self._session, self._services
         self._look_up_policy()
         assert domain.policy is not None
+        session.monitor.pace.share = domain.policy.flood.share
         wanted, _ = applicable(domain.policy, session.capability, None)
         if not services.dry_run:
             await session.set_panic_action(self._responder.panic_setting)
@@ -298,6 +301,7 @@ class Supervisor:
         elif session.run_state is RunState.POSTMIGRATE:
             await self._responder.close(Ending.MIGRATED)
         else:
+            chronicle.note_repeats()
             await chronicle.commit()  # what could not be written when it was noted
 
     def _heard_while_acting(self, heard: Heard) -> None:
@@ -322,10 +326,14 @@ class Supervisor:
         chronicle.repeat(heard.count)
         await chronicle.commit()
         stopped = event.action is PanicAction.PAUSE and not self._session.has_gone()
-        if chronicle.incident.state is State.RUNNING_ON and stopped:
+        if chronicle.incident.state is not State.RUNNING_ON:
+            return
+        if stopped:
             # It was resumed, and the panic stopped it again: a second cont would not help either.
             self._log.warning("ignored guest is stopped by a panic again")
             await responder.fall_back(Reason.ACTION_FAILED)
+        elif self._flood.rises(self._policy.flood, heard.count, trio.current_time()):
+            await responder.end_flood()
 
     async def _state_after(self, event: GuestPanickedEvent) -> RunState | None:
         """Return the run state that a panic leaves the guest in; None where QEMU ends."""

@@ -34,6 +34,7 @@ ORDER = [
     "own_time",
     "supervisor",
     "hung",
+    "strangers",
     "connector",
     "operators",
     "snapshot",

@@ -18,6 +18,8 @@ SLEEPS = {
     "tests/parts/fake.py",  # QEMU's own pause before it dials in again (reconnect=)
     "tests/parts/world.py",  # virtual time: how long a command, a commit, a dump takes
     "tests/test_model.py",  # virtual time: the moments between what happens
+    "tests/hostile/monitors.py",  # how slow a hostile monitor is
+    "tests/hostile/soak.py",  # how often something happens
     "tests/test_style.py",
 }
 

@@ -30,6 +30,7 @@ from panicd.host.config_values import (
     one_of,
     positive_duration,
     share,
+    share_above_zero,
     size,
     socket_glob,
     socket_path,
@@ -46,6 +47,7 @@ from panicd.rules.settings import (
     CoredumpSettings,
     DumpFormat,
     Evidence,
+    Flood,
     InheritOnCrash,
     JournalFailure,
     LibvirtSettings,
@@ -360,6 +362,7 @@ def _policy(keys: Section, base: Policy) -> Policy:
         restart=_restart(keys["restart"], base.restart),
         coredump=_coredump(keys["coredump"], base.coredump),
         relaunch=read_relaunch(keys["relaunch"], base.relaunch),
+        flood=_flood(keys["flood"], base.flood),
         evidence=_evidence(keys["evidence"], base.evidence),
         enforce=keys["enforce"].read(boolean, base.enforce),
         timeouts=_timeouts(keys["timeouts"], base.timeouts),
@@ -384,6 +387,16 @@ def _restart(value: Value, base: Budget) -> Budget:
             elif window.given:
                 window.wrong(f"at least min_uptime, {written_duration(budget.min_uptime)}")
     return budget
+
+
+def _flood(value: Value, base: Flood) -> Flood:
+    with value.section() as keys:
+        return Flood(
+            max=keys["max"].read(whole_number(1), base.max),
+            window=keys["window"].read(positive_duration, base.window),
+            then=keys["then"].read(one_of(Action.PRESERVE, Action.IGNORE), base.then),
+            share=keys["share"].read(share_above_zero, base.share),
+        )
 
 
 def _coredump(value: Value, base: CoredumpSettings) -> CoredumpSettings:

@@ -132,6 +132,14 @@ def share(scalar: Scalar) -> float:
     return int(match[1]) / 100
 
 
+def share_above_zero(scalar: Scalar) -> float:
+    """Read a share of which there must be some."""
+    match = _PERCENTAGE.fullmatch(scalar.text)
+    if not match or not int(match[1]):
+        raise WrongValueError("a share of 1% to 100%")
+    return int(match[1]) / 100
+
+
 def whole_number(minimum: int) -> Callable[[Scalar], int]:
     """Make a reader of whole numbers from ``minimum`` to ``NUMBER_MAX``."""
 

@@ -33,6 +33,9 @@ REQUEST_LIMIT: Final = 64 * 1024
 REPLY_LIMIT: Final = 64 * 1024 * 1024
 """Bytes of a reply that a client takes; 10,000 domains need some 5 MiB."""
 
+NUMBER_LIMIT: Final = 1e12
+"""What numbers in a request are at most: moments and durations, in seconds, and counts."""
+
 CONNECTION_LIMIT: Final = 64
 """Connections served at a time; more are refused at once."""
 
@@ -188,7 +191,8 @@ async def _receive_line(stream: trio.SocketStream) -> bytes | None:
 
 def _parse_request(line: bytes) -> tuple[str, dict[str, object]]:
     try:
-        request = json.loads(line)
+        request = json.loads(line, parse_constant=_number, parse_int=_number, parse_float=_number)
+        json.dumps(request, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
         raise RefusedError("bad-request", "the request is not JSON") from error
     match request:
@@ -197,6 +201,18 @@ def _parse_request(line: bytes) -> tuple[str, dict[str, object]]:
             if isinstance(arguments, dict):
                 return command, arguments
     raise RefusedError("bad-request", 'the request is not {"command": string, "arguments": object}')
+
+
+def _number(written: str) -> int | float:
+    """Read a number of a size that can be calculated with and kept.
+
+    Raises:
+        ValueError: it has another.
+    """
+    number = int(written) if written.lstrip("-").isdigit() else float(written)
+    if not abs(number) <= NUMBER_LIMIT:  # nor is NaN
+        raise ValueError("too large a number")
+    return number
 
 
 def _peer(stream: trio.SocketStream) -> PeerCredentials:

@@ -17,6 +17,7 @@ over by plain calls. Errors say who must act and whether the command may have ru
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -29,6 +30,7 @@ from qemu.qmp.models import ErrorResponse
 from qemu.qmp.protocol import Runstate
 
 from panicd.qemu.event_buffer import EventBuffer
+from panicd.qemu.pace import Pace
 from panicd.rules.capability import Version
 from panicd.rules.qapi import MAX_TEXT, parse_event
 
@@ -107,7 +109,9 @@ class _Client(QMPClient):
 
     def __init__(self, buffer: EventBuffer) -> None:
         super().__init__(readbuflen=READ_LIMIT)
+        self.pace = Pace()
         self._buffer = buffer
+        self._read_at = 0.0
         self._sent: dict[str, tuple[_Answers, int, str]] = {}  # by their ids: not yet answered
 
     def send(self, commands: Sequence[Command], answers: _Answers) -> list[str]:
@@ -131,14 +135,28 @@ class _Client(QMPClient):
         for sent in ids:
             self._sent.pop(sent, None)
 
+    async def _readline(self) -> bytes:
+        line = await super()._readline()
+        self._read_at = time.perf_counter()
+        return line
+
     async def _on_message(self, msg: Message) -> None:
+        await self._take(msg)
+        pause = self.pace.pause(self._read_at, time.perf_counter())
+        if pause is not None:
+            await asyncio.sleep(pause)
+
+    async def _take(self, msg: Message) -> None:
         if "event" in msg:
             event = parse_event(msg)
             if event is not None:
                 self._buffer.put(event)
             return
         sent = msg.get("id")
-        awaited = self._sent.pop(sent, None) if isinstance(sent, str) else None
+        if not isinstance(sent, str | None):
+            self.abort()  # qemu.qmp would look it up, and may fail to hash it
+            return
+        awaited = self._sent.pop(sent, None) if sent is not None else None
         if awaited is None:
             await super()._on_message(msg)
             return
@@ -194,6 +212,7 @@ class Monitor:
         events: what QEMU says unasked.
         version: QEMU's version, from its greeting.
         package: what a distribution calls it, from there too; empty where it is upstream's.
+        pace: how much of a processor its reading may take.
     """
 
     def __init__(self, client: _Client, events: EventBuffer, version: Version) -> None:
@@ -201,6 +220,7 @@ class Monitor:
         self.events = events
         self.version = version
         self.package = client.package
+        self.pace = client.pace
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float

@@ -119,6 +119,18 @@ def is_qemu_program(name: str) -> bool:
     return (name.startswith("qemu") and not name.startswith(_QEMU_TOOLS)) or name == "kvm"
 
 
+def uid_of(sock: socket.socket) -> int:
+    """Return the user at the other end of a unix socket, as it was when it connected (unix(7))."""
+    return _credentials(sock)[1]
+
+
+def _credentials(sock: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _UCRED.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    return pid, uid, gid
+
+
 class Peer:
     """The process at the other end of one connection.
 
@@ -136,8 +148,7 @@ class Peer:
     """
 
     def __init__(self, sock: socket.socket, is_qemu_program: Callable[[str], bool]) -> None:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        self.pid, self.uid, _ = _UCRED.unpack(credentials)
+        self.pid, self.uid, _ = _credentials(sock)
         self.identity: ProcessIdentity | None = None
         self.unknown_because: str | None = None
         self._pidfd: int | None = None

@@ -8,13 +8,15 @@ the guest, and for the grace in which a guest that the panic stopped may handle 
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import assert_never
+from typing import Final, assert_never
 
 from panicd.rules.capability import Capability
 from panicd.rules.on_crash import Action
 from panicd.rules.policy import Decision, Reason, Situation
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat, Policy, Timeouts
+
+FLOOD_STOP: Final = 60.0  # seconds: the answer comes behind all the panics that are not yet read
 
 
 class OnFailure(StrEnum):
@@ -144,7 +146,7 @@ def make_plan(
         return Plan(decision, ())
     if situation.run_state is None:
         return Plan(decision, _relaunch(policy) if decision.relaunch else ())
-    stop = EnsureStopped(policy.timeouts.stop)
+    stop = EnsureStopped(max(policy.timeouts.stop, FLOOD_STOP if situation.flooded else 0.0))
     quiet = AwaitQuiet(policy.timeouts.quiet)
     collect = _collect(policy)
     first: tuple[AnyStep, ...] = (stop, *collect, quiet)

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     ACTION_FAILED = "action-failed"
     DUMP_FAILED = "dump-failed"
     STORM = "storm"
+    FLOOD = "flood"
     HELD = "held"
     JOURNAL = "journal"
     LIBVIRT = "libvirt"
@@ -58,6 +59,7 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     Reason.DUMP_FAILED: "the dump failed and is required: the guest is preserved",
     Reason.STORM: "many domains of this host panicked at once, so the cause lies deeper: the guest "
     "is preserved for an operator",
+    Reason.FLOOD: "it panicked more often than is ignored: the guest is stopped and preserved",
     Reason.HELD: "an operator suspended automation: nothing is done until the hold ends",
     Reason.JOURNAL: "the journal was found damaged, and with it what was done before: the guest is "
     "preserved",
@@ -103,6 +105,7 @@ class Situation:
         kdump: the guest says that it handles its panic itself.
         own_time: why the guest has no time of its own any more to handle its panic; None: it has
             had none yet.
+        flooded: it panicked so often that many panics may not yet have been read.
     """
 
     run_state: RunState | None
@@ -113,6 +116,7 @@ class Situation:
     unrecorded: bool = False
     kdump: bool = False
     own_time: Reason | None = None
+    flooded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +325,11 @@ def fall_back(
     if action is Action.RESTART and not _restartable(policy, capability, situation, now):
         action = Action.PRESERVE
     return Decision(failed.wanted, action, failed.coredump, reason)
+
+
+def end_flood(ignored: Decision) -> Decision:
+    """Return what follows the decision to ignore a guest's panics when they become too many."""
+    return Decision(ignored.wanted, Action.PRESERVE, coredump=False, reason=Reason.FLOOD)
 
 
 def _restartable(policy: Policy, capability: Capability, situation: Situation, now: float) -> bool:

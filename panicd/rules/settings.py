@@ -54,6 +54,23 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Flood:
+    """What is let pass of a guest that panics without end.
+
+    Attributes:
+        max: panics within ``window`` that are ignored, where ``on_crash`` is to ignore them.
+        window: seconds.
+        then: what is done past that: preserve, or ignore them all the same.
+        share: of one processor, above 0, that reading the domain's monitor may take.
+    """
+
+    max: int = 1000
+    window: float = 10.0
+    then: Action = Action.PRESERVE
+    share: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
 class FreeSpaceFloor:
     """The space that a dump leaves free on its file system: the larger of the two.
 
@@ -205,6 +222,7 @@ class Policy:
         panic_notifier: whether ``on_crash`` needs a panic device that was asked for.
         unrequested: what applies instead where it needs one and there is only a builtin one.
         restart: the restart budget.
+        flood: how many panics are ignored, and what their reading may cost.
         relaunch: how it is started anew, where that is known.
         evidence: what is kept of its panics; None: nothing but the journal.
         enforce: a panicked guest that somebody else resumes is stopped again.
@@ -220,6 +238,7 @@ class Policy:
     panic_notifier: PanicNotifier = PanicNotifier.REQUIRED
     unrequested: OnCrash = OnCrash.PRESERVE
     restart: Budget = field(default_factory=Budget)
+    flood: Flood = field(default_factory=Flood)
     relaunch: Relaunch | None = None
     evidence: Evidence | None = None
     enforce: bool = False

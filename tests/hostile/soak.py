@@ -1,0 +1,241 @@
+"""A soak: for a given time VMs panic, flood, lose their monitors, and panicd is reloaded and killed.
+
+    python -m tests.hostile.soak [--minutes 60] [--domains 20] [--seed N]
+
+panicd runs in a process of its own, the QEMUs are fakes on real sockets in this one. Kills come in
+the first half; over the second half memory and file descriptors have to stay flat. In the end each
+panic has to be in the journal: one incident for each episode of each domain, none twice, and of the
+floods every repeat (so none is under way at a kill). Ends with status 1 if anything is amiss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from panicd.host.control import DaemonUnreachableError, RefusedError
+from panicd.rules.incident import Incident
+from tests.hostile.monitors import FUTILE, TOLERABLE, event, serving
+from tests.parts.daemon import RunningDaemon
+from tests.parts.fake import FakeQemu
+from tests.parts.vitals import open_files, resident_bytes
+
+LIMIT = 100_000  # of incidents of one domain
+FLOOD = 3000
+PANIC = event("GUEST_PANICKED", {"action": "run"})
+GROWTH = 8 << 20
+"""Bytes by which panicd may grow over the second half."""
+
+FILES = 12
+"""File descriptors that may come and go between two looks: a call, a scrape."""
+
+
+class Soak:
+    """One run.
+
+    Attributes:
+        episodes: Panics or floods of each domain, so far.
+        said: Panics of each flooded domain, all told.
+        amiss: What was found wrong.
+    """
+
+    def __init__(self, daemon: RunningDaemon, minutes: float, chance: random.Random) -> None:
+        self.daemon = daemon
+        self.chance = chance
+        self.began = trio.current_time()
+        self.ends = self.began + minutes * 60
+        self.episodes: Counter[str] = Counter()
+        self.said: Counter[str] = Counter()
+        self.kills = 0
+        self.kill_is_due = False
+        self.vitals: list[tuple[float, int, int]] = []
+        self.amiss: list[str] = []
+        self.under_way: set[str] = set()
+
+    @property
+    def over(self) -> bool:
+        return trio.current_time() >= self.ends
+
+    @property
+    def halfway(self) -> bool:
+        return trio.current_time() >= (self.began + self.ends) / 2
+
+    async def ask(self, command: str, **arguments: object) -> Any:
+        """Ask panicd, until it is there to answer."""
+        while True:
+            try:
+                return await self.daemon.call(command, **arguments)
+            except DaemonUnreachableError:
+                await trio.sleep(0.2)
+
+    async def panics(self, vm: FakeQemu, *, flood: bool) -> None:
+        """Have a VM panic or flood, and wait until panicd is through with it, again and again."""
+        name = vm.machine.name
+        while not self.over:
+            await self.connected(name)
+            if flood and self.kill_is_due:
+                continue
+            self.under_way.add(name)
+            self.episodes[name] += 1
+            if flood:
+                self.said[name] += FLOOD
+                vm.send_raw(PANIC * FLOOD)
+                await self.restarted_by_hand(name)
+            else:
+                vm.panic()
+                await self.told(name, lambda told: told[0]["state"] == "closed")
+            self.under_way.discard(name)
+            await trio.sleep(self.chance.random() * 2)
+
+    async def connected(self, name: str) -> None:
+        while True:
+            domains = (await self.ask("status"))["domains"]
+            if any(d["domain"] == name and d["connected"] and not d["incident"] for d in domains):
+                return
+            await trio.sleep(0.2)
+
+    async def restarted_by_hand(self, name: str) -> None:
+        """See a flood end in preserve, and have an operator restart the guest."""
+        while True:
+            await self.told(name, lambda told: told[0]["state"] in ("preserved", "closed"))
+            try:
+                await self.daemon.call("act", domain=name, action="restart", why="soak")
+            except DaemonUnreachableError:
+                pass
+            except RefusedError:  # it is connected anew, or this was done already
+                pass
+            told = await self.ask("incidents", domain=name, limit=LIMIT)
+            if len(told) == self.episodes[name] and told[0]["state"] == "closed":
+                return
+            await trio.sleep(0.2)
+
+    async def told(self, name: str, holds: Callable[[Any], bool]) -> None:
+        """Wait until something holds of a domain's incidents, the last of them first."""
+        deadline = trio.current_time() + 60
+        while True:
+            told = await self.ask("incidents", domain=name, limit=LIMIT)
+            if len(told) == self.episodes[name] and holds(told):
+                return
+            if trio.current_time() > deadline:
+                self.amiss.append(f"{name}: {self.episodes[name]} episodes, {len(told)} incidents")
+                raise RuntimeError(self.amiss[-1])
+            await trio.sleep(0.1)
+
+    async def trouble(self, vms: list[FakeQemu]) -> None:
+        """Reload panicd, kill it, cut sessions off, have hostile monitors come and go."""
+        while not self.over:
+            await trio.sleep(self.chance.uniform(0.5, 4.0))
+            match self.chance.choice(["reload", "cut", "cut", "hostile", "kill"]):
+                case "reload":
+                    await self.ask("reload")
+                case "cut":
+                    vm = self.chance.choice(vms)
+                    if vm.machine.name not in self.said:  # of those every panic is to be heard
+                        vm.close_session()
+                case "hostile":
+                    await self.hostile()
+                case "kill" if not self.halfway:
+                    self.kill_is_due = True
+                    while self.under_way & self.said.keys():  # what nobody hears is lost
+                        await trio.sleep(0.05)
+                    self.kills += 1
+                    await self.daemon.kill()
+                    await self.daemon.start_again()
+                    self.kill_is_due = False
+
+    async def hostile(self) -> None:
+        name, behaviour = self.chance.choice([*FUTILE.items(), *TOLERABLE.items()])
+        async with serving(self.daemon.directory / f"hostile-{name}.qmp", behaviour):
+            await trio.sleep(self.chance.uniform(0.1, 3.0))
+
+    async def look(self) -> None:
+        """Look at panicd's memory and files, over the second half."""
+        while not self.over:
+            await trio.sleep(2.0)
+            if self.halfway:
+                pid = self.daemon.pid
+                self.vitals.append((time.time(), resident_bytes(pid), len(open_files(pid))))
+            self.daemon.log.clear()  # it is not what is looked at, and this process keeps it all
+
+    def check(self, journal: list[Incident]) -> None:
+        """Compare what was done with the journal, and the vitals with each other."""
+        found = Counter(incident.opened.domain for incident in journal)
+        counted: Counter[str] = Counter()
+        for incident in journal:
+            counted[incident.opened.domain] += 1 + incident.repeats
+        for name, episodes in self.episodes.items():
+            if found[name] != episodes:
+                self.amiss.append(f"{name}: {episodes} episodes, {found[name]} incidents")
+            said = self.said.get(name)
+            if said and counted[name] != said:
+                self.amiss.append(f"{name}: panicked {said} times, {counted[name]} were counted")
+        quarter = max(1, len(self.vitals) // 4)
+        first, last = self.vitals[:quarter], self.vitals[-quarter:]
+        growth = min(m for _, m, _ in last) - max(m for _, m, _ in first)
+        files = min(f for *_, f in last) - min(f for *_, f in first)
+        print(
+            f"{sum(self.episodes.values())} episodes, {sum(self.said.values())} panics in floods, "
+            f"{self.kills} kills; memory "
+            f"{first[0][1] / 1e6:.1f} -> {last[-1][1] / 1e6:.1f} MB, files {first[0][2]} -> "
+            f"{last[-1][2]}"
+        )
+        if growth > GROWTH:
+            self.amiss.append(f"memory grew by {growth / 1e6:.1f} MB")
+        if files > FILES:
+            self.amiss.append(f"{files} more files are open")
+
+
+async def soak(minutes: float, domains: int, seed: int) -> list[str]:
+    """Run it; return what is amiss."""
+    with tempfile.TemporaryDirectory(prefix="panicd-") as where:
+        directory = Path(where)
+        rules = [{"match": "flood-*", "on_crash": "ignore", "flood": {"max": 500}}]
+        budget = {"on_crash": "restart", "restart": {"max": 10**8, "min_uptime": "0s"}}
+        async with (
+            RunningDaemon.start(
+                directory, budget, domains=rules, storm="off", time_limit=minutes * 60 + 180
+            ) as daemon,
+            AsyncExitStack() as stack,
+        ):
+            run = Soak(daemon, minutes, random.Random(seed))  # noqa: S311 - made up, and repeatable
+            names = [f"{'flood' if n % 5 == 0 else 'vm'}-{n}" for n in range(domains)]
+            vms = [FakeQemu(directory / f"{name}.qmp", name=name) for name in names]
+            for vm in vms:
+                await stack.enter_async_context(vm.running())
+            async with trio.open_nursery() as nursery:
+                for vm in vms:
+                    floods = vm.machine.name.startswith("flood")
+                    nursery.start_soon(partial(run.panics, vm, flood=floods))
+                nursery.start_soon(run.trouble, vms)
+                nursery.start_soon(run.look)
+            run.check(daemon.journal())
+            daemon._killed = True  # its log was thrown away: it is not compared with the journal
+            return run.amiss
+
+
+def main() -> int:
+    """Run a soak, and tell what is amiss."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--domains", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))  # noqa: S311 - likewise
+    options = parser.parse_args()
+    print(f"seed {options.seed}")
+    amiss = trio.run(soak, options.minutes, options.domains, options.seed)
+    print(*amiss or ["nothing is amiss"], sep="\n")
+    return bool(amiss)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

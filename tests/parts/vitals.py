@@ -1,0 +1,30 @@
+"""What a process holds and uses, by proc(5): memory, processor time, file descriptors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used (``stat``)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process holds (``VmRSS``)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) * 1024
+
+
+def open_files(pid: int | str = "self") -> list[str]:
+    """Return what the file descriptors of a process stand for, without those of this look."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(str(link.readlink()))
+        except OSError:  # the directory's own, or just closed
+            continue
+    return [target for target in found if not target.startswith("/proc/")]
