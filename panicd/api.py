@@ -13,12 +13,12 @@ from panicd.host.control import RefusedError, Request
 from panicd.host.journal import JournalError
 from panicd.operators import Operators
 from panicd.records import incident_view, plan_view, read_record
-from panicd.responder import Services
 from panicd.rules.exposure import REMEDIES, Exposure
 from panicd.rules.incident import OWN_TIME_OVER
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
 from panicd.rules.plan import Plan
+from panicd.services import Services
 from panicd.snapshot import budget_of, domain_status, foresee_domain
 
 

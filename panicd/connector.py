@@ -23,8 +23,8 @@ from panicd.qemu.monitor import MonitorError, NoGreetingError, UnreachableError,
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, uid_of
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
-from panicd.responder import Services
 from panicd.rules.command_line import parse_command_line
+from panicd.services import Services
 from panicd.strangers import Strangers
 from panicd.supervisor import Supervisor
 

@@ -41,12 +41,12 @@ from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import Space, space
 from panicd.qemu.monitor import event_loop, pulse
 from panicd.records import BUNDLES, JOURNAL
-from panicd.responder import Services, bundle_directory
 from panicd.rules.incident import Source
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import Holds
 from panicd.rules.policy import FALLBACK_REASONS
 from panicd.rules.settings import JournalFailure
+from panicd.services import Services, bundle_directory
 from panicd.snapshot import domain_samples
 from panicd.storm_breaker import StormBreaker
 from panicd.tally import Tally

@@ -7,9 +7,9 @@ import trio
 from panicd.chronicle import Chronicle
 from panicd.host.logs import get_logger
 from panicd.qemu.process import Peer, PeerError
-from panicd.responder import Services
 from panicd.rules.incident import Outcome, Settled, State, StepResult
 from panicd.rules.plan import Kill, Terminate
+from panicd.services import Services
 
 SIGNALS = {Terminate: signal.SIGTERM, Kill: signal.SIGKILL}
 

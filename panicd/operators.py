@@ -13,10 +13,10 @@ from panicd.fleet import Domain
 from panicd.host.control import RefusedError
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
-from panicd.responder import Services
 from panicd.rules.incident import Acknowledged, IllegalTransitionError
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation
+from panicd.services import Services
 from panicd.supervisor import Wish
 
 PATIENCE: Final = 5.0  # seconds after which an operator is told that what he asked goes on

@@ -10,12 +10,12 @@ import trio
 from panicd.chronicle import Chronicle
 from panicd.host.journal import JournalError
 from panicd.relaunch import relaunch_environment, run_relaunch
-from panicd.responder import Services
 from panicd.rules.capability import Capability
 from panicd.rules.incident import Closed, Decided, Ending, Outcome, Settled, State
 from panicd.rules.plan import AwaitReturn, RunRelaunch, make_plan
 from panicd.rules.policy import Situation, decide
 from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+from panicd.services import Services
 
 RETRY_EVERY: Final = 5.0  # seconds
 UNKNOWN_QEMU = Capability(version=(0, 0, 0))

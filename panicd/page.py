@@ -32,7 +32,6 @@ from panicd.page_parts import (
 )
 from panicd.page_style import PICTURE_POLICY, POLICY, SHEET
 from panicd.qemu.evidence import read_manifest
-from panicd.responder import Services, bundle_directory
 from panicd.rules.capability import Armed, PanicDevice
 from panicd.rules.incident import (
     Acknowledged,
@@ -53,6 +52,7 @@ from panicd.rules.incident import (
 )
 from panicd.rules.plan import Plan
 from panicd.rules.policy import EXPLANATIONS, Reason
+from panicd.services import Services, bundle_directory
 from panicd.snapshot import DomainStatus, domain_status
 
 INCIDENTS_SHOWN: Final = 20

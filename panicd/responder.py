@@ -1,30 +1,25 @@
 """What panicd does about one domain's panic: decide, make it durable, carry it out, conclude."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
 import trio
 
 from panicd import __version__
-from panicd.bundle_keeper import BundleKeeper
-from panicd.chronicle import Chronicle, Keeping
-from panicd.dump_queue import DumpQueue
+from panicd.chronicle import Chronicle
 from panicd.dumping import dump_in_turn
 from panicd.executor import Course, Executor
-from panicd.fleet import Domain, Fleet
-from panicd.host.config import Config
+from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
-from panicd.host.metrics import Metrics
-from panicd.libvirt import Libvirt
 from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
-from panicd.records import BUNDLES, plan_view
+from panicd.records import plan_view
 from panicd.relaunch import relaunch_environment
 from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import (
@@ -40,9 +35,8 @@ from panicd.rules.incident import (
     StepResult,
     own_time_over,
 )
-from panicd.rules.libvirt import inherit
 from panicd.rules.on_crash import Action, OnCrash
-from panicd.rules.operation import Holds, Operation
+from panicd.rules.operation import Operation
 from panicd.rules.payload import describe
 from panicd.rules.plan import Collect, Dump, make_plan
 from panicd.rules.policy import (
@@ -59,49 +53,10 @@ from panicd.rules.policy import (
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
 from panicd.rules.settings import Policy
+from panicd.services import Services, bundle_directory
 from panicd.sight import Sight
-from panicd.storm_breaker import StormBreaker
-from panicd.waiting import WaitingRoom
 
 SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What is shared by all domains.
-
-    Attributes:
-        config: returns the configuration in force.
-        keeping: what incidents are kept with.
-        metrics: of the host.
-        fleet: all domains.
-        waiting: keeps open incidents until their domain is found again.
-        holds: which domains an operator holds.
-        storm: limits what is done while many domains panic at once.
-        dumps: whose memory is dumped, and who waits for it.
-        bundles: removes the evidence that is one too many.
-        unrecorded: whether what was done before is not known and that is to be waited out.
-        libvirt: of this host.
-        dry_run: everything is decided and recorded, and nothing is done.
-    """
-
-    config: Callable[[], Config]
-    keeping: Keeping
-    metrics: Metrics
-    fleet: Fleet
-    waiting: WaitingRoom
-    holds: Holds
-    storm: StormBreaker
-    dumps: DumpQueue
-    bundles: BundleKeeper
-    unrecorded: Callable[[], bool]
-    libvirt: Libvirt
-    dry_run: bool
-
-    def policy_for(self, name: str, uuid: str) -> Policy:
-        """Return what applies to a domain: its configuration, with what it inherits."""
-        policy = self.config().policy_for(name, uuid or None)
-        return inherit(policy, self.libvirt.known(uuid))
 
 
 class Responder:
@@ -478,8 +433,3 @@ class Responder:
         else:
             if retired:
                 log.info("old dumps removed", paths=[str(path) for path in retired])
-
-
-def bundle_directory(config: Config, incident_id: str) -> Path:
-    """Return where the evidence of an incident lies."""
-    return config.state_directory / BUNDLES / incident_id

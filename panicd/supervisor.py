@@ -22,7 +22,7 @@ from panicd.own_time import OwnTime
 from panicd.qemu.event_buffer import Heard
 from panicd.qemu.monitor import CommandError, MonitorError, SessionLostError
 from panicd.qemu.session import Session
-from panicd.responder import Responder, Services
+from panicd.responder import Responder
 from panicd.rules.capability import Armed, run_by_libvirt
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.flood import FloodGauge
@@ -43,6 +43,7 @@ from panicd.rules.qapi import (
 )
 from panicd.rules.recovery import Found
 from panicd.rules.settings import Policy
+from panicd.services import Services
 
 ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it

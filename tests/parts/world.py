@@ -54,7 +54,6 @@ from panicd.qemu.monitor import (
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, ProcessIdentity
 from panicd.qemu.session import Session
-from panicd.responder import Services
 from panicd.rules.capability import Version
 from panicd.rules.incident import AnyEntry, Incident, Opened, Outcome, Source, StepResult, apply
 from panicd.rules.on_crash import Action, OnCrash
@@ -63,6 +62,7 @@ from panicd.rules.plan import RunRelaunch
 from panicd.rules.policy import FALLBACK_REASONS
 from panicd.rules.qapi import parse_event
 from panicd.rules.settings import JournalFailure, Policy
+from panicd.services import Services
 from panicd.storm_breaker import StormBreaker
 from panicd.supervisor import Supervisor
 from panicd.tally import Tally

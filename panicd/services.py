@@ -1,0 +1,62 @@
+"""What all domains share: the configuration in force, the journal, the host's limits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from panicd.bundle_keeper import BundleKeeper
+from panicd.chronicle import Keeping
+from panicd.dump_queue import DumpQueue
+from panicd.fleet import Fleet
+from panicd.host.config import Config
+from panicd.host.metrics import Metrics
+from panicd.libvirt import Libvirt
+from panicd.records import BUNDLES
+from panicd.rules.libvirt import inherit
+from panicd.rules.operation import Holds
+from panicd.rules.settings import Policy
+from panicd.storm_breaker import StormBreaker
+from panicd.waiting import WaitingRoom
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What is shared by all domains.
+
+    Attributes:
+        config: returns the configuration in force.
+        keeping: what incidents are kept with.
+        metrics: of the host.
+        fleet: all domains.
+        waiting: keeps open incidents until their domain is found again.
+        holds: which domains an operator holds.
+        storm: limits what is done while many domains panic at once.
+        dumps: whose memory is dumped, and who waits for it.
+        bundles: removes the evidence that is one too many.
+        unrecorded: whether what was done before is not known and that is to be waited out.
+        libvirt: of this host.
+        dry_run: everything is decided and recorded, and nothing is done.
+    """
+
+    config: Callable[[], Config]
+    keeping: Keeping
+    metrics: Metrics
+    fleet: Fleet
+    waiting: WaitingRoom
+    holds: Holds
+    storm: StormBreaker
+    dumps: DumpQueue
+    bundles: BundleKeeper
+    unrecorded: Callable[[], bool]
+    libvirt: Libvirt
+    dry_run: bool
+
+    def policy_for(self, name: str, uuid: str) -> Policy:
+        """Return what applies to a domain: its configuration, with what it inherits."""
+        policy = self.config().policy_for(name, uuid or None)
+        return inherit(policy, self.libvirt.known(uuid))
+
+
+def bundle_directory(config: Config, incident_id: str) -> Path:
+    """Return where the evidence of an incident lies."""
+    return config.state_directory / BUNDLES / incident_id
