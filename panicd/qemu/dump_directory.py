@@ -167,9 +167,12 @@ def _allocated(path: Path) -> int:
 
 
 def _oldest_first(directory: Path) -> list[Path]:
-    """Return the finished dumps below a directory; an incident's id sorts by its time."""
+    """Return the finished dumps below a directory.
+
+    An incident's id tells its time to the second; within one, the file's own time tells more.
+    """
     suffixes = tuple(SUFFIXES.values())
     return sorted(
         (path for path in directory.rglob("*") if path.name.endswith(suffixes)),
-        key=lambda path: (path.name.split(".")[0], path),
+        key=lambda path: (path.name.split("-")[0], path.stat().st_mtime_ns, path),
     )

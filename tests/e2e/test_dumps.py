@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from panicd.demo.guests import Guest
 from tests.parts.daemon import LoggedIncident, RunningDaemon
 from tests.parts.qemu import RealQemu
+from tests.parts.small_disk import small_disk
 
 pytestmark = pytest.mark.real
 
@@ -38,17 +38,11 @@ def not_a_directory(socket_dir: Path) -> Path:
     return file
 
 
-@pytest.fixture
-def small_disk(socket_dir: Path) -> Iterator[Path]:
-    """A file system of 8 MiB, half a guest's memory; skips where none can be mounted."""
-    disk = socket_dir / "small-disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "panicd-test", str(disk)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+@pytest.fixture(name="disk")
+def small_disk_of_a_test(socket_dir: Path) -> Iterator[Path]:
+    """A file system of 8 MiB, half a guest's memory."""
+    with small_disk(socket_dir, "8m") as disk:
+        yield disk
 
 
 async def dump_fails(
@@ -100,27 +94,27 @@ async def test_directory_that_cannot_be_written_costs_the_dump_only(
 
 
 async def test_full_disk_costs_the_dump_and_leaves_no_part_of_it(
-    socket_dir: Path, small_disk: Path
+    socket_dir: Path, disk: Path
 ) -> None:
-    incident = await dump_fails(socket_dir, coredump(small_disk, min_free="0%"))
+    incident = await dump_fails(socket_dir, coredump(disk, min_free="0%"))
     assert incident.decisions == [("coredump-destroy", "on-crash")]
     assert "no-space: room for " in str(incident.details)
-    assert files(small_disk) == []
+    assert files(disk) == []
 
 
 @pytest.mark.parametrize("required", [False, True])
 async def test_disk_that_fills_up_costs_the_dump_and_leaves_no_part_of_it(
-    socket_dir: Path, small_disk: Path, required: bool
+    socket_dir: Path, disk: Path, required: bool
 ) -> None:
     noise = socket_dir / "noise"
     noise.write_bytes(os.urandom(12 << 20))  # so that what is expected at least is not what comes
     loaded = ("-device", f"loader,file={noise},addr=0x100000,force-raw=on")
-    policy = coredump(small_disk, min_free="0%", format="elf-zstd", required=required)
+    policy = coredump(disk, min_free="0%", format="elf-zstd", required=required)
     left = {"ending": "", "state": "preserved"} if required else {}
     incident = await dump_fails(socket_dir, policy, extra=loaded, **left)
     assert "no-space: " in str(incident.details)
     assert "No space left on device" in str(incident.details)
-    assert files(small_disk) == []
+    assert files(disk) == []
 
 
 @pytest.mark.parametrize("kind", ["elf", "elf-zstd"])

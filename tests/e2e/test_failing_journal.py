@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,21 +16,16 @@ from panicd.rules.incident import AnyEntry, State
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
+from tests.parts.small_disk import small_disk
 
 RESTART = {"on_crash": "restart"}
 
 
-@pytest.fixture
-def small_disk(socket_dir: Path) -> Iterator[Path]:
-    """A file system of 1 MiB; skips where none can be mounted."""
-    disk = socket_dir / "small-disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "panicd-test", str(disk)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+@pytest.fixture(name="disk")
+def small_disk_of_a_test(socket_dir: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    with small_disk(socket_dir, "1m") as disk:
+        yield disk
 
 
 def fill(disk: Path) -> Path:
@@ -51,14 +45,14 @@ async def check_unwritable(daemon: RunningDaemon) -> None:
     assert await daemon.metric("panicd_journal_healthy") == 0
 
 
-async def test_nothing_is_done_while_the_disk_is_full(socket_dir: Path, small_disk: Path) -> None:
+async def test_nothing_is_done_while_the_disk_is_full(socket_dir: Path, disk: Path) -> None:
     fake = FakeQemu(socket_dir / "vm.qmp")
     async with (
-        RunningDaemon.start(socket_dir, RESTART, state_directory=str(small_disk)) as daemon,
+        RunningDaemon.start(socket_dir, RESTART, state_directory=str(disk)) as daemon,
         fake.running(),
     ):
         await daemon.wait_armed("vm")
-        filler = fill(small_disk)
+        filler = fill(disk)
         fake.panic()
         await check_unwritable(daemon)
         # Connected anew, it tries again, and again finds that it can't.

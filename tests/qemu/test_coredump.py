@@ -40,6 +40,7 @@ from panicd.qemu.process import Peer, is_qemu_program
 from panicd.qemu.session import Session
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.qemu import RealQemu
+from tests.parts.small_disk import small_disk
 
 pytestmark = pytest.mark.real
 
@@ -262,33 +263,27 @@ async def test_what_a_killed_daemon_left_is_removed(
 # -- what can't be made
 
 
-@pytest.fixture
-def small_disk(socket_dir: Path) -> Iterator[Path]:
-    """A file system of 8 MiB; skips where none can be mounted."""
-    disk = socket_dir / "small-disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "panicd-test", str(disk)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+@pytest.fixture(name="disk")
+def small_disk_of_a_test(socket_dir: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    with small_disk(socket_dir, "8m") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("kind", OFFERED)
 async def test_disk_that_fills_up(
     socket_dir: Path,
-    small_disk: Path,
+    disk: Path,
     settings: CoredumpSettings,
     kind: DumpFormat,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dump_writer, "space", lambda _file: Space(1 << 40, 1 << 40))
     async with stopped_guest(socket_dir) as session:
-        error = await dump_fails(session, replace(settings, directory=small_disk), kind)
+        error = await dump_fails(session, replace(settings, directory=disk), kind)
     assert error.failure is DumpFailure.NO_SPACE
     assert "No space left on device" in str(error)
-    assert files(small_disk) == []
+    assert files(disk) == []
 
 
 async def test_floor_that_is_reached(
@@ -304,15 +299,15 @@ async def test_floor_that_is_reached(
 
 
 async def test_too_little_space_is_seen_beforehand(
-    socket_dir: Path, small_disk: Path, settings: CoredumpSettings
+    socket_dir: Path, disk: Path, settings: CoredumpSettings
 ) -> None:
     progress = DumpProgress()
     async with stopped_guest(socket_dir) as session:
         with pytest.raises(DumpError, match=f"of the {MEMORY} bytes that it takes") as caught:
-            await dump(session, replace(settings, directory=small_disk), progress=progress)
+            await dump(session, replace(settings, directory=disk), progress=progress)
     assert caught.value.failure is DumpFailure.NO_SPACE
     assert progress.received == 0
-    assert files(small_disk) == []
+    assert files(disk) == []
 
 
 async def test_space_that_cant_be_told_is_not_taken_for_enough(

@@ -105,6 +105,15 @@ def test_a_domain_keeps_its_newest(settings: CoredumpSettings) -> None:
     assert kept(settings) == {*days[2:], other}
 
 
+def test_of_two_made_in_one_second_the_newest_is_kept(settings: CoredumpSettings) -> None:
+    newest, older = (settings.directory / "vm" / f"20270101T000000-{end}.elf" for end in "ab")
+    newest.parent.mkdir(parents=True)
+    for path, at in ((older, NOW), (newest, NOW + 0.1)):
+        path.touch()
+        os.utime(path, (at, at))
+    assert retire(replace(settings, keep=1), newest) == [older]
+
+
 def test_the_first_of_a_crash_loop_is_kept(settings: CoredumpSettings) -> None:
     first = dumped(settings, 0)
     for number in range(1, 10):
