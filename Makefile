@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 ARGS ?=
 
-.PHONY: help test kill-matrix demo lint requirements clean
+.PHONY: help test kill-matrix demo lint reference requirements clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -26,6 +26,10 @@ lint: ## ruff and mypy over the whole tree
 	@.venv/bin/python -m ruff check .
 	@.venv/bin/python -m ruff format --check .
 	@.venv/bin/python -m mypy
+
+reference: ## write docs/commands.md, the man pages and the completions anew
+	@.ci/setup test
+	@.venv/bin/python -m tests.reference
 
 # The three that are left out are wanted on Windows only. The second file is the first, the tests'
 # own, and what builds the package.

@@ -65,7 +65,9 @@ def test_pins_name_no_place_to_fetch_from(path: Path, forbidden: str) -> None:
     assert forbidden not in path.read_text()
 
 
-@pytest.mark.parametrize("target", ["help", "test", "demo", "lint", "requirements", "clean"])
+@pytest.mark.parametrize(
+    "target", ["help", "test", "demo", "lint", "reference", "requirements", "clean"]
+)
 def test_make_target_exists(target: str) -> None:
     dry_run = subprocess.run(
         ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
@@ -149,7 +151,8 @@ def set_up_as_another_user(
         (
             "test",
             frozenset({"python3", "systemd-analyze"}),
-            "qemu-system-x86 prometheus makedumpfile zstd prometheus-alertmanager busybox-static",
+            "qemu-system-x86 prometheus makedumpfile zstd prometheus-alertmanager busybox-static "
+            + "groff-base",
         ),
     ],
 )
