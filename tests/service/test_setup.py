@@ -151,8 +151,10 @@ def set_up_as_another_user(
         (
             "test",
             frozenset({"python3", "systemd-analyze"}),
-            "qemu-system-x86 prometheus makedumpfile zstd prometheus-alertmanager busybox-static "
-            + "groff-base",
+            (
+                "qemu-system-x86 prometheus makedumpfile zstd prometheus-alertmanager"
+                " busybox-static groff-base"
+            ),
         ),
     ],
 )
