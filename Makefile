@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 ARGS ?=
 
-.PHONY: help test kill-matrix demo lint reference requirements clean
+.PHONY: help test service-test kill-matrix demo lint reference requirements clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -16,6 +16,9 @@ test: ## run the tests; ARGS='-k policy -x' goes to pytest
 kill-matrix: ## kill panicd at every point of every plan, on the fake and on the real QEMU
 	@.ci/setup test
 	@.venv/bin/python -m tests.kill $(ARGS)
+
+service-test: ## try the service under systemd, in a container (root; debootstrap, systemd-container)
+	@tests/service/container /var/tmp/panicd-service-test
 
 demo: ## panic a real QEMU and see panicd decide; ARGS goes to panicd demo
 	@.ci/setup demo

@@ -72,6 +72,7 @@ def test_the_wheel_holds_the_program_and_what_goes_with_it(wheel: dict[str, byte
     data = f"{STEM}.data/data"
     shared = {
         "systemd/panicd.service": "lib/systemd/system/panicd.service",
+        "systemd/unprivileged.conf": "share/doc/panicd/unprivileged.conf",
         "config/panicd.yaml": "share/doc/panicd/panicd.yaml",
         **{name: name for name in tree(ROOT / "share")},
         **{
