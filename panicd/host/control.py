@@ -222,7 +222,7 @@ def _listen(path: Path) -> tuple[trio.SocketListener, os.stat_result]:
     if len(os.fsencode(path)) > PATH_LIMIT:
         raise ControlSocketError(f"control socket {path}: longer than {PATH_LIMIT} bytes (unix(7))")
     try:
-        # XDG_RUNTIME_DIR is there and empty after each log-in. Who may connect is the socket's mode.
+        # XDG_RUNTIME_DIR is empty after each log-in. Who may connect is for the socket's mode.
         path.parent.mkdir(mode=0o755, exist_ok=True)
         _check_free(path)
         listener = _bind(path)

@@ -105,7 +105,7 @@ def start_vm(name: str, *, dial_in: bool = False) -> None:
         *("/usr/bin/qemu-system-x86_64", "-m", "16", "-display", "none", "-vga", "std", *arguments),
         *("-chardev", own, "-mon", "chardev=own,mode=readline"),
     )
-    until(f"{name} is armed", lambda: (d := domain(name)) and d["armed"])
+    until(f"{name} is armed", lambda: (d := domain(name)) and d["armed"] == "yes")
 
 
 def panic(name: str) -> None:
@@ -232,10 +232,10 @@ def a_reload_is_all_or_nothing() -> None:
 def an_open_incident_outlives_a_restart() -> None:
     before, directory = incident("left"), Path("/run/panicd").stat().st_ino
     run("systemctl", "restart", "panicd")
-    until("left is armed", lambda: (d := domain("left")) and d["armed"])
+    until("left is armed", lambda: (d := domain("left")) and d["armed"] == "yes")
     assert incident("left") == before
     assert Path("/run/panicd").stat().st_ino == directory
-    until("again dials in anew", lambda: (d := domain("again")) and d["armed"])
+    until("again dials in anew", lambda: (d := domain("again")) and d["armed"] == "yes")
 
 
 def a_wedged_daemon_is_started_anew() -> None:
@@ -243,7 +243,7 @@ def a_wedged_daemon_is_started_anew() -> None:
     os.kill(wedged, signal.SIGSTOP)
     until("another process", lambda: main_pid("panicd") not in {0, wedged}, limit=100)
     until("it is ready", lambda: shown("ActiveState") == "active")
-    until("left is armed", lambda: (d := domain("left")) and d["armed"])
+    until("left is armed", lambda: (d := domain("left")) and d["armed"] == "yes")
     assert "watchdog" in run("journalctl", "-b", "-o", "cat", "-u", "panicd").lower()
     assert incident("left")["state"] == "preserved"
 
@@ -269,7 +269,7 @@ def it_works_for_one_user_without_root() -> None:
     run("systemctl", "restart", "panicd")
     status = Path(f"/proc/{main_pid('panicd')}/status").read_text().split()
     assert status[status.index("CapEff:") + 1] == "0" * 16
-    until("left is armed", lambda: (d := domain("left")) and d["armed"])
+    until("left is armed", lambda: (d := domain("left")) and d["armed"] == "yes")
     start_vm("end")
     process = main_pid("vm-end")
     panic("end")
