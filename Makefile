@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 ARGS ?=
 
-.PHONY: help test kill-matrix hostile demo lint requirements clean
+.PHONY: help test service-test kill-matrix hostile demo lint reference requirements clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -21,6 +21,9 @@ hostile: ## the whole suite of hostile guests, monitors and clients; the soak is
 	@.ci/setup test
 	@PANICD_HOSTILE=whole .venv/bin/python -m pytest tests/hostile $(ARGS)
 
+service-test: ## try the service under systemd, in a container (root; debootstrap, systemd-container)
+	@tests/service/container /var/tmp/panicd-service-test
+
 demo: ## panic a real QEMU and see panicd decide; ARGS goes to panicd demo
 	@.ci/setup demo
 	@.venv/bin/panicd demo $(ARGS)
@@ -30,6 +33,10 @@ lint: ## ruff and mypy over the whole tree
 	@.venv/bin/python -m ruff check .
 	@.venv/bin/python -m ruff format --check .
 	@.venv/bin/python -m mypy
+
+reference: ## write docs/commands.md, the man pages and the completions anew
+	@.ci/setup test
+	@.venv/bin/python -m tests.reference
 
 # The three that are left out are wanted on Windows only. The second file is the first, the tests'
 # own, and what builds the package.

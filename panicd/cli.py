@@ -70,6 +70,7 @@ def main(context: click.Context, config_file: Path, socket: Path | None) -> None
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
+    help="What is logged: this, and what is graver.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Decide, record and report, and do nothing to any VM."
@@ -138,7 +139,13 @@ WHY: Final = click.option("--why", required=True, help="The reason; it is kept i
 @main.command()
 @click.argument("domain", required=False, shell_complete=_domain_names)
 @click.option("--all", "whole_host", is_flag=True, help="Every domain: maintenance of the host.")
-@click.option("--for", "duration", metavar="2h", callback=lambda _c, _p, text: _duration(text))
+@click.option(
+    "--for",
+    "duration",
+    metavar="2h",
+    callback=lambda _c, _p, text: _duration(text),
+    help="For so long: 90s, 30m, 2h, 1d.  [default: until `unhold`]",
+)
 @WHY
 @click.pass_obj
 def hold(
@@ -240,6 +247,7 @@ def audit(context: Context) -> tuple[object, Callable[[], None]]:
     show_default=True,
     metavar="X.Y",
     callback=lambda _context, _parameter, text: _version(text),
+    help="Of the QEMU that runs it.",
 )
 @click.option(
     "--directory",

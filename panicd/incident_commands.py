@@ -39,7 +39,13 @@ def _moment(_context: object, _parameter: object, text: str | None) -> float | N
     callback=_moment,
     help="Only those that began before.",
 )
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    help="At most so many, the newest.",
+)
 @json_option
 def incidents(
     context: Context,

@@ -57,6 +57,12 @@ def test_every_reason_is_explained(reason: Reason) -> None:
     assert f"`{reason}`" in POLICIES
 
 
+def test_no_other_reason_is_explained() -> None:
+    table = POLICIES[POLICIES.index("## Reasons") : POLICIES.index("A fallback that can't")]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {word for cell in cells for word in re.findall(r"`([a-z-]+)`", cell)} == set(Reason)
+
+
 @pytest.mark.parametrize("step", AnyStep.__args__)
 def test_every_step_stands_in_a_plan(step: type) -> None:
     assert step.__name__ in POLICIES

@@ -114,8 +114,8 @@ async def serve(
     than `RefusedError` is a bug and comes out of here.
 
     Args:
-        path: Where the socket is made; its directory must exist. A socket that nobody listens
-            on any more is replaced.
+        path: Where the socket is made; its directory is made too, but not those above it. A
+            socket that nobody listens on any more is replaced.
         handler: Called once for each request, several at a time.
         task_status: Reports the start once clients can connect.
 
@@ -238,6 +238,8 @@ def _listen(path: Path) -> tuple[trio.SocketListener, os.stat_result]:
     if len(os.fsencode(path)) > PATH_LIMIT:
         raise ControlSocketError(f"control socket {path}: longer than {PATH_LIMIT} bytes (unix(7))")
     try:
+        # XDG_RUNTIME_DIR is empty after each log-in. Who may connect is for the socket's mode.
+        path.parent.mkdir(mode=0o755, exist_ok=True)
         _check_free(path)
         listener = _bind(path)
         return trio.SocketListener(trio.socket.from_stdlib_socket(listener)), path.lstat()

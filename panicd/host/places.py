@@ -26,7 +26,8 @@ class Places:
 
         Root has the system's (file-hierarchy(7)), everybody else those of the XDG Base Directory
         Specification, which has relative paths in its variables ignored. What systemd sets for
-        ``RuntimeDirectory=`` and ``StateDirectory=`` comes first (systemd.exec(5)).
+        ``ConfigurationDirectory=``, ``RuntimeDirectory=`` and ``StateDirectory=`` comes first
+        (systemd.exec(5)), so that a service without root has the system's places too.
 
         Args:
             euid: the effective user id.
@@ -43,8 +44,9 @@ class Places:
             runtime = _directory(env, "XDG_RUNTIME_DIR", Path(f"/run/user/{euid}"))
             state = _directory(env, "XDG_STATE_HOME", home / ".local/state")
             places = cls(config / "panicd/panicd.yaml", runtime / "panicd", state / "panicd")
+        config = _service_directory(env, "CONFIGURATION_DIRECTORY", places.config_file.parent)
         return cls(
-            places.config_file,
+            config / places.config_file.name,
             _service_directory(env, "RUNTIME_DIRECTORY", places.runtime_directory),
             _service_directory(env, "STATE_DIRECTORY", places.state_directory),
         )

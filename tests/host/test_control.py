@@ -275,6 +275,11 @@ async def test_the_socket_is_for_owner_and_group(path: Path) -> None:
         os.umask(before)
 
 
+async def test_its_directory_is_made(path: Path) -> None:
+    async with serving(path.parent / "made" / path.name):
+        assert await trio.Path(path.parent / "made" / path.name).is_socket()
+
+
 async def test_the_socket_is_removed_at_the_end(path: Path) -> None:
     async with serving(path):
         assert files(path.parent)
@@ -313,7 +318,7 @@ async def test_a_file_is_not_taken_for_a_stale_socket(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("missing/control.sock", "No such file"), ("c" * 120, "107 bytes")],
+    [("missing/too/control.sock", "No such file"), ("c" * 120, "107 bytes")],
 )
 async def test_a_socket_that_cannot_be_made_is_named(
     tmp_path: Path, name: str, reason: str

@@ -43,8 +43,14 @@ def test_without_a_home_there_are_places_still() -> None:
 @pytest.mark.parametrize("euid", [0, 1000])
 def test_what_systemd_sets_comes_first(euid: int) -> None:
     places = Places.of(
-        euid, {"RUNTIME_DIRECTORY": "/run/a:/run/b", "STATE_DIRECTORY": "/var/lib/a"}
+        euid,
+        {
+            "CONFIGURATION_DIRECTORY": "/etc/a",
+            "RUNTIME_DIRECTORY": "/run/a:/run/b",
+            "STATE_DIRECTORY": "/var/lib/a",
+        },
     )
+    assert places.config_file == Path("/etc/a/panicd.yaml")
     assert places.runtime_directory == Path("/run/a")
     assert places.state_directory == Path("/var/lib/a")
 

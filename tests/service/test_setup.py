@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 RUNTIME_PINS = ROOT / "config/requirements.txt"
 TEST_PINS = ROOT / "tests/requirements.txt"
 NOBODY = 65534
-REST = "makedumpfile zstd prometheus-alertmanager busybox-static libvirt-daemon libvirt-clients"
+REST = (
+    "makedumpfile zstd prometheus-alertmanager busybox-static"
+    " libvirt-daemon libvirt-clients groff-base"
+)
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -66,7 +69,9 @@ def test_pins_name_no_place_to_fetch_from(path: Path, forbidden: str) -> None:
     assert forbidden not in path.read_text()
 
 
-@pytest.mark.parametrize("target", ["help", "test", "demo", "lint", "requirements", "clean"])
+@pytest.mark.parametrize(
+    "target", ["help", "test", "service-test", "demo", "lint", "reference", "requirements", "clean"]
+)
 def test_make_target_exists(target: str) -> None:
     dry_run = subprocess.run(
         ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
