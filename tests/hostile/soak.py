@@ -1,4 +1,4 @@
-"""A soak: for a given time VMs panic, flood, lose their monitors, and panicd is reloaded and killed.
+"""A soak: for some time VMs panic, flood, lose their monitors, and panicd is reloaded and killed.
 
     python -m tests.hostile.soak [--minutes 60] [--domains 20] [--seed N]
 
@@ -59,6 +59,7 @@ class Soak:
         self.said: Counter[str] = Counter()
         self.kills = 0
         self.kill_is_due = False
+        self.flood_ended = trio.lowlevel.ParkingLot()
         self.vitals: list[tuple[float, int, int]] = []
         self.amiss: list[str] = []
         self.under_way: set[str] = set()
@@ -96,6 +97,7 @@ class Soak:
                 vm.panic()
                 await self.told(name, lambda told: told[0]["state"] == "closed")
             self.under_way.discard(name)
+            self.flood_ended.unpark_all()
             await trio.sleep(self.chance.random() * 2)
 
     async def connected(self, name: str) -> None:
@@ -148,7 +150,7 @@ class Soak:
                 case "kill" if not self.halfway:
                     self.kill_is_due = True
                     while self.under_way & self.said.keys():  # what nobody hears is lost
-                        await trio.sleep(0.05)
+                        await self.flood_ended.park()
                     self.kills += 1
                     await self.daemon.kill()
                     await self.daemon.start_again()
