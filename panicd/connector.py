@@ -212,7 +212,7 @@ class Connector:
         domain.attempts = 1 if connected else domain.attempts + 1
         domain.told = 0 if connected else domain.told
         before, domain.problem = domain.problem, problem
-        # A monitor that stays away is told of once, and one that gives ever new reasons not for ever.
+        # Who stays away is told of once, and who gives ever new reasons not for ever.
         if problem != before and domain.told < TOLD_AT_MOST:
             domain.told += 1
             if domain.address in self._strangers and not self._strangers.may_tell():

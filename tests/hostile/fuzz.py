@@ -3,8 +3,9 @@
     python -m pip install atheris
     python -m tests.hostile.fuzz [-max_total_time=3600] [-seed=1] [CORPUS]
 
-The arguments are libFuzzer's. It ends at the first input that something else than a ``MonitorError``
-came of, prints the exception, and leaves the input in a file; given that file, it tries it again.
+The arguments are libFuzzer's. It ends at the first input of which something else than a
+``MonitorError`` came, prints the exception, and leaves the input in a file; given that file, it
+tries it again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One session with a monitor whose every word is made up, from its greeting to its end.
 
-Every exception that comes out of it is a bug: what may go wrong with a monitor is a ``MonitorError``.
+Every exception that comes out of it is a bug: what may go wrong is a ``MonitorError``.
 """
 
 from __future__ import annotations

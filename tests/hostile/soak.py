@@ -1,4 +1,4 @@
-"""A soak: for a given time VMs panic, flood, lose their monitors, and panicd is reloaded and killed.
+"""A soak: for some time VMs panic, flood, lose their monitors, and panicd is reloaded and killed.
 
     python -m tests.hostile.soak [--minutes 60] [--domains 20] [--seed N]
 
@@ -14,12 +14,12 @@ import argparse
 import random
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import trio
@@ -59,7 +59,8 @@ class Soak:
         self.said: Counter[str] = Counter()
         self.kills = 0
         self.kill_is_due = False
-        self.vitals: list[tuple[float, int, int]] = []
+        self.flood_ended = trio.lowlevel.ParkingLot()
+        self.vitals: list[tuple[int, int]] = []
         self.amiss: list[str] = []
         self.under_way: set[str] = set()
 
@@ -96,6 +97,7 @@ class Soak:
                 vm.panic()
                 await self.told(name, lambda told: told[0]["state"] == "closed")
             self.under_way.discard(name)
+            self.flood_ended.unpark_all()
             await trio.sleep(self.chance.random() * 2)
 
     async def connected(self, name: str) -> None:
@@ -148,7 +150,7 @@ class Soak:
                 case "kill" if not self.halfway:
                     self.kill_is_due = True
                     while self.under_way & self.said.keys():  # what nobody hears is lost
-                        await trio.sleep(0.05)
+                        await self.flood_ended.park()
                     self.kills += 1
                     await self.daemon.kill()
                     await self.daemon.start_again()
@@ -165,7 +167,7 @@ class Soak:
             await trio.sleep(2.0)
             if self.halfway:
                 pid = self.daemon.pid
-                self.vitals.append((time.time(), resident_bytes(pid), len(open_files(pid))))
+                self.vitals.append((resident_bytes(pid), len(open_files(pid))))
             self.daemon.log.clear()  # it is not what is looked at, and this process keeps it all
 
     def check(self, journal: list[Incident]) -> None:
@@ -182,13 +184,15 @@ class Soak:
                 self.amiss.append(f"{name}: panicked {said} times, {counted[name]} were counted")
         quarter = max(1, len(self.vitals) // 4)
         first, last = self.vitals[:quarter], self.vitals[-quarter:]
-        growth = min(m for _, m, _ in last) - max(m for _, m, _ in first)
-        files = min(f for *_, f in last) - min(f for *_, f in first)
+        growth, files = (
+            median(look[part] for look in last) - median(look[part] for look in first)
+            for part in (0, 1)
+        )
         print(
             f"{sum(self.episodes.values())} episodes, {sum(self.said.values())} panics in floods, "
             f"{self.kills} kills; memory "
-            f"{first[0][1] / 1e6:.1f} -> {last[-1][1] / 1e6:.1f} MB, files {first[0][2]} -> "
-            f"{last[-1][2]}"
+            f"{first[0][0] / 1e6:.1f} -> {last[-1][0] / 1e6:.1f} MB, files {first[0][1]} -> "
+            f"{last[-1][1]}"
         )
         if growth > GROWTH:
             self.amiss.append(f"memory grew by {growth / 1e6:.1f} MB")

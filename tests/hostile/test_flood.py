@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import pytest
 from panicd.demo.guests import Guest
 from panicd.qemu.pace import BURST
 from panicd.rules.incident import State
+from tests.hostile.monitors import serving, then_says
 from tests.parts.daemon import DaemonInside, LoggedIncident, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.qemu import RealQemu
@@ -133,3 +135,19 @@ async def ignored(directory: Path, **settings: Any) -> AsyncIterator[tuple[Daemo
     async with DaemonInside.start(directory, domains=[rule]) as daemon, fake.running() as vm:
         await daemon.wait_armed("bad")
         yield daemon, vm
+
+
+async def test_monitor_that_says_panics_without_end_costs_its_share(socket_dir: Path) -> None:
+    endless = then_says(lambda: itertools.repeat(PANIC * 500))
+    async with (
+        RunningDaemon.start(socket_dir, {"flood": {"share": "10%"}}, time_limit=40) as daemon,
+        serving(socket_dir / "bad.qmp", endless),
+    ):
+        await daemon.wait_log(AGAIN, domain="bad", count=2)
+        began, used = time.monotonic(), cpu_seconds(daemon.pid)
+        memory = resident_bytes(daemon.pid)
+        await daemon.wait_log(AGAIN, domain="bad", count=5)
+        # Unbounded it is a whole processor, where one is to be had.
+        assert cpu_seconds(daemon.pid) - used < (time.monotonic() - began) * 0.3
+        assert resident_bytes(daemon.pid) - memory < 4 << 20
+        assert len(daemon.incidents()) == 1

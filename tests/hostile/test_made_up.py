@@ -1,4 +1,4 @@
-"""Monitors whose every word is made up, by Hypothesis: nothing but a ``MonitorError`` comes of it."""
+"""Monitors whose every word is made up by Hypothesis: at worst a ``MonitorError`` comes of it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ answers = st.lists(
 )
 greetings = (
     st.just(greeting({"major": 7, "minor": 2, "micro": 0}))
-    | values.map(lambda version: greeting(version))
+    | values.map(greeting)
     | st.dictionaries(keys, values, max_size=3).map(encoded)
     | st.binary(max_size=60)
 )

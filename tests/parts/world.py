@@ -51,6 +51,7 @@ from panicd.qemu.monitor import (
     SessionLostError,
     UnreachableError,
 )
+from panicd.qemu.pace import Pace
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, ProcessIdentity
 from panicd.qemu.session import Session
@@ -428,6 +429,7 @@ class ModelMonitor:
         self._machine = machine
         self._closed = trio.Event()
         self.events = EventBuffer()
+        self.pace = Pace()
         self.version: Version = world.profile.version
         self.package: str = world.profile.package
 
