@@ -44,6 +44,15 @@ domains:
   - match: again
     on_crash: restart
     relaunch: {command: [/usr/bin/systemctl, restart, vm-again]}
+  - {match: "anew-*", on_crash: restart, relaunch: {unit: "vm@{domain}.service"}}
+"""
+
+UNIT = """
+[Service]
+User=vm
+ExecStart=/usr/bin/qemu-system-x86_64 -m 16 -display none -name %I -device pvpanic -no-reboot \\
+  -chardev socket,id=panicd,path=/run/qemu/%I.qmp,server=on,wait=off -mon panicd,mode=control \\
+  -chardev socket,id=own,path=/run/qemu/%I.own,server=on,wait=off -mon own,mode=readline
 """
 
 told: list[Any] = []
@@ -202,6 +211,20 @@ def a_vm_that_dialled_in_is_reset() -> None:
     until("the restart", lambda: incident("again")["state"] == "closed")
 
 
+def a_vm_that_can_t_be_reset_is_started_anew_by_its_unit() -> None:
+    name, unit = "anew-1", "vm@anew\\x2d1.service"
+    Path("/run/systemd/system/vm@.service").write_text(UNIT)
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", unit)
+    until("it is armed", lambda: (d := domain(name)) and d["armed"] == "yes")
+    before = main_pid(unit)
+    panic(name)
+    until("the relaunch", lambda: incident(name)["state"] == "closed")
+    assert incident(name)["ending"] == "relaunched", incident(name)
+    assert main_pid(unit) not in {0, before}
+    until("it is armed again", lambda: (d := domain(name)) and d["armed"] == "yes")
+
+
 def a_page_asks_who_reads() -> None:
     request = Request("http://127.0.0.1:10077/metrics")
     try:
@@ -284,6 +307,7 @@ STEPS = (
     memory_is_dumped,
     another_user_s_hung_qemu_is_ended,
     a_vm_that_dialled_in_is_reset,
+    a_vm_that_can_t_be_reset_is_started_anew_by_its_unit,
     a_page_asks_who_reads,
     a_reload_is_all_or_nothing,
     an_open_incident_outlives_a_restart,
