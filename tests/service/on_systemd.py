@@ -31,6 +31,7 @@ USER = "vm"  # whose QEMUs are not root's
 CONFIGURATION = """
 monitors: [{glob: /run/qemu/*.qmp}, {listen: /run/panicd/qmp.sock}]
 metrics: {web_config: /etc/panicd/web.yaml}
+storm: "off"
 notify:
   webhook: {url: "http://127.0.0.1:8099/told"}
   hook: {command: [/usr/local/bin/panicd-hook]}
@@ -85,7 +86,9 @@ def until(what: str, holds: Callable[[], Any], limit: float = 30) -> Any:
     pause = threading.Event()
     began = time.monotonic()
     while not (found := holds()):
-        assert time.monotonic() < began + limit, f"not within {limit} s: {what}"
+        if time.monotonic() > began + limit:
+            print(run("journalctl", "--unit", "panicd", "--lines", "30", "--output", "cat"))
+            raise AssertionError(f"not within {limit} s: {what}")
         pause.wait(0.1)
     return found
 
