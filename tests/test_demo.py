@@ -192,6 +192,8 @@ def test_an_elf_dump_is_complete_or_not(tmp_path: Path) -> None:
 async def test_only_the_process_meant_is_ended_by_its_pid_file(tmp_path: Path) -> None:
     with trio.fail_after(TIME_LIMIT):
         sleeper = await trio.lowlevel.open_process(["sleep", "1000"])
+        while not await trio.Path(f"/proc/{sleeper.pid}/cmdline").read_bytes():
+            pass  # it has no arguments for a moment yet
         try:
             pid_file = tmp_path / "pid"
             pid_file.write_text(f"{sleeper.pid}\n")
