@@ -14,14 +14,14 @@
     host/    what touches the host: config, journal, metrics, http, web, control, sdnotify, virsh
     here     executor (with relaunch, libvirt) runs one plan; chronicle, tally: an incident's
              record, its counts; bundle_keeper removes old evidence; services: what all share;
-             responder (with sight, own_time) responds to a panic; supervisor looks after one
-             domain; connector finds and keeps them; strangers: who dialled in and said nothing
-             yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs; dump_queue,
-             dumping: whose dump comes when; storm_breaker; operators, snapshot, audit, records,
-             api: what people ask; page (with page_parts, page_style): what a browser shows;
-             notifier tells others; daemon wires it; cli, cli_base, incident_commands, moment,
-             probing, demo: what people type; render, render_dumps, incident_page, incident_log,
-             export: what they see
+             responder (with sight, own_time, enforcing, evidence) responds to a panic; supervisor
+             looks after one domain; connector finds and keeps them; strangers: who dialled in and
+             said nothing yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs;
+             dump_queue, dumping: whose dump comes when; storm_breaker; operators, snapshot, audit,
+             records, api: what people ask; page (with page_parts, page_style): what a browser
+             shows; notifier tells others; daemon wires it; cli, cli_base, incident_commands,
+             moment, probing, demo: what people type; render, render_dumps, incident_page,
+             incident_log, export: what they see
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.
 """

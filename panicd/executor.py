@@ -14,7 +14,7 @@ import trio
 from panicd.host.logs import get_logger
 from panicd.host.virsh import LibvirtRefusedError, LibvirtSilentError
 from panicd.libvirt import JOB_WAIT, Libvirt, LibvirtAwayError
-from panicd.qemu.coredump import DumpError, FinishedDump
+from panicd.qemu.coredump import DumpError, DumpFailure, FinishedDump
 from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError, UncertainError
 from panicd.qemu.process import PeerError
 from panicd.qemu.session import Session
@@ -87,9 +87,10 @@ _TO_BE_AWAITED: Final = {
 class _OvertakenError(Exception):
     """Somebody else has changed what was to be acted on."""
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: Course, result: StepResult | None) -> None:
         super().__init__(course.value)
         self.course = course
+        self.result = result or StepResult(Outcome.SKIPPED, course.value)
 
 
 DumpMaker = Callable[[Session, Dump], Awaitable[FinishedDump]]
@@ -146,7 +147,7 @@ class Executor:
                 await self._look()
                 result = await self._carry_out(step)
             except _OvertakenError as overtaken:
-                self._record.end(index, StepResult(Outcome.SKIPPED, str(overtaken)))
+                self._record.end(index, overtaken.result)
                 return overtaken.course
             self._record.end(index, result)
             if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
@@ -164,17 +165,26 @@ class Executor:
                 return overtaken.course
         return Course.COMPLETED
 
-    async def _look(self) -> None:
+    async def _look(self, result: StepResult | None = None) -> None:
         """See that the guest still is the panicked one that was decided about.
+
+        Args:
+            result: of the step in progress; None: it is not taken, if the guest is another.
 
         Raises:
             _OvertakenError: it is not.
         """
         await self._session.drain()
+        if (course := self._overtaken()) is not None:
+            raise _OvertakenError(course, result)
+
+    def _overtaken(self) -> Course | None:
+        """Return how the plan ends if the guest is known to be another by now."""
         if self._session.seen.resets > self._resets:
-            raise _OvertakenError(Course.RESET_BY_OTHERS)
+            return Course.RESET_BY_OTHERS
         if self._session.seen.resumes > self._resumes:
-            raise _OvertakenError(Course.RESUMED_BY_OTHERS)
+            return Course.RESUMED_BY_OTHERS
+        return None
 
     async def _commit_and_look(self) -> None:
         """Make durable what was told so far; that takes a moment, so look at the guest again."""
@@ -250,7 +260,8 @@ class Executor:
             if trio.current_time() >= deadline:
                 return StepResult(Outcome.FAILED, f"{busy} did not end in {step.timeout:g} s")
             self._log.info("waiting", until_the_end_of=busy)
-            await session.observe(lambda: session.ended, QUIET_CHECK)
+            await session.observe(lambda: session.ended or bool(self._overtaken()), QUIET_CHECK)
+            await self._look()
             busy = await session.busy_with()
         # A panic lets a migration end at once: it may be over already. To let the guest run here
         # too would be a second copy of it.
@@ -264,8 +275,9 @@ class Executor:
         try:
             dump = await self._make_dump(self._session, step)
         except DumpError as error:
-            await self._look()
-            return StepResult(Outcome.FAILED, str(error))
+            failed = StepResult(Outcome.FAILED, str(error))
+            await self._look(failed if error.failure is not DumpFailure.OVERTAKEN else None)
+            return failed
         return StepResult(Outcome.DONE, str(dump.path))
 
     async def _system_reset(self, step: SystemReset) -> StepResult:

@@ -2,24 +2,20 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
+from typing import Final, Literal
 
 import trio
 
-from panicd import __version__
 from panicd.chronicle import Chronicle
-from panicd.dumping import dump_in_turn
+from panicd.enforcing import stop_again
+from panicd.evidence import EvidenceKeeper
 from panicd.executor import Course, Executor
 from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
-from panicd.qemu.coredump import FinishedDump
-from panicd.qemu.dump_directory import retire
-from panicd.qemu.evidence import collect
+from panicd.qemu.event_buffer import Heard
 from panicd.qemu.session import Session
-from panicd.records import plan_view
 from panicd.relaunch import relaunch_environment
 from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import (
@@ -37,8 +33,7 @@ from panicd.rules.incident import (
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Operation
-from panicd.rules.payload import describe
-from panicd.rules.plan import Collect, Dump, make_plan
+from panicd.rules.plan import Dump, OnFailure, SystemReset, make_plan
 from panicd.rules.policy import (
     DESTRUCTIVE,
     Decision,
@@ -53,8 +48,10 @@ from panicd.rules.policy import (
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
 from panicd.rules.settings import Policy
-from panicd.services import Services, bundle_directory
+from panicd.services import Services
 from panicd.sight import Sight
+
+_TO_STAY_STOPPED: Final = {Action.PRESERVE, Action.DESTROY, Action.RESTART}
 
 SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
 
@@ -71,6 +68,7 @@ class Responder:
         acting: a plan is being carried out, or was until a step whose end is not known; what
             happens meanwhile is not somebody else's doing.
         heard_at: when the panic that is not yet reacted to was read, on trio's clock.
+        next_panic: of a guest that somebody let run during a plan: its turn comes after that.
     """
 
     def __init__(self, services: Services, domain: Domain, session: Session) -> None:
@@ -79,8 +77,10 @@ class Responder:
         self._session = session
         self.acting = False
         self.heard_at: float | None = None
+        self.next_panic: Heard | None = None
         self._let_go_before = 0
         self._sight = Sight(session)
+        self._evidence = EvidenceKeeper(services, domain)
 
     @property
     def guest_was_let_go(self) -> bool:
@@ -322,7 +322,7 @@ class Responder:
             case Course.RESET_BY_OTHERS:
                 await self.close(Ending.FOREIGN_RESET)
             case Course.RESUMED_BY_OTHERS:
-                await self.close(Ending.FOREIGN_RESUME)
+                await self._resumed_meanwhile()
             case Course.INTERRUPTED:
                 # What is still heard on this session may be what panicd itself did: it is not taken
                 # for somebody else's, the VM is asked on the next one.
@@ -331,6 +331,61 @@ class Responder:
                 self._session.monitor.abort()
             case Course.AWAITING_RETURN:
                 pass
+
+    async def _resumed_meanwhile(self) -> None:
+        """Go on with the plan that somebody's resuming the guest ended, where that is enforced.
+
+        One that panicd has reset is no panicked guest any more, and one that was to run may.
+        """
+        incident = self._chronicle.incident
+        plan, index = incident.plan, max(incident.steps)
+        assert plan is not None
+        reset = any(isinstance(plan.steps[i], SystemReset) for i in incident.steps if i < index)
+        if reset or incident.action not in _TO_STAY_STOPPED:
+            await self.close(Ending.FOREIGN_RESUME)
+        elif await self.stop_again():
+            outcome = incident.steps[index].outcome
+            if outcome is Outcome.FAILED and plan.steps[index].on_failure is OnFailure.PRESERVE:
+                await self.fall_back(Reason.DUMP_FAILED)
+            else:
+                await self._go_on(index if outcome is Outcome.SKIPPED else index + 1)
+
+    async def stop_again(self) -> bool:
+        """Stop the guest that somebody else resumed, or end its incident.
+
+        Returns:
+            Whether it is stopped, and its incident open.
+        """
+        ending: Ending | None = Ending.FOREIGN_RESUME
+        if self._policy.enforce:
+            self.acting = True
+            try:
+                ending = await stop_again(self._session, self._chronicle)
+            finally:
+                self.acting = False
+        if ending is None:
+            self.repeat_next_panic()
+        else:
+            await self.close(ending)
+        return ending is None
+
+    def put_off(self, panic: Heard) -> None:
+        """Keep a panic for later, beside those that are kept already."""
+        before = self.next_panic.count if self.next_panic is not None else 0
+        self.next_panic = replace(self.next_panic or panic, count=before + panic.count)
+
+    def repeat_next_panic(self) -> None:
+        """Count the panic that was put off as one more of the open incident, and no more."""
+        if self.next_panic is not None:
+            self._chronicle.repeat(self.next_panic.count)
+            self.next_panic = None
+
+    def take_next_panic(self) -> Heard | None:
+        """Return the panic that was put off, if its turn has come."""
+        if self.acting:
+            return None
+        panic, self.next_panic = self.next_panic, None
+        return panic
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -350,8 +405,8 @@ class Responder:
         executor = Executor(
             self._session,
             self._chronicle,
-            make_dump=self._dump,
-            take_evidence=self._take_evidence,
+            make_dump=self._evidence.dump,
+            take_evidence=self._evidence.take,
             environment=relaunch_environment(incident),
             libvirt=self._services.libvirt,
             on_command=self._note_reaction,
@@ -391,45 +446,3 @@ class Responder:
         chronicle.note_repeats()
         chronicle.note(Settled(self._now, state))
         await chronicle.commit()
-
-    async def _dump(self, session: Session, step: Dump) -> FinishedDump:
-        dump = await dump_in_turn(
-            session,
-            replace(self._policy.coredump, timeout=step.timeout),
-            self._domain,
-            self._chronicle.incident,
-            step.format,
-            queue=self._services.dumps,
-            libvirt=self._services.libvirt,
-            metrics=self._services.metrics,
-        )
-        await trio.to_thread.run_sync(self._retire, dump.path)
-        return dump
-
-    async def _take_evidence(self, session: Session, step: Collect) -> str:
-        incident = self._chronicle.incident
-        evidence = self._policy.evidence
-        bundle = await collect(
-            session,
-            bundle_directory(self._services.config(), incident.id),
-            consoles=evidence.consoles if evidence is not None else (),
-            facts={
-                **asdict(incident.opened),
-                "payload": asdict(describe(incident.opened.information)),
-                "decision": plan_view(incident.plan) if incident.plan is not None else None,
-                "panicd": __version__,
-            },
-            budget=step.timeout,
-        )
-        self._services.bundles.taken(self._domain.key, self._policy)
-        return bundle.panic_line
-
-    def _retire(self, newest: Path) -> None:
-        log = get_logger(domain=self._domain.name)
-        try:
-            retired = retire(self._policy.coredump, newest)
-        except OSError as error:
-            log.warning("old dumps could not be removed", problem=str(error))
-        else:
-            if retired:
-                log.info("old dumps removed", paths=[str(path) for path in retired])

@@ -7,7 +7,7 @@ repeat of the one that is acted on.
 
 import math
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -26,7 +26,7 @@ from panicd.responder import Responder
 from panicd.rules.capability import Armed, run_by_libvirt
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.flood import FloodGauge
-from panicd.rules.incident import Acknowledged, Ending, Enforced, Observed, Source, State
+from panicd.rules.incident import Acknowledged, Ending, Observed, Source, State
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation, OperationKind
 from panicd.rules.policy import ImpossibleError, Reason, applicable
@@ -47,7 +47,6 @@ from panicd.services import Services
 
 ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
-ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
 ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
 LOOK_AFTER: Final[dict[State | None, float]] = {  # seconds without an event
     State.PRESERVED: 5.0,  # it may have been migrated away
@@ -87,9 +86,7 @@ class Supervisor:
         self._services = services
         self._domain = domain
         self._stale_policy = False
-        self._enforcing = False
         self._wishes: deque[Wish] = deque()
-        self._next_panic: Heard | None = None
         self._flood = FloodGauge()
         self._coalesced = 0
 
@@ -113,8 +110,7 @@ class Supervisor:
             await self._take_up()
             while not session.ended:
                 self._count_coalesced()
-                if self._next_panic is not None and not self._responder.acting:
-                    heard, self._next_panic = self._next_panic, None
+                if (heard := self._responder.take_next_panic()) is not None:
                     if not await self._own_time.take(heard):
                         await self._panicked(heard)
                 elif self._stale_policy:
@@ -154,10 +150,8 @@ class Supervisor:
         if self._responder.acting:
             if isinstance(heard.event, GuestPanickedEvent):
                 self._heard_while_acting(heard)
-            elif isinstance(heard.event, ResetEvent | ResumeEvent) and self._next_panic is not None:
-                # Somebody else has ended it before its turn came: it is counted, and no more.
-                self._chronicle.repeat(self._next_panic.count)
-                self._next_panic = None
+            elif isinstance(heard.event, ResetEvent | ResumeEvent):
+                self._responder.repeat_next_panic()  # somebody has ended it before its turn came
             return
         if await self._own_time.take(heard):
             return
@@ -168,8 +162,6 @@ class Supervisor:
                 await self._resumed()
             case ResetEvent(guest=guest):
                 await self._reset(by_guest=guest)
-            case StopEvent() if self._enforcing:
-                pass
             case StopEvent():
                 await self._saw(f"guest stopped, run state {await self._session.query_status()}")
             case ShutdownEvent(reason=reason):
@@ -255,7 +247,7 @@ class Supervisor:
             session.run_state is RunState.GUEST_PANICKED
             and not session.seen.reset_since_panic
             and domain.chronicle is None
-            and self._next_panic is None
+            and self._responder.next_panic is None
             and not session.ended
         ):
             await self._responder.open(Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
@@ -309,10 +301,8 @@ class Supervisor:
         """Take a panic for a repeat, unless the guest was let run since: then it comes next."""
         if not self._responder.guest_was_let_go and self._own_time.until is None:
             self._chronicle.repeat(heard.count)
-        elif self._next_panic is None:
-            self._next_panic = heard
         else:
-            self._next_panic = replace(heard, count=self._next_panic.count + heard.count)
+            self._responder.put_off(heard)
 
     async def _panicked(self, heard: Heard) -> None:
         event, responder = heard.event, self._responder
@@ -363,23 +353,7 @@ class Supervisor:
             return
         if chronicle.incident.state is State.RUNNING_ON:
             return
-        if self._policy.enforce and chronicle.incident.enforced < ENFORCED_AT_MOST:
-            chronicle.note(Enforced(chronicle.now))
-            await chronicle.commit()
-            await self._session.drain()  # that took a moment: it may have been reset since
-            if self._domain.chronicle is chronicle:
-                await self._stop_again()
-            return
-        await self._responder.close(Ending.FOREIGN_RESUME)
-
-    async def _stop_again(self) -> None:
-        """Stop the guest; that STOP is nobody else's."""
-        self._enforcing = True
-        try:
-            await self._session.execute("stop")
-            await self._session.drain()  # STOP comes before the reply
-        finally:
-            self._enforcing = False
+        await self._responder.stop_again()
 
     async def _reset(self, *, by_guest: bool) -> None:
         if self._domain.chronicle is not None:

@@ -20,14 +20,18 @@ FAILURES = "panicd_coredump_failures_total"
 
 @asynccontextmanager
 async def one_at_a_time(
-    directory: Path, *names: str, **coredump: Any
+    directory: Path, *names: str, enforce: bool = False, **coredump: Any
 ) -> AsyncIterator[tuple[DaemonInside, list[FakeQemu]]]:
     """A daemon that makes one dump at a time; the guests have panicked in this order.
 
     The first one's dump is held, so the others wait.
     """
     vms = [FakeQemu(directory / f"{name}.qmp", name=name) for name in names]
-    policy = {"on_crash": "coredump-destroy", "coredump": {"min_free": "1MiB", **coredump}}
+    policy = {
+        "on_crash": "coredump-destroy",
+        "coredump": {"min_free": "1MiB", **coredump},
+        "enforce": enforce,
+    }
     async with (
         DaemonInside.start(directory, policy, coredumps_at_once=1) as daemon,
         background() as nursery,
@@ -84,6 +88,21 @@ async def test_guest_that_others_reset_leaves_the_queue(socket_dir: Path, requir
         assert await daemon.metric(FAILURES, reason="overtaken") == 1
         vms[0].release_dumps()
         await daemon.wait_incident("first", ending="destroyed")
+
+
+async def test_guest_that_others_resume_is_stopped_again_and_dumped_in_its_turn(
+    socket_dir: Path,
+) -> None:
+    async with one_at_a_time(socket_dir, "first", "second", enforce=True) as (daemon, vms):
+        mark = daemon.mark()
+        await vms[1].foreign("cont")
+        await daemon.wait_log("dump waits for its turn", domain="second", since=mark)
+        assert vms[1].commands.count("stop") == 1
+        assert "dump-guest-memory" not in vms[1].commands
+        vms[0].release_dumps()
+        incident = await daemon.wait_incident("second", ending="destroyed")
+        assert incident.steps[2:5] == [("Dump", "skipped"), ("Dump", "done"), ("Quit", "done")]
+        assert vms[1].commands.count("dump-guest-memory") == 1
 
 
 async def test_domain_that_is_gone_leaves_the_queue(socket_dir: Path) -> None:

@@ -272,7 +272,7 @@ def check(history: History, trial: Trial) -> None:
     assert in_memory == {incident.id: incident for incident in still_open}, "the journal differs"
     if world.machine is None:
         assert all(incident.state is State.FAILED for incident in still_open)
-    elif not world.panicked and history.profile.panicked_after_reset is RunState.PRELAUNCH:
+    elif not world.panicked and not world.misread:
         assert not still_open, "an incident of a guest that was reset"
     elif world.machine.state is RunState.GUEST_PANICKED and world.panicked:
         assert still_open, "a panicked guest that nobody knows of"

@@ -44,6 +44,7 @@ class Seen:
     overflows: int = 0  # of events: what happened to the guest may have gone unseen
     shutdown: ShutdownEvent | None = None
     dump: DumpCompletedEvent | None = None
+    reset_by_guest: bool = False  # the last of them
     reset_since_panic: bool = False  # then it is no panicked guest, though 1.7 to 2.5 call it one
 
     def forget_dump(self) -> None:
@@ -257,8 +258,9 @@ class Session:
             case ResumeEvent():
                 self.seen.resumes += 1
                 self.run_state = RunState.RUNNING
-            case ResetEvent():
+            case ResetEvent(guest=guest):
                 self.seen.resets += 1
+                self.seen.reset_by_guest = guest
                 self.seen.reset_since_panic = True
             case ShutdownEvent():
                 self.seen.shutdown = event

@@ -12,6 +12,7 @@ import trio
 
 from panicd import supervisor
 from panicd.demo.guests import Guest
+from panicd.enforcing import ENFORCED_AT_MOST
 from panicd.host.control import RefusedError
 from panicd.rules.incident import State
 from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
@@ -116,7 +117,7 @@ async def test_migration_of_a_preserved_guest_ends_its_incident(
 
 async def test_enforced_stop_has_a_limit(socket_dir: Path) -> None:
     policy = {"on_crash": "preserve", "enforce": True}
-    times = supervisor.ENFORCED_AT_MOST
+    times = ENFORCED_AT_MOST
     async with (
         DaemonInside.start(socket_dir, policy) as daemon,
         RealQemu.start(socket_dir, guest=Guest.COUNT, proxied=True) as vm,
@@ -136,6 +137,61 @@ async def test_enforced_stop_has_a_limit(socket_dir: Path) -> None:
         await vm.wait_counting()
         await daemon.wait_kept(ended)
         assert await observed(daemon, incident.id) == []  # those stops were panicd's own
+
+
+@pytest.mark.parametrize("on_crash", ["restart", "destroy", "coredump-preserve"])
+async def test_guest_that_is_resumed_during_a_plan_is_stopped_again(
+    socket_dir: Path, on_crash: str
+) -> None:
+    policy = {"on_crash": on_crash, "enforce": True}
+    async with (
+        DaemonInside.start(socket_dir, policy) as daemon,
+        RealQemu.start(
+            socket_dir, guest=Guest.COUNT, proxied=True, extra=Backup.prepare(socket_dir)
+        ) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await Backup.begin(vm, socket_dir)
+        await vm.panic()
+        await daemon.wait_log("waiting", until_the_end_of=Backup.told)
+        for count in range(1, ENFORCED_AT_MOST + 1):
+            mark = daemon.mark()
+            await vm.witness.execute("cont")
+            await daemon.wait_log("somebody resumed the panicked guest: stopped again", since=mark)
+            await daemon.wait_log("waiting", since=mark, until_the_end_of=Backup.told)
+            assert await vm.status() == "paused"
+            assert vm.proxy.acting_commands == ["stop"] * count
+        await Backup.end(vm)
+        endings = {"restart": "restarted", "destroy": "destroyed", "coredump-preserve": ""}
+        state = "preserved" if on_crash == "coredump-preserve" else ""
+        incident = await daemon.wait_incident("vm", state=state, ending=endings[on_crash])
+        assert len(daemon.incidents()) == 1
+        assert incident.decisions == [(on_crash, "on-crash")]
+        acts = {
+            "restart": ["system_reset", "cont"],
+            "destroy": ["quit"],
+            "coredump-preserve": ["getfd", "dump-guest-memory"],
+        }
+        assert vm.proxy.acting_commands == ["stop"] * ENFORCED_AT_MOST + acts[on_crash]
+
+
+async def test_guest_that_is_resumed_during_a_plan_once_too_often_runs(socket_dir: Path) -> None:
+    policy = {"on_crash": "destroy", "enforce": True}
+    async with (
+        DaemonInside.start(socket_dir, policy) as daemon,
+        RealQemu.start(
+            socket_dir, guest=Guest.COUNT, proxied=True, extra=Backup.prepare(socket_dir)
+        ) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await Backup.begin(vm, socket_dir)
+        await vm.panic()
+        for _ in range(ENFORCED_AT_MOST + 1):
+            await daemon.wait_log("waiting", since=daemon.mark(), until_the_end_of=Backup.told)
+            await vm.witness.execute("cont")
+        await daemon.wait_incident("vm", ending="foreign-resume")
+        assert vm.proxy.acting_commands == ["stop"] * ENFORCED_AT_MOST
+        await vm.wait_counting()
 
 
 class Migration:

@@ -24,6 +24,7 @@ from unittest.mock import patch
 import trio
 from prometheus_client import CollectorRegistry
 
+import panicd.evidence
 import panicd.executor
 import panicd.orphans
 import panicd.responder
@@ -160,7 +161,8 @@ class World:
         requests: How often an operator asked for something to be done, since the last panic.
         connected_anew: panicd has connected since the last panic, so it may not have heard a reset.
         boots: How often panicd let a guest run that had been reset.
-        misread: How often QEMU called a guest that was reset a panicked one, as 1.7 to 2.5 do.
+        misread: How often QEMU called a guest that was reset a panicked one, as 1.7 to 2.5 do, and
+            any where the panic's stop comes after the reset. Who wasn't there can't tell them apart.
     """
 
     def __init__(
@@ -199,7 +201,7 @@ class World:
         """Put this world where panicd looks for processes, files and commands."""
         with (
             patch.object(panicd.waiting, "ProcessIdentity", _identities(self)),
-            patch.object(panicd.responder.Responder, "_dump", self.dump),
+            patch.object(panicd.evidence.EvidenceKeeper, "dump", self.dump),
             patch.object(panicd.executor, "run_relaunch", self.relaunch),
             patch.object(panicd.orphans, "run_relaunch", self.relaunch),
         ):
@@ -305,14 +307,14 @@ class World:
         """
         assert self.machine is not None
         state, panicked = self.machine.state, self.panicked
+        # Who was not there when it was reset has QEMU's word only.
+        said = state is RunState.GUEST_PANICKED and self.connected_anew
         match command:
             case "stop":
                 assert panicked or self.misread, "a healthy guest is stopped"
             case "system_reset":
-                assert panicked or not self.ran, f"a healthy guest is reset, {state}"
+                assert panicked or said or not self.ran, f"a healthy guest is reset, {state}"
             case "quit" | "SIGTERM" | "SIGKILL":
-                # 1.7 to 2.5 say so of a guest too that was reset and has not run since.
-                said = state is RunState.GUEST_PANICKED and self.connected_anew
                 assert panicked or said, f"a healthy guest is ended by {command}, {state}"
             case "cont" if panicked:
                 number = self._conts[self.panics]

@@ -1,0 +1,91 @@
+"""What is kept of one domain's panic: the bundle of what the guest still shows, and its memory."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import trio
+
+from panicd import __version__
+from panicd.dumping import dump_in_turn
+from panicd.fleet import Domain
+from panicd.host.logs import get_logger
+from panicd.qemu.coredump import FinishedDump
+from panicd.qemu.dump_directory import retire
+from panicd.qemu.evidence import collect
+from panicd.qemu.session import Session
+from panicd.records import plan_view
+from panicd.rules.incident import Incident
+from panicd.rules.payload import describe
+from panicd.rules.plan import Collect, Dump
+from panicd.rules.settings import Policy
+from panicd.services import Services, bundle_directory
+
+
+class EvidenceKeeper:
+    """Takes the evidence of a connected domain's open incident.
+
+    Args:
+        services: what it uses.
+        domain: which it is; it has a policy and an open incident whenever evidence is taken.
+    """
+
+    def __init__(self, services: Services, domain: Domain) -> None:
+        self._services = services
+        self._domain = domain
+
+    @property
+    def _policy(self) -> Policy:
+        assert self._domain.policy is not None
+        return self._domain.policy
+
+    @property
+    def _incident(self) -> Incident:
+        assert self._domain.chronicle is not None
+        return self._domain.chronicle.incident
+
+    async def take(self, session: Session, step: Collect) -> str:
+        """Keep what the guest still shows, within the step's time; return its panic line."""
+        incident, evidence = self._incident, self._policy.evidence
+        bundle = await collect(
+            session,
+            bundle_directory(self._services.config(), incident.id),
+            consoles=evidence.consoles if evidence is not None else (),
+            facts={
+                **asdict(incident.opened),
+                "payload": asdict(describe(incident.opened.information)),
+                "decision": plan_view(incident.plan) if incident.plan is not None else None,
+                "panicd": __version__,
+            },
+            budget=step.timeout,
+        )
+        self._services.bundles.taken(self._domain.key, self._policy)
+        return bundle.panic_line
+
+    async def dump(self, session: Session, step: Dump) -> FinishedDump:
+        """Write the guest's memory to a file when it is its turn, and retire older dumps.
+
+        Raises:
+            DumpError: it could not be written; nothing is left of it.
+        """
+        dump = await dump_in_turn(
+            session,
+            replace(self._policy.coredump, timeout=step.timeout),
+            self._domain,
+            self._incident,
+            step.format,
+            queue=self._services.dumps,
+            libvirt=self._services.libvirt,
+            metrics=self._services.metrics,
+        )
+        await trio.to_thread.run_sync(self._retire, dump.path)
+        return dump
+
+    def _retire(self, newest: Path) -> None:
+        log = get_logger(domain=self._domain.name)
+        try:
+            retired = retire(self._policy.coredump, newest)
+        except OSError as error:
+            log.warning("old dumps could not be removed", problem=str(error))
+        else:
+            if retired:
+                log.info("old dumps removed", paths=[str(path) for path in retired])
