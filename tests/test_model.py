@@ -403,6 +403,19 @@ FOUND = {
             (0.0005, "foreign system_reset"),
         ),
     ),
+    "QEMU's word alone is not acted on, though nothing else tells of a reset before the stop": (
+        History(
+            OnCrash.IGNORE,
+            QEMU_7_2,
+            (
+                (0.2, "panic"),
+                (0.0, "journal full"),
+                (3.0, "others bring it back"),
+                (0.2, "panic and stop later"),
+                (0.0, "foreign system_reset"),
+            ),
+        )
+    ),
 }
 """Histories that went wrong once, by what was wrong."""
 

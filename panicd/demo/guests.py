@@ -70,6 +70,9 @@ class Guest(enum.StrEnum):
     PANIC_BY_HYPERV = "panic-by-hyperv"
     """Writes a bug check to Hyper-V's crash registers (``-cpu …,hv-crash``, KVM), then halts."""
 
+    KVM_ERROR_ON_KEY = "kvm-error-on-key"
+    """Counts; at a key press it does what KVM gives up at (KVM_EXIT_INTERNAL_ERROR)."""
+
 
 # Interrupts stay off: under a firmware, its handlers would otherwise eat the key presses.
 _PROLOGUE: Final = bytes.fromhex(
@@ -154,6 +157,14 @@ _PANIC_BY_PCI: Final = bytes.fromhex(
     "c606000001"  #      mov byte [0], 1      ; PVPANIC_PANICKED
 )
 
+# An instruction that KVM would have to emulate, since it reads where no memory is, and can't: its
+# emulator knows no arithmetic of MMX (Linux, arch/x86/kvm/emulate.c).
+_KVM_ERROR: Final = bytes.fromhex(
+    "b800a0"  #        mov ax, 0xa000
+    "8ed8"  #          mov ds, ax
+    "0ffc060000"  #    paddb mm0, [0]
+)
+
 
 def _write_msr(number: int, high: int, low: int) -> bytes:
     return (
@@ -203,6 +214,7 @@ _PROGRAMS: Final = {
     Guest.CRASHLOAD_THEN_HANG: _CRASHLOAD + _HALT,
     Guest.PANIC_BY_PCI: _PANIC_BY_PCI + _HALT,
     Guest.PANIC_BY_HYPERV: _PANIC_BY_HYPERV + _HALT,
+    Guest.KVM_ERROR_ON_KEY: _TRANSLATE_KEYS + _COUNT_UNTIL_KEY + _KVM_ERROR + _HALT,
 }
 
 

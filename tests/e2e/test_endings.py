@@ -12,7 +12,7 @@ from panicd.demo.guests import Guest
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
-from tests.parts.qemu import RealQemu
+from tests.parts.qemu import RealQemu, accelerator
 
 PIIX4_POWER_MANAGEMENT = 0x80000B00  # PCI configuration address of 00:01.3 in QEMU's pc machine
 POWER_OFF = [
@@ -93,6 +93,22 @@ async def test_connection_that_ends_alone_is_not_taken_for_more(socket_dir: Path
         assert ended["cause"] == "disconnected"
         await daemon.wait_armed("vm", since=mark)
         assert daemon.incidents() == []
+
+
+@pytest.mark.real
+@pytest.mark.skipif(accelerator() != "kvm", reason="an internal error is KVM's")
+async def test_internal_error_of_kvm_is_not_a_panic(socket_dir: Path) -> None:
+    async with (
+        DaemonInside.start(socket_dir, {"on_crash": "restart"}) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.KVM_ERROR_ON_KEY, proxied=True) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.wait_counting()
+        await vm.hmp("sendkey a")
+        await daemon.wait_log("seen", what="guest stopped, run state internal-error", domain="vm")
+        assert await vm.status() == "internal-error"
+        assert daemon.incidents() == []
+        assert vm.proxy.acting_commands == []
 
 
 async def test_internal_error_is_not_a_panic(socket_dir: Path) -> None:

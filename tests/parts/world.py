@@ -162,7 +162,7 @@ class World:
         connected_anew: panicd has connected since the last panic, so it may not have heard a reset.
         boots: How often panicd let a guest run that had been reset.
         misread: How often QEMU called a guest that was reset a panicked one, as 1.7 to 2.5 do, and
-            any where the panic's stop comes after the reset. Who wasn't there can't tell them apart.
+            any where the panic's stop comes after the reset. Who was away can't tell them apart.
     """
 
     def __init__(
@@ -323,7 +323,7 @@ class World:
                 assert number <= self.interruptions + self.requests, f"cont number {number + 1}"
                 self._conts[self.panics] += 1
             case "cont":
-                assert not self.ran, "a guest that was not reset is let run"
+                assert said or not self.ran, "a guest that was not reset is let run"
             case "dump-guest-memory":
                 assert state is not RunState.RUNNING, "a guest that runs is dumped"
 
