@@ -78,11 +78,11 @@ async def watched(directory: Path, *, users: bool = False, **config: Any) -> Asy
 
 @asynccontextmanager
 async def panicked(
-    directory: Path, *, users: bool, name: str = HOSTILE
+    directory: Path, *, users: bool, name: str = HOSTILE, **config: Any
 ) -> AsyncIterator[tuple[Watched, str]]:
     """A daemon with one domain, which is preserved; its incident's page."""
     async with (
-        watched(directory, users=users) as seen,
+        watched(directory, users=users, **config) as seen,
         FakeQemu(directory / "vm.qmp", name=name).running() as vm,
     ):
         await seen.daemon.wait_log("policy in force")
