@@ -147,6 +147,9 @@ class Supervisor:
 
     async def listen(self, heard: Heard) -> None:
         """Deal with an event; called for each, in order."""
+        match heard.event:
+            case GuestPanickedEvent(action=PanicAction.POWEROFF) if self._session.stops_by_panic:
+                return  # QEMU 2.8 tells of one panic twice: that the guest stops, that QEMU ends
         if self._responder.acting:
             if isinstance(heard.event, GuestPanickedEvent):
                 self._heard_while_acting(heard)

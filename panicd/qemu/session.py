@@ -96,6 +96,11 @@ class Session:
         )
 
     @property
+    def stops_by_panic(self) -> bool:
+        """Whether a panic has stopped the guest, or is about to."""
+        return RunState.GUEST_PANICKED in {self.run_state, self._stop_means}
+
+    @property
     def process(self) -> str:
         """What tells this QEMU process from every other; empty where it is not known."""
         return str(self.peer.identity) if self.process_known else ""

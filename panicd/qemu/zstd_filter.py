@@ -17,6 +17,7 @@ else:
 LEVEL: Final = 1
 WORKERS: Final = 2  # threads; where libzstd was built without them it compresses in this one
 CHUNK: Final = 1 << 20  # bytes
+NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
 
 _OPTIONS: Final[dict[int, int]] = {
     zstd.CompressionParameter.compression_level: LEVEL,
@@ -29,6 +30,7 @@ _OPTIONS: Final[dict[int, int]] = {
 
 def main() -> int:
     """Compress until the input ends; return the exit status."""
+    os.nice(NICENESS)
     compressor = zstd.ZstdCompressor(options=_OPTIONS)
     try:
         while chunk := os.read(0, CHUNK):

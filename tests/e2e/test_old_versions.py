@@ -72,4 +72,5 @@ async def test_domain_that_cannot_be_armed_says_so(socket_dir: Path) -> None:
         fake.panic()  # told twice, pause and poweroff, and QEMU ends
         incident = await daemon.wait_incident("vm", ending="qemu-exited")
         assert incident.decisions[-1] == ("none", "qemu-exited")
+        assert daemon.logged("guest panicked again") == [], "it is one panic"
         assert fake.changing_commands == []
