@@ -7,15 +7,16 @@ from typing import Final, cast
 
 import click
 
-from panicd import __version__, render
-from panicd.cli_base import Context, fails_on_findings, note_findings
-from panicd.cli_base import domain_names as _domain_names
-from panicd.cli_base import fail as _fail
-from panicd.cli_base import incident_ids as _incident_ids
-from panicd.cli_base import json_option as _json_option
+from panicd import __version__
+from panicd.cli import render
+from panicd.cli.base import Context, fails_on_findings, note_findings
+from panicd.cli.base import domain_names as _domain_names
+from panicd.cli.base import fail as _fail
+from panicd.cli.base import incident_ids as _incident_ids
+from panicd.cli.base import json_option as _json_option
+from panicd.cli.incident_commands import export, incident, incidents
+from panicd.cli.moment import SECONDS
 from panicd.host.config import ConfigError, Places
-from panicd.incident_commands import export, incident, incidents
-from panicd.moment import SECONDS
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
 from panicd.rules.qemu_args import Wanted, qemu_arguments
@@ -216,7 +217,7 @@ def probe(context: Context, socket_path: Path) -> tuple[object, Callable[[], Non
     QEMU serves one client on each monitor: one that the daemon is connected to does not answer
     here. Ask `panicd explain` for such a domain.
     """
-    from panicd.probing import UnreachableMonitorError, probe_socket  # noqa: PLC0415 - slow to load
+    from panicd.cli.probing import UnreachableMonitorError, probe_socket  # noqa: PLC0415 - slow to load
 
     try:
         answer = probe_socket(socket_path, context.load())

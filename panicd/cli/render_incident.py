@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import RenderableType
 from rich.table import Table
 
-from panicd.render import Answer, text, written_time
+from panicd.cli.render import Answer, text, written_time
 
 
 @dataclass(frozen=True, slots=True)

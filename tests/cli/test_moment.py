@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from panicd.moment import parse_moment
+from panicd.cli.moment import parse_moment
 
 NOW = 1_795_000_000.0
 

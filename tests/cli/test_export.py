@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from panicd import export, incident_page
-from panicd.export import ExportError, write_archive
+from panicd.cli import export, render_incident
+from panicd.cli.export import ExportError, write_archive
 
 ID = "20261123T040000-0a1b2c3d"
 
@@ -126,7 +126,7 @@ def test_target_that_appears_meanwhile_is_left_alone(
     record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "out.tar.gz"
-    page = incident_page.page
+    page = render_incident.page
 
     def written_meanwhile(*arguments: Any) -> Any:
         target.write_text("precious")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from panicd import render
+from panicd.cli import render
 
 INCIDENT: dict[str, Any] = {
     "id": "20261123T044310-42eeaf45",

@@ -25,8 +25,8 @@ from typing import IO, Final, cast
 
 from rich.console import Console
 
-from panicd.incident_page import page
-from panicd.render import UNFOLDED, Answer
+from panicd.cli.render import UNFOLDED, Answer
+from panicd.cli.render_incident import page
 
 FAST: Final = 1  # levels of gzip
 STORED: Final = 0

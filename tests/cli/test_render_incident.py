@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from panicd.incident_page import duration, page, timeline
+from panicd.cli.render_incident import duration, page, timeline
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from panicd import __version__, probing
-from panicd.cli import main
+from panicd import __version__
+from panicd.cli import main, probing
 from panicd.host.control import RefusedError
 from panicd.rules.on_crash import OnCrash
 from tests.parts.background import background

@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from panicd.cli.render_dumps import dumps
 from panicd.host.logs import escape
-from panicd.render_dumps import dumps
 from panicd.rules.qemu_args import Argument
 
 Answer = dict[str, Any]

@@ -7,12 +7,12 @@ from typing import cast
 
 import click
 
-from panicd import render
-from panicd.cli_base import Context, domain_names, fail, incident_ids, json_option
+from panicd.cli import render
+from panicd.cli.base import Context, domain_names, fail, incident_ids, json_option
+from panicd.cli.incident_log import incident_log
+from panicd.cli.moment import parse_moment
+from panicd.cli.render_incident import page
 from panicd.host.logs import escape
-from panicd.incident_log import incident_log
-from panicd.incident_page import page
-from panicd.moment import parse_moment
 from panicd.rules.guest_memory.reading import NotReadableError
 
 
@@ -102,7 +102,7 @@ def export(
     It holds what the guest had in memory and on its screen: mind who gets it. Without a daemon the
     journal is read as it is.
     """
-    from panicd.export import ExportError, archive_name, write_archive  # noqa: PLC0415 - slow to load
+    from panicd.cli.export import ExportError, archive_name, write_archive  # noqa: PLC0415 - slow to load
 
     record = context.record(incident_id)
     target = output or Path(archive_name(incident_id))

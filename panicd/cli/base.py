@@ -10,7 +10,7 @@ from typing import Concatenate, Final, NoReturn, ParamSpec, cast
 import click
 from click.shell_completion import CompletionItem
 
-from panicd import render
+from panicd.cli import render
 from panicd.host import config as configuration
 from panicd.host.config import Config, ConfigError
 from panicd.host.control import DaemonUnreachableError, RefusedError, call
