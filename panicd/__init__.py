@@ -18,8 +18,8 @@
              domain; connector finds and keeps them; strangers: who dialled in and said nothing
              yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs; dump_queue,
              dumping: whose dump comes when; storm_breaker; operators, snapshot, audit, records,
-             api: what people ask; page (with page_parts, page_style): what a browser shows;
-             notifier tells others; daemon wires it
+             api: what people ask; notifier tells others; daemon wires it
+    page/    what a browser shows: pages, parts, style
     cli/     what people type and see: commands, base, incident_commands, moment, probing, export,
              render, render_dumps, render_incident, incident_log
     demo/    guests that panic, for people to look at

@@ -16,7 +16,7 @@ from panicd.fleet import Domain
 from panicd.host.html import Content, Html, block, document, element, joined, style
 from panicd.host.journal import JournalError
 from panicd.host.web import NOT_FOUND, Request, Response
-from panicd.page_parts import (
+from panicd.page.parts import (
     BAD,
     GOOD,
     PLAIN,
@@ -30,7 +30,7 @@ from panicd.page_parts import (
     table,
     when,
 )
-from panicd.page_style import PICTURE_POLICY, POLICY, SHEET
+from panicd.page.style import PICTURE_POLICY, POLICY, SHEET
 from panicd.qemu.evidence import read_manifest
 from panicd.rules.capability import Armed, PanicDevice
 from panicd.rules.incident import (
