@@ -19,7 +19,7 @@
              yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs; dump_queue,
              dumping: whose dump comes when; storm_breaker; operators, snapshot, audit, records,
              api: what people ask; notifier tells others; daemon wires it
-    page/    what a browser shows: pages, parts, style
+    page/    what a browser shows: pages, overview, incident, evidence, parts, style
     cli/     what people type and see: commands, base, incident_commands, moment, probing, export,
              render, render_dumps, render_incident, incident_log
     demo/    guests that panic, for people to look at

@@ -1,12 +1,30 @@
-"""What pages are put together from: tables, figures, notices, marks, times."""
+"""What pages are put together from: tables, figures, notices, marks, times, an incident's state."""
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Final
 
 from panicd.host.html import Content, Html, element
+from panicd.rules.incident import Incident, State
 
 # How a state is marked: nothing to do, to be looked at, something is wrong.
 GOOD, WARN, BAD, PLAIN = "good", "warn", "bad", ""
+
+STATES: Final = {
+    State.DETECTED: WARN,
+    State.DECIDED: WARN,
+    State.ACTING: WARN,
+    State.PRESERVED: BAD,
+    State.RUNNING_ON: WARN,
+    State.FAILED: BAD,
+    State.CLOSED: PLAIN,
+}
+
+WITHHELD: Final = "withheld"
+WHY_WITHHELD: Final = (
+    "What guests wrote or show is withheld, as nobody is asked for a name here: "
+    "metrics.web_config changes that."
+)
 
 
 def table(
@@ -76,6 +94,13 @@ def free_text(text: str) -> Html:
 def badge(mark: str, text: str) -> Html:
     """Mark a word."""
     return element("span", text, class_=f"badge {mark}".strip())
+
+
+def incident_state(incident: Incident) -> Html:
+    """Mark how an incident stands, or how it ended."""
+    if incident.closed is not None:
+        return badge(PLAIN, incident.closed.ending)
+    return badge(STATES[incident.state], incident.state)
 
 
 def notice(mark: str, text: str) -> Html:
