@@ -1,4 +1,4 @@
-"""A VM and its host in memory, and panicd's supervisor on them, in virtual time.
+"""A VM and its host in memory, in virtual time.
 
 For tests that try thousands of histories: nothing waits for a socket, a disk or a process. The VM
 is the fake QEMU's machine; what is put in place of a monitor, a process and a journal has the same
@@ -12,125 +12,51 @@ that is given to a guest that it must not be given to.
 from __future__ import annotations
 
 import math
-import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 from unittest.mock import patch
 
 import trio
-from prometheus_client import CollectorRegistry
 
 import panicd.executor
 import panicd.orphans
 import panicd.responder
 import panicd.waiting
-from panicd.bundle_keeper import BundleKeeper
-from panicd.chronicle import Chronicle, Keeping
-from panicd.connector import FIRST_RETRY, LAST_RETRY, LASTING
-from panicd.dump_queue import DumpQueue
-from panicd.fleet import Domain, Fleet
-from panicd.host.config import Config
-from panicd.host.journal import Journal, JournalError
-from panicd.host.journal_codec import decode, encode
-from panicd.host.journal_totals import ForeignAction, Totals, domain_key
-from panicd.host.metrics import Metrics
-from panicd.libvirt import Libvirt
-from panicd.orphans import take_up_orphans
-from panicd.qemu.coredump import DumpFailure, FinishedDump
+from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.event_buffer import EventBuffer
 from panicd.qemu.monitor import (
     Command,
     CommandError,
-    Monitor,
     MonitorError,
     NoReplyError,
     SessionLostError,
     UnreachableError,
 )
 from panicd.qemu.pace import Pace
-from panicd.qemu.probe import probe
-from panicd.qemu.process import Peer, ProcessIdentity
+from panicd.qemu.process import ProcessIdentity
 from panicd.qemu.session import Session
 from panicd.rules.capability import Version
-from panicd.rules.incident import AnyEntry, Incident, Opened, Outcome, Source, StepResult, apply
+from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.on_crash import Action, OnCrash
-from panicd.rules.operation import Holds, Operation
 from panicd.rules.plan import RunRelaunch
-from panicd.rules.policy import FALLBACK_REASONS
 from panicd.rules.qapi import parse_event
-from panicd.rules.settings import JournalFailure, Policy
-from panicd.services import Services
-from panicd.storm_breaker import StormBreaker
-from panicd.supervisor import Supervisor
-from panicd.tally import Tally
-from panicd.waiting import WaitingRoom
+from tests.model.clock import LATENCY
+from tests.model.journal import MemoryJournal
 from tests.parts.machine import CommandError as MachineError
 from tests.parts.machine import Machine
 from tests.parts.profile import Profile, RunState
 
-ADDRESS: Final = "/vm.qmp"
 UUID: Final = "0c7d41c9-0e30-4f55-a7f1-a8ff3d5f2d31"
-EPOCH: Final = 1_800_000_000.0
-"""Seconds since the epoch at the beginning of the virtual time."""
-
-LATENCY: Final = 0.001
-"""Seconds: of a command on its way to QEMU, of its answer, and of a commit."""
 
 STOP_TAKES: Final = 0.0007
 """Seconds between a panic and its STOP: 60 to 500 µs were seen."""
 
 DUMP_TAKES: Final = 0.1
 """Seconds that QEMU writes a dump, whether somebody waits for it or not."""
-
-
-class MemoryJournal:
-    """A journal that outlives a daemon and no test; it keeps the entries as the real one does."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, list[str]] = {}
-        self.operations: list[Operation] = []
-        self.full = False
-        self.fault: str | None = None
-        self._generation = 0
-
-    def bury(self) -> None:
-        """Take nothing any more of a daemon that was killed."""
-        self._generation += 1
-
-    async def append(self, incident_id: str, *entries: AnyEntry) -> None:
-        """Add entries, in a moment."""
-        written = self._generation
-        await trio.sleep(LATENCY)
-        if written != self._generation:
-            await trio.sleep_forever()  # it was killed, and this is its ghost
-        if self.full:
-            raise JournalError("the disk is full")
-        self.entries.setdefault(incident_id, []).extend(map(encode, entries))
-
-    def incidents(self) -> list[Incident]:
-        """Every incident, as it follows from its entries."""
-        found = []
-        for incident_id, texts in self.entries.items():
-            opened, *rest = map(decode, texts)
-            assert isinstance(opened, Opened)
-            incident = Incident(incident_id, opened)
-            for entry in rest:
-                incident = apply(incident, entry)
-            found.append(incident)
-        return found
-
-    def restarts(self) -> dict[str, tuple[float, ...]]:
-        """When panicd restarted each domain."""
-        found: dict[str, tuple[float, ...]] = {}
-        for incident in self.incidents():
-            if incident.restarted_at is not None:
-                key = domain_key(incident.opened)
-                found[key] = (*found.get(key, ()), incident.restarted_at)
-        return found
 
 
 @dataclass
@@ -509,41 +435,6 @@ class _Exchange:
         self.over = trio.Event()
 
 
-class ModelPeer:
-    """The QEMU at the other end, as ``panicd.qemu.process.Peer`` is one."""
-
-    unknown_because = None
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._ended = world.ended
-        self.identity = world.identity()
-
-    def is_qemu(self) -> bool:
-        return True
-
-    def command_line(self) -> tuple[str, ...]:
-        return ()
-
-    def gone(self) -> bool:
-        return self._ended.is_set()
-
-    async def wait_gone(self) -> None:
-        await self._ended.wait()
-
-    async def exit_status(self, timeout: float) -> int | None:
-        await trio.sleep(min(timeout, LATENCY))
-        return None
-
-    def send_signal(self, number: signal.Signals) -> bool:
-        if self.gone():
-            return False
-        self._world.may(number.name)
-        self._world.done.append(number.name)
-        self._world.kill_qemu()
-        return True
-
-
 def _identities(world: World) -> type[ProcessIdentity]:
     class Identity(ProcessIdentity):
         """A QEMU of this world, which tells whether it has ended."""
@@ -554,96 +445,3 @@ def _identities(world: World) -> type[ProcessIdentity]:
                 await world.ended.wait()
 
     return Identity
-
-
-class Life:
-    """panicd, from a start to its death, on one world."""
-
-    def __init__(self, world: World, policy: Policy) -> None:
-        self.world = world
-        self._policy = policy
-        self.fleet = Fleet()
-        self.holds = Holds(world.journal.operations)
-        self.supervisor: Supervisor | None = None
-        self.services: Services
-
-    async def run(self) -> None:
-        """Run until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self.services = self._services(nursery)
-            nursery.start_soon(take_up_orphans, self.services)
-            while True:
-                domain, retry = self.fleet.add(ADDRESS, "vm", now()), FIRST_RETRY
-                while self.world.machine is not None:
-                    began = now()
-                    with suppress(MonitorError, JournalError):
-                        await self._look_after(domain)
-                    domain.problem = "lost"
-                    retry = FIRST_RETRY if now() - began > LASTING else min(2 * retry, LAST_RETRY)
-                    await trio.sleep(retry)
-                self.fleet.remove(ADDRESS)
-                await self.world.began.wait()
-
-    @property
-    def chronicles(self) -> list[Chronicle]:
-        """The open incidents that it has in memory."""
-        there = [domain.chronicle for domain in self.fleet.domains.values()]
-        return [*filter(None, there), *self.services.waiting.chronicles]
-
-    async def _look_after(self, domain: Domain) -> None:
-        monitor = await self.world.connect()
-        peer = ModelPeer(self.world)
-        supervisor = Supervisor(self.services, domain)
-        try:
-            answers = await probe(cast("Monitor", monitor), None, timeout=5.0)
-            session = Session.from_probe(
-                cast("Monitor", monitor), cast("Peer", peer), answers, supervisor.listen
-            )
-            self.fleet.identify(domain, session.name, session.uuid)
-            domain.problem = ""
-            self.supervisor = supervisor
-            await supervisor.run(session)
-        finally:
-            self.supervisor = None
-            monitor.close()
-
-    def _services(self, nursery: trio.Nursery) -> Services:
-        world = self.world
-        config = Config((), None, Path("/state"), Path("/control"), self._policy, storm=None)
-        metrics = Metrics(
-            CollectorRegistry(),
-            version="",
-            sources=Source,
-            actions=Action,
-            reasons=FALLBACK_REASONS,
-            foreign_actions=ForeignAction,
-            dump_failure_reasons=DumpFailure,
-            domains=list,
-            coredump_free_bytes=lambda: None,
-        )
-        journal = cast("Journal", world.journal)
-        tally = Tally(metrics, Totals({}, {}, {}, {}, {}, {}), world.journal.restarts())
-        keeping = Keeping(journal, tally, now, lambda: JournalFailure.PRESERVE)
-        waiting = WaitingRoom(nursery, now, self.fleet.has_returned)
-        for incident in world.journal.incidents():
-            if incident.is_open:
-                waiting.park(Chronicle(incident, keeping))
-        return Services(
-            config=lambda: config,
-            keeping=keeping,
-            metrics=metrics,
-            fleet=self.fleet,
-            waiting=waiting,
-            holds=self.holds,
-            storm=StormBreaker(lambda: None, lambda: 1),
-            dumps=DumpQueue(1, now),
-            bundles=BundleKeeper(Path("/journal"), Path("/bundles")),
-            unrecorded=lambda: False,
-            libvirt=Libvirt(lambda: None, dry_run=False),
-            dry_run=False,
-        )
-
-
-def now() -> float:
-    """Seconds since the epoch, in virtual time."""
-    return EPOCH + trio.current_time()

@@ -2,7 +2,7 @@
 
 Hypothesis makes them up: panics, what others do to the guest meanwhile, operators, a daemon that is
 killed, connections that are cut, answers that are lost, a journal that is full. The world
-(``tests.parts.world``) objects to whatever is done to a guest that it must not be done to; what is
+(``tests.model.world``) objects to whatever is done to a guest that it must not be done to; what is
 to hold in the end is checked here.
 """
 
@@ -26,8 +26,10 @@ from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Operation, OperationKind
 from panicd.rules.settings import Budget, CoredumpSettings, Policy, Relaunch
 from panicd.supervisor import Wish
+from tests.model.clock import now
+from tests.model.life import Life
+from tests.model.world import Fault, World
 from tests.parts.profile import QEMU_1_6, QEMU_2_5, QEMU_2_6, QEMU_7_2, Profile, RunState
-from tests.parts.world import Fault, Life, World, now
 
 SETTLED = 1000.0
 """Seconds after which nothing is under way any more: the longest time limit is 300."""
