@@ -150,14 +150,23 @@ async def test_explain_says_what_follows_the_grace(socket_dir: Path) -> None:
 # -- panicd is away meanwhile
 
 
-async def test_grace_goes_on_for_the_time_that_is_left_after_a_crash(socket_dir: Path) -> None:
-    settings = {"on_crash": "restart", "evidence": {"budget": "0s"}, "grace": LONG}
-    vm = FakeQemu(socket_dir / "vm.qmp")
-    async with RunningDaemon.start(socket_dir, settings) as daemon, vm.running():
+@asynccontextmanager
+async def killed_in_a_grace(
+    directory: Path, grace: str
+) -> AsyncIterator[tuple[RunningDaemon, FakeQemu]]:
+    """A daemon that was killed while a guest was left to itself, and the VM."""
+    settings = {"on_crash": "restart", "evidence": {"budget": "0s"}, "grace": grace}
+    vm = FakeQemu(directory / "vm.qmp")
+    async with RunningDaemon.start(directory, settings) as daemon, vm.running():
         await daemon.wait_armed("vm")
         vm.panic()
         await watched(daemon)
         await daemon.kill()
+        yield daemon, vm
+
+
+async def test_grace_goes_on_for_the_time_that_is_left_after_a_crash(socket_dir: Path) -> None:
+    async with killed_in_a_grace(socket_dir, LONG) as (daemon, vm):
         (before,) = daemon.journal()
         mark = daemon.mark()
         await daemon.start_again()
@@ -174,13 +183,7 @@ async def test_grace_goes_on_for_the_time_that_is_left_after_a_crash(socket_dir:
 async def test_what_runs_is_left_alone_where_its_reset_may_have_gone_unseen(
     socket_dir: Path,
 ) -> None:
-    settings = {"on_crash": "restart", "evidence": {"budget": "0s"}, "grace": "1s"}
-    vm = FakeQemu(socket_dir / "vm.qmp")
-    async with RunningDaemon.start(socket_dir, settings) as daemon, vm.running():
-        await daemon.wait_armed("vm")
-        vm.panic()
-        await watched(daemon)
-        await daemon.kill()
+    async with killed_in_a_grace(socket_dir, "1s") as (daemon, vm):
         vm.guest_reset()  # unseen: it is healthy by now
         mark = daemon.mark()
         await daemon.start_again()
@@ -194,13 +197,7 @@ async def test_what_runs_is_left_alone_where_its_reset_may_have_gone_unseen(
 
 
 async def test_guest_found_panicked_again_is_acted_on_at_once(socket_dir: Path) -> None:
-    settings = {"on_crash": "restart", "evidence": {"budget": "0s"}, "grace": LONG}
-    vm = FakeQemu(socket_dir / "vm.qmp")
-    async with RunningDaemon.start(socket_dir, settings) as daemon, vm.running():
-        await daemon.wait_armed("vm")
-        vm.panic()
-        await watched(daemon)
-        await daemon.kill()
+    async with killed_in_a_grace(socket_dir, LONG) as (daemon, vm):
         vm.machine.state = RunState.GUEST_PANICKED
         await daemon.start_again()
         incident = await daemon.wait_incident("vm", ending="restarted")
