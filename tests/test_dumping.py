@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from panicd.qemu.session import Session
-from tests.cli.test_commands import ask
 from tests.parts.background import background
+from tests.parts.commands import ask
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 

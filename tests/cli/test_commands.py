@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
-import tarfile
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
-from click.testing import CliRunner, Result
 
 from panicd import __version__
-from panicd.cli import main, probing
-from panicd.host.control import RefusedError
-from panicd.rules.on_crash import OnCrash
+from panicd.cli import main
 from tests.parts.background import background
+from tests.parts.commands import BAD_USAGE, DONE, FAILED, ask, ask_json, panicd
 from tests.parts.daemon import DaemonInside, ObservedDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
-from tests.parts.qemu import RealQemu, qemu_binary
-
-DONE, FAILED, BAD_USAGE = 0, 1, 2
-
-TIME_LIMIT = 20.0
+from tests.parts.qemu import qemu_binary
 
 UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f54"
-
-
-def panicd(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Result:
-    """Run a command; a traceback is a failure."""
-    result = CliRunner().invoke(main, [*map(str, arguments)], env=env, prog_name="panicd")
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-async def ask(daemon: ObservedDaemon, *arguments: str, status: int = DONE) -> str:
-    """Run a command that asks a daemon, and return what it printed."""
-    result = await trio.to_thread.run_sync(panicd, "--config", daemon.config_file, *arguments)
-    assert result.exit_code == status, result.output
-    return result.output
-
-
-async def ask_json(daemon: ObservedDaemon, *arguments: str, status: int = DONE) -> Any:
-    return json.loads(await ask(daemon, *arguments, "--json", status=status))
 
 
 # -- without a daemon
@@ -150,13 +120,6 @@ def test_run_without_a_place_to_listen_says_so(socket_dir: Path) -> None:
     assert "No such file or directory" in why_it_does_not_run(daemon)
 
 
-def test_probe_of_nothing_fails(socket_dir: Path) -> None:
-    daemon = ObservedDaemon(socket_dir)
-    result = panicd("--config", daemon.config_file, "probe", socket_dir / "no.qmp")
-    assert result.exit_code == FAILED
-    assert "no.qmp: No such file or directory" in result.output
-
-
 @pytest.mark.parametrize("version", ["1.5", "2.8", "5.2", "7.2", "11.1"])
 @pytest.mark.parametrize("more", [[], ["--pci"], ["--dial-in", "/run/panicd/qmp.sock"]])
 def test_qemu_args_are_a_shell_s_words(version: str, more: list[str]) -> None:
@@ -205,81 +168,6 @@ async def test_status_of_nothing_asks_the_right_questions(socket_dir: Path) -> N
     async with DaemonInside.start(socket_dir) as daemon:
         assert "Does a monitor's glob match" in await ask(daemon, "status")
         assert "No incident." in await ask(daemon, "incidents")
-
-
-async def test_incidents_and_incident(socket_dir: Path) -> None:
-    vm = FakeQemu(socket_dir / "vm.qmp", uuid=UUID)
-    async with DaemonInside.start(socket_dir) as daemon, vm.running():
-        await daemon.wait_armed("vm")
-        vm.panic()
-        incident = await daemon.wait_incident("vm", state="preserved")
-        await ask(daemon, "ack", incident.id, "--why", "seen")  # it is in the journal by now
-        (kept,) = await ask_json(daemon, "incidents", "--open", "--domain", UUID)
-        assert (kept["id"], kept["state"]) == (incident.id, "preserved")
-        assert await ask_json(daemon, "incidents", "--domain", "other") == []
-        assert incident.id in await ask(daemon, "incidents")
-        whole = await ask_json(daemon, "incident", incident.id)
-        assert whole["id"] == incident.id
-        shown = await ask(daemon, "incident", incident.id)
-        assert "EnsureStopped" in shown
-        assert "seen" in shown
-        await ask(daemon, "incident", "no-such", status=FAILED)
-        await ask(daemon, "ack", "no-such", "--why", "seen", status=FAILED)
-
-
-async def test_incidents_are_filtered(socket_dir: Path) -> None:
-    vm = FakeQemu(socket_dir / "vm.qmp", uuid=UUID)
-    async with DaemonInside.start(socket_dir) as daemon, vm.running():
-        await daemon.wait_armed("vm")
-        vm.panic({"type": "hyper-v", "arg1": 0xA, "arg2": 1, "arg3": 2, "arg4": 3, "arg5": 4})
-        incident = await daemon.wait_incident("vm", state="preserved")
-
-        async def found(*options: str) -> list[str]:
-            return [one["id"] for one in await ask_json(daemon, "incidents", *options)]
-
-        await ask(daemon, "act", "vm", "preserve", "--why", "it is in the journal by now")
-        assert await found("--unacknowledged") == [incident.id]
-        assert await found("--since", "1h") == await found("--until", "2126-01-01") == [incident.id]
-        assert await found("--since", "2126-01-01") == await found("--until", "1h") == []
-        await ask(daemon, "ack", incident.id, "--why", "seen")
-        assert await found("--unacknowledged") == []
-        assert await found("--open") == [incident.id]
-        (told,) = daemon.logged("guest panicked", incident=incident.id)
-        assert told["payload"] == "Windows bug check 0x0000000a: IRQL_NOT_LESS_OR_EQUAL"
-        assert told["payload"] in await ask(daemon, "incidents")
-        shown = await ask(daemon, "incident", incident.id)
-        assert "Windows bug check 0x0000000a: IRQL_NOT_LESS_OR_EQUAL" in shown
-        with pytest.raises(RefusedError, match="since: expected seconds"):
-            await daemon.call("incidents", since="yesterday")
-
-
-async def test_incident_is_exported_with_and_without_a_daemon(
-    socket_dir: Path, tmp_path: Path
-) -> None:
-    vm = FakeQemu(socket_dir / "vm.qmp", uuid=UUID)
-    async with DaemonInside.start(socket_dir) as daemon, vm.running():
-        await daemon.wait_armed("vm")
-        vm.panic()
-        incident = await daemon.wait_incident("vm", state="preserved")
-        await ask(daemon, "ack", incident.id, "--why", "it is in the journal by now")
-        await ask(daemon, "export", incident.id, "-o", str(tmp_path / "up"))
-        await ask(daemon, "export", incident.id, "-o", str(tmp_path / "up"), status=FAILED)
-        await ask(daemon, "export", "no-such", status=FAILED)
-    await ask(daemon, "export", incident.id, "-o", str(tmp_path / "down"))
-    said = await ask(daemon, "export", "no-such", status=FAILED)
-    assert "the journal has no incident 'no-such'" in said
-    for name in ("up", "down"):
-        with tarfile.open(tmp_path / name) as archive:
-            record = archive.extractfile(f"panicd-{incident.id}/record.json")
-            assert record is not None
-            assert json.load(record)["id"] == incident.id
-
-
-def test_export_says_why_the_journal_cannot_be_read(socket_dir: Path) -> None:
-    daemon = ObservedDaemon(socket_dir)
-    result = panicd("--config", daemon.config_file, "export", "20261123T040000-0a1b2c3d")
-    assert result.exit_code == FAILED
-    assert "the journal can't be read" in result.output
 
 
 async def test_operator_acts_releases_and_holds(socket_dir: Path) -> None:
@@ -343,47 +231,6 @@ async def test_reload_is_all_or_nothing(socket_dir: Path) -> None:
 
 
 @pytest.mark.real
-async def test_probe_tells_what_a_real_qemu_can_do_and_changes_nothing(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
-        async with RealQemu.start(socket_dir, devices=["pvpanic", "pvpanic-pci"], uuid=UUID) as vm:
-            daemon = ObservedDaemon(socket_dir)
-            seen = await ask_json(daemon, "probe", str(vm.socket))
-            assert (seen["name"], seen["uuid"], seen["panic_device"]) == ("vm", UUID, "requested")
-            assert seen["device_types"] == ["pvpanic", "pvpanic-pci"]
-            assert {plan["on_crash"] for plan in seen["policies"]} == set(OnCrash)
-            assert seen["remedies"] == []
-            assert "pvpanic-pci" in await ask(daemon, "probe", str(vm.socket))
-            await vm.panic()
-            assert await vm.wait_exit() == 0  # as QEMU does where nobody armed it
-
-
-@pytest.mark.real
-async def test_probe_says_what_is_missing(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
-        async with RealQemu.start(socket_dir, devices=[], extra=["-no-reboot"]) as vm:
-            daemon = ObservedDaemon(socket_dir)
-            seen = await ask_json(daemon, "probe", str(vm.socket), status=FAILED)
-            assert seen["panic_device"] == "none"
-            assert any("pvpanic" in remedy for remedy in seen["remedies"])
-            (restart,) = [plan for plan in seen["policies"] if plan["on_crash"] == "restart"]
-            assert restart["reason"] == "reset-impossible"
-
-
-@pytest.mark.real
-async def test_probe_of_a_monitor_that_is_taken_says_so(
-    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(probing, "GREETING_TIMEOUT", 0.05)
-    async with (
-        DaemonInside.start(socket_dir) as daemon,
-        RealQemu.start(socket_dir) as vm,
-    ):
-        await daemon.wait_armed("vm")
-        said = await ask(daemon, "probe", str(vm.socket), status=FAILED)
-        assert "another client may hold this monitor" in said
-
-
-@pytest.mark.real
 async def test_vm_started_with_qemu_args_is_armed(socket_dir: Path) -> None:
     printed = panicd("qemu-args", "--name", "vm", "--directory", socket_dir).output
     machine = ["-nodefaults", "-display", "none", "-S", "-machine", "pc,accel=tcg"]
@@ -393,45 +240,3 @@ async def test_vm_started_with_qemu_args_is_armed(socket_dir: Path) -> None:
         await daemon.wait_armed("vm")
         status = await daemon.domain("vm")
         assert (status["armed"], status["panic_device"]) == ("yes", "requested")
-
-
-# -- completion
-
-
-def completions(daemon: ObservedDaemon, *words: str) -> list[str]:
-    """What bash would offer for the last of these words; it gives them joined by spaces."""
-    typed = ["panicd", "--config", str(daemon.config_file), *words]
-    env = {
-        "_PANICD_COMPLETE": "bash_complete",
-        "COMP_WORDS": " ".join(typed),
-        "COMP_CWORD": str(len(typed) - 1),
-    }
-    return [line.partition(",")[2] for line in panicd(env=env).output.split("\n") if line]
-
-
-async def test_domains_and_incidents_are_completed(socket_dir: Path) -> None:
-    web, db = (FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in ("web-1", "db-1"))
-    async with DaemonInside.start(socket_dir) as daemon, web.running(), db.running():
-        for vm in (web, db):
-            await daemon.wait_armed(vm.machine.name)
-
-        async def offered(*words: str) -> list[str]:
-            return await trio.to_thread.run_sync(lambda: completions(daemon, *words))
-
-        assert await offered("explain", "") == ["db-1", "web-1"]
-        assert await offered("explain", "we") == ["web-1"]
-        assert await offered("incidents", "--domain", "d") == ["db-1"]
-        assert set(OnCrash) <= set(await offered("act", "db-1", ""))
-        db.panic()
-        incident = await daemon.wait_incident("db-1", state="preserved")
-        await daemon.call("ack", incident=incident.id, why="it is in the journal by now")
-        assert await offered("incident", "") == [incident.id]
-
-
-def test_completion_offers_nothing_where_no_daemon_answers(socket_dir: Path) -> None:
-    daemon = ObservedDaemon(socket_dir)
-    assert completions(daemon, "explain", "") == []
-    with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(str(daemon.control_socket))
-        silent.listen()
-        assert completions(daemon, "explain", "") == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_commands import FAILED, ask, ask_json
+from tests.parts.commands import FAILED, ask, ask_json
 from tests.parts.daemon import DaemonInside, LoggedIncident, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.linux import Kernel, linux_guest

@@ -17,11 +17,10 @@ import yaml
 
 from panicd.host.control import RefusedError
 from panicd.host.http import HttpServer
-from tests.host.test_html import Reader
-from tests.host.test_http import Answer, get
-from tests.host.test_http_security import basic
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
+from tests.parts.html import Reader
+from tests.parts.http import Answer, basic, get
 
 HOSTILE = "</title><script>alert(1)</script>\" onload='x'"
 PAYLOAD = "</pre><img src=x onerror=alert(1)>"
