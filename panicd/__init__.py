@@ -17,8 +17,9 @@
              responder (with sight, own_time) responds to a panic; supervisor looks after one
              domain; connector finds and keeps them; strangers: who dialled in and said nothing
              yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs; dump_queue,
-             dumping: whose dump comes when; storm_breaker; operators, snapshot, audit, records,
-             api: what people ask; notifier tells others; daemon wires it
+             dumping: whose dump comes when; storm_breaker; records: an incident as plain values;
+             notifier tells others; daemon wires it
+    answers/ what a daemon is asked: api, operators, snapshot, audit
     page/    what a browser shows: pages, overview, incident, evidence, parts, style
     cli/     what people type and see: commands, base, incident_commands, moment, probing, export,
              render, render_dumps, render_incident, incident_log

@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from panicd.answers.snapshot import foresee
 from panicd.connector import GREETING_TIMEOUT, connect
 from panicd.host.config import Config
 from panicd.libvirt import Libvirt
@@ -23,7 +24,6 @@ from panicd.rules.libvirt import inherit
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.policy import Reason
 from panicd.rules.settings import Policy
-from panicd.snapshot import foresee
 
 
 class UnreachableMonitorError(Exception):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
+from panicd.answers.snapshot import DomainStatus, domain_status
 from panicd.fleet import Domain
 from panicd.host.html import Content, Html, element, joined
 from panicd.host.journal import Journal, JournalError
@@ -27,7 +28,6 @@ from panicd.rules.capability import Armed, PanicDevice
 from panicd.rules.incident import Incident, State
 from panicd.rules.policy import Reason
 from panicd.services import Services
-from panicd.snapshot import DomainStatus, domain_status
 
 INCIDENTS_SHOWN: Final = 20
 OPEN_SHOWN: Final = 200

@@ -6,12 +6,13 @@ from functools import partial
 
 import trio
 
-from panicd.audit import exposed_domains, unwatched
+from panicd.answers.audit import exposed_domains, unwatched
+from panicd.answers.operators import Operators
+from panicd.answers.snapshot import budget_of, domain_status, foresee_domain
 from panicd.fleet import Domain
 from panicd.host.config import ConfigError
 from panicd.host.control import RefusedError, Request
 from panicd.host.journal import JournalError
-from panicd.operators import Operators
 from panicd.records import incident_view, plan_view, read_record
 from panicd.rules.exposure import REMEDIES, Exposure
 from panicd.rules.incident import OWN_TIME_OVER
@@ -19,7 +20,6 @@ from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
 from panicd.rules.plan import Plan
 from panicd.services import Services
-from panicd.snapshot import budget_of, domain_status, foresee_domain
 
 
 class Api:

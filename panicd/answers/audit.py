@@ -6,6 +6,7 @@ Called from other threads than the domains' own, so it only reads, and takes the
 import os
 from pathlib import Path
 
+from panicd.answers.snapshot import foresee
 from panicd.fleet import Domain, Fleet
 from panicd.qemu.dump_directory import space
 from panicd.qemu.process_list import RunningQemu, running_qemus
@@ -13,7 +14,6 @@ from panicd.rules.exposure import Exposure, exposures
 from panicd.rules.operation import Holds
 from panicd.rules.policy import Reason
 from panicd.rules.settings import CoredumpSettings
-from panicd.snapshot import foresee
 from panicd.tally import Tally
 
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from panicd import audit
+from panicd.answers import audit
 from panicd.cli import main
 from panicd.rules.qemu_args import UNUSED_PORT
 from tests.parts.daemon import DaemonInside, ObservedDaemon
