@@ -17,11 +17,13 @@
              responder (with sight, own_time, enforcing, evidence) responds to a panic; supervisor
              looks after one domain; connector finds and keeps them; strangers: who dialled in and
              said nothing yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs;
-             dump_queue, dumping: whose dump comes when; storm_breaker; operators, snapshot, audit,
-             records, api: what people ask; page (with page_parts, page_style): what a browser
-             shows; notifier tells others; daemon wires it; cli, cli_base, incident_commands,
-             moment, probing, demo: what people type; render, render_dumps, incident_page,
-             incident_log, export: what they see
+             dump_queue, dumping: whose dump comes when; storm_breaker; records: an incident as
+             plain values; notifier tells others; daemon wires it
+    answers/ what a daemon is asked: api, operators, snapshot, audit
+    page/    what a browser shows: pages, overview, incident, evidence, parts, style
+    cli/     what people type and see: commands, base, incident_commands, moment, probing, export,
+             render, render_dumps, render_incident, incident_log
+    demo/    guests that panic, for people to look at
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.
 """

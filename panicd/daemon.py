@@ -15,8 +15,10 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from panicd import __version__
-from panicd.api import Api
-from panicd.audit import count_exposed
+from panicd.answers.api import Api
+from panicd.answers.audit import count_exposed
+from panicd.answers.operators import Operators
+from panicd.answers.snapshot import domain_samples
 from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
@@ -33,7 +35,6 @@ from panicd.host.sdnotify import notify, watchdog_interval
 from panicd.host.web import WebApp
 from panicd.libvirt import Libvirt
 from panicd.notifier import Notifier
-from panicd.operators import Operators
 from panicd.orphans import take_up_orphans
 from panicd.page import Pages
 from panicd.qemu.coredump import DumpFailure
@@ -47,7 +48,6 @@ from panicd.rules.operation import Holds
 from panicd.rules.policy import FALLBACK_REASONS
 from panicd.rules.settings import JournalFailure
 from panicd.services import Services, bundle_directory
-from panicd.snapshot import domain_samples
 from panicd.storm_breaker import StormBreaker
 from panicd.tally import Tally
 from panicd.waiting import WaitingRoom

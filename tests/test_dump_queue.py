@@ -9,8 +9,8 @@ from dataclasses import asdict
 import pytest
 from rich.console import Console, Group
 
+from panicd.cli.render_dumps import dumps
 from panicd.dump_queue import DumpQueue, DumpState, DumpTurn, dump_status
-from panicd.render_dumps import dumps
 from panicd.rules.settings import DumpFormat
 
 ELF, KDUMP = DumpFormat.ELF_ZSTD, DumpFormat.KDUMP_ZLIB

@@ -11,9 +11,9 @@ import pytest
 
 from panicd.qemu.session import Session
 from tests.parts.background import background
+from tests.parts.commands import ask
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
-from tests.test_cli import ask
 
 FAILURES = "panicd_coredump_failures_total"
 

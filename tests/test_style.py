@@ -16,8 +16,10 @@ LIMITS = {"panicd": 475, "tests": 800}
 # A sleep that nobody waits for to see a state.
 SLEEPS = {
     "tests/parts/fake.py",  # QEMU's own pause before it dials in again (reconnect=)
-    "tests/parts/world.py",  # virtual time: how long a command, a commit, a dump takes
-    "tests/test_model.py",  # virtual time: the moments between what happens
+    "tests/model/journal.py",  # virtual time: how long a commit takes
+    "tests/model/life.py",  # virtual time: how long a connection is not made again
+    "tests/model/test_histories.py",  # virtual time: the moments between what happens
+    "tests/model/world.py",  # virtual time: how long a command, a dump takes
     "tests/hostile/monitors.py",  # how slow a hostile monitor is
     "tests/hostile/soak.py",  # how often something happens
     "tests/test_style.py",

@@ -66,11 +66,6 @@ class WebConfig:
     clients_verified: bool = False
     users: Map[str, bytes] = field(default_factory=dict)
 
-    @property
-    def authenticates(self) -> bool:
-        """Whether nobody reads anything without saying who he is."""
-        return self.clients_verified or bool(self.users)
-
 
 def load_web_config(path: Path) -> WebConfig:
     """Read a web configuration file, with the certificates that it names.

@@ -27,7 +27,6 @@ from panicd.rules.kernel_log import KernelLog, NotReadableError, panic_line
 
 PNG_SINCE: Final[Version] = (7, 1, 0)
 ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
-FDSETS_SINCE: Final[Version] = (1, 3, 0)
 CONSOLE_KEPT: Final = 64 * 1024  # bytes of the console's end
 LOG_LINES: Final = 60  # lines of the kernel log, the newest
 THREADS: Final = trio.CapacityLimiter(16)  # of its own: those that hang are missed by nobody else

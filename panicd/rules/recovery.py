@@ -75,10 +75,9 @@ class Stay:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The episode is over; ``and_again`` where the guest has panicked anew since."""
+    """The episode is over. Where the guest is panicked all the same, it has panicked anew."""
 
     ending: Ending
-    and_again: bool = False
 
 
 Recovery = GoOn | Redecide | Stay | End
@@ -174,13 +173,13 @@ def _watched(run_state: RunState) -> Recovery:
 
 def _settled(incident: Incident, run_state: RunState) -> Recovery:
     if incident.runs_unproven and (run_state.executes or run_state is RunState.GUEST_PANICKED):
-        return Stay() if run_state.executes else End(Ending.RAN_ON, and_again=True)
+        return Stay() if run_state.executes else End(Ending.RAN_ON)
     if run_state is RunState.GUEST_PANICKED:
         match incident.state:
             case State.DETECTED:
                 return Redecide()
             case State.RUNNING_ON:
-                return End(Ending.RAN_ON, and_again=True)
+                return End(Ending.RAN_ON)
             case _:
                 return Stay()
     if run_state is RunState.PRELAUNCH:
@@ -204,12 +203,12 @@ def _still_panicked(
             # tells. A reset is right either way, a cont in one case only.
             return GoOn(reset)
         if isinstance(step, Cont) or done:
-            return End(Ending.RESTARTED, and_again=True)
+            return End(Ending.RESTARTED)
         return GoOn(reset)
     if _let_go(incident) and incident.action is Action.GRACE:
         return Redecide()
     if _let_go(incident):
-        return End(_let_run(incident), and_again=True)
+        return End(_let_run(incident))
     first_of_end = _begun(incident, Quit)
     return GoOn(_unfinished(incident, index) if first_of_end is None else first_of_end)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from panicd.demo.guests import Guest
-from tests.parts.daemon import RunningDaemon
+from tests.parts.daemon import LoggedIncident, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import QEMU_1_7, QEMU_2_5, QEMU_7_2, Profile, RunState
 from tests.parts.qemu import RealQemu
@@ -18,22 +18,34 @@ PAUSES = ("-action", "panic=pause")
 OLD = [pytest.param(QEMU_1_7, id="1.7"), pytest.param(QEMU_2_5, id="2.5")]
 
 
+async def panicked_and_killed(
+    daemon: RunningDaemon, vm: RealQemu, *, state: str = "", ending: str = ""
+) -> LoggedIncident:
+    """Let a guest panic, and kill the daemon when all of what came of it is on the disk."""
+    await daemon.wait_armed("vm")
+    await vm.panic()
+    incident = await daemon.wait_incident("vm", state=state, ending=ending)
+    await daemon.wait_kept(incident)
+    await daemon.kill()
+    return incident
+
+
+async def panics_anew(vm: RealQemu) -> None:
+    """Somebody resets the guest and lets it run, and it panics again."""
+    await vm.witness.execute("system_reset")
+    await vm.witness.execute("cont")
+    await vm.panic()
+    await vm.wait_status("guest-panicked")
+
+
 @pytest.mark.real
 async def test_panic_after_an_operators_reset_is_a_panic_of_its_own(socket_dir: Path) -> None:
     async with (
         RunningDaemon.start(socket_dir, RESTART) as daemon,
         RealQemu.start(socket_dir, guest=Guest.COUNT) as vm,
     ):
-        await daemon.wait_armed("vm")
-        await vm.panic()
-        first = await daemon.wait_incident("vm", ending="restarted")
-        await daemon.wait_kept(first)
-        await daemon.kill()
-
-        await vm.witness.execute("system_reset")
-        await vm.witness.execute("cont")
-        await vm.panic()
-        await vm.wait_status("guest-panicked")
+        first = await panicked_and_killed(daemon, vm, ending="restarted")
+        await panics_anew(vm)
         await daemon.start_again()
 
         second = await daemon.wait_incident("vm", ending="restarted", since=daemon.began)
@@ -52,16 +64,8 @@ async def test_second_panic_of_a_preserved_guest_cannot_be_told_from_the_first(
         RunningDaemon.start(socket_dir, PRESERVE) as daemon,
         RealQemu.start(socket_dir, guest=Guest.COUNT, proxied=True) as vm,
     ):
-        await daemon.wait_armed("vm")
-        await vm.panic()
-        incident = await daemon.wait_incident("vm", state="preserved")
-        await daemon.wait_kept(incident)
-        await daemon.kill()
-
-        await vm.witness.execute("system_reset")
-        await vm.witness.execute("cont")
-        await vm.panic()
-        await vm.wait_status("guest-panicked")
+        incident = await panicked_and_killed(daemon, vm, state="preserved")
+        await panics_anew(vm)
         await daemon.start_again()
 
         await daemon.wait_armed("vm", since=daemon.began)
@@ -77,11 +81,7 @@ async def test_vm_made_anew_that_has_panicked_too_has_an_incident_of_its_own(
     uuid = "b7a0c3c2-6f5e-4a43-9a8b-6f1de1c0a003"
     async with RunningDaemon.start(socket_dir, PRESERVE) as daemon:
         async with RealQemu.start(socket_dir, guest=Guest.COUNT, uuid=uuid) as vm:
-            await daemon.wait_armed("vm")
-            await vm.panic()
-            old = await daemon.wait_incident("vm", state="preserved")
-            await daemon.wait_kept(old)
-            await daemon.kill()
+            old = await panicked_and_killed(daemon, vm, state="preserved")
         (socket_dir / "vm.qmp").unlink()
         async with RealQemu.start(socket_dir, guest=Guest.COUNT, uuid=uuid, extra=PAUSES) as vm:
             await vm.panic()
@@ -103,10 +103,7 @@ async def test_reset_of_a_preserved_guest_ends_its_incident(
         RunningDaemon.start(socket_dir, PRESERVE) as daemon,
         RealQemu.start(socket_dir, guest=Guest.COUNT) as vm,
     ):
-        await daemon.wait_armed("vm")
-        await vm.panic()
-        await daemon.wait_kept(await daemon.wait_incident("vm", state="preserved"))
-        await daemon.kill()
+        await panicked_and_killed(daemon, vm, state="preserved")
 
         await vm.witness.execute("system_reset")
         if resumed:
@@ -212,11 +209,7 @@ async def test_guest_that_migration_brings_panicked_gets_its_policy(
 async def test_incident_of_a_qemu_that_is_no_more_is_closed_at_the_start(socket_dir: Path) -> None:
     async with RunningDaemon.start(socket_dir, PRESERVE) as daemon:
         async with RealQemu.start(socket_dir, guest=Guest.COUNT) as vm:
-            await daemon.wait_armed("vm")
-            await vm.panic()
-            incident = await daemon.wait_incident("vm", state="preserved")
-            await daemon.wait_kept(incident)
-            await daemon.kill()
+            incident = await panicked_and_killed(daemon, vm, state="preserved")
             vm.kill()
         await daemon.start_again()
         ended = await daemon.wait_incident("vm", ending="qemu-gone")
@@ -232,10 +225,7 @@ async def test_incident_is_closed_when_its_qemu_ends_without_ever_coming_back(
         RunningDaemon.start(socket_dir, PRESERVE) as daemon,
         RealQemu.start(socket_dir, guest=Guest.COUNT) as vm,
     ):
-        await daemon.wait_armed("vm")
-        await vm.panic()
-        await daemon.wait_kept(await daemon.wait_incident("vm", state="preserved"))
-        await daemon.kill()
+        await panicked_and_killed(daemon, vm, state="preserved")
         vm.socket.unlink()  # nobody can be connected to it any more
         await daemon.start_again()
         (waiting,) = (await daemon.call("status"))["waiting"]

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,32 @@ def libvirtd() -> Iterator[Libvirtd]:
             pytest.skip(f"no libvirt here: {missing}")
 
 
+@pytest.fixture(autouse=True)
+async def _in_time() -> Any:
+    with trio.fail_after(2 * TIME_LIMIT):
+        yield
+
+
 def configured(libvirtd: Libvirtd, **changed: Any) -> dict[str, Any]:
     """Keywords for a daemon that knows this libvirt."""
     return {"libvirt": {"uri": libvirtd.uri, **changed}, "time_limit": TIME_LIMIT}
+
+
+@asynccontextmanager
+async def armed(
+    libvirtd: Libvirtd,
+    directory: Path,
+    on_crash: str,
+    policy: dict[str, Any] | None = None,
+    **config: Any,
+) -> AsyncIterator[tuple[LibvirtVm, RunningDaemon]]:
+    """A domain of libvirt's with an ``<on_crash>`` of its own, and a daemon that is ready."""
+    async with (
+        libvirtd.domain(directory, on_crash) as vm,
+        RunningDaemon.start(directory, policy, **configured(libvirtd), **config) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        yield vm, daemon
 
 
 async def gone(vm: LibvirtVm, how: str) -> None:
@@ -52,11 +76,7 @@ async def gone(vm: LibvirtVm, how: str) -> None:
 @pytest.mark.parametrize("coredump", [pytest.param("", marks=further), "coredump-"])
 async def test_its_own_destroy(libvirtd: Libvirtd, socket_dir: Path, coredump: str) -> None:
     policy = {"on_crash": "preserve", "coredump": ENOUGH_SPACE}
-    async with (
-        libvirtd.domain(socket_dir, f"{coredump}destroy") as vm,
-        RunningDaemon.start(socket_dir, policy, **configured(libvirtd)) as daemon,
-    ):
-        await daemon.wait_armed("vm")
+    async with armed(libvirtd, socket_dir, f"{coredump}destroy", policy) as (vm, daemon):
         assert await vm.live("on_crash") == "preserve", "libvirt leaves it to panicd"
         assert await vm.own("on_crash") == f"{coredump}destroy"
         await vm.press_key()
@@ -72,11 +92,7 @@ async def test_its_own_destroy(libvirtd: Libvirtd, socket_dir: Path, coredump: s
 @pytest.mark.parametrize("coredump", ["", pytest.param("coredump-", marks=further)])
 async def test_its_own_restart(libvirtd: Libvirtd, socket_dir: Path, coredump: str) -> None:
     policy = {"on_crash": "preserve", "coredump": ENOUGH_SPACE}
-    async with (
-        libvirtd.domain(socket_dir, f"{coredump}restart") as vm,
-        RunningDaemon.start(socket_dir, policy, **configured(libvirtd)) as daemon,
-    ):
-        await daemon.wait_armed("vm")
+    async with armed(libvirtd, socket_dir, f"{coredump}restart", policy) as (vm, daemon):
         await vm.press_key()
 
         incident = await daemon.wait_incident("vm", ending="restarted")
@@ -89,11 +105,7 @@ async def test_its_own_restart(libvirtd: Libvirtd, socket_dir: Path, coredump: s
 
 @further
 async def test_its_own_preserve(libvirtd: Libvirtd, socket_dir: Path) -> None:
-    async with (
-        libvirtd.domain(socket_dir, "preserve") as vm,
-        RunningDaemon.start(socket_dir, {"on_crash": "destroy"}, **configured(libvirtd)) as daemon,
-    ):
-        await daemon.wait_armed("vm")
+    async with armed(libvirtd, socket_dir, "preserve", {"on_crash": "destroy"}) as (vm, daemon):
         await vm.press_key()
 
         await daemon.wait_incident("vm", state="preserved")
@@ -105,11 +117,7 @@ async def test_a_rule_of_panicd_s_goes_before_the_domain_s_own(
     libvirtd: Libvirtd, socket_dir: Path
 ) -> None:
     rules = [{"match": "vm", "on_crash": "ignore"}]
-    async with (
-        libvirtd.domain(socket_dir, "destroy") as vm,
-        RunningDaemon.start(socket_dir, domains=rules, **configured(libvirtd)) as daemon,
-    ):
-        await daemon.wait_armed("vm")
+    async with armed(libvirtd, socket_dir, "destroy", domains=rules) as (vm, daemon):
         await vm.press_key()
 
         incident = await daemon.wait_incident("vm", state="running-on")
@@ -119,11 +127,7 @@ async def test_a_rule_of_panicd_s_goes_before_the_domain_s_own(
 
 @further
 async def test_grace_goes_before_its_own(libvirtd: Libvirtd, socket_dir: Path) -> None:
-    async with (
-        libvirtd.domain(socket_dir, "destroy") as vm,
-        RunningDaemon.start(socket_dir, {"grace": "3s"}, **configured(libvirtd)) as daemon,
-    ):
-        await daemon.wait_armed("vm")
+    async with armed(libvirtd, socket_dir, "destroy", {"grace": "3s"}) as (vm, daemon):
         await vm.press_key()
         await daemon.wait_log("guest is left to itself", domain="vm")
         assert await vm.state() == "running (unpaused)", "libvirt let it go on"
@@ -135,11 +139,7 @@ async def test_grace_goes_before_its_own(libvirtd: Libvirtd, socket_dir: Path) -
 
 @further
 async def test_what_the_domain_wanted_outlives_panicd(libvirtd: Libvirtd, socket_dir: Path) -> None:
-    async with (
-        libvirtd.domain(socket_dir, "restart") as vm,
-        RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon,
-    ):
-        await daemon.wait_armed("vm")
+    async with armed(libvirtd, socket_dir, "restart") as (vm, daemon):
         await daemon.terminate()
         await daemon.start_again()
         await daemon.wait_armed("vm", since=daemon.began)
@@ -153,11 +153,7 @@ async def test_what_the_domain_wanted_outlives_panicd(libvirtd: Libvirtd, socket
 async def test_a_panic_while_panicd_is_away_gets_the_domain_s_own(
     libvirtd: Libvirtd, socket_dir: Path
 ) -> None:
-    async with (
-        libvirtd.domain(socket_dir, "destroy") as vm,
-        RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon,
-    ):
-        await daemon.wait_armed("vm")
+    async with armed(libvirtd, socket_dir, "destroy") as (vm, daemon):
         await daemon.terminate()
         await vm.press_key()
         await vm.wait_status("guest-panicked")
@@ -193,11 +189,7 @@ async def test_libvirt_that_acts_by_itself_is_not_interfered_with(
 async def test_libvirt_that_hangs_keeps_nobody_waiting(
     libvirtd: Libvirtd, socket_dir: Path
 ) -> None:
-    async with (
-        libvirtd.domain(socket_dir, "restart") as vm,
-        RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon,
-    ):
-        await daemon.wait_armed("vm")
+    async with armed(libvirtd, socket_dir, "restart") as (vm, daemon):
         with libvirtd.frozen():
             await vm.press_key()
             incident = await daemon.wait_incident("vm", ending="restarted")
@@ -249,12 +241,6 @@ async def test_a_qemu_that_claims_another_s_uuid_harms_itself_only(
         await daemon.wait_incident("vm", ending="destroyed")
         await victim.wait_counting()
         assert await victim.state() == "running (booted)"
-
-
-@pytest.fixture(autouse=True)
-async def _in_time() -> Any:
-    with trio.fail_after(2 * TIME_LIMIT):
-        yield
 
 
 @further

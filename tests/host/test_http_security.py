@@ -19,7 +19,7 @@ from panicd.host.basic_auth import BasicAuth, Verdict
 from panicd.host.http import HttpServer, serve_http
 from panicd.host.web import Request, Response, WebApp
 from panicd.host.web_config import WebConfig, load_web_config
-from tests.host.test_http import Answer, connect, get, read_answer, until_closed, until_reset
+from tests.parts.http import Answer, basic, connect, get, read_answer, until_closed, until_reset
 
 TLS = Path(__file__).parent / "tls"
 USERS = {"alice": bcrypt.hashpw(b"opensesame", bcrypt.gensalt(4))}
@@ -88,13 +88,6 @@ async def get_secured(server: HttpServer, *, certificate: bool = False) -> Answe
     async with secured(server, certificate=certificate) as stream:
         await stream.send_all(GET)
         return await read_answer(stream)
-
-
-def basic(name: str, password: str) -> str:
-    return "Authorization: Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
-
-
-# TLS
 
 
 async def test_metrics_are_served_with_tls(tmp_path: Path) -> None:

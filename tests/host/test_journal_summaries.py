@@ -7,17 +7,14 @@ from pathlib import Path
 from panicd.host import journal_database
 from panicd.host.journal import Journal
 from panicd.host.journal_summaries import summaries
-from panicd.rules.incident import Acknowledged, Closed, Decided, Ending, Opened, Source
+from panicd.rules.incident import Acknowledged, Closed, Decided, Ending
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import Plan
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.retention import Summary
+from tests.host.journals import opened
 
 DECISION = Decision(OnCrash.RESTART, Action.RESTART, coredump=False, reason=Reason.ON_CRASH)
-
-
-def opened(at: float, domain: str = "web-1", uuid: str = "") -> Opened:
-    return Opened(at, domain, uuid, "/run/qemu/vm.qmp", "", Source.EVENT)
 
 
 async def test_summaries_tell_who_was_restarted_and_seen(tmp_path: Path) -> None:

@@ -44,7 +44,6 @@ basic_auth_users:
     assert web.tls.minimum_version == ssl.TLSVersion.TLSv1_3
     assert web.clients_verified
     assert set(web.users) == {"alice", "bob"}
-    assert web.authenticates
 
 
 @pytest.mark.parametrize("content", ["", "basic_auth_users: {}\n", "# nothing\n"])
@@ -52,7 +51,7 @@ def test_without_anything_everybody_reads_in_clear(tmp_path: Path, content: str)
     path = tmp_path / "web.yaml"
     path.write_text(content)
     web = load_web_config(path)
-    assert (web.tls, web.users, web.authenticates) == (None, {}, False)
+    assert (web.tls, web.users, web.clients_verified) == (None, {}, False)
 
 
 def test_certificates_that_may_be_given_let_nobody_in(tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_certificates_that_may_be_given_let_nobody_in(tmp_path: Path) -> None:
     web = load_web_config(path)
     assert web.tls is not None
     assert web.tls.verify_mode == ssl.CERT_OPTIONAL
-    assert not web.authenticates
+    assert not web.clients_verified
 
 
 PAIR = f"cert_file: {TLS}/server.crt, key_file: {TLS}/server.key"

@@ -10,7 +10,6 @@ from panicd.rules.guest_memory.reading import NotReadableError
 
 X86_64, AARCH64 = 62, 183
 LOAD, NOTE = 1, 4
-NOTE_AT = 192
 
 
 def header(count: int, *, machine: int = X86_64, ident: bytes = b"\x7fELF\x02\x01\x01") -> bytes:

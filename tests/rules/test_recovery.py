@@ -123,8 +123,8 @@ def told(recovery: Recovery, plan: Plan) -> str:
             return "redecide"
         case Stay():
             return "stay"
-        case End(ending=ending, and_again=and_again):
-            return f"{ending}, again" if and_again else ending.value
+        case End(ending=ending):
+            return ending.value
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Rows:
 
     Each line reads: the plan, how far it came (see ``incident``), and how it goes on where a reset
     leaves ``paused`` (before 1.7), what it was (before 2.6) and ``prelaunch``; one entry stands for
-    all three. ``again``: the guest has panicked anew.
+    all three.
     """
 
     run_states: tuple[str, ...]
@@ -150,10 +150,10 @@ TABLE = [
         restart                 AwaitQuiet done   | AwaitQuiet
         restart                 SystemReset ?     | SystemReset
         restart                 SystemReset unknown | SystemReset
-        restart                SystemReset done  | restarted, again | SystemReset | restarted, again
-        restart                Cont ?            | restarted, again | SystemReset | restarted, again
-        restart                Cont unknown      | restarted, again | SystemReset | restarted, again
-        restart                 Cont done         | restarted, again
+        restart                 SystemReset done  | restarted | SystemReset | restarted
+        restart                 Cont ?            | restarted | SystemReset | restarted
+        restart                 Cont unknown      | restarted | SystemReset | restarted
+        restart                 Cont done         | restarted
         coredump-restart        Dump ?            | AwaitQuiet
         coredump-restart        Dump unknown      | AwaitQuiet
         coredump-restart        Dump failed       | AwaitQuiet
@@ -166,9 +166,9 @@ TABLE = [
         ignore                  -                 | EnsureStopped
         ignore                  Cont ?            | Cont
         ignore                  Cont unknown      | Cont
-        ignore                  Cont done         | ran-on, again
+        ignore                  Cont done         | ran-on
         coredump-ignore         Dump done         | Cont
-        release                 Cont done         | released, again
+        release                 Cont done         | released
         held                    -                 | redecide
         ignore-running          -                 | redecide
         coredump-ignore-paused  Dump ?            | redecide
@@ -310,7 +310,7 @@ def test_no_run_state_is_left_out_above() -> None:
         ("failed", "guest-panicked", "stay"),
         ("failed", "prelaunch", "foreign-reset"),
         ("failed", "running", "foreign-resume"),
-        ("running-on", "guest-panicked", "ran-on, again"),
+        ("running-on", "guest-panicked", "ran-on"),
         ("running-on", "paused", "stay"),
         ("running-on", "running", "stay"),
         ("running-on", "prelaunch", "foreign-reset"),
@@ -333,7 +333,7 @@ def test_same_qemu_where_no_plan_is_under_way(
 
 @pytest.mark.parametrize(
     ("run_state", "expected"),
-    [("guest-panicked", "ran-on, again"), ("running", "stay"), ("prelaunch", "foreign-reset")],
+    [("guest-panicked", "ran-on"), ("running", "stay"), ("prelaunch", "foreign-reset")],
 )
 def test_guest_that_nobody_knows_to_have_reset_itself(run_state: str, expected: str) -> None:
     watched = incident(PLANS["grace"], "AwaitGuestReset failed")
@@ -458,9 +458,7 @@ def check(recovery: Recovery, stands: Incident, found: Found) -> None:
         case Redecide():
             panicked = found.same_process and found.run_state is RunState.GUEST_PANICKED
             assert panicked or found.run_state is None
-        case End(and_again=and_again):
-            assert not and_again or found.run_state is RunState.GUEST_PANICKED
-        case Stay():
+        case End() | Stay():
             pass
 
 

@@ -57,10 +57,6 @@ class Vmcoreinfo:
         """Return the value of a variable or constant."""
         return self._number(f"NUMBER({name})")
 
-    def has_offset(self, structure: str, member: str) -> bool:
-        """Whether this kernel tells of a structure's member."""
-        return f"OFFSET({structure}.{member})" in self._entries
-
     def structure(self, name: str, members: Mapping[str, int]) -> "Structure":
         """Return the layout of a structure.
 

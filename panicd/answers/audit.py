@@ -1,0 +1,82 @@
+"""Which domains could not be acted on, as configured, if they panicked now.
+
+Called from other threads than the domains' own, so it only reads, and takes the fleet's list once.
+"""
+
+import os
+from pathlib import Path
+
+from panicd.answers.snapshot import foresee
+from panicd.fleet import Domain, Fleet
+from panicd.qemu.dump_directory import space
+from panicd.qemu.process_list import RunningQemu, running_qemus
+from panicd.rules.exposure import Exposure, exposures
+from panicd.rules.operation import Holds
+from panicd.rules.policy import Reason
+from panicd.rules.settings import CoredumpSettings
+from panicd.tally import Tally
+
+
+def exposed_domains(
+    fleet: Fleet, tally: Tally, holds: Holds, now: float
+) -> list[tuple[Domain, tuple[Exposure, ...]]]:
+    """Return the domains that could not be acted on, each with all the reasons why not."""
+    rooms: dict[tuple[Path, object], bool] = {}
+    found = []
+    for domain in list(fleet.domains.values()):
+        held = holds.on(domain.key, domain.name, now) is not None
+        reasons = _exposures(domain, tally, rooms, held=held, now=now)
+        if reasons:
+            found.append((domain, reasons))
+    return found
+
+
+def count_exposed(fleet: Fleet, tally: Tally, holds: Holds, now: float) -> dict[str, int]:
+    """Return how many domains could not be acted on, by the reason; each is there, if at 0."""
+    counts = {reason.value: 0 for reason in Exposure}
+    for _, reasons in exposed_domains(fleet, tally, holds, now):
+        for reason in reasons:
+            counts[reason.value] += 1
+    return counts
+
+
+def unwatched(fleet: Fleet) -> list[RunningQemu]:
+    """Return the QEMUs of this host that panicd has no monitor of."""
+    domains = list(fleet.domains.values())
+    names = {domain.name for domain in domains}
+    pids = {domain.session.peer.pid for domain in domains if domain.session is not None}
+    return [qemu for qemu in running_qemus() if qemu.pid not in pids and qemu.name not in names]
+
+
+def _exposures(
+    domain: Domain,
+    tally: Tally,
+    rooms: dict[tuple[Path, object], bool],
+    *,
+    held: bool,
+    now: float,
+) -> tuple[Exposure, ...]:
+    session, policy = domain.session, domain.policy
+    if session is None or policy is None:
+        return (Exposure.NO_MONITOR, *([Exposure.HELD] if held else []))
+    restarts = tally.restarts(domain.key)
+    capability = session.capability
+    # What its own time comes to in the end, and what a hold would hide.
+    plan = foresee(policy, capability, restarts, own_time=Reason.GRACE_OVER, now=now)
+    settings = policy.coredump
+    place = (settings.directory, settings.min_free)
+    if place not in rooms:
+        rooms[place] = has_room(settings)
+    return exposures(policy, capability, plan.decision, held=held, dump_space=rooms[place])
+
+
+def has_room(settings: CoredumpSettings) -> bool:
+    """Tell whether anything could be written where dumps lie, above what is to stay free there."""
+    directory = settings.directory
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        return (
+            os.access(existing, os.W_OK | os.X_OK) and space(existing).above(settings.min_free) > 0
+        )
+    except OSError:
+        return False

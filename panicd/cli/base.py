@@ -1,0 +1,151 @@
+"""What the commands share: the configuration, the daemon's answers, completion, ``--json``."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, Final, NoReturn, ParamSpec, cast
+
+import click
+from click.shell_completion import CompletionItem
+
+from panicd.cli import render
+from panicd.host import config as configuration
+from panicd.host.config import Config, ConfigError
+from panicd.host.control import DaemonUnreachableError, RefusedError, call
+
+FAILED: Final = 1
+BAD_USAGE: Final = 2  # also click's own
+
+FINDINGS: Final = "panicd.findings"
+"""Where a command notes in click's context that it found something amiss."""
+
+P = ParamSpec("P")
+
+
+class Context:
+    """What the commands share.
+
+    Attributes:
+        config_file: where the configuration is.
+        socket: of the daemon, as given; None: as configured.
+    """
+
+    def __init__(self, config_file: Path, socket: Path | None) -> None:
+        self.config_file = config_file
+        self._socket = socket
+
+    def load(self) -> Config:
+        """Return the configuration, or print its mistakes and exit with 2."""
+        try:
+            return configuration.load(self.config_file)
+        except ConfigError as error:
+            click.echo(str(error), err=True)
+            sys.exit(BAD_USAGE)
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's control socket: as given, as configured, or where it is by default."""
+        return self._socket or configuration.control_socket(self.config_file)
+
+    def ask(self, command: str, **arguments: object) -> object:
+        """Return the daemon's answer, or say why there is none and exit with 1."""
+        try:
+            return call(self.socket, command, arguments)
+        except DaemonUnreachableError as error:
+            fail(str(error))
+        except RefusedError as error:
+            fail(str(error), BAD_USAGE if error.kind == "config" else FAILED)
+
+    def record(self, incident_id: str) -> render.Answer:
+        """Return an incident's record: the daemon's, or without one the journal's."""
+        from panicd.host.journal import JournalError  # noqa: PLC0415 - slow to load
+        from panicd.records import JOURNAL, read_record  # noqa: PLC0415 - as above
+
+        try:
+            answer = call(self.socket, "incident", {"incident": incident_id})
+        except RefusedError as error:
+            fail(str(error))
+        except DaemonUnreachableError as unreachable:
+            state_directory = self.load().state_directory
+            try:
+                answer = read_record(state_directory / JOURNAL, state_directory, incident_id)
+            except JournalError as error:
+                fail(f"{unreachable}, and the journal can't be read: {error}")
+            if answer is None:
+                fail(f"{unreachable}, and the journal has no incident {incident_id!r}")
+        return cast("render.Answer", answer)
+
+
+def fail(message: str, status: int = FAILED) -> NoReturn:
+    """Say why a command can't be carried out, and exit."""
+    click.echo(f"panicd: {message}", err=True)
+    sys.exit(status)
+
+
+def json_option(
+    command: Callable[Concatenate[Context, P], tuple[object, Callable[[], None]]],
+) -> Callable[P, None]:
+    """Give a command ``--json``: it returns its answer, and what prints that for people."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+    @click.pass_obj
+    @wraps(command)
+    def wrapped(context: Context, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        as_json = kwargs.pop("as_json")
+        answer, show = command(context, *args, **kwargs)
+        if as_json:
+            click.echo(json.dumps(answer, indent=2))
+        else:
+            show()
+
+    return wrapped
+
+
+def domain_names(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete a domain's name."""
+    answer = cast("render.Answer", _ask_quietly(context, "status") or {"domains": []})
+    return _completions([domain["domain"] for domain in answer["domains"]], incomplete)
+
+
+def incident_ids(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete an incident's id."""
+    answer = cast("list[render.Answer]", _ask_quietly(context, "incidents") or [])
+    return _completions([incident["id"] for incident in answer], incomplete)
+
+
+def _ask_quietly(context: click.Context, command: str) -> object:
+    """Return the running daemon's answer, for a completion; None where none runs."""
+    given = context.find_root().params  # a completion parses the options, and calls no command
+    shared = Context(given["config_file"], given["socket"])
+    try:
+        return call(shared.socket, command, {}, timeout=1.0)
+    except (DaemonUnreachableError, RefusedError):
+        return None
+
+
+def _completions(names: list[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def note_findings(findings: object) -> None:
+    """Note whether a command found something amiss."""
+    click.get_current_context().meta[FINDINGS] = bool(findings)
+
+
+def fails_on_findings(command: Callable[P, None]) -> Callable[P, None]:
+    """Have a command exit with 1 where it found something amiss, once its answer is printed."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        command(*args, **kwargs)
+        context = click.get_current_context()
+        if context.meta.get(FINDINGS):
+            context.exit(FAILED)
+
+    return wrapped

@@ -1,0 +1,183 @@
+"""An incident as one archive to send to whoever debugs it: a ``.tar.gz``, which everybody opens.
+
+::
+
+    panicd-ID/record.json     the journal's record, as ``panicd incident ID --json`` prints it
+    panicd-ID/timeline.txt    what ``panicd incident ID`` shows
+    panicd-ID/bundle/…        the evidence that was kept
+    panicd-ID/dump/…          the memory dump
+
+Names in it are panicd's own: nothing that a guest or a domain's name says is among them.
+"""
+
+import contextlib
+import errno
+import gzip
+import io
+import json
+import os
+import secrets
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final, cast
+
+from rich.console import Console
+
+from panicd.cli.render import UNFOLDED, Answer
+from panicd.cli.render_incident import page
+
+FAST: Final = 1  # levels of gzip
+STORED: Final = 0
+UNCOMPRESSED: Final = frozenset({".elf"})  # every other dump was compressed when it was written
+BUFFER: Final = 1 << 20  # bytes
+THERE: Final = "is there already (--force replaces it)"
+NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+class ExportError(Exception):
+    """The archive could not be made; nothing is left of it."""
+
+
+def archive_name(incident_id: str) -> str:
+    """Return what an incident's archive is called."""
+    return f"panicd-{incident_id}.tar.gz"
+
+
+def write_archive(
+    record: Answer, target: Path, *, dump: bool, force: bool, now: float
+) -> list[str]:
+    """Write an incident's archive: mode 0600, and all of it or nothing.
+
+    Args:
+        record: of the incident, as ``read_record`` returns it.
+        target: the archive.
+        dump: with the memory dumps.
+        force: replace a file that is there.
+        now: in seconds since the epoch.
+
+    Returns:
+        The names of what is in it.
+
+    Raises:
+        ExportError: the target is there, can't be written, or something can't be read.
+    """
+    partial = target.with_name(f".panicd-{secrets.token_hex(8)}.partial")
+    if not force and os.path.lexists(target):  # or a dump would be read for nothing
+        raise ExportError(f"{target}: {THERE}")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
+            try:
+                names = _write(file, record, dump=dump, now=now)
+                file.flush()
+                os.fsync(file.fileno())
+                _publish(partial, target, force=force)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    partial.unlink()
+    except FileExistsError as error:
+        raise ExportError(f"{target}: {THERE}") from error
+    except OSError as error:
+        raise ExportError(f"{error.filename or target}: {error.strerror or error}") from error
+    return names
+
+
+def _publish(partial: Path, target: Path, *, force: bool) -> None:
+    """Give a finished file its name; one that appeared meanwhile is left alone."""
+    if force:
+        partial.replace(target)
+        return
+    try:
+        os.link(partial, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        partial.rename(target)  # a file system without links has nothing better
+
+
+def _write(file: IO[bytes], record: Answer, *, dump: bool, now: float) -> list[str]:
+    folder = f"panicd-{record['id']}"
+    with (
+        contextlib.closing(_Members(file)) as packed,
+        # It is written to and no more: none of a file's other methods is needed (tarfile's 'w|').
+        tarfile.open(
+            fileobj=cast("IO[bytes]", packed),
+            mode="w|",
+            bufsize=BUFFER,
+            format=tarfile.PAX_FORMAT,
+        ) as archive,
+    ):
+        texts = {"record.json": json.dumps(record, indent=2), "timeline.txt": _page(record, now)}
+        for name, text in texts.items():
+            content = text.encode(errors="backslashreplace")
+            _add(archive, f"{folder}/{name}", io.BytesIO(content), len(content), now)
+        sources = [("bundle", path) for path in _bundle(Path(record["evidence_directory"]))]
+        if dump:
+            sources += [("dump", Path(path)) for path in record["dumps"]]
+        for kind, path in sources:
+            packed.level = STORED if kind == "dump" and path.suffix not in UNCOMPRESSED else FAST
+            _add_file(archive, f"{folder}/{kind}/{path.name}", path)
+        return archive.getnames()
+
+
+class _Members:
+    """A gzip file of one or more members, each with a level of its own (RFC 1952, 2.2).
+
+    Deflating once more what is compressed takes minutes for nothing.
+
+    Attributes:
+        level: of what is written next.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.level = FAST
+        self._written_at = FAST
+        self._member = self._begin()
+
+    def write(self, data: bytes) -> int:
+        """Write a piece of the archive."""
+        if self.level != self._written_at:
+            self._member.close()
+            self._written_at = self.level
+            self._member = self._begin()
+        return self._member.write(data)
+
+    def close(self) -> None:
+        """End the last member; the file itself stays open."""
+        self._member.close()
+
+    def _begin(self) -> gzip.GzipFile:
+        return gzip.GzipFile(
+            filename="", mode="wb", compresslevel=self._written_at, fileobj=self._file
+        )
+
+
+def _page(record: Answer, now: float) -> str:
+    text = io.StringIO()
+    console = Console(file=text, width=UNFOLDED, highlight=False, color_system=None)
+    console.print(*page(record, now), sep="\n")
+    return text.getvalue()
+
+
+def _bundle(directory: Path) -> Iterator[Path]:
+    """Yield what lies in an incident's bundle, the partial and the hidden left out."""
+    if directory.exists():
+        paths = sorted(directory.iterdir())
+        yield from (p for p in paths if not p.name.startswith(".") and not p.is_symlink())
+
+
+def _add_file(archive: tarfile.TarFile, name: str, path: Path) -> None:
+    # No link is followed, and no pipe waited for.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode):
+            _add(archive, name, file, status.st_size, status.st_mtime)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: IO[bytes], size: int, at: float) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mtime, entry.mode = size, at, 0o600
+    archive.addfile(entry, content)

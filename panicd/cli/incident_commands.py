@@ -1,0 +1,113 @@
+"""The commands that show what has happened: ``incidents``, ``incident``, ``export``."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import click
+
+from panicd.cli import render
+from panicd.cli.base import Context, domain_names, fail, incident_ids, json_option
+from panicd.cli.incident_log import incident_log
+from panicd.cli.moment import parse_moment
+from panicd.cli.render_incident import page
+from panicd.host.logs import escape
+from panicd.rules.guest_memory.reading import NotReadableError
+
+
+def _moment(_context: object, _parameter: object, text: str | None) -> float | None:
+    try:
+        return None if text is None else parse_moment(text, time.time())
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command()
+@click.option("--domain", shell_complete=domain_names, help="Only this domain's, by name or UUID.")
+@click.option("--open", is_flag=True, help="Only those that go on.")
+@click.option("--unacknowledged", is_flag=True, help="Only those that nobody has seen to (`ack`).")
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=_moment,
+    help="Only those that began then or later.",
+)
+@click.option(
+    "--until",
+    metavar="TIME",
+    callback=_moment,
+    help="Only those that began before.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    help="At most so many, the newest.",
+)
+@json_option
+def incidents(
+    context: Context,
+    /,
+    domain: str | None,
+    since: float | None,
+    until: float | None,
+    **wanted: bool | int,
+) -> tuple[object, Callable[[], None]]:
+    """List incidents, the newest first.
+
+    A time is how long ago (30m, 2h, 7d), or a date (2026-11-23, 2026-11-23T04:00): the local one,
+    unless it ends in Z or an offset such as +01:00.
+    """
+    if since is not None and until is not None and since >= until:
+        raise click.UsageError("--since is not before --until")
+    given = {"domain": domain, "since": since, "until": until}
+    wanted_too = {key: value for key, value in given.items() if value is not None}
+    answer = context.ask("incidents", **wanted, **wanted_too)
+    return answer, lambda: render.incidents(cast("list[render.Answer]", answer))
+
+
+@click.command()
+@click.argument("incident_id", metavar="INCIDENT", shell_complete=incident_ids)
+@click.option("--log", is_flag=True, help="Show the kernel's log from its memory dump instead.")
+@json_option
+def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:
+    """Show INCIDENT from the panic to its end: what was seen, decided and done, and when."""
+    answer = cast("render.Answer", context.ask("incident", incident=incident_id))
+    if log:
+        try:
+            return incident_log(answer)
+        except NotReadableError as error:
+            fail(f"no kernel log: {escape(str(error))}")
+    return answer, lambda: render.console.print(*page(answer, time.time()), sep="\n")
+
+
+@click.command()
+@click.argument("incident_id", metavar="INCIDENT", shell_complete=incident_ids)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The archive.  [default: panicd-INCIDENT.tar.gz, here]",
+)
+@click.option("--no-dump", is_flag=True, help="Leave the memory dump out.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.pass_obj
+def export(
+    context: Context, incident_id: str, output: Path | None, no_dump: bool, force: bool
+) -> None:
+    """Write all that is known of INCIDENT into one archive, to send to whoever debugs it.
+
+    It holds what the guest had in memory and on its screen: mind who gets it. Without a daemon the
+    journal is read as it is.
+    """
+    from panicd.cli.export import ExportError, archive_name, write_archive  # noqa: PLC0415 - slow to load
+
+    record = context.record(incident_id)
+    target = output or Path(archive_name(incident_id))
+    try:
+        write_archive(record, target, dump=not no_dump, force=force, now=time.time())
+    except ExportError as error:
+        fail(str(error))
+    click.echo(f"{target}: {target.stat().st_size} bytes")

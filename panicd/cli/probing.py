@@ -1,0 +1,161 @@
+"""``panicd probe``: what one VM can do, asked directly and without changing anything."""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from panicd.answers.snapshot import foresee
+from panicd.connector import GREETING_TIMEOUT, connect
+from panicd.host.config import Config
+from panicd.libvirt import Libvirt
+from panicd.qemu.monitor import Monitor, MonitorError, event_loop, open_monitor
+from panicd.qemu.probe import Probe, probe
+from panicd.qemu.process import Peer
+from panicd.qemu.session import ANSWER_TIMEOUT
+from panicd.records import plan_view
+from panicd.rules.capability import Armed, Capability, PanicSetting, run_by_libvirt
+from panicd.rules.command_line import parse_command_line
+from panicd.rules.exposure import REMEDIES, exposures
+from panicd.rules.io_ports import devices_on
+from panicd.rules.libvirt import inherit
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.policy import Reason
+from panicd.rules.settings import Policy
+
+
+class UnreachableMonitorError(Exception):
+    """The monitor could not be asked; the message says why."""
+
+
+ARMED_BECAUSE: Final = {
+    Armed.YES: "a panic is left to panicd",
+    Armed.NO: "this QEMU exits on a panic, and nothing is left to act on",
+    Armed.UNKNOWN: "whether this QEMU exits on a panic can't be told: its command line is not "
+    "readable",
+}
+
+
+def probe_socket(path: Path, config: Config) -> dict[str, object]:
+    """Return what a VM can do, and what its panic would lead to under each policy.
+
+    Raises:
+        UnreachableMonitorError: its monitor does not answer.
+    """
+    return trio.run(_ask, path, config)
+
+
+async def _ask(path: Path, config: Config) -> dict[str, object]:
+    libvirt = Libvirt(lambda: config.libvirt, dry_run=True)
+    async with event_loop():
+        answers = await _answers(path, libvirt)
+    if isinstance(answers, str):
+        raise UnreachableMonitorError(f"{path}: {answers}")
+    found, conflicts = answers
+    known = libvirt.known(found.uuid)
+    handling = known.handling if known else ""
+    if known and config.libvirt and config.libvirt.take_over:
+        known = known.taken_over()
+    found = replace(found, capability=run_by_libvirt(found.capability, known))
+    policy = config.policy_for(found.name or path.stem, found.uuid or None)
+    told = {"libvirt": handling, "libvirt_problem": libvirt.problem}
+    return _view(found, inherit(policy, known), conflicts) | told
+
+
+async def _answers(path: Path, libvirt: Libvirt) -> tuple[Probe, list[str]] | str:
+    """Return the monitor's answers and what is wrong with its ports, or why there are none."""
+    try:
+        sock = await connect(path)
+        with closing(sock), Peer.of(sock) as peer:
+            async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
+                arguments = peer.command_line() if peer.is_qemu() else None
+                command_line = parse_command_line(arguments) if arguments else None
+                found = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
+                await libvirt.learn(found.uuid, str(path))
+                return found, await _port_conflicts(monitor)
+    except MonitorError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+async def _port_conflicts(monitor: Monitor) -> list[str]:
+    """Return a remedy for each pvpanic on a port that other devices use.
+
+    Raises:
+        MonitorError: QEMU does not answer.
+    """
+    places = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached")
+    ports = []
+    for place in places:
+        for name in await _pvpanics(monitor, place):
+            question = {"path": f"{place}/{name}", "property": "ioport"}
+            ports.append(await monitor.execute("qom-get", question, timeout=ANSWER_TIMEOUT))
+    if not ports:
+        return []
+    question = {"command-line": "info mtree"}
+    mtree = await monitor.execute("human-monitor-command", question, timeout=ANSWER_TIMEOUT)
+    remedies = []
+    for port in ports:
+        others = devices_on(mtree, port) if isinstance(mtree, str) and isinstance(port, int) else ()
+        if names := sorted(set(others) - {"pvpanic"}):
+            remedies.append(
+                f"move the panic device from port {port:#x}, which {', '.join(names)} uses too: "
+                "what the guest writes there raises false panics (ioport=0x505 is its own; to be "
+                "rid of it see panicd qemu-args --no-notifier)"
+            )
+    return remedies
+
+
+async def _pvpanics(monitor: Monitor, place: str) -> list[str]:
+    """Return the names of the pvpanics on the ISA bus in a place of the QOM tree."""
+    entries = await monitor.execute("qom-list", {"path": place}, timeout=ANSWER_TIMEOUT)
+    return [
+        str(entry["name"])
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict) and entry.get("type") == "child<pvpanic>" and "name" in entry
+    ]
+
+
+def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, object]:
+    capability = answers.capability
+    policies = []
+    for on_crash in OnCrash:
+        wanted = replace(policy, on_crash=on_crash, grace=0.0)
+        runs_on = on_crash is OnCrash.IGNORE and capability.libvirt is None
+        setting = PanicSetting.NONE if runs_on else PanicSetting.PAUSE
+        armed = replace(capability, panic_setting=setting if capability.can_set_action else None)
+        policies.append(plan_view(foresee(wanted, armed, now=0.0)))
+    will_be_armed = Armed.YES if capability.can_set_action else capability.armed
+    connected = replace(
+        capability, panic_setting=PanicSetting.PAUSE if capability.can_set_action else None
+    )
+    in_the_end = foresee(policy, connected, own_time=Reason.GRACE_OVER, now=0.0).decision
+    reasons = exposures(policy, connected, in_the_end)
+    return {
+        "name": answers.name,
+        "uuid": answers.uuid,
+        "qemu_version": ".".join(map(str, capability.version)),
+        "run_state": answers.run_state,
+        "panic_device": capability.panic_device,
+        "device_types": list(capability.device_types),
+        "armed": will_be_armed,
+        "why": "panicd arms it when it connects"
+        if capability.can_set_action
+        else ARMED_BECAUSE[will_be_armed],
+        "libvirt_acts": capability.libvirt_acts,
+        "on_crash": policy.on_crash,
+        "policies": policies,
+        "configured": plan_view(foresee(policy, connected, now=0.0)),
+        "exposed": list(reasons),
+        "remedies": [REMEDIES[reason] for reason in reasons] + conflicts + _warnings(capability),
+    }
+
+
+def _warnings(capability: Capability) -> list[str]:
+    """Return what would be wrong under other policies than the one that is configured."""
+    if capability.reboot_is_shutdown:
+        return ["drop -no-reboot, or configure relaunch, or restart can't be obeyed"]
+    return []

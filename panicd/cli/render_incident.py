@@ -1,0 +1,181 @@
+"""What ``panicd incident ID`` shows, and an exported incident's timeline.
+
+The guest's own words come first, then how it went from the panic to its end, then where the
+evidence lies. Texts that may come from a guest are escaped here.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from panicd.cli.render import Answer, text, written_time
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A line of a timeline.
+
+    Attributes:
+        after: seconds since the panic became known.
+        took: seconds; None where it has no duration, or goes on.
+        what: happened.
+        about: what there is to say about it, escaped.
+    """
+
+    after: float
+    took: float | None
+    what: str
+    about: str
+
+
+def page(answer: Answer, now: float) -> Iterator[RenderableType]:
+    """Return the parts of an incident's page.
+
+    Args:
+        answer: the daemon's, or ``panicd.records.read_record``'s.
+        now: in seconds since the epoch: how long an incident has gone on.
+    """
+    yield from _head(answer, now)
+    yield ""
+    yield _timeline_table(answer)
+    yield ""
+    yield from _evidence(answer)
+
+
+def timeline(history: Iterable[Answer]) -> list[Moment]:
+    """Return an incident's entries as a timeline; a step that has ended is one line."""
+    moments: list[Moment] = []
+    begun: dict[int, int] = {}  # the line of each step that is not known to have ended
+    start: float | None = None
+    for entry in history:
+        start = entry["at"] if start is None else start
+        after = entry["at"] - start
+        match entry["kind"]:
+            case "step-begun":
+                begun[entry["index"]] = len(moments)
+                moments.append(Moment(after, None, str(entry["step"]), "[yellow]not ended[/]"))
+            case "step-ended" if entry["index"] in begun:
+                line = begun.pop(entry["index"])
+                since = moments[line].after
+                about = f"{entry['outcome']}{_detail(entry)}"
+                moments[line] = Moment(since, after - since, str(entry["step"]), about)
+            case kind:
+                moments.append(Moment(after, None, kind.replace("-", " "), _about(entry)))
+    return moments
+
+
+def _head(answer: Answer, now: float) -> Iterator[str]:
+    if answer["panic_line"]:
+        yield f"[bold]{text(answer['panic_line'])}[/]"
+    yield f"[bold]{answer['id']}[/]  {text(answer['domain'])}  {text(answer['uuid'])}"
+    yield f"monitor   {text(answer['monitor'])}"
+    yield f"panicked  {written_time(answer['opened_at'])}, known by {answer['source']}"
+    yield f"payload   {text(_payload(answer['payload']))}"
+    if answer["repeats"]:
+        yield f"again     {answer['repeats']} times within the incident"
+    for decision in answer["decisions"]:
+        yield (
+            f"decided   [bold]{decision['action']}[/] (on_crash {decision['on_crash']}, "
+            f"reason {decision['reason']}: {decision['why']})"
+        )
+    closed_at = answer["closed_at"]
+    lasted = duration((now if closed_at is None else closed_at) - answer["opened_at"])
+    yield (
+        f"now       [yellow]{answer['state']}[/], open for {lasted}"
+        if closed_at is None
+        else f"now       {answer['ending']}, after {lasted}"
+    )
+    if seen := answer["acknowledged"]:
+        yield f"seen      by uid {seen['uid']}: {text(seen['why'])}"
+
+
+def _payload(payload: Answer) -> str:
+    members = ", ".join(f"{name} {value}" for name, value in payload["members"])
+    missing = "; not there, or malformed: " + ", ".join(payload["missing"])
+    return (
+        str(payload["summary"])
+        + (f" ({members})" if members else "")
+        + (missing if payload["missing"] else "")
+    )
+
+
+def _timeline_table(answer: Answer) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("after", "took", "what"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("", overflow="fold")
+    for moment in timeline(answer["history"]):
+        took = "" if moment.took is None else duration(moment.took)
+        table.add_row(duration(moment.after), took, moment.what, moment.about)
+    return table
+
+
+def _evidence(answer: Answer) -> Iterator[str]:
+    for dump in answer["dumps"]:
+        yield f"Dump        {text(dump)}"
+    if not answer["dumps"] and any(map(_was_dumped, answer["history"])):
+        yield "[yellow]The dump is no longer there:[/] removed for newer ones, or by somebody."
+    evidence, directory = answer["evidence"], answer["evidence_directory"]
+    if evidence is None:
+        yield f"No evidence was kept in {text(directory)}"
+        return
+    if removed := evidence.get("removed"):
+        when = written_time(removed["at"])
+        yield f"[yellow]The evidence was removed[/] on {when}: {text(removed['why'])}"
+        return
+    files = evidence["files"]
+    if answer["screenshot"] is not None:
+        yield f"Screenshot  {text(answer['screenshot'])}"
+    yield f"Evidence    {text(directory)}"
+    for name, what in sorted(files.items()):
+        yield f"  {text(name)}: {text(what)}"
+    for item, why in sorted(evidence["problems"].items()):
+        yield f"  [yellow]no {text(item)}:[/] {text(why)}"
+
+
+def _was_dumped(entry: Answer) -> bool:
+    is_dump = entry["kind"] == "step-ended" and entry.get("step") == "Dump"
+    return is_dump and entry["outcome"] == "done"
+
+
+def _detail(entry: Answer) -> str:
+    return f": {text(entry['detail'])}" if entry["detail"] else ""
+
+
+def _about(entry: Answer) -> str:
+    """Return what an entry that is no step says, beside its kind."""
+    match entry["kind"]:
+        case "opened":
+            return f"known by {entry['source']}"
+        case "repeated":
+            return f"{entry['count']} times"
+        case "decided":
+            plan = entry["plan"]
+            return f"{plan['action']}: {plan['why']}"
+        case "step-ended":
+            return f"{entry['outcome']}{_detail(entry)}"
+        case "settled":
+            return str(entry["state"])
+        case "closed":
+            return f"{entry['ending']} {text(entry['detail'])}"
+        case "asked" | "acknowledged":
+            return f"uid {entry['uid']} {text(entry.get('what', ''))}: {text(entry['why'])}"
+        case "observed":
+            return text(entry["what"])
+        case _:
+            return ""
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people read it, to a millisecond where it is short."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{value} {unit}" for value, unit in parts if value)

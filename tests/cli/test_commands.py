@@ -1,0 +1,242 @@
+"""What people type: each command's answer, its JSON, its exit status."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from panicd import __version__
+from panicd.cli import main
+from tests.parts.background import background
+from tests.parts.commands import BAD_USAGE, DONE, FAILED, ask, ask_json, panicd
+from tests.parts.daemon import DaemonInside, ObservedDaemon
+from tests.parts.fake import FakeQemu
+from tests.parts.profile import RunState
+from tests.parts.qemu import qemu_binary
+
+UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f54"
+
+
+# -- without a daemon
+
+
+def test_help_lists_every_command_with_what_it_does() -> None:
+    overview = panicd("--help")
+    assert overview.exit_code == DONE
+    for name, command in main.commands.items():
+        assert f"\n  {name} " in overview.output
+        assert command.get_short_help_str(), f"{name} says nothing of itself"
+        shown = panicd(name, "--help")
+        assert shown.exit_code == DONE
+        assert f"Usage: panicd {name}" in shown.output
+
+
+def test_version() -> None:
+    assert panicd("--version").output == f"panicd, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fly"],
+        ["explain"],
+        ["act", "vm", "explode", "--why", "because"],
+        ["release", "vm"],
+        ["hold", "--why", "because"],
+        ["hold", "vm", "--all", "--why", "because"],
+        ["hold", "vm", "--for", "2 hours", "--why", "because"],
+        ["qemu-args"],
+        ["qemu-args", "--name", "vm", "--qemu-version", "seven"],
+        ["incidents", "--limit", "0"],
+        ["incidents", "--since", "tomorrow"],
+        ["incidents", "--until", "2026-02-30"],
+        ["incidents", "--since", "1h", "--until", "2h"],
+        ["export"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_is_2(arguments: list[str]) -> None:
+    result = panicd(*arguments)
+    assert result.exit_code == BAD_USAGE
+    assert "Error: " in result.output
+
+
+def test_commands_that_need_a_daemon_say_where_they_looked(tmp_path: Path) -> None:
+    result = panicd("--socket", tmp_path / "control.sock", "status")
+    assert result.exit_code == FAILED
+    assert str(tmp_path / "control.sock") in result.output
+
+
+def test_check_says_that_a_configuration_is_good(tmp_path: Path) -> None:
+    config = tmp_path / "panicd.yaml"
+    config.write_text("monitors: [{glob: /run/qemu/*.qmp}]\ndomains: [{match: web-*}]\n")
+    result = panicd("--config", config, "check")
+    assert result.exit_code == DONE
+    assert "good, 1 domain rules" in result.output
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_every_mistake_is_printed_with_its_line(tmp_path: Path, command: str) -> None:
+    config = tmp_path / "panicd.yaml"
+    config.write_text("monitors:\n  - glob: qemu\ndefaults:\n  on_crush: restart\n  fallback: no\n")
+    result = panicd("--config", config, command)
+    assert result.exit_code == BAD_USAGE
+    lines = result.output.splitlines()
+    assert [line.split(": ")[0] for line in lines if line.startswith(str(config))] == [
+        f"{config}:2:11",
+        f"{config}:4:3",
+        f"{config}:5:13",
+    ]
+
+
+def why_it_does_not_run(daemon: ObservedDaemon) -> str:
+    finished = subprocess.run(
+        [sys.executable, "-m", "panicd", "--config", daemon.config_file, "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == FAILED
+    assert "Traceback" not in finished.stderr
+    return finished.stderr
+
+
+def test_run_without_a_place_for_its_state_says_so(socket_dir: Path) -> None:
+    below_a_file = str(socket_dir / "panicd.yaml" / "state")
+    daemon = ObservedDaemon(socket_dir, state_directory=below_a_file)
+    assert "Not a directory" in why_it_does_not_run(daemon)
+
+
+def test_run_without_a_place_to_listen_says_so(socket_dir: Path) -> None:
+    nowhere = str(socket_dir / "nowhere" / "listen.sock")
+    daemon = ObservedDaemon(socket_dir, monitors=[{"listen": nowhere}])
+    assert "No such file or directory" in why_it_does_not_run(daemon)
+
+
+@pytest.mark.parametrize("version", ["1.5", "2.8", "5.2", "7.2", "11.1"])
+@pytest.mark.parametrize("more", [[], ["--pci"], ["--dial-in", "/run/panicd/qmp.sock"]])
+def test_qemu_args_are_a_shell_s_words(version: str, more: list[str]) -> None:
+    result = panicd("qemu-args", "--name", "it's web-1", "--qemu-version", version, *more)
+    if "--pci" in more and version in {"1.5", "2.8", "5.2"}:
+        assert result.exit_code == BAD_USAGE  # pvpanic-pci came with 6.0
+        return
+    assert result.exit_code == DONE
+    words = shlex.split(result.output, comments=True)
+    assert words[:2] == ["-name", "it's web-1"]
+    assert "-mon" in words
+    assert ("-no-shutdown" in words) == (version in {"2.8", "5.2"})  # 1.5 pauses on a panic
+
+
+# -- with a daemon
+
+
+async def test_status_and_explain(socket_dir: Path) -> None:
+    async with (
+        DaemonInside.start(socket_dir, {"on_crash": "coredump-restart"}) as daemon,
+        FakeQemu(socket_dir / "web-1.qmp", name="web-1", uuid=UUID).running(),
+    ):
+        await daemon.wait_armed("web-1")
+        (domain,) = (await ask_json(daemon, "status"))["domains"]
+        assert (domain["domain"], domain["uuid"], domain["armed"]) == ("web-1", UUID, "yes")
+        shown = await ask(daemon, "status")
+        assert "web-1" in shown
+        assert "coredump-restart" in shown
+
+        for name in ("web-1", UUID):
+            explained = await ask_json(daemon, "explain", name)
+            assert (explained["plan"]["action"], explained["plan"]["reason"]) == (
+                *("coredump-restart", "on-crash"),
+            )
+            assert [step["step"] for step in explained["plan"]["steps"]][-2:] == [
+                *("SystemReset", "Cont"),
+            ]
+        shown = await ask(daemon, "explain", "web-1")
+        assert "If it panicked now: coredump-restart" in shown
+        assert shown.index("Dump") < shown.index("SystemReset") < shown.index("Cont")
+
+        assert "no domain is called 'web-2'" in await ask(daemon, "explain", "web-2", status=FAILED)
+
+
+async def test_status_of_nothing_asks_the_right_questions(socket_dir: Path) -> None:
+    async with DaemonInside.start(socket_dir) as daemon:
+        assert "Does a monitor's glob match" in await ask(daemon, "status")
+        assert "No incident." in await ask(daemon, "incidents")
+
+
+async def test_operator_acts_releases_and_holds(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp", uuid=UUID)
+    async with DaemonInside.start(socket_dir) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        because = ("--why", "a test")
+        refused = await ask(daemon, "release", "vm", *because, status=FAILED)
+        assert "no open incident" in refused
+
+        vm.panic()
+        await daemon.wait_incident("vm", state="preserved")
+        await ask(daemon, "release", "vm", *because)
+        assert vm.machine.state is RunState.RUNNING
+        await daemon.wait_incident("vm", ending="released")
+
+        await ask(daemon, "hold", "vm", "--for", "2h", *because)
+        assert (await daemon.domain("vm"))["held_why"] == "a test"
+        vm.panic()
+        await daemon.wait_incident("vm", state="preserved")
+        await ask(daemon, "act", "vm", "restart", *because)
+        await daemon.wait_incident("vm", ending="restarted")
+        await ask(daemon, "unhold", "vm", *because)
+        assert vm.changing_commands == ["set-action", "cont", "system_reset", "cont"]
+        asked = daemon.logged("operator asked", uid=os.getuid(), why="a test")
+        assert {line["what"].split()[0] for line in asked} == {
+            *("release", "hold", "act", "unhold"),
+        }
+
+
+async def test_reload_is_all_or_nothing(socket_dir: Path) -> None:
+    async with (
+        DaemonInside.start(socket_dir, {"on_crash": "destroy"}) as daemon,
+        FakeQemu(socket_dir / "vm.qmp").running() as vm,
+    ):
+        await daemon.wait_armed("vm")
+        mark = daemon.mark()
+        daemon.write_config(defaults={"on_crash": "preserve"})
+        await ask(daemon, "reload")
+        await daemon.wait_armed("vm", since=mark)
+        assert (await daemon.domain("vm"))["on_crash"] == "preserve"
+
+        daemon.write_config(defaults={"on_crash": "explode", "fallback": "no"})
+        refused = await ask(daemon, "reload", status=BAD_USAGE)
+        assert "defaults.on_crash" in refused
+        assert "defaults.fallback" in refused
+        assert await daemon.metric("panicd_config_last_reload_successful") == 0
+
+        nowhere = {"listen": str(socket_dir / "nowhere" / "listen.sock")}
+        glob = {"glob": str(socket_dir / "*.qmp")}
+        other = {"glob": str(socket_dir / "*.other")}
+        daemon.write_config(defaults={"on_crash": "destroy"}, monitors=[glob, other, nowhere])
+        assert "No such file or directory" in await ask(daemon, "reload", status=BAD_USAGE)
+        assert (await daemon.domain("vm"))["on_crash"] == "preserve"
+        assert vm.sessions == 1
+
+        daemon.write_config(monitors=[other])
+        await ask(daemon, "reload")
+        assert await daemon.metric("panicd_config_last_reload_successful") == 1
+        assert (await daemon.call("status"))["domains"] == []
+
+
+@pytest.mark.real
+async def test_vm_started_with_qemu_args_is_armed(socket_dir: Path) -> None:
+    printed = panicd("qemu-args", "--name", "vm", "--directory", socket_dir).output
+    machine = ["-nodefaults", "-display", "none", "-S", "-machine", "pc,accel=tcg"]
+    command = [qemu_binary(), *machine, *shlex.split(printed, comments=True)]
+    async with DaemonInside.start(socket_dir) as daemon, background() as nursery:
+        await nursery.start(partial(trio.run_process, command, stdin=subprocess.DEVNULL))
+        await daemon.wait_armed("vm")
+        status = await daemon.domain("vm")
+        assert (status["armed"], status["panic_device"]) == ("yes", "requested")

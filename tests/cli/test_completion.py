@@ -1,0 +1,52 @@
+"""What a shell offers for a word that is half typed."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import trio
+
+from panicd.rules.on_crash import OnCrash
+from tests.parts.commands import panicd
+from tests.parts.daemon import DaemonInside, ObservedDaemon
+from tests.parts.fake import FakeQemu
+
+
+def completions(daemon: ObservedDaemon, *words: str) -> list[str]:
+    """What bash would offer for the last of these words; it gives them joined by spaces."""
+    typed = ["panicd", "--config", str(daemon.config_file), *words]
+    env = {
+        "_PANICD_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(typed),
+        "COMP_CWORD": str(len(typed) - 1),
+    }
+    return [line.partition(",")[2] for line in panicd(env=env).output.split("\n") if line]
+
+
+async def test_domains_and_incidents_are_completed(socket_dir: Path) -> None:
+    web, db = (FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in ("web-1", "db-1"))
+    async with DaemonInside.start(socket_dir) as daemon, web.running(), db.running():
+        for vm in (web, db):
+            await daemon.wait_armed(vm.machine.name)
+
+        async def offered(*words: str) -> list[str]:
+            return await trio.to_thread.run_sync(lambda: completions(daemon, *words))
+
+        assert await offered("explain", "") == ["db-1", "web-1"]
+        assert await offered("explain", "we") == ["web-1"]
+        assert await offered("incidents", "--domain", "d") == ["db-1"]
+        assert set(OnCrash) <= set(await offered("act", "db-1", ""))
+        db.panic()
+        incident = await daemon.wait_incident("db-1", state="preserved")
+        await daemon.call("ack", incident=incident.id, why="it is in the journal by now")
+        assert await offered("incident", "") == [incident.id]
+
+
+def test_completion_offers_nothing_where_no_daemon_answers(socket_dir: Path) -> None:
+    daemon = ObservedDaemon(socket_dir)
+    assert completions(daemon, "explain", "") == []
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(daemon.control_socket))
+        silent.listen()
+        assert completions(daemon, "explain", "") == []

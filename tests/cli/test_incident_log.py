@@ -1,0 +1,62 @@
+"""`panicd incident ID --log`: what is shown of a dump, and what is said where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.parts.commands import FAILED, ask, ask_json
+from tests.parts.daemon import DaemonInside, LoggedIncident, RunningDaemon
+from tests.parts.fake import FakeQemu
+from tests.parts.linux import Kernel, linux_guest
+
+PANIC = "Kernel panic - not syncing: sysrq triggered crash"
+
+
+async def preserved(daemon: DaemonInside, vm: FakeQemu) -> LoggedIncident:
+    await daemon.wait_armed("vm")
+    vm.panic()
+    incident = await daemon.wait_incident("vm", state="preserved")
+    await ask(daemon, "ack", incident.id, "--why", "seen")  # all of it is in the journal by now
+    return incident
+
+
+async def test_incident_without_a_dump_says_so(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir) as daemon, vm.running():
+        incident = await preserved(daemon, vm)
+        said = await ask(daemon, "incident", incident.id, "--log", status=FAILED)
+        assert said == f"panicd: no kernel log: incident {incident.id} has no memory dump\n"
+
+
+async def test_dump_without_a_log_and_dump_that_is_gone_say_so(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    policy = {"on_crash": "coredump-preserve", "coredump": {"min_free": "1MiB", "format": "elf"}}
+    async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
+        incident = await preserved(daemon, vm)
+        said = await ask(daemon, "incident", incident.id, "--log", status=FAILED)
+        assert said.startswith("panicd: no kernel log: no VMCOREINFO: the VM has no vmcoreinfo")
+        (dump,) = (socket_dir / "state" / "coredumps" / "vm").iterdir()
+        dump.unlink()
+        said = await ask(daemon, "incident", incident.id, "--log", "--json", status=FAILED)
+        assert said == f"panicd: no kernel log: its dump is no longer there: {dump}\n"
+
+
+@pytest.mark.real
+@pytest.mark.linux
+async def test_log_of_a_linux_guest_is_shown(socket_dir: Path, linux_kernel: Kernel) -> None:
+    policy = {"on_crash": "coredump-destroy", "coredump": {"min_free": "1MiB"}}
+    async with (
+        RunningDaemon.start(socket_dir, policy, time_limit=120) as daemon,
+        linux_guest(socket_dir, linux_kernel, paused=True) as guest,
+    ):
+        await daemon.wait_armed("linux")
+        await guest.vm.start_guest()
+        incident = await daemon.wait_incident("linux", ending="destroyed")
+        shown = (await ask(daemon, "incident", incident.id, "--log")).splitlines()
+        assert "Linux version " in shown[0]
+        assert any(line.endswith(f"] {PANIC}") for line in shown)
+        answer = await ask_json(daemon, "incident", incident.id, "--log")
+        assert (answer["panic_line"], answer["complete"]) == (PANIC, True)
+        assert len(answer["lines"]) == len(shown)

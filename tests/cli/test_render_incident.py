@@ -1,0 +1,136 @@
+"""What `panicd incident ID` shows."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from panicd.cli.render_incident import duration, page, timeline
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0004, "0.4 ms"),
+        (0.25, "250.0 ms"),
+        (12.345, "12.35 s"),
+        (61.0, "1 min 1 s"),
+        (7200.0, "2 h"),
+        (90061.0, "1 d 1 h 1 min 1 s"),
+    ],
+)
+def test_durations_are_as_people_read_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_each_step_is_a_line_with_its_duration() -> None:
+    moments = timeline(
+        [
+            {"kind": "opened", "at": 100.0, "source": "event"},
+            {"kind": "step-begun", "at": 100.1, "index": 0, "step": "Collect"},
+            {"kind": "repeated", "at": 100.2, "count": 3},
+            {
+                "kind": "step-ended",
+                "at": 100.6,
+                "index": 0,
+                "step": "Collect",
+                "outcome": "done",
+                "detail": "\x1b[31m[bold]",
+            },
+            {"kind": "step-begun", "at": 101.0, "index": 1, "step": "Quit"},
+        ]
+    )
+    assert [(m.what, m.took if m.took is None else round(m.took, 3)) for m in moments] == [
+        ("opened", None),
+        ("Collect", 0.5),
+        ("repeated", None),
+        ("Quit", None),
+    ]
+    assert moments[1].about == r"done: \x1b[31m\[bold]"
+    assert "not ended" in moments[3].about
+
+
+def test_step_s_end_without_its_beginning_is_shown_all_the_same() -> None:
+    end = {"kind": "step-ended", "at": 5.0, "index": 2, "step": "Kill", "outcome": "done"}
+    assert [m.what for m in timeline([end | {"detail": ""}])] == ["step ended"]
+
+
+RECORD: dict[str, Any] = {
+    "id": "20261123T040000-0a1b2c3d",
+    "domain": "web-1",
+    "uuid": "",
+    "monitor": "/run/qemu/web-1.qmp",
+    "opened_at": 1000.0,
+    "closed_at": 1002.5,
+    "source": "event",
+    "payload": {
+        "summary": "Windows bug check 0x0000000a: IRQL_NOT_LESS_OR_EQUAL",
+        "members": [["arg1", "0xa"], ["arg2", "[red]"]],
+        "missing": ["arg3"],
+    },
+    "panic_line": "Kernel panic - not syncing: Oops",
+    "repeats": 2,
+    "decisions": [
+        {"on_crash": "restart", "action": "preserve", "reason": "held", "why": "an operator"}
+    ],
+    "state": "closed",
+    "ending": "restarted",
+    "acknowledged": {"uid": 0, "why": "ticket 42"},
+    "history": [{"at": 1000.0, "kind": "opened", "source": "event"}],
+    "evidence_directory": "/var/lib/panicd/incidents/x",
+    "evidence": {"files": {"screen.png": "the guest's screen"}, "problems": {"kernel log": "no"}},
+    "screenshot": "/var/lib/panicd/incidents/x/screen.png",
+    "dumps": ["/dumps/x.kdump"],
+}
+
+
+def shown(**changed: Any) -> list[str]:
+    text = StringIO()
+    console = Console(file=text, width=200, highlight=False, color_system=None)
+    console.print(*page(RECORD | changed, 4600.0), sep="\n")
+    return text.getvalue().splitlines()
+
+
+def test_panic_line_comes_first_and_all_that_an_operator_asks_follows() -> None:
+    lines = shown()
+    payload = f"payload   {RECORD['payload']['summary']} (arg1 0xa, arg2 [red]); "
+    payload += "not there, or malformed: arg3"
+    assert lines[0] == "Kernel panic - not syncing: Oops"
+    for line in (
+        payload,
+        "decided   preserve (on_crash restart, reason held: an operator)",
+        "now       restarted, after 2.50 s",
+        "seen      by uid 0: ticket 42",
+        "Dump        /dumps/x.kdump",
+        "Screenshot  /var/lib/panicd/incidents/x/screen.png",
+        "Evidence    /var/lib/panicd/incidents/x",
+        "  no kernel log: no",
+    ):
+        assert line in lines
+
+
+def test_open_incident_says_for_how_long() -> None:
+    assert "now       preserved, open for 1 h" in shown(state="preserved", closed_at=None)
+
+
+def test_evidence_that_is_not_there_is_said_to_be_so() -> None:
+    removed = {"files": {}, "problems": {}, "removed": {"at": 2000.0, "why": "one too many"}}
+    (line,) = [line for line in shown(evidence=removed) if "removed" in line]
+    assert line.endswith(": one too many")
+    assert any("No evidence was kept" in line for line in shown(evidence=None))
+
+
+def test_dump_that_is_not_there_any_more_is_missed() -> None:
+    times = {"index": 0, "step": "Dump"}
+    history = [
+        {"kind": "step-begun", "at": 1.0, **times},
+        {"kind": "step-ended", "at": 2.0, "outcome": "done", "detail": "/dumps/x", **times},
+    ]
+    lines = shown(history=history, dumps=[])
+    assert any("dump is no longer there" in line for line in lines)
+    assert not any("no longer" in line for line in shown(history=history))
+    failed = [history[0], history[1] | {"outcome": "failed"}]
+    assert not any("no longer" in line for line in shown(history=failed, dumps=[]))

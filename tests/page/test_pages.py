@@ -1,0 +1,231 @@
+"""The pages, of a daemon with fake QEMUs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+import yaml
+
+from panicd.host.control import RefusedError
+from panicd.host.http import HttpServer
+from tests.parts.daemon import DaemonInside
+from tests.parts.fake import FakeQemu
+from tests.parts.html import Reader
+from tests.parts.http import Answer, basic, get
+
+HOSTILE = "</title><script>alert(1)</script>\" onload='x'"
+PAYLOAD = "</pre><img src=x onerror=alert(1)>"
+TURNED = "\u202e"  # what follows would be shown from right to left
+PANIC: dict[str, Any] = {
+    "type": "s390", "core": 1, "psw-mask": 2, "psw-addr": 3, "reason": PAYLOAD + TURNED,
+}  # fmt: skip
+PICTURE = b"\x89PNG\r\n\x1a\n" + b"x" * 100
+ALICE = basic("alice", "opensesame")
+ELEMENTS = {
+    *(
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "a",
+        "header",
+        "p",
+        "nav",
+        "main",
+        "footer",
+    ),
+    *("h1", "h2", "dl", "div", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "span"),
+    *("time", "details", "summary", "pre", "img"),
+}
+
+
+class Watched:
+    def __init__(self, daemon: DaemonInside, server: HttpServer) -> None:
+        self.daemon = daemon
+        self.server = server
+
+    async def get(self, path: str, *headers: str) -> Answer:
+        return await get(self.server, path, *headers)
+
+    async def page(self, path: str, *headers: str) -> Reader:
+        answer = await self.get(path, *headers)
+        assert answer.status == 200
+        return Reader(answer.body.decode())
+
+
+@asynccontextmanager
+async def watched(directory: Path, *, users: bool = False, **config: Any) -> AsyncIterator[Watched]:
+    web = directory / "web.yaml"
+    hashed = bcrypt.hashpw(b"opensesame", bcrypt.gensalt(4)).decode()
+    web.write_text(yaml.safe_dump({"basic_auth_users": {"alice": hashed} if users else {}}))
+    metrics = {"listen": "127.0.0.1:0", "web_config": str(web)}
+    async with DaemonInside.start(directory, metrics=metrics, **config) as daemon:
+        served = await daemon.wait_log("metrics are served")
+        yield Watched(daemon, HttpServer(served["host"], served["port"]))
+
+
+@asynccontextmanager
+async def panicked(
+    directory: Path, *, users: bool, name: str = HOSTILE, **config: Any
+) -> AsyncIterator[tuple[Watched, str]]:
+    """A daemon with one domain, which is preserved; its incident's page."""
+    async with (
+        watched(directory, users=users, **config) as seen,
+        FakeQemu(directory / "vm.qmp", name=name).running() as vm,
+    ):
+        await seen.daemon.wait_log("policy in force")
+        vm.panic(PANIC)
+        stays = await seen.daemon.wait_log("incident stays open")
+        # Returns when what was logged before is in the journal too, where the pages read it.
+        await seen.daemon.call("ack", incident=stays["incident"], why="seen")
+        yield seen, f"/incident/{stays['incident']}"
+
+
+def keep_evidence(directory: Path, path: str) -> None:
+    bundle = directory / "state" / "incidents" / path.rpartition("/")[2]
+    bundle.mkdir(parents=True)
+    (bundle / "screen.png").write_bytes(PICTURE)
+    (bundle / "kernel.log").write_text(f"one\n{PAYLOAD}\n\x1b[2J\n")
+    files = {"screen.png": "screen", "kernel.log": "log", "qemu.json": "answers"}
+    manifest = {"files": files, "problems": {"registers": PAYLOAD}}
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+
+
+async def test_the_host_page_shows_domains_and_incidents(socket_dir: Path) -> None:
+    async with panicked(socket_dir, users=False, name="web-1") as (seen, path):
+        read = await seen.page("/")
+        assert {"web-1", "preserved", "3 of 3"} <= {
+            part.strip() for part in re.split(r"(web-1|preserved|3 of 3)", read.text)
+        }
+        links = [attributes["href"] for tag, attributes in read.elements if tag == "a"]
+        assert links.count(path) == 2, "of the open incident, and of the domain"
+        for link in set(links) - {"#main"}:
+            assert link is not None
+            assert (await seen.get(link)).status == 200
+
+
+@pytest.mark.parametrize("users", [False, True])
+async def test_a_guest_can_inject_nothing(socket_dir: Path, users: bool) -> None:
+    async with panicked(socket_dir, users=users) as (seen, path):
+        keep_evidence(socket_dir, path)
+        for page in ("/", path):
+            answer = await seen.get(page, ALICE)
+            read = Reader(answer.body.decode())
+            assert {tag for tag, _ in read.elements} <= ELEMENTS
+            for _, attributes in read.elements:
+                assert not [name for name in attributes if name.startswith(("on", "style"))]
+                for address in (attributes.get("href"), attributes.get("src")):
+                    assert address is None or re.fullmatch(r"[/#][\w/.-]*", address)
+            assert TURNED not in read.text
+            assert "\x1b" not in read.text
+            assert not [name for name in answer.headers if "alert" in answer.headers[name]]
+
+
+async def test_nobody_known_nothing_of_a_guest(socket_dir: Path) -> None:
+    async with panicked(socket_dir, users=False, name="vm") as (seen, path):
+        keep_evidence(socket_dir, path)
+        for page in ("/", path):
+            answer = await seen.get(page)
+            assert b"onerror" not in answer.body
+            assert b'screen.png"' not in answer.body
+            assert b"is withheld" in answer.body, "and says so"
+        assert (await seen.get(f"{path}/screen.png")).status == 403
+
+
+async def test_who_is_known_is_shown_what_the_guest_said(socket_dir: Path) -> None:
+    async with panicked(socket_dir, users=True, name="vm") as (seen, path):
+        keep_evidence(socket_dir, path)
+        assert (await seen.get(path)).status == 401
+        assert (await seen.get(f"{path}/screen.png")).status == 401
+        read = await seen.page(path, ALICE)
+        assert "is withheld" not in read.text
+        assert f"reason={PAYLOAD}" in read.text
+        assert f"one\n{PAYLOAD}\n\\x1b[2J" in read.text
+        (picture,) = [attributes["src"] for tag, attributes in read.elements if tag == "img"]
+        assert picture == f"{path}/screen.png"
+        answer = await seen.get(picture, ALICE)
+        assert (answer.body, answer.headers["content-type"]) == (PICTURE, "image/png")
+        assert "sandbox" in answer.headers["content-security-policy"]
+
+
+async def test_a_screen_that_is_no_picture_is_not_shown(socket_dir: Path) -> None:
+    async with panicked(socket_dir, users=True, name="vm") as (seen, path):
+        keep_evidence(socket_dir, path)
+        screen = socket_dir / "state" / "incidents" / path.rpartition("/")[2] / "screen.png"
+        screen.write_bytes(b"<script>alert(1)</script>")
+        assert (await seen.get(f"{path}/screen.png", ALICE)).status == 404
+        screen.unlink()
+        screen.symlink_to("/etc/passwd")
+        assert (await seen.get(f"{path}/screen.png", ALICE)).status == 404
+
+
+async def test_the_policy_allows_this_style_and_no_script(socket_dir: Path) -> None:
+    async with watched(socket_dir) as seen:
+        answer = await seen.get("/")
+    policy = answer.headers["content-security-policy"]
+    (sheet,) = re.findall(r"<style>(.*?)</style>", answer.body.decode(), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode().lower()
+    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
+    assert "script" not in policy
+    assert "unsafe" not in policy
+
+
+async def test_tables_keep_their_meaning_as_cards(socket_dir: Path) -> None:
+    async with panicked(socket_dir, users=False, name="vm") as (seen, path):
+        for page in ("/", path):
+            read = await seen.page(page)
+            roles = {"table": "table", "tr": "row", "td": "cell"}
+            for tag, attributes in read.elements:
+                assert tag not in roles or attributes["role"] == roles[tag]
+                assert tag != "td" or attributes["data-label"]
+                assert tag != "th" or attributes["scope"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/incident/", "/incident/x", "/incident/20261123T044714-00000000", "/incident/../..",
+     "/incident/20261123T044714-00000000/screen.png", "/incident/%2e%2e"],
+)  # fmt: skip
+async def test_there_is_no_other_page(socket_dir: Path, path: str) -> None:
+    async with watched(socket_dir) as seen:
+        assert (await seen.get(path)).status == 404
+
+
+async def test_a_journal_that_cannot_be_read_is_told(socket_dir: Path) -> None:
+    async with panicked(socket_dir, users=False, name="vm") as (seen, path):
+        journal = socket_dir / "state" / "journal.sqlite3"
+        journal.rename(journal.with_name("elsewhere"))
+        assert "The journal can't be read" in (await seen.page("/")).text
+        assert (await seen.get(path)).status == 503
+        journal.with_name("elsewhere").rename(journal)
+
+
+async def test_readiness_follows_the_journal(socket_dir: Path) -> None:
+    async with watched(socket_dir) as seen:
+        await seen.daemon.wait_log("configuration in force")
+        assert (await seen.get("/healthz")).status == 200
+        ready = await seen.get("/readyz")
+        assert (ready.status, ready.body) == (200, b"ok\n")
+
+
+async def test_a_bad_web_configuration_leaves_the_old_in_force(socket_dir: Path) -> None:
+    async with watched(socket_dir, users=True) as seen:
+        (socket_dir / "web.yaml").write_text("basic_auth_users: {alice: hunter2}")
+        with pytest.raises(RefusedError, match=r"basic_auth_users\.alice: expected a bcrypt hash"):
+            await seen.daemon.call("reload")
+        assert (await seen.get("/")).status == 401
+        assert (await seen.get("/", ALICE)).status == 200
+        (socket_dir / "web.yaml").write_text("")
+        await seen.daemon.call("reload")
+        assert (await seen.get("/")).status == 200
