@@ -106,7 +106,8 @@ class Supervisor:
             MonitorError: its monitor failed.
             JournalError: an incident can't be recorded, and is not to be acted on without.
         """
-        self._domain.session = self._session = session
+        self._session = session
+        self._services.fleet.attach(self._domain, session)
         self._responder = Responder(self._services, self._domain, session)
         self._own_time = OwnTime(self._domain, session, self._responder, self._rearm)
         try:
@@ -457,11 +458,10 @@ class Supervisor:
     def _leave(self) -> None:
         """Leave an open incident to wait for its domain, and refuse what is still asked."""
         domain = self._domain
-        domain.session = None
+        self._services.fleet.detach(domain)
         for wish in self._wishes:
             self._refuse(wish, "the domain's monitor was lost")
         if domain.chronicle is not None:
             domain.chronicle.note_repeats()
             self._services.waiting.park(domain.chronicle)
             domain.chronicle = None
-        self._services.fleet.left.unpark_all()
