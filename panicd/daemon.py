@@ -27,7 +27,7 @@ from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake
 from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction, domain_key
-from panicd.host.logs import get_logger
+from panicd.host.logs import get_logger, write_late
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
 from panicd.host.web import WebApp
@@ -127,6 +127,7 @@ class Daemon:
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
         ):
             async with event_loop(), trio.open_nursery() as nursery:
+                nursery.start_soon(write_late)
                 services = self._services(nursery)
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
