@@ -5,6 +5,7 @@ which takes the events in their order, keeps the run state, and passes each on t
 ``listener`` before it looks whether the awaited thing has come.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -122,6 +123,8 @@ class Session:
         Returns:
             Whether ``until`` holds.
         """
+        if until():  # mostly so: what is waited for came with the answer, or before
+            return True
         with trio.move_on_after(timeout):
             while not until() and not self.ended:
                 await self.next_event()
@@ -129,6 +132,9 @@ class Session:
 
     async def wait_event(self, timeout: float) -> bool:
         """Wait until there is an event to take, or a nudge; return whether there was, in time."""
+        if timeout == math.inf:
+            await self.monitor.events.wait()
+            return True
         with trio.move_on_after(timeout) as limit:
             await self.monitor.events.wait()
         return not limit.cancelled_caught
