@@ -283,7 +283,7 @@ class Supervisor:
         arrives = state is None and session.run_state is RunState.INMIGRATE
         limit = ARRIVAL_CHECK if arrives else LOOK_AFTER.get(state, math.inf)
         if await session.wait_event(limit):
-            await session.next_event()
+            await session.take_event()
         elif state is State.RUNNING_ON:
             await self._responder.close(Ending.RAN_ON)
         else:
@@ -319,6 +319,7 @@ class Supervisor:
         event, responder = heard.event, self._responder
         assert isinstance(event, GuestPanickedEvent)
         responder.heard_at = heard.at
+        self._count_coalesced()
         chronicle = self._domain.chronicle
         if chronicle is None:
             await responder.open(Source.EVENT, event.information, await self._state_after(event))

@@ -55,7 +55,8 @@ class Backlog:
         if not waits:
             self._write_some(None)
         else:
-            self._said.set()
+            if not self._said.is_set():
+                self._said.set()
             self._said_at = time.monotonic()
             if len(self._waiting) > LIMIT:
                 self._write_some(1)

@@ -186,6 +186,8 @@ def _clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 
 
 def _clean(value: object) -> object:
+    if isinstance(value, str):
+        return escape(value)
     if isinstance(value, Mapping):
         return {
             escape(str(key), ITEM_LIMIT): _clean_scalar(item, ITEM_LIMIT)

@@ -128,11 +128,12 @@ class _Client(QMPClient):
         ids = []
         messages = b""
         for index, (name, arguments) in enumerate(commands):
-            message = self.make_execute_msg(name, arguments or None)
-            message["id"] = self._get_exec_id()
+            message: dict[str, object] = {"execute": name, "id": self._get_exec_id()}
+            if arguments:
+                message["arguments"] = arguments
             ids.append(str(message["id"]))
             self._sent[ids[-1]] = answers, index, name
-            messages += bytes(message)
+            messages += json.dumps(message).encode()
         self._writer.write(messages)
         transport = self._writer.transport
         # A transport that failed to write closes itself, which nobody reads of meanwhile.
@@ -175,7 +176,7 @@ class _Client(QMPClient):
 
     def _take_line(self, line: bytes) -> bool:
         try:
-            message = json.loads(line)
+            message = json.loads(line.decode())
         except (ValueError, RecursionError):
             return False
         return isinstance(message, dict) and self._hear(message)

@@ -123,7 +123,9 @@ class Session:
         Returns:
             Whether ``until`` holds.
         """
-        if until():  # mostly so: what is waited for came with the answer, or before
+        while not until() and await self.take_event():
+            pass  # mostly so: what is waited for came with the answer, or before
+        if until():
             return True
         with trio.move_on_after(timeout):
             while not until() and not self.ended:
@@ -146,7 +148,7 @@ class Session:
             MonitorError: events were lost, and QEMU did not say how it stands.
         """
         await self.monitor.events.wait()
-        await self._take()
+        await self.take_event()
 
     def skip_event(self) -> None:
         """Take the next event, if there is one, without telling the listener."""
@@ -160,10 +162,15 @@ class Session:
         Raises:
             MonitorError: as in ``next_event``.
         """
-        while await self._take():
+        while await self.take_event():
             pass
 
-    async def _take(self) -> bool:
+    async def take_event(self) -> bool:
+        """Take the next event, if there is one; return whether there was.
+
+        Raises:
+            MonitorError: as in ``next_event``.
+        """
         entry = self.monitor.events.pop()
         if isinstance(entry, Overflow):
             self.seen.overflows += 1
