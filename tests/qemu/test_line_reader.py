@@ -64,8 +64,9 @@ async def test_a_line_without_an_end_is_given_up(
         assert await read_lines(ours, b"", lambda _line: True, LIMIT, Pace()) == b"x" * (LIMIT + 1)
 
 
+@pytest.mark.usefixtures("autojump_clock")
 async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
-    pair: tuple[socket.socket, socket.socket], autojump_clock: trio.testing.MockClock
+    pair: tuple[socket.socket, socket.socket],
 ) -> None:
     class Beyond(Pace):
         def pause(self, began: float, now: float) -> float:
