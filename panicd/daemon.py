@@ -59,10 +59,10 @@ AT_START_ONLY: Final = (
     "control_socket",
 )
 SWITCH_INTERVAL: Final = 0.0005  # seconds (sys.setswitchinterval)
-# Net allocations between two collections of the youngest objects, and of those between two of the
-# older (gc.set_threshold). A collection of all objects of 2,000 domains takes 0.1 to 1 s, in which
-# nobody is responded to: not for each 77,000 objects, as by default, but for each 300,000.
-COLLECT_AFTER: Final = (10_000, 5, 5)
+# gc.set_threshold: the young as often as by default, for what a hostile monitor sent hangs on them.
+# A collection of all objects of 2,000 domains takes 0.1 to 1 s, in which nobody is responded to:
+# not after each 70,000 objects, as by default, but after each 300,000.
+COLLECT_AFTER: Final = (700, 10, 43)
 LAST_WORDS: Final = 2.0  # seconds that writing the last entries may take at the end
 PRUNE_EVERY: Final = 24 * 3600.0  # seconds
 PULSE_EVERY: Final = 5.0  # seconds
