@@ -1,8 +1,7 @@
 """Starts a VM again, by the command, the systemd unit or the libvirt that is configured for it.
 
-A unit is started by systemctl(1), which waits for its job and says what went wrong, needs no D-Bus
-library, and can be killed. The QEMU that the unit ran has ended by then, and systemd takes in the
-end of a process before it takes a request, so ``start`` is never met by a unit that seems to run.
+A unit is started over D-Bus. The QEMU that the unit ran has ended by then, and systemd takes in the
+end of a process before it takes a request, so its start is never met by a unit that seems to run.
 """
 
 import os
@@ -12,11 +11,11 @@ from typing import Final
 
 import trio
 
+from panicd.host.systemd import SystemdError, start_unit
 from panicd.rules.incident import Incident, Outcome, StepResult
 from panicd.rules.plan import RunRelaunch
 from panicd.rules.unit_name import UnitNameError, unit_name
 
-SYSTEMCTL_START: Final = ("systemctl", "--no-ask-password", "--quiet", "start", "--")
 OUTPUT_KEPT: Final = 1024  # bytes of the command's output that are kept where it fails
 
 
@@ -36,10 +35,9 @@ async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepRe
         step: how, and its time limit in seconds.
         environment: which VM; the command is told, beside panicd's own environment.
     """
-    try:
-        command = _command(step, environment)
-    except UnitNameError as error:
-        return StepResult(Outcome.FAILED, str(error))
+    if step.unit:
+        return await _start_unit(step, environment)
+    command = _command(step, environment)
     # A file and not a pipe: a QEMU that the command leaves behind inherits it.
     with tempfile.TemporaryFile() as output:
         try:
@@ -65,10 +63,17 @@ async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepRe
         return StepResult(Outcome.FAILED, detail)
 
 
-def _command(step: RunRelaunch, environment: dict[str, str]) -> list[str]:
+async def _start_unit(step: RunRelaunch, environment: dict[str, str]) -> StepResult:
     domain, uuid = environment["PANICD_DOMAIN"], environment.get("PANICD_UUID", "")
-    if step.unit:
-        return [*SYSTEMCTL_START, unit_name(step.unit, domain, uuid)]
+    try:
+        await start_unit(unit_name(step.unit, domain, uuid), step.timeout)
+    except (UnitNameError, SystemdError) as error:
+        return StepResult(Outcome.FAILED, str(error))
+    return StepResult(Outcome.DONE)
+
+
+def _command(step: RunRelaunch, environment: dict[str, str]) -> list[str]:
     if step.libvirt_uri:
+        uuid = environment.get("PANICD_UUID", "")
         return ["virsh", "--quiet", "--connect", step.libvirt_uri, "start", uuid]
     return list(step.command)
