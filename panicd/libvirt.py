@@ -277,7 +277,7 @@ class Libvirt:
 
     async def _take_over(self, settings: LibvirtSettings, domain: LibvirtDomain) -> LibvirtDomain:
         """Have libvirt preserve the domain when it panics, if that is wanted."""
-        if not domain.acts or self._dry_run or not settings.take_over:
+        if not domain.takeover or self._dry_run or not settings.take_over:
             return domain
         log = get_logger(domain=domain.name)
         try:

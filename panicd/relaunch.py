@@ -12,10 +12,13 @@ from typing import Final
 import trio
 
 from panicd.host.systemd import SystemdError, start_unit
+from panicd.host.virsh import LibvirtError, LibvirtSilentError, virsh
 from panicd.rules.incident import Incident, Outcome, StepResult
 from panicd.rules.plan import RunRelaunch
 from panicd.rules.unit_name import UnitNameError, unit_name
 
+LOOK_EVERY: Final = 0.2  # seconds between two looks whether libvirt has taken in a domain's end
+ANSWERS_WITHIN: Final = 5.0  # seconds for libvirt to say how a domain stands
 OUTPUT_KEPT: Final = 1024  # bytes of the command's output that are kept where it fails
 
 
@@ -37,7 +40,9 @@ async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepRe
     """
     if step.unit:
         return await _start_unit(step, environment)
-    command = _command(step, environment)
+    if step.libvirt_uri:
+        return await _start_domain(step, environment.get("PANICD_UUID", ""))
+    command = list(step.command)
     # A file and not a pipe: a QEMU that the command leaves behind inherits it.
     with tempfile.TemporaryFile() as output:
         try:
@@ -72,8 +77,23 @@ async def _start_unit(step: RunRelaunch, environment: dict[str, str]) -> StepRes
     return StepResult(Outcome.DONE)
 
 
-def _command(step: RunRelaunch, environment: dict[str, str]) -> list[str]:
-    if step.libvirt_uri:
-        uuid = environment.get("PANICD_UUID", "")
-        return ["virsh", "--quiet", "--connect", step.libvirt_uri, "start", uuid]
-    return list(step.command)
+async def _start_domain(step: RunRelaunch, uuid: str) -> StepResult:
+    uri, state = step.libvirt_uri, ""
+    try:
+        with trio.fail_after(step.timeout):
+            # libvirt takes in the end of a QEMU in its own time, and refuses to start it before.
+            while (state := await _state(uri, uuid)) != "shut off":
+                await trio.sleep(LOOK_EVERY)
+            await virsh(uri, ["start", uuid], step.timeout)
+    except trio.TooSlowError:
+        return StepResult(Outcome.FAILED, f"not started in {step.timeout:g} s: it was '{state}'")
+    except LibvirtError as error:
+        return StepResult(Outcome.FAILED, f"virsh: {error}")
+    return StepResult(Outcome.DONE)
+
+
+async def _state(uri: str, uuid: str) -> str:
+    try:
+        return (await virsh(uri, ["domstate", uuid], ANSWERS_WITHIN)).strip()
+    except LibvirtSilentError as error:
+        return str(error)

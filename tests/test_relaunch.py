@@ -38,24 +38,44 @@ async def systemd(socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         yield systemd
 
 
-async def test_what_libvirt_is_asked_for(programs: Path) -> None:
-    write_program(programs / "virsh", f'printf "%s" "$*" >{programs}/told')
+async def test_libvirt_is_asked_once_it_knows_that_qemu_has_ended(programs: Path) -> None:
+    states = f"echo . >>{programs}/looks; [ $(wc -l <{programs}/looks) = 3 ] || exec echo running"
+    script = (
+        f'case "$4" in domstate) {states}; echo "shut off";; *) echo "$*" >>{programs}/told; esac'
+    )
+    write_program(programs / "virsh", script)
     assert (await run_relaunch(LIBVIRT, VM)).outcome is Outcome.DONE
     told = (programs / "told").read_text()
-    assert told == f"--quiet --connect qemu:///system start {UUID}"
+    assert told == f"--quiet --connect qemu:///system start {UUID}\n"
+    assert len((programs / "looks").read_text()) == 6, "that took three looks"
 
 
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("echo 'no domain' >&2; exit 5", "exit status 5: no domain"),
-        ("exec sleep 60", "ran 0.2 s"),
+        ("echo 'no domain' >&2; exit 5", "virsh: no domain"),
+        ("echo 'in shutdown'", "not started in 0.5 s: it was 'in shutdown'"),
+        ("exec sleep 60", "not started in 0.5 s"),
     ],
 )
-async def test_a_command_that_fails_says_why(programs: Path, script: str, said: str) -> None:
+async def test_a_domain_that_does_not_start_says_why(
+    programs: Path, script: str, said: str
+) -> None:
     write_program(programs / "virsh", script)
-    timeout = 0.2 if "ran" in said else 20.0
+    timeout = 0.5 if "0.5" in said else 20.0
     result = await run_relaunch(RunRelaunch(timeout, libvirt_uri="qemu:///system"), VM)
+    assert result.outcome is Outcome.FAILED
+    assert said in result.detail
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("echo 'no VM' >&2; exit 5", "exit status 5: no VM"), ("exec sleep 60", "ran 0.2 s")],
+)
+async def test_a_command_that_fails_says_why(programs: Path, script: str, said: str) -> None:
+    write_program(programs / "start", script)
+    timeout = 0.2 if "ran" in said else 20.0
+    result = await run_relaunch(RunRelaunch(timeout, command=(str(programs / "start"),)), VM)
     assert result.outcome is Outcome.FAILED
     assert said in result.detail
 
