@@ -17,6 +17,7 @@ from panicd.rules.incident import Incident, Outcome, StepResult
 from panicd.rules.plan import RunRelaunch
 from panicd.rules.unit_name import UnitNameError, unit_name
 
+OFF: Final = "shut off"  # virsh domstate, of a domain that can be started
 LOOK_EVERY: Final = 0.2  # seconds between two looks whether libvirt has taken in a domain's end
 ANSWERS_WITHIN: Final = 5.0  # seconds for libvirt to say how a domain stands
 OUTPUT_KEPT: Final = 1024  # bytes of the command's output that are kept where it fails
@@ -82,7 +83,10 @@ async def _start_domain(step: RunRelaunch, uuid: str) -> StepResult:
     try:
         with trio.fail_after(step.timeout):
             # libvirt takes in the end of a QEMU in its own time, and refuses to start it before.
-            while (state := await _state(uri, uuid)) != "shut off":
+            while True:
+                state = await _state(uri, uuid)
+                if state == OFF:
+                    break
                 await trio.sleep(LOOK_EVERY)
             await virsh(uri, ["start", uuid], step.timeout)
     except trio.TooSlowError:
