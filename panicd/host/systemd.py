@@ -23,6 +23,14 @@ NAME: Final = "org.freedesktop.systemd1"
 PATH: Final = "/org/freedesktop/systemd1"
 INTERFACE: Final = f"{NAME}.Manager"
 MANAGER: Final = DBusAddress(PATH, bus_name=NAME, interface=INTERFACE)
+JOB_REMOVED: Final = MatchRule(type="signal", sender=NAME, interface=INTERFACE, member="JobRemoved")
+OWNER_CHANGED: Final = MatchRule(
+    type="signal",
+    sender=message_bus.bus_name,
+    interface=message_bus.interface,
+    member="NameOwnerChanged",
+)
+OWNER_CHANGED.add_arg_condition(0, NAME)
 MODE: Final = "replace"  # systemctl's: a job of the unit that contradicts this one is cancelled
 SAID_MAX: Final = 400  # characters of an error that are kept
 
@@ -102,7 +110,7 @@ class _Bus:
     """A connection that one task uses, from request to reply.
 
     Attributes:
-        _systemd: the unique name under which systemd is on the bus, once it has answered.
+        _systemd: the unique name under which systemd is on the bus; another after it re-executes.
         _ended: the results of jobs that have ended, by their object's path.
     """
 
@@ -116,10 +124,9 @@ class _Bus:
     async def start(self, unit: str) -> str:
         """Start a unit, and return its job's result."""
         await self.call(message_bus.Hello())
-        owner = await self.call(message_bus.GetNameOwner(NAME))
-        self._systemd = owner[0]
-        rule = MatchRule(type="signal", sender=NAME, interface=INTERFACE, member="JobRemoved")
-        await self.call(message_bus.AddMatch(rule))
+        for rule in (OWNER_CHANGED, JOB_REMOVED):
+            await self.call(message_bus.AddMatch(rule))
+        (self._systemd,) = await self.call(message_bus.GetNameOwner(NAME))
         await self.call(new_method_call(MANAGER, "Subscribe"))
         (job,) = await self.call(new_method_call(MANAGER, "StartUnit", "ss", (unit, MODE)))
         while job not in self._ended:
@@ -148,13 +155,13 @@ class _Bus:
                 raise NoSystemdError("the bus closed the connection")
             self._parser.add_data(data)
         fields = message.header.fields
-        if (
-            message.header.message_type is MessageType.signal
-            and fields.get(HeaderFields.sender) == self._systemd
-            and fields.get(HeaderFields.member) == "JobRemoved"
-        ):
-            _, job, _, result = message.body
-            self._ended[job] = result
+        if message.header.message_type is MessageType.signal:
+            match fields.get(HeaderFields.sender), fields.get(HeaderFields.member):
+                case self._systemd, "JobRemoved":
+                    _, job, _, result = message.body
+                    self._ended[job] = result
+                case message_bus.bus_name, "NameOwnerChanged":
+                    _, _, self._systemd = message.body
         return message
 
     def _parse(self) -> Message | None:

@@ -24,7 +24,7 @@ from panicd.host.systemd import (
     _Bus,
     start_unit,
 )
-from tests.parts.systemd import Bus, job_removed
+from tests.parts.systemd import SYSTEMD, Bus, job_removed
 
 LIMIT = 20.0
 """Seconds that are never waited for."""
@@ -97,6 +97,22 @@ async def test_another_connection_can_t_say_that_the_job_has_ended(bus: Bus) -> 
             await systemd.end_job("endless.service", "done")
 
         nursery.start_soon(lie)
+        await start_unit("endless.service", LIMIT)
+
+
+async def test_systemd_may_re_execute_itself_meanwhile(bus: Bus) -> None:
+    """It keeps its jobs and who has subscribed, and is on the bus by another unique name."""
+    async with bus.systemd() as systemd, bus.connect() as anew, trio.open_nursery() as nursery:
+
+        async def re_execute() -> None:
+            await systemd.asked.wait()
+            await systemd.leave()
+            await anew.send(message_bus.RequestName(SYSTEMD))
+            while (await anew.receive()).body != (SYSTEMD,):
+                pass  # until NameAcquired
+            await anew.send(job_removed("endless.service", "done"))
+
+        nursery.start_soon(re_execute)
         await start_unit("endless.service", LIMIT)
 
 

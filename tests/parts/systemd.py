@@ -141,6 +141,10 @@ class FakeSystemd:
         """Tell that the job has ended, as systemd tells all who have subscribed."""
         await self._connection.send(job_removed(unit, result))
 
+    async def leave(self) -> None:
+        """Give the name up that it has on the bus."""
+        await self._connection.send(message_bus.ReleaseName(SYSTEMD))
+
     async def _answer(self, call: Message) -> None:
         method = call.header.fields[HeaderFields.member]
         self.calls.append((method, call.body))
