@@ -11,7 +11,7 @@
 
     rules/   pure: values in, values out
     qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
-    host/    what touches the host: config, journal, metrics, http, web, control, sdnotify, virsh
+    host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
     here     executor (with relaunch, libvirt) runs one plan; chronicle, tally: an incident's
              record, its counts; bundle_keeper removes old evidence; services: what all share;
              responder (with sight, own_time, enforcing, evidence) responds to a panic; supervisor

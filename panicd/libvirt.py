@@ -184,11 +184,14 @@ class Libvirt:
 
     async def _await_panic_seen(
         self, settings: LibvirtSettings, number: str, *, waits: bool
-    ) -> None:
+    ) -> bool:
         """See that libvirt answers, and has taken in that the guest has panicked.
 
         It does so in a thread of its own; one that comes late says 'crashed' for good, though the
         guest was reset and runs.
+
+        Returns:
+            Whether it has, or is not waited for; it is given ``ALIVE_WITHIN``.
 
         Raises:
             LibvirtAwayError: it does not answer.
@@ -207,9 +210,12 @@ class Libvirt:
             raise LibvirtAwayError(str(error)) from error
         except LibvirtRefusedError as error:
             raise LibvirtAwayError(str(error)) from error
+        return is_seen
 
     async def dump(self, domain: LibvirtDomain, path: Path, kind: str, timeout: float) -> None:
         """Have libvirt write a domain's memory to a path.
+
+        Not of a domain that libvirt takes for running: it would resume it afterwards.
 
         Args:
             domain: which.
@@ -224,6 +230,8 @@ class Libvirt:
         if settings is None:
             raise LibvirtAwayError("no libvirt is configured")
         number, complete = str(domain.id), False
+        if not await self._await_panic_seen(settings, number, waits=True):
+            raise LibvirtAwayError("libvirt has not seen that the guest is stopped")
         command = ["dump", number, os.fspath(path), "--memory-only", "--format", kind]
         try:
             await virsh(settings.uri, command, timeout)
@@ -277,7 +285,7 @@ class Libvirt:
 
     async def _take_over(self, settings: LibvirtSettings, domain: LibvirtDomain) -> LibvirtDomain:
         """Have libvirt preserve the domain when it panics, if that is wanted."""
-        if not domain.acts or self._dry_run or not settings.take_over:
+        if not domain.takeover or self._dry_run or not settings.take_over:
             return domain
         log = get_logger(domain=domain.name)
         try:

@@ -1,8 +1,7 @@
 """Starts a VM again, by the command, the systemd unit or the libvirt that is configured for it.
 
-A unit is started by systemctl(1), which waits for its job and says what went wrong, needs no D-Bus
-library, and can be killed. The QEMU that the unit ran has ended by then, and systemd takes in the
-end of a process before it takes a request, so ``start`` is never met by a unit that seems to run.
+A unit is started over D-Bus. The QEMU that the unit ran has ended by then, and systemd takes in the
+end of a process before it takes a request, so its start is never met by a unit that seems to run.
 """
 
 import os
@@ -12,11 +11,15 @@ from typing import Final
 
 import trio
 
+from panicd.host.systemd import SystemdError, start_unit
+from panicd.host.virsh import LibvirtError, LibvirtSilentError, virsh
 from panicd.rules.incident import Incident, Outcome, StepResult
 from panicd.rules.plan import RunRelaunch
 from panicd.rules.unit_name import UnitNameError, unit_name
 
-SYSTEMCTL_START: Final = ("systemctl", "--no-ask-password", "--quiet", "start", "--")
+OFF: Final = "shut off"  # virsh domstate, of a domain that can be started
+LOOK_EVERY: Final = 0.2  # seconds between two looks whether libvirt has taken in a domain's end
+ANSWERS_WITHIN: Final = 5.0  # seconds for libvirt to say how a domain stands
 OUTPUT_KEPT: Final = 1024  # bytes of the command's output that are kept where it fails
 
 
@@ -36,10 +39,11 @@ async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepRe
         step: how, and its time limit in seconds.
         environment: which VM; the command is told, beside panicd's own environment.
     """
-    try:
-        command = _command(step, environment)
-    except UnitNameError as error:
-        return StepResult(Outcome.FAILED, str(error))
+    if step.unit:
+        return await _start_unit(step, environment)
+    if step.libvirt_uri:
+        return await _start_domain(step, environment.get("PANICD_UUID", ""))
+    command = list(step.command)
     # A file and not a pipe: a QEMU that the command leaves behind inherits it.
     with tempfile.TemporaryFile() as output:
         try:
@@ -65,10 +69,35 @@ async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepRe
         return StepResult(Outcome.FAILED, detail)
 
 
-def _command(step: RunRelaunch, environment: dict[str, str]) -> list[str]:
+async def _start_unit(step: RunRelaunch, environment: dict[str, str]) -> StepResult:
     domain, uuid = environment["PANICD_DOMAIN"], environment.get("PANICD_UUID", "")
-    if step.unit:
-        return [*SYSTEMCTL_START, unit_name(step.unit, domain, uuid)]
-    if step.libvirt_uri:
-        return ["virsh", "--quiet", "--connect", step.libvirt_uri, "start", uuid]
-    return list(step.command)
+    try:
+        await start_unit(unit_name(step.unit, domain, uuid), step.timeout)
+    except (UnitNameError, SystemdError) as error:
+        return StepResult(Outcome.FAILED, str(error))
+    return StepResult(Outcome.DONE)
+
+
+async def _start_domain(step: RunRelaunch, uuid: str) -> StepResult:
+    uri, state = step.libvirt_uri, ""
+    try:
+        with trio.fail_after(step.timeout):
+            # libvirt takes in the end of a QEMU in its own time, and refuses to start it before.
+            while True:
+                state = await _state(uri, uuid)
+                if state == OFF:
+                    break
+                await trio.sleep(LOOK_EVERY)
+            await virsh(uri, ["start", uuid], step.timeout)
+    except trio.TooSlowError:
+        return StepResult(Outcome.FAILED, f"not started in {step.timeout:g} s: it was '{state}'")
+    except LibvirtError as error:
+        return StepResult(Outcome.FAILED, f"virsh: {error}")
+    return StepResult(Outcome.DONE)
+
+
+async def _state(uri: str, uuid: str) -> str:
+    try:
+        return (await virsh(uri, ["domstate", uuid], ANSWERS_WITHIN)).strip()
+    except LibvirtSilentError as error:
+        return str(error)

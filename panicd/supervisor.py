@@ -202,7 +202,7 @@ class Supervisor:
         if not services.dry_run:
             await session.set_panic_action(self._responder.panic_setting)
         self._log.debug("policy in force", on_crash=wanted, panic=session.capability.panic_setting)
-        if session.capability.libvirt_acts:
+        if session.capability.libvirt_forestalls(wanted):
             self._log.warning("libvirt acts on this domain's panics before panicd can")
         if session.capability.armed is not Armed.YES:
             self._log.warning("domain is not known to be armed", armed=session.capability.armed)

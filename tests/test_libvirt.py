@@ -227,7 +227,26 @@ async def test_a_dump_that_is_given_up_is_ended_in_libvirt_too(virsh: Virsh) -> 
     virsh.does(dump="exec sleep 60")
     with pytest.raises(LibvirtSilentError):
         await libvirt().dump(DOMAIN, Path("/dump"), "elf", 0.2)
-    assert virsh.told == ["dump 7 /dump --memory-only --format elf", "domjobabort 7"]
+    dump = "dump 7 /dump --memory-only --format elf"
+    assert virsh.told == ["domstate 7", dump, "domjobabort 7"]
+
+
+async def test_a_dump_waits_until_libvirt_has_seen_the_panic(virsh: Virsh, tmp_path: Path) -> None:
+    """It would resume a guest afterwards that ran before, as far as it knew."""
+    seen = tmp_path / "seen"
+    virsh.does(domstate=f"[ -e {seen} ] && echo crashed || echo running; touch {seen}")
+    await libvirt().dump(DOMAIN, Path("/dump"), "elf", 20.0)
+    assert virsh.told == ["domstate 7", "domstate 7", "dump 7 /dump --memory-only --format elf"]
+
+
+async def test_a_guest_that_libvirt_takes_for_running_is_not_dumped(
+    virsh: Virsh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ALIVE_WITHIN", 0.5)
+    virsh.does(domstate="echo running")
+    with pytest.raises(LibvirtAwayError, match="has not seen that the guest is stopped"):
+        await libvirt().dump(DOMAIN, Path("/dump"), "elf", 20.0)
+    assert set(virsh.told) == {"domstate 7"}
 
 
 async def test_no_virsh_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

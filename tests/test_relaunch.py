@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import trio
 from panicd.relaunch import run_relaunch
 from panicd.rules.incident import Outcome
 from panicd.rules.plan import RunRelaunch
+from tests.parts.systemd import Bus, FakeSystemd
 
 UUID = "6f2c9a34-8d0e-4d5c-9b52-0a6f1f0d7a11"
 VM = {"PANICD_DOMAIN": "web-1", "PANICD_UUID": UUID}
@@ -19,7 +21,7 @@ LIBVIRT = RunRelaunch(20.0, libvirt_uri="qemu:///system")
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a test puts its own systemctl and virsh."""
+    """Where a test puts its own programs."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
 
@@ -29,40 +31,74 @@ def write_program(path: Path, script: str) -> None:
     path.chmod(0o755)
 
 
-@pytest.mark.parametrize(
-    ("name", "step", "arguments"),
-    [
-        ("systemctl", UNIT, r"--no-ask-password --quiet start -- qemu@web\x2d1.service"),
-        ("virsh", LIBVIRT, f"--quiet --connect qemu:///system start {UUID}"),
-    ],
-)
-async def test_what_is_run(programs: Path, name: str, step: RunRelaunch, arguments: str) -> None:
-    write_program(programs / name, f'printf "%s" "$*" >{programs}/told')
-    assert (await run_relaunch(step, VM)).outcome is Outcome.DONE
-    assert (programs / "told").read_text() == arguments
+@pytest.fixture
+async def systemd(socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeSystemd]:
+    async with Bus.start(socket_dir) as bus, bus.systemd() as systemd:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
+        yield systemd
+
+
+async def test_libvirt_is_asked_once_it_knows_that_qemu_has_ended(programs: Path) -> None:
+    states = f"echo . >>{programs}/looks; [ $(wc -l <{programs}/looks) = 3 ] || exec echo running"
+    script = (
+        f'case "$4" in domstate) {states}; echo "shut off";; *) echo "$*" >>{programs}/told; esac'
+    )
+    write_program(programs / "virsh", script)
+    assert (await run_relaunch(LIBVIRT, VM)).outcome is Outcome.DONE
+    told = (programs / "told").read_text()
+    assert told == f"--quiet --connect qemu:///system start {UUID}\n"
+    assert len((programs / "looks").read_text()) == 6, "that took three looks"
 
 
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("echo 'Unit qemu@web.service not found.' >&2; exit 5", "exit status 5: Unit qemu@web"),
-        ("exec sleep 60", "ran 0.2 s"),
+        ("echo 'no domain' >&2; exit 5", "virsh: no domain"),
+        ("echo 'in shutdown'", "not started in 0.5 s: it was 'in shutdown'"),
+        ("exec sleep 60", "not started in 0.5 s"),
     ],
 )
-async def test_a_unit_that_does_not_start_says_why(programs: Path, script: str, said: str) -> None:
-    write_program(programs / "systemctl", script)
-    result = await run_relaunch(RunRelaunch(0.2 if "ran" in said else 20.0, unit="a.service"), VM)
+async def test_a_domain_that_does_not_start_says_why(
+    programs: Path, script: str, said: str
+) -> None:
+    write_program(programs / "virsh", script)
+    timeout = 0.5 if "0.5" in said else 20.0
+    result = await run_relaunch(RunRelaunch(timeout, libvirt_uri="qemu:///system"), VM)
     assert result.outcome is Outcome.FAILED
     assert said in result.detail
 
 
-async def test_a_name_that_makes_no_unit_starts_none(programs: Path) -> None:
-    write_program(programs / "systemctl", f"touch {programs}/told")
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("echo 'no VM' >&2; exit 5", "exit status 5: no VM"), ("exec sleep 60", "ran 0.2 s")],
+)
+async def test_a_command_that_fails_says_why(programs: Path, script: str, said: str) -> None:
+    write_program(programs / "start", script)
+    timeout = 0.2 if "ran" in said else 20.0
+    result = await run_relaunch(RunRelaunch(timeout, command=(str(programs / "start"),)), VM)
+    assert result.outcome is Outcome.FAILED
+    assert said in result.detail
+
+
+async def test_a_unit_is_started(systemd: FakeSystemd) -> None:
+    result = await run_relaunch(RunRelaunch(20.0, unit="done.{domain}.service"), VM)
+    assert result.outcome is Outcome.DONE
+    assert systemd.calls[-1] == ("StartUnit", (r"done.web\x2d1.service", "replace"))
+
+
+async def test_a_unit_that_does_not_start_says_why(systemd: FakeSystemd) -> None:
+    result = await run_relaunch(RunRelaunch(20.0, unit="missing.{domain}.service"), VM)
+    assert result.outcome is Outcome.FAILED
+    assert r"Unit missing.web\x2d1.service not found." in result.detail
+    assert [method for method, _ in systemd.calls] == ["Subscribe", "StartUnit"]
+
+
+async def test_a_name_that_makes_no_unit_starts_none(systemd: FakeSystemd) -> None:
     step = RunRelaunch(20.0, unit="qemu@{domain_as_is}.service")
     result = await run_relaunch(step, {**VM, "PANICD_DOMAIN": "x y"})
     assert result.outcome is Outcome.FAILED
     assert "makes no unit's name" in result.detail
-    assert not (programs / "told").exists()
+    assert not systemd.calls
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])

@@ -22,7 +22,7 @@ from panicd.rules.exposure import REMEDIES, exposures
 from panicd.rules.io_ports import devices_on
 from panicd.rules.libvirt import inherit
 from panicd.rules.on_crash import OnCrash
-from panicd.rules.policy import Reason
+from panicd.rules.policy import Reason, panic_setting
 from panicd.rules.settings import Policy
 
 
@@ -124,8 +124,7 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
     policies = []
     for on_crash in OnCrash:
         wanted = replace(policy, on_crash=on_crash, grace=0.0)
-        runs_on = on_crash is OnCrash.IGNORE and capability.libvirt is None
-        setting = PanicSetting.NONE if runs_on else PanicSetting.PAUSE
+        setting = panic_setting(wanted, capability, None)
         armed = replace(capability, panic_setting=setting if capability.can_set_action else None)
         policies.append(plan_view(foresee(wanted, armed, now=0.0)))
     will_be_armed = Armed.YES if capability.can_set_action else capability.armed

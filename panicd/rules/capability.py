@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from panicd.rules.libvirt import LibvirtDomain
+from panicd.rules.on_crash import OnCrash
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
 
@@ -135,6 +136,15 @@ class Capability:
         return self.libvirt is not None and self.libvirt.acts
 
     @property
+    def libvirt_lets_run(self) -> bool:
+        """Whether that is to let a panicked guest run."""
+        return self.libvirt is not None and self.libvirt.lets_run
+
+    def libvirt_forestalls(self, wanted: OnCrash) -> bool:
+        """Whether libvirt acts on a panic before panicd can, and otherwise than is wanted."""
+        return self.libvirt_acts and not (self.libvirt_lets_run and wanted is OnCrash.IGNORE)
+
+    @property
     def armed(self) -> Armed:
         """Whether QEMU leaves a panicked guest there for panicd."""
         if self.panic_setting is not None or self.version < EXITS_ON_PANIC_SINCE:
@@ -161,8 +171,12 @@ def run_by_libvirt(capability: Capability, domain: LibvirtDomain | None) -> Capa
     """Return a capability with what libvirt knows of the domain.
 
     libvirt's ``<panic>`` devices count as asked for where none is seen in QEMU: s390's and
-    pseries' are part of the machine.
+    pseries' are part of the machine. What panicd has set by ``set-action`` is no longer known when
+    something is new about the domain: libvirt 12.8 sets it too, with each change of ``on_crash``,
+    and then to what suits the value that was in force before.
     """
+    if domain is not None and domain != capability.libvirt:
+        capability = replace(capability, panic_setting=None)
     if domain is None or not domain.panic_models or capability.panic_device is not PanicDevice.NONE:
         return replace(capability, libvirt=domain)
     return replace(

@@ -88,7 +88,7 @@ def _exposures(
             yield Exposure.NO_DEVICE
         if capability.armed is not Armed.YES:
             yield Exposure.NOT_ARMED
-        if capability.libvirt_acts:
+        if capability.libvirt_forestalls(decision.wanted):
             yield Exposure.LIBVIRT
         if decision.reason in _OF_REASON:
             yield _OF_REASON[decision.reason]

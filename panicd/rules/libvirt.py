@@ -26,6 +26,7 @@ OWN_MONITOR: Final = "panicd"  # the id of a character device
 _PATH: Final = re.compile(r",path=((?:[^,]|,,)+)")
 
 PRESERVE: Final = "preserve"  # libvirt's own default for on_crash is destroy
+PRESERVE_RUNNING: Final = "preserve-running"  # libvirt 12.6: QEMU doesn't stop the guest either
 DEFAULT: Final = "destroy"
 
 ON_CRASH: Final[dict[str, OnCrash]] = {
@@ -35,7 +36,7 @@ ON_CRASH: Final[dict[str, OnCrash]] = {
     "coredump-destroy": OnCrash.COREDUMP_DESTROY,
     "coredump-restart": OnCrash.COREDUMP_RESTART,
     "rename-restart": OnCrash.RESTART,  # refused for QEMU's domains since libvirt 3.10
-    "preserve-running": OnCrash.IGNORE,  # libvirt 12
+    PRESERVE_RUNNING: OnCrash.IGNORE,
 }
 """libvirt's values of ``<on_crash>``, as panicd's."""
 
@@ -71,6 +72,11 @@ class LibvirtDomain:
     def acts(self) -> bool:
         """Whether libvirt itself acts on a panic, before panicd can."""
         return self.handling != PRESERVE
+
+    @property
+    def lets_run(self) -> bool:
+        """Whether libvirt's way of acting on a panic is to let the guest run on, never stopped."""
+        return self.handling == PRESERVE_RUNNING
 
     @property
     def on_crash(self) -> OnCrash | None:

@@ -5,7 +5,8 @@ still a panic. Its texts are the guest's.
 
 Sources: QAPI ``GuestPanicInformation`` (``qapi/run-state.json``); Linux, ``hyperv_report_panic`` in
 ``arch/x86/hyperv/hv_init.c``, and the Hypervisor Top-Level Functional Specification for the guest
-OS id; Intel, 'Guest-Hypervisor Communication Interface', ``TDG.VP.VMCALL<ReportFatalError>``.
+OS id; Intel, 'Guest-Hypervisor Communication Interface', ``TDG.VP.VMCALL<ReportFatalError>``;
+AMD, 'SEV-ES Guest-Hypervisor Communication Block Standardization', 'Termination Request'.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ MEMBERS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
         "hyper-v": {f"arg{number}": int for number in range(1, 6)},
         "s390": {"core": int, "psw-mask": int, "psw-addr": int, "reason": str},
         "tdx": {"error-code": int, "message": str},
+        "sev": {"set": int, "code": int},  # QEMU 11.0
     }
 )
 """What each type of payload always has (``gpa`` of ``tdx`` is optional)."""
@@ -97,8 +99,13 @@ def _tdx(fields: Mapping[str, int | str]) -> str:
     return f"TDX guest's {kind}: {message}"
 
 
+def _sev(fields: Mapping[str, int | str]) -> str:
+    what = ", ".join(f"{name} {fields[name]}" for name in ("set", "code") if name in fields)
+    return f"SEV guest's request to be ended: reason {what or 'not told'}"
+
+
 _SUMMARIES: Final[Mapping[str, Callable[[Mapping[str, int | str]], str]]] = MappingProxyType(
-    {"hyper-v": _hyper_v, "s390": _s390, "tdx": _tdx}
+    {"hyper-v": _hyper_v, "s390": _s390, "tdx": _tdx, "sev": _sev}
 )
 
 

@@ -142,7 +142,9 @@ def make_plan(
     decision: Decision, policy: Policy, capability: Capability, situation: Situation
 ) -> Plan:
     """Return the steps that carry out a decision."""
-    if decision.reason is Reason.HELD:
+    # A guest that libvirt lets run is not stopped: libvirt would not know it, and resume it never.
+    left_running = decision.reason is Reason.LIBVIRT and capability.libvirt_lets_run
+    if decision.reason is Reason.HELD or left_running:
         return Plan(decision, ())
     if situation.run_state is None:
         return Plan(decision, _relaunch(policy) if decision.relaunch else ())
@@ -152,7 +154,7 @@ def make_plan(
     first: tuple[AnyStep, ...] = (stop, *collect, quiet)
     dump = (_dump(policy, capability),) if decision.coredump else ()
     through = capability.libvirt is not None
-    cont = Cont(policy.timeouts.resume, by_libvirt=through)
+    cont = Cont(policy.timeouts.resume, by_libvirt=through and not capability.libvirt_lets_run)
     end = _end(policy.timeouts, by_libvirt=through)
     match decision.action:
         case Action.PRESERVE | Action.NONE:

@@ -189,8 +189,11 @@ def panic_setting(
         decision: the one in force about an earlier panic; None: there is none.
     """
     wanted, _ = applicable(policy, capability, None)
-    # libvirt takes a panicked guest for stopped, and would go on to while it runs.
-    runs_on = wanted is OnCrash.IGNORE and capability.libvirt is None
+    # libvirt takes a panicked guest for stopped, and would go on to while it runs; unless it is to
+    # let it run, and then would never take note that it was stopped.
+    runs_on = (
+        wanted is OnCrash.IGNORE if capability.libvirt is None else capability.libvirt_lets_run
+    )
     in_grace = decision is not None and decision.reason is Reason.GRACE
     return PanicSetting.NONE if runs_on or in_grace else PanicSetting.PAUSE
 
@@ -215,7 +218,7 @@ def decide(policy: Policy, capability: Capability, situation: Situation, *, now:
         return Decision(wanted, Action.PRESERVE, coredump=False, reason=Reason.HELD)
     if situation.run_state is None:
         decision = _without_qemu(policy, situation, obeyed, now)
-    elif capability.libvirt_acts:
+    elif capability.libvirt_forestalls(wanted):
         return Decision(wanted, Action.PRESERVE, coredump=False, reason=Reason.LIBVIRT)
     elif wanted.action is Action.RESTART:
         decision = _restart(policy, capability, situation, obeyed, now)

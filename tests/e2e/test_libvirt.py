@@ -16,7 +16,7 @@ import trio
 
 from tests.e2e.test_policies import ENOUGH_SPACE, dumps
 from tests.parts.daemon import ObservedDaemon, RunningDaemon
-from tests.parts.libvirt import Libvirtd, LibvirtMissingError, LibvirtVm
+from tests.parts.libvirt import ROOT, Libvirtd, LibvirtMissingError, LibvirtVm
 from tests.parts.qemu import RealQemu
 
 pytestmark = pytest.mark.real
@@ -25,6 +25,8 @@ TIME_LIMIT = 60.0  # seconds; virsh is a process of its own each time
 
 ALL = "PANICD_TEST_LIBVIRT"
 """The environment variable that, with the value ``all``, has the further cases tried too."""
+
+PRESERVE_RUNNING_SINCE = (12, 6)
 
 further = pytest.mark.skipif(os.environ.get(ALL) != "all", reason=f"{ALL}=all tries this too")
 
@@ -111,6 +113,51 @@ async def test_its_own_preserve(libvirtd: Libvirtd, socket_dir: Path) -> None:
         await daemon.wait_incident("vm", state="preserved")
         assert await vm.status() == "guest-panicked"
         assert await vm.state() == "crashed (panicked)"
+
+
+@pytest.mark.parametrize("take_over", [True, False])
+async def test_its_own_preserve_running(
+    libvirtd: Libvirtd, socket_dir: Path, take_over: bool
+) -> None:
+    if await libvirtd.version() < PRESERVE_RUNNING_SINCE:
+        pytest.skip(f"this libvirt has no preserve-running; {ROOT} names a tree with another")
+    policy, settings = {"on_crash": "destroy"}, configured(libvirtd, take_over=take_over)
+    async with (
+        libvirtd.domain(socket_dir, "preserve-running") as vm,
+        RunningDaemon.start(socket_dir, policy, **settings) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        assert await vm.live("on_crash") == ("preserve" if take_over else "preserve-running")
+        await vm.press_key()
+
+        incident = await daemon.wait_incident("vm", state="running-on")
+        assert incident.decisions == [("ignore", "on-crash")]
+        await vm.wait_counting()
+        assert await vm.state() == f"running ({'unpaused' if take_over else 'crashed'})"
+        assert not await daemon.metric("panicd_domains_exposed", reason="libvirt")
+        stops = [message for message in vm.events if message["event"] == "STOP"]
+        assert len(stops) == take_over, "stopped and resumed, or never stopped"
+
+
+async def test_a_guest_that_libvirt_lets_run_is_not_stopped(
+    libvirtd: Libvirtd, socket_dir: Path
+) -> None:
+    if await libvirtd.version() < PRESERVE_RUNNING_SINCE:
+        pytest.skip(f"this libvirt has no preserve-running; {ROOT} names a tree with another")
+    settings = configured(libvirtd, take_over=False) | {
+        "domains": [{"match": "vm", "on_crash": "destroy"}]
+    }
+    async with (
+        libvirtd.domain(socket_dir, "preserve-running") as vm,
+        RunningDaemon.start(socket_dir, **settings) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        assert await daemon.metric("panicd_domains_exposed", reason="libvirt") == 1
+        await vm.press_key()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        assert incident.decisions == [("preserve", "libvirt")]
+        assert not incident.steps
+        await vm.wait_counting()
 
 
 async def test_a_rule_of_panicd_s_goes_before_the_domain_s_own(

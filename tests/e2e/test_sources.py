@@ -13,6 +13,8 @@ import pytest
 
 from panicd.demo.guests import HYPERV_BUG_CHECK, Guest, write_rom
 from panicd.demo.qemu import machine_arguments
+from panicd.rules.payload import MEMBERS
+from panicd.rules.qapi import PanicAction
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.qemu import RealQemu, accelerator, qemu_binary
@@ -26,6 +28,7 @@ S390 = {
     "reason": "disabled-wait",
 }
 TDX = {"type": "tdx", "error-code": 0, "message": "TD misconfiguration", "gpa": 4096}
+SEV = {"type": "sev", "set": 1, "code": 4}
 
 NO_EVIDENCE = {"evidence": {"budget": "0s"}}
 
@@ -111,7 +114,7 @@ async def test_hyperv_without_kvm_is_no_notifier(socket_dir: Path) -> None:
 # -- payloads as recorded, or as QAPI's run-state.json has them
 
 
-@pytest.mark.parametrize("payload", [HYPERV, S390, TDX], ids=lambda payload: payload["type"])
+@pytest.mark.parametrize("payload", [HYPERV, S390, TDX, SEV], ids=lambda payload: payload["type"])
 async def test_payload_is_kept(socket_dir: Path, payload: dict[str, Any]) -> None:
     async with (
         DaemonInside.start(socket_dir, {"on_crash": "restart", **NO_EVIDENCE}) as daemon,
@@ -156,6 +159,30 @@ async def test_panic_is_a_panic_whatever_its_payload(socket_dir: Path, data: Any
         assert incident.decisions == [("restart", "on-crash")]
 
 
+@pytest.mark.real
+async def test_payloads_are_as_qemu_s_own_schema_says(socket_dir: Path) -> None:
+    async with RealQemu.start(socket_dir, paused=True) as vm:
+        told = await vm.witness.execute("query-qmp-schema")
+    schema = {entity["name"]: entity for entity in told}
+
+    def members(name: str) -> dict[str, dict[str, Any]]:
+        return {member["name"]: member for member in schema[name].get("members", [])}
+
+    event = members(schema["GUEST_PANICKED"]["arg-type"])
+    assert event.keys() == {"action", "info"}
+    assert set(schema[event["action"]["type"]]["values"]) <= {*PanicAction}
+    json_types = {"int": int, "string": str}
+    known = {}
+    for variant in schema[event["info"]["type"]]["variants"]:
+        always = {
+            name: schema[member["type"]].get("json-type", "string")  # an enum is told as a text
+            for name, member in members(variant["type"]).items()
+            if "default" not in member
+        }
+        known[variant["case"]] = {name: json_types[kind] for name, kind in always.items()}
+    assert known.items() <= MEMBERS.items()
+
+
 # -- what a machine has without a device
 
 
@@ -181,3 +208,31 @@ async def test_machine_that_reports_panics_by_itself(
         explained = await daemon.call("explain", domain="vm")
         status = explained["status"]
         assert (status["panic_device"], explained["device_types"]) == expected
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("kind", "properties", "device"),
+    [
+        ("tdx-guest", {}, "platform"),
+        # It asks to be ended where it can't start, and never because its kernel panicked.
+        ("sev-snp-guest", {"cbitpos": 51, "reduced-phys-bits": 1}, "none"),
+    ],
+)
+async def test_object_of_a_confidential_guest(
+    socket_dir: Path, kind: str, properties: dict[str, int], device: str
+) -> None:
+    """It is only there: neither would run without its hardware."""
+    async with RealQemu.start(socket_dir, devices=(), paused=True) as vm:
+        there = await vm.witness.execute("qom-list-types", {"implements": kind})
+        if not there:
+            pytest.skip(f"QEMU {vm.version} has no {kind}")
+        await vm.witness.execute("object-add", {"qom-type": kind, "id": "guest0", **properties})
+        async with RunningDaemon.start(socket_dir, {"on_crash": "restart"}) as daemon:
+            await daemon.wait_armed("vm")
+            explained = await daemon.call("explain", domain="vm")
+            found = [kind] if device == "platform" else []
+            assert (explained["status"]["panic_device"], explained["device_types"]) == (
+                device,
+                found,
+            )

@@ -7,6 +7,7 @@ nothing of the host's libvirt is seen or touched, and nothing is left behind.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,13 +28,23 @@ from tests.parts.qemu import qemu_binary
 STARTS_WITHIN: Final = 30.0  # seconds
 ANSWERS_WITHIN: Final = 60.0  # seconds; the first domain has libvirt ask QEMU what it can do
 
+ROOT: Final = "PANICD_TEST_LIBVIRT_ROOT"
+"""The environment variable that names a tree with another libvirtd and its QEMU, as debootstrap
+unpacks one; they are run in it. virsh is the host's all the same."""
+
 _START: Final = """
+root=$2
+if [ -n "$root" ]; then
+  for directory in /dev /proc /sys /tmp; do
+    mount --rbind $directory "$root$directory"
+  done
+fi
 for directory in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; do
-  mkdir -p $directory
-  mount -t tmpfs none $directory
+  mkdir -p "$root$directory"
+  mount -t tmpfs none "$root$directory"
 done
-cp "$1/qemu.conf" /etc/libvirt/
-exec libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
+cp "$1/qemu.conf" "$root/etc/libvirt/"
+exec chroot "$root/" libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
 """
 _LIBVIRTD: Final = """
 unix_sock_dir = "{directory}"
@@ -127,7 +138,8 @@ class Libvirtd:
         Raises:
             LibvirtMissingError: it can't be run here.
         """
-        for program in ("libvirtd", "virsh", "unshare"):
+        root = os.environ.get(ROOT, "").rstrip("/")
+        for program in (*(() if root else ("libvirtd",)), "virsh", "unshare"):
             if shutil.which(program) is None:
                 raise LibvirtMissingError(f"{program} is not installed")
         if os.geteuid() != 0:
@@ -140,7 +152,7 @@ class Libvirtd:
             manager.settimeout(STARTS_WITHIN)
             with (directory / "stderr").open("wb") as stderr:
                 process = subprocess.Popen(
-                    ["unshare", "--mount", "sh", "-ec", _START, "sh", str(directory)],
+                    ["unshare", "--mount", "sh", "-ec", _START, "sh", str(directory), root],
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=stderr,
@@ -187,6 +199,12 @@ class Libvirtd:
             )
         assert finished.returncode == 0, finished.stderr.decode()
         return finished.stdout.decode().strip()
+
+    async def version(self) -> tuple[int, ...]:
+        """libvirtd's version."""
+        found = re.search(r"daemon: ([\d.]+)", await self.virsh("version", "--daemon"))
+        assert found is not None
+        return tuple(map(int, found[1].split(".")))
 
     @asynccontextmanager
     async def domain(

@@ -167,3 +167,33 @@ def test_ignored_guest_of_libvirt_s_is_stopped_and_resumed() -> None:
     policy = replace(POLICY, on_crash=OnCrash.IGNORE)
     for runs_it, setting in ((domain("preserve"), PanicSetting.PAUSE), (None, PanicSetting.NONE)):
         assert panic_setting(policy, Capability((7, 2, 0), libvirt=runs_it), None) is setting
+
+
+def test_a_guest_that_libvirt_lets_run_is_not_stopped() -> None:
+    """It would say 'running' of a guest that is stopped, and nobody would resume it."""
+    capability = Capability((11, 1, 0), libvirt=domain("preserve-running"))
+    running = replace(PANICKED, run_state=RunState.RUNNING)
+    for on_crash in OnCrash:
+        policy = replace(POLICY, on_crash=on_crash)
+        assert panic_setting(policy, capability, None) is PanicSetting.NONE
+        decision = decide(policy, capability, running, now=0.0)
+        ignored = on_crash is OnCrash.IGNORE
+        assert decision.reason is (Reason.ON_CRASH if ignored else Reason.LIBVIRT)
+        assert make_plan(decision, policy, capability, running).steps == ()
+    stopped = make_plan(
+        decide(replace(POLICY, on_crash=OnCrash.IGNORE), capability, PANICKED, now=0.0),
+        POLICY,
+        capability,
+        PANICKED,
+    )
+    # libvirt takes it for running, and would do nothing.
+    assert [step.by_libvirt for step in stopped.steps if isinstance(step, Cont)] == [False]
+
+
+def test_what_qemu_does_is_not_known_once_libvirt_was_told_something() -> None:
+    armed = Capability((11, 1, 0), panic_setting=PanicSetting.PAUSE)
+    taken_over = run_by_libvirt(armed, domain("preserve-running").taken_over())
+    assert taken_over.panic_setting is None
+    armed = replace(taken_over, panic_setting=PanicSetting.PAUSE)
+    assert run_by_libvirt(armed, armed.libvirt).panic_setting is PanicSetting.PAUSE
+    assert run_by_libvirt(armed, domain("destroy")).panic_setting is None

@@ -77,6 +77,12 @@ def test_tdx() -> None:
     assert payload.missing == ()  # gpa is optional
 
 
+def test_sev() -> None:
+    payload = describe(payload_of({"type": "sev", "set": 1, "code": 4}))
+    assert payload.summary == "SEV guest's request to be ended: reason set 1, code 4"
+    assert payload.missing == ()
+
+
 @pytest.mark.parametrize("info", [None, {}, "text", 5, [1]])
 def test_no_payload_is_a_panic_all_the_same(info: object) -> None:
     payload = describe(payload_of(info))
@@ -96,6 +102,7 @@ GOOD = {"arg3": 1, "arg4": 1}
         ),
         ({"type": "s390", "core": {}, "reason": 1}, ("core", "psw-mask", "psw-addr", "reason")),
         ({"type": "tdx", "error-code": 2**80}, ("error-code", "message")),
+        ({"type": "sev", "set": "0"}, ("set", "code")),
     ],
 )
 def test_malformed_payload_says_what_is_wrong_with_it(
@@ -107,6 +114,6 @@ def test_malformed_payload_says_what_is_wrong_with_it(
 
 
 def test_type_from_a_newer_qemu_is_kept() -> None:
-    payload = describe(payload_of({"type": "sev", "code": 17}))
-    assert payload.summary == "of a type that is not known here: sev"
+    payload = describe(payload_of({"type": "newer", "code": 17}))
+    assert payload.summary == "of a type that is not known here: newer"
     assert payload.members == (("code", "0x11"),)

@@ -214,12 +214,16 @@ def a_vm_that_dialled_in_is_reset() -> None:
     until("the restart", lambda: incident("again")["state"] == "closed")
 
 
-def a_vm_that_can_t_be_reset_is_started_anew_by_its_unit() -> None:
-    name, unit = "anew-1", "vm@anew\\x2d1.service"
+def start_vm_unit(name: str, unit: str) -> None:
     Path("/run/systemd/system/vm@.service").write_text(UNIT)
     run("systemctl", "daemon-reload")
     run("systemctl", "start", unit)
     until("it is armed", lambda: (d := domain(name)) and d["armed"] == "yes")
+
+
+def a_vm_that_can_t_be_reset_is_started_anew_by_its_unit() -> None:
+    name, unit = "anew-1", "vm@anew\\x2d1.service"
+    start_vm_unit(name, unit)
     before = main_pid(unit)
     panic(name)
     until("the relaunch", lambda: incident(name)["state"] == "closed")
@@ -300,6 +304,12 @@ def it_works_for_one_user_without_root() -> None:
     process = main_pid("vm-end")
     panic("end")
     until("the process is gone", lambda: not Path(f"/proc/{process}").exists())
+    start_vm_unit("anew-2", "vm@anew\\x2d2.service")
+    panic("anew-2")
+    until("the refusal", lambda: incident("anew-2")["state"] == "failed")
+    told_why = run("panicd", "incident", incident("anew-2")["id"])
+    # Without polkit; with it, and no rule of its, systemd wants a password.
+    assert "vm@anew\\x2d2.service: Permission denied" in told_why, told_why
     run("systemctl", "stop", "panicd")
 
 
