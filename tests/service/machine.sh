@@ -4,13 +4,13 @@
 
 # make_machine DIRECTORY PACKAGE...
 #
-# Unpack it (about 1 GB, once: it is used again), with this tree in /src.
+# Unpack it (about 1 GB, some minutes, once: it is used again), with this tree in /src.
 make_machine() {
   root=$1
   shift
   if [[ ! -e $root/.complete ]]; then
     debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,python3,qemu-system-x86 \
-      bookworm "$root" >/dev/null
+      bookworm "$root" >/dev/null || { echo "remove $root and try again" >&2; exit 1; }
     # By apt-get, which finds its way where debootstrap's own way with dependencies ends.
     chroot "$root" apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$@" >/dev/null
     touch "$root/.complete"

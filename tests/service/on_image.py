@@ -1,8 +1,7 @@
 """The container image, tried beside real QEMUs: ``python3 -m tests.service.on_image``.
 
 For the machine that `make image-test` makes, or another that may be spoiled. It takes root, podman,
-the image and its base, a QEMU, and this tree. The names of steps may be given, to take only those,
-after the step that starts the container.
+the image and its base, a QEMU, and this tree.
 """
 
 import json
@@ -84,11 +83,11 @@ def start_container(command: list[str]) -> None:
     """Start it on a host that knows nothing of it yet, and has no QEMU."""
     run("podman", "rm", "--force", "--ignore", "panicd")
     run("systemctl", "stop", "vm-*", status=None)
-    for place in (*WRITTEN, SOCKETS):
+    for place in (*map(Path, WRITTEN), SOCKETS):
         shutil.rmtree(place, ignore_errors=True)
-        Path(place).mkdir()
+        place.mkdir()
         if "--user" in command:
-            shutil.chown(place, VM)
+            os.chown(place, pwd.getpwnam(VM).pw_uid, -1)
     SOCKETS.chmod(0o1777)  # QEMUs of two users
     run(*command)
     until("it is ready", lambda: answer("/readyz"))
@@ -96,7 +95,7 @@ def start_container(command: list[str]) -> None:
 
 def answer(path: str) -> str | None:
     try:
-        with urlopen(f"http://127.0.0.1:10077{path}", timeout=10) as reply:  # noqa: S310 - loopback
+        with urlopen(f"http://127.0.0.1:10077{path}", timeout=10) as reply:
             return str(reply.read(), "utf-8")
     except OSError:
         return None
@@ -169,6 +168,16 @@ def the_image_is_small() -> None:
     assert sizes[0] - sizes[1] <= ABOVE_BASE
 
 
+def the_image_holds_no_trace_of_its_build() -> None:
+    lines = run("podman", "diff", "localhost/panicd:latest").splitlines()
+    added = {Path(line[2:]) for line in lines if line.startswith("A ")}
+    assert Path("/opt/panicd/bin/panicd") in added
+    assert {path.parts[1] for path in added} == {"etc", "opt", "usr", "var"}
+    names = {path.name for path in added}
+    assert names.isdisjoint({"pip", "pip.conf", "ca-certificates", "setuptools"})
+    assert not [name for name in names if name.endswith(".deb")]
+
+
 def as_root_it_starts_with_two_capabilities() -> None:
     start_container(documented())
     status = process_status()
@@ -202,7 +211,7 @@ def metrics_answer() -> None:
 def it_writes_to_its_two_places_only() -> None:
     mounts = dict(writable_mounts())
     scratch = {place for place, kind in mounts.items() if kind == "tmpfs"} - WRITTEN
-    assert WRITTEN <= set(mounts)
+    assert set(mounts) >= WRITTEN
     assert set(mounts) - scratch == WRITTEN, mounts
     top = Path(f"/proc/{inspected('.State.Pid')}/root")
     left = {
@@ -250,11 +259,15 @@ def the_user_s_hung_qemu_is_ended() -> None:
 
 
 def it_changes_nothing_of_its_image() -> None:
-    assert run("podman", "diff", "panicd") == ""
+    made = {"/etc/panicd", str(SOCKETS), *WRITTEN}  # the places of its mounts, by podman
+    made |= {str(parent) for place in made for parent in Path(place).parents}
+    changed = {line.split()[1] for line in run("podman", "diff", inspected(".Id")).splitlines()}
+    assert changed <= made, changed - made
 
 
 STEPS = (
     the_image_is_small,
+    the_image_holds_no_trace_of_its_build,
     as_root_it_starts_with_two_capabilities,
     memory_is_dumped,
     a_panicked_guest_is_destroyed,

@@ -70,7 +70,11 @@ def test_pins_name_no_place_to_fetch_from(path: Path, forbidden: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["help", "test", "service-test", "demo", "lint", "reference", "requirements", "clean"]
+    "target",
+    [
+        *("help", "test", "service-test", "image-test", "demo"),
+        *("lint", "reference", "requirements", "clean"),
+    ],
 )
 def test_make_target_exists(target: str) -> None:
     dry_run = subprocess.run(
