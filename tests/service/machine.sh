@@ -12,7 +12,9 @@ make_machine() {
     debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,python3,qemu-system-x86 \
       bookworm "$root" >/dev/null || { echo "remove $root and try again" >&2; exit 1; }
     # By apt-get, which finds its way where debootstrap's own way with dependencies ends.
-    chroot "$root" apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$@" >/dev/null
+    DEBIAN_FRONTEND=noninteractive chroot "$root" \
+      apt-get -qq install -y --no-install-recommends "$@" </dev/null &>"$root.log" \
+      || { tail -n 30 "$root.log" >&2; exit 1; }
     touch "$root/.complete"
   fi
   rm -rf "$root/src"
