@@ -45,7 +45,12 @@ domains:
 
 
 def documented(*, user: str | None = None, changes_show: bool = False) -> list[str]:
-    """The command of the Containerfile's header, for root or for a user without a capability."""
+    """The command of the Containerfile's header, for root or for a user without a capability.
+
+    Args:
+        user: as whom, without any capability.
+        changes_show: nothing keeps the container from writing, so that what it writes can be seen.
+    """
     text = (ROOT / "Containerfile").read_text(encoding="utf-8")
     found = re.search(r"^# +(podman run .*?)^#$", text, re.MULTILINE | re.DOTALL)
     assert found is not None
