@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 ARGS ?=
 
-.PHONY: help test service-test kill-matrix hostile demo lint reference requirements clean
+.PHONY: help test service-test image-test kill-matrix hostile demo lint reference requirements clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -23,6 +23,9 @@ hostile: ## the whole suite of hostile guests, monitors and clients; the soak is
 
 service-test: ## try the service under systemd, in a container (root; debootstrap, systemd-container)
 	@tests/service/container /var/tmp/panicd-service-test
+
+image-test: ## build the container image and run it beside real QEMUs (root; as service-test)
+	@tests/service/image /var/tmp/panicd-image-test
 
 demo: ## panic a real QEMU and see panicd decide; ARGS goes to panicd demo
 	@.ci/setup demo

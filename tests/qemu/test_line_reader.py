@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import trio
+from trio.testing import MockClock
 import trio.testing
 
 from panicd.qemu.line_reader import read_lines
@@ -64,9 +65,8 @@ async def test_a_line_without_an_end_is_given_up(
         assert await read_lines(ours, b"", lambda _line: True, LIMIT, Pace()) == b"x" * (LIMIT + 1)
 
 
-@pytest.mark.usefixtures("autojump_clock")
 async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
-    pair: tuple[socket.socket, socket.socket],
+    pair: tuple[socket.socket, socket.socket], autojump_clock: MockClock
 ) -> None:
     class Beyond(Pace):
         def pause(self, began: float, now: float) -> float:
@@ -78,7 +78,7 @@ async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
     taken: list[float] = []
 
     def take(_line: bytes) -> bool:
-        taken.append(trio.current_time())
+        taken.append(autojump_clock.current_time())
         return True
 
     with trio.move_on_after(1000):

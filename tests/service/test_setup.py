@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.service.on_image import WRITTEN, documented
+
 ROOT = Path(__file__).parents[2]
 RUNTIME_PINS = ROOT / "config/requirements.txt"
 TEST_PINS = ROOT / "tests/requirements.txt"
@@ -70,7 +72,11 @@ def test_pins_name_no_place_to_fetch_from(path: Path, forbidden: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["help", "test", "service-test", "demo", "lint", "reference", "requirements", "clean"]
+    "target",
+    [
+        *("help", "test", "service-test", "image-test", "demo"),
+        *("lint", "reference", "requirements", "clean"),
+    ],
 )
 def test_make_target_exists(target: str) -> None:
     dry_run = subprocess.run(
@@ -178,3 +184,13 @@ def test_setup_refuses_an_unknown_purpose() -> None:
     )
 
     assert (refused.returncode, refused.stderr) == (2, "usage: .ci/setup test | demo\n")
+
+
+def test_the_container_s_documented_command_grants_little() -> None:
+    command = documented()
+    assert {word for word in command if word.startswith(("--cap", "--privileged"))} == {
+        *("--cap-drop=all", "--cap-add=dac_override", "--cap-add=kill"),
+    }
+    assert "--read-only" in command
+    mounts = {word.split(":")[0] for word in command if word.startswith("/") and word[-3:] != ":ro"}
+    assert mounts == WRITTEN
