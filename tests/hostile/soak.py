@@ -15,7 +15,6 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -30,8 +29,8 @@ from tests.hostile.monitors import FUTILE, TOLERABLE, event, serving
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.vitals import open_files, resident_bytes
+from tests.parts.wire import Message
 
-LIMIT = 100_000  # of incidents of one domain
 FLOOD = 3000
 PANIC = event("GUEST_PANICKED", {"action": "run"})
 GROWTH = 8 << 20
@@ -40,6 +39,45 @@ GROWTH = 8 << 20
 FILES = 12
 """File descriptors that may come and go between two looks: a call, a scrape."""
 
+TOLD_BEFORE = 0.2
+"""Seconds by which the log may tell of something before the journal, or ``status``, has it."""
+
+
+class SoakedDaemon(RunningDaemon):
+    """A daemon that logs for an hour: its lines are counted and not kept.
+
+    Attributes:
+        lines: How many told of each domain.
+        runs: How often it was made ready.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._killed = True  # its log is not kept: it is not compared with the journal
+        self.lines: Counter[str] = Counter()
+        self.runs = 0
+        self._ready_again = trio.lowlevel.ParkingLot()
+
+    def _take(self, *lines: Message) -> None:
+        self.lines.update(line["domain"] for line in lines if "domain" in line)
+        self._changed.unpark_all()
+
+    async def start_again(self) -> None:
+        """Start it, and tell those who wait for it."""
+        await super().start_again()
+        self.runs += 1
+        self._ready_again.unpark_all()
+
+    async def wait_ready(self, *, since: int) -> None:
+        """Wait until it was made ready once more than so often."""
+        while self.runs <= since:
+            await self._ready_again.park()
+
+    async def wait_told(self, domain: str, *, since: int) -> None:
+        """Wait until it tells more of a domain; for a moment only, for it tells a bit early."""
+        with trio.move_on_after(TOLD_BEFORE):
+            await self._wait(lambda: self.lines[domain] > since)
+
 
 class Soak:
     """One run.
@@ -47,17 +85,20 @@ class Soak:
     Attributes:
         episodes: Panics or floods of each domain, so far.
         said: Panics of each flooded domain, all told.
+        known: The incident of each domain's last episode that is over.
         amiss: What was found wrong.
     """
 
-    def __init__(self, daemon: RunningDaemon, minutes: float, chance: random.Random) -> None:
+    def __init__(self, daemon: SoakedDaemon, minutes: float, chance: random.Random) -> None:
         self.daemon = daemon
         self.chance = chance
         self.began = trio.current_time()
         self.ends = self.began + minutes * 60
         self.episodes: Counter[str] = Counter()
         self.said: Counter[str] = Counter()
+        self.known: dict[str, str] = {}
         self.kills = 0
+        self.told_minute = 0
         self.kill_is_due = False
         self.flood_ended = trio.lowlevel.ParkingLot()
         self.vitals: list[tuple[int, int]] = []
@@ -75,10 +116,11 @@ class Soak:
     async def ask(self, command: str, **arguments: object) -> Any:
         """Ask panicd, until it is there to answer."""
         while True:
+            run = self.daemon.runs
             try:
                 return await self.daemon.call(command, **arguments)
             except DaemonUnreachableError:
-                await trio.sleep(0.2)
+                await self.daemon.wait_ready(since=run)
 
     async def panics(self, vm: FakeQemu, *, flood: bool) -> None:
         """Have a VM panic or flood, and wait until panicd is through with it, again and again."""
@@ -86,6 +128,7 @@ class Soak:
         while not self.over:
             await self.connected(name)
             if flood and self.kill_is_due:
+                await self.daemon.wait_ready(since=self.daemon.runs)
                 continue
             self.under_way.add(name)
             self.episodes[name] += 1
@@ -95,44 +138,62 @@ class Soak:
                 await self.restarted_by_hand(name)
             else:
                 vm.panic()
-                await self.told(name, lambda told: told[0]["state"] == "closed")
+                await self.told(name, {"closed"})
+            self.known[name], _ = await self.episode(name)
             self.under_way.discard(name)
             self.flood_ended.unpark_all()
             await trio.sleep(self.chance.random() * 2)
 
     async def connected(self, name: str) -> None:
+        """Wait until a VM is looked after, with nothing left of what was before."""
         while True:
+            lines = self.daemon.lines[name]
             domains = (await self.ask("status"))["domains"]
             if any(d["domain"] == name and d["connected"] and not d["incident"] for d in domains):
                 return
-            await trio.sleep(0.2)
+            await self.daemon.wait_told(name, since=lines)
 
     async def restarted_by_hand(self, name: str) -> None:
         """See a flood end in preserve, and have an operator restart the guest."""
         while True:
-            await self.told(name, lambda told: told[0]["state"] in ("preserved", "closed"))
+            lines = self.daemon.lines[name]
+            await self.told(name, {"preserved", "closed"})
             try:
                 await self.daemon.call("act", domain=name, action="restart", why="soak")
             except DaemonUnreachableError:
                 pass
             except RefusedError:  # it is connected anew, or this was done already
                 pass
-            told = await self.ask("incidents", domain=name, limit=LIMIT)
-            if len(told) == self.episodes[name] and told[0]["state"] == "closed":
+            _, state = await self.episode(name)
+            if state == "closed":
                 return
-            await trio.sleep(0.2)
+            await self.daemon.wait_told(name, since=lines)
 
-    async def told(self, name: str, holds: Callable[[Any], bool]) -> None:
-        """Wait until something holds of a domain's incidents, the last of them first."""
+    async def told(self, name: str, states: set[str]) -> None:
+        """Wait until the incident of a domain's present episode is in one of these states."""
         deadline = trio.current_time() + 60
         while True:
-            told = await self.ask("incidents", domain=name, limit=LIMIT)
-            if len(told) == self.episodes[name] and holds(told):
+            lines = self.daemon.lines[name]
+            _, state = await self.episode(name)
+            if state in states:
                 return
             if trio.current_time() > deadline:
-                self.amiss.append(f"{name}: {self.episodes[name]} episodes, {len(told)} incidents")
+                self.amiss.append(f"{name}: in episode {self.episodes[name]} it is {state!r}")
                 raise RuntimeError(self.amiss[-1])
-            await trio.sleep(0.1)
+            await self.daemon.wait_told(name, since=lines)
+
+    async def episode(self, name: str) -> tuple[str, str]:
+        """The one incident that followed a domain's last episode: id and state, or empty.
+
+        Two are asked for, so that an answer is as long in the first minute as in the last.
+        """
+        told = [
+            (one["id"], one["state"]) for one in await self.ask("incidents", domain=name, limit=2)
+        ]
+        before = [self.known[name]] if name in self.known else []
+        if [number for number, _ in told[1:]] == before and told[:1]:
+            return told[0]
+        return "", ""
 
     async def trouble(self, vms: list[FakeQemu]) -> None:
         """Reload panicd, kill it, cut sessions off, have hostile monitors come and go."""
@@ -165,10 +226,14 @@ class Soak:
         """Look at panicd's memory and files, over the second half."""
         while not self.over:
             await trio.sleep(2.0)
-            if self.halfway:
-                pid = self.daemon.pid
-                self.vitals.append((resident_bytes(pid), len(open_files(pid))))
-            self.daemon.log.clear()  # it is not what is looked at, and this process keeps it all
+            if not self.halfway:
+                continue
+            memory, files = resident_bytes(self.daemon.pid), len(open_files(self.daemon.pid))
+            self.vitals.append((memory, files))
+            minute = int((trio.current_time() - self.began) / 60)
+            if minute > self.told_minute:
+                self.told_minute = minute
+                print(f"minute {minute}: {memory / 1e6:.1f} MB, {files} files", flush=True)
 
     def check(self, journal: list[Incident]) -> None:
         """Compare what was done with the journal, and the vitals with each other."""
@@ -207,7 +272,7 @@ async def soak(minutes: float, domains: int, seed: int) -> list[str]:
         rules = [{"match": "flood-*", "on_crash": "ignore", "flood": {"max": 500}}]
         budget = {"on_crash": "restart", "restart": {"max": 10**8, "min_uptime": "0s"}}
         async with (
-            RunningDaemon.start(
+            SoakedDaemon.start(
                 directory, budget, domains=rules, storm="off", time_limit=minutes * 60 + 180
             ) as daemon,
             AsyncExitStack() as stack,
@@ -224,7 +289,6 @@ async def soak(minutes: float, domains: int, seed: int) -> list[str]:
                 nursery.start_soon(run.trouble, vms)
                 nursery.start_soon(run.look)
             run.check(daemon.journal())
-            daemon._killed = True  # its log was thrown away: it is not compared with the journal
             return run.amiss
 
 
