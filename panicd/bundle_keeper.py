@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -12,6 +13,8 @@ from panicd.host.logs import get_logger
 from panicd.qemu.bundle_store import remove, sizes
 from panicd.rules.retention import expendable
 from panicd.rules.settings import Policy
+
+REST: Final = 9.0  # times as long as it took
 
 
 class BundleKeeper:
@@ -34,11 +37,12 @@ class BundleKeeper:
         self._wake.set()
 
     async def run(self) -> None:
-        """Remove what is one too many, for ever."""
+        """Remove what is one too many, for ever; all bundles are looked at, so not all the time."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
             due, self._due = self._due, {}
+            began = trio.current_time()
             try:
                 removed = await trio.to_thread.run_sync(self._retire, due)
             except (OSError, JournalError) as error:
@@ -46,6 +50,7 @@ class BundleKeeper:
             else:
                 for incident, why in removed.items():
                     get_logger(incident=incident).info("old evidence removed", why=why)
+            await trio.sleep(REST * (trio.current_time() - began))
 
     def _retire(self, due: dict[str, Policy]) -> dict[str, str]:
         # In this order: a bundle that is made meanwhile is not seen, and so not one of nobody's.

@@ -78,7 +78,7 @@ class Chronicle:
         self._committing = trio.Lock()  # so that nobody returns while his entries are on their way
         self._repeats = 0
         self._repeats_noted_at = 0.0
-        self._log = get_logger(domain=incident.opened.domain, incident=incident.id)
+        self._log = get_logger(domain=incident.opened.domain, incident=incident.id).bind()
 
     @classmethod
     def open(cls, opened: Opened, keeping: Keeping) -> "Chronicle":
@@ -106,8 +106,13 @@ class Chronicle:
         Raises:
             JournalError: it could not be written, and panicd is not to act without.
         """
-        with trio.CancelScope(shield=True):  # whoever has it is cancelled too, and lets it go
-            await self._committing.acquire()
+        if not self._pending and not self._committing.locked():
+            return
+        try:
+            self._committing.acquire_nowait()
+        except trio.WouldBlock:
+            with trio.CancelScope(shield=True):  # whoever has it is cancelled too, and lets it go
+                await self._committing.acquire()
         try:
             if self._pending:
                 # From here to the journal's queue nothing waits: what is cancelled now is written.

@@ -81,6 +81,9 @@ class Connector:
         self._services = services
         self._supervisors: dict[str, Supervisor] = {}
         self._strangers = Strangers()
+        # Handed on once in a turn of the event loop. Thousands that began at once would each wait
+        # for all the others, past the time that a greeting may take, and begin anew at once.
+        self._turn = trio.Lock()
 
     def supervisor_of(self, domain: Domain) -> Supervisor | None:
         """Return who looks after a domain; None while it is not connected."""
@@ -199,6 +202,8 @@ class Connector:
 
     async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> None:
         """Look after a domain through one connection; say why there is none, or none any more."""
+        async with self._turn:
+            await trio.lowlevel.checkpoint()
         try:
             problem = await self._look_after(domain, await connect())
         except MonitorError as error:

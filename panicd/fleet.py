@@ -65,16 +65,35 @@ class Fleet:
 
     domains: dict[str, Domain] = field(default_factory=dict)
     left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+    # So that one more domain does not cost a look at all the others.
+    _named: dict[str, list[Domain]] = field(default_factory=dict)
+    _connected: dict[str, list[Domain]] = field(default_factory=dict)  # by process, and by UUID
 
     def add(self, address: str, name: str, now: float) -> Domain:
         """Take in a monitor that is about to be connected, under a name of its own."""
         domain = Domain(address, self._free_name(address, name, ""), now)
         self.domains[address] = domain
+        self._named.setdefault(domain.name, []).append(domain)
         return domain
 
     def remove(self, address: str) -> None:
         """Forget a monitor and its domain."""
-        del self.domains[address]
+        domain = self.domains.pop(address)
+        _drop(self._named, domain.name, domain)
+        self.left.unpark_all()
+
+    def attach(self, domain: Domain, session: Session) -> None:
+        """Note a domain's connection."""
+        domain.session = session
+        for key in _keys(session):
+            self._connected.setdefault(key, []).append(domain)
+
+    def detach(self, domain: Domain) -> None:
+        """Note that a domain's connection has ended, and wake who waits for that."""
+        if domain.session is not None:
+            for key in _keys(domain.session):
+                _drop(self._connected, key, domain)
+        domain.session = None
         self.left.unpark_all()
 
     def twin(self, domain: Domain, session: Session) -> Domain | None:
@@ -82,7 +101,8 @@ class Fleet:
 
         The process tells, or the UUID where a process is not known.
         """
-        for other in self.domains.values():
+        candidates = [other for key in _keys(session) for other in self._connected.get(key, ())]
+        for other in candidates:
             if other is domain or other.session is None:
                 continue
             if other.session.process and session.process:
@@ -107,7 +127,9 @@ class Fleet:
         """Note what a connected domain says that it is."""
         domain.uuid = uuid
         if name:
+            _drop(self._named, domain.name, domain)
             domain.name = self._free_name(domain.address, name, uuid)
+            self._named.setdefault(domain.name, []).append(domain)
             if domain.name != name:
                 get_logger().warning(
                     "two domains have one name",
@@ -123,13 +145,25 @@ class Fleet:
         return next(named, None) or next(known, None)
 
     def _free_name(self, address: str, name: str, uuid: str) -> str:
-        taken = {
-            other.name
-            for other in self.domains.values()
-            # A VM that was connected before, and now is by another monitor, is no other.
-            if other.address != address and not (uuid and other.uuid == uuid and not other.session)
-        }
-        if name not in taken:
-            return name
         distinct = f"{name}@{uuid or PurePath(address).name}"
-        return distinct if distinct not in taken else f"{name}@{address}"
+        candidates = (name, distinct)
+        free = (it for it in candidates if not self._is_taken(it, address, uuid))
+        return next(free, f"{name}@{address}")
+
+    def _is_taken(self, name: str, address: str, uuid: str) -> bool:
+        return any(
+            # A VM that was connected before, and now is by another monitor, is no other.
+            other.address != address and not (uuid and other.uuid == uuid and not other.session)
+            for other in self._named.get(name, ())
+        )
+
+
+def _keys(session: Session) -> set[str]:
+    """Return what a session's VM is known by; a process's identity has slashes, a UUID has none."""
+    return {session.process, session.uuid} - {""}
+
+
+def _drop(index: dict[str, list[Domain]], key: str, domain: Domain) -> None:
+    index[key] = [other for other in index[key] if other is not domain]
+    if not index[key]:
+        del index[key]

@@ -36,6 +36,7 @@ class StormBreaker:
 
     def remember(self, domain: str, at: float) -> None:
         """Take in a panic that the daemon's last run had noted; arguments as for ``note``."""
+        self._panics.pop(domain, None)  # so that they are in their order, the oldest first
         self._panics[domain] = at
 
     @property
@@ -49,7 +50,11 @@ class StormBreaker:
         if storm is None:
             self._raged = False
             return False
-        self._panics = {key: at for key, at in self._panics.items() if now - at < storm.window}
+        while self._panics:
+            oldest = next(iter(self._panics))
+            if now - self._panics[oldest] < storm.window:
+                break
+            del self._panics[oldest]
         rages = is_storm(storm, self._panics.values(), self._domains(), now)
         if rages is not self._raged:
             self._raged = rages

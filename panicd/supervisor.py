@@ -106,7 +106,8 @@ class Supervisor:
             MonitorError: its monitor failed.
             JournalError: an incident can't be recorded, and is not to be acted on without.
         """
-        self._domain.session = self._session = session
+        self._session = session
+        self._services.fleet.attach(self._domain, session)
         self._responder = Responder(self._services, self._domain, session)
         self._own_time = OwnTime(self._domain, session, self._responder, self._rearm)
         try:
@@ -282,7 +283,7 @@ class Supervisor:
         arrives = state is None and session.run_state is RunState.INMIGRATE
         limit = ARRIVAL_CHECK if arrives else LOOK_AFTER.get(state, math.inf)
         if await session.wait_event(limit):
-            await session.next_event()
+            await session.take_event()
         elif state is State.RUNNING_ON:
             await self._responder.close(Ending.RAN_ON)
         else:
@@ -318,6 +319,7 @@ class Supervisor:
         event, responder = heard.event, self._responder
         assert isinstance(event, GuestPanickedEvent)
         responder.heard_at = heard.at
+        self._count_coalesced()
         chronicle = self._domain.chronicle
         if chronicle is None:
             await responder.open(Source.EVENT, event.information, await self._state_after(event))
@@ -457,11 +459,10 @@ class Supervisor:
     def _leave(self) -> None:
         """Leave an open incident to wait for its domain, and refuse what is still asked."""
         domain = self._domain
-        domain.session = None
+        self._services.fleet.detach(domain)
         for wish in self._wishes:
             self._refuse(wish, "the domain's monitor was lost")
         if domain.chronicle is not None:
             domain.chronicle.note_repeats()
             self._services.waiting.park(domain.chronicle)
             domain.chronicle = None
-        self._services.fleet.left.unpark_all()

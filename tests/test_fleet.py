@@ -16,7 +16,7 @@ OTHER = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f58"
 def connect(fleet: Fleet, address: str, name: str, uuid: str, process: str = "") -> Domain:
     domain = fleet.add(address, "stem", 0.0)
     fleet.identify(domain, name, uuid)
-    domain.session = session(process, uuid)
+    fleet.attach(domain, session(process, uuid))
     return domain
 
 
@@ -49,7 +49,7 @@ def test_second_of_a_name_is_told_apart_by_its_uuid_or_its_socket() -> None:
 def test_vm_that_is_connected_anew_keeps_its_name() -> None:
     fleet = Fleet()
     before = connect(fleet, "/run/listen#1", "web", UUID)
-    before.session = None
+    fleet.detach(before)
     assert connect(fleet, "/run/listen#2", "web", UUID).name == "web"
 
 
@@ -85,5 +85,5 @@ def test_same_vm_is_known_by_process_or_uuid(process: str, uuid: str, same: bool
 def test_vm_that_left_is_nobody_s_twin() -> None:
     fleet = Fleet()
     one = connect(fleet, "1", "web", UUID)
-    one.session = None
+    fleet.detach(one)
     assert fleet.twin(fleet.add("2", "stem", 0.0), session("", UUID)) is None

@@ -48,6 +48,8 @@ _ENTRY: Final[TypeAdapter[AnyEntry]] = TypeAdapter(Annotated[AnyEntry, Field(dis
 
 _OPERATION: Final = TypeAdapter(Operation)
 
+_to_json: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
 
 class CodecError(Exception):
     """This is not the text of an entry, or of an operation."""
@@ -59,7 +61,7 @@ def encode(entry: AnyEntry) -> str:
     if isinstance(entry, Decided):
         for step, fields in zip(entry.plan.steps, body["plan"]["steps"], strict=True):
             fields["step"] = type(step).__name__
-    return json.dumps(body, separators=(",", ":"))
+    return _to_json(body)
 
 
 def decode(text: str) -> AnyEntry:
@@ -86,7 +88,7 @@ def decode(text: str) -> AnyEntry:
 
 def encode_operation(operation: Operation) -> str:
     """Return an operation as ASCII JSON."""
-    return json.dumps(_OPERATION.dump_python(operation, mode="json"), separators=(",", ":"))
+    return _to_json(_OPERATION.dump_python(operation, mode="json"))
 
 
 def decode_operation(text: str) -> Operation:

@@ -1,9 +1,9 @@
 """Logs: one JSON object a line on stderr, or native fields when stderr is systemd's journal.
 
 ```
-structlog ─┐                                          ┌─ JSON ──────────► stderr
-           ├─► level ─► escape and bound ─► traceback ┤
-stdlib ────┘  (WARNING and up)                        └─ native fields ─► journald
+structlog ─┐                                                      ┌─ JSON ──────────► stderr
+           ├─► level ─► backlog ─► escape and bound ─► traceback ┤
+stdlib ────┘  (WARNING and up)                                   └─ native fields ─► journald
 ```
 
 A guest chooses some of the text that ends up here. Whatever the output, a value has no control
@@ -24,11 +24,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Final, TextIO, TypeAlias, cast
 
 import structlog
-from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, WrappedLogger
+
+from panicd.host.backlog import Backlog
 
 VALUE_LIMIT: Final = 2048
 """Bytes of UTF-8 that one value may take, its own 'cut' mark not counted."""
@@ -61,6 +64,8 @@ PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical"
 _PLAIN_WORD: Final = re.compile(r"[\w./:@%+,-]+", re.ASCII)
 _NOT_IN_FIELD_NAMES: Final = re.compile(r"[^A-Z0-9_]")
 
+_backlog: Backlog | None = None
+
 _short = reprlib.Repr()
 _short.maxlevel = 3
 _short.maxstring = _short.maxother = ITEM_LIMIT
@@ -78,27 +83,33 @@ def configure(*, level: str, stream: TextIO | None = None) -> None:
     Raises:
         KeyError: `level` is not a level.
     """
+    global _backlog  # noqa: PLW0603 - as structlog's own set-up, there is one a process
     write = _journal_writer() if stream is None and _is_journal(sys.stderr) else None
-    render: Processor
     if write is None:
-        sink = Sink(_stream_writer(stream or sys.stderr))
-        stamp, render = [structlog.processors.TimeStamper(fmt="iso", utc=True)], _render_json
+        sink, render = Sink(_stream_writer(stream or sys.stderr)), _render_json
     else:
-        sink = Sink(write)
-        stamp, render = [], _render_journal  # journald stamps what it receives
+        sink, render = Sink(write), _render_journal
+    add_traceback = structlog.processors.ExceptionRenderer(_traceback_lines)
+
+    def write_entry(method: str, event: EventDict) -> None:
+        event = structlog.processors.add_log_level(sink, method, event)
+        event = add_traceback(sink, method, _clean_event(sink, method, event))
+        sink.send(render(event))
+
+    _backlog = Backlog(write_entry)
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            _clean_event,
-            structlog.processors.ExceptionRenderer(_traceback_lines),
-            *stamp,
-            render,
-        ],
+        processors=[_backlog],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_args: sink,
         cache_logger_on_first_use=False,
     )
     _route_stdlib()
+
+
+async def write_late() -> None:
+    """Have what this thread says written when there is time, until this is cancelled."""
+    if _backlog is not None:
+        await _backlog.run()
 
 
 def get_logger(**bound: object) -> FilteringBoundLogger:
@@ -175,6 +186,8 @@ def _clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 
 
 def _clean(value: object) -> object:
+    if isinstance(value, str):
+        return escape(value)
     if isinstance(value, Mapping):
         return {
             escape(str(key), ITEM_LIMIT): _clean_scalar(item, ITEM_LIMIT)
@@ -219,9 +232,11 @@ def _traceback_lines(exc_info: ExcInfo) -> list[str]:
 # JSON
 
 
-def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
+def _render_json(event: EventDict) -> bytes:
     """Write one object in ASCII: time, level and event first."""
-    head = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+    said = datetime.fromtimestamp(event.pop("timestamp"), UTC)
+    head = {"timestamp": said.isoformat(timespec="microseconds").replace("+00:00", "Z")}
+    head |= {key: event.pop(key) for key in ("level", "event")}
     return json.dumps(head | dict(event)).encode()
 
 
@@ -266,8 +281,9 @@ def _journal_writer() -> _Write | None:
     return write
 
 
-def _render_journal(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
+def _render_journal(event: EventDict) -> bytes:
     """Encode an event as journal fields; what `journalctl` shows by default is MESSAGE."""
+    del event["timestamp"]  # journald stamps what it receives
     level, message = event.pop("level"), event.pop("event")
     lines = event.pop("exception", None)
     values = {key: _as_text(value) for key, value in event.items()}

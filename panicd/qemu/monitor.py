@@ -2,8 +2,9 @@
 
 qemu.qmp runs on asyncio, panicd on trio; ``trio_asyncio`` joins them. Functions here are trio
 flavoured unless their name ends in ``_aio``. A step from one to the other takes longer than a
-command does, so commands are written from trio's side at once, and what qemu.qmp reads is handed
-over by plain calls. Errors say who must act and whether the command may have run::
+command does. So qemu.qmp opens a session and ends it, and while it lasts commands are written and
+lines are read from trio's side; from the first line on that makes no sense, qemu.qmp reads again.
+Errors say who must act and whether the command may have run::
 
     MonitorError
     ├── UnreachableError   no session could be made; try again later
@@ -15,11 +16,12 @@ over by plain calls. Errors say who must act and whether the command may have ru
 """
 
 import asyncio
+import json
 import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import trio
@@ -30,6 +32,7 @@ from qemu.qmp.models import ErrorResponse
 from qemu.qmp.protocol import Runstate
 
 from panicd.qemu.event_buffer import EventBuffer
+from panicd.qemu.line_reader import read_lines
 from panicd.qemu.pace import Pace
 from panicd.rules.capability import Version
 from panicd.rules.qapi import MAX_TEXT, parse_event
@@ -107,26 +110,34 @@ class _Answers:
 class _Client(QMPClient):
     """qemu.qmp's client, with what it hears handed over at once, and its end to an event buffer."""
 
-    def __init__(self, buffer: EventBuffer) -> None:
+    def __init__(self, buffer: EventBuffer, sock: socket.socket) -> None:
         super().__init__(readbuflen=READ_LIMIT)
         self.pace = Pace()
         self._buffer = buffer
+        self._sock = sock
+        self._reads_itself = False
         self._read_at = 0.0
         self._sent: dict[str, tuple[_Answers, int, str]] = {}  # by their ids: not yet answered
 
     def send(self, commands: Sequence[Command], answers: _Answers) -> list[str]:
         """Send commands, whose answers are put where they belong; return their ids."""
-        ids = []
-        for index, (name, arguments) in enumerate(commands):
-            if self.runstate is not Runstate.RUNNING:
+        if self.runstate is not Runstate.RUNNING or self._writer is None:
+            for index, (name, _) in enumerate(commands):
                 answers.put(index, SessionLostError(f"{name}: not sent, the session has ended"))
-                continue
-            message = self.make_execute_msg(name, arguments or None)
-            message["id"] = self._get_exec_id()
+            return []
+        ids = []
+        messages = b""
+        for index, (name, arguments) in enumerate(commands):
+            message: dict[str, object] = {"execute": name, "id": self._get_exec_id()}
+            if arguments:
+                message["arguments"] = arguments
             ids.append(str(message["id"]))
             self._sent[ids[-1]] = answers, index, name
-            self._do_send(message)
-        if self._writer is not None and self._writer.transport.get_write_buffer_size() > UNREAD:
+            messages += json.dumps(message).encode()
+        self._writer.write(messages)
+        transport = self._writer.transport
+        # A transport that failed to write closes itself, which nobody reads of meanwhile.
+        if transport.is_closing() or transport.get_write_buffer_size() > UNREAD:
             self.abort()
         return ids
 
@@ -135,38 +146,76 @@ class _Client(QMPClient):
         for sent in ids:
             self._sent.pop(sent, None)
 
+    async def _bh_recv_message(self) -> None:
+        if not self._reads_itself:
+            self._reads_itself = True
+            await self._read_in_trio_aio()
+        await super()._bh_recv_message()
+
+    async def _read_in_trio_aio(self) -> None:
+        """Have trio read the session's lines, until one is left to qemu.qmp with all that follow.
+
+        Through trio-asyncio's loop each would take four turns of tasks instead of one.
+        """
+        reader, transport = self._reader, self._writer and self._writer.transport
+        assert reader is not None
+        assert isinstance(transport, asyncio.Transport)
+        try:
+            reader.feed_data(b"\n")  # so that there is something to read, and nothing to wait for
+        except AssertionError:  # asyncio's: the connection has ended already
+            return
+        head = (await reader.read(2 * READ_LIMIT))[:-1]
+        transport.pause_reading()
+        # The transport closes its socket when it likes; this one stays as long as it is waited for.
+        with self._sock.dup() as sock:
+            reading = trio_asyncio.trio_as_aio(read_lines)
+            rest = await reading(sock, head, self._take_line, READ_LIMIT, self.pace)
+        if not transport.is_closing():
+            reader.feed_data(rest)
+            transport.resume_reading()
+
+    def _take_line(self, line: bytes) -> bool:
+        try:
+            message = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(message, dict) and self._hear(message)
+
+    def _hear(self, message: Mapping[str, object]) -> bool:
+        """Take a message: an event, or an answer; return whether it was one."""
+        if "event" in message:
+            event = parse_event(message)
+            if event is not None:
+                self._buffer.put(event)
+            return True
+        sent = message.get("id")
+        if sent is None:
+            return False
+        if not isinstance(sent, str):
+            self.abort()  # qemu.qmp would look it up, and may fail to hash it
+            return True
+        # What nobody waits for any more is dropped, as the QMP specification has it.
+        if awaited := self._sent.pop(sent, None):
+            answers, index, name = awaited
+            try:
+                answers.put(index, _answer(message))
+            except (KeyError, TypeError) as error:
+                nonsense = f"{name}: the answer makes no sense: {_cause(error)}"
+                answers.put(index, SessionLostError(nonsense))
+                self.abort()
+        return True
+
     async def _readline(self) -> bytes:
         line = await super()._readline()
         self._read_at = time.perf_counter()
         return line
 
     async def _on_message(self, msg: Message) -> None:
-        await self._take(msg)
+        if self.runstate is not Runstate.RUNNING or not self._hear(msg):
+            await super()._on_message(msg)
         pause = self.pace.pause(self._read_at, time.perf_counter())
         if pause is not None:
             await asyncio.sleep(pause)
-
-    async def _take(self, msg: Message) -> None:
-        if "event" in msg:
-            event = parse_event(msg)
-            if event is not None:
-                self._buffer.put(event)
-            return
-        sent = msg.get("id")
-        if not isinstance(sent, str | None):
-            self.abort()  # qemu.qmp would look it up, and may fail to hash it
-            return
-        awaited = self._sent.pop(sent, None) if sent is not None else None
-        if awaited is None:
-            await super()._on_message(msg)
-            return
-        answers, index, name = awaited
-        try:
-            answers.put(index, _answer(msg))
-        except (KeyError, TypeError) as error:
-            nonsense = f"{name}: the answer makes no sense: {_cause(error)}"
-            answers.put(index, SessionLostError(nonsense))
-            self.abort()
 
     def _cb_inbound(self, msg: Message) -> Message:
         return msg  # the inherited hook formats every message for a debug log that nobody reads
@@ -187,6 +236,8 @@ class _Client(QMPClient):
         """Drop the connection without waiting for unsent output, which may never go."""
         if self._writer is not None:
             self._writer.transport.abort()
+        with suppress(OSError):  # it was closed, or not connected
+            self._sock.shutdown(socket.SHUT_RDWR)  # wakes the reader
 
     @property
     def version(self) -> Version:
@@ -313,7 +364,7 @@ async def open_monitor(sock: socket.socket, *, timeout: float) -> AsyncIterator[
         UnreachableError: it makes no sense, or the connection ended.
     """
     events = EventBuffer()
-    client = _Client(events)
+    client = _Client(events, sock)
     try:
         version = await _connect(client, sock, timeout)
         yield Monitor(client, events, version)
@@ -346,7 +397,7 @@ async def _disconnect_aio(client: _Client) -> None:
         logging.getLogger(__name__).debug("session ended with: %s", error)
 
 
-def _answer(message: Message) -> object:
+def _answer(message: Mapping[str, object]) -> object:
     """Return the answer in a message: what was returned, or the error.
 
     Raises:

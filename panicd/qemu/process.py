@@ -315,14 +315,20 @@ def _identify(sock: socket.socket, pid: int) -> tuple[int, ProcessIdentity]:
     pidfd = _peer_pidfd(sock, pid)
     if pidfd is None:
         raise PeerUnknownError("it has ended already")
+    try:
+        return pidfd, _identity(pidfd, pid)
+    except BaseException:  # no file descriptor may be left to read /proc with
+        os.close(pidfd)
+        raise
+
+
+def _identity(pidfd: int, pid: int) -> ProcessIdentity:
     start_time = _start_time(pid)
     if _has_ended(pidfd):  # then pid may be another's by now, and start_time with it
-        os.close(pidfd)
         raise PeerUnknownError("it has ended already")
     if start_time is None:
-        os.close(pidfd)
         raise PeerUnknownError(f"/proc/{pid} can't be read (hidepid, or systemd's ProtectProc=)")
-    return pidfd, ProcessIdentity(_boot_id(), pid, start_time)
+    return ProcessIdentity(_boot_id(), pid, start_time)
 
 
 def _peer_pidfd(sock: socket.socket, pid: int) -> int | None:

@@ -5,6 +5,7 @@ which takes the events in their order, keeps the run state, and passes each on t
 ``listener`` before it looks whether the awaited thing has come.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -122,6 +123,10 @@ class Session:
         Returns:
             Whether ``until`` holds.
         """
+        while not until() and await self.take_event():
+            pass  # mostly so: what is waited for came with the answer, or before
+        if until():
+            return True
         with trio.move_on_after(timeout):
             while not until() and not self.ended:
                 await self.next_event()
@@ -129,6 +134,9 @@ class Session:
 
     async def wait_event(self, timeout: float) -> bool:
         """Wait until there is an event to take, or a nudge; return whether there was, in time."""
+        if timeout == math.inf:
+            await self.monitor.events.wait()
+            return True
         with trio.move_on_after(timeout) as limit:
             await self.monitor.events.wait()
         return not limit.cancelled_caught
@@ -140,7 +148,7 @@ class Session:
             MonitorError: events were lost, and QEMU did not say how it stands.
         """
         await self.monitor.events.wait()
-        await self._take()
+        await self.take_event()
 
     def skip_event(self) -> None:
         """Take the next event, if there is one, without telling the listener."""
@@ -154,10 +162,15 @@ class Session:
         Raises:
             MonitorError: as in ``next_event``.
         """
-        while await self._take():
+        while await self.take_event():
             pass
 
-    async def _take(self) -> bool:
+    async def take_event(self) -> bool:
+        """Take the next event, if there is one; return whether there was.
+
+        Raises:
+            MonitorError: as in ``next_event``.
+        """
         entry = self.monitor.events.pop()
         if isinstance(entry, Overflow):
             self.seen.overflows += 1

@@ -14,5 +14,6 @@ def is_storm(storm: Storm, panics: Iterable[float], domains: int, now: float) ->
         domains: how many the host has.
         now: seconds since the epoch.
     """
-    recent = sum(now - at < storm.window for at in panics)
-    return recent >= max(storm.minimum, storm.share * domains)
+    enough = max(storm.minimum, storm.share * domains)
+    recent = (at for at in panics if now - at < storm.window)
+    return any(number >= enough for number, _ in enumerate(recent, 1))  # counts no further

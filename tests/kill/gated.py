@@ -17,8 +17,6 @@ from pathlib import Path
 from signal import Signals
 from unittest.mock import patch
 
-from qemu.qmp.message import Message
-
 import panicd.daemon
 import panicd.executor
 import panicd.orphans
@@ -54,7 +52,7 @@ class Gates:
 def _install(gates: Gates, stack: ExitStack) -> None:
     stop_at = gates.stop_at
     append, append_operation = Journal.append, Journal.append_operation
-    execute_all, do_send = monitor.Monitor.execute_all, monitor._Client._do_send
+    execute_all, send = monitor.Monitor.execute_all, monitor._Client.send
     send_signal = Peer.send_signal
 
     async def gated_append(self: Journal, incident_id: str, *entries: AnyEntry) -> None:
@@ -77,9 +75,13 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         stop_at(f"answered {what}")
         return answers
 
-    def gated_send(self: monitor._Client, message: Message) -> None:
-        do_send(self, message)
-        stop_at(f"sent {message.get('execute')}")
+    def gated_send(
+        self: monitor._Client, commands: Sequence[monitor.Command], answers: monitor._Answers
+    ) -> list[str]:
+        ids = send(self, commands, answers)
+        for name, _ in commands:
+            stop_at(f"sent {name}")
+        return ids
 
     def gated_signal(self: Peer, number: Signals) -> bool:
         stop_at(f"before {number.name}")
@@ -102,7 +104,7 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         (Journal, "append", gated_append),
         (Journal, "append_operation", gated_append_operation),
         (monitor.Monitor, "execute_all", gated_execute_all),
-        (monitor._Client, "_do_send", gated_send),
+        (monitor._Client, "send", gated_send),
         (Peer, "send_signal", gated_signal),
         (panicd.executor, "run_relaunch", gated_relaunch),
         (panicd.orphans, "run_relaunch", gated_relaunch),

@@ -171,10 +171,9 @@ async def test_file_descriptor_is_handed_over(socket_dir: Path) -> None:
             {"paging": False, "protocol": "fd:pipe", "detach": True},
             timeout=TIME_LIMIT,
         )
-        try:
-            assert os.read(reading, 4) == b"\x7fELF"
-        finally:
-            os.close(reading)
+        # The answer comes before the dump, which is written by this thread.
+        async with trio.lowlevel.FdStream(reading) as dump:
+            assert await dump.receive_some(4) == b"\x7fELF"
         assert vm.commands[-2:] == ["getfd", "dump-guest-memory"]
 
 

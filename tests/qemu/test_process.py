@@ -426,6 +426,21 @@ def test_leaves_no_file_descriptor_behind(start: Start, fake_qemu: Path) -> None
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
+def test_leaves_none_behind_either_where_there_is_none_left_to_look_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(_pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(process, "_start_time", none_left)
+    one, other = socket.socketpair()
+    with one, other:
+        before = sorted(Path("/proc/self/fd").iterdir())
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            Peer.of(one)
+        assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
 OBSERVER = """
 import socket, sys
 from panicd.qemu.process import Peer

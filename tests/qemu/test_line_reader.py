@@ -1,0 +1,96 @@
+"""Lines of a socket, however they are cut up."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from panicd.qemu.line_reader import read_lines
+from panicd.qemu.pace import Pace
+
+LIMIT = 1000
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
+
+
+async def test_lines_are_handed_over_however_they_come(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    taken: list[bytes] = []
+
+    async def say() -> None:
+        for byte in b"o\r\ntwo\nthree\nfo":
+            theirs.send(bytes([byte]))
+            await trio.testing.wait_all_tasks_blocked()
+        theirs.close()
+
+    def take(line: bytes) -> bool:
+        taken.append(line)
+        return True
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(say)
+            rest = await read_lines(ours, b"zero\n", take, LIMIT, Pace())
+    assert taken == [b"zero", b"o\r", b"two", b"three"]
+    assert rest == b"fo"
+
+
+async def test_a_line_that_is_not_taken_is_left_with_what_follows(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    theirs.send(b"good\nbad\ngood\npart")
+    with trio.fail_after(10):
+        rest = await read_lines(ours, b"", lambda line: line == b"good", LIMIT, Pace())
+    assert rest == b"bad\ngood\npart"
+
+
+async def test_a_line_without_an_end_is_given_up(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    theirs.send(b"x" * (LIMIT + 1))
+    with trio.fail_after(10):
+        assert await read_lines(ours, b"", lambda _line: True, LIMIT, Pace()) == b"x" * (LIMIT + 1)
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    class Beyond(Pace):
+        def pause(self, began: float, now: float) -> float:
+            assert began <= now
+            return 60.0
+
+    ours, theirs = pair
+    theirs.send(b"one\ntwo\n")
+    taken: list[float] = []
+
+    def take(_line: bytes) -> bool:
+        taken.append(trio.current_time())
+        return True
+
+    with trio.move_on_after(1000):
+        await read_lines(ours, b"", take, LIMIT, Beyond())
+    assert taken[1] - taken[0] == 60.0
+
+
+async def test_a_connection_that_fails_is_at_its_end() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, trio.fail_after(10):
+        ours.send(b"never read")
+        theirs.send(b"last\n")
+        theirs.close()  # with unread data: ECONNRESET
+        assert await read_lines(ours, b"", lambda _line: False, LIMIT, Pace()) in {b"last\n", b""}
