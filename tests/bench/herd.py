@@ -169,7 +169,7 @@ def show(figures: dict[str, Figures], options: argparse.Namespace) -> None:
             f"({min(of.attached):.1f}-{max(of.attached):.1f}) "
             f"| {statistics.median(of.cpu_back):.1f} "
             f"| {100 * statistics.median(of.cpu_away):.0f} % | {tries:.0f} "
-            f"| {max(of.memory) / 1e6:.0f} |"
+            f"| {of.memory[0] / 1e6:.0f} -> {of.memory[-1] / 1e6:.0f} |"
         )
 
 
