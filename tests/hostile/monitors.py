@@ -116,7 +116,7 @@ async def a_byte_a_second(stream: trio.SocketStream) -> None:
     """Greet so slowly."""
     for byte in greeting():
         await stream.send_all(bytes([byte]))
-        await trio.sleep(1)
+        await trio.sleep(1)  # nothing is waited for: it is how slow it is
 
 
 def gigabyte() -> Iterable[bytes]:
