@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 import trio
-from trio.testing import MockClock
 import trio.testing
+from trio.testing import MockClock
 
 from panicd.qemu.line_reader import read_lines
 from panicd.qemu.pace import Pace
