@@ -77,6 +77,7 @@ def connect(path: Path) -> sqlite3.Connection:
         if mode != "wal":
             raise JournalError(f"{path}: its file system has no shared memory for SQLite's WAL")
         database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not for writing
         complaints = [
             " ".join(text.split()) for (text,) in database.execute("PRAGMA quick_check(3)")
         ]
@@ -99,6 +100,7 @@ def reader(path: Path) -> Iterator[sqlite3.Connection]:
         faults_named(path),
         contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT)) as database,
     ):
+        database.execute("PRAGMA temp_store = MEMORY")  # as above
         yield database
 
 
