@@ -287,12 +287,7 @@ class Responder:
             return
         if decision.action is Action.GRACE or self._session.runs_on_panic:
             await self._session.set_panic_action(self.panic_setting)
-        pace = self._session.monitor.pace
-        pace.hurried = situation.flooded  # answers come behind all panics that are not yet read
-        try:
-            await self._go_on(0)
-        finally:
-            pace.hurried = False
+        await self._go_on(0)
 
     def _dump_was_tried(self) -> bool:
         incident = self._chronicle.incident

@@ -135,6 +135,7 @@ class _Client(QMPClient):
             self._sent[ids[-1]] = answers, index, name
             messages += json.dumps(message).encode()
         self._writer.write(messages)
+        self.pace.hurried = True  # the answers come behind all panics that are not yet read
         transport = self._writer.transport
         # A transport that failed to write closes itself, which nobody reads of meanwhile.
         if transport.is_closing() or transport.get_write_buffer_size() > UNREAD:
@@ -145,6 +146,7 @@ class _Client(QMPClient):
         """Wait no more for the answers to commands."""
         for sent in ids:
             self._sent.pop(sent, None)
+        self.pace.hurried = bool(self._sent)
 
     async def _bh_recv_message(self) -> None:
         if not self._reads_itself:

@@ -100,6 +100,16 @@ async def test_answer_that_does_not_come_leaves_the_session_usable(socket_dir: P
         assert await monitor.execute("query-name", timeout=TIME_LIMIT) == {"name": "vm"}
 
 
+async def test_answer_behind_many_events_is_waited_for_at_a_higher_pace(socket_dir: Path) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        vm.machine.panic_action = "none"
+        monitor.pace.share = 1e-6  # with no more than that the answer would take a day
+        for _ in range(5000):
+            vm.panic()
+        assert await monitor.execute("query-name", timeout=TIME_LIMIT) == {"name": "vm"}
+        assert not monitor.pace.hurried
+
+
 async def test_session_that_is_cut_leaves_the_command_uncertain(socket_dir: Path) -> None:
     async with session(socket_dir) as (monitor, vm):
         vm.cut_after("cont")
