@@ -36,7 +36,7 @@ import yaml
 
 from panicd.demo.guests import Guest
 from panicd.host.control import call
-from tests.bench.dumps import MIB, write_memory
+from tests.bench.dumps import MIB, SHARES, write_memory
 from tests.bench.fleet import (
     AFTERWARDS,
     HERE,
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="of domains")
     parser.add_argument("--times", type=int, default=5, help="to reload, or to reconnect")
     parser.add_argument("--memory", type=int, default=8192, help="of the guest, in MiB")
+    parser.add_argument("--content", choices=SHARES, default="files", help="of its memory")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -171,7 +172,7 @@ async def load(directory: Path, options: argparse.Namespace) -> None:
     """Have guests panic in turn with and without other work, and print both spells' reactions."""
     count: int = options.count
     image = Path("/dev/shm") / directory.name  # noqa: S108 - where else is memory a file
-    write_memory(image, "files", int(options.memory) * MIB)
+    write_memory(image, options.content, int(options.memory) * MIB)
     extra = (
         *("-m", f"{options.memory}M", "-machine", "memory-backend=ram", "-object"),
         f"memory-backend-file,id=ram,size={options.memory}M,mem-path={image},share=off",
