@@ -19,7 +19,7 @@ from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.hung import end_hung_qemu
 from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
-from panicd.qemu.monitor import MonitorError, NoGreetingError, UnreachableError, open_monitor
+from panicd.qemu.monitor import MonitorError, NoGreetingError, UnreachableError, open_monitor, pulse
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, uid_of
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
@@ -82,8 +82,9 @@ class Connector:
         self._services = services
         self._supervisors: dict[str, Supervisor] = {}
         self._strangers = Strangers()
-        # Handed on once in a turn of the event loop. Thousands that began at once would each wait
-        # for all the others, past the time that a greeting may take, and begin anew at once.
+        # Handed on once in a turn of asyncio's loop, which takes one of trio's for each callback.
+        # Thousands that began at once would each wait for all the others, past the time that a
+        # greeting may take, and begin anew at once, for ever.
         self._turn = trio.Lock()
 
     def supervisor_of(self, domain: Domain) -> Supervisor | None:
@@ -206,7 +207,7 @@ class Connector:
     async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> None:
         """Look after a domain through one connection; say why there is none, or none any more."""
         async with self._turn:
-            await trio.lowlevel.checkpoint()
+            await pulse()
         try:
             problem = await self._look_after(domain, await connect())
         except MonitorError as error:

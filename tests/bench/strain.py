@@ -52,7 +52,7 @@ from tests.parts.qemu import RealQemu
 PAUSE = 0.005
 """Seconds between two panics."""
 
-SPELL = 15.0
+SPELL = 10.0
 """Seconds for which panics are looked at quietly."""
 
 BIG = "big"
