@@ -187,6 +187,7 @@ async def load(directory: Path, options: argparse.Namespace) -> None:
                     end = time.monotonic() + SPELL
                     quiet = partial(panics, fleet, count, partial(is_over, end))
                     taken["quiet"] += await trio.to_thread.run_sync(quiet)
+                    since = time.time()
                     mark = vm.witness.mark()
                     await vm.press_key()
                     with busy(directory):
@@ -195,6 +196,8 @@ async def load(directory: Path, options: argparse.Namespace) -> None:
                         async with trio.open_nursery() as nursery:
                             nursery.start_soon(until_reset, vm, mark, dumped)
                             taken["with all that"] += await trio.to_thread.run_sync(spell)
+                    for turn in turns(directory, since)[:3]:
+                        print("a long turn of the event loop:", described(turn))
     finally:
         image.unlink()
     print("| | count | p50 ms | p99 ms | longest, ms |")
