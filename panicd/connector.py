@@ -19,7 +19,7 @@ from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.hung import end_hung_qemu
 from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
-from panicd.qemu.monitor import MonitorError, NoGreetingError, UnreachableError, open_monitor
+from panicd.qemu.monitor import MonitorError, NoGreetingError, UnreachableError, open_monitor, pulse
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, uid_of
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
@@ -35,6 +35,7 @@ LASTING: Final = 10.0  # seconds of a session after which its loss counts as a f
 TWIN_LEAVES: Final = 5.0  # seconds; it takes one or two to find out why a session ended
 TOLD_AT_MOST: Final = 5  # reasons in a row for one absence; the status has the latest
 ACCEPT_AGAIN: Final = 0.1  # seconds
+RELOADED_AT_ONCE: Final = 32  # domains; each takes some 50 µs, in which nobody is responded to
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
 
 
@@ -81,18 +82,21 @@ class Connector:
         self._services = services
         self._supervisors: dict[str, Supervisor] = {}
         self._strangers = Strangers()
-        # Handed on once in a turn of the event loop. Thousands that began at once would each wait
-        # for all the others, past the time that a greeting may take, and begin anew at once.
+        # Handed on once in a turn of asyncio's loop, which takes one of trio's for each callback.
+        # Thousands that began at once would each wait for all the others, past the time that a
+        # greeting may take, and begin anew at once, for ever.
         self._turn = trio.Lock()
 
     def supervisor_of(self, domain: Domain) -> Supervisor | None:
         """Return who looks after a domain; None while it is not connected."""
         return self._supervisors.get(domain.address)
 
-    def reload(self) -> None:
-        """Have every domain's policy and holds looked up anew."""
-        for supervisor in self._supervisors.values():
+    async def reload(self) -> None:
+        """Have every domain's policy and holds looked up anew, a few in each turn."""
+        for number, supervisor in enumerate(list(self._supervisors.values()), 1):
             supervisor.reload()
+            if number % RELOADED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
 
     async def dial(
         self, pattern: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -203,7 +207,7 @@ class Connector:
     async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> None:
         """Look after a domain through one connection; say why there is none, or none any more."""
         async with self._turn:
-            await trio.lowlevel.checkpoint()
+            await pulse()
         try:
             problem = await self._look_after(domain, await connect())
         except MonitorError as error:

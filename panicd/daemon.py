@@ -138,10 +138,10 @@ class Daemon:
                 services = self._services(nursery)
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
-                self._libvirt.on_change = self._connector.reload
                 self._libvirt.on_problem = _tell_libvirt_problem
                 self._nursery = nursery
                 operators = Operators(services, self._connector)
+                self._libvirt.on_change = operators.look_anew
                 api = Api(services, operators, self.reload)
                 await nursery.start(control.serve, self._config.control_socket, api.handle)
                 await nursery.start(self._serve_http, Pages(services))
@@ -265,7 +265,7 @@ class Daemon:
         self._dumps.allow(config.coredumps_at_once)
         self._loaded()
         self._notifier.reload()
-        self._connector.reload()
+        await self._connector.reload()
         self._libvirt.refresh_soon()
 
     def _loaded(self) -> None:

@@ -33,7 +33,7 @@ class Operators:
     def __init__(self, services: Services, connector: Connector) -> None:
         self._services = services
         self._connector = connector
-        self._holds_changed = trio.Event()
+        self._changed = trio.Event()
 
     async def run(self) -> None:
         """Have holds begin, and end when their time is over, until cancelled."""
@@ -41,9 +41,13 @@ class Operators:
             now = self._services.keeping.clock()
             end = self._services.holds.next_end(now)
             with trio.move_on_after(math.inf if end is None else max(0.0, end - now)):
-                await self._holds_changed.wait()
-            self._holds_changed = trio.Event()
-            self._connector.reload()
+                await self._changed.wait()
+            self._changed = trio.Event()
+            await self._connector.reload()
+
+    def look_anew(self) -> None:
+        """Have every domain's policy and holds looked up anew, soon."""
+        self._changed.set()
 
     async def hold(self, operation: Operation) -> None:
         """Suspend automation for a domain or the host, or take that back.
@@ -53,7 +57,7 @@ class Operators:
         """
         await self._record(operation)
         self._services.holds.add(operation)
-        self._holds_changed.set()
+        self.look_anew()
 
     async def act(self, domain: Domain, operation: Operation, action: OnCrash | None) -> bool:
         """Do something about a domain's panicked guest.

@@ -16,7 +16,7 @@ import structlog
 import trio
 from structlog.typing import EventDict, WrappedLogger
 
-QUIET: Final = 0.003  # seconds in which nothing was said; a question and a commit take one
+QUIET: Final = 0.02  # seconds in which nothing was said; a commit to a busy disk takes some ms
 LATEST: Final = 1.0  # seconds after which an entry is written though there was no such moment
 AT_ONCE: Final = 4  # entries written before tasks have their turn; they take some 0.4 ms
 LIMIT: Final = 16384  # entries that may wait

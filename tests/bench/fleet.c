@@ -271,6 +271,10 @@ static void report(void) {
         for (int i = 0; i < count; i++)
             if (strcmp(machines[i].heard, name)) return;
         printf("{\"seconds\": %.6f, \"cpu\": %.6f}\n", now() - first_connect, cpu());
+    } else if (!strcmp(what, "drop")) {
+        for (int i = 0; i < count; i++) hang_up(&machines[i]);
+        first_connect = 0;
+        printf("{}\n");
     } else {
         sscanf(command, "%*s %d %d", &first, &many);
         if (!began) {

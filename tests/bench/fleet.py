@@ -40,6 +40,10 @@ IDLE = 10.0
 """Seconds over which the CPU time of an idle one is taken."""
 
 
+AFTERWARDS = 3.0
+"""Seconds in which what was put off until after the commands is done."""
+
+
 class Fleet:
     """The servers: a process that is told what to do, a line at a time."""
 
@@ -92,6 +96,7 @@ class Figures:
     attached: list[float] = field(default_factory=list)
     singles: list[float] = field(default_factory=list)
     last_of_all: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     own_share: list[float] = field(default_factory=list)
     idle: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
@@ -144,10 +149,13 @@ def measure(
             (took,) = fleet.ask(f"panic {number * 7 % count} 1")["microseconds"]
             figures.singles.append(took / 1e6)
             time.sleep(0.005)
+        before = cpu_time(process.pid)
         everything = fleet.ask(f"panic 0 {count}")
         figures.last_of_all.append(max(everything["microseconds"]) / 1e6)
         figures.own_share.append(everything["cpu"] / everything["seconds"])
         figures.memory.append(memory_of(process.pid))
+        time.sleep(AFTERWARDS)
+        figures.cpu.append((cpu_time(process.pid) - before) / count)
 
 
 @contextmanager
@@ -208,9 +216,9 @@ def show(figures: dict[str, Figures], count: int) -> None:
     """Print the table."""
     print(
         f"| {count} domains | single p50 ms | p99 ms | all at once, last, ms (spread) "
-        "| attached s | idle, % of a core | MB | the fleet's own share |"
+        "| CPU ms a panic | attached s | idle, % of a core | MB | the fleet's own share |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, of in figures.items():
         singles = sorted(of.singles)
         last = [f"{1e3 * took:.0f}" for took in sorted(of.last_of_all)]
@@ -218,6 +226,7 @@ def show(figures: dict[str, Figures], count: int) -> None:
             f"| {name} | {1e3 * statistics.median(singles):.2f} "
             f"| {1e3 * singles[int(len(singles) * 0.99)]:.2f} "
             f"| {1e3 * statistics.median(of.last_of_all):.0f} ({last[0]}-{last[-1]}) "
+            f"| {1e3 * statistics.median(of.cpu):.2f} "
             f"| {statistics.median(of.attached):.2f} "
             f"| {100 * statistics.median(of.idle):.2f} "
             f"| {statistics.median(of.memory) / 1e6:.0f} "
