@@ -28,6 +28,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "control.sock"
 
 
+AT_ONCE = control.ENCODED_AT_ONCE
+
+
 async def echo(request: Request) -> object:
     if request.command == "refuse":
         raise RefusedError("no-such-domain", "there is no db-9; did you mean db-1?")
@@ -157,6 +160,17 @@ async def test_a_large_reply_is_whole(path: Path) -> None:
 
     async with serving(path, handler):
         assert await call(path, "status") == ["domain"] * 500_000
+
+
+@pytest.mark.parametrize("length", [0, 1, AT_ONCE, AT_ONCE + 1, 1000])
+async def test_a_list_of_any_length_is_whole(path: Path, length: int) -> None:
+    result = {"empty": {}, "list": [{"n": [n, "[]"]} for n in range(length)], "none": None}
+
+    async def handler(_request: Request) -> dict[str, object]:
+        return result
+
+    async with serving(path, handler):
+        assert await call(path, "status") == result
 
 
 async def test_a_bug_in_a_handler_is_not_hidden(path: Path) -> None:
