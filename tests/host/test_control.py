@@ -23,12 +23,12 @@ from panicd.host.control import (
 )
 
 
+AT_ONCE = control.ENCODED_AT_ONCE
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "control.sock"
-
-
-AT_ONCE = control.ENCODED_AT_ONCE
 
 
 async def echo(request: Request) -> object:
@@ -164,7 +164,11 @@ async def test_a_large_reply_is_whole(path: Path) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, AT_ONCE, AT_ONCE + 1, 1000])
 async def test_a_list_of_any_length_is_whole(path: Path, length: int) -> None:
-    result = {"empty": {}, "list": [{"n": [n, "[]"]} for n in range(length)], "none": None}
+    result: dict[str, object] = {
+        "empty": {},
+        "list": [{"n": [n, "[]"]} for n in range(length)],
+        "none": None,
+    }
 
     async def handler(_request: Request) -> dict[str, object]:
         return result
