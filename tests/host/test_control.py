@@ -22,7 +22,6 @@ from panicd.host.control import (
     Request,
 )
 
-
 AT_ONCE = control.ENCODED_AT_ONCE
 
 
