@@ -92,7 +92,7 @@ async def acted_on(
             yield vm
     elif subject == "panicd":
         async with (
-            RealQemu.start(directory, guest=Guest.PANIC_ON_KEY) as qemu,
+            RealQemu.start(directory, accel="tcg", guest=Guest.PANIC_ON_KEY) as qemu,
             RunningDaemon.start(directory, defaults, time_limit=TIME_LIMIT) as daemon,
         ):
             await daemon.wait_armed("vm")
