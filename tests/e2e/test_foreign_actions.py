@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,20 +141,28 @@ async def test_enforced_stop_has_a_limit(socket_dir: Path) -> None:
         assert await observed(daemon, incident.id) == []  # those stops were panicd's own
 
 
+@asynccontextmanager
+async def enforced_during_a_backup(
+    directory: Path, on_crash: str
+) -> AsyncIterator[tuple[DaemonInside, RealQemu]]:
+    """A daemon with ``enforce``, and a guest that panicked while it was backed up."""
+    async with (
+        DaemonInside.start(directory, {"on_crash": on_crash, "enforce": True}) as daemon,
+        RealQemu.start(
+            directory, guest=Guest.COUNT, proxied=True, extra=Backup.prepare(directory)
+        ) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await Backup.begin(vm, directory)
+        await vm.panic()
+        yield daemon, vm
+
+
 @pytest.mark.parametrize("on_crash", ["restart", "destroy", "coredump-preserve"])
 async def test_guest_that_is_resumed_during_a_plan_is_stopped_again(
     socket_dir: Path, on_crash: str
 ) -> None:
-    policy = {"on_crash": on_crash, "enforce": True}
-    async with (
-        DaemonInside.start(socket_dir, policy) as daemon,
-        RealQemu.start(
-            socket_dir, guest=Guest.COUNT, proxied=True, extra=Backup.prepare(socket_dir)
-        ) as vm,
-    ):
-        await daemon.wait_armed("vm")
-        await Backup.begin(vm, socket_dir)
-        await vm.panic()
+    async with enforced_during_a_backup(socket_dir, on_crash) as (daemon, vm):
         await daemon.wait_log("waiting", until_the_end_of=Backup.told)
         for count in range(1, ENFORCED_AT_MOST + 1):
             mark = daemon.mark()
@@ -176,16 +186,7 @@ async def test_guest_that_is_resumed_during_a_plan_is_stopped_again(
 
 
 async def test_guest_that_is_resumed_during_a_plan_once_too_often_runs(socket_dir: Path) -> None:
-    policy = {"on_crash": "destroy", "enforce": True}
-    async with (
-        DaemonInside.start(socket_dir, policy) as daemon,
-        RealQemu.start(
-            socket_dir, guest=Guest.COUNT, proxied=True, extra=Backup.prepare(socket_dir)
-        ) as vm,
-    ):
-        await daemon.wait_armed("vm")
-        await Backup.begin(vm, socket_dir)
-        await vm.panic()
+    async with enforced_during_a_backup(socket_dir, "destroy") as (daemon, vm):
         for _ in range(ENFORCED_AT_MOST + 1):
             await daemon.wait_log("waiting", since=daemon.mark(), until_the_end_of=Backup.told)
             await vm.witness.execute("cont")

@@ -20,7 +20,7 @@ from socket import AF_UNIX, socket
 from typing import Any
 from urllib.request import urlopen
 
-from tests.service.on_systemd import run, until
+from tests.service.on_systemd import main, run, until
 
 ROOT = Path(__file__).parents[2]
 BASE = "docker.io/library/debian:12-slim"
@@ -291,21 +291,10 @@ STEPS = (
 )
 
 
-def main() -> int:
-    if os.geteuid() != 0 or not Path("/run/systemd/system").is_dir():
-        print("this takes root, on a machine that systemd runs and that may be spoiled")
-        return 2
-    set_up()
-    for step in STEPS:
-        began = time.monotonic()
-        try:
-            step()
-        except BaseException:
-            subprocess.run(["podman", "logs", "panicd"], check=False)
-            raise
-        print(f"{time.monotonic() - began:5.1f} s  {step.__name__.replace('_', ' ')}", flush=True)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main(set_up, STEPS)
+    except BaseException:
+        subprocess.run(["podman", "logs", "panicd"], check=False)
+        raise
+    sys.exit(status)

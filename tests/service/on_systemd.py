@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socket import AF_UNIX, socket
@@ -331,13 +331,14 @@ STEPS = (
 )
 
 
-def main() -> int:
+def main(prepare: Callable[[], None], steps: Iterable[Callable[[], None]]) -> int:
+    """Take the steps that the command line names, or all; return the exit status."""
     if os.geteuid() != 0 or not Path("/run/systemd/system").is_dir():
         print("this takes root, on a machine that systemd runs and that may be spoiled")
         return 2
-    set_up()
+    prepare()
     chosen = sys.argv[1:]
-    for step in (s for s in STEPS if not chosen or s.__name__ in chosen):
+    for step in (s for s in steps if not chosen or s.__name__ in chosen):
         began = time.monotonic()
         step()
         print(f"{time.monotonic() - began:5.1f} s  {step.__name__.replace('_', ' ')}", flush=True)
@@ -345,4 +346,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(set_up, STEPS))
