@@ -406,6 +406,19 @@ FOUND = {
             (0.0005, "foreign system_reset"),
         ),
     ),
+    "an operator's cont is given again, though it was answered by a panic that nobody noted": (
+        History(
+            OnCrash.PRESERVE,
+            QEMU_7_2,
+            (
+                (0.0, "panic"),
+                (0.0, "lose the next answer"),
+                (0.0, "act ignore"),
+                (0.03, "panic"),
+                (0.0, "kill panicd"),
+            ),
+        )
+    ),
     "QEMU's word alone is not acted on, though nothing else tells of a reset before the stop": (
         History(
             OnCrash.IGNORE,

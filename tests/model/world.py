@@ -56,6 +56,9 @@ UUID: Final = "0c7d41c9-0e30-4f55-a7f1-a8ff3d5f2d31"
 STOP_TAKES: Final = 0.0007
 """Seconds between a panic and its STOP: 60 to 500 µs were seen."""
 
+ON_RECORD_WITHIN: Final = 10.1
+"""Seconds from a cont to its result in the journal, where its answer is lost: ``timeouts.resume``."""
+
 DUMP_TAKES: Final = 0.1
 """Seconds that QEMU writes a dump, whether somebody waits for it or not."""
 
@@ -114,6 +117,7 @@ class World:
         self.in_flight = 0
         self.dealt_with = trio.lowlevel.ParkingLot()
         self._conts: Counter[int] = Counter()
+        self._let_run_at = -math.inf
         self._relaunched: Counter[int] = Counter()
         self._nursery = nursery
         self._processes = 0
@@ -158,8 +162,10 @@ class World:
             return
         self.panics += 1
         is_heard = self._client is not None and not self._client.closed
-        # To panicd, a panic that it can't hear is the one that it knows of, and was asked about.
-        self.panicked, self.released = True, self.released and not is_heard
+        # To panicd, a panic that it can't hear is the one that it knows of, and was asked about. So,
+        # to the next panicd, is one that comes before it is on record what came of the cont.
+        is_told_apart = is_heard and trio.current_time() > self._let_run_at + ON_RECORD_WITHIN
+        self.panicked, self.released = True, self.released and not is_told_apart
         self.interruptions, self.requests = int(not is_heard), 0
         self.connected_anew = False
         machine.panic(hold_stop=stops_later)
@@ -262,6 +268,8 @@ class World:
         boots = command == "cont" and machine.must_boot
         answer = machine.execute(command, dict(arguments))
         self.boots += boots
+        if command == "cont":
+            self._let_run_at = trio.current_time()
         panicked = machine.state is RunState.GUEST_PANICKED
         self.misread += command == "query-status" and panicked and not self.panicked
         if machine.dump is not None and machine.dump.detached and command == "dump-guest-memory":
