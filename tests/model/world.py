@@ -57,7 +57,7 @@ STOP_TAKES: Final = 0.0007
 """Seconds between a panic and its STOP: 60 to 500 µs were seen."""
 
 ON_RECORD_WITHIN: Final = 10.1
-"""Seconds from a cont to its result in the journal, where its answer is lost: ``timeouts.resume``."""
+"""Seconds from a cont to its result in the journal, if its answer is lost: ``timeouts.resume``."""
 
 DUMP_TAKES: Final = 0.1
 """Seconds that QEMU writes a dump, whether somebody waits for it or not."""
@@ -162,8 +162,8 @@ class World:
             return
         self.panics += 1
         is_heard = self._client is not None and not self._client.closed
-        # To panicd, a panic that it can't hear is the one that it knows of, and was asked about. So,
-        # to the next panicd, is one that comes before it is on record what came of the cont.
+        # To panicd, a panic that it can't hear is the one that it knows of, and was asked about. To
+        # the next panicd so is one that comes before it is on record what came of the cont.
         is_told_apart = is_heard and trio.current_time() > self._let_run_at + ON_RECORD_WITHIN
         self.panicked, self.released = True, self.released and not is_told_apart
         self.interruptions, self.requests = int(not is_heard), 0
