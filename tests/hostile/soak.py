@@ -38,6 +38,9 @@ PANIC = event("GUEST_PANICKED", {"action": "run"})
 GROWTH = 8 << 20
 """Bytes by which panicd may grow over the second half."""
 
+SETTLED_AFTER = 15.0
+"""Seconds after which a daemon that was started anew has all its connections again."""
+
 FILES = 12
 """File descriptors that the fewest may differ by: so many come and go at any time."""
 
@@ -104,7 +107,7 @@ class Soak:
     def __init__(self, daemon: SoakedDaemon, minutes: float, chance: random.Random) -> None:
         self.daemon = daemon
         self.chance = chance
-        self.began = trio.current_time()
+        self.began = self.started_at = trio.current_time()
         self.ends = self.began + minutes * 60
         self.episodes: Counter[str] = Counter()
         self.said: Counter[str] = Counter()
@@ -227,6 +230,7 @@ class Soak:
                     self.kills += 1
                     await self.daemon.kill()
                     await self.daemon.start_again()
+                    self.started_at = trio.current_time()
                     self.kill_is_due = False
 
     async def hostile(self) -> None:
@@ -238,7 +242,7 @@ class Soak:
         """Look at panicd's memory and files, over the second half."""
         while not self.over:
             await trio.sleep(2.0)
-            if not self.halfway:
+            if not self.halfway or trio.current_time() < self.started_at + SETTLED_AFTER:
                 continue
             memory, files = resident_bytes(self.daemon.pid), len(open_files(self.daemon.pid))
             self.vitals.append((memory, files))

@@ -34,8 +34,9 @@ SPELL = 20_000
 LIMIT = 600.0 if whole() else 60.0
 """Seconds for that."""
 
-GROWTH = 256 << 10
-"""Bytes by which two such peaks may differ. Two bytes a panic that are kept would be more."""
+GROWTH = 1 << 20
+"""Bytes by which two such peaks may differ: what else a daemon does for half a minute took up to
+0.6 MB. Six bytes a panic that are kept would be more, of a million panics two."""
 
 
 @asynccontextmanager
