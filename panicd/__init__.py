@@ -17,8 +17,9 @@
              responder (with sight, own_time, enforcing, evidence) responds to a panic; supervisor
              looks after one domain; connector finds and keeps them; strangers: who dialled in and
              said nothing yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs;
-             dump_queue, dumping: whose dump comes when; storm_breaker; records: an incident as
-             plain values; notifier tells others; daemon wires it
+             dump_queue, dumping: whose dump comes when; right_of_way: who goes first;
+             storm_breaker; records: an incident as plain values; notifier tells others; daemon
+             wires it
     answers/ what a daemon is asked: api, operators, snapshot, audit
     page/    what a browser shows: pages, overview, incident, evidence, parts, style
     cli/     what people type and see: commands, base, incident_commands, moment, probing, export,

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
 from panicd.dump_queue import DumpQueue
-from panicd.fleet import Fleet
+from panicd.fleet import Domain, Fleet
 from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
 from panicd.host.http import serve_http
@@ -43,6 +43,7 @@ from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import Space, space
 from panicd.qemu.monitor import event_loop, pulse
 from panicd.records import BUNDLES, JOURNAL
+from panicd.right_of_way import RightOfWay
 from panicd.rules.incident import Source
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import Holds
@@ -87,6 +88,7 @@ class Daemon:
         self._journal, self._unrecorded = _open_journal(config.state_directory / JOURNAL)
         self._fleet = Fleet()
         self._holds = Holds(self._journal.operations())
+        self._way = RightOfWay()
         self._metrics = Metrics(
             CollectorRegistry(),
             version=__version__,
@@ -98,6 +100,7 @@ class Daemon:
             domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
             exposed=self._exposed,
+            give_way=self._way.give_way,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
@@ -143,7 +146,9 @@ class Daemon:
                 operators = Operators(services, self._connector)
                 self._libvirt.on_change = operators.look_anew
                 api = Api(services, operators, self.reload)
-                await nursery.start(control.serve, self._config.control_socket, api.handle)
+                await nursery.start(
+                    control.serve, self._config.control_socket, api.handle, self._way.give_way_async
+                )
                 await nursery.start(self._serve_http, Pages(services))
                 await self._start_monitors(self._config)
                 self._loaded()
@@ -178,6 +183,7 @@ class Daemon:
             storm=self._storm,
             dumps=self._dumps,
             bundles=self._bundles,
+            way=self._way,
             unrecorded=self._must_wait_out,
             libvirt=self._libvirt,
             dry_run=self._dry_run,
@@ -233,12 +239,15 @@ class Daemon:
         return self._journal.fault is None and not damaged
 
     def _domain_samples(self) -> list[DomainSample]:
-        return domain_samples(
-            self._fleet, self._tally, self._holds, self._waiting.chronicles, time.time()
-        )
+        waiting = self._waiting.chronicles
+        return domain_samples(self._domains(), self._tally, self._holds, waiting, time.time())
 
     def _exposed(self) -> dict[str, int]:
-        return count_exposed(self._fleet, self._tally, self._holds, time.time())
+        return count_exposed(self._domains(), self._tally, self._holds, time.time())
+
+    def _domains(self) -> Iterator[Domain]:
+        """Yield all domains, for another thread than the event loop's."""
+        return self._way.in_turn(tuple(self._fleet.domains.values()))
 
     async def reload(self) -> None:
         """Read the configuration anew, and put it in force, all or nothing.

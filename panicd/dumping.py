@@ -1,5 +1,6 @@
 """One domain's dump in its turn, by libvirt where that runs it, counted by how it went."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,7 @@ async def dump_in_turn(
     queue: DumpQueue,
     libvirt: Libvirt,
     metrics: Metrics,
+    give_way: Callable[[], None],
 ) -> FinishedDump:
     """Write the memory of a stopped guest to a file, when its turn has come.
 
@@ -47,6 +49,7 @@ async def dump_in_turn(
         queue: the host's dumps.
         libvirt: of the host.
         metrics: of the host.
+        give_way: called again and again, in other threads; may wait a moment.
 
     Raises:
         DumpError: no dump could be made, or it was not tried.
@@ -71,6 +74,7 @@ async def dump_in_turn(
                     kind,
                     progress=turn.progress,
                     by_other=by_other,
+                    give_way=give_way,
                 )
     except DumpError as error:
         metrics.coredump_failures.labels(reason=error.failure).inc()

@@ -76,6 +76,7 @@ class EvidenceKeeper:
             queue=self._services.dumps,
             libvirt=self._services.libvirt,
             metrics=self._services.metrics,
+            give_way=self._services.way.give_way,
         )
         await trio.to_thread.run_sync(self._retire, dump.path)
         return dump

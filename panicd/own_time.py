@@ -1,6 +1,5 @@
 """A guest's own time to handle its panic: what it does in it, and what comes when it is over."""
 
-from collections.abc import Callable
 from typing import Final
 
 from panicd.chronicle import Chronicle
@@ -34,7 +33,9 @@ class OwnTime:
         domain: which it is.
         session: its connection.
         responder: responds to its panics.
-        when_over: called when it is over, before anything is done: a panic is to stop it again.
+
+    Attributes:
+        over: it is over, and a panic is to stop the guest again: its policy is to be applied anew.
     """
 
     def __init__(
@@ -42,12 +43,11 @@ class OwnTime:
         domain: Domain,
         session: Session,
         responder: Responder,
-        when_over: Callable[[], None],
     ) -> None:
         self._domain = domain
         self._session = session
         self._responder = responder
-        self._when_over = when_over
+        self.over = False
         self._crashloaded_in = ""  # the incident in which that was said already
 
     @property
@@ -120,11 +120,11 @@ class OwnTime:
             await self._end("it is stopped by a panic again")
 
     async def _end(self, why: str) -> None:
-        self._when_over()
+        self.over = True
         await self._responder.end_watch(why)
 
     async def _close(self, ending: Ending, what: str = "") -> None:
         if what:
             self._chronicle.note(Observed(self._chronicle.now, what))
-        self._when_over()
+        self.over = True
         await self._responder.close(ending)

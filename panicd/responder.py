@@ -119,6 +119,12 @@ class Responder:
             MonitorError: the monitor failed.
             JournalError: the incident can't be recorded, and is not to be responded to without.
         """
+        with self._services.way.go_first():
+            await self._open(source, information, run_state)
+
+    async def _open(
+        self, source: Source, information: PanicInformation | None, run_state: RunState | None
+    ) -> None:
         domain = self._domain
         opened = Opened(
             at=self._now,

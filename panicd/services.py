@@ -12,6 +12,7 @@ from panicd.host.config import Config
 from panicd.host.metrics import Metrics
 from panicd.libvirt import Libvirt
 from panicd.records import BUNDLES
+from panicd.right_of_way import RightOfWay
 from panicd.rules.libvirt import inherit
 from panicd.rules.operation import Holds
 from panicd.rules.settings import Policy
@@ -33,6 +34,7 @@ class Services:
         storm: limits what is done while many domains panic at once.
         dumps: whose memory is dumped, and who waits for it.
         bundles: removes the evidence that is one too many.
+        way: lets reactions go first.
         unrecorded: whether what was done before is not known and that is to be waited out.
         libvirt: of this host.
         dry_run: everything is decided and recorded, and nothing is done.
@@ -47,6 +49,7 @@ class Services:
     storm: StormBreaker
     dumps: DumpQueue
     bundles: BundleKeeper
+    way: RightOfWay
     unrecorded: Callable[[], bool]
     libvirt: Libvirt
     dry_run: bool

@@ -47,6 +47,7 @@ from panicd.services import Services
 
 ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
+LOST: Final = "the domain's monitor was lost"
 ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
 LOOK_AFTER: Final[dict[State | None, float]] = {  # seconds without an event
     State.PRESERVED: 5.0,  # it may have been migrated away
@@ -86,6 +87,7 @@ class Supervisor:
         self._services = services
         self._domain = domain
         self._stale_policy = False
+        self._left = False
         self._wishes: deque[Wish] = deque()
         self._flood = FloodGauge()
         self._coalesced = 0
@@ -106,7 +108,7 @@ class Supervisor:
         self._session = session
         self._services.fleet.attach(self._domain, session)
         self._responder = Responder(self._services, self._domain, session)
-        self._own_time = OwnTime(self._domain, session, self._responder, self._rearm)
+        self._own_time = OwnTime(self._domain, session, self._responder)
         try:
             await self._take_up()
             while not session.ended:
@@ -114,7 +116,7 @@ class Supervisor:
                 if (heard := self._responder.take_next_panic()) is not None:
                     if not await self._own_time.take(heard):
                         await self._panicked(heard)
-                elif self._stale_policy:
+                elif self._stale_policy or self._own_time.over:
                     await self._apply_policy()
                 elif self._wishes:
                     await session.drain()
@@ -125,18 +127,18 @@ class Supervisor:
         finally:
             self._count_coalesced()
             self._leave()
+            session.listener = _nobody  # or each would keep the other until Python looks for such
 
     def reload(self) -> None:
         """Have policy and holds looked up anew, as soon as may be."""
         self._stale_policy = True
         self._session.monitor.events.nudge()
 
-    def _rearm(self) -> None:
-        """Have a panic stop the guest again, as soon as may be, where its grace kept it from it."""
-        self._stale_policy = True
-
     def ask(self, wish: Wish) -> None:
         """Have a wish granted or refused, after the events that are there already."""
+        if self._left:
+            self._refuse(wish, LOST)
+            return
         if self._responder.acting:
             incident = self._chronicle.incident
             self._refuse(wish, f"{incident.action} is being carried out for {incident.id}")
@@ -193,7 +195,7 @@ class Supervisor:
 
     async def _apply_policy(self) -> None:
         """Take the domain's policy from the configuration in force, and arm it for that."""
-        self._stale_policy = False
+        self._stale_policy = self._own_time.over = False
         domain, session, services = self._domain, self._session, self._services
         self._look_up_policy()
         assert domain.policy is not None
@@ -437,9 +439,14 @@ class Supervisor:
         """Leave an open incident to wait for its domain, and refuse what is still asked."""
         domain = self._domain
         self._services.fleet.detach(domain)
+        self._left = True
         for wish in self._wishes:
-            self._refuse(wish, "the domain's monitor was lost")
+            self._refuse(wish, LOST)
         if domain.chronicle is not None:
             domain.chronicle.note_repeats()
             self._services.waiting.park(domain.chronicle)
             domain.chronicle = None
+
+
+async def _nobody(_heard: Heard) -> None:
+    """Listen to nothing."""

@@ -22,7 +22,7 @@ from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
 from panicd.rules.plan import Plan
 from panicd.services import Services
 
-SHOWN_AT_ONCE: Final = 32  # domains; each takes some 70 µs, in which nobody is responded to
+SHOWN_AT_ONCE: Final = 8  # domains; each takes some 70 µs, in which nobody is responded to
 
 
 class Api:
@@ -79,7 +79,7 @@ class Api:
         for number, domain in enumerate(by_name, 1):
             domains.append(asdict(domain_status(domain, self._keeping.tally, services.holds, now)))
             if number % SHOWN_AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
+                await services.way.give_way_async()
         return {
             "now": now,
             "journal_fault": self._keeping.journal.fault,
@@ -93,7 +93,8 @@ class Api:
 
     async def _audit(self) -> object:
         services, now = self._services, self._keeping.clock()
-        look = partial(exposed_domains, services.fleet, self._keeping.tally, services.holds, now)
+        domains = services.way.in_turn(tuple(services.fleet.domains.values()))
+        look = partial(exposed_domains, domains, self._keeping.tally, services.holds, now)
         found = await trio.to_thread.run_sync(look)
         without = await trio.to_thread.run_sync(unwatched, services.fleet)
         no_monitor = {Exposure.NO_MONITOR: REMEDIES[Exposure.NO_MONITOR]}

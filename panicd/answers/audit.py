@@ -1,12 +1,13 @@
 """Which domains could not be acted on, as configured, if they panicked now.
 
-Called from other threads than the domains' own, so it only reads, and takes the fleet's list once.
+Called from other threads than the domains' own, so it only reads.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from panicd.answers.snapshot import foresee
+from panicd.answers.snapshot import foresee_decision
 from panicd.fleet import Domain, Fleet
 from panicd.qemu.dump_directory import space
 from panicd.qemu.process_list import RunningQemu, running_qemus
@@ -18,12 +19,12 @@ from panicd.tally import Tally
 
 
 def exposed_domains(
-    fleet: Fleet, tally: Tally, holds: Holds, now: float
+    domains: Iterable[Domain], tally: Tally, holds: Holds, now: float
 ) -> list[tuple[Domain, tuple[Exposure, ...]]]:
     """Return the domains that could not be acted on, each with all the reasons why not."""
     rooms: dict[tuple[Path, object], bool] = {}
     found = []
-    for domain in list(fleet.domains.values()):
+    for domain in domains:
         held = holds.on(domain.key, domain.name, now) is not None
         reasons = _exposures(domain, tally, rooms, held=held, now=now)
         if reasons:
@@ -31,10 +32,12 @@ def exposed_domains(
     return found
 
 
-def count_exposed(fleet: Fleet, tally: Tally, holds: Holds, now: float) -> dict[str, int]:
+def count_exposed(
+    domains: Iterable[Domain], tally: Tally, holds: Holds, now: float
+) -> dict[str, int]:
     """Return how many domains could not be acted on, by the reason; each is there, if at 0."""
     counts = {reason.value: 0 for reason in Exposure}
-    for _, reasons in exposed_domains(fleet, tally, holds, now):
+    for _, reasons in exposed_domains(domains, tally, holds, now):
         for reason in reasons:
             counts[reason.value] += 1
     return counts
@@ -62,12 +65,12 @@ def _exposures(
     restarts = tally.restarts(domain.key)
     capability = session.capability
     # What its own time comes to in the end, and what a hold would hide.
-    plan = foresee(policy, capability, restarts, own_time=Reason.GRACE_OVER, now=now)
+    decision = foresee_decision(policy, capability, restarts, own_time=Reason.GRACE_OVER, now=now)
     settings = policy.coredump
     place = (settings.directory, settings.min_free)
     if place not in rooms:
         rooms[place] = has_room(settings)
-    return exposures(policy, capability, plan.decision, held=held, dump_space=rooms[place])
+    return exposures(policy, capability, decision, held=held, dump_space=rooms[place])
 
 
 def has_room(settings: CoredumpSettings) -> bool:

@@ -1,6 +1,6 @@
 """The domains as they stand, as plain values: for ``status`` and ``explain``, and for a scrape.
 
-Called from the HTTP server's thread too, so it only reads, and takes the fleet's list once.
+Called from the HTTP server's thread too, so it only reads.
 """
 
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from panicd.chronicle import Chronicle
 from panicd.dump_queue import DumpStatus, dump_status
-from panicd.fleet import Domain, Fleet
+from panicd.fleet import Domain
 from panicd.host.journal_totals import domain_key
 from panicd.host.metrics import DomainSample
 from panicd.rules.budget import Balance, balance
@@ -16,7 +16,7 @@ from panicd.rules.capability import Armed, Capability
 from panicd.rules.incident import Incident
 from panicd.rules.operation import Holds
 from panicd.rules.plan import Plan, make_plan
-from panicd.rules.policy import Reason, Situation, decide
+from panicd.rules.policy import Decision, Reason, Situation, decide
 from panicd.rules.settings import Policy
 from panicd.tally import Tally
 
@@ -90,6 +90,20 @@ def foresee(
     return make_plan(decision, policy, capability, situation)
 
 
+def foresee_decision(
+    policy: Policy,
+    capability: Capability,
+    restarts: tuple[float, ...],
+    *,
+    held: bool = False,
+    own_time: Reason | None = None,
+    now: float,
+) -> Decision:
+    """Return what would be decided if the domain panicked now; see ``Situation``."""
+    situation = Situation(capability.panic_leaves, None, restarts, held=held, own_time=own_time)
+    return decide(policy, capability, situation, now=now)
+
+
 def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainStatus:
     """Return how a domain stands."""
     chronicle, session, policy, dump = domain.chronicle, domain.session, domain.policy, domain.dump
@@ -111,7 +125,9 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
     if session is None or policy is None:
         return known
     capability = session.capability
-    plan = foresee_domain(domain, tally, holds, now)
+    decision = foresee_decision(
+        policy, capability, tally.restarts(domain.key), held=hold is not None, now=now
+    )
     return replace(
         known,
         run_state=session.run_state,
@@ -119,8 +135,8 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         armed=capability.armed,
         panic_device=capability.panic_device,
         on_crash=policy.on_crash,
-        effective_on_crash=plan.decision.effective,
-        reason=plan.decision.reason,
+        effective_on_crash=decision.effective,
+        reason=decision.reason,
         restarts_left=budget_of(domain, tally, now).left,
         libvirt=capability.libvirt.handling if capability.libvirt else "",
         inherited=capability.libvirt is not None and policy.inherits_on_crash,
@@ -154,12 +170,16 @@ def budget_of(domain: Domain, tally: Tally, now: float) -> Balance:
 
 
 def domain_samples(
-    fleet: Fleet, tally: Tally, holds: Holds, waiting: Iterable[Chronicle], now: float
+    domains: Iterable[Domain],
+    tally: Tally,
+    holds: Holds,
+    waiting: Iterable[Chronicle],
+    now: float,
 ) -> list[DomainSample]:
     """Return every domain's figures for a scrape.
 
     Args:
-        fleet: the domains.
+        domains: which; looked at one after the other.
         tally: their counts.
         holds: which of them are held.
         waiting: the open incidents of domains that are not connected.
@@ -167,7 +187,7 @@ def domain_samples(
     """
     opened = [chronicle.incident.opened for chronicle in waiting]
     away = Away(frozenset(map(domain_key, opened)), frozenset(o.monitor for o in opened))
-    return [_sample(domain, tally, holds, away, now) for domain in list(fleet.domains.values())]
+    return [_sample(domain, tally, holds, away, now) for domain in domains]
 
 
 @dataclass(frozen=True, slots=True)

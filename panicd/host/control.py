@@ -36,7 +36,7 @@ REPLY_LIMIT: Final = 64 * 1024 * 1024
 NUMBER_LIMIT: Final = 1e12
 """What numbers in a request are at most: moments and durations, in seconds, and counts."""
 
-ENCODED_AT_ONCE: Final = 32
+ENCODED_AT_ONCE: Final = 16
 """Entries of a list that are made JSON in one turn of the event loop."""
 
 CONNECTION_LIMIT: Final = 64
@@ -99,6 +99,7 @@ class Request:
 
 
 Handler: TypeAlias = Callable[[Request], Awaitable[object]]
+GiveWay: TypeAlias = Callable[[], Awaitable[None]]
 """Carries out a request; returns what JSON can hold, or raises `RefusedError`."""
 
 
@@ -108,6 +109,7 @@ Handler: TypeAlias = Callable[[Request], Awaitable[object]]
 async def serve(
     path: Path,
     handler: Handler,
+    give_way: GiveWay = trio.lowlevel.checkpoint,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -120,6 +122,7 @@ async def serve(
         path: Where the socket is made; its directory is made too, but not those above it. A
             socket that nobody listens on any more is replaced.
         handler: Called once for each request, several at a time.
+        give_way: Awaited between the parts of a long answer.
         task_status: Reports the start once clients can connect.
 
     Raises:
@@ -138,10 +141,10 @@ async def serve(
                 slots.acquire_nowait()
             except trio.WouldBlock:
                 message = f"{CONNECTION_LIMIT} requests are under way: try again"
-                await _send(stream, _error("busy", message))
+                await _send(stream, _error("busy", message), give_way)
                 return
             try:
-                await _exchange(stream, handler)
+                await _exchange(stream, handler, give_way)
             finally:
                 slots.release()
 
@@ -152,7 +155,7 @@ async def serve(
         _remove(path, ours)
 
 
-async def _exchange(stream: trio.SocketStream, handler: Handler) -> None:
+async def _exchange(stream: trio.SocketStream, handler: Handler, give_way: GiveWay) -> None:
     try:
         line = await _receive_line(stream)
         if line is None:
@@ -163,7 +166,7 @@ async def _exchange(stream: trio.SocketStream, handler: Handler) -> None:
         reply = _error(error.kind, error.message)
     else:
         reply = {"return": result}
-    await _send(stream, reply)
+    await _send(stream, reply, give_way)
 
 
 async def _receive_line(stream: trio.SocketStream) -> bytes | None:
@@ -227,8 +230,8 @@ def _error(kind: str, message: str) -> dict[str, object]:
     return {"error": {"kind": kind, "message": message}}
 
 
-async def _send(stream: trio.SocketStream, reply: dict[str, object]) -> None:
-    line = (await _encode(reply)).encode() + b"\n"
+async def _send(stream: trio.SocketStream, reply: dict[str, object], give_way: GiveWay) -> None:
+    line = (await _encode(reply, give_way)).encode() + b"\n"
     with trio.move_on_after(IDLE_TIMEOUT):
         try:
             await stream.send_all(line)
@@ -236,10 +239,13 @@ async def _send(stream: trio.SocketStream, reply: dict[str, object]) -> None:
             return  # the client has left; what it asked for is done all the same
 
 
-async def _encode(value: object) -> str:
+async def _encode(value: object, give_way: GiveWay) -> str:
     """Return a value as JSON; no turn of the event loop makes more than a part of a list."""
     if isinstance(value, dict):
-        pairs = [f"{json.dumps(str(key))}: {await _encode(item)}" for key, item in value.items()]
+        pairs = [
+            f"{json.dumps(str(key))}: {await _encode(item, give_way)}"
+            for key, item in value.items()
+        ]
         return "{" + ", ".join(pairs) + "}"
     if not isinstance(value, list) or len(value) <= ENCODED_AT_ONCE:
         return json.dumps(value, allow_nan=False)
@@ -247,7 +253,7 @@ async def _encode(value: object) -> str:
     for first in range(0, len(value), ENCODED_AT_ONCE):
         part = json.dumps(value[first : first + ENCODED_AT_ONCE], allow_nan=False)
         parts.append(part.removeprefix("[").removesuffix("]"))
-        await trio.lowlevel.checkpoint()
+        await give_way()
     return "[" + ", ".join(parts) + "]"
 
 

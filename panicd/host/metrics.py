@@ -9,8 +9,9 @@ about a QEMU, and never text from a guest.
 """
 
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Final
 
@@ -25,6 +26,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of what `Metrics.render` returns (Prometheus' 'Exposition formats')."""
@@ -41,6 +43,9 @@ INCIDENT_BUCKETS: Final = (
 
 LABEL_LIMIT: Final = 200
 """Characters of a label's value; a libvirt name has at most 80."""
+
+WRITTEN_AT_ONCE: Final = 16
+"""Samples that are written before anybody else's turn; they take some 0.1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,7 @@ class Metrics:
         coredump_free_bytes: Returns the free space for coredumps, or None where it can't be
             told; called like `domains`.
         exposed: Returns how many domains could not be acted on, by the reason; called likewise.
+        give_way: Called again and again at a scrape, in its thread; may wait a moment.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class Metrics:
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
         exposed: Callable[[], Mapping[str, int]] = dict,
+        give_way: Callable[[], None] = lambda: None,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
         self._registry = registry
@@ -208,7 +215,7 @@ class Metrics:
         )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})
-        registry.register(_Snapshot(domains, coredump_free_bytes, exposed))
+        registry.register(_Snapshot(domains, coredump_free_bytes, exposed, give_way))
 
     def render(self) -> bytes:
         """Write all metrics in the text format `CONTENT_TYPE`. May be called from any thread."""
@@ -223,18 +230,20 @@ class _Snapshot(Collector):
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
         exposed: Callable[[], Mapping[str, int]],
+        give_way: Callable[[], None],
     ) -> None:
+        self._give_way = give_way
         self._domains = domains
         self._coredump_free_bytes = coredump_free_bytes
         self._exposed = exposed
 
     def describe(self) -> Iterable[Metric]:
         """Name the metrics without asking for a snapshot, which may not be there yet."""
-        return [*_domain_metrics(()), _free_space(None), _exposed({})]
+        return [*_domain_metrics((), self._give_way), _free_space(None), _exposed({})]
 
     def collect(self) -> Iterable[Metric]:
         return [
-            *_domain_metrics(self._domains()),
+            *_domain_metrics(self._domains(), self._give_way),
             _free_space(self._coredump_free_bytes()),
             _exposed(self._exposed()),
         ]
@@ -261,58 +270,108 @@ def _exposed(counts: Mapping[str, int]) -> Metric:
     return metric
 
 
-def _domain_metrics(samples: Sequence[DomainSample]) -> Iterable[Metric]:
-    label = ("domain",)
-    up = GaugeMetricFamily(
-        "panicd_domain_up", "Whether panicd has a QMP connection to the domain.", labels=label
-    )
-    armed = GaugeMetricFamily(
-        "panicd_domain_armed",
-        "Whether a panic of the domain is known to be left to panicd to decide.",
-        labels=label,
-    )
-    panicked = GaugeMetricFamily(
-        "panicd_domain_panicked", "Whether the domain has an open panic incident.", labels=label
-    )
-    held = GaugeMetricFamily(
-        "panicd_domain_held", "Whether an operator suspended automation.", labels=label
-    )
-    panics = CounterMetricFamily(
-        "panicd_domain_panics", "Panics of the domain, since panicd knows it.", labels=label
-    )
-    restarts = CounterMetricFamily(
-        "panicd_domain_restarts", "Restarts of the domain by panicd.", labels=label
-    )
-    failures = CounterMetricFamily(
-        "panicd_domain_action_failures", "Actions on the domain that failed.", labels=label
-    )
+_Value = Callable[[DomainSample], float | None]
+"""Tells a sample's value; None where it has none yet."""
+
+
+def _domain_metrics(
+    domains: Sequence[DomainSample], give_way: Callable[[], None]
+) -> Iterable[Metric]:
+    def series(metric: Metric, suffix: str, value: _Value) -> Metric:
+        metric.samples = _Series(domains, partial(_sample, metric.name + suffix, value), give_way)
+        return metric
+
+    def gauge(name: str, text: str, value: _Value) -> Metric:
+        return series(GaugeMetricFamily(name, text), "", value)
+
+    def counter(name: str, text: str, value: _Value) -> Metric:
+        return series(CounterMetricFamily(name, text), "_total", value)
+
     info = InfoMetricFamily(
-        "panicd_domain", "What the domain is, and what would happen on a panic.", labels=label
+        "panicd_domain", "What the domain is, and what would happen on a panic."
     )
-    for sample in samples:
-        values = (_name(sample.domain),)
-        up.add_metric(values, sample.up)
-        armed.add_metric(values, sample.armed)
-        panicked.add_metric(values, sample.panicked)
-        held.add_metric(values, sample.held)
-        for family, count in (
-            (panics, sample.panics),
-            (restarts, sample.restarts),
-            (failures, sample.action_failures),
-        ):
-            if count is not None:
-                family.add_metric(values, count)
-        info.add_metric(
-            values,
-            {
-                "uuid": _label(sample.uuid),
-                "on_crash": _label(sample.on_crash),
-                "effective_on_crash": _label(sample.effective_on_crash),
-                "panic_device": _label(sample.panic_device),
-                "qemu_version": _label(sample.qemu_version),
-            },
-        )
-    return up, armed, panicked, held, panics, restarts, failures, info
+    info.samples = _Series(domains, _info, give_way)
+    return (
+        gauge(
+            "panicd_domain_up",
+            "Whether panicd has a QMP connection to the domain.",
+            lambda domain: domain.up,
+        ),
+        gauge(
+            "panicd_domain_armed",
+            "Whether a panic of the domain is known to be left to panicd to decide.",
+            lambda domain: domain.armed,
+        ),
+        gauge(
+            "panicd_domain_panicked",
+            "Whether the domain has an open panic incident.",
+            lambda domain: domain.panicked,
+        ),
+        gauge(
+            "panicd_domain_held",
+            "Whether an operator suspended automation.",
+            lambda domain: domain.held,
+        ),
+        counter(
+            "panicd_domain_panics",
+            "Panics of the domain, since panicd knows it.",
+            lambda domain: domain.panics,
+        ),
+        counter(
+            "panicd_domain_restarts",
+            "Restarts of the domain by panicd.",
+            lambda domain: domain.restarts,
+        ),
+        counter(
+            "panicd_domain_action_failures",
+            "Actions on the domain that failed.",
+            lambda domain: domain.action_failures,
+        ),
+        info,
+    )
+
+
+def _sample(name: str, value: _Value, domain: DomainSample) -> Sample | None:
+    at = value(domain)
+    return None if at is None else Sample(name, {"domain": _name(domain.domain)}, at)
+
+
+def _info(domain: DomainSample) -> Sample:
+    labels = {
+        "domain": _name(domain.domain),
+        "uuid": _label(domain.uuid),
+        "on_crash": _label(domain.on_crash),
+        "effective_on_crash": _label(domain.effective_on_crash),
+        "panic_device": _label(domain.panic_device),
+        "qemu_version": _label(domain.qemu_version),
+    }
+    return Sample("panicd_domain_info", labels, 1.0)
+
+
+class _Series(list[Sample]):
+    """A metric's samples, each made when it is written: kept all at once, they would be collected.
+
+    Python's cycle collector would go through all of them, and nobody be responded to meanwhile.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[DomainSample],
+        sample: Callable[[DomainSample], Sample | None],
+        give_way: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._domains = domains
+        self._sample = sample
+        self._give_way = give_way
+
+    def __iter__(self) -> Iterator[Sample]:
+        for number, domain in enumerate(self._domains):
+            if number % WRITTEN_AT_ONCE == 0:
+                self._give_way()
+            sample = self._sample(domain)
+            if sample is not None:
+                yield sample
 
 
 def _name(domain: str) -> str:

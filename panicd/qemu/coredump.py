@@ -57,6 +57,7 @@ async def dump_guest_memory(
     *,
     progress: DumpProgress | None = None,
     by_other: DumpByOther | None = None,
+    give_way: Callable[[], None] = lambda: None,
 ) -> FinishedDump:
     """Write the memory of a stopped guest to a file.
 
@@ -71,6 +72,7 @@ async def dump_guest_memory(
         kind: the format, one that this QEMU can write.
         progress: kept up meanwhile, for whoever wants to look.
         by_other: who has QEMU dump; None: panicd, by the monitor.
+        give_way: called before each part that is moved, in the writer's thread; may wait a moment.
 
     Raises:
         DumpError: no dump could be made, or it was not tried.
@@ -88,7 +90,15 @@ async def dump_guest_memory(
     with suppress(PermissionError):  # a user who has many pipes gets small ones: slower, no more
         fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, CHUNK)
     least = memory.least_dump(kind)
-    writer = DumpWriter(reading, path, kind, settings=settings, least=least, progress=progress)
+    writer = DumpWriter(
+        reading,
+        path,
+        kind,
+        settings=settings,
+        least=least,
+        progress=progress,
+        give_way=give_way,
+    )
     try:
         if by_other is None:
             await _hand_over(session, writer, writing)

@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ class DumpWriter:
         settings: for ``directory`` and ``min_free``.
         least: bytes that the file is expected to take at least.
         progress: kept up.
+        give_way: called before each part that is read; may wait a moment.
 
     Attributes:
         ready: set when the file is there and there is space for it, or at the end.
@@ -98,6 +100,7 @@ class DumpWriter:
         settings: CoredumpSettings,
         least: int,
         progress: DumpProgress,
+        give_way: Callable[[], None] = lambda: None,
     ) -> None:
         self.ready = trio.Event()
         self.ended = trio.Event()
@@ -109,6 +112,7 @@ class DumpWriter:
         self._settings = settings
         self._least = least
         self._progress = progress
+        self._give_way = give_way
         self._next_check = SPACE_CHECK
         self._filter: subprocess.Popen[bytes] | None = None
         self._stop = os.eventfd(0)
@@ -174,7 +178,8 @@ class DumpWriter:
             raise DumpError(DumpFailure.NO_SPACE, room)
 
     def _wait(self) -> None:
-        """Wait for something to read."""
+        """Wait for something to read, and for the turn to read it."""
+        self._give_way()
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
         self._check_stopped(poll, None)

@@ -20,8 +20,10 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final
 
 import trio
@@ -38,6 +40,7 @@ from panicd.rules.capability import Version
 from panicd.rules.qapi import MAX_TEXT, parse_event
 
 Command = tuple[str, Mapping[str, object]]
+_TakeLine = weakref.WeakMethod[Callable[[bytes], bool]]
 
 UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
 READ_LIMIT: Final = (
@@ -171,7 +174,9 @@ class _Client(QMPClient):
         # The transport closes its socket when it likes; this one stays as long as it is waited for.
         with self._sock.dup() as sock:
             reading = trio_asyncio.trio_as_aio(read_lines)
-            rest = await reading(sock, head, self._take_line, READ_LIMIT, self.pace)
+            # trio-asyncio's handle of this is a cycle, on which the session is not to hang.
+            take: _TakeLine = weakref.WeakMethod(self._take_line)
+            rest = await reading(sock, head, partial(_take, take), READ_LIMIT, self.pace)
         if not transport.is_closing():
             reader.feed_data(rest)
             transport.resume_reading()
@@ -397,6 +402,14 @@ async def _disconnect_aio(client: _Client) -> None:
         await client.disconnect()
     except _NONSENSE as error:
         logging.getLogger(__name__).debug("session ended with: %s", error)
+        # Its frames hold what holds it: all of the session, until Python looks for such cycles.
+        error.__traceback__ = None
+
+
+def _take(take_line: _TakeLine, line: bytes) -> bool:
+    """Hand a line to a session; False where that is no more."""
+    take = take_line()
+    return take is not None and take(line)
 
 
 def _answer(message: Mapping[str, object]) -> object:

@@ -26,6 +26,7 @@ from panicd.qemu.monitor import Monitor, MonitorError
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
+from panicd.right_of_way import RightOfWay
 from panicd.rules.incident import Source
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import Holds
@@ -124,6 +125,7 @@ class Life:
             storm=StormBreaker(lambda: None, lambda: 1),
             dumps=DumpQueue(1, now),
             bundles=BundleKeeper(Path("/journal"), Path("/bundles")),
+            way=RightOfWay(),
             unrecorded=lambda: False,
             libvirt=Libvirt(lambda: None, dry_run=False),
             dry_run=False,
