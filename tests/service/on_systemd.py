@@ -147,7 +147,7 @@ def set_up() -> None:
     SOCKETS.mkdir(exist_ok=True)
     os.chown(SOCKETS, pwd.getpwnam(USER).pw_uid, -1)
     hook = Path("/usr/local/bin/panicd-hook")
-    hook.write_text(f'#!/bin/sh\necho "$PANICD_NOTICE $PANICD_DOMAIN" >>{HOOKED}\n')
+    hook.write_text(f'#!/bin/sh\necho "$PANICD_NOTICE $PANICD_DOMAIN nice $(nice)" >>{HOOKED}\n')
     hook.chmod(0o755)
     hashed = run(
         "/opt/panicd/bin/python3",
@@ -173,6 +173,7 @@ def it_is_confined() -> None:
     status = Path(f"/proc/{main_pid('panicd')}/status").read_text().split()
     assert status[status.index("CapEff:") + 1] == f"{1 << 1 | 1 << 5:016x}"
     assert status[status.index("NoNewPrivs:") + 1] == "1"
+    assert os.getpriority(os.PRIO_PROCESS, main_pid("panicd")) == -5
 
 
 def a_panic_is_preserved_with_evidence_and_told() -> None:
@@ -183,7 +184,7 @@ def a_panic_is_preserved_with_evidence_and_told() -> None:
         path.name for path in bundle.iterdir()
     }
     until("the webhook", lambda: [t for t in told if t["incident"]["domain"] == "left"])
-    until("the hook", lambda: HOOKED.exists() and "panicked left" in HOOKED.read_text())
+    until("the hook", lambda: HOOKED.exists() and "panicked left nice 0" in HOOKED.read_text())
 
 
 def memory_is_dumped() -> None:
