@@ -3,7 +3,7 @@
 All of panicd's Python runs in one interpreter, a thread at a time, and a dump wants as many
 processors as there are. A scrape, ``status`` or a dump is made of many small parts; before each
 of them whoever makes it offers the way. A reaction takes a few milliseconds, so nobody loses much.
-A storm or a plan that takes its time holds nobody up for long: see the two limits.
+A dump takes at most twice as long for it, the others a few times, in a storm too: see the limits.
 """
 
 import threading
@@ -15,7 +15,10 @@ from typing import Final, TypeVar
 import trio
 
 PASSED_WITHIN: Final = 0.05  # seconds from a panic on that its reaction may go first
-WAITS_AT_MOST: Final = 0.01  # seconds that others wait before one of their parts
+WAITS_AT_MOST: Final = 0.005  # seconds that others wait before one of their parts
+WORKS_AT_LEAST: Final = 0.002  # seconds that they have had a processor, or
+GOES_ON: Final = 0.005  # seconds that others work for them, before they wait again
+LOOKS_EVERY: Final = 8  # items
 
 T = TypeVar("T")
 
@@ -31,6 +34,7 @@ class RightOfWay:
         self._until = 0.0  # by the clock that is never set
         self._free = threading.Event()
         self._free.set()
+        self._turn = _Turn()
         self._freed = trio.Event()  # the same for the event loop's tasks
 
     @contextmanager
@@ -50,22 +54,40 @@ class RightOfWay:
                 self._freed.set()
 
     def give_way(self) -> None:
-        """Wait while a panic is reacted to, for ``WAITS_AT_MOST``. Blocking."""
-        if not self._free.is_set():
-            left = self._until - time.monotonic()
-            if left > 0:
-                self._free.wait(min(left, WAITS_AT_MOST))
+        """Wait while a panic is reacted to, if need be. Blocking."""
+        if not self._free.is_set() and (limit := self._limit()) > 0:
+            self._free.wait(limit)
+            self._works()
 
     def in_turn(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield what is given, and give way before each. Blocking."""
-        for item in items:
-            self.give_way()
+        """Yield what is given, and give way before each of some. Blocking."""
+        for number, item in enumerate(items):
+            if number % LOOKS_EVERY == 0:
+                self.give_way()
             yield item
 
     async def give_way_async(self) -> None:
         """Let other tasks run, and wait as ``give_way`` does."""
         await trio.lowlevel.checkpoint()
-        left = self._until - time.monotonic()
-        if self._reactions and left > 0:
-            with trio.move_on_after(min(left, WAITS_AT_MOST)):
+        if self._reactions and (limit := self._limit()) > 0:
+            with trio.move_on_after(limit):
                 await self._freed.wait()
+            self._works()
+
+    def _limit(self) -> float:
+        """Return how many seconds this thread is to wait, if any."""
+        now = time.monotonic()
+        if now < self._turn.goes_on_until and time.thread_time() < self._turn.works_until:
+            return 0.0
+        return min(self._until - now, WAITS_AT_MOST)
+
+    def _works(self) -> None:
+        self._turn.goes_on_until = time.monotonic() + GOES_ON
+        self._turn.works_until = time.thread_time() + WORKS_AT_LEAST
+
+
+class _Turn(threading.local):
+    """A thread's own: until when it need not wait again, by the time that it had a processor too."""
+
+    goes_on_until = 0.0
+    works_until = 0.0

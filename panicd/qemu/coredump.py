@@ -6,7 +6,6 @@ QEMU gets the writing end of a pipe (``getfd``), so it needs no right to the dir
 Source: QAPI ``dump-guest-memory``, ``query-dump``, ``DUMP_COMPLETED`` (``qapi/dump.json``).
 """
 
-import fcntl
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ import trio
 from panicd.qemu.dump_checks import check_guest
 from panicd.qemu.dump_directory import dump_path
 from panicd.qemu.dump_error import DumpError, DumpFailure
-from panicd.qemu.dump_writer import CHUNK, DumpProgress, DumpWriter
+from panicd.qemu.dump_writer import DumpProgress, DumpWriter, enlarge
 from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import DETACHED_DUMP_SINCE, DUMP_FORMATS_SINCE
@@ -87,8 +86,7 @@ async def dump_guest_memory(
     progress.began, progress.total = trio.current_time(), memory.size
     deadline = progress.began + settings.timeout
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    with suppress(PermissionError):  # a user who has many pipes gets small ones: slower, no more
-        fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, CHUNK)
+    enlarge(reading)
     least = memory.least_dump(kind)
     writer = DumpWriter(
         reading,

@@ -17,6 +17,7 @@ Sources: splice(2), pipe(7), flock(2); makedumpfile(8), ``-F``; QEMU ``dump/dump
 """
 
 import errno
+import fcntl
 import os
 import select
 import struct
@@ -240,6 +241,7 @@ class DumpWriter:
             )
         with self._filter as process:
             assert process.stdin is not None
+            enlarge(process.stdin.fileno())
             try:
                 self._copy_elf(process.stdin.fileno(), file)
                 process.stdin.close()
@@ -293,6 +295,12 @@ class DumpWriter:
         head = os.pread(file, size, 0)
         if size and len(head) == size:
             _write(file, dump_repair.repaired_kdump(head), 0)
+
+
+def enlarge(pipe: int) -> None:
+    """Have a pipe hold ``CHUNK`` bytes, so that as many are moved at once."""
+    with suppress(PermissionError):  # a user who has many pipes gets small ones: slower, no more
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
 
 
 def _write(file: int, data: bytes | bytearray, place: int | None = None) -> None:
