@@ -415,7 +415,12 @@ def _open_journal(path: Path) -> tuple[Journal, Path | None]:
 def _readable_journal(path: Path) -> Journal:
     journal = Journal.open(path)
     try:
-        journal.load_open()
+        for read in (
+            journal.load_open,
+            journal.operations,
+            journal.totals,
+        ):  # all that a start needs
+            read()
     except BaseException:
         journal.close()
         raise
