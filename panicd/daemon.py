@@ -210,13 +210,15 @@ class Daemon:
                     await chronicle.commit()
 
     async def _prune(self) -> None:
-        """Remove incidents that are older than they are to be kept, once a day."""
+        """Remove incidents and operations older than they are to be kept, once a day."""
         while True:
+            before = time.time() - self._config.journal_keep
             try:
-                removed = await self._journal.prune(time.time() - self._config.journal_keep)
+                removed = await self._journal.prune(before)
                 for incident_id in removed:
                     directory = bundle_directory(self._config, incident_id)
                     await trio.to_thread.run_sync(partial(shutil.rmtree, directory, True))
+                await self._journal.prune_operations(before)
             except JournalError as error:
                 get_logger().warning("old incidents could not be removed", problem=str(error))
             else:
@@ -422,7 +424,12 @@ def _open_journal(path: Path) -> tuple[Journal, Path | None]:
 def _readable_journal(path: Path) -> Journal:
     journal = Journal.open(path)
     try:
-        journal.load_open()
+        for read in (
+            journal.load_open,
+            journal.operations,
+            journal.totals,
+        ):  # all that a start needs
+            read()
     except BaseException:
         journal.close()
         raise

@@ -11,6 +11,7 @@ from typing import Final, Protocol, assert_never
 
 import trio
 
+from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.host.virsh import LibvirtRefusedError, LibvirtSilentError
 from panicd.libvirt import JOB_WAIT, Libvirt, LibvirtAwayError
@@ -18,7 +19,7 @@ from panicd.qemu.coredump import DumpError, DumpFailure, FinishedDump
 from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError, UncertainError
 from panicd.qemu.process import PeerError
 from panicd.qemu.session import Session
-from panicd.relaunch import run_relaunch
+from panicd.relaunch import NOT_BEGUN, run_relaunch
 from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.plan import (
@@ -133,6 +134,7 @@ class Executor:
         self._on_command = on_command
         self._resets = session.seen.resets
         self._resumes = session.seen.resumes
+        self._relaunching = False
         self._lost = False  # known before the session's last events are taken, which is its end
         self._log = get_logger(domain=environment["PANICD_DOMAIN"])
 
@@ -149,6 +151,10 @@ class Executor:
             except _OvertakenError as overtaken:
                 self._record.end(index, overtaken.result)
                 return overtaken.course
+            except (trio.Cancelled, JournalError):
+                if isinstance(step, RunRelaunch) and not self._relaunching:
+                    self._record.end(index, NOT_BEGUN)
+                raise
             self._record.end(index, result)
             if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
                 continue
@@ -349,6 +355,8 @@ class Executor:
 
     async def _relaunch(self, step: RunRelaunch) -> StepResult:
         await self._record.commit()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._relaunching = True
         self._on_command()
         return await run_relaunch(step, self._environment)
 

@@ -253,6 +253,8 @@ class Libvirt:
             del self._domains[uuid]
         before, uuids = dict(self._domains), list(self._monitors)
         if settings is not None:
+            if self.problem and not uuids:  # whether it answers again
+                await self._ask(settings, [], BATCH_WITHIN)
             for first in range(0, len(uuids), BATCH):
                 await self._ask(settings, uuids[first : first + BATCH], BATCH_WITHIN)
         if self._domains != before:

@@ -9,7 +9,7 @@ import trio
 
 from panicd.chronicle import Chronicle
 from panicd.host.journal import JournalError
-from panicd.relaunch import relaunch_environment, run_relaunch
+from panicd.relaunch import NOT_BEGUN, relaunch_environment, run_relaunch
 from panicd.rules.capability import Capability
 from panicd.rules.incident import Closed, Decided, Ending, Outcome, Settled, State
 from panicd.rules.plan import AwaitReturn, RunRelaunch, make_plan
@@ -88,7 +88,15 @@ async def _go_on(services: Services, chronicle: Chronicle, first: int) -> None:
     assert chronicle.incident.plan is not None
     for index, step in enumerate(chronicle.incident.plan.steps[first:], first):
         chronicle.begin(index)
-        await chronicle.commit()
+        try:
+            await chronicle.commit()
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except (trio.Cancelled, JournalError) as stopped:
+            if isinstance(step, RunRelaunch):
+                chronicle.end(index, NOT_BEGUN)
+            if isinstance(stopped, trio.Cancelled):  # what was noted is written at the very end
+                services.waiting.park(chronicle, is_orphan=True)
+            raise
         if isinstance(step, AwaitReturn):
             services.waiting.park(chronicle)
             return

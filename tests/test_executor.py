@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import trio
 
 from panicd.executor import Course, DumpMaker, Executor
+from panicd.host.journal import JournalError
 from panicd.libvirt import Libvirt
 from panicd.qemu.coredump import DumpError, DumpFailure, FinishedDump
 from panicd.qemu.session import Session
@@ -271,6 +274,25 @@ async def test_relaunch_is_told_which_domain_and_is_waited_for(
     assert course is Course.AWAITING_RETURN
     assert told.read_text() == "vm"
     assert notes.not_durable == 0
+
+
+@pytest.mark.parametrize("fault", ["stopped", "journal"])
+async def test_relaunch_that_was_forestalled_is_told_from_one_that_ran(
+    vm: WatchedQemu, tmp_path: Path, fault: str
+) -> None:
+    class Tarrying(Notes):
+        async def commit(self) -> None:
+            if fault == "journal":
+                raise JournalError("no space left on device")
+            scope.cancel()
+
+    told, scope = tmp_path / "told", trio.CancelScope()
+    never, tarrying = script(f"open({str(told)!r}, 'w')"), Tarrying()
+    async with open_session(vm) as session:
+        with suppress(JournalError), scope:
+            await run(session, tarrying, never, AwaitReturn(LONG))
+    assert tarrying.outcomes == [Outcome.SKIPPED]
+    assert not told.exists()
 
 
 @pytest.mark.parametrize(

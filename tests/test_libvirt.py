@@ -181,6 +181,18 @@ async def test_what_was_missed_is_asked_for_again(
     assert known.known(UUID) is not None
 
 
+async def test_a_problem_ends_though_there_is_no_domain_any_more(virsh: Virsh) -> None:
+    known = libvirt()
+    virsh.does(dumpxml="exit 1", uri="exit 1")
+    await known.learn(UUID, MONITOR)
+    known.forget(UUID)
+    await known._refresh()
+    assert known.problem
+    virsh.does(uri="true")
+    await known._refresh()
+    assert not known.problem
+
+
 async def test_a_domain_that_is_forgotten_is_asked_about_no_more(virsh: Virsh) -> None:
     known = libvirt()
     virsh.shows(xml("preserve"))

@@ -93,7 +93,7 @@ def machine_arguments(binary: str, accelerator: str) -> list[str]:
 
 def monitor_arguments(name: str, where: str) -> list[str]:
     """The arguments of a QMP monitor on a socket, ``where`` as in ``-chardev socket``."""
-    return ["-chardev", f"socket,id={name},{where}", "-mon", f"chardev={name},mode=control"]
+    return ["-chardev", f"socket,id={name},{where}", "-qmp", f"chardev:{name}"]
 
 
 def check_socket_path(path: Path) -> None:

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 PRUNED_AT_ONCE: Final = 200
-"""Incidents removed by one commit, so that no append waits long for it."""
+"""Incidents, or operations, removed by one commit, so that no append waits long for it."""
 
 
 class JournalInUseError(JournalError):
@@ -203,6 +203,17 @@ class Journal:
             complete = len(removed) - known < PRUNED_AT_ONCE
         return removed
 
+    async def prune_operations(self, before: float) -> None:
+        """Remove what operators asked before a time; a hold that ends later, or never, stays.
+
+        Raises:
+            JournalError: not everything could be removed.
+        """
+        old = await trio.to_thread.run_sync(journal_database.operations_over, self.path, before)
+        for start in range(0, len(old), PRUNED_AT_ONCE):
+            some = old[start : start + PRUNED_AT_ONCE]
+            await self._submit(partial(Batch.remove_operations, positions=some))
+
     def load_open(self) -> list[Incident]:
         """Return every incident that goes on, the oldest first.
 
@@ -306,7 +317,7 @@ class Journal:
             JournalError: the journal can't be read.
         """
         with journal_database.reader(self.path) as database:
-            return journal_database.operations(database)
+            return list(journal_database.operations(database).values())
 
     def all_restarts(self) -> dict[str, tuple[float, ...]]:
         """Return when panicd restarted each domain, by domain key; the oldest first.

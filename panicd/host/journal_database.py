@@ -24,7 +24,7 @@ from panicd.host.journal_schema import MIGRATIONS
 from panicd.host.journal_totals import Total, Totals, collect, domain_key, increments
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
 from panicd.rules.notification import notice_of
-from panicd.rules.operation import Operation
+from panicd.rules.operation import Operation, over
 
 ROWS_AT_ONCE: Final = 200
 """Rows inserted by one statement; SQLite before 3.32 takes 999 parameters."""
@@ -220,6 +220,11 @@ class Batch:
         """Take in what an operator asked."""
         self._operations.append((operation.at, encode_operation(operation)))
 
+    def remove_operations(self, positions: Sequence[int]) -> None:
+        """Remove what operators asked before, by its positions."""
+        rows = [(position,) for position in positions]
+        self._database.executemany("DELETE FROM operation WHERE position = ?", rows)
+
     def _before(self, incident_id: str, first: AnyEntry) -> Stored:
         known = self.changed.get(incident_id) or self._known.get(incident_id)
         if known is not None:
@@ -376,20 +381,31 @@ def restarts(database: sqlite3.Connection, domain: str, since: float) -> tuple[f
     return tuple(at for (at,) in rows)
 
 
-def operations(database: sqlite3.Connection) -> list[Operation]:
-    """Return what operators asked, in that order.
+def operations(database: sqlite3.Connection) -> dict[int, Operation]:
+    """Return what operators asked, by its position, in that order.
 
     Raises:
         JournalDamagedError: one can't be read.
     """
     rows = database.execute("SELECT position, body FROM operation ORDER BY position")
-    found = []
+    found = {}
     for position, body in rows:
         try:
-            found.append(decode_operation(body))
+            found[position] = decode_operation(body)
         except CodecError as error:
             raise JournalDamagedError(f"operation {position}: {error}") from None
     return found
+
+
+def operations_over(path: Path, before: float) -> list[int]:
+    """Return the positions of what operators asked that was over before a time.
+
+    Raises:
+        JournalDamagedError: one can't be read.
+        JournalError: the journal can't be read.
+    """
+    with reader(path) as database:
+        return over(operations(database), before)
 
 
 def all_restarts(database: sqlite3.Connection) -> dict[str, tuple[float, ...]]:

@@ -75,6 +75,8 @@ def _notices(services: Services, shows_guests: bool) -> Iterable[Html]:
         yield notice(BAD, "The journal was damaged: guests are preserved until it is seen to.")
     if services.storm.raged:
         yield notice(BAD, "Many domains panicked at once: what ends or resets is held back.")
+    if problem := services.libvirt.problem:
+        yield notice(BAD, f"libvirt does not answer: {problem}")
     if not shows_guests:
         yield notice(PLAIN, WHY_WITHHELD)
 

@@ -39,6 +39,8 @@ def console_files(arguments: Sequence[str]) -> tuple[str, ...]:
                 monitors.add(given.get("chardev", value))
             case "qmp" | "qmp-pretty" | "monitor" if value.startswith("chardev:"):
                 monitors.add(value.removeprefix("chardev:"))
+            case "object" if value.startswith(("monitor-qmp,", "monitor-hmp,")):
+                monitors.add(given.get("chardev", ""))
             case _:
                 pass
     files += [path for name, path in chardevs.items() if path and name not in monitors]

@@ -141,10 +141,19 @@ def _monitors(arguments: Sequence[str]) -> tuple[str, ...]:
     for option, value in pairwise(arguments):
         if option == "-chardev" and value.startswith("socket,") and (path := _PATH.search(value)):
             paths[_property(value, "id")] = path[1].replace(",,", ",")
-        elif option == "-mon" and _property(value, "mode") == "control":
-            name = _property(value, "chardev")
+        elif name := _qmp_on(option, value):
             monitors.append((name != OWN_MONITOR, name))
     return tuple(paths[name] for _, name in sorted(monitors) if name in paths)
+
+
+def _qmp_on(option: str, value: str) -> str:
+    """Return the id of the character device that an option has QEMU speak QMP on; else nothing."""
+    if option in {"-qmp", "-qmp-pretty"} and value.startswith("chardev:"):
+        return value.removeprefix("chardev:")
+    by_object = option == "-object" and value.startswith("monitor-qmp,")  # since QEMU 11.1
+    if by_object or (option == "-mon" and _property(value, "mode") == "control"):
+        return _property(value, "chardev")
+    return ""
 
 
 def _property(value: str, key: str) -> str:

@@ -1,6 +1,7 @@
 """What operators ask for, as it is kept in the journal."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -72,3 +73,32 @@ class Holds:
         """Return when the next hold ends by itself, in seconds since the epoch."""
         ends = (hold.until for hold in self._latest.values() if hold.until is not None)
         return min((end for end in ends if end > now), default=None)
+
+
+def over(operations: Mapping[int, Operation], before: float) -> list[int]:
+    """Return which operations were over before a time, in the order in which they may be forgotten.
+
+    A hold that is a domain's latest is over when it ends, everything else once it was asked. Of a
+    domain's holds and unholds the later ones are never forgotten first: what they ended would be in
+    force again.
+
+    Args:
+        operations: by their positions, in their order.
+        before: seconds since the epoch.
+    """
+    latest = {asked.domain: position for position, asked in operations.items() if _holds(asked)}
+    found, kept = [], set[str]()
+    for position, asked in operations.items():
+        lasts = asked.kind is OperationKind.HOLD and latest[asked.domain] == position
+        end = asked.at
+        if lasts:
+            end = math.inf if asked.until is None else max(asked.at, asked.until)
+        if end < before and not (_holds(asked) and asked.domain in kept):
+            found.append(position)
+        elif _holds(asked):
+            kept.add(asked.domain)
+    return found
+
+
+def _holds(operation: Operation) -> bool:
+    return operation.kind in {OperationKind.HOLD, OperationKind.UNHOLD}

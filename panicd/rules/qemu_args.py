@@ -66,7 +66,8 @@ def qemu_arguments(wanted: Wanted) -> list[Argument]:
             f"socket,id=panicd,path={wanted.socket},{_connects(wanted)}",
             "a monitor of panicd's own: QEMU serves one client on each",
         ),
-        Argument("-mon", "chardev=panicd,mode=control", "speaks QMP"),
+        # Every version takes this (vl.c, monitor_parse); 11.1 warns of -mon, which is deprecated.
+        Argument("-qmp", "chardev:panicd", "speaks QMP"),
     ]
     panics = _reported(wanted) if wanted.notifier else _neutralised(wanted)
     vmcoreinfo = Argument("-device", "vmcoreinfo", "lets a dump's tools find their way")

@@ -132,6 +132,10 @@ def _process_gone(incident: Incident, found: Found) -> Recovery:
     if waits:
         return End(Ending.QEMU_GONE)
     if isinstance(step, RunRelaunch):
+        if incident.steps[index].outcome is Outcome.SKIPPED:  # panicd came no further
+            by_panicd = _begun(incident, Quit) is not None
+            ending = Ending.DESTROYED if by_panicd else Ending.QEMU_GONE
+            return End(ending) if came_back else GoOn(index)
         # Whether the command ran is not known, so it isn't run again: its VM is waited for.
         return End(Ending.RELAUNCHED) if came_back else GoOn(index + 1)
     relaunch = incident.decision is not None and incident.decision.relaunch

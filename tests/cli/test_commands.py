@@ -130,7 +130,7 @@ def test_qemu_args_are_a_shell_s_words(version: str, more: list[str]) -> None:
     assert result.exit_code == DONE
     words = shlex.split(result.output, comments=True)
     assert words[:2] == ["-name", "it's web-1"]
-    assert "-mon" in words
+    assert "-qmp" in words
     assert ("-no-shutdown" in words) == (version in {"2.8", "5.2"})  # 1.5 pauses on a panic
 
 

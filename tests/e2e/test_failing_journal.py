@@ -13,6 +13,7 @@ import trio
 from panicd import orphans, supervisor
 from panicd.host.journal import Journal, JournalError
 from panicd.rules.incident import AnyEntry, State
+from tests.host.journals import change
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
@@ -149,6 +150,24 @@ async def test_open_incident_is_written_once_it_can_be(
 
 async def refuse(_journal: Journal, _incident_id: str, *_entries: AnyEntry) -> None:
     raise JournalError("no space left on device")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "INSERT INTO operation VALUES (1, 1.0, '{')",
+        "INSERT INTO total VALUES ('of-nothing', '', 1)",
+    ],
+    ids=["operation", "total"],
+)
+async def test_a_journal_that_can_t_be_started_with_is_set_aside(
+    socket_dir: Path, damage: str
+) -> None:
+    async with RunningDaemon.start(socket_dir) as daemon:
+        await daemon.terminate()
+        change(socket_dir / "state" / "journal.sqlite3", damage)
+        await daemon.start_again()
+        await daemon.wait_log("the journal is damaged", level="critical")
 
 
 async def test_damaged_journal_is_set_aside_and_destructive_actions_wait_for_people(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
+from panicd.host.journal import Journal
+from panicd.rules.operation import Operation, OperationKind
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
 
@@ -71,6 +74,22 @@ async def test_hold_that_ended_while_the_daemon_was_away_is_over(socket_dir: Pat
         assert ended.id == held.id
         assert ended.decisions == [("preserve", "held"), ("restart", "on-crash")]
         assert fake.acting_commands == ["system_reset", "cont"]
+
+
+async def test_what_was_asked_long_ago_is_forgotten_but_for_a_hold(socket_dir: Path) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp")
+    old = Operation(1.0, 0, OperationKind.HOLD, "vm", "for good")
+    async with RunningDaemon.start(socket_dir, RESTART) as daemon, fake.running():
+        await daemon.kill()
+        with Journal.open(socket_dir / "state" / "journal.sqlite3") as journal:
+            await journal.append_operation(replace(old, kind=OperationKind.ACT))
+            await journal.append_operation(old)
+        await daemon.start_again()
+        while len(journal.operations()) > 1:
+            await trio.lowlevel.checkpoint()
+        assert journal.operations() == [old]
+        await daemon.wait_armed("vm", since=daemon.began)
+        assert (await daemon.domain("vm"))["held_why"] == "for good"
 
 
 async def test_acknowledgement_is_kept_with_who_and_why(socket_dir: Path) -> None:

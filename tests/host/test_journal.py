@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -314,3 +315,28 @@ class TestPruning:
         assert journal.incidents() == []
         with journal_database.reader(journal.path) as database:
             assert database.execute("SELECT count(*) FROM entry").fetchone() == (0,)
+
+    async def test_what_operators_asked_goes_but_for_a_hold_in_force(
+        self, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal_module, "PRUNED_AT_ONCE", 3)
+        removed: list[int] = []
+        remove = journal_database.Batch.remove_operations
+
+        def watched(batch: journal_database.Batch, positions: Sequence[int]) -> None:
+            removed.append(len(positions))
+            remove(batch, positions)
+
+        monkeypatch.setattr(journal_database.Batch, "remove_operations", watched)
+        hold = Operation(1.0, 0, OperationKind.HOLD, "web-1", "maintenance")
+        for number in range(7):
+            await journal.append_operation(
+                replace(hold, at=10.0 + number, kind=OperationKind.ACK, domain="web-2")
+            )
+            if number == 3:
+                await journal.append_operation(hold)
+        new = replace(hold, at=100.0, kind=OperationKind.ACT)
+        await journal.append_operation(new)
+        await journal.prune_operations(before=100.0)
+        assert journal.operations() == [hold, new]
+        assert removed == [3, 3, 1]

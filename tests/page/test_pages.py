@@ -211,6 +211,13 @@ async def test_a_journal_that_cannot_be_read_is_told(socket_dir: Path) -> None:
         journal.with_name("elsewhere").rename(journal)
 
 
+async def test_a_libvirt_that_does_not_answer_is_told(socket_dir: Path) -> None:
+    nowhere = {"uri": f"qemu:///system?socket={socket_dir}/none"}
+    async with watched(socket_dir, libvirt=nowhere, monitors=[{"libvirt": True}]) as seen:
+        told = await seen.daemon.wait_log("libvirt does not answer")
+        assert f"libvirt does not answer: {told['problem']}" in (await seen.page("/")).text
+
+
 async def test_readiness_follows_the_journal(socket_dir: Path) -> None:
     async with watched(socket_dir) as seen:
         await seen.daemon.wait_log("configuration in force")

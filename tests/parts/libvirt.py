@@ -78,8 +78,8 @@ _DOMAIN: Final = """
   <qemu:commandline>
     <qemu:arg value='-chardev'/>
     <qemu:arg value='socket,id=panicd,path={monitor},server=on,wait=off'/>
-    <qemu:arg value='-mon'/>
-    <qemu:arg value='chardev=panicd,mode=control'/>
+    <qemu:arg value='-qmp'/>
+    <qemu:arg value='chardev:panicd'/>
     <qemu:arg value='-chardev'/>
     <qemu:arg value='socket,id=witness,path={witness},server=on,wait=off'/>
     <qemu:arg value='-mon'/>

@@ -17,6 +17,7 @@ QEMU = "/usr/bin/qemu-system-x86_64"
         (["-chardev", "file,path=/a,id=s0", "-serial", "file:/a"], ("/a",)),
         (["-chardev", "socket,id=m,path=/qmp.sock,logfile=/m.log", "-mon", "chardev=m"], ()),
         (["-chardev", "file,id=m,path=/m.log", "-qmp", "chardev:m"], ()),
+        (["-chardev", "file,id=m,path=/m.log", "-object", "monitor-qmp,id=q,chardev=m"], ()),
         (["-chardev", "socket,id=s0,path=/console.sock"], ()),
         (["-serial", "stdio", "-append", "-serial file:/etc/shadow"], ()),
         (["-serial", "mon:stdio"], ()),

@@ -98,6 +98,11 @@ def arguments(*values: str) -> str:
         (("-chardev", "socket,id=a,path=/a,server=on"), ()),
         (("-chardev", "socket,id=a,fd=3", "-mon", "chardev=a,mode=control"), ()),
         (("-chardev", "socket,id=a,path=/a", "-mon", "chardev=a,mode=readline"), ()),
+        (("-chardev", "socket,id=a,path=/a", "-qmp", "chardev:a"), ("/a",)),
+        (("-chardev", "socket,id=a,path=/a", "-qmp", "unix:/b"), ()),
+        (("-chardev", "socket,id=a,path=/a", "-monitor", "chardev:a"), ()),
+        (("-chardev", "socket,id=a,path=/a", "-object", "monitor-qmp,id=m,chardev=a"), ("/a",)),
+        (("-chardev", "socket,id=a,path=/a", "-object", "monitor-hmp,id=m,chardev=a"), ()),
         (
             ("-mon", "chardev=a,mode=control", "-chardev", "socket,id=a,path=/r,,b.qmp"),
             ("/r,b.qmp",),

@@ -1,6 +1,10 @@
 from dataclasses import replace
 
-from panicd.rules.operation import EVERY_DOMAIN, Holds, Operation, OperationKind
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panicd.rules.operation import EVERY_DOMAIN, Holds, Operation, OperationKind, over
 from tests.rules.strategies import NOW
 
 HOLD = Operation(NOW, 0, OperationKind.HOLD, "vm", "disk swap", until=NOW + 60)
@@ -51,3 +55,55 @@ def test_when_the_next_hold_ends() -> None:
     assert holds.next_end(NOW) == NOW + 30
     assert holds.next_end(NOW + 30) == NOW + 60
     assert holds.next_end(NOW + 60) is None
+
+
+ENDLESS = replace(HOLD, until=None)
+ACK = replace(HOLD, kind=OperationKind.ACK, until=None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "expected"),
+    [
+        ([], NOW, []),
+        ([ACK], NOW, []),
+        ([ACK], NOW + 1, [0]),
+        ([HOLD], NOW + 60, []),
+        ([HOLD], NOW + 61, [0]),
+        ([ENDLESS], NOW + 1e9, []),
+        ([ENDLESS, ACK], NOW + 1, [1]),
+        ([ENDLESS, UNHOLD], NOW + 1, [0]),
+        ([ENDLESS, UNHOLD], NOW + 2, [0, 1]),
+        ([ENDLESS, replace(UNHOLD, domain="other")], NOW + 2, [1]),
+        ([ENDLESS, HOLD], NOW + 61, [0, 1]),
+        ([HOLD, ENDLESS], NOW + 61, [0]),
+        ([ENDLESS, replace(UNHOLD, at=NOW - 60)], NOW - 1, []),  # a clock was set back
+    ],
+)
+def test_what_is_over(asked: list[Operation], before: float, expected: list[int]) -> None:
+    assert over(dict(enumerate(asked)), before) == expected
+
+
+times = st.integers(0, 5).map(float)
+operations = st.lists(
+    st.builds(
+        Operation,
+        at=times,
+        uid=st.just(0),
+        kind=st.sampled_from([OperationKind.HOLD, OperationKind.UNHOLD]),
+        domain=st.sampled_from(["a", "b"]),
+        why=st.just(""),
+        until=st.none() | times,
+    ),
+    max_size=8,
+)
+
+
+@given(operations, times)
+def test_no_hold_begins_or_ends_by_what_is_forgotten(asked: list[Operation], before: float) -> None:
+    left = dict(enumerate(asked))
+    for position in over(left, before):
+        del left[position]
+        for now in (before, before + 1, before + 50):
+            for domain in ("a", "b"):
+                is_held = Holds(left.values()).on(domain, domain, now)
+                assert is_held == Holds(asked).on(domain, domain, now)

@@ -17,7 +17,7 @@ def shown(wanted: Wanted) -> list[str]:
     return [f"{argument.option} {argument.value}".strip() for argument in found]
 
 
-MONITOR = "-mon chardev=panicd,mode=control"
+MONITOR = "-qmp chardev:panicd"
 CHARDEV = "-chardev socket,id=panicd,path=/run/qemu/vm.qmp,"
 
 

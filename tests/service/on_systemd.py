@@ -52,7 +52,7 @@ UNIT = """
 [Service]
 User=vm
 ExecStart=/usr/bin/qemu-system-x86_64 -m 16 -display none -name %I -device pvpanic -no-reboot \\
-  -chardev socket,id=panicd,path=/run/qemu/%I.qmp,server=on,wait=off -mon panicd,mode=control \\
+  -chardev socket,id=panicd,path=/run/qemu/%I.qmp,server=on,wait=off -qmp chardev:panicd \\
   -chardev socket,id=own,path=/run/qemu/%I.own,server=on,wait=off -mon own,mode=readline
 """
 

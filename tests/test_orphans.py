@@ -1,0 +1,89 @@
+"""Open incidents that are gone on with, though their QEMU has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from panicd import orphans
+from panicd.host.journal import Journal, JournalError
+from panicd.rules.incident import (
+    AnyEntry,
+    Decided,
+    Opened,
+    Outcome,
+    Source,
+    StepBegun,
+    StepEnded,
+)
+from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.plan import AwaitReturn, Plan, Quit, RunRelaunch
+from panicd.rules.policy import Decision, Reason
+from tests.parts.daemon import DaemonInside
+
+UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f60"
+ENDED = "00000000-0000-0000-0000-000000000000/1/2"  # of another boot
+DECISION = Decision(OnCrash.RESTART, Action.RESTART, False, Reason.ON_CRASH, relaunch=True)
+
+
+async def quit_before_its_relaunch(directory: Path, told: Path) -> None:
+    """Leave what a daemon does that was killed when it had ended a QEMU."""
+    command = ("/bin/sh", "-c", f"echo begun >>{told}")
+    plan = Plan(DECISION, (Quit(1.0), RunRelaunch(5.0, command=command), AwaitReturn(60.0)))
+    opened = Opened(1.0, "vm", UUID, str(directory / "vm.qmp"), ENDED, Source.EVENT)
+    (directory / "state").mkdir()
+    with Journal.open(directory / "state" / "journal.sqlite3") as journal:
+        ended = (StepBegun(3.0, 0), StepEnded(4.0, 0, Outcome.DONE))
+        await journal.append("i1", opened, Decided(2.0, plan), *ended)
+
+
+def begins_the_relaunch(entries: tuple[AnyEntry, ...]) -> bool:
+    return any(isinstance(entry, StepBegun) and entry.index == 1 for entry in entries)
+
+
+async def test_a_relaunch_that_a_stop_forestalled_is_made_up_for(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = socket_dir / "told"
+    await quit_before_its_relaunch(socket_dir, told)
+    append, written = Journal.append, trio.Event()
+
+    async def append_and_tarry(journal: Journal, incident_id: str, *entries: AnyEntry) -> None:
+        await append(journal, incident_id, *entries)
+        if begins_the_relaunch(entries):
+            written.set()
+            await trio.sleep_forever()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", append_and_tarry)
+        async with DaemonInside.start(socket_dir) as daemon:
+            await written.wait()
+        (stands,) = daemon.journal()
+        assert stands.steps[1].outcome is Outcome.SKIPPED
+        assert not told.exists()
+    async with DaemonInside.start(socket_dir) as daemon:
+        await daemon.wait_log("step begins", step="AwaitReturn")
+    assert told.read_text() == "begun\n"
+
+
+async def test_a_relaunch_that_the_journal_forestalled_is_made_up_for(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = socket_dir / "told"
+    await quit_before_its_relaunch(socket_dir, told)
+    append, failed = Journal.append, trio.Event()
+
+    async def fail_once(journal: Journal, incident_id: str, *entries: AnyEntry) -> None:
+        if begins_the_relaunch(entries) and not failed.is_set():
+            failed.set()
+            raise JournalError("no space left on device")
+        await append(journal, incident_id, *entries)
+
+    monkeypatch.setattr(Journal, "append", fail_once)
+    monkeypatch.setattr(orphans, "RETRY_EVERY", 0.02)
+    async with DaemonInside.start(socket_dir) as daemon:
+        await daemon.wait_log("step begins", step="AwaitReturn")
+        assert failed.is_set()
+    assert told.read_text() == "begun\n"
