@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import signal
 import statistics
@@ -31,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.parts.vitals import cpu_seconds, resident_bytes
 
 HERE = Path(__file__).parent
 PANICD = {"panicd": {"budget": "0s"}, "panicd, evidence": {}}
@@ -142,20 +143,20 @@ def measure(
         last = LAST_QUESTION if name in PANICD else "set-action"
         figures.attached.append(fleet.ask(f"heard {last}")["seconds"])
         time.sleep(1.0)  # what starting leaves to be done is not measured
-        before = cpu_time(process.pid)
+        before = cpu_seconds(process.pid)
         time.sleep(IDLE)
-        figures.idle.append((cpu_time(process.pid) - before) / IDLE)
+        figures.idle.append((cpu_seconds(process.pid) - before) / IDLE)
         for number in range(options.singles):
             (took,) = fleet.ask(f"panic {number * 7 % count} 1")["microseconds"]
             figures.singles.append(took / 1e6)
             time.sleep(0.005)
-        before = cpu_time(process.pid)
+        before = cpu_seconds(process.pid)
         everything = fleet.ask(f"panic 0 {count}")
         figures.last_of_all.append(max(everything["microseconds"]) / 1e6)
         figures.own_share.append(everything["cpu"] / everything["seconds"])
-        figures.memory.append(memory_of(process.pid))
+        figures.memory.append(resident_bytes(process.pid))
         time.sleep(AFTERWARDS)
-        figures.cpu.append((cpu_time(process.pid) - before) / count)
+        figures.cpu.append((cpu_seconds(process.pid) - before) / count)
 
 
 @contextmanager
@@ -197,19 +198,6 @@ def configure(directory: Path, name: str) -> Path:
     }
     file.write_text(yaml.safe_dump(configuration))
     return file
-
-
-def cpu_time(pid: int) -> float:
-    """Return the CPU time that a process has taken, in seconds (proc(5), ``stat``)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_of(pid: int) -> int:
-    """Return the memory that a process holds, in bytes (proc(5), ``VmRSS``)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) * 1024
 
 
 def show(figures: dict[str, Figures], count: int) -> None:

@@ -38,17 +38,9 @@ import yaml
 from panicd.demo.guests import Guest
 from panicd.host.control import call
 from tests.bench.dumps import MIB, SHARES, write_memory
-from tests.bench.fleet import (
-    AFTERWARDS,
-    HERE,
-    LAST_QUESTION,
-    Fleet,
-    compile_program,
-    configure,
-    cpu_time,
-    memory_of,
-)
+from tests.bench.fleet import AFTERWARDS, HERE, LAST_QUESTION, Fleet, compile_program, configure
 from tests.parts.qemu import RealQemu
+from tests.parts.vitals import cpu_seconds, resident_bytes
 
 PAUSE = 0.005
 """Seconds between two panics."""
@@ -139,11 +131,11 @@ def reloads(directory: Path, options: argparse.Namespace) -> None:
         print("|---|---|---|---|---|")
         for number in range(options.times):
             rewrite(file, entries(options.count, 1000 + number))
-            at, began, used = time.time(), time.monotonic(), cpu_time(process.pid)
+            at, began, used = time.time(), time.monotonic(), cpu_seconds(process.pid)
             call(control, "reload", timeout=60)
             took = time.monotonic() - began
             time.sleep(AFTERWARDS)
-            used = cpu_time(process.pid) - used
+            used = cpu_seconds(process.pid) - used
             seen = turns(directory, at)
             stalls = sum(turn["took"] > 0.02 for turn in seen)
             print(
@@ -168,7 +160,9 @@ def reconnects(directory: Path, options: argparse.Namespace) -> None:
             if number % max(1, options.times // 10) == 0:
                 time.sleep(AFTERWARDS)
                 files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-                print(f"| {number} | {memory_of(process.pid) / 1e6:.1f} | {files} |", flush=True)
+                print(
+                    f"| {number} | {resident_bytes(process.pid) / 1e6:.1f} | {files} |", flush=True
+                )
             fleet.ask("drop")
             fleet.ask(f"heard {LAST_QUESTION}")
 

@@ -1,1 +1,1 @@
-"""What panicd relies on in QEMU, asserted of a real QEMU and of the fake alike."""
+"""What panicd relies on in a QEMU 7.2 or later. Each test runs on the fake and on a real one."""

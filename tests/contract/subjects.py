@@ -49,6 +49,9 @@ class Setup:
     uuid: str = field(default=UUID)
 
 
+PAUSES = Setup(panic="pause")
+
+
 class Subject(ABC):
     """One QEMU, real or fake. The monitor at :attr:`socket` is what is tested."""
 

@@ -17,12 +17,27 @@ from panicd.demo.guests import Guest
 from panicd.enforcing import ENFORCED_AT_MOST
 from panicd.host.control import RefusedError
 from panicd.rules.incident import State
-from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
+from tests.parts.daemon import DaemonInside, LoggedIncident, ObservedDaemon, RunningDaemon
 from tests.parts.qemu import RealQemu
 
 pytestmark = pytest.mark.real
 
 SIZE = 4 * 1024 * 1024
+
+
+@asynccontextmanager
+async def preserved(
+    directory: Path, **policy: object
+) -> AsyncIterator[tuple[DaemonInside, RealQemu, LoggedIncident]]:
+    """A daemon, and a guest that panicked and is preserved, with its incident."""
+    async with (
+        DaemonInside.start(directory, {"on_crash": "preserve", **policy}) as daemon,
+        RealQemu.start(directory, guest=Guest.COUNT, proxied=True) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        yield daemon, vm, incident
 
 
 async def observed(daemon: ObservedDaemon, incident: str) -> list[str]:
@@ -103,13 +118,7 @@ async def test_migration_of_a_preserved_guest_ends_its_incident(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(supervisor.LOOK_AFTER, State.PRESERVED, 0.05)
-    async with (
-        DaemonInside.start(socket_dir, {"on_crash": "preserve"}) as daemon,
-        RealQemu.start(socket_dir, guest=Guest.COUNT, proxied=True) as vm,
-    ):
-        await daemon.wait_armed("vm")
-        await vm.panic()
-        incident = await daemon.wait_incident("vm", state="preserved")
+    async with preserved(socket_dir) as (daemon, vm, incident):
         await vm.witness.execute("migrate", {"uri": "exec:cat >/dev/null"})
         ended = await daemon.wait_incident("vm", ending="migrated")
         assert ended.id == incident.id
@@ -118,15 +127,8 @@ async def test_migration_of_a_preserved_guest_ends_its_incident(
 
 
 async def test_enforced_stop_has_a_limit(socket_dir: Path) -> None:
-    policy = {"on_crash": "preserve", "enforce": True}
     times = ENFORCED_AT_MOST
-    async with (
-        DaemonInside.start(socket_dir, policy) as daemon,
-        RealQemu.start(socket_dir, guest=Guest.COUNT, proxied=True) as vm,
-    ):
-        await daemon.wait_armed("vm")
-        await vm.panic()
-        incident = await daemon.wait_incident("vm", state="preserved")
+    async with preserved(socket_dir, enforce=True) as (daemon, vm, incident):
         for count in range(1, times + 1):
             await vm.witness.execute("cont")
             await daemon.wait_log("somebody resumed the panicked guest: stopped again", count=count)
@@ -139,60 +141,6 @@ async def test_enforced_stop_has_a_limit(socket_dir: Path) -> None:
         await vm.wait_counting()
         await daemon.wait_kept(ended)
         assert await observed(daemon, incident.id) == []  # those stops were panicd's own
-
-
-@asynccontextmanager
-async def enforced_during_a_backup(
-    directory: Path, on_crash: str
-) -> AsyncIterator[tuple[DaemonInside, RealQemu]]:
-    """A daemon with ``enforce``, and a guest that panicked while it was backed up."""
-    async with (
-        DaemonInside.start(directory, {"on_crash": on_crash, "enforce": True}) as daemon,
-        RealQemu.start(
-            directory, guest=Guest.COUNT, proxied=True, extra=Backup.prepare(directory)
-        ) as vm,
-    ):
-        await daemon.wait_armed("vm")
-        await Backup.begin(vm, directory)
-        await vm.panic()
-        yield daemon, vm
-
-
-@pytest.mark.parametrize("on_crash", ["restart", "destroy", "coredump-preserve"])
-async def test_guest_that_is_resumed_during_a_plan_is_stopped_again(
-    socket_dir: Path, on_crash: str
-) -> None:
-    async with enforced_during_a_backup(socket_dir, on_crash) as (daemon, vm):
-        await daemon.wait_log("waiting", until_the_end_of=Backup.told)
-        for count in range(1, ENFORCED_AT_MOST + 1):
-            mark = daemon.mark()
-            await vm.witness.execute("cont")
-            await daemon.wait_log("somebody resumed the panicked guest: stopped again", since=mark)
-            await daemon.wait_log("waiting", since=mark, until_the_end_of=Backup.told)
-            assert await vm.status() == "paused"
-            assert vm.proxy.acting_commands == ["stop"] * count
-        await Backup.end(vm)
-        endings = {"restart": "restarted", "destroy": "destroyed", "coredump-preserve": ""}
-        state = "preserved" if on_crash == "coredump-preserve" else ""
-        incident = await daemon.wait_incident("vm", state=state, ending=endings[on_crash])
-        assert len(daemon.incidents()) == 1
-        assert incident.decisions == [(on_crash, "on-crash")]
-        acts = {
-            "restart": ["system_reset", "cont"],
-            "destroy": ["quit"],
-            "coredump-preserve": ["getfd", "dump-guest-memory"],
-        }
-        assert vm.proxy.acting_commands == ["stop"] * ENFORCED_AT_MOST + acts[on_crash]
-
-
-async def test_guest_that_is_resumed_during_a_plan_once_too_often_runs(socket_dir: Path) -> None:
-    async with enforced_during_a_backup(socket_dir, "destroy") as (daemon, vm):
-        for _ in range(ENFORCED_AT_MOST + 1):
-            await daemon.wait_log("waiting", since=daemon.mark(), until_the_end_of=Backup.told)
-            await vm.witness.execute("cont")
-        await daemon.wait_incident("vm", ending="foreign-resume")
-        assert vm.proxy.acting_commands == ["stop"] * ENFORCED_AT_MOST
-        await vm.wait_counting()
 
 
 class Migration:
@@ -243,18 +191,68 @@ class Backup:
         await vm.witness.execute("block-job-cancel", {"device": "disk", "force": True})
 
 
+@asynccontextmanager
+async def panicked_during(
+    work: type[Migration | Backup], directory: Path, on_crash: str, **policy: object
+) -> AsyncIterator[tuple[DaemonInside, RealQemu]]:
+    """A daemon, and a guest that panicked while something was done with it."""
+    async with (
+        DaemonInside.start(directory, {"on_crash": on_crash, **policy}) as daemon,
+        RealQemu.start(
+            directory, guest=Guest.COUNT, proxied=True, extra=work.prepare(directory)
+        ) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await work.begin(vm, directory)
+        await vm.panic()
+        yield daemon, vm
+
+
+@pytest.mark.parametrize("on_crash", ["restart", "destroy", "coredump-preserve"])
+async def test_guest_that_is_resumed_during_a_plan_is_stopped_again(
+    socket_dir: Path, on_crash: str
+) -> None:
+    async with panicked_during(Backup, socket_dir, on_crash, enforce=True) as (daemon, vm):
+        await daemon.wait_log("waiting", until_the_end_of=Backup.told)
+        for count in range(1, ENFORCED_AT_MOST + 1):
+            mark = daemon.mark()
+            await vm.witness.execute("cont")
+            await daemon.wait_log("somebody resumed the panicked guest: stopped again", since=mark)
+            await daemon.wait_log("waiting", since=mark, until_the_end_of=Backup.told)
+            assert await vm.status() == "paused"
+            assert vm.proxy.acting_commands == ["stop"] * count
+        await Backup.end(vm)
+        endings = {"restart": "restarted", "destroy": "destroyed", "coredump-preserve": ""}
+        state = "preserved" if on_crash == "coredump-preserve" else ""
+        incident = await daemon.wait_incident("vm", state=state, ending=endings[on_crash])
+        assert len(daemon.incidents()) == 1
+        assert incident.decisions == [(on_crash, "on-crash")]
+        acts = {
+            "restart": ["system_reset", "cont"],
+            "destroy": ["quit"],
+            "coredump-preserve": ["getfd", "dump-guest-memory"],
+        }
+        assert vm.proxy.acting_commands == ["stop"] * ENFORCED_AT_MOST + acts[on_crash]
+
+
+async def test_guest_that_is_resumed_during_a_plan_once_too_often_runs(socket_dir: Path) -> None:
+    async with panicked_during(Backup, socket_dir, "destroy", enforce=True) as (daemon, vm):
+        for _ in range(ENFORCED_AT_MOST + 1):
+            await daemon.wait_log("waiting", since=daemon.mark(), until_the_end_of=Backup.told)
+            await vm.witness.execute("cont")
+        await daemon.wait_incident("vm", ending="foreign-resume")
+        assert vm.proxy.acting_commands == ["stop"] * ENFORCED_AT_MOST
+        await vm.wait_counting()
+
+
 async def test_somebodys_dump_is_waited_for(socket_dir: Path) -> None:
     pipe = socket_dir / "dump"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # the dump goes on as far as it is read
     async with (
-        DaemonInside.start(socket_dir, {"on_crash": "preserve"}) as daemon,
-        RealQemu.start(socket_dir, guest=Guest.COUNT, proxied=True) as vm,
+        preserved(socket_dir) as (daemon, vm, _incident),
         trio.open_nursery() as nursery,
     ):
-        await daemon.wait_armed("vm")
-        await vm.panic()
-        await daemon.wait_incident("vm", state="preserved")
         dump = {"paging": False, "protocol": f"file:{pipe}", "detach": True}
         await vm.witness.execute("dump-guest-memory", dump)
         asked = {"domain": "vm", "action": "restart", "why": "a test"}
@@ -299,15 +297,7 @@ async def test_guest_that_was_migrated_away_is_not_run_here_again(socket_dir: Pa
 async def test_work_in_progress_is_waited_for(
     socket_dir: Path, work: type[Migration | Backup]
 ) -> None:
-    async with (
-        DaemonInside.start(socket_dir, {"on_crash": "restart"}) as daemon,
-        RealQemu.start(
-            socket_dir, guest=Guest.COUNT, proxied=True, extra=work.prepare(socket_dir)
-        ) as vm,
-    ):
-        await daemon.wait_armed("vm")
-        await work.begin(vm, socket_dir)
-        await vm.panic()
+    async with panicked_during(work, socket_dir, "restart") as (daemon, vm):
         await daemon.wait_log("waiting", until_the_end_of=work.told, count=2)
         assert vm.proxy.acting_commands == []
         await work.end(vm)
@@ -322,16 +312,8 @@ async def test_work_in_progress_is_waited_for(
 async def test_work_in_progress_is_waited_for_so_long_only(
     socket_dir: Path, work: type[Migration | Backup]
 ) -> None:
-    policy = {"on_crash": "destroy", "timeouts": {"quiet": "500ms"}}
-    async with (
-        DaemonInside.start(socket_dir, policy) as daemon,
-        RealQemu.start(
-            socket_dir, guest=Guest.COUNT, proxied=True, extra=work.prepare(socket_dir)
-        ) as vm,
-    ):
-        await daemon.wait_armed("vm")
-        await work.begin(vm, socket_dir)
-        await vm.panic()
+    timeouts = {"quiet": "500ms"}
+    async with panicked_during(work, socket_dir, "destroy", timeouts=timeouts) as (daemon, vm):
         incident = await daemon.wait_incident("vm", state="preserved")
         assert incident.decisions == [("destroy", "on-crash"), ("preserve", "action-failed")]
         assert f"{work.told} did not end in 0.5 s" in incident.details

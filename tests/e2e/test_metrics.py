@@ -11,7 +11,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from panicd.demo.guests import Guest
-from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon, _scrape
+from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon, scrape
 from tests.parts.qemu import RealQemu
 
 pytestmark = pytest.mark.real
@@ -44,7 +44,7 @@ MOMENTARY = (
 async def series(daemon: ObservedDaemon) -> Series:
     """All series of a scrape, by name and labels."""
     served = await daemon.wait_log("metrics are served", since=daemon.began)
-    text = await trio.to_thread.run_sync(_scrape, served["host"], served["port"])
+    text = await trio.to_thread.run_sync(scrape, served["host"], served["port"])
     return {
         sample.name + "".join(f",{key}={sample.labels[key]}" for key in sorted(sample.labels)): (
             sample.value
@@ -183,7 +183,7 @@ async def test_a_loop_that_stands_still_is_seen_from_outside(socket_dir: Path) -
 
         def pulse_age() -> float:
             """Scrape without letting the loop, which is the daemon's too, turn meanwhile."""
-            families = text_string_to_metric_families(_scrape(served["host"], served["port"]))
+            families = text_string_to_metric_families(scrape(served["host"], served["port"]))
             return {s.name: s.value for f in families for s in f.samples}[
                 "panicd_loop_pulse_age_seconds"
             ]

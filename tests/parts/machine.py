@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.parts import qom
 from tests.parts.dump_files import DUMP_FORMATS, PNG, PPM, Dump
 from tests.parts.profile import Profile, RunState
 from tests.parts.wire import Message
@@ -408,18 +409,7 @@ class Machine:
         return schema
 
     def _qom_list(self, arguments: Message) -> list[Message]:
-        listed = self._qom_node(arguments["path"])
-        children = (
-            {"name": name, "type": f"child<{node['type']}>"}
-            for name, node in listed.items()
-            if isinstance(node, dict)
-        )
-        properties = (
-            {"name": name, "type": "string" if name == "type" else "uint16"}
-            for name, value in listed.items()
-            if not isinstance(value, dict)
-        )
-        return [*properties, *children]
+        return qom.listed(self._qom_node(arguments["path"]))
 
     def _qom_get(self, arguments: Message) -> Any:
         node = self._qom_node(arguments["path"])
@@ -429,47 +419,10 @@ class Machine:
         return node[name]
 
     def _qom_node(self, path: str) -> Message:
-        node: Any = self._qom_tree()
-        for name in path.strip("/").split("/"):
-            node = node.get(name) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
+        tree = qom.tree(self.profile, self.machine_type, self.devices, self.objects)
+        node = qom.find(tree, path)
+        if node is None:
             raise CommandError(f"Device '{path}' not found", "DeviceNotFound")
-        return node
-
-    def _qom_tree(self) -> Message:
-        """The tree of objects: dicts are nodes, other values are properties."""
-        peripheral: Message = {"type": "container"}
-        anonymous: Message = {"type": "container"}
-        unattached: Message = {"type": "container", "device[0]": {"type": "qemu64-x86_64-cpu"}}
-        if self.profile.builtin_pvpanic:
-            unattached["device[3]"] = self._panic_device("pvpanic")
-        for index, device in enumerate(self.devices):
-            driver, *options = device.split(",")
-            given = dict(option.split("=", 1) for option in options)
-            node = self._panic_device(driver, int(given.get("ioport", "1285"), base=0))
-            if "id" in given:
-                peripheral[given["id"]] = node
-            else:
-                anonymous[f"device[{index}]"] = node
-        return {
-            "machine": {
-                "type": self.machine_type,
-                "peripheral": peripheral,
-                "peripheral-anon": anonymous,
-                "unattached": unattached,
-            },
-            "objects": {
-                "type": "container",
-                **{f"o{index}": {"type": kind} for index, kind in enumerate(self.objects)},
-            },
-        }
-
-    def _panic_device(self, driver: str, ioport: int = 0x505) -> Message:
-        node: Message = {"type": driver}
-        if driver == "pvpanic":
-            node["ioport"] = ioport
-        if driver.startswith("pvpanic") and self.profile.pvpanic_events is not None:
-            node["events"] = self.profile.pvpanic_events
         return node
 
     def _human_monitor_command(self, arguments: Message) -> str:

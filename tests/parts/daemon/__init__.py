@@ -1,0 +1,24 @@
+"""A running daemon, as a test sees it: the real program, or the same inside the test's process.
+
+What it does is known from its log, which is read as it is written: a test waits for an event in it
+and never for time to pass::
+
+    async with RunningDaemon.start(socket_dir, {"on_crash": "destroy"}) as daemon:
+        await daemon.wait_armed("vm")
+        …
+        incident = await daemon.wait_incident("vm", ending="destroyed")
+"""
+
+from tests.parts.daemon.inside import DaemonInside
+from tests.parts.daemon.observed import LoggedIncident, ObservedDaemon, scrape
+from tests.parts.daemon.running import DaemonEndedError, Process, RunningDaemon
+
+__all__ = [
+    "DaemonEndedError",
+    "DaemonInside",
+    "LoggedIncident",
+    "ObservedDaemon",
+    "Process",
+    "RunningDaemon",
+    "scrape",
+]

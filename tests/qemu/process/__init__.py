@@ -1,0 +1,1 @@
+"""The process behind a monitor: ``panicd.qemu.process``."""

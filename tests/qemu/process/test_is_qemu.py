@@ -1,0 +1,87 @@
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from panicd.qemu.process import NotQemuError, Peer, is_qemu_program
+from tests.parts.nobody import needs_root
+from tests.qemu.process.programs import LIMIT, Start, nobody
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("qemu-system-x86_64", True),
+        ("qemu-system-x86", True),  # as the kernel cuts it
+        ("qemu-kvm", True),
+        ("kvm", True),
+        ("qemu", True),
+        (".qemu-system-x86_64-wrapped", True),
+        ("qemu-storage-daemon", False),
+        ("qemu-storage-da", False),
+        ("qemu-nbd", False),
+        ("qemu-ga", False),
+        ("socat", False),
+        ("python3", False),
+        ("libvirtd", False),
+        ("kvmtool", False),
+        ("", False),
+    ],
+)
+def test_which_programs_are_a_qemu(name: str, expected: bool) -> None:
+    assert is_qemu_program(name) is expected
+
+
+def test_what_is_not_a_qemu_gets_no_signal(start: Start) -> None:
+    program = start(Path(sys.executable), "/usr/bin/qemu-system-x86_64")
+    with Peer.of(program.sock) as peer:
+        assert not peer.is_qemu()
+        with pytest.raises(NotQemuError, match=f"process {peer.pid} is not a QEMU: no SIGKILL"):
+            peer.send_signal(signal.SIGKILL)
+        assert not peer.gone()
+
+
+def test_a_program_named_like_a_qemu_is_not_one_where_its_file_can_be_seen(
+    start: Start, tmp_path: Path
+) -> None:
+    alias = tmp_path / "qemu-system-fake"  # the process's name, but not its file
+    alias.symlink_to(Path(sys.executable).resolve())
+    with Peer.of(start(alias).sock) as peer:
+        assert Path(f"/proc/{peer.pid}/comm").read_text().startswith("qemu-system")
+        assert not peer.is_qemu()
+
+
+def test_an_upgraded_qemu_is_one_still(start: Start, fake_qemu: Path, tmp_path: Path) -> None:
+    program = Path(shutil.copy(fake_qemu, tmp_path / "kvm"))
+    with Peer.of(start(program).sock) as peer:
+        program.unlink()
+        assert peer.is_qemu()
+
+
+def test_the_caller_may_say_what_counts_as_a_qemu(start: Start) -> None:
+    program = start(Path(sys.executable))
+    asked: list[str] = []
+
+    def anything(name: str) -> bool:
+        asked.append(name)
+        return True
+
+    with Peer.of(program.sock, is_qemu_program=anything) as peer:
+        assert peer.send_signal(signal.SIGKILL)
+    assert program.process.wait(LIMIT) == -signal.SIGKILL
+    assert asked == [Path(sys.executable).resolve().name]
+
+
+@needs_root
+def test_without_ptrace_rights_the_processs_own_word_is_taken(
+    start: Start, fake_qemu: Path
+) -> None:
+    qemu = start(fake_qemu)
+    other = start(Path(sys.executable), path=fake_qemu.parent / "other.sock")
+    with Peer.of(qemu.sock) as peer, Peer.of(other.sock) as stranger, nobody():
+        with pytest.raises(PermissionError):
+            Path(f"/proc/{peer.pid}/exe").readlink()
+        assert peer.is_qemu()
+        assert not stranger.is_qemu()

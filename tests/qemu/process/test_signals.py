@@ -1,0 +1,78 @@
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from panicd.qemu.process import Peer, PeerUnknownError, SignalNotPermittedError
+from tests.parts.nobody import needs_root
+from tests.qemu.process.programs import LIMIT, Start, nobody
+
+
+async def test_a_signal_ends_it_and_its_end_is_seen(start: Start, fake_qemu: Path) -> None:
+    program = start(fake_qemu)
+    with trio.fail_after(LIMIT), Peer.of(program.sock) as peer:
+        assert peer.is_qemu()
+        assert peer.send_signal(signal.SIGTERM)
+        await peer.wait_gone()
+        assert peer.gone()  # as a zombie: nobody has reaped it yet
+        assert not peer.is_qemu()
+        assert not peer.send_signal(signal.SIGKILL)
+        assert program.process.wait(LIMIT) == -signal.SIGTERM
+        assert peer.gone()
+        assert not peer.send_signal(signal.SIGKILL)
+        await peer.wait_gone()
+
+
+async def test_several_tasks_wait_and_one_is_cancelled(start: Start, fake_qemu: Path) -> None:
+    program = start(fake_qemu)
+    ended: list[str] = []
+
+    async def wait(peer: Peer, name: str) -> None:
+        await peer.wait_gone()
+        ended.append(name)
+
+    with trio.fail_after(LIMIT), Peer.of(program.sock) as peer:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, peer, "one")
+            nursery.start_soon(wait, peer, "two")
+            async with trio.open_nursery() as cancelled:
+                cancelled.start_soon(wait, peer, "cancelled")
+                await trio.testing.wait_all_tasks_blocked()
+                cancelled.cancel_scope.cancel()
+            assert ended == []
+            program.process.kill()
+    assert sorted(ended) == ["one", "two"]
+
+
+async def test_a_wait_outlives_close(start: Start, fake_qemu: Path) -> None:
+    program = start(fake_qemu)
+    peer = Peer.of(program.sock)
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer.wait_gone)
+            await trio.testing.wait_all_tasks_blocked()
+            peer.close()
+            program.process.kill()
+    with pytest.raises(PeerUnknownError, match="closed"):
+        peer.gone()
+
+
+@needs_root
+def test_a_refused_signal_is_named(start: Start, fake_qemu: Path) -> None:
+    with Peer.of(start(fake_qemu).sock) as peer:
+        with nobody(), pytest.raises(SignalNotPermittedError, match=r"SIGTERM.*CAP_KILL"):
+            peer.send_signal(signal.SIGTERM)
+        assert not peer.gone()
+
+
+def test_ends_between_the_check_and_the_signal(start: Start, fake_qemu: Path) -> None:
+    program = start(fake_qemu)
+
+    def kill(_: str) -> bool:
+        program.kill()
+        return True
+
+    with Peer.of(program.sock, is_qemu_program=kill) as peer:
+        assert not peer.send_signal(signal.SIGTERM)
