@@ -87,7 +87,7 @@ class RightOfWay:
 
 
 class _Turn(threading.local):
-    """A thread's own: until when it need not wait again, by the time that it had a processor too."""
+    """A thread's own: until when it need not wait again, by the clock and by its processor time."""
 
     goes_on_until = 0.0
     works_until = 0.0
