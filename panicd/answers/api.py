@@ -1,6 +1,6 @@
 """What the daemon answers on its control socket: plain values that JSON can hold."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Final
@@ -51,7 +51,7 @@ class Api:
         arguments = request.arguments
         match request.command:
             case "status":
-                return await self._status()
+                return self._status()
             case "audit":
                 return await self._audit()
             case "explain":
@@ -71,15 +71,9 @@ class Api:
             case _:
                 raise RefusedError("unknown-command", f"no command {request.command!r}")
 
-    async def _status(self) -> object:
+    def _status(self) -> object:
         services = self._services
         now = self._keeping.clock()
-        domains = []
-        by_name = sorted(services.fleet.domains.values(), key=lambda d: d.name)
-        for number, domain in enumerate(by_name, 1):
-            domains.append(asdict(domain_status(domain, self._keeping.tally, services.holds, now)))
-            if number % SHOWN_AT_ONCE == 0:
-                await services.way.give_way_async()
         return {
             "now": now,
             "journal_fault": self._keeping.journal.fault,
@@ -87,9 +81,17 @@ class Api:
             "storm": services.storm.rages(now),
             "dry_run": services.dry_run,
             "libvirt_problem": services.libvirt.problem,
-            "domains": domains,
+            "domains": self._domain_views(now),
             "waiting": [incident_view(c.incident) for c in services.waiting.chronicles],
         }
+
+    async def _domain_views(self, now: float) -> AsyncIterator[object]:
+        services = self._services
+        by_name = sorted(services.fleet.domains.values(), key=lambda d: d.name)
+        for number, domain in enumerate(by_name, 1):
+            yield asdict(domain_status(domain, self._keeping.tally, services.holds, now))
+            if number % SHOWN_AT_ONCE == 0:
+                await services.way.give_way_async()
 
     async def _audit(self) -> object:
         services, now = self._services, self._keeping.clock()

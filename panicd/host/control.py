@@ -20,7 +20,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, TypeAlias
@@ -99,8 +99,12 @@ class Request:
 
 
 Handler: TypeAlias = Callable[[Request], Awaitable[object]]
+"""Carries out a request; returns what JSON can hold, or raises `RefusedError`.
+
+A long list may be an async iterator instead, that makes its items as they are written.
+"""
+
 GiveWay: TypeAlias = Callable[[], Awaitable[None]]
-"""Carries out a request; returns what JSON can hold, or raises `RefusedError`."""
 
 
 # The daemon's end
@@ -240,13 +244,15 @@ async def _send(stream: trio.SocketStream, reply: dict[str, object], give_way: G
 
 
 async def _encode(value: object, give_way: GiveWay) -> str:
-    """Return a value as JSON; no turn of the event loop makes more than a part of a list."""
+    """Return a value as JSON; no turn of the event loop makes more than a part of a long list."""
     if isinstance(value, dict):
         pairs = [
             f"{json.dumps(str(key))}: {await _encode(item, give_way)}"
             for key, item in value.items()
         ]
         return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, AsyncIterator):
+        return "[" + ", ".join([json.dumps(item, allow_nan=False) async for item in value]) + "]"
     if not isinstance(value, list) or len(value) <= ENCODED_AT_ONCE:
         return json.dumps(value, allow_nan=False)
     parts = []

@@ -176,6 +176,21 @@ async def test_a_list_of_any_length_is_whole(path: Path, length: int) -> None:
         assert await call(path, "status") == result
 
 
+@pytest.mark.parametrize("length", [0, 1, 100])
+async def test_a_list_may_be_made_as_it_is_written(path: Path, length: int) -> None:
+    async def items() -> AsyncIterator[object]:
+        for number in range(length):
+            await trio.lowlevel.checkpoint()
+            yield {"number": number}
+
+    async def handler(_request: Request) -> dict[str, object]:
+        return {"items": items()}
+
+    async with serving(path, handler):
+        answer = await call(path, "list")
+    assert answer == {"items": [{"number": number} for number in range(length)]}
+
+
 async def test_a_bug_in_a_handler_is_not_hidden(path: Path) -> None:
     async def handler(_request: Request) -> object:
         raise KeyError("bug")
