@@ -17,7 +17,7 @@ import trio
 PASSED_WITHIN: Final = 0.05  # seconds from a panic on that its reaction may go first
 WAITS_AT_MOST: Final = 0.005  # seconds that others wait before one of their parts
 WORKS_AT_LEAST: Final = 0.002  # seconds that they have had a processor, or
-GOES_ON: Final = 0.005  # seconds that others work for them, before they wait again
+GOES_ON: Final = 0.001  # seconds that others work for them, before they wait again
 LOOKS_EVERY: Final = 8  # items
 
 T = TypeVar("T")

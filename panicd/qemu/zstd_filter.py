@@ -16,7 +16,8 @@ else:
     from backports import zstd
 
 LEVEL: Final = 1
-WORKERS: Final = 2  # threads; where libzstd was built without them it compresses in this one
+MAX_WORKERS: Final = 2  # threads; where libzstd was built without them it compresses in this one
+WORKERS: Final = max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // 2))  # not all processors
 CHUNK: Final = 1 << 20  # bytes
 NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
 
