@@ -424,12 +424,8 @@ def _open_journal(path: Path) -> tuple[Journal, Path | None]:
 def _readable_journal(path: Path) -> Journal:
     journal = Journal.open(path)
     try:
-        for read in (
-            journal.load_open,
-            journal.operations,
-            journal.totals,
-        ):  # all that a start needs
-            read()
+        for needed_at_start in (journal.load_open, journal.operations, journal.totals):
+            needed_at_start()
     except BaseException:
         journal.close()
         raise

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import trio
 
+from panicd.host.control import RefusedError
+from panicd.host.journal import Journal
+from panicd.rules.operation import Operation
 from tests.parts.background import background
 from tests.parts.daemon import DaemonInside, LoggedIncident
 from tests.parts.fake import FakeQemu
@@ -312,3 +315,22 @@ async def test_a_flood_is_counted_while_it_lasts(socket_dir: Path) -> None:
             while not await daemon.metric("panicd_events_coalesced_total"):
                 pass
         assert await daemon.metric("panicd_domain_up", domain="vm") == 1
+
+
+async def test_what_is_asked_as_the_monitor_is_lost_is_refused(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Journal.append_operation
+    async with connected(socket_dir, "preserve") as (daemon, vm):
+        vm.panic()
+        await daemon.wait_incident("vm", state="preserved")
+
+        async def append_as_it_is_lost(journal: Journal, operation: Operation) -> None:
+            lost = daemon.mark()
+            vm.close_session()
+            await daemon.wait_log("monitor is not connected", since=lost)
+            await append(journal, operation)
+
+        monkeypatch.setattr(Journal, "append_operation", append_as_it_is_lost)
+        with pytest.raises(RefusedError, match="monitor was lost"):
+            await daemon.call("release", domain="vm", why="to try it")
