@@ -16,32 +16,36 @@ else:
     from backports import zstd
 
 LEVEL: Final = 1
-MAX_WORKERS: Final = 2  # threads; where libzstd was built without them it compresses in this one
-WORKERS: Final = max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // 2))  # not all processors
-CHUNK: Final = 1 << 20  # bytes
+WORKERS: Final = 2  # threads, where that leaves as many processors to others
+CHUNK: Final = 1 << 17  # bytes
 NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
-
-_OPTIONS: Final[dict[int, int]] = {
-    zstd.CompressionParameter.compression_level: LEVEL,
-    zstd.CompressionParameter.nb_workers: min(
-        WORKERS, zstd.CompressionParameter.nb_workers.bounds()[1]
-    ),
-    zstd.CompressionParameter.checksum_flag: 1,
-}
 
 
 def main() -> int:
     """Compress until the input ends; return the exit status."""
     with suppress(OSError):  # panicd.service's filter of system calls has none
         os.nice(NICENESS)
-    compressor = zstd.ZstdCompressor(options=_OPTIONS)
+    compressor = zstd.ZstdCompressor(
+        options={
+            zstd.CompressionParameter.compression_level: LEVEL,
+            zstd.CompressionParameter.nb_workers: _workers(),
+            zstd.CompressionParameter.checksum_flag: 1,
+        }
+    )
     try:
         while chunk := os.read(0, CHUNK):
             _write(compressor.compress(chunk))
+            os.sched_yield()  # where niceness can't be had, and where this thread compresses
         _write(compressor.flush())
     except OSError as error:
         return error.errno or 1
     return 0
+
+
+def _workers() -> int:
+    """Return how many threads compress; 0: this one does, so on few processors."""
+    _, most = zstd.CompressionParameter.nb_workers.bounds()  # 0 where libzstd was built without
+    return min(WORKERS, most) if len(os.sched_getaffinity(0)) >= 2 * WORKERS else 0
 
 
 def _write(data: bytes) -> None:
