@@ -3,7 +3,7 @@
 All of panicd's Python runs in one interpreter, a thread at a time, and a dump wants as many
 processors as there are. A scrape, ``status`` or a dump is made of many small parts; before each
 of them whoever makes it offers the way. A reaction takes a few milliseconds, so nobody loses much.
-A dump takes at most twice as long for it, the others a few times, in a storm too: see the limits.
+What waits takes a few times as long for it, a dump in a storm up to six times: see the limits.
 """
 
 import threading
