@@ -17,7 +17,8 @@ import trio
 from panicd.fleet import CONNECTING, Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
-from panicd.hung import end_hung_qemu
+from panicd.incident.adoption import end_hung_qemu
+from panicd.incident.driver import Driver
 from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
 from panicd.qemu.monitor import MonitorError, NoGreetingError, UnreachableError, open_monitor, pulse
 from panicd.qemu.probe import probe
@@ -26,7 +27,6 @@ from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.command_line import parse_command_line
 from panicd.services import Services
 from panicd.strangers import Strangers
-from panicd.supervisor import Supervisor
 
 GREETING_TIMEOUT: Final = 5.0  # seconds; QEMU greets within a millisecond unless it is taken
 FIRST_RETRY: Final = 0.02  # seconds: a socket is bound a moment before it is listened on
@@ -75,26 +75,26 @@ class Connector:
     """Connects monitors and has a supervisor look after each.
 
     Args:
-        services: what supervisors use.
+        services: what drivers use.
     """
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._supervisors: dict[str, Supervisor] = {}
+        self._drivers: dict[str, Driver] = {}
         self._strangers = Strangers()
         # Handed on once in a turn of asyncio's loop, which takes one of trio's for each callback.
         # Thousands that began at once would each wait for all the others, past the time that a
         # greeting may take, and begin anew at once, for ever.
         self._turn = trio.Lock()
 
-    def supervisor_of(self, domain: Domain) -> Supervisor | None:
+    def driver_of(self, domain: Domain) -> Driver | None:
         """Return who looks after a domain; None while it is not connected."""
-        return self._supervisors.get(domain.address)
+        return self._drivers.get(domain.address)
 
     async def reload(self) -> None:
         """Have every domain's policy and holds looked up anew, a few in each turn."""
-        for number, supervisor in enumerate(list(self._supervisors.values()), 1):
-            supervisor.reload()
+        for number, driver in enumerate(list(self._drivers.values()), 1):
+            driver.reload()
             if number % RELOADED_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
 
@@ -240,14 +240,13 @@ class Connector:
 
     async def _supervise(self, domain: Domain, sock: socket.socket, peer: Peer) -> str:
         services = self._services
-        supervisor = Supervisor(services, domain)
         async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
             arguments = peer.command_line() if peer.is_qemu() else None
             command_line = parse_command_line(arguments) if arguments else None
             answers = await probe(
                 monitor, command_line, timeout=ANSWER_TIMEOUT, arm=not services.dry_run
             )
-            session = Session.from_probe(monitor, peer, answers, supervisor.listen)
+            session = Session.from_probe(monitor, peer, answers)
             self._strangers.known(domain.address)
             await self._wait_for_twin(domain, session)
             services.fleet.identify(domain, session.name, session.uuid)
@@ -264,11 +263,11 @@ class Connector:
                 armed=session.capability.armed,
                 panic_device=session.capability.panic_device,
             )
-            self._supervisors[domain.address] = supervisor
+            driver = self._drivers[domain.address] = Driver(services, domain, peer)
             try:
-                return await supervisor.run(session)
+                return await driver.look_after(session)
             finally:
-                del self._supervisors[domain.address]
+                del self._drivers[domain.address]
                 services.libvirt.forget(session.uuid)
 
     async def _wait_for_twin(self, domain: Domain, session: Session) -> None:

@@ -21,7 +21,6 @@ from panicd.answers.audit import count_exposed
 from panicd.answers.operators import Operators
 from panicd.answers.snapshot import domain_samples
 from panicd.bundle_keeper import BundleKeeper
-from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
 from panicd.dump_queue import DumpQueue
 from panicd.fleet import Domain, Fleet
@@ -34,9 +33,11 @@ from panicd.host.logs import get_logger, write_late
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
 from panicd.host.web import WebApp
+from panicd.incident.adoption import take_up_orphans
+from panicd.incident.chronicle import Chronicle, Keeping
+from panicd.incident.waiting import WaitingRoom
 from panicd.libvirt import Libvirt
 from panicd.notifier import Notifier
-from panicd.orphans import take_up_orphans
 from panicd.page import Pages
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.discovery import DiscoveryError
@@ -52,7 +53,7 @@ from panicd.rules.settings import JournalFailure
 from panicd.services import Services, bundle_directory
 from panicd.storm_breaker import StormBreaker
 from panicd.tally import Tally
-from panicd.waiting import WaitingRoom
+from panicd.timers import Timers
 
 AT_START_ONLY: Final = (
     "metrics_listen",
@@ -139,6 +140,7 @@ class Daemon:
             async with event_loop(), trio.open_nursery() as nursery:
                 nursery.start_soon(write_late)
                 services = self._services(nursery)
+                nursery.start_soon(services.timers.run)
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
                 self._libvirt.on_problem = _tell_libvirt_problem
@@ -186,6 +188,7 @@ class Daemon:
             way=self._way,
             unrecorded=self._must_wait_out,
             libvirt=self._libvirt,
+            timers=Timers(),
             dry_run=self._dry_run,
         )
 

@@ -58,7 +58,7 @@ async def dump_in_turn(
     metrics.coredumps.inc()
     try:
         by_other = _dump_by_libvirt(session, libvirt)
-        with queue.turn(session.monitor.events.nudge, kind) as turn:
+        with queue.turn(session.nudge, kind) as turn:
             domain.dump = turn
             if not turn.has_come:
                 get_logger(domain=domain.name, incident=incident.id).info(
@@ -119,10 +119,10 @@ async def _await_turn(session: Session, turn: DumpTurn, timeout: float) -> None:
         DumpError: it did not come in time, or the guest is no longer the one to be dumped.
         SessionLostError: the session ended.
     """
-    resets, resumes = session.seen.resets, session.seen.resumes
+    let_go = session.vm.times_let_go
 
     def overtaken() -> bool:
-        return session.seen.resets > resets or session.seen.resumes > resumes
+        return session.vm.times_let_go > let_go
 
     await session.observe(lambda: turn.has_come or overtaken(), timeout)
     if session.ended:

@@ -6,10 +6,10 @@ from typing import Final
 
 import trio
 
-from panicd.chronicle import Chronicle
 from panicd.dump_queue import DumpTurn
 from panicd.host.journal_totals import domain_key
 from panicd.host.logs import get_logger
+from panicd.incident.chronicle import Chronicle
 from panicd.qemu.session import Session
 from panicd.rules.incident import Opened
 from panicd.rules.settings import Policy

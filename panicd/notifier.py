@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 import trio
 
-from panicd.chronicle import Clock
 from panicd.host.config import Config
 from panicd.host.delivery import DeliveryError
 from panicd.host.hook import run_hook
@@ -28,6 +27,7 @@ from panicd.host.journal import Journal, JournalError
 from panicd.host.journal_outbox import Pending
 from panicd.host.logs import escape, get_logger
 from panicd.host.webhook import post
+from panicd.incident.chronicle import Clock
 from panicd.records import incident_view
 from panicd.rules.incident import Incident, Opened, apply
 from panicd.rules.notification import Notice, notice_of

@@ -20,8 +20,6 @@ from panicd.rules.unit_name import UnitNameError, unit_name
 OFF: Final = "shut off"  # virsh domstate, of a domain that can be started
 LOOK_EVERY: Final = 0.2  # seconds between two looks whether libvirt has taken in a domain's end
 ANSWERS_WITHIN: Final = 5.0  # seconds for libvirt to say how a domain stands
-NOT_BEGUN: Final = StepResult(Outcome.SKIPPED, "panicd came no further")
-"""How the step ends that was noted, and then not carried out: unlike others it leaves no trace."""
 OUTPUT_KEPT: Final = 1024  # bytes of the command's output that are kept where it fails
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panicd.bundle_keeper import BundleKeeper
-from panicd.chronicle import Keeping
 from panicd.dump_queue import DumpQueue
 from panicd.fleet import Fleet
 from panicd.host.config import Config
 from panicd.host.metrics import Metrics
+from panicd.incident.chronicle import Keeping
+from panicd.incident.waiting import WaitingRoom
 from panicd.libvirt import Libvirt
 from panicd.records import BUNDLES
 from panicd.right_of_way import RightOfWay
@@ -17,7 +18,7 @@ from panicd.rules.libvirt import inherit
 from panicd.rules.operation import Holds
 from panicd.rules.settings import Policy
 from panicd.storm_breaker import StormBreaker
-from panicd.waiting import WaitingRoom
+from panicd.timers import Timers
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Services:
         way: lets reactions go first.
         unrecorded: whether what was done before is not known and that is to be waited out.
         libvirt: of this host.
+        timers: the time limits of all domains.
         dry_run: everything is decided and recorded, and nothing is done.
     """
 
@@ -52,6 +54,7 @@ class Services:
     way: RightOfWay
     unrecorded: Callable[[], bool]
     libvirt: Libvirt
+    timers: Timers
     dry_run: bool
 
     def policy_for(self, name: str, uuid: str) -> Policy:

@@ -67,15 +67,31 @@ class StormBreaker:
             )
         return rages
 
-    def preserves(self, now: float) -> bool:
-        """Whether destructive actions are to be left to an operator now."""
-        storm = self._settings()
-        return storm is not None and storm.then is StormAction.PRESERVE and self.rages(now)
+    def preserves(self, now: float, *, also: str) -> bool:
+        """Whether destructive actions are to be left to an operator now.
 
-    def turn(self, now: float) -> trio.CapacityLimiter | None:
-        """Return what a destructive action has to take its turn at now; None: nothing."""
+        Args:
+            now: seconds since the epoch.
+            also: the key of a domain that has panicked as well.
+        """
         storm = self._settings()
-        if storm is None or storm.then is not StormAction.LIMIT or not self.rages(now):
-            return None
-        self._limiter.total_tokens = storm.at_once
+        return storm is not None and storm.then is StormAction.PRESERVE and self._with(also, now)
+
+    def limits(self, now: float, *, also: str) -> bool:
+        """Whether few may be acted on at a time now; arguments as for ``preserves``."""
+        storm = self._settings()
+        return storm is not None and storm.then is StormAction.LIMIT and self._with(also, now)
+
+    def turn(self) -> trio.CapacityLimiter:
+        """Return what a destructive action has to take its turn at, while there is a limit."""
+        storm = self._settings()
+        if storm is not None:
+            self._limiter.total_tokens = storm.at_once
         return self._limiter
+
+    def _with(self, domain: str, now: float) -> bool:
+        """Whether there is a storm, a domain's panic included."""
+        storm = self._settings()
+        assert storm is not None
+        others = (at for key, at in self._panics.items() if key != domain)
+        return is_storm(storm, (now, *others), self._domains(), now)

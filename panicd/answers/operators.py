@@ -13,11 +13,11 @@ from panicd.fleet import Domain
 from panicd.host.control import RefusedError
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
+from panicd.incident.driver import Request
 from panicd.rules.incident import Acknowledged, IllegalTransitionError
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation
 from panicd.services import Services
-from panicd.supervisor import Wish
 
 PATIENCE: Final = 5.0  # seconds after which an operator is told that what he asked goes on
 
@@ -73,17 +73,17 @@ class Operators:
         Raises:
             RefusedError: the domain's state has overtaken it, or it can't be done.
         """
-        supervisor = self._connector.supervisor_of(domain)
-        if supervisor is None:
+        driver = self._connector.driver_of(domain)
+        if driver is None:
             raise RefusedError("not-connected", f"{domain.name}: {domain.problem}")
         await self._record(operation)
-        wish = Wish(operation, action)
-        supervisor.ask(wish)
+        request = Request(operation, action)
+        driver.ask(request)
         with trio.move_on_after(PATIENCE):
-            await wish.done.wait()
-        if wish.refused:
-            raise RefusedError("overtaken", f"{domain.name}: {wish.refused}")
-        return wish.done.is_set()
+            await request.done.wait()
+        if request.refused:
+            raise RefusedError("overtaken", f"{domain.name}: {request.refused}")
+        return request.done.is_set()
 
     async def acknowledge(self, incident_id: str, operation: Operation) -> None:
         """Note that an incident was looked at, whether it is open or not.

@@ -6,11 +6,11 @@ Called from the HTTP server's thread too, so it only reads.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from panicd.chronicle import Chronicle
 from panicd.dump_queue import DumpStatus, dump_status
 from panicd.fleet import Domain
 from panicd.host.journal_totals import domain_key
 from panicd.host.metrics import DomainSample
+from panicd.incident.chronicle import Chronicle
 from panicd.rules.budget import Balance, balance
 from panicd.rules.capability import Armed, Capability
 from panicd.rules.incident import Incident

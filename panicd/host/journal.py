@@ -17,8 +17,8 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -56,11 +56,11 @@ class JournalClosedError(JournalError):
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """What one task waits for: ``work`` is done in the writer's transaction."""
+    """``work`` is done in the writer's transaction; ``done`` is told what went wrong, or None."""
 
     work: Callable[[Batch], None]
     token: trio.lowlevel.TrioToken
-    finished: trio.Event = field(default_factory=trio.Event)
+    done: Callable[[BaseException | None], None]
     error: BaseException | None = None
 
 
@@ -181,6 +181,21 @@ class Journal:
             IllegalTransitionError: an entry has no place in the incident; none was written.
         """
         await self._submit(partial(Batch.add, incident_id=incident_id, entries=entries))
+
+    def append_soon(
+        self,
+        incident_id: str,
+        entries: Sequence[AnyEntry],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """Add entries to an incident, and tell when they are on the disk; see ``append``.
+
+        Args:
+            incident_id: a new one is begun by ``Opened``.
+            entries: in their order.
+            done: called in trio's thread, with the error that ``append`` would raise, or None.
+        """
+        self._request(partial(Batch.add, incident_id=incident_id, entries=entries), done)
 
     async def prune(self, before: float) -> list[str]:
         """Remove old closed incidents, and old restarts; open incidents and totals stay.
@@ -357,13 +372,24 @@ class Journal:
         await self._submit(lambda _batch: journal_outbox.keep_only(self._database, channels))
 
     async def _submit(self, work: Callable[[Batch], None]) -> None:
+        finished = trio.Event()
+        errors: list[BaseException] = []
+
+        def done(error: BaseException | None) -> None:
+            errors.extend([error] if error is not None else [])
+            finished.set()
+
+        self._request(work, done)
+        await finished.wait()
+        for error in errors:
+            raise error
+
+    def _request(
+        self, work: Callable[[Batch], None], done: Callable[[BaseException | None], None]
+    ) -> None:
         if self._closed:
             raise JournalClosedError(f"{self.path}: closed")
-        request = _Request(work, trio.lowlevel.current_trio_token())
-        self._requests.put(request)
-        await request.finished.wait()
-        if request.error is not None:
-            raise request.error
+        self._requests.put(_Request(work, trio.lowlevel.current_trio_token(), done))
 
     # From here on: the writer thread.
 
@@ -435,7 +461,7 @@ def _work(request: _Request, batch: Batch) -> None:
 
 def _wake(requests: list[_Request]) -> None:
     for request in requests:
-        request.finished.set()
+        request.done(request.error)
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -152,8 +152,7 @@ async def _run_dump(
     session: Session, kind: DumpFormat, deadline: float, progress: DumpProgress
 ) -> None:
     """Start the dump and wait for its end."""
-    await session.drain()  # the end of another dump, of some pages, may still wait there unread
-    session.seen.forget_dump()
+    session.forget_dump()
     version = session.capability.version
     arguments: dict[str, object] = {"paging": False, "protocol": f"fd:{FD_NAME}"}
     if version >= DUMP_FORMATS_SINCE:
@@ -171,14 +170,14 @@ async def _run_dump(
         await session.observe(lambda: _dump_ended(session), min(left, PROGRESS_CHECK))
         if not _dump_ended(session):
             await _note_progress(session, progress)
-    if session.seen.dump is None:
+    if session.dump is None:
         raise SessionLostError("dump-guest-memory: the session ended before the dump did")
-    if not session.seen.dump.completed:
-        raise DumpError(DumpFailure.QEMU, session.seen.dump.error)
+    if not session.dump.completed:
+        raise DumpError(DumpFailure.QEMU, session.dump.error)
 
 
 def _dump_ended(session: Session) -> bool:
-    return session.seen.dump is not None or session.ended
+    return session.dump is not None or session.ended
 
 
 async def _note_progress(session: Session, progress: DumpProgress) -> None:

@@ -1,11 +1,12 @@
-"""A monitor's events between the reader and the domain's task: in order, coalesced, bounded.
+"""A monitor's events, handed over as they are read; until somebody takes them they wait, bounded.
 
 A guest chooses when and how often it panics, some 50,000 times a second if it likes. Panics that
 follow each other are kept as one with a count; past ``LIMIT`` entries order is given up, but not
-the number of panics, and the reader of the buffer is told to ask for the state.
+the number of panics, and whoever takes the events is told to ask for the state.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +14,7 @@ import trio
 
 from panicd.rules.qapi import Event, GuestPanickedEvent
 
-LIMIT: Final = 64  # entries; a plan's whole course makes fewer than ten
+LIMIT: Final = 64  # entries; a session is made in a few milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,87 +32,70 @@ class Heard:
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Overflow:
-    """Events were given up: ``panics`` of them GUEST_PANICKED. The state must be asked for."""
-
-    panics: int
-
-
-class EventBuffer:
-    """The events of one session, until the session ends.
+class EventOutlet:
+    """Hands over the events of one session.
 
     Attributes:
-        coalesced: events that were counted instead of kept, since the beginning.
+        ended: the session has ended.
+        lost: events were given up before they could be handed over; ``lost_panics`` of them were
+            GUEST_PANICKED.
     """
 
-    __slots__ = ("_closed", "_entries", "_lost", "_lost_panics", "_nudged", "_waker", "coalesced")
+    __slots__ = ("_entries", "_take", "_tell_end", "ended", "lost", "lost_panics")
 
     def __init__(self) -> None:
         self._entries: deque[Heard] = deque()
-        self._lost = False
-        self._lost_panics = 0
-        self._closed = False
-        self._nudged = False
-        self._waker: trio.Event | None = None
-        self.coalesced = 0
+        self._take: Callable[[Heard], None] | None = None
+        self._tell_end: Callable[[], None] = _nobody
+        self.ended = False
+        self.lost = False
+        self.lost_panics = 0
 
     def put(self, event: Event) -> None:
-        """Add an event. Never waits, never grows the buffer past ``LIMIT``."""
-        is_panic = isinstance(event, GuestPanickedEvent)
+        """Hand over an event, or keep it. Never waits, never keeps more than ``LIMIT``."""
+        heard = Heard(event, trio.current_time())
+        if self._take is not None:
+            self._take(heard)
+            return
         last = self._entries[-1] if self._entries else None
-        if is_panic and self._lost:
-            self._lost_panics += 1
-            self.coalesced += 1
-        elif is_panic and last and _same_panic(last.event, event):
+        if not self.lost and last is not None and _same_panic(last.event, event):
             self._entries[-1] = Heard(last.event, last.at, last.count + 1)
-            self.coalesced += 1
-        elif self._lost or len(self._entries) >= LIMIT:
-            self._lost = True
-            self._lost_panics += is_panic
-            self.coalesced += 1
+        elif self.lost or len(self._entries) >= LIMIT:
+            self.lost = True
+            self.lost_panics += isinstance(event, GuestPanickedEvent)
         else:
-            self._entries.append(Heard(event, trio.current_time()))
-        self._wake()
+            self._entries.append(heard)
 
     def close(self) -> None:
         """Say that no event will follow: the session has ended."""
-        self._closed = True
-        self._wake()
+        if not self.ended:
+            self.ended = True
+            self._tell_end()
 
-    def nudge(self) -> None:
-        """Have ``wait`` return once without an entry: its caller has something else to do."""
-        self._nudged = True
-        self._wake()
+    def hand_over(self, take: Callable[[Heard], None], tell_end: Callable[[], None]) -> None:
+        """Hand over what was kept, and all that follows at once, as it is read.
 
-    def pop(self) -> Heard | Overflow | None:
-        """Return the next entry; None when there is none."""
-        self._nudged = False
-        if self._entries:
-            return self._entries.popleft()
-        if self._lost:
-            panics, self._lost, self._lost_panics = self._lost_panics, False, 0
-            return Overflow(panics)
-        return None
+        Args:
+            take: is given each event.
+            tell_end: is called when none will follow.
+        """
+        while self._entries:
+            take(self._entries.popleft())
+        self._take, self._tell_end = take, tell_end
+        if self.ended:
+            tell_end()
 
-    @property
-    def ended(self) -> bool:
-        """Whether the session has ended and every entry was taken."""
-        return self._closed and not self._entries and not self._lost
+    def let_go(self) -> None:
+        """Hand over nothing more."""
+        self._take, self._tell_end = _nowhere, _nobody
 
-    async def wait(self) -> None:
-        """Return when there is an entry to take, none will come, or somebody nudges."""
-        if self._entries or self._lost or self._closed or self._nudged:
-            await trio.lowlevel.checkpoint()
-            return
-        if self._waker is None:
-            self._waker = trio.Event()
-        await self._waker.wait()
 
-    def _wake(self) -> None:
-        if self._waker is not None:
-            self._waker.set()
-            self._waker = None
+def _nobody() -> None:
+    """Tell nobody."""
+
+
+def _nowhere(_heard: Heard) -> None:
+    """Take nothing."""
 
 
 def _same_panic(one: Event, other: Event) -> bool:

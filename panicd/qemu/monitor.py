@@ -33,7 +33,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.models import ErrorResponse
 from qemu.qmp.protocol import Runstate
 
-from panicd.qemu.event_buffer import EventBuffer
+from panicd.qemu.event_buffer import EventOutlet
 from panicd.qemu.line_reader import read_lines
 from panicd.qemu.pace import Pace
 from panicd.rules.capability import Version
@@ -90,44 +90,75 @@ class NoReplyError(UncertainError):
     """No answer came in time; the session goes on."""
 
 
-class _Answers:
-    """The answers to some commands that were sent together, as they come in.
+class Question:
+    """Commands that were sent together, and their answers as they come in.
 
-    Attributes:
-        complete: set when the last has come, or none will.
+    Args:
+        names: of the commands.
+        done: called once, with the answers: when the last has come, none will, or it is given up.
+        timeout: seconds that are said to have passed where it is given up.
     """
 
-    def __init__(self, answers: list[object]) -> None:
-        self.complete = trio.Event()
-        self._answers = answers
-        self._awaited = len(answers)
+    __slots__ = ("_answers", "_awaited", "_done", "_forget", "ids")
+
+    def __init__(
+        self, names: Iterable[str], done: Callable[[list[object]], None], timeout: float
+    ) -> None:
+        self._answers: list[object] = [
+            NoReplyError(f"{name}: no answer in {timeout:g} s") for name in names
+        ]
+        self._awaited = len(self._answers)
+        self._done: Callable[[list[object]], None] = done
+        self._forget: Callable[[Iterable[str]], None] = _nobody
+        self.ids: list[str] = []
+
+    def sent(self, ids: list[str], forget: Callable[[Iterable[str]], None]) -> None:
+        """Note under which ids the answers come."""
+        if self._awaited:
+            self.ids, self._forget = ids, forget
 
     def put(self, index: int, answer: object) -> None:
-        """Take one."""
+        """Take an answer."""
         self._answers[index] = answer
         self._awaited -= 1
         if not self._awaited:
-            self.complete.set()
+            self._finish()
+
+    def give_up(self) -> None:
+        """Wait no longer."""
+        if self._awaited:
+            self._awaited = 0
+            self._finish()
+
+    def _finish(self) -> None:
+        done, self._done = self._done, _nobody
+        self._forget(self.ids)
+        self._forget = _nobody  # or each would keep the other until Python looks for such
+        done(self._answers)
+
+
+def _nobody(_told: object) -> None:
+    """Tell nobody."""
 
 
 class _Client(QMPClient):
     """qemu.qmp's client, with what it hears handed over at once, and its end to an event buffer."""
 
-    def __init__(self, buffer: EventBuffer, sock: socket.socket) -> None:
+    def __init__(self, buffer: EventOutlet, sock: socket.socket) -> None:
         super().__init__(readbuflen=READ_LIMIT)
         self.pace = Pace()
         self._buffer = buffer
         self._sock = sock
         self._reads_itself = False
         self._read_at = 0.0
-        self._sent: dict[str, tuple[_Answers, int, str]] = {}  # by their ids: not yet answered
+        self._sent: dict[str, tuple[Question, int, str]] = {}  # by their ids: not yet answered
 
-    def send(self, commands: Sequence[Command], answers: _Answers) -> list[str]:
-        """Send commands, whose answers are put where they belong; return their ids."""
+    def send(self, commands: Sequence[Command], answers: Question) -> None:
+        """Send commands, whose answers are put where they belong."""
         if self.runstate is not Runstate.RUNNING or self._writer is None:
             for index, (name, _) in enumerate(commands):
                 answers.put(index, SessionLostError(f"{name}: not sent, the session has ended"))
-            return []
+            return
         ids = []
         messages = b""
         for index, (name, arguments) in enumerate(commands):
@@ -137,13 +168,13 @@ class _Client(QMPClient):
             ids.append(str(message["id"]))
             self._sent[ids[-1]] = answers, index, name
             messages += json.dumps(message).encode()
+        answers.sent(ids, self.forget)
         self._writer.write(messages)
         self.pace.hurried = True  # the answers come behind all panics that are not yet read
         transport = self._writer.transport
         # A transport that failed to write closes itself, which nobody reads of meanwhile.
         if transport.is_closing() or transport.get_write_buffer_size() > UNREAD:
             self.abort()
-        return ids
 
     def forget(self, ids: Iterable[str]) -> None:
         """Wait no more for the answers to commands."""
@@ -234,10 +265,10 @@ class _Client(QMPClient):
         super()._set_state(state)
         if state is Runstate.DISCONNECTING:
             self._buffer.close()
-            for answers, index, name in self._sent.values():
+            unanswered, self._sent = list(self._sent.values()), {}
+            for answers, index, name in unanswered:
                 lost = f"{name}: the session ended before an answer came"
                 answers.put(index, SessionLostError(lost))
-            self._sent.clear()
 
     def abort(self) -> None:
         """Drop the connection without waiting for unsent output, which may never go."""
@@ -273,7 +304,7 @@ class Monitor:
         pace: how much of a processor its reading may take.
     """
 
-    def __init__(self, client: _Client, events: EventBuffer, version: Version) -> None:
+    def __init__(self, client: _Client, events: EventOutlet, version: Version) -> None:
         self._client = client
         self.events = events
         self.version = version
@@ -307,17 +338,41 @@ class Monitor:
         Returns:
             For each command its answer, or the ``MonitorError`` that it met.
         """
-        answers: list[object] = [
-            NoReplyError(f"{name}: no answer in {timeout:g} s") for name, _ in commands
-        ]
-        awaited = _Answers(answers)
-        ids = self._client.send(commands, awaited)
+        complete = trio.Event()
+        answers: list[object] = []
+
+        def done(given: list[object]) -> None:
+            answers.extend(given)
+            complete.set()
+
+        question = self.ask(commands, done, timeout=timeout)
         try:
             with trio.move_on_after(timeout):
-                await awaited.complete.wait()
+                await complete.wait()
         finally:
-            self._client.forget(ids)
+            question.give_up()
         return answers
+
+    def ask(
+        self,
+        commands: Sequence[Command],
+        done: Callable[[list[object]], None],
+        *,
+        timeout: float,
+    ) -> Question:
+        """Send several commands at once, and have their answers told; see ``execute_all``.
+
+        Args:
+            commands: in their order.
+            done: called once with the answers, perhaps before this returns.
+            timeout: seconds after which the caller is going to give the question up.
+
+        Returns:
+            The question, to be given up if it takes too long.
+        """
+        question = Question([name for name, _ in commands], done, timeout)
+        self._client.send(commands, question)
+        return question
 
     async def execute_with_fd(
         self, command: str, arguments: Mapping[str, object], fd: int, *, timeout: float
@@ -370,7 +425,7 @@ async def open_monitor(sock: socket.socket, *, timeout: float) -> AsyncIterator[
         NoGreetingError: no greeting came in time.
         UnreachableError: it makes no sense, or the connection ended.
     """
-    events = EventBuffer()
+    events = EventOutlet()
     client = _Client(events, sock)
     try:
         version = await _connect(client, sock, timeout)

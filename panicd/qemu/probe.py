@@ -6,10 +6,10 @@ so no panic slips between the two.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from panicd.qemu.monitor import CommandError, Monitor, MonitorError
+from panicd.qemu.monitor import Monitor, MonitorError
 from panicd.rules.capability import (
     BUILTIN_UNTIL,
     DUMP_FORMATS_SINCE,
@@ -26,20 +26,6 @@ from panicd.rules.command_line import HYPERV_CRASH, PANIC_DEVICE_TYPES, CommandL
 from panicd.rules.qapi import MAX_TEXT, RunState
 from panicd.rules.settings import DumpFormat
 
-MIGRATING: Final = frozenset(
-    {
-        "setup",
-        "active",
-        "device",
-        "pre-switchover",
-        "postcopy-active",
-        "postcopy-device",
-        "postcopy-paused",
-        "postcopy-recover",
-        "cancelling",
-        "wait-unplug",
-    }
-)
 NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
@@ -108,42 +94,6 @@ async def probe(
         run_state=RunState.parse(_member(answers["status"], "status")),
         capability=_capability(monitor, answers, command_line),
     )
-
-
-async def set_panic_action(
-    monitor: Monitor, capability: Capability, setting: PanicSetting, *, timeout: float
-) -> Capability:
-    """Change what a panic does to the guest (``set-action``, QEMU 6.0 and later).
-
-    Returns:
-        The capability with what is now known of the setting.
-
-    Raises:
-        UncertainError: no answer came.
-    """
-    if not capability.can_set_action or capability.panic_setting is setting:
-        return capability
-    try:
-        await monitor.execute("set-action", {"panic": setting.value}, timeout=timeout)
-    except CommandError:
-        return capability
-    return replace(capability, panic_setting=setting)
-
-
-def work_in_progress(migration: object, jobs: object, dump: object = None) -> str:
-    """Return what QEMU is busy with that an action on the guest would cut off, or nothing.
-
-    Args:
-        migration: answer to ``query-migrate`` (QAPI ``MigrationStatus``).
-        jobs: answer to ``query-block-jobs``; a mirror that is ready only waits to be told to end.
-        dump: answer to ``query-dump``.
-    """
-    if _member(migration, "status") in MIGRATING:
-        return "a migration"
-    entries = jobs if isinstance(jobs, list) else []
-    if any(isinstance(job, dict) and job.get("ready") is not True for job in entries):
-        return "a block job"
-    return "a dump" if _member(dump, "status") == "active" else ""
 
 
 def _capability(

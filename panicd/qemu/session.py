@@ -1,56 +1,27 @@
 """One connected VM: its monitor, its process, and its run state as events and answers tell.
 
-A session has one reader. Whoever waits for something to happen to the guest calls ``observe``,
-which takes the events in their order, keeps the run state, and passes each on to the session's
-``listener`` before it looks whether the awaited thing has come.
+Events are followed as they are read, in their order, and handed on at once to the session's
+``listener``. Whoever waits for something to happen to the guest calls ``observe``.
 """
 
-import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
 
-from panicd.qemu.event_buffer import Heard, Overflow
-from panicd.qemu.monitor import Command, Monitor, NoReplyError, UncertainError
-from panicd.qemu.probe import Probe, set_panic_action, work_in_progress
+from panicd.qemu.event_buffer import Heard
+from panicd.qemu.monitor import Monitor
+from panicd.qemu.probe import Probe
 from panicd.qemu.process import Peer
-from panicd.rules.capability import DETACHED_DUMP_SINCE, Capability, PanicSetting
-from panicd.rules.qapi import (
-    DumpCompletedEvent,
-    Event,
-    GuestPanickedEvent,
-    PanicAction,
-    ResetEvent,
-    ResumeEvent,
-    RunState,
-    ShutdownEvent,
-    StopEvent,
-)
+from panicd.rules.capability import Capability
+from panicd.rules.machine.answers import run_state_of
+from panicd.rules.machine.vm import Vm, follow
+from panicd.rules.qapi import DumpCompletedEvent, RunState
 
 ANSWER_TIMEOUT: Final = 5.0  # seconds; under a flood of panics QEMU was seen to take 1.2
-BUSY_TIMEOUT: Final = 2.0  # seconds: an action waits for this answer, though not for ever
 
-Listener = Callable[[Heard], Awaitable[None]]
-
-
-@dataclass(slots=True)
-class Seen:
-    """How often each thing was seen in this session: what a step compares before and after."""
-
-    resets: int = 0
-    resumes: int = 0
-    panics: int = 0
-    overflows: int = 0  # of events: what happened to the guest may have gone unseen
-    shutdown: ShutdownEvent | None = None
-    dump: DumpCompletedEvent | None = None
-    reset_by_guest: bool = False  # the last of them
-    reset_since_panic: bool = False  # then it is no panicked guest, though 1.7 to 2.5 call it one
-
-    def forget_dump(self) -> None:
-        """Make ready to wait for the end of a new dump."""
-        self.dump = None
+Listener = Callable[[Heard], None]
 
 
 @dataclass(slots=True)
@@ -62,49 +33,63 @@ class Session:
         peer: the process at the other end.
         name: the VM's own name, empty where it has none.
         uuid: the VM's UUID, empty where it has none.
-        run_state: as last answered, kept up with the events since.
-        capability: what this QEMU can do.
+        vm: what is known of it, kept up with its events.
         process_known: the peer is a QEMU, so its end is this QEMU's end; not so behind a proxy.
-        listener: told of every event, in order.
-        seen: what was seen so far.
+        dump: how the last dump ended, since ``forget_dump``.
     """
 
     monitor: Monitor
     peer: Peer
     name: str
     uuid: str
-    run_state: RunState
-    capability: Capability
+    vm: Vm
     process_known: bool
-    listener: Listener
-    seen: Seen = field(default_factory=Seen)
-    _stop_means: RunState = field(default=RunState.PAUSED, init=False)
+    dump: DumpCompletedEvent | None = None
+    _listener: Listener | None = field(default=None, init=False)
+    _told: list[trio.Event] = field(default_factory=list, init=False)
 
     @classmethod
-    def from_probe(
-        cls, monitor: Monitor, peer: Peer, answers: Probe, listener: Listener
-    ) -> "Session":
+    def from_probe(cls, monitor: Monitor, peer: Peer, answers: Probe) -> "Session":
         """Return the session of a VM that has just been asked what it is."""
-        return cls(
-            monitor,
-            peer,
-            answers.name,
-            answers.uuid,
-            answers.run_state,
-            answers.capability,
-            peer.is_qemu(),
-            listener,
-        )
+        known = peer.is_qemu()
+        process = str(peer.identity) if known else ""
+        vm = Vm(answers.run_state, answers.capability, process)
+        return cls(monitor, peer, answers.name, answers.uuid, vm, known)
+
+    def listen(self, listener: Listener | None, tell_end: Callable[[], None]) -> None:
+        """Follow the events, and have each handed on; those that came before go first.
+
+        Args:
+            listener: is given each event, and then keeps ``vm`` up; None: the session does.
+            tell_end: called when the session has ended.
+        """
+        self._listener = listener
+
+        def ended() -> None:
+            tell_end()
+            self._tell()
+
+        self.monitor.events.hand_over(self._hear, ended)
+
+    def leave(self) -> None:
+        """Follow nothing more."""
+        self._listener = None
+        self.monitor.events.let_go()
 
     @property
-    def stops_by_panic(self) -> bool:
-        """Whether a panic has stopped the guest, or is about to."""
-        return RunState.GUEST_PANICKED in {self.run_state, self._stop_means}
+    def run_state(self) -> RunState:
+        """QEMU's run state, as last answered and kept up with the events since."""
+        return self.vm.run_state
+
+    @property
+    def capability(self) -> Capability:
+        """What this QEMU can do."""
+        return self.vm.capability
 
     @property
     def process(self) -> str:
         """What tells this QEMU process from every other; empty where it is not known."""
-        return str(self.peer.identity) if self.process_known else ""
+        return self.vm.process
 
     @property
     def by_libvirt(self) -> bool:
@@ -114,84 +99,33 @@ class Session:
 
     @property
     def ended(self) -> bool:
-        """Whether the connection is gone and every event was taken."""
+        """Whether the connection is gone."""
         return self.monitor.events.ended
 
-    def has_gone(self) -> bool:
-        """Tell whether QEMU is gone: its process, or where that is not known, what it said last."""
-        if self.process_known:
-            return self.peer.gone()
-        return self.ended and self.seen.shutdown is not None
+    def forget_dump(self) -> None:
+        """Make ready to wait for the end of a new dump."""
+        self.dump = None
+
+    def nudge(self) -> None:
+        """Have whoever observes look again."""
+        self._tell()
 
     async def observe(self, until: Callable[[], bool], timeout: float) -> bool:
-        """Take events until something holds, the time is over, or the session ends.
+        """Wait until something holds, the time is over, or the session ends.
+
+        Args:
+            until: is asked after each event, and each nudge.
+            timeout: seconds.
 
         Returns:
-            Whether ``until`` holds.
+            Whether it holds.
         """
-        while not until() and await self.take_event():
-            pass  # mostly so: what is waited for came with the answer, or before
-        if until():
-            return True
         with trio.move_on_after(timeout):
             while not until() and not self.ended:
-                await self.next_event()
+                told = trio.Event()
+                self._told.append(told)
+                await told.wait()
         return until()
-
-    async def wait_event(self, timeout: float) -> bool:
-        """Wait until there is an event to take, or a nudge; return whether there was, in time."""
-        if timeout == math.inf:
-            await self.monitor.events.wait()
-            return True
-        with trio.move_on_after(timeout) as limit:
-            await self.monitor.events.wait()
-        return not limit.cancelled_caught
-
-    async def next_event(self) -> None:
-        """Wait for one event, if need be, and take it; return at the session's end or a nudge too.
-
-        Raises:
-            MonitorError: events were lost, and QEMU did not say how it stands.
-        """
-        await self.monitor.events.wait()
-        await self.take_event()
-
-    def skip_event(self) -> None:
-        """Take the next event, if there is one, without telling the listener."""
-        entry = self.monitor.events.pop()
-        if isinstance(entry, Heard):
-            self._follow(entry.event)
-
-    async def drain(self) -> None:
-        """Take every event that is there already.
-
-        Raises:
-            MonitorError: as in ``next_event``.
-        """
-        while await self.take_event():
-            pass
-
-    async def take_event(self) -> bool:
-        """Take the next event, if there is one; return whether there was.
-
-        Raises:
-            MonitorError: as in ``next_event``.
-        """
-        entry = self.monitor.events.pop()
-        if isinstance(entry, Overflow):
-            self.seen.overflows += 1
-            self.seen.reset_since_panic = False  # for all that is known
-            state = await self.query_status()
-            if entry.panics:
-                stopped = state is RunState.GUEST_PANICKED
-                event = GuestPanickedEvent(0.0, PanicAction.PAUSE if stopped else PanicAction.RUN)
-                self.seen.panics += entry.panics
-                await self.listener(Heard(event, trio.current_time(), entry.panics))
-        elif entry is not None:
-            self._follow(entry.event)
-            self.seen.panics += entry.count * isinstance(entry.event, GuestPanickedEvent)
-            await self.listener(entry)
-        return entry is not None
 
     async def query_status(self, timeout: float = ANSWER_TIMEOUT) -> RunState:
         """Ask QEMU for its run state.
@@ -199,42 +133,9 @@ class Session:
         Raises:
             MonitorError: it did not answer.
         """
-        self._learn_status(await self.execute("query-status", timeout=timeout))
+        answer = await self.execute("query-status", timeout=timeout)
+        self.vm = replace(self.vm, run_state=run_state_of(answer))
         return self.run_state
-
-    def _learn_status(self, answer: object) -> None:
-        status = answer.get("status") if isinstance(answer, dict) else None
-        self.run_state = RunState.parse(status)
-
-    async def status_or_last(self) -> RunState:
-        """Ask QEMU for its run state; return the last that is known where it does not answer.
-
-        Raises:
-            SessionLostError: the session has ended.
-        """
-        try:
-            return await self.query_status(BUSY_TIMEOUT)
-        except NoReplyError:
-            return self.run_state
-
-    async def busy_with(self) -> str:
-        """Ask QEMU for what an action on the guest would cut off; empty where there is nothing.
-
-        Its run state is asked after that, so it is that of a guest without such work, or with it.
-
-        Raises:
-            UncertainError: it did not answer.
-        """
-        questions: list[Command] = [("query-migrate", {}), ("query-block-jobs", {})]
-        if self.capability.version >= DETACHED_DUMP_SINCE:
-            questions.append(("query-dump", {}))
-        questions.append(("query-status", {}))
-        *answers, status = await self.monitor.execute_all(questions, timeout=BUSY_TIMEOUT)
-        for answer in (*answers, status):
-            if isinstance(answer, UncertainError):
-                raise answer
-        self._learn_status(status)
-        return work_in_progress(*answers)
 
     async def execute(
         self,
@@ -245,44 +146,17 @@ class Session:
         """Have QEMU carry out a command; see ``Monitor.execute``."""
         return await self.monitor.execute(command, arguments, timeout=timeout)
 
-    async def set_panic_action(self, setting: PanicSetting) -> None:
-        """Change what a panic does to the guest, where this QEMU lets it be changed.
+    def _hear(self, heard: Heard) -> None:
+        if isinstance(heard.event, DumpCompletedEvent):
+            self.dump = heard.event
+        if self._listener is not None:
+            self._listener(heard)
+        else:
+            self.vm = follow(self.vm, heard.event)
+        if self._told:
+            self._tell()
 
-        Raises:
-            UncertainError: no answer came.
-        """
-        self.capability = await set_panic_action(
-            self.monitor, self.capability, setting, timeout=ANSWER_TIMEOUT
-        )
-
-    @property
-    def runs_on_panic(self) -> bool:
-        """Whether panicd has told QEMU not to stop the guest on a panic."""
-        return self.capability.panic_setting is PanicSetting.NONE
-
-    def learn_reset_is_impossible(self) -> None:
-        """Note that QEMU ends, or stays as it is, when it is told to reset."""
-        self.capability = replace(self.capability, reboot_is_shutdown=True)
-
-    def _follow(self, event: Event) -> None:
-        match event:
-            case GuestPanickedEvent(action=PanicAction.PAUSE):
-                # The STOP that follows does not tell why; this does.
-                self._stop_means = RunState.GUEST_PANICKED
-                self.seen.reset_since_panic = False
-            case StopEvent():
-                self.run_state = self._stop_means
-                self._stop_means = RunState.PAUSED
-            case ResumeEvent():
-                self.seen.resumes += 1
-                self.run_state = RunState.RUNNING
-            case ResetEvent(guest=guest):
-                self.seen.resets += 1
-                self.seen.reset_by_guest = guest
-                self.seen.reset_since_panic = True
-            case ShutdownEvent():
-                self.seen.shutdown = event
-            case DumpCompletedEvent():
-                self.seen.dump = event
-            case _:
-                pass
+    def _tell(self) -> None:
+        told, self._told = self._told, []
+        for each in told:
+            each.set()

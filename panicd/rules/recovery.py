@@ -205,16 +205,31 @@ def _still_panicked(
         if earliest <= version < latest and not _let_go(incident):
             # It was reset and has not run, or somebody let it run and it panicked anew: nothing
             # tells. A reset is right either way, a cont in one case only.
-            return GoOn(reset)
+            return GoOn(_ready_for(incident, reset))
         if isinstance(step, Cont) or done:
             return End(Ending.RESTARTED)
-        return GoOn(reset)
+        return GoOn(_ready_for(incident, reset))
     if _let_go(incident) and incident.action is Action.GRACE:
         return Redecide()
     if _let_go(incident):
         return End(_let_run(incident))
     first_of_end = _begun(incident, Quit)
-    return GoOn(_unfinished(incident, index) if first_of_end is None else first_of_end)
+    if first_of_end is not None:
+        return GoOn(_ready_for(incident, first_of_end))
+    return GoOn(_unfinished(incident, index))
+
+
+def _ready_for(incident: Incident, command: int) -> int:
+    """Return the step to go on with for a command to be given: it may have been, and may not.
+
+    It is on record while what goes before it is still under way. That is gone through once more.
+    """
+    return min(i for i in range(command + 1) if i == command or _is_unfinished(incident, i))
+
+
+def _is_unfinished(incident: Incident, index: int) -> bool:
+    record = incident.steps.get(index)
+    return record is not None and record.outcome is None
 
 
 def _running(incident: Incident, step: AnyStep | None) -> Recovery:
@@ -278,7 +293,7 @@ def _stopped(
             return GoOn(reset + 1)
         # 'paused' is also what panicd's own stop left: then only the result proves the reset.
         if incident.steps[reset].outcome is not Outcome.DONE:
-            return GoOn(reset)
+            return GoOn(_ready_for(incident, reset))
         # Since 2.6 a reset leaves 'prelaunch': it was let run, and somebody paused it.
         if version >= left_panicked_until:
             return End(Ending.RESTARTED)

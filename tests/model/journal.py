@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import trio
 
 from panicd.host.journal import JournalError
@@ -15,7 +17,8 @@ from tests.model.clock import LATENCY
 class MemoryJournal:
     """A journal that outlives a daemon and no test; it keeps the entries as the real one does."""
 
-    def __init__(self) -> None:
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
         self.entries: dict[str, list[str]] = {}
         self.operations: list[Operation] = []
         self.full = False
@@ -26,15 +29,35 @@ class MemoryJournal:
         """Take nothing any more of a daemon that was killed."""
         self._generation += 1
 
-    async def append(self, incident_id: str, *entries: AnyEntry) -> None:
+    def opened(self) -> OpenJournal:
+        """Open it, for one daemon."""
+        return OpenJournal(self, self._generation)
+
+    def append_soon(
+        self,
+        written: int,
+        incident_id: str,
+        entries: Sequence[AnyEntry],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
         """Add entries, in a moment."""
-        written = self._generation
+        self._nursery.start_soon(self._append, written, incident_id, entries, done)
+
+    async def _append(
+        self,
+        written: int,
+        incident_id: str,
+        entries: Sequence[AnyEntry],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
         await trio.sleep(LATENCY)
         if written != self._generation:
-            await trio.sleep_forever()  # it was killed, and this is its ghost
+            return  # it was killed, and this is its ghost
         if self.full:
-            raise JournalError("the disk is full")
+            done(JournalError("the disk is full"))
+            return
         self.entries.setdefault(incident_id, []).extend(map(encode, entries))
+        done(None)
 
     def incidents(self) -> list[Incident]:
         """Every incident, as it follows from its entries."""
@@ -56,3 +79,22 @@ class MemoryJournal:
                 key = domain_key(incident.opened)
                 found[key] = (*found.get(key, ()), incident.restarted_at)
         return found
+
+
+class OpenJournal:
+    """The journal as one daemon has it open; of one that was killed nothing is written."""
+
+    fault: str | None = None
+
+    def __init__(self, journal: MemoryJournal, generation: int) -> None:
+        self._journal = journal
+        self._generation = generation
+
+    def append_soon(
+        self,
+        incident_id: str,
+        entries: Sequence[AnyEntry],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """Add entries, in a moment."""
+        self._journal.append_soon(self._generation, incident_id, entries, done)

@@ -11,7 +11,6 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from panicd.bundle_keeper import BundleKeeper
-from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import FIRST_RETRY, LAST_RETRY, LASTING
 from panicd.dump_queue import DumpQueue
 from panicd.fleet import Domain, Fleet
@@ -19,8 +18,11 @@ from panicd.host.config import Config
 from panicd.host.journal import Journal, JournalError
 from panicd.host.journal_totals import ForeignAction, Totals
 from panicd.host.metrics import Metrics
+from panicd.incident.adoption import take_up_orphans
+from panicd.incident.chronicle import Chronicle, Keeping
+from panicd.incident.driver import Driver
+from panicd.incident.waiting import WaitingRoom
 from panicd.libvirt import Libvirt
-from panicd.orphans import take_up_orphans
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.monitor import Monitor, MonitorError
 from panicd.qemu.probe import probe
@@ -34,9 +36,8 @@ from panicd.rules.policy import FALLBACK_REASONS
 from panicd.rules.settings import JournalFailure, Policy
 from panicd.services import Services
 from panicd.storm_breaker import StormBreaker
-from panicd.supervisor import Supervisor
 from panicd.tally import Tally
-from panicd.waiting import WaitingRoom
+from panicd.timers import Timers
 from tests.model.clock import LATENCY, now
 from tests.model.world import World
 
@@ -51,13 +52,14 @@ class Life:
         self._policy = policy
         self.fleet = Fleet()
         self.holds = Holds(world.journal.operations)
-        self.supervisor: Supervisor | None = None
+        self.driver: Driver | None = None
         self.services: Services
 
     async def run(self) -> None:
         """Run until cancelled."""
         async with trio.open_nursery() as nursery:
             self.services = self._services(nursery)
+            nursery.start_soon(self.services.timers.run)
             nursery.start_soon(take_up_orphans, self.services)
             while True:
                 domain, retry = self.fleet.add(ADDRESS, "vm", now()), FIRST_RETRY
@@ -80,18 +82,15 @@ class Life:
     async def _look_after(self, domain: Domain) -> None:
         monitor = await self.world.connect()
         peer = ModelPeer(self.world)
-        supervisor = Supervisor(self.services, domain)
         try:
             answers = await probe(cast("Monitor", monitor), None, timeout=5.0)
-            session = Session.from_probe(
-                cast("Monitor", monitor), cast("Peer", peer), answers, supervisor.listen
-            )
+            session = Session.from_probe(cast("Monitor", monitor), cast("Peer", peer), answers)
             self.fleet.identify(domain, session.name, session.uuid)
             domain.problem = ""
-            self.supervisor = supervisor
-            await supervisor.run(session)
+            self.driver = Driver(self.services, domain, cast("Peer", peer))
+            await self.driver.look_after(session)
         finally:
-            self.supervisor = None
+            self.driver = None
             monitor.close()
 
     def _services(self, nursery: trio.Nursery) -> Services:
@@ -108,7 +107,7 @@ class Life:
             domains=list,
             coredump_free_bytes=lambda: None,
         )
-        journal = cast("Journal", world.journal)
+        journal = cast("Journal", world.journal.opened())
         tally = Tally(metrics, Totals({}, {}, {}, {}, {}, {}), world.journal.restarts())
         keeping = Keeping(journal, tally, now, lambda: JournalFailure.PRESERVE)
         waiting = WaitingRoom(nursery, now, self.fleet.has_returned)
@@ -128,6 +127,7 @@ class Life:
             way=RightOfWay(),
             unrecorded=lambda: False,
             libvirt=Libvirt(lambda: None, dry_run=False),
+            timers=Timers(),
             dry_run=False,
         )
 

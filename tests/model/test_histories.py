@@ -21,11 +21,11 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from panicd.incident.driver import Request
 from panicd.rules.incident import Incident, State
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Operation, OperationKind
 from panicd.rules.settings import Budget, CoredumpSettings, Policy, Relaunch
-from panicd.supervisor import Wish
 from tests.model.clock import now
 from tests.model.life import Life
 from tests.model.world import Fault, World
@@ -218,18 +218,18 @@ class Trial:
         operation = Operation(now(), 0, kind, "vm", "model")
         self.world.journal.operations.append(operation)
         self.life.holds.add(operation)
-        if self.life.supervisor is not None:
-            self.life.supervisor.reload()
+        if self.life.driver is not None:
+            self.life.driver.reload()
 
     def _ask(self, kind: OperationKind, action: str) -> None:
-        if self.life.supervisor is None:
+        if self.life.driver is None:
             return
         wanted = OnCrash(action) if action else None
         if wanted in {None, OnCrash.IGNORE}:
             self.world.released = True
         self.world.requests += 1
-        wish = Wish(Operation(now(), 0, kind, "vm", "model", detail=action), wanted)
-        self.life.supervisor.ask(wish)
+        request = Request(Operation(now(), 0, kind, "vm", "model", detail=action), wanted)
+        self.life.driver.ask(request)
 
     async def settle(self) -> None:
         """Take the faults away, and let all come to its end."""

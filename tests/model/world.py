@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,10 @@ from unittest.mock import patch
 import trio
 
 import panicd.evidence
-import panicd.executor
-import panicd.orphans
-import panicd.responder
-import panicd.waiting
+import panicd.incident.driver
+import panicd.incident.waiting
 from panicd.qemu.coredump import FinishedDump
-from panicd.qemu.event_buffer import EventBuffer
+from panicd.qemu.event_buffer import EventOutlet
 from panicd.qemu.monitor import (
     Command,
     CommandError,
@@ -100,7 +98,7 @@ class World:
         self.profile = profile
         self._resets = resets
         self.on_crash = on_crash
-        self.journal = MemoryJournal()
+        self.journal = MemoryJournal(nursery)
         self.machine: Machine | None = None
         self.panics = 0
         self.panicked = False
@@ -130,10 +128,9 @@ class World:
     def in_place(self) -> Iterator[None]:
         """Put this world where panicd looks for processes, files and commands."""
         with (
-            patch.object(panicd.waiting, "ProcessIdentity", _identities(self)),
+            patch.object(panicd.incident.waiting, "ProcessIdentity", _identities(self)),
             patch.object(panicd.evidence.EvidenceKeeper, "dump", self.dump),
-            patch.object(panicd.executor, "run_relaunch", self.relaunch),
-            patch.object(panicd.orphans, "run_relaunch", self.relaunch),
+            patch.object(panicd.incident.driver, "run_relaunch", self.relaunch),
         ):
             yield
 
@@ -292,14 +289,14 @@ class World:
 
     async def dump(self, session: Session, *_: object) -> FinishedDump:
         """Write a dump."""
-        session.seen.forget_dump()
+        session.forget_dump()
         arguments = {"paging": False, "protocol": "file:/dev/null"}
         if self.profile.detached_dump:
             arguments["detach"] = True
         await session.execute("dump-guest-memory", arguments)
         if not self.profile.detached_dump:
             return FinishedDump(Path("/dev/null"), 0)
-        if not await session.observe(lambda: session.seen.dump is not None, 60.0):
+        if not await session.observe(lambda: session.dump is not None, 60.0):
             raise SessionLostError("dump-guest-memory: the session ended before the dump did")
         return FinishedDump(Path("/dev/null"), 0)
 
@@ -364,7 +361,7 @@ class ModelMonitor:
         self._world = world
         self._machine = machine
         self._closed = trio.Event()
-        self.events = EventBuffer()
+        self.events = EventOutlet()
         self.pace = Pace()
         self.version: Version = world.profile.version
         self.package: str = world.profile.package
@@ -395,6 +392,18 @@ class ModelMonitor:
             return exchange.answers
         error = SessionLostError if self._closed.is_set() else NoReplyError
         return [error("no answer") for _ in commands]
+
+    def ask(
+        self, commands: Sequence[Command], done: Callable[[list[object]], None], *, timeout: float
+    ) -> ModelQuestion:
+        question = ModelQuestion(done)
+
+        async def ask() -> None:
+            answers = await self.execute_all(commands, timeout=timeout)
+            question.finish(answers)
+
+        self._world._nursery.start_soon(ask)
+        return question
 
     @property
     def closed(self) -> bool:
@@ -437,6 +446,23 @@ class ModelMonitor:
         if not self._closed.is_set() and len(answers) == len(commands):
             exchange.answers = answers
         exchange.over.set()
+
+
+class ModelQuestion:
+    """Commands that are to be answered, as ``panicd.qemu.monitor.Question`` is one."""
+
+    ids = ("1",)
+
+    def __init__(self, done: Callable[[list[object]], None]) -> None:
+        self._done: Callable[[list[object]], None] | None = done
+
+    def finish(self, answers: list[object]) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(answers)
+
+    def give_up(self) -> None:
+        self.finish([NoReplyError("no answer")])
 
 
 class _Exchange:

@@ -11,20 +11,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from panicd.chronicle import Chronicle, Clock
-from panicd.host.journal import JournalError
 from panicd.host.journal_totals import domain_key
+from panicd.incident.chronicle import Chronicle, Clock
 from panicd.qemu.process import ProcessIdentity
-from panicd.rules.incident import (
-    Closed,
-    Ending,
-    Opened,
-    Outcome,
-    Settled,
-    State,
-    StepEnded,
-    StepResult,
-)
+from panicd.rules.incident import Opened
+from panicd.rules.machine.inputs import Plight
 from panicd.rules.plan import AwaitReturn
 
 
@@ -45,8 +36,8 @@ class WaitingRoom:
         has_returned: tells whether the domain of an incident is connected through a new QEMU.
 
     Attributes:
-        orphans: receives each incident whose QEMU has ended, or that is over and only has to be
-            written; it waits here no longer.
+        orphans: receives each incident that is to be taken up without a connection, and why; it
+            waits here no longer.
     """
 
     def __init__(
@@ -56,7 +47,7 @@ class WaitingRoom:
         self._clock = clock
         self._has_returned = has_returned
         self._waiting: dict[str, _Place] = {}
-        self._orphaned, self.orphans = trio.open_memory_channel[Chronicle](math.inf)
+        self._orphaned, self.orphans = trio.open_memory_channel[tuple[Chronicle, Plight]](math.inf)
 
     def park(self, chronicle: Chronicle, *, is_orphan: bool = False) -> None:
         """Keep an open incident until its domain is found again.
@@ -67,7 +58,7 @@ class WaitingRoom:
         """
         opened, deadline = chronicle.incident.opened, return_deadline(chronicle)
         if deadline is not None and self._has_returned(opened):
-            self._end_wait(chronicle)
+            self.hand_over(chronicle, Plight.RETURNED)  # it was faster than what brought it back
             return
         place = self._waiting[chronicle.incident.id] = _Place(chronicle)
         process = ProcessIdentity.parse(opened.process)
@@ -91,9 +82,9 @@ class WaitingRoom:
             self.withdraw(chronicle)
         return chronicle
 
-    def hand_over(self, chronicle: Chronicle) -> None:
+    def hand_over(self, chronicle: Chronicle, plight: Plight = Plight.ENDED) -> None:
         """Have an incident gone on with for which no connection is needed: see ``orphans``."""
-        self._orphaned.send_nowait(chronicle)
+        self._orphaned.send_nowait((chronicle, plight))
 
     def withdraw(self, chronicle: Chronicle) -> bool:
         """Keep an incident no longer; return whether it was still here."""
@@ -114,29 +105,12 @@ class WaitingRoom:
             del self._waiting[place.chronicle.incident.id]
             self.hand_over(place.chronicle)
 
-    def _end_wait(self, chronicle: Chronicle) -> None:
-        """End the wait for a domain that was faster than the command that brought it back."""
-        index = chronicle.incident.step_in_progress
-        assert index is not None, "it awaits its domain's return"
-        chronicle.end(index, StepResult(Outcome.DONE))
-        chronicle.note(Closed(self._clock(), Ending.RELAUNCHED))
-        self.hand_over(chronicle)
-
     async def _give_up_at(self, place: _Place, deadline: float) -> None:
-        chronicle = place.chronicle
         with place.left:
             await trio.sleep(max(0.0, deadline - self._clock()))
-        index = chronicle.incident.step_in_progress
-        if place.left.cancel_called or index is None:
-            return
-        detail = "the domain did not come back in time"
-        chronicle.note(StepEnded(self._clock(), index, Outcome.FAILED, detail))
-        chronicle.note(Settled(self._clock(), State.FAILED))
-        try:
-            await chronicle.commit()
-        except JournalError:  # told of where it is found, and tried again as for any orphan
-            if self.withdraw(chronicle):
-                self._orphaned.send_nowait(chronicle)
+        if not place.left.cancel_called:
+            del self._waiting[place.chronicle.incident.id]
+            self.hand_over(place.chronicle, Plight.OVERDUE)
 
 
 def return_deadline(chronicle: Chronicle) -> float | None:

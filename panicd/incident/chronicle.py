@@ -4,11 +4,9 @@
 makes everything noted durable. Whatever changes a guest commits before it does.
 """
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Final, assert_never
+from typing import assert_never
 
 import trio
 
@@ -29,7 +27,6 @@ from panicd.rules.incident import (
     Settled,
     StepBegun,
     StepEnded,
-    StepResult,
     apply,
 )
 from panicd.rules.payload import describe
@@ -40,7 +37,8 @@ from panicd.tally import Tally
 Clock = Callable[[], float]
 """Returns seconds since the epoch."""
 
-REPEATS_EVERY: Final = 1.0  # seconds between two entries about repeated panics
+Told = Callable[[JournalError | None], None]
+"""Is told why something could not be written, or None when it is durable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +73,15 @@ class Chronicle:
         self.incident = incident
         self._keeping = keeping
         self._pending: list[AnyEntry] = []
-        self._committing = trio.Lock()  # so that nobody returns while his entries are on their way
-        self._repeats = 0
-        self._repeats_noted_at = 0.0
+        self._on_their_way: list[AnyEntry] = []
+        self._waiting: list[Told] = []  # for what is pending
         self._log = get_logger(domain=incident.opened.domain, incident=incident.id).bind()
 
     @classmethod
-    def open(cls, opened: Opened, keeping: Keeping) -> "Chronicle":
+    def open(cls, incident: Incident, keeping: Keeping) -> "Chronicle":
         """Begin the record of a new incident."""
-        chronicle = cls(Incident(new_id(opened.at), opened), keeping)
-        chronicle._add(None, opened)
+        chronicle = cls(incident, keeping)
+        chronicle._add(None, incident.opened)
         return chronicle
 
     def note(self, entry: AnyEntry) -> None:
@@ -93,69 +90,84 @@ class Chronicle:
         Raises:
             IllegalTransitionError: it has no place in the incident as it stands.
         """
-        before = self.incident
-        self.incident = apply(before, entry)
+        self.take(apply(self.incident, entry), entry)
+
+    def take(self, after: Incident, entry: AnyEntry) -> None:
+        """Add an entry to the incident as it stood, which is ``after`` with it."""
+        before, self.incident = self.incident, after
         self._add(before, entry)
+
+    def commit_soon(self, done: "Told") -> None:
+        """Have everything noted made durable.
+
+        Where it can't be written, what was noted is written with what is noted next.
+
+        Args:
+            done: called when it is durable, with None; or with why it could not be written.
+        """
+        if not self._pending and not self._on_their_way:
+            done(None)
+            return
+        self._waiting.append(done)
+        if not self._on_their_way:  # what is on its way goes first, so that the order stays
+            self._write()
 
     async def commit(self) -> None:
         """Return when everything noted is durable.
 
-        Where it can't be written, the configuration says whether to go on without; what was noted
-        is written with what is noted next.
-
         Raises:
             JournalError: it could not be written, and panicd is not to act without.
         """
-        if not self._pending and not self._committing.locked():
+        if self.is_written:
             return
-        try:
-            self._committing.acquire_nowait()
-        except trio.WouldBlock:
-            with trio.CancelScope(shield=True):  # whoever has it is cancelled too, and lets it go
-                await self._committing.acquire()
-        try:
-            if self._pending:
-                # From here to the journal's queue nothing waits: what is cancelled now is written.
-                entries, self._pending = self._pending, []
-                await self._keeping.journal.append(self.incident.id, *entries)
-        except JournalError as error:
-            self._pending = [*entries, *self._pending]
-            self._log.error("the journal can't be written", problem=str(error))
-            if self._keeping.journal_failure() is JournalFailure.PRESERVE:
-                raise
-        finally:
-            self._committing.release()
+        finished = trio.Event()
+        problems: list[JournalError] = []
+
+        def done(problem: JournalError | None) -> None:
+            problems.extend([problem] if problem is not None else [])
+            finished.set()
+
+        self.commit_soon(done)
+        await finished.wait()
+        if problems and self._keeping.journal_failure() is JournalFailure.PRESERVE:
+            raise problems[0]
 
     @property
     def is_written(self) -> bool:
         """Whether everything noted is durable."""
-        return not self._pending
+        return not self._pending and not self._on_their_way
 
     @property
     def now(self) -> float:
         """What time it is, in seconds since the epoch."""
         return self._keeping.clock()
 
-    def begin(self, index: int) -> None:
-        """Note that a step begins."""
-        self.note(StepBegun(self._keeping.clock(), index))
+    def _write(self) -> None:
+        entries, self._pending = self._pending, []
+        waiting, self._waiting = self._waiting, []
+        self._on_their_way = entries
 
-    def end(self, index: int, result: StepResult) -> None:
-        """Note how a step ended."""
-        self.note(StepEnded(self._keeping.clock(), index, result.outcome, result.detail))
+        def written(error: BaseException | None) -> None:
+            self._on_their_way = []
+            if isinstance(error, JournalError):
+                self._pending = [*entries, *self._pending]
+                self._log.error("the journal can't be written", problem=str(error))
+                waiting.extend(self._waiting)
+                self._waiting = []
+            elif error is not None:
+                raise error
+            elif self._pending:
+                self._write()
+            else:
+                waiting.extend(self._waiting)
+                self._waiting = []
+            for done in waiting:
+                done(error)
 
-    def repeat(self, count: int) -> None:
-        """Count more panics; they are noted once in ``REPEATS_EVERY`` seconds, none is lost."""
-        self._repeats += count
-        if self._keeping.clock() - self._repeats_noted_at >= REPEATS_EVERY:
-            self.note_repeats()
-
-    def note_repeats(self) -> None:
-        """Note the panics that were counted since the last time."""
-        if self._repeats:
-            count, self._repeats = self._repeats, 0
-            self._repeats_noted_at = self._keeping.clock()
-            self.note(Repeated(self._repeats_noted_at, count))
+        try:
+            self._keeping.journal.append_soon(self.incident.id, entries, written)
+        except JournalError as error:
+            written(error)
 
     def _add(self, before: Incident | None, entry: AnyEntry) -> None:
         self._pending.append(entry)
@@ -208,9 +220,3 @@ class Chronicle:
     def _step_name(self, index: int) -> str:
         assert self.incident.plan is not None
         return type(self.incident.plan.steps[index]).__name__
-
-
-def new_id(at: float) -> str:
-    """Return an id for an incident that begins now: it sorts by time and is a safe file name."""
-    moment = datetime.fromtimestamp(at, UTC)
-    return f"{moment:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"

@@ -1,0 +1,90 @@
+"""Open incidents that have no connection, and that something is to be done about all the same.
+
+The QEMU of one has ended while panicd was not connected; a relaunched domain is back, or is not in
+its time; the end of one could not be written; a QEMU that was being ended does not answer. Each is
+taken up by a driver of its own, and waits again if it stays open.
+"""
+
+from typing import Final
+
+import trio
+
+from panicd.fleet import Domain
+from panicd.host.journal import JournalError
+from panicd.incident.chronicle import Chronicle
+from panicd.incident.driver import Driver
+from panicd.qemu.process import Peer
+from panicd.rules.incident import State
+from panicd.rules.machine.inputs import Plight
+from panicd.rules.plan import Kill, Terminate
+from panicd.services import Services
+
+RETRY_EVERY: Final = 5.0  # seconds
+
+
+async def take_up_orphans(services: Services) -> None:
+    """Go on with every incident that is handed over, until cancelled."""
+    async with trio.open_nursery() as nursery:
+        async for chronicle, plight in services.waiting.orphans:
+            nursery.start_soon(_take_up_or_park, services, chronicle, plight)
+
+
+async def end_hung_qemu(services: Services, peer: Peer) -> None:
+    """Go on with ending a QEMU whose monitor does not answer, if that had begun.
+
+    Only the very process that an incident is about.
+
+    Raises:
+        JournalError: what is done can't be recorded.
+    """
+    found = (c for c in services.waiting.chronicles if _ends(c, str(peer.identity)))
+    chronicle = next(found, None)
+    if chronicle is None or services.dry_run:
+        return
+    services.waiting.withdraw(chronicle)
+    try:
+        await _driver(services, chronicle, peer).adopt(chronicle, Plight.HANGS)
+    finally:
+        if chronicle.incident.is_open or not chronicle.is_written:
+            services.waiting.park(chronicle)
+
+
+def _ends(chronicle: Chronicle, process: str) -> bool:
+    incident = chronicle.incident
+    if incident.opened.process != process or incident.state is not State.ACTING:
+        return False
+    assert incident.plan is not None
+    return isinstance(incident.plan.steps[max(incident.steps)], Terminate | Kill)
+
+
+async def _take_up_or_park(services: Services, chronicle: Chronicle, plight: Plight) -> None:
+    """Go on with one incident, and again for as long as the journal can't be written."""
+    there = True
+    while there:
+        try:
+            await _take_up(services, chronicle, plight)
+            is_done = chronicle.is_written or chronicle.incident.is_open
+        except JournalError:  # told of where it is found
+            is_done = False
+        except trio.Cancelled:  # what was noted is written at the very end
+            services.waiting.park(chronicle, is_orphan=True)
+            raise
+        if is_done and not chronicle.incident.is_open:
+            return
+        services.waiting.park(chronicle, is_orphan=True)
+        if is_done:
+            return
+        await trio.sleep(RETRY_EVERY)
+        there = services.waiting.withdraw(chronicle)
+
+
+async def _take_up(services: Services, chronicle: Chronicle, plight: Plight) -> None:
+    await chronicle.commit()  # what could not be written before
+    if chronicle.incident.is_open:
+        await _driver(services, chronicle, None).adopt(chronicle, plight)
+
+
+def _driver(services: Services, chronicle: Chronicle, peer: Peer | None) -> Driver:
+    opened = chronicle.incident.opened
+    domain = Domain(opened.monitor, opened.domain, opened.at, uuid=opened.uuid)
+    return Driver(services, domain, peer)

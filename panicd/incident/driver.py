@@ -1,0 +1,531 @@
+"""Drives one domain's machine: gives it what happens, and carries out what it says.
+
+It has no opinion: everything about a panic is decided in ``rules.machine``. An input is dealt with
+at once and synchronously, in the turn of the event loop in which it came: an event as it is read,
+an answer as it is read, a commit as it is done.
+"""
+
+import math
+import secrets
+import signal
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final, assert_never
+
+import trio
+
+from panicd.evidence import EvidenceKeeper
+from panicd.fleet import Domain
+from panicd.host.journal import JournalError
+from panicd.host.logs import get_logger
+from panicd.host.virsh import LibvirtRefusedError, LibvirtSilentError
+from panicd.incident.chronicle import Chronicle
+from panicd.libvirt import LibvirtAwayError
+from panicd.qemu.coredump import DumpError, DumpFailure
+from panicd.qemu.event_buffer import Heard as HeardAt
+from panicd.qemu.monitor import CommandError, SessionLostError, UncertainError
+from panicd.qemu.process import Peer, PeerError
+from panicd.qemu.session import Session
+from panicd.relaunch import relaunch_environment, run_relaunch
+from panicd.rules.capability import Armed
+from panicd.rules.ending import Cause, cause_of_end
+from panicd.rules.incident import Closed, Opened, Outcome, Settled, StepResult
+from panicd.rules.machine import State, effects, step
+from panicd.rules.machine.inputs import (
+    Adopted,
+    Answered,
+    Asked,
+    Attached,
+    Departed,
+    Durable,
+    Elapsed,
+    Finished,
+    Gone,
+    Heard,
+    Input,
+    Lost,
+    Moment,
+    NoAnswer,
+    Plight,
+    Reconsider,
+    Refused,
+    Stopping,
+    Told,
+    TurnCame,
+    Undurable,
+)
+from panicd.rules.machine.state import Begun, Left, Resting
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.operation import Operation
+from panicd.rules.policy import applicable
+from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState
+from panicd.services import Services
+from panicd.timers import Timer
+
+GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
+REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
+LOST: Final = "the domain's monitor was lost"
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """Something that an operator asks of a domain.
+
+    Attributes:
+        operation: who asks for what, and why.
+        action: of ``act``: what to do.
+        done: set when it was carried out, or refused.
+        refused: why, where it was.
+    """
+
+    operation: Operation
+    action: OnCrash | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+    refused: str = ""
+
+    def refuse(self, why: str) -> None:
+        """Say why it is not carried out."""
+        self.refused = why
+        self.done.set()
+
+
+class Driver:
+    """Drives the machine of one domain, or of an incident that has none.
+
+    Args:
+        services: what it uses.
+        domain: which it is; for an incident without a connection one of its own.
+        peer: the process that signals are for, where there is one.
+    """
+
+    def __init__(self, services: Services, domain: Domain, peer: Peer | None) -> None:
+        self._services = services
+        self._domain = domain
+        self._peer = peer
+        self._session: Session | None = None
+        self._state = State()
+        self._inbox: deque[Input] = deque()
+        self._is_busy = False
+        self._bug: BaseException | None = None
+        self._left = trio.Event()
+        self._problem = ""
+        self._cause = Cause.DISCONNECTED
+        self._nursery: trio.Nursery
+        self._timer: Timer | None = None
+        self._turn = trio.CancelScope()
+        self._requests: dict[int, Request] = {}
+        self._heard_at = math.inf
+        self._first = ExitStack()  # it has the way while it reacts
+        self._watches = False
+        self._token = secrets.token_hex(4)
+        self._numbers = count(1)
+        self._evidence = EvidenceKeeper(services, domain)
+
+    # What is asked of it.
+
+    async def look_after(self, session: Session) -> str:
+        """Look after a connected domain until its session ends.
+
+        Returns:
+            Why it ended.
+
+        Raises:
+            JournalError: what was to be written before can't be.
+        """
+        services, domain = self._services, self._domain
+        self._session = session
+        domain.chronicle = None
+        services.fleet.attach(domain, session)
+        try:
+            await self._claim_incident()
+            lost = await self._what_was_lost(session)
+            async with trio.open_nursery() as self._nursery:
+                self._look_up_policy()
+                incident = domain.chronicle.incident if domain.chronicle is not None else None
+                self.feed(Attached(session.vm, incident))
+                session.listen(self._heard, self._session_ended)
+                for each in lost:
+                    self.feed(each)
+                await self._until_left()
+        finally:
+            self._leave()
+        return self._problem or str(self._cause)
+
+    async def adopt(self, chronicle: Chronicle, plight: Plight) -> None:
+        """Take up an incident that has no connection, for as long as there is something to do.
+
+        Raises:
+            JournalError: it can't be recorded.
+        """
+        self._domain.chronicle = chronicle
+        async with trio.open_nursery() as self._nursery:
+            self._look_up_policy()
+            self.feed(Adopted(chronicle.incident, plight))
+            await self._until_left()
+        await chronicle.commit()
+
+    def reload(self) -> None:
+        """Have policy and holds looked up anew."""
+        self._look_up_policy()
+        self.feed(Reconsider())
+
+    def ask(self, request: Request) -> None:
+        """Have a request granted or refused, after the events that were heard already."""
+        if isinstance(self._state.phase, Left | Begun):
+            request.refuse(LOST)
+            return
+        number = next(self._numbers)
+        self._requests[number] = request
+        self.feed(Asked(number, request.operation, request.action))
+
+    # Inputs.
+
+    def feed(self, came: Input) -> None:
+        """Give the machine an input, and carry out what follows; one after the other."""
+        self._inbox.append(came)
+        if self._is_busy or self._bug is not None:
+            return
+        self._is_busy = True
+        try:
+            while self._inbox:
+                self._take(self._inbox.popleft())
+        except BaseException as bug:  # noqa: BLE001 - whoever called must not take it for his own
+            self._bug = bug
+            self._left.set()
+        finally:
+            self._is_busy = False
+
+    def _take(self, came: Input) -> None:
+        self._state, made = step(self._state, came, self._moment())
+        if self._session is not None and self._state.vm is not None:
+            self._session.vm = self._state.vm
+        for effect in made:
+            self._carry_out(effect)
+
+    def _moment(self) -> Moment:
+        services, domain = self._services, self._domain
+        now = services.keeping.clock()
+        assert domain.policy is not None
+        return Moment(
+            now=now,
+            ticks=trio.current_time(),
+            policy=domain.policy,
+            name=domain.name,
+            uuid=domain.uuid,
+            monitor=domain.address,
+            token=self._token,
+            restarts=services.keeping.tally.restarts(domain.key),
+            libvirt=services.libvirt.known(domain.uuid),
+            held=services.holds.on(domain.key, domain.name, now) is not None,
+            storm=services.storm.preserves(now, also=domain.key),
+            limited=services.storm.limits(now, also=domain.key),
+            unrecorded=services.unrecorded(),
+            dry_run=services.dry_run,
+            journal_failure=services.keeping.journal_failure(),
+        )
+
+    def _heard(self, heard: HeardAt) -> None:
+        is_panic = isinstance(heard.event, GuestPanickedEvent)
+        if is_panic and self._heard_at == math.inf and isinstance(self._state.phase, Resting):
+            self._heard_at = heard.at
+        before = self._state.repeats
+        self.feed(Heard(heard.event, heard.count))
+        if is_panic and self._state.repeats > before:
+            self._services.metrics.events_coalesced.inc(heard.count)
+
+    def _session_ended(self) -> None:
+        self.feed(Lost())
+
+    # Effects.
+
+    def _carry_out(self, effect: effects.Effect) -> None:
+        match effect:
+            case effects.Note():
+                self._note(effect)
+            case effects.Send(serial=serial):
+                self._act(effect.acts)
+                self._send(effect)
+            case effects.Commit(serial=serial):
+                self._commit(serial)
+            case effects.Wake(serial=serial, seconds=seconds):
+                self._wake(serial, seconds)
+            case effects.Collect():
+                self._nursery.start_soon(self._collect, effect)
+            case effects.MakeDump():
+                self._act(True)
+                self._nursery.start_soon(self._dump, effect)
+            case effects.Relaunch():
+                self._act(True)
+                self._nursery.start_soon(self._relaunch, effect)
+            case effects.SendSignal():
+                self._act(True)
+                self._signal(effect)
+            case effects.WatchProcess():
+                self._watch_process()
+            case effects.TellLibvirt():
+                self._act(True)
+                self._nursery.start_soon(self._tell_libvirt, effect)
+            case effects.TakeTurn(serial=serial):
+                self._turn = trio.CancelScope()
+                self._nursery.start_soon(self._take_turn, serial, self._turn)
+            case effects.LeaveTurn():
+                self._turn.cancel()
+            case effects.Abort():
+                assert self._session is not None
+                self._session.monitor.abort()
+            case effects.FindCause():
+                self._nursery.start_soon(self._find_cause)
+            case effects.PolicyInForce():
+                self._tell_policy()
+            case effects.Answer(request=number, refused=refused):
+                self._requests.pop(number).refuse(refused)
+            case effects.Say(level=level, text=text, facts=facts):
+                getattr(self._log, level)(text, **dict(facts))
+            case effects.Leave(problem=problem):
+                self._problem = problem
+                self._left.set()
+            case _:
+                assert_never(effect)
+
+    def _note(self, note: effects.Note) -> None:
+        domain, entry = self._domain, note.entry
+        if isinstance(entry, Opened):
+            self._first.enter_context(self._services.way.go_first())
+            self._services.storm.note(domain.key, entry.at)
+            domain.chronicle = Chronicle.open(note.after, self._services.keeping)
+            self._token = secrets.token_hex(4)
+            return
+        chronicle = domain.chronicle
+        assert chronicle is not None
+        chronicle.take(note.after, entry)
+        if isinstance(entry, Settled | Closed):
+            self._first.close()
+            self._heard_at = math.inf
+        if isinstance(entry, Closed):
+            domain.chronicle = None
+            chronicle.commit_soon(lambda problem: self._closed(chronicle, problem))
+
+    def _closed(self, chronicle: Chronicle, problem: JournalError | None) -> None:
+        """See to it that the end of an incident is written, whatever becomes of the domain."""
+        if problem is not None:
+            self._services.waiting.hand_over(chronicle)
+            self.feed(Undurable(0, str(problem)))
+
+    def _commit(self, serial: int) -> None:
+        def done(problem: JournalError | None) -> None:
+            self.feed(Durable(serial) if problem is None else Undurable(serial, str(problem)))
+
+        if self._domain.chronicle is not None:
+            self._domain.chronicle.commit_soon(done)
+
+    def _act(self, acts: bool) -> None:
+        if acts and self._heard_at != math.inf:
+            took = trio.current_time() - self._heard_at
+            self._services.metrics.reaction.observe(took)
+            self._heard_at = math.inf
+
+    def _send(self, send: effects.Send) -> None:
+        assert self._session is not None
+        limit: Timer | None = None
+
+        def done(answers: list[object]) -> None:
+            if limit is not None:
+                limit.cancel()
+            self.feed(Answered(send.serial, tuple(map(_answer, answers))))
+
+        commands = [(name, dict(arguments)) for name, arguments in send.commands]
+        question = self._session.monitor.ask(commands, done, timeout=send.timeout)
+        if question.ids:
+            limit = self._services.timers.after(send.timeout, question.give_up)
+
+    def _wake(self, serial: int, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._services.timers.after(seconds, lambda: self.feed(Elapsed(serial)))
+
+    async def _collect(self, effect: effects.Collect) -> None:
+        session = self._session
+        assert session is not None
+
+        async def take() -> str:
+            return await self._evidence.take(session, effect.step)
+
+        self.feed(Finished(effect.serial, await _result_of(take)))
+
+    async def _dump(self, effect: effects.MakeDump) -> None:
+        session = self._session
+        assert session is not None
+        overtaken = False
+
+        async def dump() -> str:
+            return str((await self._evidence.dump(session, effect.step)).path)
+
+        try:
+            result = await _result_of(dump)
+        except DumpError as error:
+            result = StepResult(Outcome.FAILED, str(error))
+            overtaken = error.failure is DumpFailure.OVERTAKEN
+        self.feed(Finished(effect.serial, result, overtaken))
+
+    async def _relaunch(self, effect: effects.Relaunch) -> None:
+        chronicle = self._domain.chronicle
+        assert chronicle is not None
+        environment = relaunch_environment(chronicle.incident)
+        self.feed(Finished(effect.serial, await run_relaunch(effect.step, environment)))
+
+    def _signal(self, effect: effects.SendSignal) -> None:
+        assert self._peer is not None
+        result = StepResult(Outcome.DONE)
+        try:
+            self._peer.send_signal(signal.Signals[effect.name])
+        except PeerError as error:
+            result = StepResult(Outcome.FAILED, str(error))
+        self.feed(Finished(effect.serial, result))
+
+    def _watch_process(self) -> None:
+        known = self._peer is not None and bool(self._state.vm and self._state.vm.process)
+        if known and not self._watches:
+            self._watches = True
+            self._nursery.start_soon(self._await_gone)
+
+    async def _await_gone(self) -> None:
+        assert self._peer is not None
+        await self._peer.wait_gone()
+        self.feed(Gone())
+
+    async def _tell_libvirt(self, effect: effects.TellLibvirt) -> None:
+        vm = self._state.vm
+        assert vm is not None
+        domain = vm.capability.libvirt
+        assert domain is not None
+        try:
+            await self._services.libvirt.act(domain, effect.verb, effect.timeout)
+        except LibvirtAwayError as error:
+            told = Told(effect.serial, "away", str(error))
+        except LibvirtSilentError as error:
+            told = Told(effect.serial, "silent", str(error))
+        except LibvirtRefusedError as error:
+            told = Told(effect.serial, "refused", str(error))
+        else:
+            told = Told(effect.serial, "done")
+        self.feed(told)
+
+    async def _take_turn(self, serial: int, scope: trio.CancelScope) -> None:
+        with scope:
+            async with self._services.storm.turn():
+                self.feed(TurnCame(serial))
+                await trio.sleep_forever()
+
+    async def _find_cause(self) -> None:
+        session = self._session
+        assert session is not None
+        vm, peer = session.vm, session.peer
+        gone = await self._process_has_ended(session)
+        known = gone and session.process_known
+        status = await peer.exit_status(REAPED_FOLLOWS) if known else None
+        self._cause = cause_of_end(vm.shutdown, gone, status)
+        self.feed(Departed(gone, self._cause))
+
+    async def _process_has_ended(self, session: Session) -> bool:
+        if not session.process_known:  # then only QEMU's own word is left
+            return session.vm.shutdown is not None and not session.capability.no_shutdown
+        with trio.move_on_after(GONE_FOLLOWS):
+            await session.peer.wait_gone()
+        return session.peer.gone()
+
+    # Its beginning and its end.
+
+    @property
+    def _log(self):  # type: ignore[no-untyped-def]
+        chronicle = self._domain.chronicle
+        incident = {"incident": chronicle.incident.id} if chronicle is not None else {}
+        return get_logger(domain=self._domain.name, **incident)
+
+    def _look_up_policy(self) -> None:
+        domain = self._domain
+        domain.policy = self._services.policy_for(domain.name, domain.uuid)
+        if self._session is not None:
+            self._session.monitor.pace.share = domain.policy.flood.share
+
+    def _tell_policy(self) -> None:
+        policy, vm = self._domain.policy, self._state.vm
+        assert policy is not None
+        assert vm is not None
+        capability = vm.capability
+        wanted, _ = applicable(policy, capability, None)
+        self._log.debug("policy in force", on_crash=wanted, panic=capability.panic_setting)
+        if capability.libvirt_forestalls(wanted):
+            self._log.warning("libvirt acts on this domain's panics before panicd can")
+        if capability.armed is not Armed.YES:
+            self._log.warning("domain is not known to be armed", armed=capability.armed)
+
+    async def _claim_incident(self) -> None:
+        """Take the incident that waits for this domain; what is not yet written of it, is now."""
+        waiting = self._services.waiting
+        assert self._session is not None
+        while chronicle := waiting.claim(self._session.process, self._domain.key):
+            self._domain.chronicle = chronicle
+            await chronicle.commit()
+            if chronicle.incident.is_open:
+                return
+            self._domain.chronicle = None
+            if not chronicle.is_written:
+                waiting.hand_over(chronicle)
+
+    async def _what_was_lost(self, session: Session) -> list[Input]:
+        """Make up for the events that were too many before anybody took them."""
+        events = session.monitor.events
+        if not events.lost:
+            return []
+        state = await session.query_status()
+        if not events.lost_panics:
+            return []
+        stopped = state is RunState.GUEST_PANICKED
+        action = PanicAction.PAUSE if stopped else PanicAction.RUN
+        return [Heard(GuestPanickedEvent(0.0, action), events.lost_panics)]
+
+    async def _until_left(self) -> None:
+        try:
+            await self._left.wait()
+        finally:
+            self.feed(Stopping())
+            self._nursery.cancel_scope.cancel()
+        if self._bug is not None:
+            raise self._bug
+
+    def _leave(self) -> None:
+        """Leave an open incident to wait for its domain."""
+        domain = self._domain
+        self._services.fleet.detach(domain)
+        self._first.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._session is not None:
+            self._session.leave()
+        for request in self._requests.values():
+            request.refuse(LOST)
+        if domain.chronicle is not None:
+            self._services.waiting.park(domain.chronicle)
+            domain.chronicle = None
+
+
+async def _result_of(work: Callable[[], Awaitable[str]]) -> StepResult:
+    """Do something with a VM, and return how that went, as a step's result."""
+    try:
+        return StepResult(Outcome.DONE, await work())
+    except UncertainError as error:
+        return StepResult(Outcome.UNKNOWN, str(error))
+    except CommandError as error:
+        return StepResult(Outcome.FAILED, str(error))
+
+
+def _answer(answer: object) -> object:
+    """Return an answer as the machine knows it."""
+    if isinstance(answer, CommandError):
+        return Refused(str(answer))
+    if isinstance(answer, UncertainError):
+        return NoAnswer(str(answer), lost=isinstance(answer, SessionLostError))
+    return answer

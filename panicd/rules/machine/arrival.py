@@ -1,0 +1,168 @@
+"""How a domain is found, and how it is left: what a crash, a lost session or an end leads to."""
+
+from dataclasses import replace
+from typing import Final
+
+from panicd.rules.capability import Armed, Capability, run_by_libvirt
+from panicd.rules.ending import Cause
+from panicd.rules.incident import Ending, Outcome, StepResult
+from panicd.rules.incident import State as IncidentState
+from panicd.rules.machine import deciding, effects
+from panicd.rules.machine.inputs import Adopted, Attached, Departed, Plight
+from panicd.rules.machine.state import Departing, Left, Relaunching, Stage
+from panicd.rules.machine.turn import Turn
+from panicd.rules.machine.vm import Vm, with_capability
+from panicd.rules.plan import Kill, Terminate
+from panicd.rules.qapi import RunState
+from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+
+NOT_BEGUN: Final = StepResult(Outcome.SKIPPED, "panicd came no further")
+"""How the step ends that was noted, and then not carried out: unlike others it leaves no trace."""
+UNKNOWN_QEMU: Final = Capability(version=(0, 0, 0))
+
+
+def attached(turn: Turn, came: Attached) -> None:
+    """Go on with the incident that waits for this domain, and see whether it is panicked."""
+    turn.vm, turn.incident = came.vm, came.incident
+    turn.unseen = turn.stale = True
+    take_up_policy(turn)
+    incident = turn.incident
+    if incident is None:
+        turn.rest()
+        return
+    began_on = incident.opened.process
+    # Behind a proxy neither is known; then the VM's identity has to do.
+    same = began_on == came.vm.process or not (began_on and came.vm.process)
+    go_on_as_found(turn, Found(came.vm.run_state, same, came.vm.capability.behaves_like))
+
+
+def take_up_policy(turn: Turn) -> None:
+    """Take in what libvirt knows of the domain; the rest of the policy is in each moment."""
+    vm = turn.known
+    turn.vm = with_capability(vm, run_by_libvirt(vm.capability, turn.moment.libvirt))
+
+
+def adopted(turn: Turn, came: Adopted) -> None:
+    """Take up an incident that has no connection."""
+    incident = turn.incident = came.incident
+    ended = came.plight is not Plight.HANGS
+    turn.alone = turn.departed = True
+    turn.vm = Vm(
+        RunState.UNKNOWN, UNKNOWN_QEMU, process=incident.opened.process, ended=True, gone=ended
+    )
+    match came.plight:
+        case Plight.ENDED:
+            go_on_as_found(turn, Found(None, same_process=True, version=UNKNOWN_QEMU.version))
+        case Plight.HANGS:
+            _go_on_with_hung(turn)
+        case Plight.RETURNED:
+            index = incident.step_in_progress
+            assert index is not None, "it awaits its domain's return"
+            turn.done(index)
+            turn.close(Ending.RELAUNCHED)
+        case Plight.OVERDUE:
+            _give_up_return(turn)
+
+
+def _go_on_with_hung(turn: Turn) -> None:
+    """Go on with ending a QEMU whose monitor does not answer, if that had begun.
+
+    Only where the journal has it that QEMU did not end on ``quit`` and a signal was due: before
+    that, a silent monitor may just be taken by another client, and its guest be anyone's.
+    """
+    last = max(turn.open.steps, default=None)
+    escalates = turn.open.state is IncidentState.ACTING and last is not None
+    if (
+        turn.moment.dry_run
+        or not escalates
+        or not isinstance(turn.step(last or 0), Terminate | Kill)
+    ):
+        turn.rest()
+        return
+    turn.say("warning", "QEMU does not answer, and is ended as was begun")
+    assert last is not None
+    deciding.execute(turn, last)
+
+
+def _give_up_return(turn: Turn) -> None:
+    """The relaunched domain did not come back in its time."""
+    index = turn.open.step_in_progress
+    if index is None:
+        turn.rest()
+        return
+    turn.end(index, StepResult(Outcome.FAILED, "the domain did not come back in time"))
+    turn.settle(IncidentState.FAILED)
+
+
+def go_on_as_found(turn: Turn, found: Found) -> None:
+    """Go on with the open incident as its domain is found."""
+    incident = turn.open
+    turn.unbroken = found.proves_panic
+    recovery = recover(incident, found)
+    turn.say(
+        "info",
+        "open incident found again",
+        state=incident.state,
+        run_state=found.run_state,
+        recovery=type(recovery).__name__,
+    )
+    match recovery:
+        case GoOn() if turn.moment.dry_run:
+            turn.rest()
+        case GoOn(index=index):
+            deciding.go_on(turn, index)
+        case Redecide():
+            deciding.decide_now(turn, found.run_state)
+        case End(ending=ending):
+            unfinished = incident.step_in_progress
+            if ending is Ending.RELAUNCHED and unfinished is not None:
+                turn.done(unfinished)
+            turn.close(ending)
+        case Stay():
+            turn.rest()
+
+
+# The session's end.
+
+
+def depart(turn: Turn) -> None:
+    """The session has ended: find out why."""
+    turn.enter(Departing())
+    turn.emit(effects.FindCause())
+
+
+def departed(turn: Turn, found: Departed) -> None:
+    """It is known why the session ended: see what that means for an open incident."""
+    vm = turn.known
+    turn.vm = replace(vm, ended=True, gone=found.gone and bool(vm.process))
+    turn.departed = True
+    turn.say("info", "domain ended" if found.gone else "connection ended", cause=found.cause)
+    turn.rest()
+    if turn.incident is None or not found.gone:
+        return
+    by_panic = found.cause is Cause.GUEST_PANIC or vm.capability.armed is not Armed.YES
+    turn.observed(f"QEMU ended: {found.cause}")
+    version = vm.capability.behaves_like
+    go_on_as_found(turn, Found(None, same_process=True, version=version, by_panic=by_panic))
+
+
+def leave(turn: Turn, problem: str = "") -> None:
+    """Look after this domain no more: an open incident waits for the next who does."""
+    phase = turn.phase
+    if isinstance(phase, Relaunching) and phase.stage is Stage.RECORDING:
+        turn.end(phase.index, NOT_BEGUN)
+    if turn.incident is not None:
+        turn.note_repeats()
+    if turn.has_turn:
+        turn.has_turn = False
+        turn.emit(effects.LeaveTurn())
+    if turn.granting is not None:
+        turn.answer(f"it is not known whether it was done: {problem or LOST}")
+    for asked in turn.requests:
+        turn.emit(effects.Answer(asked.request, LOST))
+    turn.requests = ()
+    turn.enter(Left())
+    turn.emit(effects.Leave(problem))
+
+
+LOST: Final = "the domain's monitor was lost"

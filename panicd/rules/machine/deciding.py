@@ -1,0 +1,389 @@
+"""What is decided about an incident, and what follows from how its plan went."""
+
+from dataclasses import replace
+from typing import Final
+
+from panicd.rules.capability import PanicSetting
+from panicd.rules.incident import Ending, Enforced, Outcome, Source, StepResult
+from panicd.rules.incident import State as IncidentState
+from panicd.rules.machine import effects, steps
+from panicd.rules.machine.inputs import Answered, NoAnswer, Refused
+from panicd.rules.machine.state import (
+    AskingState,
+    AwaitingTurn,
+    Interrupted,
+    SettingPanic,
+    Stage,
+    StoppingAgain,
+    Then,
+)
+from panicd.rules.machine.steps import Came, Course
+from panicd.rules.machine.turn import ANSWER_TIMEOUT, QUERY_STATUS, Turn
+from panicd.rules.on_crash import Action
+from panicd.rules.plan import OnFailure, SystemReset, make_plan
+from panicd.rules.policy import (
+    DESTRUCTIVE,
+    Decision,
+    Reason,
+    Situation,
+    decide,
+    end_flood,
+    fall_back,
+    panic_setting,
+)
+from panicd.rules.qapi import PanicInformation, RunState
+from panicd.rules.recovery import Found
+
+ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
+_STOPPED: Final = {RunState.PAUSED, RunState.GUEST_PANICKED}  # the latter: it panicked once more
+_TO_STAY_STOPPED: Final = {Action.PRESERVE, Action.DESTROY, Action.RESTART}
+
+
+# Deciding.
+
+
+def open_and_decide(
+    turn: Turn, source: Source, information: PanicInformation | None, run_state: RunState | None
+) -> None:
+    """Open an incident and respond to it.
+
+    Args:
+        turn: the step in the making.
+        source: how the panic became known.
+        information: its payload.
+        run_state: the state that it leaves the guest in; None: QEMU ends.
+    """
+    turn.open_incident(source, information)
+    turn.unbroken = source is not Source.RECONCILIATION or proves_panic(turn, run_state)
+    decide_now(turn, run_state)
+
+
+def decide_now(turn: Turn, run_state: RunState | None, own_time: Reason | None = None) -> None:
+    """Decide about the open incident, and begin to carry the decision out.
+
+    Args:
+        turn: the step in the making.
+        run_state: the state that the guest is in; None: QEMU is gone.
+        own_time: why it gets no time of its own; None: as the incident tells.
+    """
+    situation = turn.situation(run_state)
+    situation = replace(situation, own_time=own_time) if own_time else situation
+    moment = turn.moment
+    decision = decide(moment.policy, turn.known.capability, situation, now=moment.now)
+    carry_out(turn, decision, situation)
+
+
+def carry_out(turn: Turn, decision: Decision, situation: Situation) -> None:
+    """Note a decision with its plan, and begin with the plan."""
+    if turn.dump_was_tried():
+        decision = replace(decision, coredump=False)
+    policy, capability = turn.moment.policy, turn.known.capability
+    turn.decided(make_plan(decision, policy, capability, situation))
+    if turn.moment.dry_run:
+        if turn.alone:
+            turn.close(Ending.QEMU_EXITED)
+        else:
+            turn.settle(IncidentState.PRESERVED)
+        return
+    if decision.action is Action.GRACE or capability.panic_setting is PanicSetting.NONE:
+        set_panic(turn, plan=True)
+    else:
+        go_on(turn, 0)
+
+
+def set_panic(turn: Turn, *, plan: bool) -> None:
+    """Have QEMU do on a panic what suits the decision in force; then go on.
+
+    Args:
+        turn: the step in the making.
+        plan: with the plan; else with what else is due.
+    """
+    capability = turn.known.capability
+    decision = turn.incident.decision if turn.incident is not None else None
+    setting = panic_setting(turn.moment.policy, capability, decision)
+    turn.enter(SettingPanic(setting, plan))
+    if not capability.can_set_action or capability.panic_setting is setting:
+        panic_is_set(turn)
+        return
+    turn.send([("set-action", (("panic", setting.value),))], ANSWER_TIMEOUT)
+
+
+def panic_is_set(turn: Turn) -> None:
+    """Go on after that: with the plan, or with what the policy in force leads to."""
+    assert isinstance(turn.phase, SettingPanic)
+    if turn.phase.plan:
+        go_on(turn, 0)
+    else:
+        turn.rest()
+        policy_is_in_force(turn)
+
+
+def policy_is_in_force(turn: Turn) -> None:
+    """Decide anew about an incident in which nothing was done because of a hold that is over."""
+    turn.emit(effects.PolicyInForce())
+    incident = turn.incident
+    if incident is None or turn.moment.held:
+        return
+    held = incident.decision is not None and incident.decision.reason is Reason.HELD
+    if held and incident.state is IncidentState.PRESERVED:
+        ask_state(turn, AskingState(Then.HOLD_ENDED))
+
+
+def ask_state(turn: Turn, phase: AskingState, timeout: float = ANSWER_TIMEOUT) -> None:
+    """Ask QEMU for its run state, for what ``phase`` says."""
+    turn.enter(phase)
+    turn.send([QUERY_STATUS], timeout)
+
+
+def proves_panic(turn: Turn, run_state: RunState | None) -> bool:
+    """Whether a run state proves that the guest was not reset since its panic."""
+    version = turn.known.capability.behaves_like
+    return Found(run_state, same_process=True, version=version).proves_panic
+
+
+# Carrying out.
+
+
+def go_on(turn: Turn, index: int) -> None:
+    """Carry out the incident's plan from a step on, when it is this domain's turn."""
+    if turn.moment.limited and turn.action_is(*DESTRUCTIVE) and not turn.has_turn:
+        turn.has_turn = True
+        turn.enter(AwaitingTurn(index))
+        turn.commit()
+        turn.emit(effects.TakeTurn(turn.serial))
+        return
+    execute(turn, index)
+
+
+def execute(turn: Turn, index: int) -> None:
+    """Carry out the plan from a step on."""
+    vm = turn.known
+    turn.base = (vm.resets, vm.resumes)
+    turn.let_go = vm.times_let_go
+    turn.resets_before = vm.resets
+    begin_step(turn, index)
+
+
+def begin_step(turn: Turn, index: int) -> None:
+    """Begin a step, or find that there is none left."""
+    plan = turn.plan
+    if index < len(plan.steps):
+        follow_up(turn, steps.begin(turn, index))
+        return
+    last = plan.steps[-1] if plan.steps else None
+    course = steps.overtaken(turn) if isinstance(last, steps.TAKES_ITS_TIME) else None
+    finish(turn, course or Course.COMPLETED)
+
+
+def follow_up(turn: Turn, end: steps.End) -> None:
+    """Go on with what follows from how a step came out; None: it goes on."""
+    match end:
+        case Course():
+            finish(turn, end)
+        case Came(index=index, result=result):
+            _end_step(turn, index, result)
+        case None:
+            pass
+
+
+def _end_step(turn: Turn, index: int, result: StepResult) -> None:
+    turn.end(index, result)
+    step = turn.step(index)
+    if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
+        begin_step(turn, index + 1)
+        return
+    cut_off = steps.cut_off(turn, step, result)
+    if step.on_failure is OnFailure.CONTINUE and not cut_off:
+        begin_step(turn, index + 1)
+    elif result.outcome is Outcome.UNKNOWN or cut_off:
+        finish(turn, Course.INTERRUPTED)
+    elif step.on_failure is OnFailure.PRESERVE:
+        finish(turn, Course.PRESERVE)
+    else:
+        finish(turn, Course.FALL_BACK)
+
+
+def finish(turn: Turn, course: Course) -> None:
+    """Go on with what follows from a plan's course."""
+    incident = turn.open
+    match course:
+        case Course.WATCHING if turn.known.resets > turn.resets_before:  # while it was let run
+            turn.close(Ending.GUEST_RESET)
+        case Course.WATCHING:
+            turn.say("info", "guest is left to itself", until=incident.watched_until)
+            turn.commit()
+            turn.rest()
+        case Course.FALL_BACK if incident.action is Action.GRACE:
+            ask_state(turn, AskingState(Then.NO_GRACE))
+        case Course.COMPLETED:
+            conclude(turn)
+        case Course.FALL_BACK:
+            give_up(turn, Reason.ACTION_FAILED)
+        case Course.PRESERVE:
+            give_up(turn, Reason.DUMP_FAILED)
+        case Course.RESET_BY_OTHERS:
+            turn.close(Ending.FOREIGN_RESET)
+        case Course.RESUMED_BY_OTHERS:
+            _resumed_meanwhile(turn)
+        case Course.INTERRUPTED:
+            interrupt(turn)
+        case Course.AWAITING_RETURN:
+            turn.commit()
+            turn.rest()
+
+
+def interrupt(turn: Turn) -> None:
+    """Give the session up: it is not known how a step ended, so the VM is asked on the next.
+
+    What is still heard on this session may be what panicd itself did: it is not taken for somebody
+    else's.
+    """
+    turn.enter(Interrupted())
+    turn.commit()
+    if turn.known.ended:
+        turn.rest()
+    else:
+        turn.emit(effects.Abort())
+
+
+def conclude(turn: Turn) -> None:
+    """End or settle an incident whose plan was completed."""
+    match turn.open.action:
+        case Action.DESTROY:
+            turn.close(Ending.DESTROYED)
+        case Action.RESTART:
+            turn.close(Ending.RESTARTED)
+        case Action.RELEASE:
+            turn.close(Ending.RELEASED)
+        case Action.PRESERVE:
+            turn.settle(IncidentState.PRESERVED)
+        case Action.IGNORE:
+            turn.settle(IncidentState.RUNNING_ON)
+        case Action.GRACE:
+            raise AssertionError("its plan's last step is the guest's to end")
+        case Action.NONE:
+            turn.close(Ending.QEMU_EXITED)
+
+
+def give_up(turn: Turn, reason: Reason) -> None:
+    """Decide what follows a decision that came to nothing, and carry that out."""
+    failed = turn.open.decision
+    assert failed is not None
+    vm, policy = turn.known, turn.moment.policy
+    situation = turn.situation(None if vm.has_gone else vm.run_state)
+    can_relaunch = (
+        failed.action is Action.RESTART
+        and not failed.relaunch
+        and not vm.capability.can_reset
+        and policy.relaunch is not None
+    )
+    if can_relaunch:
+        carry_out(turn, replace(failed, relaunch=True), situation)
+    elif vm.has_gone or turn.alone or (failed.is_fallback and failed.action is Action.PRESERVE):
+        turn.settle(IncidentState.FAILED)
+    else:
+        now = turn.moment.now
+        decision = fall_back(policy, vm.capability, situation, failed, reason, now=now)
+        carry_out(turn, decision, situation)
+
+
+def stop_flood(turn: Turn) -> None:
+    """Stop a guest whose panics were ignored and are too many, unless an operator holds it."""
+    turn.note_repeats()
+    situation = turn.situation(turn.known.run_state)
+    ignored = turn.open.decision
+    assert ignored is not None
+    if not situation.held:
+        carry_out(turn, end_flood(ignored), situation)
+
+
+# Others resume the guest.
+
+
+def _resumed_meanwhile(turn: Turn) -> None:
+    """Go on with the plan that somebody's resuming the guest ended, where that is enforced.
+
+    One that panicd has reset is no panicked guest any more, and one that was to run may.
+    """
+    incident, plan = turn.open, turn.plan
+    index = max(incident.steps)
+    reset = any(isinstance(plan.steps[i], SystemReset) for i in incident.steps if i < index)
+    if reset or incident.action not in _TO_STAY_STOPPED:
+        turn.close(Ending.FOREIGN_RESUME)
+    else:
+        stop_again(turn, plan=True)
+
+
+def stop_again(turn: Turn, *, plan: bool = False) -> None:
+    """Stop the guest that somebody else resumed, or end its incident."""
+    if not turn.moment.policy.enforce or turn.open.enforced >= ENFORCED_AT_MOST:
+        turn.close(Ending.FOREIGN_RESUME)
+        return
+    turn.note(Enforced(turn.moment.now))
+    turn.enter(StoppingAgain(Stage.RECORDING, turn.known.resets, plan))
+    turn.commit()
+
+
+def stop_once_more(turn: Turn) -> None:
+    """It is on record that the guest is about to be stopped again: stop it."""
+    phase = turn.phase
+    assert isinstance(phase, StoppingAgain)
+    if phase.stage is not Stage.RECORDING:
+        return
+    if turn.known.resets > phase.resets:  # that took a moment: it was reset since
+        _see_what_became(turn)
+        return
+    turn.enter(replace(phase, stage=Stage.GIVEN))
+    turn.send([("stop", ())], ANSWER_TIMEOUT, acts=True)
+
+
+def stop_again_answered(turn: Turn, answered: Answered) -> str | None:
+    """QEMU has stopped the guest, or said how it stands.
+
+    Returns:
+        Why the connection is given up; None: it is not.
+    """
+    phase = turn.phase
+    assert isinstance(phase, StoppingAgain)
+    (answer,) = answered.answers
+    if isinstance(answer, NoAnswer):
+        return answer.text
+    if phase.stage is Stage.GIVEN:  # refused or not: its run state tells what became of it
+        turn.enter(replace(phase, stage=Stage.ASKING))
+        turn.send([QUERY_STATUS], ANSWER_TIMEOUT)
+        return None
+    if isinstance(answer, Refused):
+        return answer.text
+    turn.learn_status(answer)
+    _see_what_became(turn)
+    return None
+
+
+def _see_what_became(turn: Turn) -> None:
+    phase, vm = turn.phase, turn.known
+    assert isinstance(phase, StoppingAgain)
+    if vm.resets > phase.resets:
+        turn.close(Ending.GUEST_RESET if vm.reset_by_guest else Ending.FOREIGN_RESET)
+    elif vm.run_state in _STOPPED:
+        _stopped_again(turn, plan=phase.plan)
+    elif vm.run_state.executes:
+        stop_again(turn, plan=phase.plan)
+    else:
+        turn.close(Ending.FOREIGN_RESUME)
+
+
+def _stopped_again(turn: Turn, *, plan: bool) -> None:
+    """Go on after a guest was stopped again."""
+    if turn.put_off is not None:  # its panic is one more of this incident, and no more
+        turn.repeat(turn.put_off.count)
+        turn.put_off = None
+    if not plan:
+        turn.rest()
+        return
+    incident = turn.open
+    index = max(incident.steps)
+    outcome = incident.steps[index].outcome
+    if outcome is Outcome.FAILED and turn.step(index).on_failure is OnFailure.PRESERVE:
+        give_up(turn, Reason.DUMP_FAILED)
+    else:
+        go_on(turn, index if outcome is Outcome.SKIPPED else index + 1)

@@ -1,0 +1,386 @@
+"""What is heard while nothing is under way: panics, what others do, and what time brings."""
+
+from typing import Final
+
+from panicd.rules.incident import (
+    Acknowledged,
+    Ending,
+    Outcome,
+    Source,
+    StepResult,
+)
+from panicd.rules.incident import (
+    Asked as AskedEntry,
+)
+from panicd.rules.incident import State as IncidentState
+from panicd.rules.machine import deciding
+from panicd.rules.machine.inputs import Answered, Asked, Heard, NoAnswer, Refused
+from panicd.rules.machine.state import AskingState, SeeingEnd, Then
+from panicd.rules.machine.turn import BUSY_TIMEOUT, Turn
+from panicd.rules.on_crash import Action
+from panicd.rules.operation import OperationKind
+from panicd.rules.policy import ImpossibleError, Reason, decide_for_operator
+from panicd.rules.qapi import (
+    GuestCrashloadedEvent,
+    GuestPanickedEvent,
+    GuestPvshutdownEvent,
+    PanicAction,
+    ResetEvent,
+    ResumeEvent,
+    RunState,
+    ShutdownEvent,
+    StopEvent,
+)
+
+ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
+ACTED_ON: Final = frozenset(
+    {IncidentState.PRESERVED, IncidentState.RUNNING_ON, IncidentState.FAILED}
+)
+LOOK_AFTER: Final[dict[IncidentState, float]] = {  # seconds without an event
+    IncidentState.PRESERVED: 5.0,  # it may have been migrated away
+    IncidentState.FAILED: 5.0,
+    IncidentState.RUNNING_ON: 60.0,  # an ignored panic that did not come again is over
+}
+# QAPI ShutdownCause (4.0 and later): how a guest ends by itself. With reboot=shutdown a reset does.
+_ENDED_ITSELF: Final = {
+    "guest-shutdown": Ending.GUEST_SHUTDOWN,
+    "guest-reset": Ending.GUEST_RESET,
+}
+
+
+def take(turn: Turn, heard: Heard) -> None:
+    """Deal with an event of a guest that nothing is being done to."""
+    event = heard.event
+    if isinstance(event, GuestPanickedEvent) and _announced_twice(turn, event):
+        return
+    if isinstance(event, GuestCrashloadedEvent):
+        _crashloaded(turn, event)
+        return
+    incident = turn.incident
+    if incident is not None and incident.runs_unproven:
+        if isinstance(event, GuestPanickedEvent):  # it may have reset itself unseen: a new one
+            turn.close(Ending.RAN_ON)
+        elif isinstance(event, ResumeEvent):
+            return
+    elif incident is not None and incident.watched_until is not None and _watched(turn, heard):
+        return
+    _heard(turn, heard)
+
+
+def _announced_twice(turn: Turn, event: GuestPanickedEvent) -> bool:
+    """Whether QEMU tells of a panic once more, that it ends with it: 2.8 does."""
+    return event.action is PanicAction.POWEROFF and turn.known.stops_by_panic
+
+
+def while_acting(turn: Turn, heard: Heard) -> None:
+    """Take note of an event that comes while a plan is carried out."""
+    event = heard.event
+    if isinstance(event, GuestPanickedEvent):
+        if _announced_twice(turn, event):
+            return
+        if turn.incident is not None and not turn.guest_was_let_go:
+            turn.repeat(heard.count)
+        else:  # of a guest that was let run since: its turn comes after the plan
+            before = turn.put_off.count if turn.put_off is not None else 0
+            turn.put_off = Heard((turn.put_off or heard).event, before + heard.count)
+    elif isinstance(event, ResetEvent | ResumeEvent) and turn.put_off is not None:
+        # Somebody has ended it before its turn came.
+        turn.repeat(turn.put_off.count)
+        turn.put_off = None
+
+
+def _heard(turn: Turn, heard: Heard) -> None:
+    match heard.event:
+        case GuestPanickedEvent() as event:
+            _panicked(turn, event, heard.count)
+        case ResumeEvent():
+            _resumed(turn)
+        case ResetEvent(guest=guest):
+            _reset(turn, by_guest=guest)
+        case StopEvent():
+            deciding.ask_state(turn, AskingState(Then.TELL_STOP))
+        case ShutdownEvent(reason=reason):
+            turn.observed(f"shutdown, {reason or 'no reason given'}")
+        case GuestPvshutdownEvent():
+            turn.observed("guest shuts itself down, and says so (pvpanic)")
+        case _:
+            pass
+
+
+# Panics.
+
+
+def _panicked(turn: Turn, event: GuestPanickedEvent, count: int) -> None:
+    incident = turn.incident
+    if incident is None:
+        _first_panic(turn, event, count)
+        return
+    turn.repeat(count)
+    turn.commit()
+    if incident.state is not IncidentState.RUNNING_ON:
+        return
+    if event.action is PanicAction.PAUSE and not turn.known.has_gone:
+        # It was resumed, and the panic stopped it again: a second cont would not help either.
+        turn.say("warning", "ignored guest is stopped by a panic again")
+        deciding.give_up(turn, Reason.ACTION_FAILED)
+    elif _floods(turn, count):
+        deciding.stop_flood(turn)
+
+
+def _first_panic(turn: Turn, event: GuestPanickedEvent, count: int) -> None:
+    state = turn.known.run_state
+    match event.action:
+        case PanicAction.PAUSE if state.executes:
+            open_panic(turn, event.information, RunState.GUEST_PANICKED, count)
+        case PanicAction.PAUSE | PanicAction.RUN:
+            open_panic(turn, event.information, state, count)
+        case _ if turn.known.ended:
+            open_panic(turn, event.information, None, count)
+        case _:
+            turn.enter(SeeingEnd(event.information, count))
+            turn.wake(turn.moment.policy.timeouts.stop)
+
+
+def open_panic(turn: Turn, information: object, run_state: RunState | None, count: int) -> None:
+    """Open an incident for a panic that was heard; more than one are repeats of the first."""
+    deciding.open_and_decide(turn, Source.EVENT, information, run_state)  # type: ignore[arg-type]
+    if count > 1 and turn.incident is not None:
+        turn.repeat(count - 1)
+
+
+def _floods(turn: Turn, count: int) -> bool:
+    """Count the panics of an ignored guest; return whether they are more than are let pass."""
+    flood, now = turn.moment.policy.flood, turn.moment.ticks
+    if not turn.flood or now - turn.flood_began > flood.window:
+        turn.flood, turn.flood_began = 0, now
+    turn.flood += count
+    return flood.then is not Action.IGNORE and turn.flood > flood.max
+
+
+def seen_end(turn: Turn) -> None:
+    """QEMU ended with the panic, as it said."""
+    phase = turn.phase
+    assert isinstance(phase, SeeingEnd)
+    open_panic(turn, phase.information, None, phase.count)
+
+
+def not_ended(turn: Turn) -> None:
+    """QEMU said that it ends, and did not: ask how it stands."""
+    phase = turn.phase
+    assert isinstance(phase, SeeingEnd)
+    deciding.ask_state(turn, AskingState(Then.OPEN, phase.information, phase.count))
+
+
+# What others do.
+
+
+def _resumed(turn: Turn) -> None:
+    if turn.incident is None:
+        turn.observed("guest resumed")
+    elif turn.incident.state is not IncidentState.RUNNING_ON:
+        deciding.stop_again(turn)
+
+
+def _reset(turn: Turn, *, by_guest: bool) -> None:
+    if turn.incident is not None:
+        turn.close(Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET)
+    elif not by_guest:  # what a guest can do as often as it likes is not logged
+        turn.observed("guest reset")
+
+
+# A guest that handles its panic itself.
+
+
+def _crashloaded(turn: Turn, event: GuestCrashloadedEvent) -> None:
+    """Follow a guest that handles its panic by kdump; flooding it adds nothing."""
+    if turn.incident is None:
+        deciding.open_and_decide(turn, Source.KDUMP, event.information, turn.known.run_state)
+    elif turn.incident.id != turn.crashloaded_in:
+        turn.observed("guest handles its panic itself (kdump)")
+    if turn.incident is not None:
+        turn.crashloaded_in = turn.incident.id
+
+
+def _watched(turn: Turn, heard: Heard) -> bool:
+    """Deal with an event of a guest in its own time; return whether nothing is left to do."""
+    match heard.event:
+        case GuestPanickedEvent(action=action):
+            turn.repeat(heard.count)
+            turn.commit()
+            if action is PanicAction.PAUSE:
+                end_watch(turn, "it is stopped by a panic again")
+        case ResetEvent(guest=guest, reason=reason):
+            # Before 4.0 nothing tells who reset it: it is taken for the guest itself.
+            by_guest = guest or not reason
+            _close_watch(turn, Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET)
+        case ShutdownEvent(reason=reason) if reason in _ENDED_ITSELF:
+            _close_watch(turn, _ENDED_ITSELF[reason], f"shutdown, {reason}")
+        case StopEvent():
+            deciding.ask_state(turn, AskingState(Then.WATCHED_STOP))
+        case ResumeEvent():
+            pass  # somebody had paused it
+        case _:
+            return False
+    return True
+
+
+def end_watch(turn: Turn, why: str) -> None:
+    """Apply the policy to a guest that did not come to a reset by itself."""
+    turn.stale = True  # a panic is to stop the guest again
+    deciding.ask_state(turn, AskingState(Then.WATCH_ENDED, why=why))
+
+
+def _close_watch(turn: Turn, ending: Ending, what: str = "") -> None:
+    if what:
+        turn.observed(what)
+    turn.stale = True
+    turn.close(ending)
+
+
+def _watch_ended(turn: Turn, why: str) -> None:
+    """Apply the policy, or leave the guest alone.
+
+    Nothing is done to one that runs and that was not watched all the time: it may have reset
+    itself unseen, and be healthy.
+    """
+    index = turn.open.step_in_progress
+    assert index is not None, "it is watched"
+    state = turn.known.run_state
+    if turn.unbroken or state is RunState.GUEST_PANICKED:
+        turn.end(index, StepResult(Outcome.FAILED, why))
+        deciding.decide_now(turn, state)
+        return
+    unproven = "panicd did not see all that happened meanwhile, and it may have reset itself unseen"
+    turn.end(index, StepResult(Outcome.FAILED, f"{why}; {unproven}"))
+    turn.settle(IncidentState.FAILED)
+
+
+# What time brings.
+
+
+def arm_look(turn: Turn) -> None:
+    """See to it that what no event tells of is looked at."""
+    incident, vm = turn.incident, turn.known
+    if incident is not None and incident.watched_until is not None:
+        turn.wake(max(0.0, incident.watched_until - turn.moment.now))
+    elif incident is not None and incident.state in LOOK_AFTER:
+        turn.wake(LOOK_AFTER[incident.state])
+    elif incident is None and vm.run_state is RunState.INMIGRATE:
+        turn.wake(ARRIVAL_CHECK)
+
+
+def elapsed(turn: Turn) -> None:
+    """Nothing was heard for as long as was waited."""
+    incident = turn.incident
+    if incident is not None and incident.watched_until is not None:
+        end_watch(turn, "no reset was seen in its time")
+    elif incident is not None and incident.state is IncidentState.RUNNING_ON:
+        turn.close(Ending.RAN_ON)
+    else:
+        deciding.ask_state(turn, AskingState(Then.LOOK), BUSY_TIMEOUT)
+
+
+def see_panic(turn: Turn) -> None:
+    """Open an incident for a guest that is panicked and has none."""
+    vm = turn.known
+    panicked = vm.run_state is RunState.GUEST_PANICKED and not vm.reset_since_panic
+    if panicked and turn.incident is None and turn.put_off is None and not vm.ended:
+        deciding.open_and_decide(turn, Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
+
+
+def _looked(turn: Turn) -> None:
+    if turn.incident is None:
+        turn.rest()
+        see_panic(turn)
+    elif turn.known.run_state is RunState.POSTMIGRATE:
+        turn.close(Ending.MIGRATED)
+    else:
+        turn.note_repeats()
+        turn.commit()  # what could not be written when it was noted
+        turn.rest()
+
+
+# Answers.
+
+_MAY_BE_SILENT: Final = {Then.LOOK, Then.HOLD_ENDED, Then.OBEY}
+"""Where the last run state that is known will do."""
+
+
+def state_answered(turn: Turn, answered: Answered) -> str | None:
+    """QEMU said how it stands, or not.
+
+    Returns:
+        Why the connection is given up; None: it is not.
+    """
+    phase = turn.phase
+    assert isinstance(phase, AskingState)
+    (answer,) = answered.answers
+    if isinstance(answer, NoAnswer) and phase.then is Then.LOOK and answer.lost:
+        turn.rest()  # its end is seen to where every session's is
+        return None
+    if isinstance(answer, Refused | NoAnswer):
+        silent = isinstance(answer, NoAnswer) and not answer.lost
+        if not (silent and phase.then in _MAY_BE_SILENT):
+            return answer.text
+    else:
+        turn.learn_status(answer)
+    state = turn.known.run_state
+    match phase.then:
+        case Then.OPEN:
+            open_panic(turn, phase.information, state, phase.count)
+        case Then.LOOK:
+            _looked(turn)
+        case Then.HOLD_ENDED:
+            deciding.decide_now(turn, state)
+        case Then.WATCH_ENDED:
+            _watch_ended(turn, phase.why)
+        case Then.NO_GRACE:
+            deciding.decide_now(turn, state, Reason.NO_GRACE)
+        case Then.OBEY:
+            _obey(turn)
+        case Then.TELL_STOP:
+            turn.observed(f"guest stopped, run state {state}")
+            turn.rest()
+        case Then.WATCHED_STOP if state is RunState.SHUTDOWN:
+            _close_watch(turn, Ending.GUEST_SHUTDOWN, "guest stopped, run state shutdown")
+        case Then.WATCHED_STOP:
+            turn.observed(f"guest stopped, run state {state}")
+            turn.rest()
+    return None
+
+
+# Operators.
+
+
+def grant(turn: Turn, asked: Asked) -> None:
+    """Begin with what an operator asks, unless the domain's state has overtaken it."""
+    turn.granting = asked
+    operation, incident = asked.operation, turn.incident
+    if incident is None:
+        turn.answer("the domain has no open incident")
+    elif incident.id != asked.about:
+        turn.answer("the guest panicked after this was asked for")
+    elif operation.kind is OperationKind.ACK:
+        turn.note(Acknowledged(operation.at, operation.uid, operation.why))
+        turn.commit()
+        turn.answer("")
+    elif incident.state not in ACTED_ON and incident.watched_until is None:
+        turn.answer(f"its incident is {incident.state}")
+    else:
+        deciding.ask_state(turn, AskingState(Then.OBEY), BUSY_TIMEOUT)
+
+
+def _obey(turn: Turn) -> None:
+    asked, policy = turn.granting, turn.moment.policy
+    assert asked is not None
+    situation = turn.situation(turn.known.run_state)
+    try:
+        decision = decide_for_operator(policy, turn.known.capability, situation, asked.action)
+    except ImpossibleError as impossible:
+        turn.answer(str(impossible))
+        turn.rest()
+        return
+    operation = asked.operation
+    what = f"{operation.kind} {operation.detail}".strip()
+    turn.note(AskedEntry(operation.at, operation.uid, what, operation.why))
+    deciding.carry_out(turn, decision, situation)

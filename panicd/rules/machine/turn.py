@@ -1,0 +1,282 @@
+"""One step in the making: the state as it changes, and the effects that gather.
+
+A ``Turn`` lives within one call of ``step``; nobody else sees it change.
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from typing import Final, Literal
+
+from panicd.rules.incident import (
+    AnyEntry,
+    Closed,
+    Decided,
+    Ending,
+    Incident,
+    Observed,
+    Opened,
+    Outcome,
+    Repeated,
+    Settled,
+    Source,
+    StepBegun,
+    StepEnded,
+    StepResult,
+    apply,
+    new_id,
+    own_time_over,
+)
+from panicd.rules.incident import (
+    State as IncidentState,
+)
+from panicd.rules.machine import effects
+from panicd.rules.machine.answers import run_state_of
+from panicd.rules.machine.inputs import Asked, Heard, Moment
+from panicd.rules.machine.state import Phase, Resting, State
+from panicd.rules.machine.vm import Vm
+from panicd.rules.on_crash import Action
+from panicd.rules.plan import AnyStep, Dump, Plan
+from panicd.rules.policy import Situation
+from panicd.rules.qapi import PanicInformation, RunState
+
+ANSWER_TIMEOUT: Final = 5.0  # seconds; under a flood of panics QEMU was seen to take 1.2
+BUSY_TIMEOUT: Final = 2.0  # seconds: an action waits for this answer, though not for ever
+REPEATS_EVERY: Final = 1.0  # seconds between two entries about repeated panics
+DEFERRED_AT_MOST: Final = 64  # events; a plan's whole course makes fewer than ten
+
+QUERY_STATUS: Final[effects.Command] = ("query-status", ())
+
+SettledState = Literal[IncidentState.PRESERVED, IncidentState.RUNNING_ON, IncidentState.FAILED]
+
+_FIELDS: Final = tuple(each.name for each in fields(State))
+
+
+class Turn:
+    """One step in the making; the attributes are those of ``State``, and may be changed.
+
+    Args:
+        state: before the step.
+        moment: what holds now.
+
+    Attributes:
+        moment: what holds now.
+        effects: what is to be done, in its order.
+    """
+
+    vm: Vm | None
+    incident: Incident | None
+    phase: Phase
+    serial: int
+    alone: bool
+    departed: bool
+    stale: bool
+    unseen: bool
+    unbroken: bool
+    repeats: int
+    repeats_noted_at: float
+    put_off: Heard | None
+    deferred: tuple[Heard, ...]
+    requests: tuple[Asked, ...]
+    granting: Asked | None
+    base: tuple[int, int]
+    let_go: int
+    resets_before: int
+    has_turn: bool
+    crashloaded_in: str
+    flood: int
+    flood_began: float
+
+    def __init__(self, state: State, moment: Moment) -> None:
+        for name in _FIELDS:
+            setattr(self, name, getattr(state, name))
+        self.moment = moment
+        self.effects: list[effects.Effect] = []
+
+    def state(self) -> State:
+        """Return the state after the step."""
+        return State(*[getattr(self, name) for name in _FIELDS])
+
+    # What is known.
+
+    @property
+    def known(self) -> Vm:
+        """The VM, which is known by now."""
+        assert self.vm is not None
+        return self.vm
+
+    @property
+    def open(self) -> Incident:
+        """The incident, which is open."""
+        assert self.incident is not None
+        return self.incident
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force."""
+        assert self.incident is not None
+        assert self.incident.plan is not None
+        return self.incident.plan
+
+    def step(self, index: int) -> AnyStep:
+        """Return a step of the plan in force."""
+        return self.plan.steps[index]
+
+    @property
+    def guest_was_let_go(self) -> bool:
+        """Whether anybody has reset the guest or let it run since the plan was begun with."""
+        return self.known.times_let_go > self.let_go
+
+    def situation(self, run_state: RunState | None) -> Situation:
+        """Return the panicked domain as it stands; ``run_state`` None: QEMU is gone."""
+        moment, incident = self.moment, self.open
+        return Situation(
+            run_state=run_state,
+            information=incident.opened.information,
+            restarts=moment.restarts,
+            held=moment.held,
+            storm=moment.storm,
+            unrecorded=moment.unrecorded,
+            kdump=incident.opened.source is Source.KDUMP,
+            own_time=own_time_over(incident),
+            flooded=incident.repeats > moment.policy.flood.max,
+        )
+
+    def dump_was_tried(self) -> bool:
+        """Whether the plan in force came to its dump."""
+        plan = self.open.plan
+        return plan is not None and any(isinstance(plan.steps[i], Dump) for i in self.open.steps)
+
+    def learn_status(self, answer: object) -> None:
+        """Take the VM's run state from an answer to ``query-status``."""
+        self.vm = replace(self.known, run_state=run_state_of(answer))
+
+    # What is noted.
+
+    def note(self, entry: AnyEntry) -> None:
+        """Add an entry to the incident.
+
+        Raises:
+            IllegalTransitionError: it has no place in the incident as it stands.
+        """
+        self.incident = apply(self.open, entry)
+        self.effects.append(effects.Note(self.incident, entry))
+
+    def open_incident(self, source: Source, information: PanicInformation | None) -> None:
+        """Begin an incident."""
+        moment = self.moment
+        opened = Opened(
+            at=moment.now,
+            domain=moment.name,
+            uuid=moment.uuid,
+            monitor=moment.monitor,
+            process=self.known.process,
+            source=source,
+            information=information,
+        )
+        self.incident = Incident(new_id(moment.now, moment.token), opened)
+        self.repeats, self.flood, self.repeats_noted_at = 0, 0, 0.0
+        self.effects.append(effects.Note(self.incident, opened))
+
+    def decided(self, plan: Plan) -> None:
+        """Note a decision and its plan."""
+        self.note(Decided(self.moment.now, plan))
+
+    def begin(self, index: int) -> None:
+        """Note that a step begins."""
+        self.note(StepBegun(self.moment.now, index))
+
+    def end(self, index: int, result: StepResult) -> None:
+        """Note how a step ended."""
+        self.note(StepEnded(self.moment.now, index, result.outcome, result.detail))
+
+    def done(self, index: int, detail: str = "") -> None:
+        """Note that a step is done."""
+        self.end(index, StepResult(Outcome.DONE, detail))
+
+    def observed(self, what: str) -> None:
+        """Note what somebody else did: in the open incident, in the log where there is none."""
+        if self.incident is None:
+            self.say("info", "seen", what=what)
+            return
+        self.note(Observed(self.moment.now, what))
+        self.commit()
+
+    def repeat(self, count: int) -> None:
+        """Count more panics; they are noted once in ``REPEATS_EVERY`` seconds, none is lost."""
+        self.repeats += count
+        if not 0 <= self.moment.now - self.repeats_noted_at < REPEATS_EVERY:
+            self.note_repeats()
+
+    def note_repeats(self) -> None:
+        """Note the panics that were counted since the last time."""
+        if self.repeats:
+            count, self.repeats = self.repeats, 0
+            self.repeats_noted_at = self.moment.now
+            self.note(Repeated(self.repeats_noted_at, count))
+
+    def settle(self, state: SettledState) -> None:
+        """Leave the incident open as it is."""
+        self.note_repeats()
+        self.note(Settled(self.moment.now, state))
+        self.commit()
+        self.rest()
+
+    def close(self, ending: Ending, detail: str = "") -> None:
+        """Close the incident."""
+        self.note_repeats()
+        self.note(Closed(self.moment.now, ending, detail))
+        self.commit()
+        self.incident = None
+        self.rest()
+
+    # What comes of it.
+
+    def emit(self, effect: effects.Effect) -> None:
+        """Have something done."""
+        self.effects.append(effect)
+
+    def say(self, level: str, text: str, **facts: object) -> None:
+        """Write a line to the log."""
+        self.effects.append(effects.Say(level, text, tuple(facts.items())))
+
+    def enter(self, phase: Phase) -> None:
+        """Go over to a phase; nobody waits any more for what was waited for."""
+        self.phase = phase
+        self.serial += 1
+
+    def update(self, **changes: object) -> None:
+        """Change the phase's attributes; what is waited for stays so."""
+        self.phase = replace(self.phase, **changes)  # type: ignore[arg-type]
+
+    def commit(self) -> None:
+        """Have what was noted made durable."""
+        self.effects.append(effects.Commit(self.serial))
+
+    def wake(self, seconds: float) -> None:
+        """Have ``Elapsed`` come after so long."""
+        self.effects.append(effects.Wake(self.serial, seconds))
+
+    def send(
+        self, commands: Iterable[effects.Command], timeout: float, *, acts: bool = False
+    ) -> None:
+        """Give QEMU commands."""
+        self.effects.append(effects.Send(self.serial, tuple(commands), timeout, acts))
+
+    def rest(self) -> None:
+        """Nothing is under way any more."""
+        if self.has_turn:
+            self.has_turn = False
+            self.effects.append(effects.LeaveTurn())
+        if self.granting is not None:
+            self.answer("")
+        self.enter(Resting())
+
+    def answer(self, refused: str) -> None:
+        """Tell the operator whose request is granted how that went."""
+        assert self.granting is not None
+        self.effects.append(effects.Answer(self.granting.request, refused))
+        self.granting = None
+
+    def action_is(self, *actions: Action) -> bool:
+        """Whether one of these is the action in force."""
+        return self.open.action in actions

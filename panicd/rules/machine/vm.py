@@ -1,0 +1,84 @@
+"""What is known of one connected VM: a value that follows its events and answers."""
+
+from dataclasses import dataclass, replace
+
+from panicd.rules.capability import Capability
+from panicd.rules.qapi import (
+    Event,
+    GuestPanickedEvent,
+    PanicAction,
+    ResetEvent,
+    ResumeEvent,
+    RunState,
+    ShutdownEvent,
+    StopEvent,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """One VM, from its session's greeting to its end.
+
+    Attributes:
+        run_state: as last answered, kept up with the events since.
+        capability: what this QEMU can do.
+        process: what tells this QEMU process from every other; empty where it is not known.
+        stop_means: the run state that the next STOP stands for.
+        resets: RESET events of this session.
+        resumes: RESUME events of this session.
+        reset_by_guest: the last reset was the guest's own.
+        reset_since_panic: then it is no panicked guest, though QEMU 1.7 to 2.5 call it one.
+        shutdown: the SHUTDOWN event, where one came.
+        ended: the connection is gone.
+        gone: the process is known to have ended.
+    """
+
+    run_state: RunState
+    capability: Capability
+    process: str = ""
+    stop_means: RunState = RunState.PAUSED
+    resets: int = 0
+    resumes: int = 0
+    reset_by_guest: bool = False
+    reset_since_panic: bool = False
+    shutdown: ShutdownEvent | None = None
+    ended: bool = False
+    gone: bool = False
+
+    @property
+    def stops_by_panic(self) -> bool:
+        """Whether a panic has stopped the guest, or is about to."""
+        return RunState.GUEST_PANICKED in {self.run_state, self.stop_means}
+
+    @property
+    def has_gone(self) -> bool:
+        """Whether QEMU is gone: its process, or where that is not known, what it said last."""
+        return self.gone if self.process else self.ended and self.shutdown is not None
+
+    @property
+    def times_let_go(self) -> int:
+        """How often anybody has reset the guest or let it run."""
+        return self.resets + self.resumes
+
+
+def with_capability(vm: Vm, capability: Capability) -> Vm:
+    """Return the VM with what is now known of what its QEMU can do."""
+    return vm if capability == vm.capability else replace(vm, capability=capability)
+
+
+def follow(vm: Vm, event: Event) -> Vm:
+    """Return the VM after an event."""
+    match event:
+        case GuestPanickedEvent(action=PanicAction.PAUSE):
+            # The STOP that follows does not tell why; this does.
+            return replace(vm, stop_means=RunState.GUEST_PANICKED, reset_since_panic=False)
+        case StopEvent():
+            return replace(vm, run_state=vm.stop_means, stop_means=RunState.PAUSED)
+        case ResumeEvent():
+            return replace(vm, run_state=RunState.RUNNING, resumes=vm.resumes + 1)
+        case ResetEvent(guest=guest):
+            return replace(vm, resets=vm.resets + 1, reset_by_guest=guest, reset_since_panic=True)
+        case ShutdownEvent():
+            return replace(vm, shutdown=event)
+        case _:
+            return vm

@@ -1,0 +1,59 @@
+"""Time limits of all domains, kept by one task: setting one costs a push on a heap."""
+
+import heapq
+import math
+from collections.abc import Callable
+from itertools import count
+
+import trio
+
+
+class Timer:
+    """One time limit.
+
+    Attributes:
+        due: when, on trio's clock.
+        call: is called then, once; None: it no longer is.
+    """
+
+    __slots__ = ("call", "due")
+
+    def __init__(self, due: float, call: Callable[[], None]) -> None:
+        self.due = due
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """Have nothing called."""
+        self.call = None
+
+
+class Timers:
+    """The time limits that are set."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._numbers = count()
+        self._sleeps_until = -math.inf
+        self._earlier = trio.Event()
+
+    def after(self, seconds: float, call: Callable[[], None]) -> Timer:
+        """Have something called after so many seconds, in the event loop's thread."""
+        timer = Timer(trio.current_time() + seconds, call)
+        heapq.heappush(self._heap, (timer.due, next(self._numbers), timer))
+        if timer.due < self._sleeps_until:
+            self._earlier.set()
+        return timer
+
+    async def run(self) -> None:
+        """Call what is due, for ever."""
+        while True:
+            now = trio.current_time()
+            while self._heap and (self._heap[0][0] <= now or self._heap[0][2].call is None):
+                _, _, timer = heapq.heappop(self._heap)
+                call, timer.call = timer.call, None
+                if call is not None:
+                    call()
+            self._earlier = trio.Event()
+            self._sleeps_until = self._heap[0][0] if self._heap else math.inf
+            with trio.move_on_at(self._sleeps_until):
+                await self._earlier.wait()
