@@ -1,25 +1,22 @@
-"""panicd decides, at once and for good, what happens when a guest's kernel panics.
+"""panicd applies a domain's crash policy when its guest's kernel panics.
 
 ::
 
-    QMP socket ── monitor ──► qapi.Event ── policy.decide ──► Decision(action, reason)
-                                   │                              │
-        connector ► supervisor ◄───┘          plan.make_plan ──► Plan(steps)
-            │           │                                         │
-          fleet      chronicle ◄──────── results ◄──────────── executor
-                        └──► journal · metrics · log
+    QMP session ─┐                                  ┌─► journal (durable first)
+    libvirt ─────┼─ inputs ─► machine.step ─ effects ┼─► commands to the VM
+    timers, ─────┤           (pure, sync,            ├─► evidence, dump, relaunch, signal
+    operators ───┘            one table)             └─► told afterwards: log, metric, notice
 
-    rules/   pure: values in, values out
+    rules/   pure: values in, values out; in rules/machine the one machine for a panic
     qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
     host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
-    here     executor (with relaunch, libvirt) runs one plan; chronicle, tally: an incident's
-             record, its counts; bundle_keeper removes old evidence; services: what all share;
-             responder (with sight, own_time, enforcing, evidence) responds to a panic; supervisor
-             looks after one domain; connector finds and keeps them; strangers: who dialled in and
-             said nothing yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs;
-             dump_queue, dumping: whose dump comes when; right_of_way: who goes first;
-             storm_breaker; records: an incident as plain values; notifier tells others; daemon
-             wires it
+    incident/ driver gives one domain's machine what happens and carries out what it says;
+             chronicle is an incident's record; waiting, adoption: those without a connection
+    here     relaunch, libvirt; tally counts; bundle_keeper removes old evidence; services: what
+             all share; timers; evidence, dump_queue, dumping: what is kept of a panic; connector
+             finds and keeps domains, strangers: who dialled in and said nothing yet; fleet: who is
+             there; right_of_way: who goes first; storm_breaker; records: an incident as plain
+             values; notifier tells others; daemon wires it
     answers/ what a daemon is asked: api, operators, snapshot, audit
     page/    what a browser shows: pages, overview, incident, evidence, parts, style
     cli/     what people type and see: commands, base, incident_commands, moment, probing, export,

@@ -165,7 +165,7 @@ class Daemon:
                 await self._until_told_to_stop(signals)
                 notify(STOPPING=1)
                 nursery.cancel_scope.cancel()
-            await self._write_the_rest(services.waiting)
+            await self._write_the_rest(services.keeping)
 
     def _services(self, nursery: trio.Nursery) -> Services:
         """Make what the domains share, with the incidents that are open."""
@@ -205,10 +205,10 @@ class Daemon:
         for incident in recent:
             self._storm.remember(domain_key(incident.opened), incident.opened.at)
 
-    async def _write_the_rest(self, waiting: WaitingRoom) -> None:
-        """Make durable what the domains' tasks had noted when they were told to stop."""
+    async def _write_the_rest(self, keeping: Keeping) -> None:
+        """Make durable what had been noted when the daemon was told to stop."""
         with trio.move_on_after(LAST_WORDS):
-            for chronicle in waiting.chronicles:
+            for chronicle in list(keeping.unwritten):
                 with suppress(JournalError):  # told of where it is found
                     await chronicle.commit()
 

@@ -23,21 +23,17 @@ ORDER = [
     "storm_breaker",
     "tally",
     "bundle_keeper",
-    "executor",
-    "chronicle",
-    "enforcing",
+    "timers",
+    "incident.chronicle",
     "fleet",
     "dumping",
-    "waiting",
+    "incident.waiting",
     "records",
     "services",
     "evidence",
-    "sight",
-    "responder",
-    "orphans",
-    "own_time",
-    "supervisor",
-    "hung",
+    "incident.driver",
+    "incident.adoption",
+    "incident",
     "strangers",
     "connector",
     "answers.operators",
@@ -211,7 +207,7 @@ def test_cont_is_born_in_plans_only() -> None:
     assert set(makers) == {"panicd/rules/plan.py"}
 
 
-def test_cont_is_sent_by_the_executor_only() -> None:
+def test_cont_is_sent_by_one_step_only() -> None:
     senders = [
         name_of(path)
         for path in modules()
@@ -219,10 +215,10 @@ def test_cont_is_sent_by_the_executor_only() -> None:
         if isinstance(node, ast.Constant) and node.value == "cont"
     ]
     # The demonstration starts VMs of its own, which panicd has not yet seen.
-    assert senders == ["panicd/demo/qemu.py", "panicd/executor.py"]
+    assert senders == ["panicd/demo/qemu.py", "panicd/rules/machine/steps.py"]
 
 
-def test_libvirt_is_told_to_act_by_the_executor_only() -> None:
+def test_libvirt_is_told_to_act_by_the_driver_only() -> None:
     """It could let a guest run as well ('resume')."""
     tellers = [
         name_of(path)
@@ -230,7 +226,7 @@ def test_libvirt_is_told_to_act_by_the_executor_only() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("libvirt.act")
     ]
-    assert tellers == ["panicd/executor.py"]
+    assert tellers == ["panicd/incident/driver.py"]
 
 
 def test_the_package_s_drawing_names_every_module() -> None:

@@ -5,7 +5,7 @@ makes everything noted durable. Whatever changes a guest commits before it does.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import trio
@@ -50,12 +50,14 @@ class Keeping:
         tally: what counts them.
         clock: what time it is, in seconds since the epoch.
         journal_failure: what becomes of panics while the journal can't be written.
+        unwritten: the incidents of which something is not yet durable.
     """
 
     journal: Journal
     tally: Tally
     clock: Clock
     journal_failure: Callable[[], JournalFailure]
+    unwritten: set["Chronicle"] = field(default_factory=set)
 
 
 class Chronicle:
@@ -159,6 +161,7 @@ class Chronicle:
             elif self._pending:
                 self._write()
             else:
+                self._keeping.unwritten.discard(self)
                 waiting.extend(self._waiting)
                 self._waiting = []
             for done in waiting:
@@ -171,6 +174,7 @@ class Chronicle:
 
     def _add(self, before: Incident | None, entry: AnyEntry) -> None:
         self._pending.append(entry)
+        self._keeping.unwritten.add(self)
         self._keeping.tally.count(before, entry)
         self._tell(before, entry)
 

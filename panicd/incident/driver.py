@@ -25,7 +25,7 @@ from panicd.host.virsh import LibvirtRefusedError, LibvirtSilentError
 from panicd.incident.chronicle import Chronicle
 from panicd.libvirt import LibvirtAwayError
 from panicd.qemu.coredump import DumpError, DumpFailure
-from panicd.qemu.event_buffer import Heard as HeardAt
+from panicd.qemu.event_outlet import Heard as HeardAt
 from panicd.qemu.monitor import CommandError, SessionLostError, UncertainError
 from panicd.qemu.process import Peer, PeerError
 from panicd.qemu.session import Session
@@ -61,12 +61,13 @@ from panicd.rules.machine.state import Begun, Left, Resting
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation
 from panicd.rules.policy import applicable
-from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState
+from panicd.rules.qapi import Event, GuestPanickedEvent, PanicAction, RunState
 from panicd.services import Services
 from panicd.timers import Timer
 
 GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
+GATHER: Final = 0.02  # seconds in which panics that follow each other are told of as one
 LOST: Final = "the domain's monitor was lost"
 
 
@@ -115,11 +116,15 @@ class Driver:
         self._cause = Cause.DISCONNECTED
         self._nursery: trio.Nursery
         self._timer: Timer | None = None
+        self._due, self._due_serial = math.inf, 0
         self._turn = trio.CancelScope()
         self._requests: dict[int, Request] = {}
+        self._latest: Chronicle | None = None  # the last that something was noted in
         self._heard_at = math.inf
         self._first = ExitStack()  # it has the way while it reacts
         self._watches = False
+        self._last: Event | None = None  # of the session
+        self._more = 0  # panics like the last, not yet told of
         self._token = secrets.token_hex(4)
         self._numbers = count(1)
         self._evidence = EvidenceKeeper(services, domain)
@@ -185,6 +190,8 @@ class Driver:
 
     def feed(self, came: Input) -> None:
         """Give the machine an input, and carry out what follows; one after the other."""
+        if self._more:  # they came before
+            self._tell_more()
         self._inbox.append(came)
         if self._is_busy or self._bug is not None:
             return
@@ -228,13 +235,35 @@ class Driver:
         )
 
     def _heard(self, heard: HeardAt) -> None:
-        is_panic = isinstance(heard.event, GuestPanickedEvent)
+        event = heard.event
+        is_panic = isinstance(event, GuestPanickedEvent)
+        if is_panic and self._repeats(event):
+            if not self._more:
+                self._services.timers.after(GATHER, self._tell_more)
+            self._more += heard.count
+            self._services.metrics.events_coalesced.inc(heard.count)
+            return
         if is_panic and self._heard_at == math.inf and isinstance(self._state.phase, Resting):
             self._heard_at = heard.at
-        before = self._state.repeats
-        self.feed(Heard(heard.event, heard.count))
-        if is_panic and self._state.repeats > before:
-            self._services.metrics.events_coalesced.inc(heard.count)
+        self.feed(Heard(event, heard.count))
+        self._last = event
+
+    def _repeats(self, event: Event) -> bool:
+        """Whether a panic says no more than the one before it, after which nothing was heard."""
+        last = self._last
+        return (
+            isinstance(last, GuestPanickedEvent)
+            and isinstance(event, GuestPanickedEvent)
+            and last.action is event.action
+            and self._state.incident is not None
+        )
+
+    def _tell_more(self) -> None:
+        """Tell of the panics that were gathered: a guest that floods is told of now and then."""
+        if self._more:
+            last, count, self._more = self._last, self._more, 0
+            assert last is not None
+            self.feed(Heard(last, count))
 
     def _session_ended(self) -> None:
         self.feed(Lost())
@@ -281,7 +310,7 @@ class Driver:
             case effects.PolicyInForce():
                 self._tell_policy()
             case effects.Answer(request=number, refused=refused):
-                self._requests.pop(number).refuse(refused)
+                self._answer(self._requests.pop(number), refused)
             case effects.Say(level=level, text=text, facts=facts):
                 getattr(self._log, level)(text, **dict(facts))
             case effects.Leave(problem=problem):
@@ -295,10 +324,10 @@ class Driver:
         if isinstance(entry, Opened):
             self._first.enter_context(self._services.way.go_first())
             self._services.storm.note(domain.key, entry.at)
-            domain.chronicle = Chronicle.open(note.after, self._services.keeping)
+            domain.chronicle = self._latest = Chronicle.open(note.after, self._services.keeping)
             self._token = secrets.token_hex(4)
             return
-        chronicle = domain.chronicle
+        chronicle = self._latest = domain.chronicle
         assert chronicle is not None
         chronicle.take(note.after, entry)
         if isinstance(entry, Settled | Closed):
@@ -307,6 +336,18 @@ class Driver:
         if isinstance(entry, Closed):
             domain.chronicle = None
             chronicle.commit_soon(lambda problem: self._closed(chronicle, problem))
+
+    def _answer(self, request: Request, refused: str) -> None:
+        """Tell an operator how it went, once that is on the disk."""
+
+        def written(problem: JournalError | None) -> None:
+            lost = f"it is not known whether it was done: {problem}"
+            request.refuse(lost if problem is not None else "")
+
+        if refused or self._latest is None:
+            request.refuse(refused)
+        else:
+            self._latest.commit_soon(written)
 
     def _closed(self, chronicle: Chronicle, problem: JournalError | None) -> None:
         """See to it that the end of an incident is written, whatever becomes of the domain."""
@@ -342,9 +383,20 @@ class Driver:
             limit = self._services.timers.after(send.timeout, question.give_up)
 
     def _wake(self, serial: int, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._services.timers.after(seconds, lambda: self.feed(Elapsed(serial)))
+        self._due, self._due_serial = trio.current_time() + seconds, serial
+        # A guest that floods puts it off with each panic: one timer will do, and looks again.
+        if self._timer is None or self._timer.call is None or self._timer.due > self._due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._services.timers.after(seconds, self._is_due)
+
+    def _is_due(self) -> None:
+        self._timer = None
+        left = self._due - trio.current_time()
+        if left > 0:
+            self._timer = self._services.timers.after(left, self._is_due)
+        else:
+            self.feed(Elapsed(self._due_serial))
 
     async def _collect(self, effect: effects.Collect) -> None:
         session = self._session

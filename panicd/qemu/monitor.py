@@ -33,7 +33,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.models import ErrorResponse
 from qemu.qmp.protocol import Runstate
 
-from panicd.qemu.event_buffer import EventOutlet
+from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.line_reader import read_lines
 from panicd.qemu.pace import Pace
 from panicd.rules.capability import Version

@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from panicd.qemu.event_buffer import Heard
+from panicd.qemu.event_outlet import Heard
 from panicd.qemu.monitor import Monitor
 from panicd.qemu.probe import Probe
 from panicd.qemu.process import Peer
@@ -60,7 +60,7 @@ class Session:
         """Follow the events, and have each handed on; those that came before go first.
 
         Args:
-            listener: is given each event, and then keeps ``vm`` up; None: the session does.
+            listener: is given each event; None: nobody is.
             tell_end: called when the session has ended.
         """
         self._listener = listener
@@ -149,10 +149,9 @@ class Session:
     def _hear(self, heard: Heard) -> None:
         if isinstance(heard.event, DumpCompletedEvent):
             self.dump = heard.event
+        self.vm = follow(self.vm, heard.event)
         if self._listener is not None:
             self._listener(heard)
-        else:
-            self.vm = follow(self.vm, heard.event)
         if self._told:
             self._tell()
 

@@ -90,7 +90,7 @@ def recover(incident: Incident, found: Found) -> Recovery:
     if found.run_state is None or not found.same_process or ended:
         return _process_gone(incident, found)
     if incident.state in {State.PRESERVED, State.FAILED, State.RUNNING_ON, State.DETECTED}:
-        return _settled(incident, found.run_state)
+        return _settled(incident, found.run_state, found.version)
     if isinstance(step, AwaitGuestReset):
         return _watched(found.run_state)
     match found.run_state:
@@ -175,7 +175,7 @@ def _watched(run_state: RunState) -> Recovery:
             return Stay()
 
 
-def _settled(incident: Incident, run_state: RunState) -> Recovery:
+def _settled(incident: Incident, run_state: RunState, version: Version) -> Recovery:
     if incident.runs_unproven and (run_state.executes or run_state is RunState.GUEST_PANICKED):
         return Stay() if run_state.executes else End(Ending.RAN_ON)
     if run_state is RunState.GUEST_PANICKED:
@@ -186,7 +186,7 @@ def _settled(incident: Incident, run_state: RunState) -> Recovery:
                 return End(Ending.RAN_ON)
             case _:
                 return Stay()
-    if run_state is RunState.PRELAUNCH:
+    if run_state is RunState.PRELAUNCH or _reset_leaves_paused(run_state, version):
         return End(Ending.FOREIGN_RESET)
     if run_state.executes:
         return Stay() if incident.state is State.RUNNING_ON else End(Ending.FOREIGN_RESUME)
@@ -285,7 +285,7 @@ def _stopped(
     incident: Incident, step: AnyStep | None, index: int, run_state: RunState, version: Version
 ) -> Recovery:
     reset = _begun(incident, SystemReset)
-    left_paused_until, left_panicked_until = RESET_LEAVES_PANICKED
+    _, left_panicked_until = RESET_LEAVES_PANICKED
     if _let_go(incident) and incident.action is not Action.GRACE:
         return End(Ending.RESTARTED if reset is not None else _let_run(incident))
     if reset is not None:
@@ -298,8 +298,7 @@ def _stopped(
         if version >= left_panicked_until:
             return End(Ending.RESTARTED)
         return GoOn(reset + 1)
-    # Before 1.7 a reset leaves 'paused', and a panic always 'guest-panicked'.
-    if run_state is RunState.PRELAUNCH or version < left_paused_until:
+    if run_state is RunState.PRELAUNCH or _reset_leaves_paused(run_state, version):
         return End(Ending.FOREIGN_RESET)
     if _begun(incident, EnsureStopped) is None:
         return End(Ending.FOREIGN_RESUME)
@@ -309,6 +308,12 @@ def _stopped(
         # This cont was for a panicked guest, so it ran, and somebody paused it since.
         return End(_let_run(incident))
     return GoOn(_unfinished(incident, index))
+
+
+def _reset_leaves_paused(run_state: RunState, version: Version) -> bool:
+    """Whether this is what a reset leaves, before 1.7; a panic always leaves 'guest-panicked'."""
+    earliest, _ = RESET_LEAVES_PANICKED
+    return run_state is RunState.PAUSED and version < earliest
 
 
 def _dumps(incident: Incident) -> bool:

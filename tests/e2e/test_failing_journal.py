@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
-from panicd import orphans, supervisor
 from panicd.host.journal import Journal, JournalError
+from panicd.incident import adoption
 from panicd.rules.incident import AnyEntry, State
+from panicd.rules.machine import resting
 from tests.host.journals import change
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
@@ -20,6 +21,7 @@ from tests.parts.profile import RunState
 from tests.parts.small_disk import small_disk
 
 RESTART = {"on_crash": "restart"}
+Done = Callable[[BaseException | None], None]
 
 
 @pytest.fixture(name="disk")
@@ -103,15 +105,17 @@ async def test_what_was_done_without_the_journal_is_written_once_it_can_be(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     can_be_written = False
-    append = Journal.append
+    append_soon = Journal.append_soon
 
-    async def append_if_it_can_be(journal: Journal, incident_id: str, *entries: AnyEntry) -> None:
+    def append_if_it_can_be(
+        journal: Journal, incident_id: str, entries: Sequence[AnyEntry], done: Done
+    ) -> None:
         if not can_be_written:
             raise JournalError("no space left on device")
-        await append(journal, incident_id, *entries)
+        append_soon(journal, incident_id, entries, done)
 
-    monkeypatch.setattr(Journal, "append", append_if_it_can_be)
-    monkeypatch.setattr(orphans, "RETRY_EVERY", 0.02)
+    monkeypatch.setattr(Journal, "append_soon", append_if_it_can_be)
+    monkeypatch.setattr(adoption, "RETRY_EVERY", 0.02)
     fake = FakeQemu(socket_dir / "vm.qmp")
     async with (
         DaemonInside.start(socket_dir, RESTART, journal={"on_failure": "act"}) as daemon,
@@ -134,13 +138,13 @@ async def test_what_was_done_without_the_journal_is_written_once_it_can_be(
 async def test_open_incident_is_written_once_it_can_be(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(supervisor.LOOK_AFTER, State.PRESERVED, 0.05)
+    monkeypatch.setitem(resting.LOOK_AFTER, State.PRESERVED, 0.05)
     journal = {"on_failure": "act"}
     fake = FakeQemu(socket_dir / "vm.qmp")
     async with DaemonInside.start(socket_dir, journal=journal) as daemon, fake.running():
         await daemon.wait_armed("vm")
         with monkeypatch.context() as broken:
-            broken.setattr(Journal, "append", refuse)
+            broken.setattr(Journal, "append_soon", refuse)
             fake.panic()
             incident = await daemon.wait_incident("vm", state="preserved")
             await daemon.wait_log("the journal can't be written", since=daemon.mark())
@@ -148,7 +152,7 @@ async def test_open_incident_is_written_once_it_can_be(
         assert fake.sessions == 1
 
 
-async def refuse(_journal: Journal, _incident_id: str, *_entries: AnyEntry) -> None:
+def refuse(_journal: Journal, *_: object) -> None:
     raise JournalError("no space left on device")
 
 

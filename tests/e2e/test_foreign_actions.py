@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import trio
 
-from panicd import supervisor
 from panicd.demo.guests import Guest
-from panicd.enforcing import ENFORCED_AT_MOST
 from panicd.host.control import RefusedError
 from panicd.rules.incident import State
+from panicd.rules.machine import resting
+from panicd.rules.machine.deciding import ENFORCED_AT_MOST
 from tests.parts.daemon import DaemonInside, LoggedIncident, ObservedDaemon, RunningDaemon
 from tests.parts.qemu import RealQemu
 
@@ -117,7 +117,7 @@ async def refused(daemon: ObservedDaemon, domain: str) -> None:
 async def test_migration_of_a_preserved_guest_ends_its_incident(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(supervisor.LOOK_AFTER, State.PRESERVED, 0.05)
+    monkeypatch.setitem(resting.LOOK_AFTER, State.PRESERVED, 0.05)
     async with preserved(socket_dir) as (daemon, vm, incident):
         await vm.witness.execute("migrate", {"uri": "exec:cat >/dev/null"})
         ended = await daemon.wait_incident("vm", ending="migrated")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import trio
 import trio.testing
 
-from panicd.qemu.event_buffer import LIMIT, Heard
+from panicd.qemu.event_outlet import LIMIT, Heard
 from panicd.qemu.monitor import MonitorError, open_monitor
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
@@ -72,19 +72,22 @@ async def converse(greeting: bytes, replies: Sequence[bytes], last: bytes = b"")
 
 
 async def _look_after(sock: socket.socket, course: Course) -> None:
-    async def listen(heard: Heard) -> None:
+    ended = trio.Event()
+
+    def listen(heard: Heard) -> None:
         course.heard.append(heard)
 
     with Peer.of(sock) as peer:
         async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
             course.connected = True
             answers = await probe(monitor, None, timeout=TIME_LIMIT)
-            session = Session.from_probe(monitor, peer, answers, listen)
+            assert len(monitor.events._entries) <= LIMIT
+            session = Session.from_probe(monitor, peer, answers)
+            session.listen(listen, ended.set)
             course.probed = True
-            while not session.ended:
-                assert len(monitor.events._entries) <= LIMIT
-                await session.next_event()
-                await session.busy_with()
+            for _ in range(3):
+                await session.query_status()
+            await ended.wait()
 
 
 async def _play(

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from signal import Signals
 from unittest.mock import patch
 
 import panicd.daemon
-import panicd.executor
-import panicd.orphans
+import panicd.incident.driver
 from panicd.cli import main
 from panicd.host.journal import Journal
 from panicd.qemu import dump_writer, monitor
@@ -31,6 +30,7 @@ from panicd.rules.operation import Operation
 from panicd.rules.plan import RunRelaunch
 
 SOCKET = "gate"
+Done = Callable[[BaseException | None], None]
 
 
 class Gates:
@@ -51,37 +51,49 @@ class Gates:
 
 def _install(gates: Gates, stack: ExitStack) -> None:
     stop_at = gates.stop_at
-    append, append_operation = Journal.append, Journal.append_operation
-    execute_all, send = monitor.Monitor.execute_all, monitor._Client.send
+    append_soon, append_operation = Journal.append_soon, Journal.append_operation
+    ask, send = monitor.Monitor.ask, monitor._Client.send
     send_signal = Peer.send_signal
 
-    async def gated_append(self: Journal, incident_id: str, *entries: AnyEntry) -> None:
+    def gated_append_soon(
+        self: Journal, incident_id: str, entries: Sequence[AnyEntry], done: Done
+    ) -> None:
         what = "+".join(map(_name_of, entries))
+
+        def written(error: BaseException | None) -> None:
+            stop_at(f"after commit {what}")
+            done(error)
+
         stop_at(f"before commit {what}")
-        await append(self, incident_id, *entries)
-        stop_at(f"after commit {what}")
+        append_soon(self, incident_id, entries, written)
 
     async def gated_append_operation(self: Journal, operation: Operation) -> None:
         stop_at(f"before commit {operation.kind}")
         await append_operation(self, operation)
         stop_at(f"after commit {operation.kind}")
 
-    async def gated_execute_all(
-        self: monitor.Monitor, commands: Sequence[monitor.Command], *, timeout: float
-    ) -> list[object]:
+    def gated_ask(
+        self: monitor.Monitor,
+        commands: Sequence[monitor.Command],
+        done: Callable[[list[object]], None],
+        *,
+        timeout: float,
+    ) -> monitor.Question:
         what = "+".join(name for name, _ in commands)
+
+        def answered(answers: list[object]) -> None:
+            stop_at(f"answered {what}")
+            done(answers)
+
         stop_at(f"before {what}")
-        answers = await execute_all(self, commands, timeout=timeout)
-        stop_at(f"answered {what}")
-        return answers
+        return ask(self, commands, answered, timeout=timeout)
 
     def gated_send(
-        self: monitor._Client, commands: Sequence[monitor.Command], answers: monitor._Answers
-    ) -> list[str]:
-        ids = send(self, commands, answers)
+        self: monitor._Client, commands: Sequence[monitor.Command], answers: monitor.Question
+    ) -> None:
+        send(self, commands, answers)
         for name, _ in commands:
             stop_at(f"sent {name}")
-        return ids
 
     def gated_signal(self: Peer, number: Signals) -> bool:
         stop_at(f"before {number.name}")
@@ -101,13 +113,12 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         stop_at("after dump-named")
 
     for owner, name, gated in (
-        (Journal, "append", gated_append),
+        (Journal, "append_soon", gated_append_soon),
         (Journal, "append_operation", gated_append_operation),
-        (monitor.Monitor, "execute_all", gated_execute_all),
+        (monitor.Monitor, "ask", gated_ask),
         (monitor._Client, "send", gated_send),
         (Peer, "send_signal", gated_signal),
-        (panicd.executor, "run_relaunch", gated_relaunch),
-        (panicd.orphans, "run_relaunch", gated_relaunch),
+        (panicd.incident.driver, "run_relaunch", gated_relaunch),
         (dump_writer, "give_name", gated_give_name),
     ):
         stack.enter_context(patch.object(owner, name, gated))

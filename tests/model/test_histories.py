@@ -432,6 +432,20 @@ FOUND = {
             ),
         )
     ),
+    "a preserved guest that was reset while panicd was away is stopped when others let it run": (
+        History(
+            OnCrash.PRESERVE,
+            QEMU_1_6,
+            (
+                (0.2, "panic"),
+                (0.0025, "foreign system_reset"),
+                (0.0, "kill panicd"),
+                (3.0, "others bring it back"),
+                (0.2, "panic"),
+            ),
+            enforce=True,
+        )
+    ),
 }
 """Histories that went wrong once, by what was wrong."""
 

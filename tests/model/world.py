@@ -26,7 +26,7 @@ import panicd.evidence
 import panicd.incident.driver
 import panicd.incident.waiting
 from panicd.qemu.coredump import FinishedDump
-from panicd.qemu.event_buffer import EventOutlet
+from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.monitor import (
     Command,
     CommandError,

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from panicd.connector import connect
-from panicd.qemu.event_buffer import Heard
+from panicd.qemu.event_outlet import Heard
 from panicd.qemu.monitor import event_loop, open_monitor
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
@@ -19,8 +19,12 @@ TIME_LIMIT = 10.0
 """Seconds for everything inside one session."""
 
 
-async def ignore(_heard: Heard) -> None:
+def ignore(_heard: Heard) -> None:
     """Listen to nothing."""
+
+
+def nobody() -> None:
+    """Tell nobody of the end."""
 
 
 @asynccontextmanager
@@ -29,7 +33,7 @@ async def open_session(vm: FakeQemu, listener: Listener = ignore) -> AsyncIterat
 
     Args:
         vm: The fake, not yet running.
-        listener: Told of every event that the session takes.
+        listener: Told of every event.
     """
     with trio.fail_after(TIME_LIMIT):
         async with vm.running(), event_loop():
@@ -37,4 +41,6 @@ async def open_session(vm: FakeQemu, listener: Listener = ignore) -> AsyncIterat
             with Peer.of(sock) as peer:
                 async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
                     answers = await probe(monitor, None, timeout=TIME_LIMIT)
-                    yield Session.from_probe(monitor, peer, answers, listener)
+                    session = Session.from_probe(monitor, peer, answers)
+                    session.listen(listener, nobody)
+                    yield session

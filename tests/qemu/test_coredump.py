@@ -26,7 +26,6 @@ from panicd.qemu.coredump import (
     dump_guest_memory,
 )
 from panicd.qemu.dump_directory import Space
-from panicd.qemu.event_buffer import Heard
 from panicd.qemu.monitor import (
     Command,
     CommandError,
@@ -40,6 +39,7 @@ from panicd.qemu.process import Peer, is_qemu_program
 from panicd.qemu.session import Session
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.qemu import RealQemu
+from tests.parts.sessions import ignore, nobody
 from tests.parts.small_disk import small_disk
 
 pytestmark = pytest.mark.real
@@ -59,10 +59,6 @@ OFFERED = tuple(MAGIC)
 """The formats that every QEMU from 2.0 on can write."""
 
 
-async def ignore(_heard: Heard) -> None:
-    """Listen to events, and do nothing."""
-
-
 @asynccontextmanager
 async def session_with(vm: RealQemu) -> AsyncIterator[Session]:
     """A session as the daemon has it."""
@@ -71,7 +67,9 @@ async def session_with(vm: RealQemu) -> AsyncIterator[Session]:
     with Peer(sock, is_qemu_program) as peer:
         async with open_monitor(sock, timeout=10) as monitor:
             answers = await probe(monitor, None, timeout=10)
-            yield Session.from_probe(monitor, peer, answers, ignore)
+            session = Session.from_probe(monitor, peer, answers)
+            session.listen(ignore, nobody)
+            yield session
 
 
 @asynccontextmanager

@@ -64,8 +64,7 @@ async def make_dumps(directory: Path, kernel: Kernel) -> dict[DumpFormat, Path]:
             session_with(guest.vm) as session,
         ):
             await session.execute("cont")
-            while session.run_state is not RunState.GUEST_PANICKED:
-                await session.next_event()
+            await session.observe(lambda: session.run_state is RunState.GUEST_PANICKED, 300)
             for kind in OFFERED:
                 finished = await dump_guest_memory(session, settings, "linux", kind, kind)
                 made[kind] = finished.path

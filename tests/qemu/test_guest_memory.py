@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.qemu.event_buffer import Heard
+from panicd.qemu.event_outlet import Heard
 from panicd.qemu.guest_memory import MAX_FILE, _open_file, read_kernel_log
 from panicd.qemu.monitor import SessionLostError, event_loop, open_monitor
 from panicd.qemu.probe import probe
@@ -25,6 +25,7 @@ from tests.parts.linux import Kernel, linux_guest
 from tests.parts.profile import QEMU_2_8, QEMU_7_2, Profile
 from tests.parts.profile import RunState as State
 from tests.parts.qemu import RealQemu
+from tests.parts.sessions import nobody
 
 TIME_LIMIT = 20.0
 LINUX_TIME_LIMIT = 180.0
@@ -33,7 +34,7 @@ PANIC = "Kernel panic - not syncing: sysrq triggered crash"
 
 @asynccontextmanager
 async def session_at(path: Path, heard: list[Heard] | None = None) -> AsyncIterator[Session]:
-    async def listen(entry: Heard) -> None:
+    def listen(entry: Heard) -> None:
         if heard is not None:
             heard.append(entry)
 
@@ -43,7 +44,9 @@ async def session_at(path: Path, heard: list[Heard] | None = None) -> AsyncItera
         with Peer.of(sock) as peer:
             async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
                 answers = await probe(monitor, None, timeout=TIME_LIMIT, arm=False)
-                yield Session.from_probe(monitor, peer, answers, listen)
+                session = Session.from_probe(monitor, peer, answers)
+                session.listen(listen, nobody)
+                yield session
 
 
 @asynccontextmanager
@@ -90,7 +93,6 @@ async def test_reads_the_log_of_a_panicked_linux(
 
                 assert set(sent) == {"getfd", "dump-guest-memory"}
                 assert len(sent) <= commands
-                await session.drain()
                 assert len(heard) == len(sent) / 2
                 assert all(isinstance(entry.event, DumpCompletedEvent) for entry in heard)
                 assert await session.query_status() is RunState.GUEST_PANICKED

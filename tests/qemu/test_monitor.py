@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from panicd.connector import connect
-from panicd.qemu.event_buffer import Heard, Overflow
+from panicd.qemu.event_outlet import Heard
 from panicd.qemu.monitor import (
     CommandError,
     Monitor,
@@ -78,18 +78,13 @@ async def test_events_are_heard_from_the_start_to_the_end(socket_dir: Path) -> N
     async with session(socket_dir) as (monitor, vm):
         vm.machine.panic_action = "pause"
         vm.panic()
-        heard: list[Heard | Overflow] = []
-        while len(heard) < 2:
-            await monitor.events.wait()
-            if (entry := monitor.events.pop()) is not None:
-                heard.append(entry)
-        assert [type(entry.event) for entry in heard if isinstance(entry, Heard)] == [
-            GuestPanickedEvent,
-            StopEvent,
-        ]
+        heard: list[Heard] = []
+        ended = trio.Event()
+        monitor.events.hand_over(heard.append, ended.set)
+        await monitor.execute("query-name", timeout=TIME_LIMIT)
+        assert [type(entry.event) for entry in heard] == [GuestPanickedEvent, StopEvent]
         vm.exit()
-        while not monitor.events.ended:
-            await monitor.events.wait()
+        await ended.wait()
 
 
 async def test_answer_that_does_not_come_leaves_the_session_usable(socket_dir: Path) -> None:

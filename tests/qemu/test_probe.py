@@ -11,8 +11,8 @@ import trio
 
 from panicd.connector import connect
 from panicd.qemu.monitor import CommandError, event_loop, open_monitor
-from panicd.qemu.probe import Probe, probe, set_panic_action, work_in_progress
-from panicd.rules.capability import Armed, PanicDevice, PanicSetting
+from panicd.qemu.probe import Probe, probe
+from panicd.rules.capability import Armed, PanicDevice
 from panicd.rules.command_line import CommandLine, parse_command_line
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
@@ -152,35 +152,3 @@ async def test_answers_of_the_wrong_shape_are_no_answers(
     assert isinstance(answers.name, str)
     assert answers.run_state is RunState.RUNNING
     assert set(answers.capability.device_types) <= {"pvpanic"}
-
-
-async def test_panic_action_is_set_once_and_remembered(socket_dir: Path) -> None:
-    vm = fake(socket_dir)
-    with trio.fail_after(TIME_LIMIT):
-        async with vm.running(), event_loop():
-            sock = await connect(vm.socket)
-            async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
-                capability = (await probe(monitor, None, timeout=TIME_LIMIT)).capability
-                for _ in range(2):
-                    capability = await set_panic_action(
-                        monitor, capability, PanicSetting.NONE, timeout=TIME_LIMIT
-                    )
-                assert capability.panic_setting is PanicSetting.NONE
-                assert vm.changing_commands == ["set-action", "set-action"]
-                assert vm.machine.panic_action == "none"
-
-
-@pytest.mark.parametrize(
-    ("migration", "jobs", "dump", "busy"),
-    [
-        ({}, [], {"status": "none"}, ""),
-        ({"status": "completed"}, [], {"status": "completed"}, ""),
-        ({"status": "active"}, [], None, "a migration"),
-        ({"status": "none"}, [{"type": "mirror", "ready": False}], None, "a block job"),
-        ({"status": "none"}, [{"type": "mirror", "ready": True}], None, ""),
-        ({"status": "none"}, [], {"status": "active"}, "a dump"),
-        ("nonsense", 7, [], ""),
-    ],
-)
-def test_work_in_progress(migration: object, jobs: object, dump: object, busy: str) -> None:
-    assert work_in_progress(migration, jobs, dump) == busy

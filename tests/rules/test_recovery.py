@@ -302,7 +302,7 @@ def test_no_run_state_is_left_out_above() -> None:
     ("state", "run_state", "expected"),
     [
         ("preserved", "guest-panicked", "stay"),
-        ("preserved", "paused", "stay"),
+        ("preserved", "paused", "foreign-reset | stay | stay"),
         ("preserved", "io-error", "stay"),
         ("preserved", "prelaunch", "foreign-reset"),
         ("preserved", "running", "foreign-resume"),
@@ -311,24 +311,26 @@ def test_no_run_state_is_left_out_above() -> None:
         ("failed", "prelaunch", "foreign-reset"),
         ("failed", "running", "foreign-resume"),
         ("running-on", "guest-panicked", "ran-on"),
-        ("running-on", "paused", "stay"),
+        ("running-on", "paused", "foreign-reset | stay | stay"),
         ("running-on", "running", "stay"),
         ("running-on", "prelaunch", "foreign-reset"),
         ("detected", "guest-panicked", "redecide"),
-        ("detected", "paused", "stay"),
+        ("detected", "paused", "foreign-reset | stay | stay"),
         ("detected", "running", "foreign-resume"),
     ],
 )
-@pytest.mark.parametrize("version", [(1, 6, 2), (2, 5, 1), (7, 2, 0)])
+@pytest.mark.parametrize("place", [0, 1, 2])
 def test_same_qemu_where_no_plan_is_under_way(
-    state: str, run_state: str, expected: str, version: Version
+    state: str, run_state: str, expected: str, place: int
 ) -> None:
+    version = ((1, 6, 2), (2, 5, 1), (7, 2, 0))[place]
+    *_, each = expected.split(" | ")[: place + 1]
     stands = NEW
     if state != "detected":
         settled = next(settled for settled in SETTLED if settled.state == state)
         stands = apply(apply(NEW, Decided(NOW, PLANS["ignore"])), settled)
     found = Found(RunState(run_state), same_process=True, version=version)
-    assert told(recover(stands, found), PLANS["ignore"]) == expected
+    assert told(recover(stands, found), PLANS["ignore"]) == each
 
 
 @pytest.mark.parametrize(

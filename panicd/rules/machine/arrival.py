@@ -7,7 +7,7 @@ from panicd.rules.capability import Armed, Capability, run_by_libvirt
 from panicd.rules.ending import Cause
 from panicd.rules.incident import Ending, Outcome, StepResult
 from panicd.rules.incident import State as IncidentState
-from panicd.rules.machine import deciding, effects
+from panicd.rules.machine import deciding, effects, hearing
 from panicd.rules.machine.inputs import Adopted, Attached, Departed, Plight
 from panicd.rules.machine.state import Departing, Left, Relaunching, Stage
 from panicd.rules.machine.turn import Turn
@@ -81,6 +81,7 @@ def _go_on_with_hung(turn: Turn) -> None:
         return
     turn.say("warning", "QEMU does not answer, and is ended as was begun")
     assert last is not None
+    hearing.begin_plan(turn)
     deciding.execute(turn, last)
 
 
@@ -110,6 +111,7 @@ def go_on_as_found(turn: Turn, found: Found) -> None:
         case GoOn() if turn.moment.dry_run:
             turn.rest()
         case GoOn(index=index):
+            hearing.begin_plan(turn)
             deciding.go_on(turn, index)
         case Redecide():
             deciding.decide_now(turn, found.run_state)

@@ -6,7 +6,7 @@ from typing import Final
 from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import Ending, Enforced, Outcome, Source, StepResult
 from panicd.rules.incident import State as IncidentState
-from panicd.rules.machine import effects, steps
+from panicd.rules.machine import effects, hearing, steps
 from panicd.rules.machine.inputs import Answered, NoAnswer, Refused
 from panicd.rules.machine.state import (
     AskingState,
@@ -79,6 +79,7 @@ def carry_out(turn: Turn, decision: Decision, situation: Situation) -> None:
         decision = replace(decision, coredump=False)
     policy, capability = turn.moment.policy, turn.known.capability
     turn.decided(make_plan(decision, policy, capability, situation))
+    hearing.begin_plan(turn)
     if turn.moment.dry_run:
         if turn.alone:
             turn.close(Ending.QEMU_EXITED)
@@ -157,10 +158,7 @@ def go_on(turn: Turn, index: int) -> None:
 
 def execute(turn: Turn, index: int) -> None:
     """Carry out the plan from a step on."""
-    vm = turn.known
-    turn.base = (vm.resets, vm.resumes)
-    turn.let_go = vm.times_let_go
-    turn.resets_before = vm.resets
+    hearing.take_deferred(turn)
     begin_step(turn, index)
 
 
@@ -386,4 +384,5 @@ def _stopped_again(turn: Turn, *, plan: bool) -> None:
     if outcome is Outcome.FAILED and turn.step(index).on_failure is OnFailure.PRESERVE:
         give_up(turn, Reason.DUMP_FAILED)
     else:
+        hearing.begin_plan(turn)
         go_on(turn, index if outcome is Outcome.SKIPPED else index + 1)

@@ -14,6 +14,7 @@ from panicd.rules.incident import (
 )
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import deciding
+from panicd.rules.machine.hearing import announced_twice
 from panicd.rules.machine.inputs import Answered, Asked, Heard, NoAnswer, Refused
 from panicd.rules.machine.state import AskingState, SeeingEnd, Then
 from panicd.rules.machine.turn import BUSY_TIMEOUT, Turn
@@ -51,7 +52,7 @@ _ENDED_ITSELF: Final = {
 def take(turn: Turn, heard: Heard) -> None:
     """Deal with an event of a guest that nothing is being done to."""
     event = heard.event
-    if isinstance(event, GuestPanickedEvent) and _announced_twice(turn, event):
+    if announced_twice(turn, event):
         return
     if isinstance(event, GuestCrashloadedEvent):
         _crashloaded(turn, event)
@@ -65,28 +66,6 @@ def take(turn: Turn, heard: Heard) -> None:
     elif incident is not None and incident.watched_until is not None and _watched(turn, heard):
         return
     _heard(turn, heard)
-
-
-def _announced_twice(turn: Turn, event: GuestPanickedEvent) -> bool:
-    """Whether QEMU tells of a panic once more, that it ends with it: 2.8 does."""
-    return event.action is PanicAction.POWEROFF and turn.known.stops_by_panic
-
-
-def while_acting(turn: Turn, heard: Heard) -> None:
-    """Take note of an event that comes while a plan is carried out."""
-    event = heard.event
-    if isinstance(event, GuestPanickedEvent):
-        if _announced_twice(turn, event):
-            return
-        if turn.incident is not None and not turn.guest_was_let_go:
-            turn.repeat(heard.count)
-        else:  # of a guest that was let run since: its turn comes after the plan
-            before = turn.put_off.count if turn.put_off is not None else 0
-            turn.put_off = Heard((turn.put_off or heard).event, before + heard.count)
-    elif isinstance(event, ResetEvent | ResumeEvent) and turn.put_off is not None:
-        # Somebody has ended it before its turn came.
-        turn.repeat(turn.put_off.count)
-        turn.put_off = None
 
 
 def _heard(turn: Turn, heard: Heard) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from panicd.rules.capability import PanicSetting
-from panicd.rules.machine import arrival, deciding, effects, resting, steps
+from panicd.rules.machine import arrival, deciding, effects, hearing, resting, steps
 from panicd.rules.machine.inputs import (
     Adopted,
     Answered,
@@ -56,7 +56,7 @@ from panicd.rules.machine.state import (
     Stopping,
     StoppingAgain,
 )
-from panicd.rules.machine.turn import DEFERRED_AT_MOST, Turn
+from panicd.rules.machine.turn import Turn
 from panicd.rules.machine.vm import follow
 from panicd.rules.settings import JournalFailure
 
@@ -97,7 +97,7 @@ def _acting(heard: Callable[[Turn], steps.End], **rows: Handler) -> dict[type, H
     """Return the row of a step: ``heard`` looks whether what it waits for has come."""
 
     def handle(turn: Turn, came: Heard) -> None:
-        resting.while_acting(turn, came)
+        hearing.while_acting(turn, came)
         deciding.follow_up(turn, heard(turn))
 
     row: dict[type, Handler] = {
@@ -113,7 +113,7 @@ def _acting(heard: Callable[[Turn], steps.End], **rows: Handler) -> dict[type, H
 def _asking(**rows: Handler) -> dict[type, Handler]:
     """Return the row of a question: what is heard meanwhile waits for its answer."""
     row: dict[type, Handler] = {
-        Heard: _defer,
+        Heard: hearing.defer,
         Lost: _ignore,
         Gone: _ignore,
         Asked: _queue,
@@ -132,19 +132,6 @@ _INPUTS: Final[dict[str, type]] = {
     "lost": Lost,
     "departed": Departed,
 }
-
-
-def _defer(turn: Turn, heard: Heard) -> None:
-    """Keep an event for later; panics that follow each other are one with a count."""
-    last = turn.deferred[-1] if turn.deferred else None
-    if last is not None and replace(last.event, at=heard.event.at) == heard.event:
-        together = Heard(last.event, last.count + heard.count)
-        turn.deferred = (*turn.deferred[:-1], together)
-    elif len(turn.deferred) < DEFERRED_AT_MOST:
-        turn.deferred = (*turn.deferred, heard)
-    else:  # a flood of many kinds: what it came to is asked for
-        turn.unseen = True
-        turn.unbroken = False
 
 
 def _queue(turn: Turn, asked: Asked) -> None:

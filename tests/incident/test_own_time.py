@@ -44,8 +44,8 @@ async def test_guest_that_resets_itself_in_its_grace_is_left_alone(socket_dir: P
         vm.guest_reset()
         incident = await daemon.wait_incident("vm", ending="guest-reset")
         assert incident.decisions == [("grace", "grace")]
-        assert vm.changing_commands == ["set-action", "set-action", "cont"]
         await vm.wait_command("set-action", count=3)
+        assert vm.changing_commands == ["set-action", "set-action", "cont", "set-action"]
         assert vm.machine.panic_action == "pause"  # the next panic is stopped again
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
-from panicd import orphans
 from panicd.host.journal import Journal, JournalError
+from panicd.incident import adoption
 from panicd.rules.incident import (
     AnyEntry,
     Decided,
@@ -25,6 +26,7 @@ from tests.parts.daemon import DaemonInside
 
 UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f60"
 ENDED = "00000000-0000-0000-0000-000000000000/1/2"  # of another boot
+Done = Callable[[BaseException | None], None]
 DECISION = Decision(OnCrash.RESTART, Action.RESTART, False, Reason.ON_CRASH, relaunch=True)
 
 
@@ -39,7 +41,7 @@ async def quit_before_its_relaunch(directory: Path, told: Path) -> None:
         await journal.append("i1", opened, Decided(2.0, plan), *ended)
 
 
-def begins_the_relaunch(entries: tuple[AnyEntry, ...]) -> bool:
+def begins_the_relaunch(entries: Sequence[AnyEntry]) -> bool:
     return any(isinstance(entry, StepBegun) and entry.index == 1 for entry in entries)
 
 
@@ -48,16 +50,21 @@ async def test_a_relaunch_that_a_stop_forestalled_is_made_up_for(
 ) -> None:
     told = socket_dir / "told"
     await quit_before_its_relaunch(socket_dir, told)
-    append, written = Journal.append, trio.Event()
+    append_soon, written = Journal.append_soon, trio.Event()
 
-    async def append_and_tarry(journal: Journal, incident_id: str, *entries: AnyEntry) -> None:
-        await append(journal, incident_id, *entries)
-        if begins_the_relaunch(entries):
-            written.set()
-            await trio.sleep_forever()
+    def append_and_tell_nobody(
+        journal: Journal, incident_id: str, entries: Sequence[AnyEntry], done: Done
+    ) -> None:
+        def tell(error: BaseException | None) -> None:
+            if begins_the_relaunch(entries):
+                written.set()
+            else:
+                done(error)
+
+        append_soon(journal, incident_id, entries, tell)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "append", append_and_tarry)
+        patched.setattr(Journal, "append_soon", append_and_tell_nobody)
         async with DaemonInside.start(socket_dir) as daemon:
             await written.wait()
         (stands,) = daemon.journal()
@@ -73,16 +80,18 @@ async def test_a_relaunch_that_the_journal_forestalled_is_made_up_for(
 ) -> None:
     told = socket_dir / "told"
     await quit_before_its_relaunch(socket_dir, told)
-    append, failed = Journal.append, trio.Event()
+    append_soon, failed = Journal.append_soon, trio.Event()
 
-    async def fail_once(journal: Journal, incident_id: str, *entries: AnyEntry) -> None:
+    def fail_once(
+        journal: Journal, incident_id: str, entries: Sequence[AnyEntry], done: Done
+    ) -> None:
         if begins_the_relaunch(entries) and not failed.is_set():
             failed.set()
             raise JournalError("no space left on device")
-        await append(journal, incident_id, *entries)
+        append_soon(journal, incident_id, entries, done)
 
-    monkeypatch.setattr(Journal, "append", fail_once)
-    monkeypatch.setattr(orphans, "RETRY_EVERY", 0.02)
+    monkeypatch.setattr(Journal, "append_soon", fail_once)
+    monkeypatch.setattr(adoption, "RETRY_EVERY", 0.02)
     async with DaemonInside.start(socket_dir) as daemon:
         await daemon.wait_log("step begins", step="AwaitReturn")
         assert failed.is_set()

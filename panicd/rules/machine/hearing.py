@@ -1,0 +1,66 @@
+"""What is heard while something is under way, and does not change what that is."""
+
+from dataclasses import replace
+
+from panicd.rules.machine.inputs import Heard
+from panicd.rules.machine.turn import DEFERRED_AT_MOST, Turn
+from panicd.rules.qapi import Event, GuestPanickedEvent, PanicAction, ResetEvent, ResumeEvent
+
+
+def announced_twice(turn: Turn, event: Event) -> bool:
+    """Whether QEMU tells of a panic once more, that it ends with it: 2.8 does."""
+    ends = isinstance(event, GuestPanickedEvent) and event.action is PanicAction.POWEROFF
+    return ends and turn.known.stops_by_panic
+
+
+def while_acting(turn: Turn, heard: Heard) -> None:
+    """Take note of an event that comes while a plan is carried out."""
+    event = heard.event
+    if isinstance(event, GuestPanickedEvent):
+        if announced_twice(turn, event):
+            return
+        if turn.incident is not None and not turn.guest_was_let_go:
+            turn.repeat(heard.count)
+        else:  # of a guest that was let run since: its turn comes after the plan
+            before = turn.put_off.count if turn.put_off is not None else 0
+            turn.put_off = Heard((turn.put_off or heard).event, before + heard.count)
+    elif isinstance(event, ResetEvent | ResumeEvent) and turn.put_off is not None:
+        # Somebody has ended it before its turn came.
+        turn.repeat(turn.put_off.count)
+        turn.put_off = None
+
+
+def defer(turn: Turn, heard: Heard) -> None:
+    """Keep an event for when what is asked for is answered; equal ones are one with a count."""
+    last = turn.deferred[-1] if turn.deferred else None
+    if last is not None and replace(last.event, at=heard.event.at) == heard.event:
+        together = Heard(last.event, last.count + heard.count)
+        turn.deferred = (*turn.deferred[:-1], together)
+    elif len(turn.deferred) < DEFERRED_AT_MOST:
+        turn.deferred = (*turn.deferred, heard)
+    else:  # a flood of many kinds: what it came to is asked for
+        turn.unseen = True
+        turn.unbroken = False
+
+
+def begin_plan(turn: Turn) -> None:
+    """Remember how often the guest was reset and resumed, as far as was dealt with.
+
+    What came since, while something was asked for, is dealt with as what comes during the plan.
+    """
+    resets = turn.known.resets - _deferred(turn, ResetEvent)
+    resumes = turn.known.resumes - _deferred(turn, ResumeEvent)
+    turn.base = (resets, resumes)
+    turn.let_go = resets + resumes
+    turn.resets_before = resets
+
+
+def take_deferred(turn: Turn) -> None:
+    """Take note of what came while something was asked for: a plan is carried out by now."""
+    deferred, turn.deferred = turn.deferred, ()
+    for heard in deferred:
+        while_acting(turn, heard)
+
+
+def _deferred(turn: Turn, kind: type[Event]) -> int:
+    return sum(heard.count for heard in turn.deferred if isinstance(heard.event, kind))
