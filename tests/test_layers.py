@@ -215,7 +215,7 @@ def test_cont_is_sent_by_one_step_only() -> None:
         if isinstance(node, ast.Constant) and node.value == "cont"
     ]
     # The demonstration starts VMs of its own, which panicd has not yet seen.
-    assert senders == ["panicd/demo/qemu.py", "panicd/rules/machine/steps.py"]
+    assert senders == ["panicd/demo/qemu.py", "panicd/rules/machine/commands.py"]
 
 
 def test_libvirt_is_told_to_act_by_the_driver_only() -> None:

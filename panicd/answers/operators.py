@@ -99,7 +99,7 @@ class Operators:
         entry = Acknowledged(operation.at, operation.uid, operation.why)
         journal = services.keeping.journal
         try:
-            for chronicle in services.waiting.chronicles:
+            for chronicle in services.waiting.parked:
                 if chronicle.incident.id == incident_id:
                     chronicle.note(entry)
                     await chronicle.commit()

@@ -26,7 +26,7 @@ async def take_up_orphans(services: Services) -> None:
     """Go on with every incident that is handed over, until cancelled."""
     async with trio.open_nursery() as nursery:
         async for chronicle, plight in services.waiting.orphans:
-            nursery.start_soon(_take_up_or_park, services, chronicle, plight)
+            nursery.start_soon(_look_after, services, chronicle, plight)
 
 
 async def end_hung_qemu(services: Services, peer: Peer) -> None:
@@ -37,7 +37,7 @@ async def end_hung_qemu(services: Services, peer: Peer) -> None:
     Raises:
         JournalError: what is done can't be recorded.
     """
-    found = (c for c in services.waiting.chronicles if _ends(c, str(peer.identity)))
+    found = (c for c in services.waiting.parked if _ends(c, str(peer.identity)))
     chronicle = next(found, None)
     if chronicle is None or services.dry_run:
         return
@@ -55,6 +55,13 @@ def _ends(chronicle: Chronicle, process: str) -> bool:
         return False
     assert incident.plan is not None
     return isinstance(incident.plan.steps[max(incident.steps)], Terminate | Kill)
+
+
+async def _look_after(services: Services, chronicle: Chronicle, plight: Plight) -> None:
+    try:
+        await _take_up_or_park(services, chronicle, plight)
+    finally:
+        services.waiting.done_with(chronicle)
 
 
 async def _take_up_or_park(services: Services, chronicle: Chronicle, plight: Plight) -> None:

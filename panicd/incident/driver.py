@@ -171,6 +171,8 @@ class Driver:
             self.feed(Adopted(chronicle.incident, plight))
             await self._until_left()
         await chronicle.commit()
+        if self._problem:
+            raise JournalError(self._problem)
 
     def reload(self) -> None:
         """Have policy and holds looked up anew."""

@@ -47,6 +47,7 @@ class WaitingRoom:
         self._clock = clock
         self._has_returned = has_returned
         self._waiting: dict[str, _Place] = {}
+        self._taken_up: dict[str, Chronicle] = {}
         self._orphaned, self.orphans = trio.open_memory_channel[tuple[Chronicle, Plight]](math.inf)
 
     def park(self, chronicle: Chronicle, *, is_orphan: bool = False) -> None:
@@ -74,7 +75,7 @@ class WaitingRoom:
             process: which QEMU process was found; an incident that began on it comes first.
             key: the domain's key.
         """
-        waiting = self.chronicles
+        waiting = self.parked
         same = (c for c in waiting if process and c.incident.opened.process == process)
         known = (c for c in waiting if domain_key(c.incident.opened) == key)
         chronicle = next(same, None) or next(known, None)
@@ -84,7 +85,12 @@ class WaitingRoom:
 
     def hand_over(self, chronicle: Chronicle, plight: Plight = Plight.ENDED) -> None:
         """Have an incident gone on with for which no connection is needed: see ``orphans``."""
+        self._taken_up[chronicle.incident.id] = chronicle
         self._orphaned.send_nowait((chronicle, plight))
+
+    def done_with(self, chronicle: Chronicle) -> None:
+        """Note that one that was handed over is over, or waits here again."""
+        self._taken_up.pop(chronicle.incident.id, None)
 
     def withdraw(self, chronicle: Chronicle) -> bool:
         """Keep an incident no longer; return whether it was still here."""
@@ -94,9 +100,15 @@ class WaitingRoom:
         return place is not None
 
     @property
-    def chronicles(self) -> tuple[Chronicle, ...]:
-        """The incidents that wait, the oldest first. May be asked for in any thread."""
+    def parked(self) -> tuple[Chronicle, ...]:
+        """The incidents that wait, the oldest first."""
         return tuple(place.chronicle for place in list(self._waiting.values()))
+
+    @property
+    def chronicles(self) -> tuple[Chronicle, ...]:
+        """All open ones without a connection, handed over or not. May be asked in any thread."""
+        taken_up = (c for c in list(self._taken_up.values()) if c.incident.is_open)
+        return (*self.parked, *taken_up)
 
     async def _hand_over_when_ended(self, place: _Place, process: ProcessIdentity) -> None:
         with place.left:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from panicd.daemon import Daemon
 from panicd.host.journal import Journal, JournalError
 from panicd.incident import adoption
+from panicd.incident.chronicle import Keeping
 from panicd.rules.incident import (
     AnyEntry,
     Decided,
@@ -51,20 +54,27 @@ async def test_a_relaunch_that_a_stop_forestalled_is_made_up_for(
     told = socket_dir / "told"
     await quit_before_its_relaunch(socket_dir, told)
     append_soon, written = Journal.append_soon, trio.Event()
+    write_the_rest, late = Daemon._write_the_rest, list[Callable[[], None]]()
 
-    def append_and_tell_nobody(
+    def append_and_tell_late(
         journal: Journal, incident_id: str, entries: Sequence[AnyEntry], done: Done
     ) -> None:
         def tell(error: BaseException | None) -> None:
             if begins_the_relaunch(entries):
+                late.append(partial(done, error))
                 written.set()
             else:
                 done(error)
 
         append_soon(journal, incident_id, entries, tell)
 
+    async def tell_and_write_the_rest(daemon: Daemon, keeping: Keeping) -> None:
+        late.pop()()
+        await write_the_rest(daemon, keeping)
+
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "append_soon", append_and_tell_nobody)
+        patched.setattr(Journal, "append_soon", append_and_tell_late)
+        patched.setattr(Daemon, "_write_the_rest", tell_and_write_the_rest)
         async with DaemonInside.start(socket_dir) as daemon:
             await written.wait()
         (stands,) = daemon.journal()

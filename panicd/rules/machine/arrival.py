@@ -9,7 +9,7 @@ from panicd.rules.incident import Ending, Outcome, StepResult
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import deciding, effects, hearing
 from panicd.rules.machine.inputs import Adopted, Attached, Departed, Plight
-from panicd.rules.machine.state import Departing, Left, Relaunching, Stage
+from panicd.rules.machine.state import Begun, Departing, Left, Relaunching, Stage
 from panicd.rules.machine.turn import Turn
 from panicd.rules.machine.vm import Vm, with_capability
 from panicd.rules.plan import Kill, Terminate
@@ -21,7 +21,7 @@ NOT_BEGUN: Final = StepResult(Outcome.SKIPPED, "panicd came no further")
 UNKNOWN_QEMU: Final = Capability(version=(0, 0, 0))
 
 
-def attached(turn: Turn, came: Attached) -> None:
+def attached(turn: Turn, _phase: Begun, came: Attached) -> None:
     """Go on with the incident that waits for this domain, and see whether it is panicked."""
     turn.vm, turn.incident = came.vm, came.incident
     turn.unseen = turn.stale = True
@@ -42,7 +42,7 @@ def take_up_policy(turn: Turn) -> None:
     turn.vm = with_capability(vm, run_by_libvirt(vm.capability, turn.moment.libvirt))
 
 
-def adopted(turn: Turn, came: Adopted) -> None:
+def adopted(turn: Turn, _phase: Begun, came: Adopted) -> None:
     """Take up an incident that has no connection."""
     incident = turn.incident = came.incident
     ended = came.plight is not Plight.HANGS
@@ -133,7 +133,7 @@ def depart(turn: Turn) -> None:
     turn.emit(effects.FindCause())
 
 
-def departed(turn: Turn, found: Departed) -> None:
+def departed(turn: Turn, _phase: Departing, found: Departed) -> None:
     """It is known why the session ended: see what that means for an open incident."""
     vm = turn.known
     turn.vm = replace(vm, ended=True, gone=found.gone and bool(vm.process))

@@ -7,7 +7,8 @@ from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import Ending, Enforced, Outcome, Source, StepResult
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import effects, hearing, steps
-from panicd.rules.machine.inputs import Answered, NoAnswer, Refused
+from panicd.rules.machine.inputs import Answered, Durable, NoAnswer, Refused
+from panicd.rules.machine.results import TAKES_ITS_TIME, Came, Course, End, cut_off, overtaken
 from panicd.rules.machine.state import (
     AskingState,
     AwaitingTurn,
@@ -17,7 +18,6 @@ from panicd.rules.machine.state import (
     StoppingAgain,
     Then,
 )
-from panicd.rules.machine.steps import Came, Course
 from panicd.rules.machine.turn import ANSWER_TIMEOUT, QUERY_STATUS, Turn
 from panicd.rules.on_crash import Action
 from panicd.rules.plan import OnFailure, SystemReset, make_plan
@@ -102,17 +102,31 @@ def set_panic(turn: Turn, *, plan: bool) -> None:
     capability = turn.known.capability
     decision = turn.incident.decision if turn.incident is not None else None
     setting = panic_setting(turn.moment.policy, capability, decision)
-    turn.enter(SettingPanic(setting, plan))
+    phase = turn.enter(SettingPanic(setting, plan))
     if not capability.can_set_action or capability.panic_setting is setting:
-        panic_is_set(turn)
+        _panic_is_set(turn, phase)
         return
     turn.send([("set-action", (("panic", setting.value),))], ANSWER_TIMEOUT)
 
 
-def panic_is_set(turn: Turn) -> None:
-    """Go on after that: with the plan, or with what the policy in force leads to."""
-    assert isinstance(turn.phase, SettingPanic)
-    if turn.phase.plan:
+def panic_answered(turn: Turn, phase: SettingPanic, answered: Answered) -> str | None:
+    """QEMU was told what a panic is to do, or refused.
+
+    Returns:
+        Why the connection is given up; None: it is not.
+    """
+    (answer,) = answered.answers
+    if isinstance(answer, NoAnswer):
+        return answer.text
+    if not isinstance(answer, Refused):
+        capability = replace(turn.known.capability, panic_setting=phase.setting)
+        turn.vm = replace(turn.known, capability=capability)
+    _panic_is_set(turn, phase)
+    return None
+
+
+def _panic_is_set(turn: Turn, phase: SettingPanic) -> None:
+    if phase.plan:
         go_on(turn, 0)
     else:
         turn.rest()
@@ -169,11 +183,11 @@ def begin_step(turn: Turn, index: int) -> None:
         follow_up(turn, steps.begin(turn, index))
         return
     last = plan.steps[-1] if plan.steps else None
-    course = steps.overtaken(turn) if isinstance(last, steps.TAKES_ITS_TIME) else None
+    course = overtaken(turn) if isinstance(last, TAKES_ITS_TIME) else None
     finish(turn, course or Course.COMPLETED)
 
 
-def follow_up(turn: Turn, end: steps.End) -> None:
+def follow_up(turn: Turn, end: End) -> None:
     """Go on with what follows from how a step came out; None: it goes on."""
     match end:
         case Course():
@@ -190,10 +204,10 @@ def _end_step(turn: Turn, index: int, result: StepResult) -> None:
     if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
         begin_step(turn, index + 1)
         return
-    cut_off = steps.cut_off(turn, step, result)
-    if step.on_failure is OnFailure.CONTINUE and not cut_off:
+    is_cut_off = cut_off(turn, step, result)
+    if step.on_failure is OnFailure.CONTINUE and not is_cut_off:
         begin_step(turn, index + 1)
-    elif result.outcome is Outcome.UNKNOWN or cut_off:
+    elif result.outcome is Outcome.UNKNOWN or is_cut_off:
         finish(turn, Course.INTERRUPTED)
     elif step.on_failure is OnFailure.PRESERVE:
         finish(turn, Course.PRESERVE)
@@ -322,10 +336,8 @@ def stop_again(turn: Turn, *, plan: bool = False) -> None:
     turn.commit()
 
 
-def stop_once_more(turn: Turn) -> None:
+def stop_once_more(turn: Turn, phase: StoppingAgain, _came: Durable) -> None:
     """It is on record that the guest is about to be stopped again: stop it."""
-    phase = turn.phase
-    assert isinstance(phase, StoppingAgain)
     if phase.stage is not Stage.RECORDING:
         return
     if turn.known.resets > phase.resets:  # that took a moment: it was reset since
@@ -335,14 +347,12 @@ def stop_once_more(turn: Turn) -> None:
     turn.send([("stop", ())], ANSWER_TIMEOUT, acts=True)
 
 
-def stop_again_answered(turn: Turn, answered: Answered) -> str | None:
+def stop_again_answered(turn: Turn, phase: StoppingAgain, answered: Answered) -> str | None:
     """QEMU has stopped the guest, or said how it stands.
 
     Returns:
         Why the connection is given up; None: it is not.
     """
-    phase = turn.phase
-    assert isinstance(phase, StoppingAgain)
     (answer,) = answered.answers
     if isinstance(answer, NoAnswer):
         return answer.text

@@ -15,8 +15,8 @@ from panicd.rules.incident import (
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import deciding
 from panicd.rules.machine.hearing import announced_twice
-from panicd.rules.machine.inputs import Answered, Asked, Heard, NoAnswer, Refused
-from panicd.rules.machine.state import AskingState, SeeingEnd, Then
+from panicd.rules.machine.inputs import Answered, Asked, Elapsed, Heard, Lost, NoAnswer, Refused
+from panicd.rules.machine.state import AskingState, Resting, SeeingEnd, Then
 from panicd.rules.machine.turn import BUSY_TIMEOUT, Turn
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import OperationKind
@@ -136,17 +136,13 @@ def _floods(turn: Turn, count: int) -> bool:
     return flood.then is not Action.IGNORE and turn.flood > flood.max
 
 
-def seen_end(turn: Turn) -> None:
+def seen_end(turn: Turn, phase: SeeingEnd, _came: Lost) -> None:
     """QEMU ended with the panic, as it said."""
-    phase = turn.phase
-    assert isinstance(phase, SeeingEnd)
     open_panic(turn, phase.information, None, phase.count)
 
 
-def not_ended(turn: Turn) -> None:
+def not_ended(turn: Turn, phase: SeeingEnd, _came: Elapsed) -> None:
     """QEMU said that it ends, and did not: ask how it stands."""
-    phase = turn.phase
-    assert isinstance(phase, SeeingEnd)
     deciding.ask_state(turn, AskingState(Then.OPEN, phase.information, phase.count))
 
 
@@ -248,7 +244,7 @@ def arm_look(turn: Turn) -> None:
         turn.wake(ARRIVAL_CHECK)
 
 
-def elapsed(turn: Turn) -> None:
+def elapsed(turn: Turn, _phase: Resting, _came: Elapsed) -> None:
     """Nothing was heard for as long as was waited."""
     incident = turn.incident
     if incident is not None and incident.watched_until is not None:
@@ -285,14 +281,12 @@ _MAY_BE_SILENT: Final = {Then.LOOK, Then.HOLD_ENDED, Then.OBEY}
 """Where the last run state that is known will do."""
 
 
-def state_answered(turn: Turn, answered: Answered) -> str | None:
+def state_answered(turn: Turn, phase: AskingState, answered: Answered) -> str | None:
     """QEMU said how it stands, or not.
 
     Returns:
         Why the connection is given up; None: it is not.
     """
-    phase = turn.phase
-    assert isinstance(phase, AskingState)
     (answer,) = answered.answers
     if isinstance(answer, NoAnswer) and phase.then is Then.LOOK and answer.lost:
         turn.rest()  # its end is seen to where every session's is

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import Incident
 from panicd.rules.machine.inputs import Asked, Heard
 from panicd.rules.machine.vm import Vm
@@ -52,7 +53,7 @@ class AskingState:
 class SettingPanic:
     """QEMU was told what a panic is to do; ``plan``: the plan is gone on with after that."""
 
-    setting: str
+    setting: PanicSetting
     plan: bool
 
 

@@ -8,8 +8,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from panicd.rules.capability import PanicSetting
-from panicd.rules.machine import arrival, deciding, effects, hearing, resting, steps
+from panicd.rules.machine import (
+    arrival,
+    commands,
+    deciding,
+    effects,
+    ending,
+    halting,
+    hearing,
+    resting,
+    steps,
+)
 from panicd.rules.machine.inputs import (
     Adopted,
     Answered,
@@ -24,9 +33,7 @@ from panicd.rules.machine.inputs import (
     Input,
     Lost,
     Moment,
-    NoAnswer,
     Reconsider,
-    Refused,
     Told,
     TurnCame,
     Undurable,
@@ -34,6 +41,7 @@ from panicd.rules.machine.inputs import (
 from panicd.rules.machine.inputs import (
     Stopping as DaemonStops,
 )
+from panicd.rules.machine.results import End
 from panicd.rules.machine.state import (
     AskingState,
     AwaitingTurn,
@@ -44,6 +52,7 @@ from panicd.rules.machine.state import (
     Giving,
     Interrupted,
     Left,
+    Phase,
     Quieting,
     Quitting,
     Readying,
@@ -60,8 +69,8 @@ from panicd.rules.machine.turn import Turn
 from panicd.rules.machine.vm import follow
 from panicd.rules.settings import JournalFailure
 
-Handler = Callable[[Turn, Any], None]
-"""Takes an input; its type is the one that the table has it under."""
+Handler = Callable[[Turn, Any, Any], None]
+"""Takes the phase and the input that the table has it under."""
 
 
 class IllegalInputError(Exception):
@@ -71,37 +80,24 @@ class IllegalInputError(Exception):
 # Rows that many phases share.
 
 
-def _step(function: Callable[..., steps.End], *, takes: bool = False) -> Handler:
-    """Return a handler that hears of a step, and goes on with what follows if that has ended.
+def _step(function: Callable[[Turn, Any, Any], End]) -> Handler:
+    """Return a handler that tells a step what has come, and goes on if it has ended with that."""
 
-    Args:
-        function: the step's own.
-        takes: it takes the input.
-    """
-
-    def handle(turn: Turn, came: object) -> None:
-        deciding.follow_up(turn, function(turn, came) if takes else function(turn))
+    def handle(turn: Turn, phase: Phase, came: Input) -> None:
+        deciding.follow_up(turn, function(turn, phase, came))
 
     return handle
 
 
-def _nothing(_turn: Turn) -> steps.End:
-    return None
-
-
-def _ignore(_turn: Turn, _came: object) -> None:
-    pass
-
-
-def _acting(heard: Callable[[Turn], steps.End], **rows: Handler) -> dict[type, Handler]:
+def _acting(heard: Callable[[Turn, Any, Any], End], **rows: Handler) -> dict[type, Handler]:
     """Return the row of a step: ``heard`` looks whether what it waits for has come."""
 
-    def handle(turn: Turn, came: Heard) -> None:
+    def hear(turn: Turn, phase: Phase, came: Heard) -> End:
         hearing.while_acting(turn, came)
-        deciding.follow_up(turn, heard(turn))
+        return heard(turn, phase, came)
 
     row: dict[type, Handler] = {
-        Heard: handle,
+        Heard: _step(hear),
         Lost: _step(heard),
         Gone: _step(heard),
         Asked: _refuse,
@@ -113,7 +109,7 @@ def _acting(heard: Callable[[Turn], steps.End], **rows: Handler) -> dict[type, H
 def _asking(**rows: Handler) -> dict[type, Handler]:
     """Return the row of a question: what is heard meanwhile waits for its answer."""
     row: dict[type, Handler] = {
-        Heard: hearing.defer,
+        Heard: _defer,
         Lost: _ignore,
         Gone: _ignore,
         Asked: _queue,
@@ -134,72 +130,55 @@ _INPUTS: Final[dict[str, type]] = {
 }
 
 
-def _queue(turn: Turn, asked: Asked) -> None:
+def _waits(_turn: Turn, _phase: Phase, _came: Input) -> End:
+    """What is heard does not end the step: its answer does."""
+    return None
+
+
+def _ignore(_turn: Turn, _phase: Phase, _came: Input) -> None:
+    pass
+
+
+def _take(turn: Turn, _phase: Phase, heard: Heard) -> None:
+    resting.take(turn, heard)
+
+
+def _defer(turn: Turn, _phase: Phase, heard: Heard) -> None:
+    hearing.defer(turn, heard)
+
+
+def _queue(turn: Turn, _phase: Phase, asked: Asked) -> None:
     about = turn.incident.id if turn.incident is not None else ""
     turn.requests = (*turn.requests, replace(asked, about=about))
 
 
-def _refuse(turn: Turn, asked: Asked) -> None:
+def _refuse(turn: Turn, _phase: Phase, asked: Asked) -> None:
     incident = turn.open
     why = f"{incident.action} is being carried out for {incident.id}"
     turn.emit(effects.Answer(asked.request, why))
 
 
-def _reconsider(turn: Turn, _came: Reconsider) -> None:
+def _reconsider(turn: Turn, _phase: Phase, _came: Reconsider) -> None:
     turn.stale = True
 
 
-# Answers to questions.
+def _or_leave(function: Callable[[Turn, Any, Any], str | None]) -> Handler:
+    """Return a handler that gives the connection up where an answer says why it is to be."""
+
+    def handle(turn: Turn, phase: Phase, came: Input) -> None:
+        problem = function(turn, phase, came)
+        if problem is not None:
+            arrival.leave(turn, problem)
+
+    return handle
 
 
-def _state_answered(turn: Turn, answered: Answered) -> None:
-    problem = resting.state_answered(turn, answered)
-    if problem is not None:
-        arrival.leave(turn, problem)
+def _turn_came(turn: Turn, phase: AwaitingTurn, _came: TurnCame) -> None:
+    deciding.execute(turn, phase.index)
 
 
-def _panic_set(turn: Turn, answered: Answered) -> None:
-    phase, vm = turn.phase, turn.known
-    assert isinstance(phase, SettingPanic)
-    (answer,) = answered.answers
-    if isinstance(answer, NoAnswer):
-        arrival.leave(turn, answer.text)
-        return
-    if not isinstance(answer, Refused):
-        setting = PanicSetting(phase.setting)
-        turn.vm = replace(vm, capability=replace(vm.capability, panic_setting=setting))
-    deciding.panic_is_set(turn)
-
-
-def _seen_end(turn: Turn, _came: object) -> None:
-    resting.seen_end(turn)
-
-
-def _not_ended(turn: Turn, _came: object) -> None:
-    resting.not_ended(turn)
-
-
-def _turn_came(turn: Turn, _came: TurnCame) -> None:
-    assert isinstance(turn.phase, AwaitingTurn)
-    deciding.execute(turn, turn.phase.index)
-
-
-def _rest_elapsed(turn: Turn, _came: Elapsed) -> None:
-    resting.elapsed(turn)
-
-
-def _session_over(turn: Turn, _came: Lost) -> None:
+def _session_over(turn: Turn, _phase: Phase, _came: Lost) -> None:
     turn.rest()
-
-
-def _stop_again_durable(turn: Turn, _came: Durable) -> None:
-    deciding.stop_once_more(turn)
-
-
-def _stop_again_answered(turn: Turn, answered: Answered) -> None:
-    problem = deciding.stop_again_answered(turn, answered)
-    if problem is not None:
-        arrival.leave(turn, problem)
 
 
 TABLE: Final[dict[type, dict[type, Handler]]] = {
@@ -208,70 +187,70 @@ TABLE: Final[dict[type, dict[type, Handler]]] = {
         Adopted: arrival.adopted,
     },
     Resting: {
-        Heard: resting.take,
-        Elapsed: _rest_elapsed,
+        Heard: _take,
+        Elapsed: resting.elapsed,
         Lost: _ignore,  # what is due then is its end
         Gone: _ignore,
         Asked: _queue,
         Reconsider: _reconsider,
     },
-    AskingState: _asking(answered=_state_answered),
-    SettingPanic: _asking(answered=_panic_set),
-    SeeingEnd: _asking(lost=_seen_end, elapsed=_not_ended),
+    AskingState: _asking(answered=_or_leave(resting.state_answered)),
+    SettingPanic: _asking(answered=_or_leave(deciding.panic_answered)),
+    SeeingEnd: _asking(lost=resting.seen_end, elapsed=resting.not_ended),
     AwaitingTurn: _asking(turn=_turn_came),
     Readying: _acting(
-        _nothing,
-        answered=_step(steps.readying_answered, takes=True),
+        _waits,
+        answered=_step(steps.readying_answered),
         durable=_step(steps.readying_durable),
     ),
     Stopping: _acting(
-        steps.stopping_heard,
-        elapsed=_step(steps.stopping_elapsed),
-        answered=_step(steps.stopping_answered, takes=True),
-        durable=_step(steps.stopping_durable),
+        halting.stopping_heard,
+        elapsed=_step(halting.stopping_elapsed),
+        answered=_step(halting.stopping_answered),
+        durable=_step(halting.stopping_durable),
     ),
-    Collecting: _acting(_nothing, finished=_step(steps.collected, takes=True)),
+    Collecting: _acting(_waits, finished=_step(halting.collected)),
     Quieting: _acting(
-        steps.quieting_heard,
-        elapsed=_step(steps.quieting_elapsed),
-        answered=_step(steps.quieting_answered, takes=True),
+        halting.quieting_heard,
+        elapsed=_step(halting.quieting_elapsed),
+        answered=_step(halting.quieting_answered),
     ),
     Dumping: _acting(
-        _nothing,
-        durable=_step(steps.dumping_durable),
-        finished=_step(steps.dumped, takes=True),
+        _waits,
+        durable=_step(halting.dumping_durable),
+        finished=_step(halting.dumped),
     ),
     Giving: _acting(
-        steps.giving_heard,
-        durable=_step(steps.giving_durable),
-        answered=_step(steps.giving_answered, takes=True),
-        told=_step(steps.giving_told, takes=True),
-        elapsed=_step(steps.giving_elapsed),
+        commands.giving_heard,
+        durable=_step(commands.giving_durable),
+        answered=_step(commands.giving_answered),
+        told=_step(commands.giving_told),
+        elapsed=_step(commands.giving_elapsed),
     ),
     Quitting: _acting(
-        steps.quitting_heard,
-        durable=_step(steps.quitting_durable),
-        answered=_step(steps.quitting_answered, takes=True),
-        told=_step(steps.quitting_told, takes=True),
-        elapsed=_step(steps.quitting_elapsed),
+        ending.quitting_heard,
+        durable=_step(ending.quitting_durable),
+        answered=_step(ending.quitting_answered),
+        told=_step(ending.quitting_told),
+        elapsed=_step(ending.quitting_elapsed),
     ),
     Signalling: _acting(
-        steps.signalling_heard,
-        durable=_step(steps.signalling_durable),
-        finished=_step(steps.signalled, takes=True),
-        elapsed=_step(steps.signalling_elapsed),
+        ending.signalling_heard,
+        durable=_step(ending.signalling_durable),
+        finished=_step(ending.signalled),
+        elapsed=_step(ending.signalling_elapsed),
     ),
     Relaunching: _acting(
-        _nothing,
-        durable=_step(steps.relaunching_durable),
-        finished=_step(steps.relaunched, takes=True),
+        _waits,
+        durable=_step(ending.relaunching_durable),
+        finished=_step(ending.relaunched),
     ),
     StoppingAgain: _acting(
-        _nothing,
-        durable=_stop_again_durable,
-        answered=_stop_again_answered,
+        _waits,
+        durable=deciding.stop_once_more,
+        answered=_or_leave(deciding.stop_again_answered),
     ),
-    Interrupted: _acting(_nothing, lost=_session_over),
+    Interrupted: _acting(_waits, lost=_session_over),
     Departing: _asking(departed=arrival.departed),
     Left: {},
 }
@@ -306,7 +285,7 @@ def step(state: State, came: Input, moment: Moment) -> tuple[State, tuple[effect
             arrival.leave(turn)
         case _:
             _see(turn, came)
-            _handler(state, came)(turn, came)
+            _handler(state, came)(turn, turn.phase, came)
     while isinstance(turn.phase, Resting) and _due(turn):
         pass
     if isinstance(turn.phase, Resting) and (

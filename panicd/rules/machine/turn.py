@@ -5,7 +5,7 @@ A ``Turn`` lives within one call of ``step``; nobody else sees it change.
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from panicd.rules.incident import (
     AnyEntry,
@@ -45,6 +45,8 @@ REPEATS_EVERY: Final = 1.0  # seconds between two entries about repeated panics
 DEFERRED_AT_MOST: Final = 64  # events; a plan's whole course makes fewer than ten
 
 QUERY_STATUS: Final[effects.Command] = ("query-status", ())
+
+P = TypeVar("P", bound=Phase)
 
 SettledState = Literal[IncidentState.PRESERVED, IncidentState.RUNNING_ON, IncidentState.FAILED]
 
@@ -239,14 +241,17 @@ class Turn:
         """Write a line to the log."""
         self.effects.append(effects.Say(level, text, tuple(facts.items())))
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: P) -> P:
         """Go over to a phase; nobody waits any more for what was waited for."""
         self.phase = phase
         self.serial += 1
+        return phase
 
-    def update(self, **changes: object) -> None:
-        """Change the phase's attributes; what is waited for stays so."""
-        self.phase = replace(self.phase, **changes)  # type: ignore[arg-type]
+    def update(self, phase: P, **changes: object) -> P:
+        """Change attributes of the phase; what is waited for stays so."""
+        changed = replace(phase, **changes)  # type: ignore[arg-type]  # they are the phase's own
+        self.phase = changed
+        return changed
 
     def commit(self) -> None:
         """Have what was noted made durable."""

@@ -1,0 +1,125 @@
+"""Steps that are a command with an event of its own: ``system_reset``, ``cont``.
+
+Each function returns how the step came out, how the whole plan did, or None while it waits.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from panicd.rules.machine import effects
+from panicd.rules.machine.inputs import Answered, NoAnswer, Refused, Told
+from panicd.rules.machine.results import End, done, failed, look, unknown
+from panicd.rules.machine.state import (
+    Giving,
+    Stage,
+)
+from panicd.rules.machine.turn import ANSWER_TIMEOUT, QUERY_STATUS, Turn
+from panicd.rules.plan import (
+    AnyStep,
+    SystemReset,
+)
+from panicd.rules.qapi import RunState
+
+RESUME_FOLLOWS: Final = 0.05  # seconds after the answer to ``cont``; it mostly comes before
+LIBVIRT_PATIENCE: Final = 35.0  # seconds; a job of libvirt's own lasts 30 at most
+
+
+def _events(turn: Turn, step: AnyStep) -> int:
+    return turn.known.resets if isinstance(step, SystemReset) else turn.known.resumes
+
+
+def giving_durable(turn: Turn, phase: Giving, _came: object = None) -> End:
+    """The command is on record as about to be given."""
+    if phase.stage is not Stage.RECORDING:
+        return None
+    if course := look(turn, phase.index):
+        return course
+    step, timeout = turn.step(phase.index), turn.step(phase.index).timeout
+    turn.enter(Giving(phase.index, Stage.GIVEN, phase.by_libvirt, _events(turn, step)))
+    is_reset = isinstance(step, SystemReset)
+    if phase.by_libvirt:
+        verb = "reset" if is_reset else "resume"
+        turn.emit(effects.TellLibvirt(turn.serial, verb, LIBVIRT_PATIENCE))
+    else:
+        turn.send([("system_reset" if is_reset else "cont", ())], timeout, acts=True)
+    return None
+
+
+def giving_heard(turn: Turn, phase: Giving, _came: object = None) -> End:
+    """Something happened: perhaps what the command is to bring about."""
+    if phase.stage is Stage.RECORDING:
+        return None
+    index, step, vm = phase.index, turn.step(phase.index), turn.known
+    if _events(turn, step) > phase.before:
+        if isinstance(step, SystemReset):
+            turn.base = (vm.resets, turn.base[1])
+        return done(index)
+    if isinstance(step, SystemReset) and vm.shutdown is not None and phase.stage is Stage.ANSWERED:
+        turn.vm = replace(vm, capability=replace(vm.capability, reboot_is_shutdown=True))
+        return failed(index, "QEMU ends instead of resetting")
+    if vm.ended and phase.stage is Stage.ANSWERED:
+        return unknown(index, phase.doubt or "the session ended before it was seen")
+    return None
+
+
+def giving_answered(turn: Turn, phase: Giving, answered: Answered) -> End:
+    """QEMU has answered the command, or the question after it."""
+    (answer,) = answered.answers
+    if phase.stage is Stage.CONFIRMING:
+        return _confirmed(turn, phase, answer)
+    if isinstance(answer, Refused):
+        return failed(phase.index, answer.text)
+    return _given(turn, phase, answer.text if isinstance(answer, NoAnswer) else "")
+
+
+def _given(turn: Turn, phase: Giving, doubt: str) -> End:
+    """Go on waiting for the event, for as long as it may take."""
+    step = turn.step(phase.index)
+    answered = turn.enter(replace(phase, stage=Stage.ANSWERED, doubt=doubt))
+    turn.wake(step.timeout if isinstance(step, SystemReset) else RESUME_FOLLOWS)
+    return giving_heard(turn, answered)
+
+
+def giving_told(turn: Turn, phase: Giving, told: Told) -> End:
+    """Libvirt has answered, or not."""
+    match told.how:
+        case "done":
+            return _given(turn, phase, "")
+        case "silent":
+            return _given(turn, phase, told.text)
+        case "refused":
+            return failed(phase.index, told.text)
+        case _:
+            what = "reset" if isinstance(turn.step(phase.index), SystemReset) else "resume"
+            turn.say("warning", "done without libvirt", what=what, why=told.text)
+            if course := look(turn, phase.index):
+                return course
+            turn.enter(Giving(phase.index, Stage.RECORDING, by_libvirt=False))
+            turn.commit()
+            return None
+
+
+def giving_elapsed(turn: Turn, phase: Giving, _came: object = None) -> End:
+    """The event did not come in its time."""
+    if phase.stage is not Stage.ANSWERED:
+        return None
+    if phase.doubt or turn.known.ended:
+        return unknown(phase.index, phase.doubt or "the session ended before it was seen")
+    if isinstance(turn.step(phase.index), SystemReset):
+        return failed(phase.index, "no RESET was seen")
+    # RESUME comes before the reply. A guest that panics at once is past it already, so a run
+    # state of guest-panicked after it is a new panic and not a cont that failed.
+    turn.enter(Giving(phase.index, Stage.CONFIRMING, phase.by_libvirt, phase.before))
+    turn.send([QUERY_STATUS], ANSWER_TIMEOUT)
+    return None
+
+
+def _confirmed(turn: Turn, phase: Giving, answer: object) -> End:
+    if isinstance(answer, NoAnswer):
+        return unknown(phase.index, answer.text)
+    if isinstance(answer, Refused):
+        return failed(phase.index, answer.text)
+    turn.learn_status(answer)
+    if turn.known.run_state is RunState.RUNNING:
+        return done(phase.index)
+    return failed(phase.index, f"run state {turn.known.run_state} after cont")

@@ -1,0 +1,145 @@
+"""Steps that end QEMU, and that start its domain anew.
+
+Each function returns how the step came out, how the whole plan did, or None while it waits.
+"""
+
+from typing import Final
+
+from panicd.rules.incident import Outcome
+from panicd.rules.machine import effects
+from panicd.rules.machine.inputs import Answered, Finished, NoAnswer, Refused, Told
+from panicd.rules.machine.results import Came, End, done, failed, look, unknown
+from panicd.rules.machine.state import (
+    Quitting,
+    Relaunching,
+    Signalling,
+    Stage,
+)
+from panicd.rules.machine.turn import Turn
+from panicd.rules.plan import (
+    RunRelaunch,
+    Terminate,
+)
+
+GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
+
+
+def quitting_durable(turn: Turn, phase: Quitting, _came: object = None) -> End:
+    """``quit`` is on record as about to be given."""
+    if phase.stage is not Stage.RECORDING:
+        return None
+    if course := look(turn, phase.index):
+        return course
+    timeout = turn.step(phase.index).timeout
+    turn.enter(Quitting(phase.index, Stage.GIVEN, phase.by_libvirt))
+    turn.emit(effects.WatchProcess())
+    if phase.by_libvirt:
+        turn.emit(effects.TellLibvirt(turn.serial, "destroy", timeout))
+    else:
+        turn.send([("quit", ())], timeout, acts=True)
+    turn.wake(timeout)
+    return None
+
+
+def quitting_told(turn: Turn, phase: Quitting, told: Told) -> End:
+    """Libvirt has answered, or not: then QEMU is told."""
+    if told.how == "done":
+        return quitting_heard(turn, phase)
+    turn.say("warning", "done without libvirt", what="destroy", why=told.text)
+    if course := look(turn, phase.index):
+        return course
+    turn.enter(Quitting(phase.index, Stage.RECORDING, by_libvirt=False))
+    turn.commit()
+    return None
+
+
+def quitting_answered(turn: Turn, phase: Quitting, answered: Answered) -> End:
+    """QEMU has answered ``quit``, or its end came before."""
+    (answer,) = answered.answers
+    if isinstance(answer, Refused):
+        return failed(phase.index, answer.text)
+    if isinstance(answer, NoAnswer) and answer.lost and turn.known.shutdown is None:
+        phase = turn.update(phase, cut=True)
+        turn.wake(GONE_FOLLOWS)
+    return quitting_heard(turn, phase)
+
+
+def quitting_heard(turn: Turn, phase: Quitting, _came: object = None) -> End:
+    """Something happened: perhaps QEMU's end."""
+    vm = turn.known
+    if phase.stage is Stage.RECORDING:
+        return None
+    if vm.has_gone:
+        return done(phase.index)
+    if vm.ended and not vm.process:
+        return _not_gone(turn, phase)
+    return None
+
+
+def quitting_elapsed(turn: Turn, phase: Quitting, _came: object = None) -> End:
+    """QEMU is still there, or nobody knows."""
+    return _not_gone(turn, phase)
+
+
+def _not_gone(turn: Turn, phase: Quitting) -> End:
+    vm = turn.known
+    if phase.cut or (vm.ended and not vm.process):
+        return unknown(phase.index, "the session ended without a word of QEMU's end")
+    limit = turn.step(phase.index).timeout
+    return failed(phase.index, f"still there {limit:g} s after quit")
+
+
+def signalling_durable(turn: Turn, phase: Signalling, _came: object = None) -> End:
+    """The signal is on record as about to be sent."""
+    if phase.stage is not Stage.RECORDING:
+        return None
+    if course := look(turn, phase.index):
+        return course
+    turn.enter(Signalling(phase.index, Stage.GIVEN))
+    turn.emit(effects.SendSignal(turn.serial, _signal(turn, phase)))
+    return None
+
+
+def _signal(turn: Turn, phase: Signalling) -> str:
+    return "SIGTERM" if isinstance(turn.step(phase.index), Terminate) else "SIGKILL"
+
+
+def signalled(turn: Turn, phase: Signalling, finished: Finished) -> End:
+    """The signal was sent, or could not be."""
+    if finished.result.outcome is not Outcome.DONE:
+        return Came(phase.index, finished.result)
+    sent = turn.enter(Signalling(phase.index, Stage.ANSWERED))
+    turn.emit(effects.WatchProcess())
+    turn.wake(turn.step(phase.index).timeout)
+    return signalling_heard(turn, sent)
+
+
+def signalling_heard(turn: Turn, phase: Signalling, _came: object = None) -> End:
+    """Something happened: perhaps QEMU's end."""
+    sent = phase.stage is Stage.ANSWERED
+    return done(phase.index) if sent and turn.known.has_gone else None
+
+
+def signalling_elapsed(turn: Turn, phase: Signalling, _came: object = None) -> End:
+    """QEMU is still there."""
+    limit = turn.step(phase.index).timeout
+    return failed(phase.index, f"still there {limit:g} s after {_signal(turn, phase)}")
+
+
+# The domain anew.
+
+
+def relaunching_durable(turn: Turn, phase: Relaunching, _came: object = None) -> End:
+    """The relaunch is on record as about to be done."""
+    if phase.stage is not Stage.RECORDING:
+        return None
+    step = turn.step(phase.index)
+    assert isinstance(step, RunRelaunch)
+    turn.enter(Relaunching(phase.index, Stage.GIVEN))
+    turn.emit(effects.Relaunch(turn.serial, step))
+    return None
+
+
+def relaunched(_turn: Turn, phase: Relaunching, finished: Finished) -> End:
+    """The relaunch has ended, well or not."""
+    return Came(phase.index, finished.result)
