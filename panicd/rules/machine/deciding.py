@@ -204,6 +204,9 @@ def _end_step(turn: Turn, index: int, result: StepResult) -> None:
     if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
         begin_step(turn, index + 1)
         return
+    if result.outcome is Outcome.FAILED and (course := overtaken(turn)) is not None:
+        finish(turn, course)  # it failed for others have reset the guest, or let it run
+        return
     is_cut_off = cut_off(turn, step, result)
     if step.on_failure is OnFailure.CONTINUE and not is_cut_off:
         begin_step(turn, index + 1)

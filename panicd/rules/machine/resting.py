@@ -263,6 +263,15 @@ def see_panic(turn: Turn) -> None:
         deciding.open_and_decide(turn, Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
 
 
+def _see_missed_panic(turn: Turn) -> None:
+    """See whether a panic stopped the guest: its event may have come before panicd did."""
+    ignored = turn.incident is not None and turn.incident.state is IncidentState.RUNNING_ON
+    if ignored and turn.known.run_state is RunState.GUEST_PANICKED:
+        _panicked(turn, GuestPanickedEvent(turn.moment.now, PanicAction.PAUSE), 1)
+    else:
+        see_panic(turn)
+
+
 def _looked(turn: Turn) -> None:
     if turn.incident is None:
         turn.rest()
@@ -314,6 +323,7 @@ def state_answered(turn: Turn, phase: AskingState, answered: Answered) -> str | 
         case Then.TELL_STOP:
             turn.observed(f"guest stopped, run state {state}")
             turn.rest()
+            _see_missed_panic(turn)
         case Then.WATCHED_STOP if state is RunState.SHUTDOWN:
             _close_watch(turn, Ending.GUEST_SHUTDOWN, "guest stopped, run state shutdown")
         case Then.WATCHED_STOP:
