@@ -14,6 +14,7 @@
     host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
     here     executor (with relaunch, libvirt) runs one plan; chronicle, tally: an incident's
              record, its counts; bundle_keeper removes old evidence; services: what all share;
+             libvirts_own: what is never dialled;
              responder (with sight, own_time, enforcing, evidence) responds to a panic; supervisor
              looks after one domain; connector finds and keeps them; strangers: who dialled in and
              said nothing yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs;

@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import math
 import os
 import random
 import socket
@@ -18,11 +19,12 @@ from panicd.fleet import CONNECTING, Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.hung import end_hung_qemu
+from panicd.libvirts_own import LibvirtsOwnError, leave_libvirts_own
 from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
 from panicd.qemu.monitor import MonitorError, NoGreetingError, UnreachableError, open_monitor, pulse
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, uid_of
-from panicd.qemu.session import ANSWER_TIMEOUT, Session
+from panicd.qemu.session import ANSWER_TIMEOUT, Session, confirm_peer
 from panicd.rules.command_line import parse_command_line
 from panicd.services import Services
 from panicd.strangers import Strangers
@@ -178,10 +180,10 @@ class Connector:
             while not dialled.is_gone():
                 dialled.retry = trio.Event()
                 started = trio.current_time()
-                await self._try(domain, partial(connect, path))
+                may_again = await self._try(domain, partial(connect, path))
                 if trio.current_time() - started > LASTING:
                     backoff.reset()
-                with trio.move_on_after(backoff.next()):
+                with trio.move_on_after(backoff.next() if may_again else math.inf):
                     await dialled.retry.wait()
                     backoff.reset()
             get_logger(monitor=domain.address, domain=domain.name).info("monitor is gone")
@@ -192,7 +194,9 @@ class Connector:
     async def _take(self, sock: socket.socket, address: str) -> None:
         """Look after one VM that dialled in, until its connection ends."""
         services = self._services
-        domain = services.fleet.add(address, Path(address).name, services.keeping.clock())
+        domain = services.fleet.add(
+            address, Path(address).name, services.keeping.clock(), dials_in=True
+        )
 
         async def accepted() -> socket.socket:
             return sock
@@ -204,14 +208,20 @@ class Connector:
             services.fleet.remove(address)
             sock.close()
 
-    async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> None:
-        """Look after a domain through one connection; say why there is none, or none any more."""
+    async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> bool:
+        """Look after a domain through one connection; say why there is none, or none any more.
+
+        Returns:
+            Whether it may be tried again, with no other socket in its place.
+        """
+        may_again = True
         async with self._turn:
             await pulse()
         try:
             problem = await self._look_after(domain, await connect())
         except MonitorError as error:
             problem = str(error)
+            may_again = not isinstance(error, LibvirtsOwnError)
         except OSError as error:
             problem = error.strerror or str(error)
         except JournalError as error:
@@ -224,14 +234,16 @@ class Connector:
         # Who stays away is told of once, and who gives ever new reasons not for ever.
         if problem != before and domain.told < TOLD_AT_MOST:
             domain.told += 1
-            if domain.address in self._strangers and not self._strangers.may_tell():
-                return
-            log = get_logger(monitor=domain.address, domain=domain.name)
-            log.warning("monitor is not connected", reason=problem)
+            if domain.address not in self._strangers or self._strangers.may_tell():
+                log = get_logger(monitor=domain.address, domain=domain.name)
+                log.warning("monitor is not connected", reason=problem)
+        return may_again
 
     async def _look_after(self, domain: Domain, sock: socket.socket) -> str:
         """Look after a domain until its session ends, and return why it ended."""
         with closing(sock), Peer.of(sock) as peer:
+            if not domain.dials_in:
+                leave_libvirts_own(Path(domain.address), peer.command_line() or ())
             try:
                 return await self._supervise(domain, sock, peer)
             except NoGreetingError:
@@ -242,6 +254,7 @@ class Connector:
         services = self._services
         supervisor = Supervisor(services, domain)
         async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
+            await confirm_peer(peer, monitor)
             arguments = peer.command_line() if peer.is_qemu() else None
             command_line = parse_command_line(arguments) if arguments else None
             answers = await probe(
@@ -250,15 +263,18 @@ class Connector:
             session = Session.from_probe(monitor, peer, answers, supervisor.listen)
             self._strangers.known(domain.address)
             await self._wait_for_twin(domain, session)
-            services.fleet.identify(domain, session.name, session.uuid)
-            if session.by_libvirt:
-                await services.libvirt.learn(session.uuid, domain.address)
+            services.fleet.identify(domain, session)
+            # Where 0.1.0 left off: it went by what it showed, a nameless VM's socket.
+            services.keeping.tally.go_on_from(domain.key, domain.uuid or domain.claim.name)
+            if not domain.dials_in:
+                uuid = domain.uuid if session.by_libvirt else ""
+                await services.libvirt.learn(uuid, domain.address, session.process)
             if domain.attempts or domain.problem != CONNECTING:
                 services.metrics.monitor_reconnects.inc()
             domain.since, domain.problem, domain.attempts = services.keeping.clock(), "", 0
             get_logger(monitor=domain.address, domain=domain.name).info(
                 "domain connected",
-                uuid=session.uuid,
+                uuid=domain.uuid,
                 qemu=".".join(map(str, session.capability.version)),
                 run_state=session.run_state,
                 armed=session.capability.armed,
@@ -269,7 +285,7 @@ class Connector:
                 return await supervisor.run(session)
             finally:
                 del self._supervisors[domain.address]
-                services.libvirt.forget(session.uuid)
+                services.libvirt.forget(domain.address)
 
     async def _wait_for_twin(self, domain: Domain, session: Session) -> None:
         """Wait until nobody else looks after this VM, so that nothing is done to it twice.
@@ -296,8 +312,10 @@ async def connect(path: Path) -> socket.socket:
 
     Raises:
         OSError: it can't be; EAGAIN where its queue of waiting clients is full (unix(7)).
+        LibvirtsOwnError: it is not to be.
     """
     await trio.lowlevel.checkpoint()
+    leave_libvirts_own(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(os.fspath(path))

@@ -29,7 +29,7 @@ from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
 from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
-from panicd.host.journal_totals import ForeignAction, domain_key
+from panicd.host.journal_totals import ForeignAction
 from panicd.host.logs import get_logger, write_late
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
@@ -103,7 +103,7 @@ class Daemon:
             give_way=self._way.give_way,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
-        self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
+        self._storm = StormBreaker(lambda: self._config.storm, self._fleet.count_by_owner)
         self._remember_storm()
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._libvirt = Libvirt(lambda: self._config.libvirt, dry_run=dry_run)
@@ -200,7 +200,7 @@ class Daemon:
             get_logger().error("whether there was a storm is not known", problem=str(error))
             return
         for incident in recent:
-            self._storm.remember(domain_key(incident.opened), incident.opened.at)
+            self._storm.remember(incident.opened.domain_key, incident.opened.at)
 
     async def _write_the_rest(self, waiting: WaitingRoom) -> None:
         """Make durable what the domains' tasks had noted when they were told to stop."""

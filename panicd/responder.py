@@ -134,6 +134,8 @@ class Responder:
             process=self._session.process,
             source=source,
             information=information,
+            key=domain.key,
+            name=domain.claim.name,
         )
         found = Found(run_state, True, self._session.capability.behaves_like)
         self._sight.begin(found if source is Source.RECONCILIATION else None)
@@ -275,8 +277,8 @@ class Responder:
             run_state=run_state,
             information=incident.opened.information,
             restarts=services.keeping.tally.restarts(domain.key),
-            held=services.holds.on(domain.key, domain.name, now) is not None,
-            storm=services.storm.preserves(now),
+            held=domain.hold(services.holds, now) is not None,
+            storm=services.storm.preserves(domain.owner, now),
             unrecorded=services.unrecorded(),
             kdump=incident.opened.source is Source.KDUMP,
             own_time=own_time_over(incident),
@@ -392,7 +394,7 @@ class Responder:
     async def _turn(self) -> AsyncIterator[None]:
         """Wait for this domain's turn, where few may be acted on at a time."""
         destructive = self._chronicle.incident.action in DESTRUCTIVE
-        turn = self._services.storm.turn(self._now) if destructive else None
+        turn = self._services.storm.turn(self._domain.owner, self._now) if destructive else None
         if turn is None:
             yield
             return

@@ -212,14 +212,14 @@ class Supervisor:
 
     def _look_up_policy(self) -> None:
         domain, session, services = self._domain, self._session, self._services
-        known = services.libvirt.known(domain.uuid)
+        known = services.libvirt.known(domain.address)
         session.capability = run_by_libvirt(session.capability, known)
-        domain.policy = services.policy_for(domain.name, domain.uuid)
+        domain.policy = services.policy_for(domain.claim, domain.address)
 
     async def _see_hold_end(self) -> None:
         """Decide anew about an incident in which nothing was done because of a hold."""
         domain, now = self._domain, self._services.keeping.clock()
-        if domain.chronicle is None or self._services.holds.on(domain.key, domain.name, now):
+        if domain.chronicle is None or domain.hold(self._services.holds, now):
             return
         incident = domain.chronicle.incident
         held = incident.decision is not None and incident.decision.reason is Reason.HELD
@@ -261,7 +261,7 @@ class Supervisor:
     async def _claim_incident(self) -> None:
         """Take the incident that waits for this domain; what is not yet written of it, is now."""
         waiting = self._services.waiting
-        while chronicle := waiting.claim(self._session.process, self._domain.key):
+        while chronicle := waiting.claim(self._session.process, self._domain):
             self._domain.chronicle = chronicle
             await chronicle.commit()
             if chronicle.incident.is_open:

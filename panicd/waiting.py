@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import trio
 
 from panicd.chronicle import Chronicle, Clock
+from panicd.fleet import Domain
 from panicd.host.journal import JournalError
-from panicd.host.journal_totals import domain_key
-from panicd.qemu.process import ProcessIdentity
+from panicd.qemu.process_identity import ProcessIdentity
+from panicd.rules.identity import same_place
 from panicd.rules.incident import (
     Closed,
     Ending,
@@ -76,17 +77,19 @@ class WaitingRoom:
         elif process is not None and not is_orphan:
             self._nursery.start_soon(self._hand_over_when_ended, place, process)
 
-    def claim(self, process: str, key: str) -> Chronicle | None:
+    def claim(self, process: str, domain: Domain) -> Chronicle | None:
         """Return the incident that waits for a domain, and keep it no longer.
 
         Args:
-            process: which QEMU process was found; an incident that began on it comes first.
-            key: the domain's key.
+            process: which QEMU process was found; an incident that began on it comes first, and
+                one that began on another is not its while that one lives.
+            domain: as the host vouches for it.
         """
-        waiting = self.chronicles
-        same = (c for c in waiting if process and c.incident.opened.process == process)
-        known = (c for c in waiting if domain_key(c.incident.opened) == key)
-        chronicle = next(same, None) or next(known, None)
+        waiting = [c.incident.opened for c in self.chronicles]
+        same = (opened for opened in waiting if process and opened.process == process)
+        its = (o for o in waiting if _is_of(o, domain) and not (process and _lives(o)))
+        found = next(same, None) or next(its, None)
+        chronicle = next((c for c in self.chronicles if c.incident.opened is found), None)
         if chronicle is not None:
             self.withdraw(chronicle)
         return chronicle
@@ -137,6 +140,19 @@ class WaitingRoom:
         except JournalError:  # told of where it is found, and tried again as for any orphan
             if self.withdraw(chronicle):
                 self._orphaned.send_nowait(chronicle)
+
+
+def _is_of(opened: Opened, domain: Domain) -> bool:
+    """Tell whether an incident is a domain's, as far as was written down whose it is."""
+    if opened.key:
+        return opened.key == domain.key
+    claimed = opened.domain_key in {domain.uuid or domain.name, domain.uuid or domain.claim.name}
+    return claimed and same_place(opened.monitor, domain.address)
+
+
+def _lives(opened: Opened) -> bool:
+    process = ProcessIdentity.parse(opened.process)
+    return process is not None and not process.has_ended()
 
 
 def return_deadline(chronicle: Chronicle) -> float | None:

@@ -25,7 +25,7 @@ def exposed_domains(
     rooms: dict[tuple[Path, object], bool] = {}
     found = []
     for domain in domains:
-        held = holds.on(domain.key, domain.name, now) is not None
+        held = domain.hold(holds, now) is not None
         reasons = _exposures(domain, tally, rooms, held=held, now=now)
         if reasons:
             found.append((domain, reasons))
@@ -70,7 +70,14 @@ def _exposures(
     place = (settings.directory, settings.min_free)
     if place not in rooms:
         rooms[place] = has_room(settings)
-    return exposures(policy, capability, decision, held=held, dump_space=rooms[place])
+    return exposures(
+        policy,
+        capability,
+        decision,
+        held=held,
+        dump_space=rooms[place],
+        may_signal=not session.beyond_signals,
+    )
 
 
 def has_room(settings: CoredumpSettings) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from panicd.chronicle import Chronicle
 from panicd.dump_queue import DumpStatus, dump_status
 from panicd.fleet import Domain
-from panicd.host.journal_totals import domain_key
 from panicd.host.metrics import DomainSample
 from panicd.rules.budget import Balance, balance
 from panicd.rules.capability import Armed, Capability
@@ -49,6 +48,8 @@ class DomainStatus:
         libvirt: what libvirt itself does about its panic; empty where libvirt does not run it, or
             is not known to. Anything but ``preserve`` it does before panicd can.
         inherited: ``on_crash`` is the domain's own, from libvirt.
+        beyond_signals: why its QEMU could not be ended by a signal if it hung; empty where it
+            could.
     """
 
     domain: str
@@ -73,6 +74,7 @@ class DomainStatus:
     held_why: str = ""
     libvirt: str = ""
     inherited: bool = False
+    beyond_signals: str = ""
 
 
 def foresee(
@@ -107,7 +109,7 @@ def foresee_decision(
 def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainStatus:
     """Return how a domain stands."""
     chronicle, session, policy, dump = domain.chronicle, domain.session, domain.policy, domain.dump
-    hold = holds.on(domain.key, domain.name, now)
+    hold = domain.hold(holds, now)
     known = DomainStatus(
         domain=domain.name,
         uuid=domain.uuid,
@@ -140,6 +142,7 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         restarts_left=budget_of(domain, tally, now).left,
         libvirt=capability.libvirt.handling if capability.libvirt else "",
         inherited=capability.libvirt is not None and policy.inherits_on_crash,
+        beyond_signals=session.beyond_signals,
     )
 
 
@@ -157,7 +160,7 @@ def foresee_domain(
         domain.policy,
         domain.session.capability,
         tally.restarts(domain.key),
-        held=holds.on(domain.key, domain.name, now) is not None,
+        held=domain.hold(holds, now) is not None,
         own_time=own_time,
         now=now,
     )
@@ -186,7 +189,7 @@ def domain_samples(
         now: seconds since the epoch.
     """
     opened = [chronicle.incident.opened for chronicle in waiting]
-    away = Away(frozenset(map(domain_key, opened)), frozenset(o.monitor for o in opened))
+    away = Away(frozenset(o.domain_key for o in opened), frozenset(o.monitor for o in opened))
     return [_sample(domain, tally, holds, away, now) for domain in domains]
 
 
@@ -214,7 +217,7 @@ def _sample(domain: Domain, tally: Tally, holds: Holds, away: Away, now: float) 
         up=status.connected,
         armed=status.connected and status.armed == Armed.YES,
         panicked=bool(status.incident) or away.has(domain),
-        held=holds.on(domain.key, domain.name, now) is not None,
+        held=domain.hold(holds, now) is not None,
         panics=None if totals is None else totals.panics,
         restarts=None if totals is None else totals.restarts,
         action_failures=None if totals is None else totals.action_failures,

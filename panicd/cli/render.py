@@ -52,6 +52,8 @@ def _status(answer: Answer) -> Iterator[RenderableType]:
         yield f"[bold red]libvirt does not answer:[/] {text(answer['libvirt_problem'])}"
     if answer["domains"]:
         yield _domains(answer["domains"])
+        if beyond := sum(bool(domain["beyond_signals"]) for domain in answer["domains"]):
+            yield f"{beyond} could not be ended by a signal if it hung: `panicd explain` says why."
         yield from dumps(answer["domains"], answer["now"])
     else:
         yield "No domain. Does a monitor's glob match, and does its VM run?"
@@ -101,6 +103,9 @@ def explanation(answer: Answer) -> None:
         whose = "the domain's own" if domain["inherited"] else "panicd's"
         console.print(f"libvirt       {_good(leaves, word)}; on_crash is {whose}")
     console.print(f"armed         {_good(domain['armed'] == 'yes', domain['armed'])}")
+    if domain["beyond_signals"]:
+        why = text(domain["beyond_signals"])
+        console.print(f"if it hangs   [red]it can't be ended by a signal:[/] {why}")
     budget = answer["budget"]
     console.print(f"restarts      {budget['used']} made, {budget['left']} left in the window")
     console.print()

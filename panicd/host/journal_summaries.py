@@ -9,11 +9,14 @@ from panicd.rules.retention import Summary
 def summaries(database: sqlite3.Connection) -> list[Summary]:
     """Return every incident, the oldest first."""
     rows = database.execute(
-        """SELECT id, CASE uuid WHEN '' THEN domain ELSE uuid END AS key, opened_at, closed_at,
-            EXISTS (SELECT 1 FROM restart
-                WHERE domain_key = CASE uuid WHEN '' THEN domain ELSE uuid END AND at = closed_at),
+        """SELECT id, key, opened_at, closed_at,
+            EXISTS (SELECT 1 FROM restart WHERE restart.domain_key = key AND at = closed_at),
             EXISTS (SELECT 1 FROM entry WHERE incident = id AND instr(body, :acknowledged))
-        FROM incident ORDER BY id""",
+        FROM (
+            SELECT id, opened_at, closed_at, CASE
+                WHEN domain_key != '' THEN domain_key WHEN uuid != '' THEN uuid ELSE domain
+            END AS key FROM incident
+        ) ORDER BY id""",
         {"acknowledged": ACKNOWLEDGED},
     )
     return [

@@ -110,11 +110,6 @@ SETTLED_BY: Final[dict[State, Action]] = {
 }
 
 
-def domain_key(opened: Opened) -> str:
-    """Return what a domain is counted under: its UUID, its name where it has none."""
-    return opened.uuid or opened.domain
-
-
 def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
     """Tell what one entry adds to the totals.
 
@@ -127,11 +122,11 @@ def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
         entry: one that may follow.
     """
     if isinstance(entry, Opened):
-        yield Increment(Total.DOMAIN_PANICS, domain_key(entry), 1)
+        yield Increment(Total.DOMAIN_PANICS, entry.domain_key, 1)
         yield Increment(Total.PANICS, entry.source, 1)
         return
     assert before is not None
-    domain = domain_key(before.opened)
+    domain = before.opened.domain_key
     match entry:
         case Repeated(count=count):
             yield Increment(Total.DOMAIN_PANICS, domain, count)

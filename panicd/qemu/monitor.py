@@ -18,6 +18,7 @@ Errors say who must act and whether the command may have run::
 import asyncio
 import json
 import logging
+import secrets
 import socket
 import time
 import weakref
@@ -40,7 +41,7 @@ from panicd.rules.capability import Version
 from panicd.rules.qapi import MAX_TEXT, parse_event
 
 Command = tuple[str, Mapping[str, object]]
-_TakeLine = weakref.WeakMethod[Callable[[bytes], bool]]
+_TakeLine = weakref.WeakMethod[Callable[[bytes, int | None], bool]]
 
 UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
 READ_LIMIT: Final = (
@@ -116,6 +117,7 @@ class _Client(QMPClient):
     def __init__(self, buffer: EventBuffer, sock: socket.socket) -> None:
         super().__init__(readbuflen=READ_LIMIT)
         self.pace = Pace()
+        self.answered_by: int | None = None
         self._buffer = buffer
         self._sock = sock
         self._reads_itself = False
@@ -131,7 +133,9 @@ class _Client(QMPClient):
         ids = []
         messages = b""
         for index, (name, arguments) in enumerate(commands):
-            message: dict[str, object] = {"execute": name, "id": self._get_exec_id()}
+            # One that nobody can guess: no answer was written before the question was read.
+            number = f"{self._get_exec_id()}.{secrets.token_hex(8)}"
+            message: dict[str, object] = {"execute": name, "id": number}
             if arguments:
                 message["arguments"] = arguments
             ids.append(str(message["id"]))
@@ -181,14 +185,14 @@ class _Client(QMPClient):
             reader.feed_data(rest)
             transport.resume_reading()
 
-    def _take_line(self, line: bytes) -> bool:
+    def _take_line(self, line: bytes, sender: int | None) -> bool:
         try:
             message = json.loads(line.decode())
         except (ValueError, RecursionError):
             return False
-        return isinstance(message, dict) and self._hear(message)
+        return isinstance(message, dict) and self._hear(message, sender)
 
-    def _hear(self, message: Mapping[str, object]) -> bool:
+    def _hear(self, message: Mapping[str, object], sender: int | None = None) -> bool:
         """Take a message: an event, or an answer; return whether it was one."""
         if "event" in message:
             event = parse_event(message)
@@ -204,6 +208,7 @@ class _Client(QMPClient):
         # What nobody waits for any more is dropped, as the QMP specification has it.
         if awaited := self._sent.pop(sent, None):
             answers, index, name = awaited
+            self.answered_by = sender
             try:
                 answers.put(index, _answer(message))
             except (KeyError, TypeError) as error:
@@ -279,6 +284,14 @@ class Monitor:
         self.version = version
         self.package = client.package
         self.pace = client.pace
+
+    @property
+    def answered_by(self) -> int | None:
+        """The number of the process that sent the last answer; None where that is not known.
+
+        It is known from ``other_end.show_senders`` on.
+        """
+        return self._client.answered_by
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float
@@ -406,10 +419,10 @@ async def _disconnect_aio(client: _Client) -> None:
         error.__traceback__ = None
 
 
-def _take(take_line: _TakeLine, line: bytes) -> bool:
+def _take(take_line: _TakeLine, line: bytes, sender: int | None) -> bool:
     """Hand a line to a session; False where that is no more."""
     take = take_line()
-    return take is not None and take(line)
+    return take is not None and take(line, sender)
 
 
 def _answer(message: Mapping[str, object]) -> object:

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Final
 
 from panicd.rules.capability import Armed, Capability, PanicDevice
+from panicd.rules.on_crash import Action
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.settings import Policy
 
@@ -21,6 +22,7 @@ class Exposure(StrEnum):
     BUDGET_SPENT = "budget-spent"  # on_crash is restart, and there were too many
     LIBVIRT = "libvirt"  # it acts on a panic by itself, before panicd can
     NO_DUMP_SPACE = "no-dump-space"  # a dump is configured, and there is no room for it
+    NO_SIGNAL = "no-signal"  # it is to be ended, and could not be if it hung
     HELD = "held"  # an operator suspended automation
 
 
@@ -41,6 +43,8 @@ REMEDIES: Final[dict[Exposure, str]] = {
     "does that, and so does virsh set-lifecycle-action DOMAIN crash preserve",
     Exposure.NO_DUMP_SPACE: "make room above coredump.min_free in coredump.directory, and let "
     "panicd write there",
+    Exposure.NO_SIGNAL: "let panicd see which process holds the monitor and signal it: no proxy in "
+    "between, and CAP_KILL; `panicd explain` says what is missing",
     Exposure.HELD: "`panicd unhold`, when the work is done",
 }
 
@@ -60,6 +64,7 @@ def exposures(
     *,
     held: bool = False,
     dump_space: bool = True,
+    may_signal: bool = True,
 ) -> tuple[Exposure, ...]:
     """Return why a domain could not be acted on; nothing where it could.
 
@@ -69,8 +74,20 @@ def exposures(
         decision: what would be decided if it panicked now, whether it is held or not.
         held: an operator suspended automation.
         dump_space: there is room for a dump, and it may be written.
+        may_signal: its process is known, and panicd may end it by a signal.
     """
-    return tuple(_exposures(policy, capability, decision, held=held, dump_space=dump_space))
+    found = list(_exposures(policy, capability, decision, dump_space=dump_space))
+    if decision is not None and not may_signal and _ends(policy, decision):
+        found.append(Exposure.NO_SIGNAL)
+    if held:
+        found.append(Exposure.HELD)
+    return tuple(found)
+
+
+def _ends(policy: Policy, decision: Decision) -> bool:
+    """Tell whether QEMU is to be ended, or is where that does not go as it should."""
+    to_end = decision.action is Action.DESTROY or decision.relaunch
+    return to_end or policy.fallback is Action.DESTROY
 
 
 def _exposures(
@@ -78,7 +95,6 @@ def _exposures(
     capability: Capability | None,
     decision: Decision | None,
     *,
-    held: bool,
     dump_space: bool,
 ) -> Iterator[Exposure]:
     if capability is None or decision is None:
@@ -94,5 +110,3 @@ def _exposures(
             yield _OF_REASON[decision.reason]
         if (decision.coredump or policy.on_crash.coredump) and not dump_space:
             yield Exposure.NO_DUMP_SPACE
-    if held:
-        yield Exposure.HELD

@@ -121,11 +121,15 @@ class Opened(Entry):
 
     Attributes:
         domain: the domain's name, as panicd shows it.
-        uuid: the VM's UUID, empty where it has none.
+        uuid: the UUID that the VM claims, empty where it has none.
         monitor: the monitor's address.
         process: what tells this QEMU process from every other one, empty where unknown.
         source: how it became known.
         information: the panic's payload.
+        key: what the domain's belongings are kept under (``identity.Vouched.key``); empty in what
+            0.1.0 wrote.
+        name: that its policy goes by: the one that the VM claims, or its socket's; empty in what
+            0.1.0 wrote, which knew none but ``domain``.
     """
 
     domain: str
@@ -134,7 +138,19 @@ class Opened(Entry):
     process: str
     source: Source
     information: PanicInformation | None = None
+    key: str = ""
+    name: str = ""
     kind: Literal["opened"] = "opened"
+
+    @property
+    def domain_key(self) -> str:
+        """What the domain is counted under: 0.1.0 knew no more of it than what it claims."""
+        return self.key or self.uuid or self.domain
+
+    @property
+    def called(self) -> str:
+        """The name that the domain's policy goes by."""
+        return self.name or self.domain
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ class Summary:
 
     Attributes:
         id: it sorts by time, to a second.
-        domain: what its domain is counted under.
+        domain: what its domain is counted under (``identity.Vouched.key``; ``identity.owner_of``
+            reads the user from it).
         opened_at: in seconds since the epoch.
         closed_at: the same; None: it is open.
         restarted: it ended with panicd restarting the guest.

@@ -86,7 +86,7 @@ class Life:
             session = Session.from_probe(
                 cast("Monitor", monitor), cast("Peer", peer), answers, supervisor.listen
             )
-            self.fleet.identify(domain, session.name, session.uuid)
+            self.fleet.identify(domain, session)
             domain.problem = ""
             self.supervisor = supervisor
             await supervisor.run(session)
@@ -122,7 +122,7 @@ class Life:
             fleet=self.fleet,
             waiting=waiting,
             holds=self.holds,
-            storm=StormBreaker(lambda: None, lambda: 1),
+            storm=StormBreaker(lambda: None, dict),
             dumps=DumpQueue(1, now),
             bundles=BundleKeeper(Path("/journal"), Path("/bundles")),
             way=RightOfWay(),
@@ -136,6 +136,8 @@ class ModelPeer:
     """The QEMU at the other end, as ``panicd.qemu.process.Peer`` is one."""
 
     unknown_because = None
+    uid = 0
+    pid = 1
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -144,6 +146,12 @@ class ModelPeer:
 
     def is_qemu(self) -> bool:
         return True
+
+    def confirm(self) -> None:
+        pass
+
+    def beyond_signals(self) -> str:
+        return ""
 
     def command_line(self) -> tuple[str, ...]:
         return ()

@@ -238,7 +238,7 @@ class Trial:
 
     @property
     def is_held(self) -> bool:
-        return self.life.holds.on("vm", "vm", now()) is not None
+        return self.life.holds.on(["vm"], now()) is not None
 
     @property
     def incidents(self) -> list[Incident]:
