@@ -3,8 +3,7 @@
 Every item is best effort: what can't be had is noted with its reason and is never in the way. What
 a guest wrote (its screen, its console, its kernel log) is stored as data, as it is.
 
-Source: QAPI ``screendump`` (``qapi/ui.json``), ``add-fd`` (``qapi/misc.json``), and QEMU's human
-monitor for ``info registers``.
+Source: QEMU's human monitor for ``info registers``; of the screen see ``screen``.
 """
 
 import json
@@ -20,6 +19,7 @@ from panicd.qemu.console_log import find_logs, read_end
 from panicd.qemu.guest_memory import read_kernel_log
 from panicd.qemu.monitor import MonitorError
 from panicd.qemu.process import Peer
+from panicd.qemu.screen import Picture, take_picture
 from panicd.qemu.session import Session
 from panicd.rules.capability import Version
 from panicd.rules.consoles import console_panic_line
@@ -150,24 +150,12 @@ async def _kernel_log(session: Session, bundle: Bundle) -> None:
 
 
 async def _screenshot(session: Session, bundle: Bundle) -> None:
-    png = session.capability.version >= PNG_SINCE
-    name = SCREENS[0 if png else 1]
+    name = SCREENS[0 if session.capability.version >= PNG_SINCE else 1]
     path = bundle.directory / name
-    # QEMU need not be able to write here: it is handed the open file (/dev/fdset, qemu(1)).
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        answer = await session.monitor.execute_with_fd("add-fd", {}, file, timeout=2.0)
-        fdset = answer.get("fdset-id") if isinstance(answer, dict) else None
-        try:
-            arguments: dict[str, object] = {"filename": f"/dev/fdset/{fdset}"}
-            await session.execute("screendump", arguments | ({"format": "png"} if png else {}))
-        finally:
-            await session.execute("remove-fd", {"fdset-id": fdset})
-    except BaseException:
-        path.unlink()
-        raise
-    finally:
-        os.close(file)
+    picture = await take_picture(session, path.suffix.removeprefix("."))
+    await trio.to_thread.run_sync(
+        _write_picture, picture, path, abandon_on_cancel=True, limiter=THREADS
+    )
     bundle.files[name] = "the guest's screen"
 
 
@@ -257,10 +245,24 @@ def _make(directory: Path) -> None:
 
 
 def _write(bundle: Bundle, name: str, content: bytes, what: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with os.fdopen(os.open(bundle.directory / name, flags, 0o600), "wb") as file:
+    with os.fdopen(_create(bundle.directory / name), "wb") as file:
         file.write(content)
     bundle.files[name] = what
+
+
+def _write_picture(picture: Picture, path: Path) -> None:
+    file = _create(path)
+    try:
+        picture.write_to(file)
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(file)
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
 
 def _as_text(log: KernelLog) -> bytes:

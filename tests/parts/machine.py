@@ -68,6 +68,8 @@ class Machine:
         must_boot: Was reset or never ran, and boots as soon as it runs.
         dump: The dump in progress.
         received_fds: File descriptors that came over the monitor and that no command took yet.
+        fdset: Those of the only fd set there is.
+        draw: Writes a picture of the screen to one of those.
     """
 
     profile: Profile
@@ -87,6 +89,8 @@ class Machine:
     must_boot: bool = False
     dump: Dump | None = None
     received_fds: list[int] = field(default_factory=list)
+    fdset: list[int] = field(default_factory=list)
+    draw: Callable[[int, bytes], object] = os.write
     _last_dump: Message = field(
         default_factory=lambda: {"status": "none", "completed": 0, "total": 0}
     )
@@ -231,6 +235,7 @@ class Machine:
     def close(self) -> None:
         """Close the file descriptors that are still held."""
         self.drop_received_fds()
+        self._remove_fd({})
         while self._fds:
             os.close(self._fds.popitem()[1])
 
@@ -341,11 +346,25 @@ class Machine:
         except OSError as error:
             raise CommandError(f"Could not open '{where}': {error.strerror}") from error
 
+    def _add_fd(self, _arguments: Message) -> Message:
+        if not self.received_fds:
+            raise CommandError("No file descriptor supplied via SCM_RIGHTS")
+        self.fdset.append(self.received_fds.pop(0))
+        return {"fdset-id": 0, "fd": self.fdset[-1]}
+
+    def _remove_fd(self, _arguments: Message) -> Message:
+        while self.fdset:
+            os.close(self.fdset.pop())
+        return {}
+
     def _screendump(self, arguments: Message) -> Message:
         image = PNG if arguments.get("format") == "png" else PPM
         filename = arguments["filename"]
         try:
-            Path(filename).write_bytes(image)
+            if filename.startswith("/proc/self/fd/"):
+                self.draw(int(Path(filename).name), image)
+            else:
+                Path(filename).write_bytes(image)
         except OSError as error:
             raise CommandError(f"failed to open file '{filename}': {error.strerror}") from error
         return {}
@@ -469,6 +488,8 @@ _COMMANDS = {
     "set-action": Command(
         Machine._set_action, optional=tuple(_ACTIONS), known=lambda profile: profile.set_action
     ),
+    "add-fd": Command(Machine._add_fd),
+    "remove-fd": Command(Machine._remove_fd, ("fdset-id",)),
     "getfd": Command(Machine._getfd, ("fdname",)),
     "closefd": Command(Machine._closefd, ("fdname",)),
     "query-dump": Command(Machine._query_dump, known=lambda profile: profile.detached_dump),
