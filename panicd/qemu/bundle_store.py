@@ -18,7 +18,7 @@ STAYS: Final = ("panic_line", "facts")  # of the list
 def sizes(root: Path) -> dict[str, int]:
     """Return the bytes that each bundle takes on the disk, by its incident. Blocking.
 
-    Those removed are none. A file's length says nothing: holes in it take no room.
+    One that was removed takes none. A file's length says nothing: holes in it take no room.
 
     Raises:
         OSError: they can't be looked at.
@@ -33,16 +33,6 @@ def sizes(root: Path) -> dict[str, int]:
                 found[place.name] = sum(
                     allocated(file.stat(follow_symlinks=False)) for file in files
                 )
-    return found
-    for place in os.scandir(root):
-        if place.is_dir(follow_symlinks=False):
-            size = sum(
-                allocated(file.stat(follow_symlinks=False))
-                for file in os.scandir(place)
-                if file.name != MANIFEST
-            )
-            if size:
-                found[place.name] = size
     return found
 
 

@@ -18,7 +18,6 @@ import trio
 from panicd.qemu.console_log import find_logs, read_end
 from panicd.qemu.guest_memory import read_kernel_log
 from panicd.qemu.monitor import MonitorError
-from panicd.qemu.process import Peer
 from panicd.qemu.screen import Picture, take_picture
 from panicd.qemu.session import Session
 from panicd.rules.capability import Version
@@ -134,7 +133,7 @@ async def collect(
             own,
             consoles,
             facts,
-            session.peer,
+            session,
             abandon_on_cancel=True,
             limiter=THREADS,
         )
@@ -180,10 +179,13 @@ async def _block_devices(session: Session, bundle: Bundle) -> None:
     _write(bundle, "block.json", _json(said), "QEMU's block devices")
 
 
-def _keep_the_rest(bundle: Bundle, consoles: tuple[Path, ...], facts: object, peer: Peer) -> None:
+def _keep_the_rest(
+    bundle: Bundle, consoles: tuple[Path, ...], facts: object, session: Session
+) -> None:
     """Keep what needs no QEMU, and the list of it all. Blocking."""
-    arguments = peer.command_line()
-    logs = find_logs(consoles, peer, arguments, bundle.problems)
+    # Of a process that is no QEMU nobody asked what it was started with.
+    arguments = session.peer.command_line() if session.process_known else None
+    logs = find_logs(consoles, session.peer, arguments, bundle.problems)
     for number, log in enumerate(logs):
         try:
             content = read_end(log, CONSOLE_KEPT)
@@ -199,7 +201,7 @@ def _keep_the_rest(bundle: Bundle, consoles: tuple[Path, ...], facts: object, pe
         "problems": bundle.problems,
         "facts": facts,
         "command_line": arguments,
-        "host": _host(peer.pid),
+        "host": _host(session.peer.pid),
     }
     _write(bundle, MANIFEST, _json(everything), "the list of all this, and the host's load")
 

@@ -112,9 +112,7 @@ async def _hand_over(session: Session, pipe: int) -> tuple[str, object]:
     return f"/proc/self/fd/{answer['fd']}", answer.get("fdset-id")
 
 
-async def _dump_screen(
-    session: Session, name: str, kind: str, picture: Picture, pipe: int
-) -> None:
+async def _dump_screen(session: Session, name: str, kind: str, picture: Picture, pipe: int) -> None:
     """Have QEMU write its screen, and take it from the pipe meanwhile."""
     problem: Exception | None = None
 
