@@ -17,6 +17,8 @@ class DumpFailure(StrEnum):
     REFUSED = "refused"
     TIMEOUT = "timeout"
     QEMU = "qemu"  # it says that it failed, or writes what is no dump
+    TOO_LARGE = "too-large"  # more came than the guest has memory
+    TOO_SLOW = "too-slow"  # it came more slowly than any QEMU writes
     INCOMPLETE = "incomplete"  # less came than belongs to it
     LOST = "lost"  # QEMU, or its monitor, was gone before its end
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from panicd.rules.settings import Policy
+from panicd.rules.shares import Kept, make_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Summary:
         closed_at: the same; None: it is open.
         restarted: it ended with panicd restarting the guest.
         acknowledged: somebody has looked at it.
+        owner: the user whose domain it is, as the host vouches for him; None: that is not known.
     """
 
     id: str
@@ -26,6 +28,7 @@ class Summary:
     closed_at: float | None
     restarted: bool
     acknowledged: bool
+    owner: int | None = None
 
 
 def expendable(
@@ -35,7 +38,7 @@ def expendable(
 
     Those of open incidents stay, and each domain's newest until it was acknowledged; the newest of
     the domain that panicked always does, and so does the first of its crash loop, which tells more
-    than those that follow from it.
+    than those that follow from it. Nobody's go because of another user's (``shares``).
 
     Args:
         incidents: all that are known.
@@ -58,20 +61,24 @@ def expendable(
     excess = len(bundles) - settings.keep
     for name in [name for name in bundles if name not in kept][: max(0, excess)]:
         removed[name] = f"more than {settings.keep} bundles of this domain (evidence.keep)"
-    total = sum(size for name, size in sizes.items() if name not in removed)
+    owners = {one.id: one.owner for one in incidents}
     newest = max(_second(one.id) for one in incidents)
-    unknown = sizes.keys() - {one.id for one in incidents}
+    unknown = sizes.keys() - owners.keys()
     of_no_journal = sorted(name for name in unknown if _second(name) < newest)
     oldest_first = [*of_no_journal, *(one.id for one in sorted(incidents, key=_age))]
-    for name in oldest_first:
-        if total <= settings.max_total:
-            break
-        if name in sizes and name not in kept and name not in removed:
-            total -= sizes[name]
-            removed[name] = (
-                f"all bundles together took more than {settings.max_total} bytes "
-                "(evidence.max_total)"
-            )
+    may_go = [
+        Kept(name, sizes[name], owners.get(name))
+        for name in oldest_first
+        if name in sizes and name not in kept and name not in removed
+    ]
+    stays: dict[int | None, int] = {}
+    for name in sizes.keys() - removed.keys() - {one.thing for one in may_go}:
+        stays[owners.get(name)] = stays.get(owners.get(name), 0) + sizes[name]
+    owner = own[-1].owner if own else None
+    for name in make_room(may_go, stays, owner, settings.max_total):
+        removed[name] = (
+            f"all bundles together took more than {settings.max_total} bytes (evidence.max_total)"
+        )
     return removed
 
 

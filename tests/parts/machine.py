@@ -69,6 +69,7 @@ class Machine:
         dump: The dump in progress.
         received_fds: File descriptors that came over the monitor and that no command took yet.
         fdset: Those of the only fd set there is.
+        dumps: Bytes of guest memory that a dump holds, if not all of ``memory``.
         draw: Writes a picture of the screen to one of those.
     """
 
@@ -90,6 +91,7 @@ class Machine:
     dump: Dump | None = None
     received_fds: list[int] = field(default_factory=list)
     fdset: list[int] = field(default_factory=list)
+    dumps: int | None = None
     draw: Callable[[int, bytes], object] = os.write
     _last_dump: Message = field(
         default_factory=lambda: {"status": "none", "completed": 0, "total": 0}
@@ -331,7 +333,8 @@ class Machine:
             raise CommandError("kdump-compressed format doesn't support paging or filter")
         if kind not in (self.profile.dump_formats or ("elf",)):
             raise CommandError(f"{kind} is not available now")
-        return int(arguments.get("length", self.memory))
+        whole = self.memory if self.dumps is None else self.dumps
+        return int(arguments.get("length", whole))
 
     def _dump_fd(self, protocol: str) -> int:
         scheme, _, where = protocol.partition(":")
@@ -393,10 +396,17 @@ class Machine:
         return [{"name": name} for name in self.commands()]
 
     def _query_dump(self, _arguments: Message) -> Message:
+        return self.query_dump()
+
+    def query_dump(self) -> Message:
+        """How far a dump is."""
         return dict(self._last_dump)
 
     def _query_dump_capability(self, _arguments: Message) -> Message:
         return {"formats": list(self.profile.dump_formats)}
+
+    def _query_memory_size_summary(self, _arguments: Message) -> Message:
+        return {"base-memory": self.memory}
 
     def _query_migrate(self, _arguments: Message) -> Message:
         return {"status": "completed"} if self.state is RunState.POSTMIGRATE else {}
@@ -503,6 +513,9 @@ _COMMANDS = {
     "qom-list": Command(Machine._qom_list, ("path",)),
     "qom-get": Command(Machine._qom_get, ("path", "property")),
     "query-commands": Command(Machine._query_commands),
+    "query-memory-size-summary": Command(
+        Machine._query_memory_size_summary, known=lambda profile: profile.version >= (2, 11, 0)
+    ),
     "query-migrate": Command(Machine._query_migrate),
     "query-name": Command(Machine._query_name),
     "query-qmp-schema": Command(Machine._query_qmp_schema, known=lambda profile: profile.schema),
