@@ -28,12 +28,12 @@ class BundleKeeper:
     def __init__(self, journal: Path, root: Path) -> None:
         self._journal = journal
         self._root = root
-        self._due: dict[str, Policy] = {}
+        self._due: dict[str, tuple[Policy, str]] = {}
         self._wake = trio.Event()
 
-    def taken(self, domain: str, policy: Policy) -> None:
-        """Note that evidence of a domain was kept, under this policy."""
-        self._due[domain] = policy
+    def taken(self, domain: str, policy: Policy, incident: str) -> None:
+        """Note that evidence of a domain's incident was kept, under this policy."""
+        self._due[domain] = policy, incident
         self._wake.set()
 
     async def run(self) -> None:
@@ -52,14 +52,14 @@ class BundleKeeper:
                     get_logger(incident=incident).info("old evidence removed", why=why)
             await trio.sleep(REST * (trio.current_time() - began))
 
-    def _retire(self, due: dict[str, Policy]) -> dict[str, str]:
+    def _retire(self, due: dict[str, tuple[Policy, str]]) -> dict[str, str]:
         # In this order: a bundle that is made meanwhile is not seen, and so not one of nobody's.
         there = sizes(self._root)
         with journal_database.reader(self._journal) as database:
             incidents = summaries(database)
         removed: dict[str, str] = {}
-        for domain, policy in due.items():
-            for incident, why in expendable(incidents, there, domain, policy).items():
+        for domain, (policy, newest) in due.items():
+            for incident, why in expendable(incidents, there, domain, policy, newest).items():
                 remove(self._root / incident, why, time.time())
                 del there[incident]
                 removed[incident] = why

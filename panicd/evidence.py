@@ -58,7 +58,7 @@ class EvidenceKeeper:
             },
             budget=step.timeout,
         )
-        self._services.bundles.taken(self._domain.key, self._policy)
+        self._services.bundles.taken(self._domain.key, self._policy, incident.id)
         return bundle.panic_line
 
     async def dump(self, session: Session, step: Dump) -> FinishedDump:

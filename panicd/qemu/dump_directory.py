@@ -140,10 +140,11 @@ def retire(settings: CoredumpSettings, newest: Path) -> list[Path]:
     Raises:
         OSError: a dump could not be removed.
     """
-    own = _oldest_first(newest.parent)
+    # In this order whatever the clock said: one that was set back makes the newest look like none.
+    own = [*(path for path in _oldest_first(newest.parent) if path != newest), newest]
     kept_of_own = own[-settings.keep :]
     since = newest.stat().st_mtime - LOOP
-    first = next(path for path in own if path.stat().st_mtime >= since)
+    first = next(path for path in own if path == newest or path.stat().st_mtime >= since)
     if settings.keep > 1 and first not in kept_of_own:
         kept_of_own[0] = first
     removed = [path for path in own if path not in kept_of_own]

@@ -32,7 +32,11 @@ class Summary:
 
 
 def expendable(
-    incidents: Sequence[Summary], sizes: Mapping[str, int], domain: str, policy: Policy
+    incidents: Sequence[Summary],
+    sizes: Mapping[str, int],
+    domain: str,
+    policy: Policy,
+    newest: str = "",
 ) -> dict[str, str]:
     """Return which bundles are to be removed after a panic, and why, the oldest first.
 
@@ -46,11 +50,13 @@ def expendable(
             journal that is no more, or, if it is newer than all others, is yet to be written there.
         domain: which has panicked.
         policy: its.
+        newest: its incident whose evidence was just kept; the clock may have been set back since
+            the others.
     """
     settings = policy.evidence
     if settings is None or not incidents:
         return {}
-    kept = set(_open_or_unseen(incidents))
+    kept = {newest, *_open_or_unseen(incidents)}
     own = sorted((one for one in incidents if one.domain == domain), key=_age)
     if own:
         kept.add(own[-1].id)
@@ -62,9 +68,9 @@ def expendable(
     for name in [name for name in bundles if name not in kept][: max(0, excess)]:
         removed[name] = f"more than {settings.keep} bundles of this domain (evidence.keep)"
     owners = {one.id: one.owner for one in incidents}
-    newest = max(_second(one.id) for one in incidents)
+    latest = max(_second(one.id) for one in incidents)
     unknown = sizes.keys() - owners.keys()
-    of_no_journal = sorted(name for name in unknown if _second(name) < newest)
+    of_no_journal = sorted(name for name in unknown if _second(name) < latest)
     oldest_first = [*of_no_journal, *(one.id for one in sorted(incidents, key=_age))]
     may_go = [
         Kept(name, sizes[name], owners.get(name))

@@ -485,6 +485,7 @@ async def test_encrypted_guest(
 async def test_host_and_qemu_tell_how_much_a_guest_may_write(socket_dir: Path) -> None:
     qxl = ("-device", "qxl")
     async with (
+        event_loop(),
         RealQemu.start(socket_dir, paused=True, extra=qxl) as vm,
         session_with(vm) as session,
     ):

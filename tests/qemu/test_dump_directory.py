@@ -147,6 +147,16 @@ def test_with_one_to_keep_it_is_the_newest(settings: CoredumpSettings) -> None:
     assert kept(settings) == {newest}
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_newest_is_kept_whatever_the_clock_says(settings: CoredumpSettings, keep: int) -> None:
+    settings = replace(settings, keep=keep)
+    for seconds in (10 * LOOP, 11 * LOOP, 0, 60, 120, 12 * LOOP, 180):  # ahead, back, ahead, back
+        newest = dumped(settings, seconds)
+        retire(settings, newest)
+        assert newest.exists()
+        assert len(kept(settings)) <= keep
+
+
 def test_formats_are_counted_together(settings: CoredumpSettings) -> None:
     dumps = [
         dumped(settings, number * (LOOP + 1), kind=kind) for number, kind in enumerate(DumpFormat)
