@@ -88,16 +88,20 @@ async def dump_guest_memory(
     deadline = progress.began + settings.timeout
     reading, writing = os.pipe2(os.O_CLOEXEC)
     enlarge(reading)
-    writer = DumpWriter(
-        reading,
-        path,
-        kind,
-        settings=settings,
-        least=memory.least_dump(kind),
-        most=memory.most_dump(),
-        progress=progress,
-        give_way=give_way,
-    )
+    try:
+        writer = DumpWriter(
+            reading,
+            path,
+            kind,
+            settings=settings,
+            least=memory.least_dump(kind),
+            most=memory.most_dump(),
+            progress=progress,
+            give_way=give_way,
+        )
+    except DumpError:
+        os.close(writing)
+        raise
     try:
         if by_other is None:
             await _hand_over(session, writer, writing)

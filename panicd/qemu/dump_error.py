@@ -9,7 +9,9 @@ class DumpFailure(StrEnum):
 
     LIBVIRT = "libvirt"  # not tried: libvirt runs the VM
     ENCRYPTED = "encrypted"  # not tried: the guest's memory can't be read from outside
-    NO_MEMORY = "no-memory"  # not tried: it would take more of the host's memory than is there
+    NO_MEMORY = (
+        "no-memory"  # not tried: it would take more of the host's memory, or threads, than is there
+    )
     NO_TURN = "no-turn"  # not tried: others were dumped all the time
     OVERTAKEN = "overtaken"  # not tried: somebody has let the guest go meanwhile
     NO_SPACE = "no-space"

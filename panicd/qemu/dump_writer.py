@@ -36,6 +36,7 @@ import trio
 from panicd.qemu import dump_repair
 from panicd.qemu.dump_directory import give_name, partial_file, remove_abandoned, space
 from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.qemu.threads import NoThreadError, needing_a_thread
 from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 CHUNK: Final = 1 << 20  # bytes moved at once, and in the pipe: the most that pipe(7) lets users ask
@@ -96,6 +97,9 @@ class DumpWriter:
         progress: kept up.
         give_way: called before each part that is read; may wait a moment.
 
+    Raises:
+        DumpError: no thread is left for it; the pipe is closed.
+
     Attributes:
         ready: set when the file is there and there is space for it, or at the end.
         ended: set at the end.
@@ -133,7 +137,13 @@ class DumpWriter:
         self._stop = os.eventfd(0)
         self._stop_lock = threading.Lock()
         self._trio = trio.lowlevel.current_trio_token()
-        threading.Thread(target=self._run, name="coredump", daemon=True).start()
+        try:
+            with needing_a_thread():
+                threading.Thread(target=self._run, name="coredump", daemon=True).start()
+        except NoThreadError as error:
+            os.close(self._stop)
+            os.close(pipe)
+            raise DumpError(DumpFailure.NO_MEMORY, str(error)) from error
 
     def stop(self) -> None:
         """Have it end, and leave nothing, as soon as the disk allows."""

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from panicd.qemu.guest_memory import read_kernel_log
 from panicd.qemu.monitor import MonitorError
 from panicd.qemu.screen import Picture, take_picture
 from panicd.qemu.session import Session
+from panicd.qemu.threads import in_thread
 from panicd.rules.capability import Version
 from panicd.rules.consoles import console_panic_line
 from panicd.rules.kernel_log import KernelLog, NotReadableError, panic_line
@@ -113,7 +115,7 @@ async def collect(
         bundle.problems["kernel log"] = "libvirt runs this VM, and its 9.0 dies of foreign dumps"
     with trio.move_on_at(limit):
         try:
-            await trio.to_thread.run_sync(_make, directory, abandon_on_cancel=True, limiter=THREADS)
+            await in_thread(partial(_make, directory), THREADS)
         except OSError as error:
             bundle.problems["bundle"] = str(error)
             return bundle
@@ -128,15 +130,11 @@ async def collect(
     with trio.move_on_at(limit):
         # A thread that hangs, on a network's file system, is left behind with a bundle of its own.
         own = replace(bundle, files=dict(bundle.files), problems=dict(bundle.problems))
-        await trio.to_thread.run_sync(
-            _keep_the_rest,
-            own,
-            consoles,
-            facts,
-            session,
-            abandon_on_cancel=True,
-            limiter=THREADS,
-        )
+        try:
+            await in_thread(partial(_keep_the_rest, own, consoles, facts, session), THREADS)
+        except OSError as error:
+            bundle.problems["bundle"] = str(error)
+            return bundle
         return own
     bundle.problems["console"] = f"not taken within {budget:g} s"
     return bundle
@@ -152,9 +150,7 @@ async def _screenshot(session: Session, bundle: Bundle) -> None:
     name = SCREENS[0 if session.capability.version >= PNG_SINCE else 1]
     path = bundle.directory / name
     picture = await take_picture(session, path.suffix.removeprefix("."))
-    await trio.to_thread.run_sync(
-        _write_picture, picture, path, abandon_on_cancel=True, limiter=THREADS
-    )
+    await in_thread(partial(_write_picture, picture, path), THREADS)
     bundle.files[name] = "the guest's screen"
 
 
