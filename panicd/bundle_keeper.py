@@ -1,6 +1,7 @@
 """Removes the evidence that is one too many, after each panic and in nobody's way."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,7 @@ from panicd.host.journal import JournalError
 from panicd.host.journal_summaries import summaries
 from panicd.host.logs import get_logger
 from panicd.qemu.bundle_store import remove, sizes
+from panicd.qemu.threads import in_thread
 from panicd.rules.retention import expendable
 from panicd.rules.settings import Policy
 
@@ -44,7 +46,7 @@ class BundleKeeper:
             due, self._due = self._due, {}
             began = trio.current_time()
             try:
-                removed = await trio.to_thread.run_sync(self._retire, due)
+                removed = await in_thread(partial(self._retire, due))
             except (OSError, JournalError) as error:
                 get_logger().warning("old evidence could not be removed", problem=str(error))
             else:
