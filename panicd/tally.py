@@ -56,6 +56,11 @@ class Tally:
             self._counts.get((Total.DOMAIN_ACTION_FAILURES, key), 0),
         )
 
+    def shift(self, seconds: float) -> None:
+        """Have all restarts be as long ago as they are: the clock was set by so many seconds."""
+        for key, restarts in self._restarts.items():
+            self._restarts[key] = tuple(at + seconds for at in restarts)
+
     def restarts(self, key: str) -> tuple[float, ...]:
         """Return when panicd restarted a domain, in seconds since the epoch."""
         return self._restarts.get(key, ())

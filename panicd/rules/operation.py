@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -60,6 +60,12 @@ class Holds:
                 self._latest.pop(operation.domain, None)
             case _:
                 pass
+
+    def shift(self, seconds: float) -> None:
+        """Have all end by so much later: the clock was set, and they last as long as they did."""
+        for domain, hold in self._latest.items():
+            if hold.until is not None:
+                self._latest[domain] = replace(hold, until=hold.until + seconds)
 
     def on(self, key: str, name: str, now: float) -> Operation | None:
         """Return the hold that a domain is under, by its key, its name or the whole host."""
