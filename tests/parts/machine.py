@@ -498,8 +498,8 @@ _COMMANDS = {
     "set-action": Command(
         Machine._set_action, optional=tuple(_ACTIONS), known=lambda profile: profile.set_action
     ),
-    "add-fd": Command(Machine._add_fd),
-    "remove-fd": Command(Machine._remove_fd, ("fdset-id",)),
+    "add-fd": Command(Machine._add_fd, (), ("fdset-id", "opaque")),
+    "remove-fd": Command(Machine._remove_fd, ("fdset-id",), ("fd",)),
     "getfd": Command(Machine._getfd, ("fdname",)),
     "closefd": Command(Machine._closefd, ("fdname",)),
     "query-dump": Command(Machine._query_dump, known=lambda profile: profile.detached_dump),
