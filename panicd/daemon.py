@@ -33,6 +33,7 @@ from panicd.host.journal_totals import ForeignAction
 from panicd.host.logs import get_logger, write_late
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
+from panicd.host.wall_clock import WallClock
 from panicd.host.web import WebApp
 from panicd.libvirt import Libvirt
 from panicd.notifier import Notifier
@@ -105,6 +106,9 @@ class Daemon:
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
         self._storm = StormBreaker(lambda: self._config.storm, self._fleet.count_by_owner)
         self._remember_storm()
+        self._clock = WallClock(
+            [self._holds.shift, self._tally.shift, self._storm.shift, _tell_clock_was_set]
+        )
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._libvirt = Libvirt(lambda: self._config.libvirt, dry_run=dry_run)
         self._metrics.coredump_usable.set_function(self._coredump_usable_bytes)
@@ -168,9 +172,9 @@ class Daemon:
     def _services(self, nursery: trio.Nursery) -> Services:
         """Make what the domains share, with the incidents that are open."""
         keeping = Keeping(
-            self._journal, self._tally, time.time, lambda: self._config.journal_failure
+            self._journal, self._tally, self._clock, lambda: self._config.journal_failure
         )
-        self._waiting = waiting = WaitingRoom(nursery, time.time, self._fleet.has_returned)
+        self._waiting = waiting = WaitingRoom(nursery, self._clock, self._fleet.has_returned)
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping))
         return Services(
@@ -358,7 +362,7 @@ class Daemon:
         while True:
             await pulse()
             self._pulse_at = time.monotonic()
-            self._storm.rages(time.time())  # for the metric: nobody else sees it end
+            self._storm.rages(self._clock())  # for the metric: nobody else sees it end
             notify(WATCHDOG=1, STATUS=self._summary())
             await trio.sleep(interval)
 
@@ -392,6 +396,10 @@ class Daemon:
             return space(existing)
         except OSError:
             return None
+
+
+def _tell_clock_was_set(seconds: float) -> None:
+    get_logger().warning("the clock was set", by=round(seconds, 1))
 
 
 def _tell_libvirt_problem(problem: str) -> None:

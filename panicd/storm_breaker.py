@@ -43,6 +43,10 @@ class StormBreaker:
         self._panics.pop(domain, None)  # so that they are in their order, the oldest first
         self._panics[domain] = at
 
+    def shift(self, seconds: float) -> None:
+        """Have all panics be as long ago as they are: the clock was set by so many seconds."""
+        self._panics = {domain: at + seconds for domain, at in self._panics.items()}
+
     @property
     def raged(self) -> bool:
         """Whether there was a storm when that was last asked; from any thread."""

@@ -68,6 +68,11 @@ class Tally:
             self._count(Total.DOMAIN_ACTION_FAILURES, key),
         )
 
+    def shift(self, seconds: float) -> None:
+        """Have all restarts be as long ago as they are: the clock was set by so many seconds."""
+        for key, restarts in self._restarts.items():
+            self._restarts[key] = tuple(at + seconds for at in restarts)
+
     def restarts(self, key: str) -> tuple[float, ...]:
         """Return when panicd restarted a domain, in seconds since the epoch."""
         before = self._restarts.get(self._before.get(key, ""), ())

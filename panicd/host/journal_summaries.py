@@ -3,6 +3,7 @@
 import sqlite3
 
 from panicd.host.journal_database import ACKNOWLEDGED, text_of
+from panicd.rules.identity import owner_of
 from panicd.rules.retention import Summary
 
 
@@ -20,6 +21,14 @@ def summaries(database: sqlite3.Connection) -> list[Summary]:
         {"acknowledged": ACKNOWLEDGED},
     )
     return [
-        Summary(text_of(name), text_of(key), opened_at, closed_at, bool(restarted), bool(seen))
+        Summary(
+            text_of(name),
+            text_of(key),
+            opened_at,
+            closed_at,
+            restarted=bool(restarted),
+            acknowledged=bool(seen),
+            owner=owner_of(text_of(key)),
+        )
         for name, key, opened_at, closed_at, restarted, seen in rows
     ]

@@ -11,6 +11,8 @@ from panicd.qemu.other_end import receive
 from panicd.qemu.pace import Pace
 
 CHUNK: Final = 1 << 16  # bytes received at once
+WAKEUP: Final = 25e-6
+"""Seconds that it costs to be woken and to receive: all that a line costs that never ends."""
 
 
 async def read_lines(
@@ -58,6 +60,9 @@ async def read_lines(
         if not received:
             return bytes(read)
         read += received
+        now = time.perf_counter()
+        if pause := pace.pause(now - WAKEUP, now):
+            await trio.sleep(pause)
 
 
 async def _receive(sock: socket.socket, *, shows_senders: bool) -> tuple[bytes, int | None]:

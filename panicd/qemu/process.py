@@ -18,6 +18,7 @@ from typing import Final, Self
 
 import trio
 
+from panicd.qemu.file_rights import Rights
 from panicd.qemu.other_end import UCRED, holds, inode_of, peer_inode, show_senders
 from panicd.qemu.process_identity import (
     ProcessIdentity,
@@ -29,6 +30,9 @@ from panicd.qemu.process_identity import (
 )
 
 SO_PEERPIDFD: Final = 77  # Linux 6.5 and later; the socket module has no name for it
+SO_PEERGROUPS: Final = 59  # Linux 4.13 and later; no name for it either
+MOST_GROUPS: Final = 256  # as many as the socket module has room for
+_GID: Final = struct.Struct("I")
 
 MAX_COMMAND_LINE: Final = 1 << 20  # bytes; libvirt's longest are some 20 KiB
 
@@ -82,6 +86,15 @@ def _credentials(sock: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
+def _groups(sock: socket.socket) -> tuple[int, ...]:
+    """Return a peer's supplementary groups as of then; none where they can't be had."""
+    try:
+        groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MOST_GROUPS * _GID.size)
+    except OSError:  # Linux before 4.13, or more groups than there is room for
+        return ()
+    return tuple(gid for (gid,) in _GID.iter_unpack(groups))
+
+
 class Peer:
     """The process at the other end of one connection.
 
@@ -94,12 +107,14 @@ class Peer:
     Attributes:
         pid: Process number, 0 where the process is in a PID namespace that is not ours to see.
         uid: User number that it had when it called listen or connect.
+        rights: That user's rights to files, with the groups that the process had then.
         identity: Which process it is, None where that is not known.
         unknown_because: Why it is not known, None where it is.
     """
 
     def __init__(self, sock: socket.socket, is_qemu_program: Callable[[str], bool]) -> None:
-        self.pid, self.uid, _ = _credentials(sock)
+        self.pid, self.uid, gid = _credentials(sock)
+        self.rights = Rights(self.uid, frozenset((gid, *_groups(sock))))
         self.identity: ProcessIdentity | None = None
         self.unknown_because: str | None = None
         self._pidfd: int | None = None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -65,6 +65,12 @@ class Holds:
     def __contains__(self, domain: str) -> bool:
         """Whether there is a hold that was written down under this, over or not."""
         return domain in self._latest
+
+    def shift(self, seconds: float) -> None:
+        """Have all end by so much later: the clock was set, and they last as long as they did."""
+        for domain, hold in self._latest.items():
+            if hold.until is not None:
+                self._latest[domain] = replace(hold, until=hold.until + seconds)
 
     def on(self, names: Iterable[str], now: float) -> Operation | None:
         """Return the hold that a domain is under, by any of its names or with the whole host."""

@@ -88,6 +88,30 @@ async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
     assert taken[1] - taken[0] == 60.0
 
 
+async def test_line_that_drips_without_end_costs_its_share(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    pace, pauses = Pace(share=0.1), list[float]()
+
+    class Counted(Pace):
+        def pause(self, began: float, now: float) -> float | None:
+            pauses.append(pace.pause(began, now) or 0.0)
+            return None
+
+    async def drip() -> None:
+        for _ in range(LIMIT + 1):
+            theirs.send(b"x")
+            await trio.testing.wait_all_tasks_blocked()
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drip)
+            await read_lines(ours, b"", lambda _line, _sender: True, LIMIT, Counted())
+    assert len(pauses) == LIMIT + 1
+    assert sum(pauses) > 0.0
+
+
 async def test_a_connection_that_fails_is_at_its_end() -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
