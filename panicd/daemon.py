@@ -30,7 +30,7 @@ from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake
 from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction, domain_key
-from panicd.host.logs import get_logger, write_late
+from panicd.host.logs import dropped, get_logger, write_late
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
 from panicd.host.web import WebApp
@@ -100,6 +100,7 @@ class Daemon:
             domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
             exposed=self._exposed,
+            log_dropped=lambda: dropped.total,
             give_way=self._way.give_way,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
