@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 
 # Modules above rules, qemu and host. Each imports from those before it only.
 ORDER = [
+    "problems",
     "libvirt",
     "right_of_way",
     "dump_queue",
@@ -36,6 +37,7 @@ ORDER = [
     "responder",
     "orphans",
     "own_time",
+    "liveness",
     "supervisor",
     "hung",
     "strangers",

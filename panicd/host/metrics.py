@@ -215,11 +215,16 @@ class Metrics:
             "panicd_loop_pulse_age_seconds",
             "Time since the daemon's event loops were last seen to turn; below 10 in health.",
         )
+        self.problems = gauge(
+            "panicd_problems", "What keeps panicd from finding VMs, or from being reached."
+        )
+        self.guests_left_reset = gauge(
+            "panicd_guests_left_reset",
+            "Guests that somebody else reset after a panic, and has not let run.",
+        )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})
-        registry.register(
-            _Snapshot(domains, coredump_free_bytes, exposed, log_dropped, give_way)
-        )
+        registry.register(_Snapshot(domains, coredump_free_bytes, exposed, log_dropped, give_way))
 
     def render(self) -> bytes:
         """Write all metrics in the text format `CONTENT_TYPE`. May be called from any thread."""
@@ -314,7 +319,7 @@ def _domain_metrics(
     return (
         gauge(
             "panicd_domain_up",
-            "Whether panicd has a QMP connection to the domain.",
+            "Whether panicd has a QMP connection to the domain, and its QEMU answers.",
             lambda domain: domain.up,
         ),
         gauge(

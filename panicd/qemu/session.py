@@ -67,6 +67,7 @@ class Session:
         process_known: the peer is a QEMU, so its end is this QEMU's end; not so behind a proxy.
         listener: told of every event, in order.
         seen: what was seen so far.
+        silent_since: since when it has not answered, in seconds since the epoch; None: it does.
     """
 
     monitor: Monitor
@@ -78,6 +79,7 @@ class Session:
     process_known: bool
     listener: Listener
     seen: Seen = field(default_factory=Seen)
+    silent_since: float | None = None
     _stop_means: RunState = field(default=RunState.PAUSED, init=False)
 
     @classmethod

@@ -51,6 +51,7 @@ SETTLED: Final[dict[Mark, Literal[State.PRESERVED, State.RUNNING_ON, State.FAILE
     Mark.PRESERVED: State.PRESERVED,
     Mark.RUNNING_ON: State.RUNNING_ON,
     Mark.FAILED: State.FAILED,
+    Mark.RESET: State.RESET,
 }
 
 # What each entry leads to; the entries that a state is not named for have no place in it.
