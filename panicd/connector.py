@@ -33,7 +33,7 @@ from panicd.qemu.monitor import MonitorError, SilentError, UnreachableError, ope
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, uid_of
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
-from panicd.qemu.socket_table import Service, SocketTable
+from panicd.qemu.socket_table import SocketTable
 from panicd.qemu.watches import mount_changes
 from panicd.rules.command_line import parse_command_line
 from panicd.rules.socket_path import path_problem
@@ -306,27 +306,10 @@ class Connector:
     async def _why_silent(
         self, domain: Domain, said: str, *, greeted: bool = False
     ) -> tuple[str, bool]:
-        """Tell a QEMU that does not answer from one that is taken.
-
-        Args:
-            domain: whose monitor is silent.
-            said: what was met.
-            greeted: it began to answer.
-
-        Returns:
-            Why there is no session, and whether QEMU is known not to answer.
-        """
-        if greeted:
-            return f"QEMU does not answer: {said}", True
+        """Return as ``SocketTable.why_silent`` does."""
         if domain.address in self._strangers:
             return f"what dialled in says nothing: {said}", False
-        match await self._sockets.service(domain.address):
-            case Service.TAKEN:
-                return "another client has this monitor, and QEMU serves one at a time", False
-            case Service.FREE:
-                return "QEMU does not answer: it takes no connection", True
-            case Service.UNKNOWN:
-                return f"{said}: QEMU does not answer, or another client has this monitor", False
+        return await self._sockets.why_silent(domain.address, said, greeted=greeted)
 
     async def _look_after(self, domain: Domain, sock: socket.socket) -> str:
         """Look after a domain until its session ends, and return why it ended."""

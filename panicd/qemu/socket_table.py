@@ -17,6 +17,8 @@ import trio
 
 TABLE: Final = Path("/proc/net/unix")
 READ_AGAIN_AFTER: Final = 5.0  # seconds
+TAKEN: Final = "another client has this monitor, and QEMU serves one at a time"
+DOES_NOT_ANSWER: Final = "QEMU does not answer: it takes no connection"
 _LISTENS: Final = 0x10000  # __SO_ACCEPTCON (linux/net.h)
 _CONNECTED: Final = 3  # SS_CONNECTED (linux/net.h)
 _HELD_BY_CLIENT: Final = 3  # references
@@ -45,6 +47,27 @@ class SocketTable:
                 self._services = await trio.to_thread.run_sync(_read)
                 self._read_at = trio.current_time()
         return self._services.get(path, Service.UNKNOWN)
+
+    async def why_silent(self, path: str, said: str, *, greeted: bool = False) -> tuple[str, bool]:
+        """Tell a QEMU that does not answer from one that is taken.
+
+        Args:
+            path: its monitor's.
+            said: what was met.
+            greeted: it began to answer.
+
+        Returns:
+            Why there is no session, and whether QEMU is known not to answer.
+        """
+        if greeted:
+            return f"QEMU does not answer: {said}", True
+        match await self.service(path):
+            case Service.TAKEN:
+                return TAKEN, False
+            case Service.FREE:
+                return DOES_NOT_ANSWER, True
+            case Service.UNKNOWN:
+                return f"{said}: QEMU does not answer, or another client has this monitor", False
 
 
 def _read() -> dict[str, Service]:
