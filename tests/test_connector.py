@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 from collections.abc import Iterator
@@ -126,6 +127,22 @@ async def test_socket_bound_before_it_listens_is_connected_once_it_does(
         await daemon.wait_armed("vm")
         assert said(daemon) == ["nobody listens on this socket"]
         assert await daemon.metric("panicd_monitor_reconnects_total") == 1
+
+
+async def test_socket_whose_path_is_too_long_says_so(socket_dir: Path) -> None:
+    directory = socket_dir / ("d" * 60) / ("d" * 60)
+    directory.mkdir(parents=True)
+    before = os.open(".", os.O_RDONLY)
+    os.chdir(directory)  # as a QEMU can be started with a relative path
+    try:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("vm.qmp")
+    finally:
+        os.fchdir(before)
+        os.close(before)
+    async with DaemonInside.start(socket_dir, monitors=[{"glob": f"{socket_dir}/*/*/*"}]) as daemon:
+        line = await daemon.wait_log(NOT_CONNECTED)
+        assert line["reason"].endswith("a socket's may have 107 (unix(7))")
 
 
 async def test_monitor_that_another_client_holds_is_connected_once_it_is_free(

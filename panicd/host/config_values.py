@@ -16,7 +16,7 @@ import yaml
 from panicd.host.config_mistakes import did_you_mean
 from panicd.host.yaml_document import Scalar
 from panicd.rules.settings import FreeSpaceFloor
-from panicd.rules.socket_path import PATH_LIMIT, path_problem
+from panicd.rules.socket_path import PATH_LIMIT
 from panicd.rules.unit_name import PLACEHOLDERS, is_pattern
 
 Word = TypeVar("Word", bound=StrEnum)
@@ -245,8 +245,11 @@ def socket_glob(scalar: Scalar) -> str:
     if not parts[-1]:
         raise WrongValueError("a pattern of sockets, not of directories, such as /run/qemu/*.qmp")
     shortest = _ONE_CHARACTER.sub("x", scalar.text).replace("*", "")
-    if problem := path_problem(shortest):
-        raise WrongValueError(f"a pattern that matches sockets; of what it matches {problem}")
+    length = len(shortest.encode())
+    if length > PATH_LIMIT:
+        raise WrongValueError(
+            f"a pattern of sockets' paths, of at most {PATH_LIMIT} bytes; what it matches has {length}"
+        )
     return _line(scalar.text)
 
 
