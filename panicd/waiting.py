@@ -56,6 +56,7 @@ class WaitingRoom:
         self._clock = clock
         self._has_returned = has_returned
         self._waiting: dict[str, _Place] = {}
+        self._in_hand: dict[str, Chronicle] = {}  # gone on with, without a connection
         self._orphaned, self.orphans = trio.open_memory_channel[Chronicle](math.inf)
 
     def park(self, chronicle: Chronicle, *, is_orphan: bool = False) -> None:
@@ -65,6 +66,7 @@ class WaitingRoom:
             chronicle: the incident's.
             is_orphan: its QEMU is known to have ended; it may be relaunched.
         """
+        self.let_go(chronicle)
         opened, deadline = chronicle.incident.opened, return_deadline(chronicle)
         if deadline is not None and self._has_returned(opened):
             self._end_wait(chronicle)
@@ -83,7 +85,7 @@ class WaitingRoom:
             process: which QEMU process was found; an incident that began on it comes first.
             key: the domain's key.
         """
-        waiting = self.chronicles
+        waiting = self.parked
         same = (c for c in waiting if process and c.incident.opened.process == process)
         known = (c for c in waiting if domain_key(c.incident.opened) == key)
         chronicle = next(same, None) or next(known, None)
@@ -93,7 +95,16 @@ class WaitingRoom:
 
     def hand_over(self, chronicle: Chronicle) -> None:
         """Have an incident gone on with for which no connection is needed: see ``orphans``."""
+        self.take_in_hand(chronicle)
         self._orphaned.send_nowait(chronicle)
+
+    def take_in_hand(self, chronicle: Chronicle) -> None:
+        """Go on with an incident without a connection: it is shown with those that wait."""
+        self._in_hand[chronicle.incident.id] = chronicle
+
+    def let_go(self, chronicle: Chronicle) -> None:
+        """End that."""
+        self._in_hand.pop(chronicle.incident.id, None)
 
     def withdraw(self, chronicle: Chronicle) -> bool:
         """Keep an incident no longer; return whether it was still here."""
@@ -104,7 +115,12 @@ class WaitingRoom:
 
     @property
     def chronicles(self) -> tuple[Chronicle, ...]:
-        """The incidents that wait, the oldest first. May be asked for in any thread."""
+        """The incidents that nobody is connected for. May be asked for in any thread."""
+        return (*self.parked, *list(self._in_hand.values()))
+
+    @property
+    def parked(self) -> tuple[Chronicle, ...]:
+        """Those of them that wait for their domain, the oldest first."""
         return tuple(place.chronicle for place in list(self._waiting.values()))
 
     async def _hand_over_when_ended(self, place: _Place, process: ProcessIdentity) -> None:
@@ -136,7 +152,7 @@ class WaitingRoom:
             await chronicle.commit()
         except JournalError:  # told of where it is found, and tried again as for any orphan
             if self.withdraw(chronicle):
-                self._orphaned.send_nowait(chronicle)
+                self.hand_over(chronicle)
 
 
 def return_deadline(chronicle: Chronicle) -> float | None:
