@@ -248,7 +248,8 @@ def socket_glob(scalar: Scalar) -> str:
     length = len(shortest.encode())
     if length > PATH_LIMIT:
         raise WrongValueError(
-            f"a pattern of sockets' paths, of at most {PATH_LIMIT} bytes; what it matches has {length}"
+            f"a pattern of sockets' paths, of at most {PATH_LIMIT} bytes; what it matches has "
+            f"{length}"
         )
     return _line(scalar.text)
 
