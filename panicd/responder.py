@@ -266,6 +266,9 @@ class Responder:
         if run_state.executes or run_state is RunState.POSTMIGRATE:
             await self.close(Ending.FOREIGN_RESET)
         elif self._chronicle.incident.state is not State.RESET:
+            index = self._chronicle.incident.step_in_progress
+            if index is not None:
+                self._chronicle.end(index, StepResult(Outcome.UNKNOWN, "somebody reset the guest"))
             await self._settle(State.RESET)
 
     async def close(self, ending: Ending, detail: str = "") -> None:
@@ -381,6 +384,8 @@ class Responder:
                 self.acting = False
         if ending is None:
             self.repeat_next_panic()
+        elif ending is Ending.FOREIGN_RESET:
+            await self.reset_by_others()
         else:
             await self.close(ending)
         return ending is None

@@ -138,6 +138,29 @@ async def test_it_is_known_over_a_restart_of_panicd(socket_dir: Path) -> None:
         assert await daemon.metric(RESET, action="reset") == 1
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["seen", "found"])
+async def test_a_guest_in_its_own_time_that_is_reset_and_left_is_watched_no_more(
+    socket_dir: Path, away: bool
+) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp")
+    policy = {"on_crash": "destroy", "grace": "10m"}
+    async with RunningDaemon.start(socket_dir, policy) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        fake.panic()
+        await daemon.wait_log("guest is left to itself")
+        if away:
+            await daemon.terminate()
+        await fake.foreign("stop")
+        await fake.foreign("system_reset")
+        if away:
+            await daemon.start_again()
+        await daemon.wait_incident("vm", state="reset")
+        assert (await daemon.domain("vm"))["incident_state"] == "reset"
+        await fake.foreign("cont")
+        await daemon.wait_incident("vm", ending="foreign-reset")
+        assert fake.acting_commands == ["cont"]
+
+
 async def test_a_qemu_that_still_reads_panicked_then_is_no_exception(socket_dir: Path) -> None:
     fake = FakeQemu(socket_dir / "vm.qmp", profile=QEMU_2_5)
     async with DaemonInside.start(socket_dir, {"on_crash": "preserve"}) as daemon, fake.running():
