@@ -16,8 +16,9 @@
              record, its counts; bundle_keeper removes old evidence; services: what all share;
              libvirts_own: what is never dialled;
              responder (with sight, own_time, enforcing, evidence) responds to a panic; supervisor
-             looks after one domain; connector finds and keeps them; strangers: who dialled in and
-             said nothing yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs;
+             (with liveness) looks after one domain; connector finds and keeps them; strangers: who
+             dialled in and said nothing yet; problems: what keeps panicd from finding VMs; fleet,
+             waiting, orphans, hung: who is there, waits, is gone or hangs;
              dump_queue, dumping: whose dump comes when; right_of_way: who goes first;
              storm_breaker; records: an incident as plain values; notifier tells others; daemon
              wires it

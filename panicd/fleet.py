@@ -41,6 +41,9 @@ class Domain:
         since: when it came to be connected, or not; seconds since the epoch.
         attempts: to connect, that failed in a row.
         told: reasons why there is no connection that were logged, since there was one.
+        mute: it could not be connected because its QEMU does not answer.
+        spare_of: the name of the domain that panicd is connected to by another monitor; empty: this
+            is no second one.
     """
 
     address: str
@@ -57,6 +60,8 @@ class Domain:
     problem: str = CONNECTING
     attempts: int = 0
     told: int = 0
+    mute: bool = False
+    spare_of: str = ""
 
     @property
     def uuid(self) -> str:
@@ -76,6 +81,11 @@ class Domain:
     def hold(self, holds: Holds, now: float) -> Operation | None:
         """Return the hold that it is under."""
         return holds.on(self.names, now)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether its QEMU is known not to answer, connected or not."""
+        return self.mute if self.session is None else self.session.silent_since is not None
 
 
 @dataclass(slots=True)

@@ -27,11 +27,12 @@ async def end_hung_qemu(services: Services, peer: Peer) -> None:
     """
     if services.dry_run:
         return
-    found = (c for c in services.waiting.chronicles if _is_escalating(c, peer))
+    found = (c for c in services.waiting.parked if _is_escalating(c, peer))
     chronicle = next(found, None)
     if chronicle is None:
         return
     services.waiting.withdraw(chronicle)
+    services.waiting.take_in_hand(chronicle)
     get_logger(domain=chronicle.incident.opened.domain, incident=chronicle.incident.id).warning(
         "QEMU does not answer, and is ended as was begun"
     )

@@ -40,10 +40,13 @@ async def _take_up_or_park(services: Services, chronicle: Chronicle) -> None:
         except JournalError:  # told of where it is found
             is_done = False
         if is_done:
+            services.waiting.let_go(chronicle)
             return
         services.waiting.park(chronicle, is_orphan=True)
         await trio.sleep(RETRY_EVERY)
         there = services.waiting.withdraw(chronicle)
+        if there:
+            services.waiting.take_in_hand(chronicle)
 
 
 async def _take_up(services: Services, chronicle: Chronicle) -> None:

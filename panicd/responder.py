@@ -53,7 +53,7 @@ from panicd.sight import Sight
 
 _TO_STAY_STOPPED: Final = {Action.PRESERVE, Action.DESTROY, Action.RESTART}
 
-SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
+SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED, State.RESET]
 
 
 class Responder:
@@ -248,6 +248,8 @@ class Responder:
                 await self._go_on(index)
             case Redecide():
                 await self.decide(found.run_state)
+            case End(ending=Ending.FOREIGN_RESET):
+                await self.reset_by_others()
             case End(ending=ending):
                 unfinished = chronicle.incident.step_in_progress
                 if ending is Ending.RELAUNCHED and unfinished is not None:
@@ -255,6 +257,21 @@ class Responder:
                 await self.close(ending)
             case Stay():
                 pass
+
+    async def reset_by_others(self) -> None:
+        """Take note that somebody else has reset the guest: its panic is over when it runs again.
+
+        Raises:
+            MonitorError: QEMU did not say how it stands.
+        """
+        run_state = await self._session.query_status()
+        if run_state.executes or run_state is RunState.POSTMIGRATE:
+            await self.close(Ending.FOREIGN_RESET)
+        elif self._chronicle.incident.state is not State.RESET:
+            index = self._chronicle.incident.step_in_progress
+            if index is not None:
+                self._chronicle.end(index, StepResult(Outcome.UNKNOWN, "somebody reset the guest"))
+            await self._settle(State.RESET)
 
     async def close(self, ending: Ending, detail: str = "") -> None:
         """Close the open incident."""
@@ -283,6 +300,7 @@ class Responder:
             kdump=incident.opened.source is Source.KDUMP,
             own_time=own_time_over(incident),
             flooded=incident.repeats > self._policy.flood.max,
+            reset=incident.state is State.RESET,
         )
 
     async def _carry_out(self, decision: Decision, situation: Situation) -> None:
@@ -323,7 +341,7 @@ class Responder:
             case Course.PRESERVE:
                 await self.fall_back(Reason.DUMP_FAILED)
             case Course.RESET_BY_OTHERS:
-                await self.close(Ending.FOREIGN_RESET)
+                await self.reset_by_others()
             case Course.RESUMED_BY_OTHERS:
                 await self._resumed_meanwhile()
             case Course.INTERRUPTED:
@@ -368,6 +386,8 @@ class Responder:
                 self.acting = False
         if ending is None:
             self.repeat_next_panic()
+        elif ending is Ending.FOREIGN_RESET:
+            await self.reset_by_others()
         else:
             await self.close(ending)
         return ending is None

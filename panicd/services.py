@@ -11,6 +11,7 @@ from panicd.fleet import Fleet
 from panicd.host.config import Config
 from panicd.host.metrics import Metrics
 from panicd.libvirt import Libvirt
+from panicd.problems import Problems
 from panicd.records import BUNDLES
 from panicd.right_of_way import RightOfWay
 from panicd.rules.identity import Claim
@@ -38,6 +39,7 @@ class Services:
         way: lets reactions go first.
         unrecorded: whether what was done before is not known and that is to be waited out.
         libvirt: of this host.
+        problems: what keeps panicd from finding VMs, or from being reached.
         dry_run: everything is decided and recorded, and nothing is done.
     """
 
@@ -53,6 +55,7 @@ class Services:
     way: RightOfWay
     unrecorded: Callable[[], bool]
     libvirt: Libvirt
+    problems: Problems
     dry_run: bool
 
     def policy_for(self, claim: Claim, monitor: str) -> Policy:

@@ -18,6 +18,7 @@ from panicd.executor import GONE_FOLLOWS
 from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
+from panicd.liveness import Liveness
 from panicd.own_time import OwnTime
 from panicd.qemu.event_buffer import Heard
 from panicd.qemu.monitor import CommandError, MonitorError, SessionLostError
@@ -48,10 +49,13 @@ from panicd.services import Services
 ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
 LOST: Final = "the domain's monitor was lost"
-ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
+ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED, State.RESET})
+# The states in which nothing is asked of QEMU for long, so that it is asked whether it answers.
+SETTLED: Final = frozenset({None, State.PRESERVED, State.FAILED, State.RESET})
 LOOK_AFTER: Final[dict[State | None, float]] = {  # seconds without an event
     State.PRESERVED: 5.0,  # it may have been migrated away
     State.FAILED: 5.0,
+    State.RESET: 5.0,
     State.RUNNING_ON: 60.0,  # an ignored panic that did not come again is over
 }
 
@@ -109,6 +113,7 @@ class Supervisor:
         self._services.fleet.attach(self._domain, session)
         self._responder = Responder(self._services, self._domain, session)
         self._own_time = OwnTime(self._domain, session, self._responder)
+        self._liveness = Liveness(self._domain, session)
         try:
             await self._take_up()
             while not session.ended:
@@ -279,11 +284,16 @@ class Supervisor:
         state = chronicle.incident.state if chronicle is not None else None
         arrives = state is None and session.run_state is RunState.INMIGRATE
         limit = ARRIVAL_CHECK if arrives else LOOK_AFTER.get(state, math.inf)
-        if await session.wait_event(limit):
+        if session.silent_since is not None:
+            limit = math.inf  # it would not answer
+        asked_in = self._liveness.due_in if state in SETTLED else math.inf
+        if await session.wait_event(min(limit, asked_in)):
             await session.take_event()
         elif state is State.RUNNING_ON:
             await self._responder.close(Ending.RAN_ON)
-        else:
+        elif limit <= asked_in:
+            await self._look()
+        if state in SETTLED and self._liveness.check(self._services.keeping.clock()):
             await self._look()
 
     async def _look(self) -> None:
@@ -316,6 +326,9 @@ class Supervisor:
         responder.heard_at = heard.at
         self._count_coalesced()
         chronicle = self._domain.chronicle
+        if chronicle is not None and chronicle.incident.state is State.RESET:
+            await responder.close(Ending.FOREIGN_RESET)  # a kernel that was started since panics
+            chronicle = None
         if chronicle is None:
             await responder.open(Source.EVENT, event.information, await self._state_after(event))
             if heard.count > 1 and self._domain.chronicle is not None:
@@ -360,12 +373,17 @@ class Supervisor:
             return
         if chronicle.incident.state is State.RUNNING_ON:
             return
-        await self._responder.stop_again()
+        if chronicle.incident.state is State.RESET:
+            await self._responder.close(Ending.FOREIGN_RESET)
+        else:
+            await self._responder.stop_again()
 
     async def _reset(self, *, by_guest: bool) -> None:
         if self._domain.chronicle is not None:
-            ending = Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET
-            await self._responder.close(ending)
+            if by_guest:
+                await self._responder.close(Ending.GUEST_RESET)
+            else:
+                await self._responder.reset_by_others()
         elif not by_guest:  # what a guest can do as often as it likes is not logged
             await self._saw("guest reset")
 

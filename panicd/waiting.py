@@ -57,6 +57,7 @@ class WaitingRoom:
         self._clock = clock
         self._has_returned = has_returned
         self._waiting: dict[str, _Place] = {}
+        self._in_hand: dict[str, Chronicle] = {}  # gone on with, without a connection
         self._orphaned, self.orphans = trio.open_memory_channel[Chronicle](math.inf)
 
     def park(self, chronicle: Chronicle, *, is_orphan: bool = False) -> None:
@@ -66,6 +67,7 @@ class WaitingRoom:
             chronicle: the incident's.
             is_orphan: its QEMU is known to have ended; it may be relaunched.
         """
+        self.let_go(chronicle)
         opened, deadline = chronicle.incident.opened, return_deadline(chronicle)
         if deadline is not None and self._has_returned(opened):
             self._end_wait(chronicle)
@@ -85,18 +87,27 @@ class WaitingRoom:
                 one that began on another is not its while that one lives.
             domain: as the host vouches for it.
         """
-        waiting = [c.incident.opened for c in self.chronicles]
+        waiting = [c.incident.opened for c in self.parked]
         same = (opened for opened in waiting if process and opened.process == process)
         its = (o for o in waiting if _is_of(o, domain) and not (process and _lives(o)))
         found = next(same, None) or next(its, None)
-        chronicle = next((c for c in self.chronicles if c.incident.opened is found), None)
+        chronicle = next((c for c in self.parked if c.incident.opened is found), None)
         if chronicle is not None:
             self.withdraw(chronicle)
         return chronicle
 
     def hand_over(self, chronicle: Chronicle) -> None:
         """Have an incident gone on with for which no connection is needed: see ``orphans``."""
+        self.take_in_hand(chronicle)
         self._orphaned.send_nowait(chronicle)
+
+    def take_in_hand(self, chronicle: Chronicle) -> None:
+        """Go on with an incident without a connection: it is shown with those that wait."""
+        self._in_hand[chronicle.incident.id] = chronicle
+
+    def let_go(self, chronicle: Chronicle) -> None:
+        """End that."""
+        self._in_hand.pop(chronicle.incident.id, None)
 
     def withdraw(self, chronicle: Chronicle) -> bool:
         """Keep an incident no longer; return whether it was still here."""
@@ -107,7 +118,12 @@ class WaitingRoom:
 
     @property
     def chronicles(self) -> tuple[Chronicle, ...]:
-        """The incidents that wait, the oldest first. May be asked for in any thread."""
+        """The incidents that nobody is connected for. May be asked for in any thread."""
+        return (*self.parked, *list(self._in_hand.values()))
+
+    @property
+    def parked(self) -> tuple[Chronicle, ...]:
+        """Those of them that wait for their domain, the oldest first."""
         return tuple(place.chronicle for place in list(self._waiting.values()))
 
     async def _hand_over_when_ended(self, place: _Place, process: ProcessIdentity) -> None:
@@ -139,7 +155,7 @@ class WaitingRoom:
             await chronicle.commit()
         except JournalError:  # told of where it is found, and tried again as for any orphan
             if self.withdraw(chronicle):
-                self._orphaned.send_nowait(chronicle)
+                self.hand_over(chronicle)
 
 
 def _is_of(opened: Opened, domain: Domain) -> bool:

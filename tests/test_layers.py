@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 
 # Modules above rules, qemu and host. Each imports from those before it only.
 ORDER = [
+    "problems",
     "libvirt",
     "libvirts_own",
     "right_of_way",
@@ -37,6 +38,7 @@ ORDER = [
     "responder",
     "orphans",
     "own_time",
+    "liveness",
     "supervisor",
     "hung",
     "strangers",

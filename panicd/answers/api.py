@@ -82,6 +82,8 @@ class Api:
             "storm": services.storm.rages(now),
             "dry_run": services.dry_run,
             "libvirt_problem": services.libvirt.problem,
+            "problems": services.problems.current,
+            "passed_over": services.problems.passed_over,
             "domains": self._domain_views(now),
             "waiting": [incident_view(c.incident) for c in services.waiting.chronicles],
         }

@@ -60,8 +60,11 @@ def _exposures(
     now: float,
 ) -> tuple[Exposure, ...]:
     session, policy = domain.session, domain.policy
+    if domain.spare_of:
+        return ()
     if session is None or policy is None:
-        return (Exposure.NO_MONITOR, *([Exposure.HELD] if held else []))
+        away = Exposure.SILENT if domain.is_silent else Exposure.NO_MONITOR
+        return (away, *([Exposure.HELD] if held else []))
     restarts = tally.restarts(domain.key)
     capability = session.capability
     # What its own time comes to in the end, and what a hold would hide.
@@ -74,6 +77,7 @@ def _exposures(
         policy,
         capability,
         decision,
+        silent=domain.is_silent,
         held=held,
         dump_space=rooms[place],
         may_signal=not session.beyond_signals,

@@ -32,7 +32,10 @@ class DomainStatus:
         problem: why not, where it has none.
         since: when it came to be so, in seconds since the epoch.
         attempts: to connect that failed in a row.
-        run_state: QEMU's.
+        spare_of: the domain that this is a second monitor of; empty where it is none.
+        silent: its QEMU does not answer.
+        silent_since: since when, in seconds since the epoch, where panicd is connected.
+        run_state: QEMU's, as last known.
         qemu_version: from its greeting.
         armed: whether a panic is known to be left to panicd.
         panic_device: where its panic device comes from.
@@ -59,6 +62,9 @@ class DomainStatus:
     problem: str
     since: float
     attempts: int
+    spare_of: str = ""
+    silent: bool = False
+    silent_since: float | None = None
     run_state: str = ""
     qemu_version: str = ""
     armed: str = Armed.UNKNOWN.value
@@ -118,6 +124,9 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         problem=domain.problem,
         since=domain.since,
         attempts=domain.attempts,
+        spare_of=domain.spare_of,
+        silent=domain.is_silent,
+        silent_since=session.silent_since if session else None,
         incident=chronicle.incident.id if chronicle else "",
         incident_state=_stands(chronicle.incident) if chronicle else "",
         dump=dump_status(dump, now) if dump else None,
@@ -179,7 +188,7 @@ def domain_samples(
     waiting: Iterable[Chronicle],
     now: float,
 ) -> list[DomainSample]:
-    """Return every domain's figures for a scrape.
+    """Return every domain's figures for a scrape; a second monitor of one has none.
 
     Args:
         domains: which; looked at one after the other.
@@ -190,7 +199,7 @@ def domain_samples(
     """
     opened = [chronicle.incident.opened for chronicle in waiting]
     away = Away(frozenset(o.domain_key for o in opened), frozenset(o.monitor for o in opened))
-    return [_sample(domain, tally, holds, away, now) for domain in domains]
+    return [_sample(domain, tally, holds, away, now) for domain in domains if not domain.spare_of]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +223,7 @@ def _sample(domain: Domain, tally: Tally, holds: Holds, away: Away, now: float) 
     totals = tally.domain(domain.key) if domain.policy is not None else None
     return DomainSample(
         domain=status.domain,
-        up=status.connected,
+        up=status.connected and not status.silent,
         armed=status.connected and status.armed == Armed.YES,
         panicked=bool(status.incident) or away.has(domain),
         held=domain.hold(holds, now) is not None,

@@ -90,14 +90,15 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
     from panicd.host.control import ControlSocketError  # noqa: PLC0415 - as above
     from panicd.host.http import HttpBindError  # noqa: PLC0415 - as above
     from panicd.host.journal import JournalError  # noqa: PLC0415 - as above
-    from panicd.host.logs import configure  # noqa: PLC0415 - as above
+    from panicd.host.logs import configure, last_words  # noqa: PLC0415 - as above
 
     config = context.load()
     configure(level=log_level)
     problems: list[str] = []
     try:
-        daemon = Daemon(context.config_file, config, dry_run=dry_run)
-        trio.run(daemon.run)
+        with last_words():
+            daemon = Daemon(context.config_file, config, dry_run=dry_run)
+            trio.run(daemon.run)
     except* (ConfigError, ControlSocketError, HttpBindError, JournalError, OSError) as errors:
         problems += map(str, _leaves(errors))
     if problems:  # what is raised within except* comes out in a group

@@ -12,10 +12,11 @@ from panicd.connector import GREETING_TIMEOUT, connect
 from panicd.host.config import Config
 from panicd.libvirt import Libvirt
 from panicd.libvirts_own import leave_libvirts_own
-from panicd.qemu.monitor import Monitor, MonitorError, event_loop, open_monitor
+from panicd.qemu.monitor import Monitor, MonitorError, SilentError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import ANSWER_TIMEOUT, confirm_peer
+from panicd.qemu.socket_table import SocketTable
 from panicd.records import plan_view
 from panicd.rules.capability import Armed, Capability, PanicSetting, run_by_libvirt
 from panicd.rules.command_line import parse_command_line
@@ -79,8 +80,14 @@ async def _answers(path: Path, libvirt: Libvirt) -> tuple[Probe, list[str]] | st
                 process = str(peer.identity) if peer.is_qemu() else ""
                 await libvirt.learn(found.uuid, str(path), process)
                 return found, await _port_conflicts(monitor)
+    except SilentError as error:
+        why, _ = await SocketTable().why_silent(str(path), str(error), greeted=error.greeted)
+        return why
     except MonitorError as error:
         return str(error)
+    except BlockingIOError as error:
+        why, _ = await SocketTable().why_silent(str(path), str(error.strerror))
+        return why
     except OSError as error:
         return error.strerror or str(error)
 

@@ -136,6 +136,8 @@ def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
             if plan.decision.reason in AFTER_FAILURE:
                 yield Increment(Total.ACTION_FAILURES, before.action, 1)
                 yield Increment(Total.DOMAIN_ACTION_FAILURES, domain, 1)
+        case Settled(state=State.RESET):
+            yield Increment(Total.FOREIGN_ACTIONS, ForeignAction.RESET, 1)
         case Settled(state=State.FAILED):
             yield Increment(Total.ACTION_FAILURES, before.action, 1)
             yield Increment(Total.DOMAIN_ACTION_FAILURES, domain, 1)
@@ -145,6 +147,8 @@ def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
             yield Increment(Total.ACTIONS, ENDED_BY[ending], 1)
             if ENDED_BY[ending] is Action.RESTART:
                 yield Increment(Total.DOMAIN_RESTARTS, domain, 1)
+        case Closed(ending=Ending.FOREIGN_RESET) if before.state is State.RESET:
+            pass  # it was counted when it was reset
         case Closed(ending=ending) if ending in FOREIGN_ENDINGS:
             yield Increment(Total.FOREIGN_ACTIONS, FOREIGN_ENDINGS[ending], 1)
         case Enforced():

@@ -8,7 +8,7 @@ Errors say who must act and whether the command may have run::
 
     MonitorError
     ├── UnreachableError   no session could be made; try again later
-    │   └── NoGreetingError      and nothing at all was said
+    │   └── SilentError          what was said was not answered, or nothing was said at all
     ├── CommandError       QEMU answered that it won't; nothing was done
     └── UncertainError     no answer: it may or may not have run, ask QEMU for its state
         ├── SessionLostError     the session ended
@@ -37,6 +37,7 @@ from qemu.qmp.protocol import Runstate
 from panicd.qemu.event_buffer import EventBuffer
 from panicd.qemu.line_reader import read_lines
 from panicd.qemu.pace import Pace
+from panicd.qemu.pending import Answers, Question
 from panicd.rules.capability import Version
 from panicd.rules.qapi import MAX_TEXT, parse_event
 
@@ -53,6 +54,12 @@ READ_LIMIT: Final = (
 _NONSENSE: Final = (QMPError, EOFError, OSError, ValueError, RecursionError, AssertionError)
 
 
+PRETTY: Final = (
+    "its JSON goes over many lines, which panicd does not read: use -qmp instead of -qmp-pretty, "
+    "or pretty=off"
+)
+
+
 class MonitorError(Exception):
     """Base of the faults of one monitor."""
 
@@ -61,8 +68,16 @@ class UnreachableError(MonitorError):
     """No session could be made."""
 
 
-class NoGreetingError(UnreachableError):
-    """The monitor takes connections and says nothing: it is taken, or QEMU hangs."""
+class SilentError(UnreachableError):
+    """The monitor takes connections and does not answer: it is taken, or QEMU hangs.
+
+    Attributes:
+        greeted: it has said what it is, so it is not taken.
+    """
+
+    def __init__(self, message: str, *, greeted: bool) -> None:
+        super().__init__(message)
+        self.greeted = greeted
 
 
 class CommandError(MonitorError):
@@ -91,26 +106,6 @@ class NoReplyError(UncertainError):
     """No answer came in time; the session goes on."""
 
 
-class _Answers:
-    """The answers to some commands that were sent together, as they come in.
-
-    Attributes:
-        complete: set when the last has come, or none will.
-    """
-
-    def __init__(self, answers: list[object]) -> None:
-        self.complete = trio.Event()
-        self._answers = answers
-        self._awaited = len(answers)
-
-    def put(self, index: int, answer: object) -> None:
-        """Take one."""
-        self._answers[index] = answer
-        self._awaited -= 1
-        if not self._awaited:
-            self.complete.set()
-
-
 class _Client(QMPClient):
     """qemu.qmp's client, with what it hears handed over at once, and its end to an event buffer."""
 
@@ -120,11 +115,13 @@ class _Client(QMPClient):
         self.answered_by: int | None = None
         self._buffer = buffer
         self._sock = sock
+        self.begins_pretty = False  # its greeting goes over many lines
         self._reads_itself = False
-        self._read_at = 0.0
-        self._sent: dict[str, tuple[_Answers, int, str]] = {}  # by their ids: not yet answered
+        self._read_at = 0.0  # the last line; 0.0: none yet
+        # By their ids: not yet answered.
+        self._sent: dict[str, tuple[Answers | Question, int, str]] = {}
 
-    def send(self, commands: Sequence[Command], answers: _Answers) -> list[str]:
+    def send(self, commands: Sequence[Command], answers: Answers | Question) -> list[str]:
         """Send commands, whose answers are put where they belong; return their ids."""
         if self.runstate is not Runstate.RUNNING or self._writer is None:
             for index, (name, _) in enumerate(commands):
@@ -219,6 +216,8 @@ class _Client(QMPClient):
 
     async def _readline(self) -> bytes:
         line = await super()._readline()
+        if not self._read_at:
+            self.begins_pretty = line.strip() == b"{"
         self._read_at = time.perf_counter()
         return line
 
@@ -323,7 +322,7 @@ class Monitor:
         answers: list[object] = [
             NoReplyError(f"{name}: no answer in {timeout:g} s") for name, _ in commands
         ]
-        awaited = _Answers(answers)
+        awaited = Answers(answers)
         ids = self._client.send(commands, awaited)
         try:
             with trio.move_on_after(timeout):
@@ -331,6 +330,17 @@ class Monitor:
         finally:
             self._client.forget(ids)
         return answers
+
+    def ask(self, command: str) -> Question:
+        """Send a command; the events are nudged when its answer has come (see ``EventBuffer``)."""
+
+        def answered() -> None:
+            self._client.forget(())
+            self.events.nudge()
+
+        question = Question(answered)
+        self._client.send([(command, {})], question)
+        return question
 
     async def execute_with_fd(
         self, command: str, arguments: Mapping[str, object], fd: int, *, timeout: float
@@ -380,7 +390,7 @@ async def open_monitor(sock: socket.socket, *, timeout: float) -> AsyncIterator[
             leaves a second one without a greeting for as long as the first one stays.
 
     Raises:
-        NoGreetingError: no greeting came in time.
+        SilentError: no greeting, or no answer to the negotiation, came in time.
         UnreachableError: it makes no sense, or the connection ended.
     """
     events = EventBuffer()
@@ -401,11 +411,13 @@ async def _connect(client: _Client, sock: socket.socket, timeout: float) -> Vers
             await trio_asyncio.aio_as_trio(client.connect)(sock)
             return client.version
     except trio.TooSlowError:
-        raise NoGreetingError(
-            f"no greeting within {timeout:g} s: another client may hold this monitor"
-        ) from None
+        if client.greeting is not None:
+            unanswered = f"it greets, and did not answer qmp_capabilities within {timeout:g} s"
+            raise SilentError(unanswered, greeted=True) from None
+        raise SilentError(f"no greeting within {timeout:g} s", greeted=False) from None
     except (*_NONSENSE, KeyError, TypeError) as error:
-        raise UnreachableError(f"no QMP session: {_cause(error)}") from error
+        reason = PRETTY if client.begins_pretty else _cause(error)
+        raise UnreachableError(f"no QMP session: {reason}") from error
 
 
 async def _disconnect_aio(client: _Client) -> None:
@@ -442,4 +454,6 @@ def _cause(error: BaseException) -> str:
     """Return the innermost cause, bounded: what it says may come from the other end."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {error}"[:MAX_TEXT]
+    if isinstance(error, AssertionError):  # qemu.qmp's own, without a word
+        return "what it says does not belong into a session's beginning (a flood of events does so)"
+    return f"{type(error).__name__}: {error}"[:MAX_TEXT].removesuffix(": ")

@@ -79,6 +79,7 @@ class Session:
         beyond_signals: why QEMU could not be ended by a signal if it hung; empty where it could.
         listener: told of every event, in order.
         seen: what was seen so far.
+        silent_since: since when it has not answered, in seconds since the epoch; None: it does.
     """
 
     monitor: Monitor
@@ -90,6 +91,7 @@ class Session:
     beyond_signals: str
     listener: Listener
     seen: Seen = field(default_factory=Seen)
+    silent_since: float | None = None
     _stop_means: RunState = field(default=RunState.PAUSED, init=False)
 
     @classmethod

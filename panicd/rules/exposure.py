@@ -14,6 +14,7 @@ class Exposure(StrEnum):
     """One reason why a panic would go unseen, or would not lead to what is configured."""
 
     NO_MONITOR = "no-monitor"  # panicd is not connected to it
+    SILENT = "silent"  # QEMU does not answer
     NO_DEVICE = "no-device"  # the guest can't report a panic
     BUILTIN_DEVICE = "builtin-device"  # 'unrequested' applies: nobody asked for the device
     NOT_ARMED = "not-armed"  # QEMU exits on a panic, or may
@@ -29,6 +30,8 @@ class Exposure(StrEnum):
 REMEDIES: Final[dict[Exposure, str]] = {
     Exposure.NO_MONITOR: "give panicd a QMP monitor of its own: see `panicd qemu-args`, and "
     "`panicd status` for why there is no connection",
+    Exposure.SILENT: "its QEMU is stopped, or hangs (in its storage, mostly), and would not tell "
+    "of a panic: see `ps -o stat,wchan PID`",
     Exposure.NO_DEVICE: "add -device pvpanic (or pvpanic-pci), or the guest can't report a panic",
     Exposure.BUILTIN_DEVICE: "add -device pvpanic to ask for the builtin device, or set "
     "panic_notifier: any, or on_crash does not apply",
@@ -62,6 +65,7 @@ def exposures(
     capability: Capability | None,
     decision: Decision | None,
     *,
+    silent: bool = False,
     held: bool = False,
     dump_space: bool = True,
     may_signal: bool = True,
@@ -72,11 +76,12 @@ def exposures(
         policy: the domain's configuration.
         capability: what its QEMU can do; None while panicd is not connected.
         decision: what would be decided if it panicked now, whether it is held or not.
+        silent: its QEMU does not answer.
         held: an operator suspended automation.
         dump_space: there is room for a dump, and it may be written.
         may_signal: its process is known, and panicd may end it by a signal.
     """
-    found = list(_exposures(policy, capability, decision, dump_space=dump_space))
+    found = list(_exposures(policy, capability, decision, silent=silent, dump_space=dump_space))
     if decision is not None and not may_signal and _ends(policy, decision):
         found.append(Exposure.NO_SIGNAL)
     if held:
@@ -95,11 +100,14 @@ def _exposures(
     capability: Capability | None,
     decision: Decision | None,
     *,
+    silent: bool,
     dump_space: bool,
 ) -> Iterator[Exposure]:
-    if capability is None or decision is None:
+    if silent:
+        yield Exposure.SILENT
+    elif capability is None or decision is None:
         yield Exposure.NO_MONITOR
-    else:
+    if capability is not None and decision is not None:
         if capability.panic_device is PanicDevice.NONE:
             yield Exposure.NO_DEVICE
         if capability.armed is not Armed.YES:

@@ -24,6 +24,7 @@ class State(StrEnum):
     PRESERVED = "preserved"  # the guest stays as it is until somebody ends the incident
     RUNNING_ON = "running-on"  # ignored: the guest runs on and may panic again
     FAILED = "failed"  # neither the policy nor its fallback could be carried out
+    RESET = "reset"  # somebody else reset the guest, and has not let it run
     CLOSED = "closed"
 
 
@@ -35,30 +36,39 @@ class Mark(StrEnum):
     PRESERVED = "preserved"
     RUNNING_ON = "running-on"
     FAILED = "failed"
+    RESET = "reset"
     CLOSED = "closed"
 
 
 TRANSITIONS: Final[dict[tuple[State, Mark], State]] = {
     (State.DETECTED, Mark.DECIDED): State.DECIDED,
+    (State.DETECTED, Mark.RESET): State.RESET,
     (State.DETECTED, Mark.CLOSED): State.CLOSED,
     (State.DECIDED, Mark.DECIDED): State.DECIDED,
     (State.DECIDED, Mark.STEP): State.ACTING,
     (State.DECIDED, Mark.PRESERVED): State.PRESERVED,
     (State.DECIDED, Mark.RUNNING_ON): State.RUNNING_ON,
     (State.DECIDED, Mark.FAILED): State.FAILED,
+    (State.DECIDED, Mark.RESET): State.RESET,
     (State.DECIDED, Mark.CLOSED): State.CLOSED,
     (State.ACTING, Mark.STEP): State.ACTING,
     (State.ACTING, Mark.DECIDED): State.DECIDED,
     (State.ACTING, Mark.PRESERVED): State.PRESERVED,
     (State.ACTING, Mark.RUNNING_ON): State.RUNNING_ON,
     (State.ACTING, Mark.FAILED): State.FAILED,
+    (State.ACTING, Mark.RESET): State.RESET,
     (State.ACTING, Mark.CLOSED): State.CLOSED,
     (State.PRESERVED, Mark.DECIDED): State.DECIDED,
+    (State.PRESERVED, Mark.RESET): State.RESET,
     (State.PRESERVED, Mark.CLOSED): State.CLOSED,
     (State.RUNNING_ON, Mark.DECIDED): State.DECIDED,
+    (State.RUNNING_ON, Mark.RESET): State.RESET,
     (State.RUNNING_ON, Mark.CLOSED): State.CLOSED,
     (State.FAILED, Mark.DECIDED): State.DECIDED,
+    (State.FAILED, Mark.RESET): State.RESET,
     (State.FAILED, Mark.CLOSED): State.CLOSED,
+    (State.RESET, Mark.DECIDED): State.DECIDED,
+    (State.RESET, Mark.CLOSED): State.CLOSED,
 }
 
 
@@ -195,9 +205,9 @@ class StepEnded(Entry):
 
 @dataclass(frozen=True, slots=True)
 class Settled(Entry):
-    """The plan has ended and the incident stays open, in this state."""
+    """Nothing more is done for now, and the incident stays open, in this state."""
 
-    state: Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
+    state: Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED, State.RESET]
     kind: Literal["settled"] = "settled"
 
 

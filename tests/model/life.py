@@ -21,6 +21,7 @@ from panicd.host.journal_totals import ForeignAction, Totals
 from panicd.host.metrics import Metrics
 from panicd.libvirt import Libvirt
 from panicd.orphans import take_up_orphans
+from panicd.problems import Problems
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.monitor import Monitor, MonitorError
 from panicd.qemu.probe import probe
@@ -128,6 +129,7 @@ class Life:
             way=RightOfWay(),
             unrecorded=lambda: False,
             libvirt=Libvirt(lambda: None, dry_run=False),
+            problems=Problems(),
             dry_run=False,
         )
 
