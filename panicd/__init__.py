@@ -11,10 +11,12 @@
     qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
     host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
     incident/ driver gives one domain's machine what happens and carries out what it says;
-             chronicle is an incident's record; waiting, adoption: those without a connection
+             chronicle is an incident's record; waiting, adoption: those without a connection;
+             liveness: whether an idle QEMU still answers
     here     relaunch, libvirt; tally counts; bundle_keeper removes old evidence; services: what
              all share; timers; evidence, dump_queue, dumping: what is kept of a panic; connector
-             finds and keeps domains, strangers: who dialled in and said nothing yet; fleet: who is
+             finds and keeps domains, libvirts_own: what is never dialled; strangers: who dialled
+             in and said nothing yet; problems: what keeps panicd from finding VMs; fleet: who is
              there; right_of_way: who goes first; storm_breaker; records: an incident as plain
              values; notifier tells others; daemon wires it
     answers/ what a daemon is asked: api, operators, snapshot, audit

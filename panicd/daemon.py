@@ -28,10 +28,11 @@ from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
 from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
-from panicd.host.journal_totals import ForeignAction, domain_key
-from panicd.host.logs import get_logger, write_late
+from panicd.host.journal_totals import ForeignAction
+from panicd.host.logs import dropped, get_logger, write_late
 from panicd.host.metrics import DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
+from panicd.host.wall_clock import WallClock
 from panicd.host.web import WebApp
 from panicd.incident.adoption import take_up_orphans
 from panicd.incident.chronicle import Chronicle, Keeping
@@ -39,13 +40,13 @@ from panicd.incident.waiting import WaitingRoom
 from panicd.libvirt import Libvirt
 from panicd.notifier import Notifier
 from panicd.page import Pages
+from panicd.problems import Problems
 from panicd.qemu.coredump import DumpFailure
-from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import Space, space
 from panicd.qemu.monitor import event_loop, pulse
 from panicd.records import BUNDLES, JOURNAL
 from panicd.right_of_way import RightOfWay
-from panicd.rules.incident import Source
+from panicd.rules.incident import Source, State
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import Holds
 from panicd.rules.policy import FALLBACK_REASONS
@@ -101,17 +102,24 @@ class Daemon:
             domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
             exposed=self._exposed,
+            log_dropped=lambda: dropped.total,
             give_way=self._way.give_way,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
-        self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
+        self._storm = StormBreaker(lambda: self._config.storm, self._fleet.count_by_owner)
         self._remember_storm()
+        self._clock = WallClock(
+            [self._holds.shift, self._tally.shift, self._storm.shift, _tell_clock_was_set]
+        )
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._libvirt = Libvirt(lambda: self._config.libvirt, dry_run=dry_run)
         self._metrics.coredump_usable.set_function(self._coredump_usable_bytes)
         self._metrics.incidents_open.set_function(self._incidents_open)
         self._metrics.pulse_age.set_function(self._pulse_age)
         self._metrics.storm.set_function(lambda: self._storm.raged)
+        self._problems = Problems()
+        self._metrics.problems.set_function(lambda: len(self._problems.current))
+        self._metrics.guests_left_reset.set_function(self._guests_left_reset)
         self._dumps = DumpQueue(config.coredumps_at_once, time.time)
         self._bundles = BundleKeeper(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
@@ -149,12 +157,17 @@ class Daemon:
                 self._libvirt.on_change = operators.look_anew
                 api = Api(services, operators, self.reload)
                 await nursery.start(
-                    control.serve, self._config.control_socket, api.handle, self._way.give_way_async
+                    control.serve,
+                    self._config.control_socket,
+                    api.handle,
+                    self._way.give_way_async,
+                    partial(self._tell_problem, f"control socket {self._config.control_socket}"),
                 )
                 await nursery.start(self._serve_http, Pages(services))
                 await self._start_monitors(self._config)
                 self._loaded()
                 nursery.start_soon(operators.run)
+                nursery.start_soon(self._connector.see_mounts)
                 nursery.start_soon(self._libvirt.run)
                 nursery.start_soon(self._prune)
                 nursery.start_soon(self._bundles.run)
@@ -170,9 +183,9 @@ class Daemon:
     def _services(self, nursery: trio.Nursery) -> Services:
         """Make what the domains share, with the incidents that are open."""
         keeping = Keeping(
-            self._journal, self._tally, time.time, lambda: self._config.journal_failure
+            self._journal, self._tally, self._clock, lambda: self._config.journal_failure
         )
-        self._waiting = waiting = WaitingRoom(nursery, time.time, self._fleet.has_returned)
+        self._waiting = waiting = WaitingRoom(nursery, self._clock, self._fleet.has_returned)
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping))
         return Services(
@@ -189,6 +202,7 @@ class Daemon:
             unrecorded=self._must_wait_out,
             libvirt=self._libvirt,
             timers=Timers(),
+            problems=self._problems,
             dry_run=self._dry_run,
         )
 
@@ -203,7 +217,7 @@ class Daemon:
             get_logger().error("whether there was a storm is not known", problem=str(error))
             return
         for incident in recent:
-            self._storm.remember(domain_key(incident.opened), incident.opened.at)
+            self._storm.remember(incident.opened.domain_key, incident.opened.at)
 
     async def _write_the_rest(self, keeping: Keeping) -> None:
         """Make durable what had been noted when the daemon was told to stop."""
@@ -233,6 +247,18 @@ class Daemon:
         domains = list(self._fleet.domains.values())
         acted_on = sum(domain.chronicle is not None for domain in domains)
         return acted_on + len(self._waiting.chronicles)
+
+    def _guests_left_reset(self) -> int:
+        domains = list(self._fleet.domains.values())
+        chronicles = [domain.chronicle for domain in domains if domain.chronicle is not None]
+        chronicles += self._waiting.chronicles
+        return sum(chronicle.incident.state is State.RESET for chronicle in chronicles)
+
+    def _tell_problem(self, where: str, problem: str) -> None:
+        if problem:
+            self._problems.begin(where, problem)
+        else:
+            self._problems.end(where)
 
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, and nothing destructive is to be done without it."""
@@ -298,7 +324,7 @@ class Daemon:
         for monitor, scope in new.items():
             try:
                 await self._nursery.start(self._watch, monitor, scope)
-            except (DiscoveryError, OSError) as error:
+            except OSError as error:
                 for begun in new.values():
                     begun.cancel()
                 mistake = Mistake(0, 0, "monitors", str(error), str(self._config_file))
@@ -353,7 +379,7 @@ class Daemon:
             reasons.append("the event loop does not turn")
         if not self._journal_healthy():
             reasons.append("the journal is not healthy")
-        return reasons
+        return reasons + self._problems.current
 
     async def _feed_watchdog(self) -> None:
         """Say that both event loops still turn, for as long as they do."""
@@ -361,7 +387,7 @@ class Daemon:
         while True:
             await pulse()
             self._pulse_at = time.monotonic()
-            self._storm.rages(time.time())  # for the metric: nobody else sees it end
+            self._storm.rages(self._clock())  # for the metric: nobody else sees it end
             notify(WATCHDOG=1, STATUS=self._summary())
             await trio.sleep(interval)
 
@@ -370,7 +396,12 @@ class Daemon:
         domains = self._fleet.domains.values()
         panicked = sum(domain.chronicle is not None for domain in domains)
         away = sum(domain.session is None for domain in domains)
-        return f"{len(domains)} domains, {panicked} panicked, {away} not connected"
+        silent = sum(domain.is_silent for domain in domains)
+        problems = "".join(f"; {problem}" for problem in self._problems.current[:1])
+        return (
+            f"{len(domains)} domains, {panicked} panicked, {away} not connected, {silent} silent"
+            f"{problems}"
+        )
 
     async def _until_told_to_stop(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -395,6 +426,10 @@ class Daemon:
             return space(existing)
         except OSError:
             return None
+
+
+def _tell_clock_was_set(seconds: float) -> None:
+    get_logger().warning("the clock was set", by=round(seconds, 1))
 
 
 def _tell_libvirt_problem(problem: str) -> None:

@@ -16,7 +16,9 @@ ROOT = PACKAGE.parent
 
 # Modules above rules, qemu and host. Each imports from those before it only.
 ORDER = [
+    "problems",
     "libvirt",
+    "libvirts_own",
     "right_of_way",
     "dump_queue",
     "relaunch",
@@ -31,6 +33,7 @@ ORDER = [
     "records",
     "services",
     "evidence",
+    "incident.liveness",
     "incident.driver",
     "incident.adoption",
     "incident",

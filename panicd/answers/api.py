@@ -16,6 +16,7 @@ from panicd.host.control import RefusedError, Request
 from panicd.host.journal import JournalError
 from panicd.records import incident_view, plan_view, read_record
 from panicd.rules.exposure import REMEDIES, Exposure
+from panicd.rules.identity import parse_uuid
 from panicd.rules.incident import OWN_TIME_OVER
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
@@ -81,6 +82,8 @@ class Api:
             "storm": services.storm.rages(now),
             "dry_run": services.dry_run,
             "libvirt_problem": services.libvirt.problem,
+            "problems": services.problems.current,
+            "passed_over": services.problems.passed_over,
             "domains": self._domain_views(now),
             "waiting": [incident_view(c.incident) for c in services.waiting.chronicles],
         }
@@ -123,10 +126,18 @@ class Api:
         }
 
     def _domain(self, name: str) -> Domain:
-        domain = self._services.fleet.by_name(name)
-        if domain is None:
+        called = self._services.fleet.called(name)
+        if not called:
             raise RefusedError("no-such-domain", f"no domain is called {name!r}")
-        return domain
+        # A monitor that is left over from before is not meant.
+        found = [domain for domain in called if domain.session is not None] or called
+        if len(found) > 1:
+            monitors = ", ".join(domain.address for domain in found)
+            raise RefusedError(
+                "ambiguous", f"{len(found)} domains are called {name!r}: say which by its monitor, "
+                f"one of {monitors}"
+            )  # fmt: skip
+        return found[0]
 
     def _explain(self, domain: Domain) -> object:
         services, session, policy = self._services, domain.session, domain.policy
@@ -183,7 +194,8 @@ class Api:
         name = _text(request.arguments, "domain")
         seconds = _seconds(request.arguments, "for", "a number of seconds")
         until = self._keeping.clock() + seconds if seconds is not None else None
-        await self._operators.hold(self._operation(request, self._key(name), until))
+        for held in self._held_under(request.command, name):
+            await self._operators.hold(self._operation(request, held, until))
         return {"domain": name, "until": until}
 
     async def _act(self, request: Request) -> object:
@@ -207,11 +219,25 @@ class Api:
         await self._operators.acknowledge(incident_id, operation)
         return {"incident": incident_id}
 
-    def _key(self, name: str) -> str:
+    def _held_under(self, command: str, name: str) -> list[str]:
+        """Return what a hold is written down under, or what holds are to be ended.
+
+        What QEMUs claim holds each that claims it, now or later; a name of panicd's own, or a
+        monitor, the domain that has it. A hold of 0.1.0, under a UUID, ends with the name of the
+        only one that claims the UUID.
+        """
         if name == EVERY_DOMAIN:
-            return name
-        domain = self._services.fleet.by_name(name)
-        return domain.key if domain is not None else name
+            return [name]
+        name = parse_uuid(name) or name
+        fleet = self._services.fleet
+        found = fleet.called(name)
+        if command == "hold":
+            others = [d.key for d in found if d.key and name not in (d.claim.name, d.uuid)]
+            return others if others and len(others) == len(found) else [name, *others]
+        keys = [domain.key for domain in found if domain.key]
+        uuids = {domain.uuid for domain in found if domain.uuid}
+        alone = [uuid for uuid in uuids if all(d in found for d in fleet.called(uuid))]
+        return [name, *(held for held in (*keys, *alone) if held in self._services.holds)]
 
     def _operation(
         self, request: Request, key: str, until: float | None = None, detail: str = ""

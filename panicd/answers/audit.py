@@ -25,7 +25,7 @@ def exposed_domains(
     rooms: dict[tuple[Path, object], bool] = {}
     found = []
     for domain in domains:
-        held = holds.on(domain.key, domain.name, now) is not None
+        held = domain.hold(holds, now) is not None
         reasons = _exposures(domain, tally, rooms, held=held, now=now)
         if reasons:
             found.append((domain, reasons))
@@ -60,8 +60,11 @@ def _exposures(
     now: float,
 ) -> tuple[Exposure, ...]:
     session, policy = domain.session, domain.policy
+    if domain.spare_of:
+        return ()
     if session is None or policy is None:
-        return (Exposure.NO_MONITOR, *([Exposure.HELD] if held else []))
+        away = Exposure.SILENT if domain.is_silent else Exposure.NO_MONITOR
+        return (away, *([Exposure.HELD] if held else []))
     restarts = tally.restarts(domain.key)
     capability = session.capability
     # What its own time comes to in the end, and what a hold would hide.
@@ -70,7 +73,15 @@ def _exposures(
     place = (settings.directory, settings.min_free)
     if place not in rooms:
         rooms[place] = has_room(settings)
-    return exposures(policy, capability, decision, held=held, dump_space=rooms[place])
+    return exposures(
+        policy,
+        capability,
+        decision,
+        silent=domain.is_silent,
+        held=held,
+        dump_space=rooms[place],
+        may_signal=not session.beyond_signals,
+    )
 
 
 def has_room(settings: CoredumpSettings) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from panicd.dump_queue import DumpStatus, dump_status
 from panicd.fleet import Domain
-from panicd.host.journal_totals import domain_key
 from panicd.host.metrics import DomainSample
 from panicd.incident.chronicle import Chronicle
 from panicd.rules.budget import Balance, balance
@@ -33,7 +32,10 @@ class DomainStatus:
         problem: why not, where it has none.
         since: when it came to be so, in seconds since the epoch.
         attempts: to connect that failed in a row.
-        run_state: QEMU's.
+        spare_of: the domain that this is a second monitor of; empty where it is none.
+        silent: its QEMU does not answer.
+        silent_since: since when, in seconds since the epoch, where panicd is connected.
+        run_state: QEMU's, as last known.
         qemu_version: from its greeting.
         armed: whether a panic is known to be left to panicd.
         panic_device: where its panic device comes from.
@@ -49,6 +51,8 @@ class DomainStatus:
         libvirt: what libvirt itself does about its panic; empty where libvirt does not run it, or
             is not known to. Anything but ``preserve`` it does before panicd can.
         inherited: ``on_crash`` is the domain's own, from libvirt.
+        beyond_signals: why its QEMU could not be ended by a signal if it hung; empty where it
+            could.
     """
 
     domain: str
@@ -58,6 +62,9 @@ class DomainStatus:
     problem: str
     since: float
     attempts: int
+    spare_of: str = ""
+    silent: bool = False
+    silent_since: float | None = None
     run_state: str = ""
     qemu_version: str = ""
     armed: str = Armed.UNKNOWN.value
@@ -73,6 +80,7 @@ class DomainStatus:
     held_why: str = ""
     libvirt: str = ""
     inherited: bool = False
+    beyond_signals: str = ""
 
 
 def foresee(
@@ -107,7 +115,7 @@ def foresee_decision(
 def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> DomainStatus:
     """Return how a domain stands."""
     chronicle, session, policy, dump = domain.chronicle, domain.session, domain.policy, domain.dump
-    hold = holds.on(domain.key, domain.name, now)
+    hold = domain.hold(holds, now)
     known = DomainStatus(
         domain=domain.name,
         uuid=domain.uuid,
@@ -116,6 +124,9 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         problem=domain.problem,
         since=domain.since,
         attempts=domain.attempts,
+        spare_of=domain.spare_of,
+        silent=domain.is_silent,
+        silent_since=session.silent_since if session else None,
         incident=chronicle.incident.id if chronicle else "",
         incident_state=_stands(chronicle.incident) if chronicle else "",
         dump=dump_status(dump, now) if dump else None,
@@ -140,6 +151,7 @@ def domain_status(domain: Domain, tally: Tally, holds: Holds, now: float) -> Dom
         restarts_left=budget_of(domain, tally, now).left,
         libvirt=capability.libvirt.handling if capability.libvirt else "",
         inherited=capability.libvirt is not None and policy.inherits_on_crash,
+        beyond_signals=session.beyond_signals,
     )
 
 
@@ -157,7 +169,7 @@ def foresee_domain(
         domain.policy,
         domain.session.capability,
         tally.restarts(domain.key),
-        held=holds.on(domain.key, domain.name, now) is not None,
+        held=domain.hold(holds, now) is not None,
         own_time=own_time,
         now=now,
     )
@@ -176,7 +188,7 @@ def domain_samples(
     waiting: Iterable[Chronicle],
     now: float,
 ) -> list[DomainSample]:
-    """Return every domain's figures for a scrape.
+    """Return every domain's figures for a scrape; a second monitor of one has none.
 
     Args:
         domains: which; looked at one after the other.
@@ -186,8 +198,8 @@ def domain_samples(
         now: seconds since the epoch.
     """
     opened = [chronicle.incident.opened for chronicle in waiting]
-    away = Away(frozenset(map(domain_key, opened)), frozenset(o.monitor for o in opened))
-    return [_sample(domain, tally, holds, away, now) for domain in domains]
+    away = Away(frozenset(o.domain_key for o in opened), frozenset(o.monitor for o in opened))
+    return [_sample(domain, tally, holds, away, now) for domain in domains if not domain.spare_of]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +223,10 @@ def _sample(domain: Domain, tally: Tally, holds: Holds, away: Away, now: float) 
     totals = tally.domain(domain.key) if domain.policy is not None else None
     return DomainSample(
         domain=status.domain,
-        up=status.connected,
+        up=status.connected and not status.silent,
         armed=status.connected and status.armed == Armed.YES,
         panicked=bool(status.incident) or away.has(domain),
-        held=holds.on(domain.key, domain.name, now) is not None,
+        held=domain.hold(holds, now) is not None,
         panics=None if totals is None else totals.panics,
         restarts=None if totals is None else totals.restarts,
         action_failures=None if totals is None else totals.action_failures,

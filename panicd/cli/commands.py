@@ -16,7 +16,8 @@ from panicd.cli.base import incident_ids as _incident_ids
 from panicd.cli.base import json_option as _json_option
 from panicd.cli.incident_commands import export, incident, incidents
 from panicd.cli.moment import SECONDS
-from panicd.host.config import ConfigError, Places
+from panicd.host.config import ConfigError, Dial, Places
+from panicd.libvirts_own import matches_libvirts_own
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
 from panicd.rules.qemu_args import Wanted, qemu_arguments
@@ -89,14 +90,15 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
     from panicd.host.control import ControlSocketError  # noqa: PLC0415 - as above
     from panicd.host.http import HttpBindError  # noqa: PLC0415 - as above
     from panicd.host.journal import JournalError  # noqa: PLC0415 - as above
-    from panicd.host.logs import configure  # noqa: PLC0415 - as above
+    from panicd.host.logs import configure, last_words  # noqa: PLC0415 - as above
 
     config = context.load()
     configure(level=log_level)
     problems: list[str] = []
     try:
-        daemon = Daemon(context.config_file, config, dry_run=dry_run)
-        trio.run(daemon.run)
+        with last_words():
+            daemon = Daemon(context.config_file, config, dry_run=dry_run)
+            trio.run(daemon.run)
     except* (ConfigError, ControlSocketError, HttpBindError, JournalError, OSError) as errors:
         problems += map(str, _leaves(errors))
     if problems:  # what is raised within except* comes out in a group
@@ -108,6 +110,9 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
 def check(context: Context) -> None:
     """Check the configuration; print every mistake with its line, and exit with 2."""
     config = context.load()
+    for monitor in config.monitors:
+        if isinstance(monitor, Dial) and matches_libvirts_own(monitor.glob):
+            click.echo(f"{monitor.glob}: matches libvirt's own monitors, which are not dialled")
     click.echo(f"{context.config_file}: good, {len(config.domains)} domain rules")
 
 
@@ -128,7 +133,7 @@ def status(context: Context, watch: bool) -> tuple[object, Callable[[], None]]:
 def explain(context: Context, domain: str) -> tuple[object, Callable[[], None]]:
     """Show what a panic of DOMAIN would lead to now, step by step, and why.
 
-    DOMAIN is a name as `panicd status` shows it, or a UUID.
+    DOMAIN is a name, a UUID, or the path of its monitor, which no other domain has.
     """
     answer = cast("render.Answer", context.ask("explain", domain=domain))
     return answer, lambda: render.explanation(answer)

@@ -7,6 +7,7 @@
     panicd-ID/bundle/…        the evidence that was kept
     panicd-ID/dump/…          the memory dump
 
+What is longer than anything that panicd keeps is left out, and said: no hole is read for hours.
 Names in it are panicd's own: nothing that a guest or a domain's name says is among them.
 """
 
@@ -27,9 +28,11 @@ from rich.console import Console
 
 from panicd.cli.render import UNFOLDED, Answer
 from panicd.cli.render_incident import page
+from panicd.qemu.screen import MOST
 
 FAST: Final = 1  # levels of gzip
 STORED: Final = 0
+LONGEST: Final = MOST  # bytes: nothing that panicd keeps of a guest but its dump is longer
 UNCOMPRESSED: Final = frozenset({".elf"})  # every other dump was compressed when it was written
 BUFFER: Final = 1 << 20  # bytes
 THERE: Final = "is there already (--force replaces it)"
@@ -58,7 +61,7 @@ def write_archive(
         now: in seconds since the epoch.
 
     Returns:
-        The names of what is in it.
+        What was left out, each with the reason.
 
     Raises:
         ExportError: the target is there, can't be written, or something can't be read.
@@ -70,7 +73,7 @@ def write_archive(
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
             try:
-                names = _write(file, record, dump=dump, now=now)
+                left_out = _write(file, record, dump=dump, now=now)
                 file.flush()
                 os.fsync(file.fileno())
                 _publish(partial, target, force=force)
@@ -81,7 +84,7 @@ def write_archive(
         raise ExportError(f"{target}: {THERE}") from error
     except OSError as error:
         raise ExportError(f"{error.filename or target}: {error.strerror or error}") from error
-    return names
+    return left_out
 
 
 def _publish(partial: Path, target: Path, *, force: bool) -> None:
@@ -99,6 +102,7 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
 
 def _write(file: IO[bytes], record: Answer, *, dump: bool, now: float) -> list[str]:
     folder = f"panicd-{record['id']}"
+    left_out: list[str] = []
     with (
         contextlib.closing(_Members(file)) as packed,
         # It is written to and no more: none of a file's other methods is needed (tarfile's 'w|').
@@ -118,8 +122,15 @@ def _write(file: IO[bytes], record: Answer, *, dump: bool, now: float) -> list[s
             sources += [("dump", Path(path)) for path in record["dumps"]]
         for kind, path in sources:
             packed.level = STORED if kind == "dump" and path.suffix not in UNCOMPRESSED else FAST
-            _add_file(archive, f"{folder}/{kind}/{path.name}", path)
-        return archive.getnames()
+            why_not = _add_file(
+                archive,
+                f"{folder}/{kind}/{path.name}",
+                path,
+                longest=LONGEST if kind == "bundle" else None,
+            )
+            if why_not:
+                left_out.append(f"{path}: {why_not}")
+    return left_out
 
 
 class _Members:
@@ -169,12 +180,17 @@ def _bundle(directory: Path) -> Iterator[Path]:
         yield from (p for p in paths if not p.name.startswith(".") and not p.is_symlink())
 
 
-def _add_file(archive: tarfile.TarFile, name: str, path: Path) -> None:
+def _add_file(archive: tarfile.TarFile, name: str, path: Path, *, longest: int | None) -> str:
+    """Add a file of at most so many bytes; return why it was left out, if it was."""
     # No link is followed, and no pipe waited for.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
-        if stat.S_ISREG(status.st_mode):
-            _add(archive, name, file, status.st_size, status.st_mtime)
+        if not stat.S_ISREG(status.st_mode):
+            return "it is no file"
+        if longest is not None and status.st_size > longest:
+            return f"{status.st_size} bytes are more than any evidence has"
+        _add(archive, name, file, status.st_size, status.st_mtime)
+    return ""
 
 
 def _add(archive: tarfile.TarFile, name: str, content: IO[bytes], size: int, at: float) -> None:

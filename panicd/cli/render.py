@@ -16,6 +16,7 @@ from rich.table import Table
 
 from panicd.cli.render_dumps import dumps
 from panicd.host.logs import escape
+from panicd.rules.capability import PanicDevice
 from panicd.rules.qemu_args import Argument
 
 Answer = dict[str, Any]
@@ -50,8 +51,14 @@ def _status(answer: Answer) -> Iterator[RenderableType]:
         yield f"[bold red]The journal can't be written:[/] {text(answer['journal_fault'])}"
     if answer["libvirt_problem"]:
         yield f"[bold red]libvirt does not answer:[/] {text(answer['libvirt_problem'])}"
+    for problem in answer["problems"]:
+        yield f"[bold red]Problem:[/] {text(problem)}"
+    for path, why in answer["passed_over"].items():
+        yield f"[yellow]Passed over:[/] {text(path)}: {text(why)}"
     if answer["domains"]:
         yield _domains(answer["domains"])
+        if beyond := sum(bool(domain["beyond_signals"]) for domain in answer["domains"]):
+            yield f"{beyond} could not be ended by a signal if it hung: `panicd explain` says why."
         yield from dumps(answer["domains"], answer["now"])
     else:
         yield "No domain. Does a monitor's glob match, and does its VM run?"
@@ -69,8 +76,8 @@ def _domains(domains: Iterable[Answer]) -> Table:
     for domain in domains:
         if domain["connected"]:
             cells = [
-                _good(domain["run_state"] == "running", domain["run_state"]),
-                _good(domain["armed"] == "yes", domain["armed"]),
+                _run_state(domain),
+                _armed(domain),
                 domain["on_crash"],
                 _would_do(domain["effective_on_crash"], domain["reason"]),
                 str(domain["restarts_left"]),
@@ -78,10 +85,29 @@ def _domains(domains: Iterable[Answer]) -> Table:
                 _held(domain),
             ]
         else:
-            problem = f"[red]not connected:[/] {text(domain['problem'])}"
-            cells = [problem, "", "", "", "", "", _held(domain)]
+            cells = [_away(domain), "", "", "", "", "", _held(domain)]
         table.add_row(text(domain["domain"]), *cells)
     return table
+
+
+def _run_state(domain: Answer) -> str:
+    state = domain["run_state"]
+    if domain["silent"]:
+        return f"[red]silent:[/] QEMU does not answer (was {state})"
+    return _good(state == "running", state)
+
+
+def _armed(domain: Answer) -> str:
+    if domain["panic_device"] == PanicDevice.NONE:
+        return f"[yellow]{domain['armed']}, but no panic device[/]"
+    return _good(domain["armed"] == "yes", domain["armed"])
+
+
+def _away(domain: Answer) -> str:
+    if domain["spare_of"]:
+        return f"spare: {text(domain['problem'])}"
+    word = "silent" if domain["silent"] else "not connected"
+    return f"[red]{word}:[/] {text(domain['problem'])}"
 
 
 def explanation(answer: Answer) -> None:
@@ -90,9 +116,9 @@ def explanation(answer: Answer) -> None:
     console.print(f"[bold]{text(domain['domain'])}[/]  {text(domain['uuid'])}")
     console.print(f"monitor       {text(domain['monitor'])}")
     if decided is None:
-        console.print(f"[red]not connected:[/] {text(domain['problem'])}")
+        console.print(_away(domain))
         return
-    console.print(f"qemu          {domain['qemu_version']}, {domain['run_state']}")
+    console.print(f"qemu          {domain['qemu_version']}, {_run_state(domain)}")
     types = ", ".join(answer["device_types"]) or "no device"
     console.print(f"panic device  {domain['panic_device']} ({types})")
     if domain["libvirt"]:
@@ -101,6 +127,9 @@ def explanation(answer: Answer) -> None:
         whose = "the domain's own" if domain["inherited"] else "panicd's"
         console.print(f"libvirt       {_good(leaves, word)}; on_crash is {whose}")
     console.print(f"armed         {_good(domain['armed'] == 'yes', domain['armed'])}")
+    if domain["beyond_signals"]:
+        why = text(domain["beyond_signals"])
+        console.print(f"if it hangs   [red]it can't be ended by a signal:[/] {why}")
     budget = answer["budget"]
     console.print(f"restarts      {budget['used']} made, {budget['left']} left in the window")
     console.print()

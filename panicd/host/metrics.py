@@ -89,6 +89,7 @@ class Metrics:
         coredump_free_bytes: Returns the free space for coredumps, or None where it can't be
             told; called like `domains`.
         exposed: Returns how many domains could not be acted on, by the reason; called likewise.
+        log_dropped: Returns how many log entries were dropped since the start; called likewise.
         give_way: Called again and again at a scrape, in its thread; may wait a moment.
     """
 
@@ -105,6 +106,7 @@ class Metrics:
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
         exposed: Callable[[], Mapping[str, int]] = dict,
+        log_dropped: Callable[[], int] = int,
         give_way: Callable[[], None] = lambda: None,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
@@ -213,9 +215,16 @@ class Metrics:
             "panicd_loop_pulse_age_seconds",
             "Time since the daemon's event loops were last seen to turn; below 10 in health.",
         )
+        self.problems = gauge(
+            "panicd_problems", "What keeps panicd from finding VMs, or from being reached."
+        )
+        self.guests_left_reset = gauge(
+            "panicd_guests_left_reset",
+            "Guests that somebody else reset after a panic, and has not let run.",
+        )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})
-        registry.register(_Snapshot(domains, coredump_free_bytes, exposed, give_way))
+        registry.register(_Snapshot(domains, coredump_free_bytes, exposed, log_dropped, give_way))
 
     def render(self) -> bytes:
         """Write all metrics in the text format `CONTENT_TYPE`. May be called from any thread."""
@@ -230,8 +239,10 @@ class _Snapshot(Collector):
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
         exposed: Callable[[], Mapping[str, int]],
+        log_dropped: Callable[[], int],
         give_way: Callable[[], None],
     ) -> None:
+        self._log_dropped = log_dropped
         self._give_way = give_way
         self._domains = domains
         self._coredump_free_bytes = coredump_free_bytes
@@ -239,13 +250,19 @@ class _Snapshot(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Name the metrics without asking for a snapshot, which may not be there yet."""
-        return [*_domain_metrics((), self._give_way), _free_space(None), _exposed({})]
+        return [
+            *_domain_metrics((), self._give_way),
+            _free_space(None),
+            _exposed({}),
+            _log_dropped(0),
+        ]
 
     def collect(self) -> Iterable[Metric]:
         return [
             *_domain_metrics(self._domains(), self._give_way),
             _free_space(self._coredump_free_bytes()),
             _exposed(self._exposed()),
+            _log_dropped(self._log_dropped()),
         ]
 
 
@@ -268,6 +285,14 @@ def _exposed(counts: Mapping[str, int]) -> Metric:
     for reason, count in counts.items():
         metric.add_metric((reason,), count)
     return metric
+
+
+def _log_dropped(count: int) -> Metric:
+    return CounterMetricFamily(
+        "panicd_log_entries_dropped",
+        "Log entries dropped because nobody read the log, or it could not be written.",
+        value=count,
+    )
 
 
 _Value = Callable[[DomainSample], float | None]
@@ -294,7 +319,7 @@ def _domain_metrics(
     return (
         gauge(
             "panicd_domain_up",
-            "Whether panicd has a QMP connection to the domain.",
+            "Whether panicd has a QMP connection to the domain, and its QEMU answers.",
             lambda domain: domain.up,
         ),
         gauge(

@@ -14,6 +14,8 @@ from panicd.host.journal import JournalError
 from panicd.incident.chronicle import Chronicle
 from panicd.incident.driver import Driver
 from panicd.qemu.process import Peer
+from panicd.qemu.process_identity import ProcessIdentity
+from panicd.rules.identity import Claim
 from panicd.rules.incident import State
 from panicd.rules.machine.inputs import Plight
 from panicd.rules.plan import Kill, Terminate
@@ -37,21 +39,24 @@ async def end_hung_qemu(services: Services, peer: Peer) -> None:
     Raises:
         JournalError: what is done can't be recorded.
     """
-    found = (c for c in services.waiting.parked if _ends(c, str(peer.identity)))
+    found = (c for c in services.waiting.parked if _ends(c, peer))
     chronicle = next(found, None)
     if chronicle is None or services.dry_run:
         return
     services.waiting.withdraw(chronicle)
+    services.waiting.take_in_hand(chronicle)
     try:
         await _driver(services, chronicle, peer).adopt(chronicle, Plight.HANGS)
     finally:
+        services.waiting.let_go(chronicle)
         if chronicle.incident.is_open or not chronicle.is_written:
             services.waiting.park(chronicle)
 
 
-def _ends(chronicle: Chronicle, process: str) -> bool:
+def _ends(chronicle: Chronicle, peer: Peer) -> bool:
     incident = chronicle.incident
-    if incident.opened.process != process or incident.state is not State.ACTING:
+    process = ProcessIdentity.parse(incident.opened.process)
+    if incident.state is not State.ACTING or not peer.recognise(process):
         return False
     assert incident.plan is not None
     return isinstance(incident.plan.steps[max(incident.steps)], Terminate | Kill)
@@ -61,7 +66,7 @@ async def _look_after(services: Services, chronicle: Chronicle, plight: Plight) 
     try:
         await _take_up_or_park(services, chronicle, plight)
     finally:
-        services.waiting.done_with(chronicle)
+        services.waiting.let_go(chronicle)
 
 
 async def _take_up_or_park(services: Services, chronicle: Chronicle, plight: Plight) -> None:
@@ -83,6 +88,8 @@ async def _take_up_or_park(services: Services, chronicle: Chronicle, plight: Pli
             return
         await trio.sleep(RETRY_EVERY)
         there = services.waiting.withdraw(chronicle)
+        if there:
+            services.waiting.take_in_hand(chronicle)
 
 
 async def _take_up(services: Services, chronicle: Chronicle, plight: Plight) -> None:
@@ -93,5 +100,6 @@ async def _take_up(services: Services, chronicle: Chronicle, plight: Plight) -> 
 
 def _driver(services: Services, chronicle: Chronicle, peer: Peer | None) -> Driver:
     opened = chronicle.incident.opened
-    domain = Domain(opened.monitor, opened.domain, opened.at, uuid=opened.uuid)
+    claim = Claim(opened.called, opened.uuid)
+    domain = Domain(opened.monitor, opened.domain, opened.at, claim=claim, key=opened.domain_key)
     return Driver(services, domain, peer)

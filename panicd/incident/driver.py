@@ -23,6 +23,7 @@ from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.host.virsh import LibvirtRefusedError, LibvirtSilentError
 from panicd.incident.chronicle import Chronicle
+from panicd.incident.liveness import Liveness
 from panicd.libvirt import LibvirtAwayError
 from panicd.qemu.coredump import DumpError, DumpFailure
 from panicd.qemu.event_outlet import Heard as HeardAt
@@ -32,7 +33,9 @@ from panicd.qemu.session import Session
 from panicd.relaunch import relaunch_environment, run_relaunch
 from panicd.rules.capability import Armed
 from panicd.rules.ending import Cause, cause_of_end
+from panicd.rules.identity import owner_of
 from panicd.rules.incident import Closed, Opened, Outcome, Settled, StepResult
+from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import State, effects, step
 from panicd.rules.machine.inputs import (
     Adopted,
@@ -46,6 +49,7 @@ from panicd.rules.machine.inputs import (
     Gone,
     Heard,
     Input,
+    LookAgain,
     Lost,
     Moment,
     NoAnswer,
@@ -68,6 +72,7 @@ from panicd.timers import Timer
 GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
 GATHER: Final = 0.02  # seconds in which panics that follow each other are told of as one
+SETTLED: Final = frozenset({IncidentState.PRESERVED, IncidentState.FAILED, IncidentState.RESET})
 LOST: Final = "the domain's monitor was lost"
 
 
@@ -123,6 +128,7 @@ class Driver:
         self._heard_at = math.inf
         self._first = ExitStack()  # it has the way while it reacts
         self._watches = False
+        self._liveness: Liveness | None = None
         self._last: Event | None = None  # of the session
         self._more = 0  # panics like the last, not yet told of
         self._token = secrets.token_hex(4)
@@ -150,6 +156,9 @@ class Driver:
             async with trio.open_nursery() as self._nursery:
                 self._look_up_policy()
                 incident = domain.chronicle.incident if domain.chronicle is not None else None
+                self._liveness = Liveness(
+                    services, domain, session, self._is_idle, lambda: self.feed(LookAgain())
+                )
                 self.feed(Attached(session.vm, incident))
                 session.listen(self._heard, self._session_ended)
                 for each in lost:
@@ -223,14 +232,16 @@ class Driver:
             ticks=trio.current_time(),
             policy=domain.policy,
             name=domain.name,
-            uuid=domain.uuid,
+            claim=domain.claim,
+            key=domain.key,
             monitor=domain.address,
             token=self._token,
             restarts=services.keeping.tally.restarts(domain.key),
-            libvirt=services.libvirt.known(domain.uuid),
-            held=services.holds.on(domain.key, domain.name, now) is not None,
-            storm=services.storm.preserves(now, also=domain.key),
-            limited=services.storm.limits(now, also=domain.key),
+            libvirt=services.libvirt.known(domain.address),
+            silent=domain.is_silent,
+            held=domain.hold(services.holds, now) is not None,
+            storm=services.storm.preserves(self._owner, now, also=domain.key),
+            limited=services.storm.limits(self._owner, now, also=domain.key),
             unrecorded=services.unrecorded(),
             dry_run=services.dry_run,
             journal_failure=services.keeping.journal_failure(),
@@ -469,7 +480,7 @@ class Driver:
 
     async def _take_turn(self, serial: int, scope: trio.CancelScope) -> None:
         with scope:
-            async with self._services.storm.turn():
+            async with self._services.storm.turn(self._owner):
                 self.feed(TurnCame(serial))
                 await trio.sleep_forever()
 
@@ -498,9 +509,20 @@ class Driver:
         incident = {"incident": chronicle.incident.id} if chronicle is not None else {}
         return get_logger(domain=self._domain.name, **incident)
 
+    @property
+    def _owner(self) -> int | None:
+        return owner_of(self._domain.key)
+
+    def _is_idle(self) -> bool:
+        """Whether nothing is asked of QEMU for long, so that it is asked whether it answers."""
+        incident = self._state.incident
+        return isinstance(self._state.phase, Resting) and (
+            incident is None or incident.state in SETTLED
+        )
+
     def _look_up_policy(self) -> None:
         domain = self._domain
-        domain.policy = self._services.policy_for(domain.name, domain.uuid)
+        domain.policy = self._services.policy_for(domain.claim, domain.address)
         if self._session is not None:
             self._session.monitor.pace.share = domain.policy.flood.share
 
@@ -520,7 +542,7 @@ class Driver:
         """Take the incident that waits for this domain; what is not yet written of it, is now."""
         waiting = self._services.waiting
         assert self._session is not None
-        while chronicle := waiting.claim(self._session.process, self._domain.key):
+        while chronicle := waiting.claim(self._session.process, self._domain):
             self._domain.chronicle = chronicle
             await chronicle.commit()
             if chronicle.incident.is_open:
@@ -557,6 +579,8 @@ class Driver:
         self._first.close()
         if self._timer is not None:
             self._timer.cancel()
+        if self._liveness is not None:
+            self._liveness.stop()
         if self._session is not None:
             self._session.leave()
         for request in self._requests.values():

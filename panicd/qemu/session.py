@@ -15,6 +15,7 @@ from panicd.qemu.monitor import Monitor
 from panicd.qemu.probe import Probe
 from panicd.qemu.process import Peer
 from panicd.rules.capability import Capability
+from panicd.rules.identity import Claim, Vouched
 from panicd.rules.machine.answers import run_state_of
 from panicd.rules.machine.vm import Vm, follow
 from panicd.rules.qapi import DumpCompletedEvent, RunState
@@ -24,6 +25,17 @@ ANSWER_TIMEOUT: Final = 5.0  # seconds; under a flood of panics QEMU was seen to
 Listener = Callable[[Heard], None]
 
 
+async def confirm_peer(peer: Peer, monitor: Monitor) -> None:
+    """See that the process that is taken for a monitor's peer is it; see ``Peer.confirm``.
+
+    Raises:
+        UncertainError: QEMU said nothing.
+    """
+    if not peer.is_certain:
+        await monitor.execute("query-status", timeout=ANSWER_TIMEOUT)
+    peer.confirm(monitor.answered_by)
+
+
 @dataclass(slots=True)
 class Session:
     """A connection to one QEMU, from its greeting to its end.
@@ -31,19 +43,21 @@ class Session:
     Attributes:
         monitor: its QMP session.
         peer: the process at the other end.
-        name: the VM's own name, empty where it has none.
-        uuid: the VM's UUID, empty where it has none.
+        claim: the name and the UUID that the VM says it has.
         vm: what is known of it, kept up with its events.
         process_known: the peer is a QEMU, so its end is this QEMU's end; not so behind a proxy.
+        beyond_signals: why QEMU could not be ended by a signal if it hung; empty where it could.
+        silent_since: since when it has not answered, in seconds since the epoch; None: it does.
         dump: how the last dump ended, since ``forget_dump``.
     """
 
     monitor: Monitor
     peer: Peer
-    name: str
-    uuid: str
+    claim: Claim
     vm: Vm
     process_known: bool
+    beyond_signals: str
+    silent_since: float | None = None
     dump: DumpCompletedEvent | None = None
     _listener: Listener | None = field(default=None, init=False)
     _told: list[trio.Event] = field(default_factory=list, init=False)
@@ -54,7 +68,8 @@ class Session:
         known = peer.is_qemu()
         process = str(peer.identity) if known else ""
         vm = Vm(answers.run_state, answers.capability, process)
-        return cls(monitor, peer, answers.name, answers.uuid, vm, known)
+        claim = Claim(answers.name, answers.uuid)
+        return cls(monitor, peer, claim, vm, known, peer.beyond_signals())
 
     def listen(self, listener: Listener | None, tell_end: Callable[[], None]) -> None:
         """Follow the events, and have each handed on; those that came before go first.
@@ -90,6 +105,15 @@ class Session:
     def process(self) -> str:
         """What tells this QEMU process from every other; empty where it is not known."""
         return self.vm.process
+
+    def vouched(self, address: str, *, dials_in: bool) -> Vouched:
+        """Return what the host vouches for of the connection.
+
+        Args:
+            address: what panicd calls it; of a dialled one, the socket's path.
+            dials_in: QEMU has connected to a socket of panicd's.
+        """
+        return Vouched(self.peer.uid, address, dials_in, self.peer.pid, self.process)
 
     @property
     def by_libvirt(self) -> bool:

@@ -106,6 +106,7 @@ class Situation:
         own_time: why the guest has no time of its own any more to handle its panic; None: it has
             had none yet.
         flooded: it panicked so often that many panics may not yet have been read.
+        reset: somebody else has reset the guest since its panic, and not let it run.
     """
 
     run_state: RunState | None
@@ -117,6 +118,7 @@ class Situation:
     kdump: bool = False
     own_time: Reason | None = None
     flooded: bool = False
+    reset: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +286,14 @@ def decide_for_operator(
         raise ImpossibleError("QEMU is gone")
     if situation.run_state in _MIGRATION_STATES:
         raise ImpossibleError(EXPLANATIONS[Reason.MIGRATION])
+    leaves = action is not None and (
+        action.coredump or action.action in {Action.PRESERVE, Action.IGNORE}
+    )
+    if situation.reset and leaves:
+        raise ImpossibleError(
+            "somebody else has reset the guest, so nothing is left of its panic: release, restart "
+            "or destroy it"
+        )
     if action is None or action.action is Action.IGNORE:
         if situation.run_state.executes:
             raise ImpossibleError("the guest runs already")

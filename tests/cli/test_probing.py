@@ -63,4 +63,4 @@ async def test_probe_of_a_monitor_that_is_taken_says_so(
     ):
         await daemon.wait_armed("vm")
         said = await ask(daemon, "probe", str(vm.socket), status=FAILED)
-        assert "another client may hold this monitor" in said
+        assert "another client has this monitor" in said

@@ -43,6 +43,66 @@ def test_each_incident_has_its_words(monkeypatch: pytest.MonkeyPatch, width: int
     assert "\x1b[2J" not in shown
 
 
+DOMAIN: dict[str, Any] = {
+    "domain": "web",
+    "connected": True,
+    "silent": False,
+    "spare_of": "",
+    "problem": "",
+    "run_state": "running",
+    "armed": "yes",
+    "panic_device": "requested",
+    "on_crash": "restart",
+    "effective_on_crash": "restart",
+    "reason": "on-crash",
+    "restarts_left": 3,
+    "incident": "",
+    "incident_state": "",
+    "held_why": "",
+    "beyond_signals": "",
+    "dump": None,
+}
+
+
+def shown_status(monkeypatch: pytest.MonkeyPatch, **changed: object) -> str:
+    out = StringIO()
+    monkeypatch.setattr(render, "console", Console(file=out, width=200, highlight=False))
+    answer: dict[str, Any] = {
+        "now": 0.0,
+        "journal_fault": None,
+        "libvirt_problem": "",
+        "problems": [],
+        "passed_over": {},
+        "domains": [],
+        "waiting": [],
+    }
+    render.status(answer | changed)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("domain", "says"),
+    [
+        ({}, "running    yes"),
+        ({"panic_device": "none"}, "yes, but no panic device"),
+        ({"silent": True}, "silent: QEMU does not answer (was running)"),
+        ({"connected": False, "problem": "refused"}, "not connected: refused"),
+        ({"connected": False, "problem": "stopped", "silent": True}, "silent: stopped"),
+        ({"connected": False, "problem": "a second one", "spare_of": "db"}, "spare: a second one"),
+    ],
+)
+def test_status_says_what_is_amiss_with_a_domain(
+    monkeypatch: pytest.MonkeyPatch, domain: dict[str, object], says: str
+) -> None:
+    assert says in shown_status(monkeypatch, domains=[DOMAIN | domain])
+
+
+def test_status_says_what_is_amiss_with_panicd(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = shown_status(monkeypatch, problems=["/run/x: gone"], passed_over={"/run/a\x1b": "link"})
+    assert "Problem: /run/x: gone" in shown
+    assert r"Passed over: /run/a\x1b: link" in shown
+
+
 def test_long_words_are_cut() -> None:
     assert render.short("Kernel panic - not syncing: Oops") == "Oops"
     assert render.short("x" * 65) == "x" * 63 + "…"

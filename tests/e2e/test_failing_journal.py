@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from tests.host.journals import change
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
-from tests.parts.small_disk import small_disk
+from tests.parts.small_disk import fill, small_disk
 
 RESTART = {"on_crash": "restart"}
 Done = Callable[[BaseException | None], None]
@@ -29,15 +28,6 @@ def small_disk_of_a_test(socket_dir: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
     with small_disk(socket_dir, "1m") as disk:
         yield disk
-
-
-def fill(disk: Path) -> Path:
-    """Write a file until the disk is full."""
-    path = disk / "filler"
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    return path
 
 
 async def check_unwritable(daemon: RunningDaemon) -> None:

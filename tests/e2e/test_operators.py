@@ -104,3 +104,25 @@ async def test_acknowledgement_is_kept_with_who_and_why(socket_dir: Path) -> Non
         (kept,) = daemon.journal()
         assert kept.acknowledged is not None
         assert (kept.acknowledged.uid, kept.acknowledged.why) == (os.getuid(), "it is known")
+
+
+UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f51"
+
+
+@pytest.mark.parametrize("named", ["vm", UUID, UUID.upper(), "{directory}/vm.qmp"])
+@pytest.mark.parametrize("before", [False, True], ids=["there", "to come"])
+async def test_a_hold_by_whatever_a_domain_is_called(
+    socket_dir: Path, named: str, before: bool
+) -> None:
+    fake, named = FakeQemu(socket_dir / "vm.qmp", uuid=UUID), named.format(directory=socket_dir)
+    async with RunningDaemon.start(socket_dir, RESTART) as daemon:
+        if before:
+            await daemon.call("hold", domain=named, why="it is to come")
+        async with fake.running():
+            await daemon.wait_armed("vm")
+            if not before:
+                await daemon.call("hold", domain=named, why="it is there")
+            assert (await daemon.domain("vm"))["held_why"]
+            await daemon.call("unhold", domain="vm" if not before else named, why="done")
+            left = (await daemon.domain("vm"))["held_why"]
+            assert not left

@@ -3,11 +3,13 @@
 import base64
 import itertools
 import ssl
+import subprocess
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import bcrypt
 import pytest
@@ -38,10 +40,14 @@ def with_tls(tmp_path: Path, more: str = "") -> WebConfig:
 CLIENTS = f", client_ca_file: {TLS}/ca.crt, client_auth_type: RequireAndVerifyClientCert"
 
 
-def client_context(*, certificate: bool = False) -> ssl.SSLContext:
+def client_context(
+    *, certificate: bool = False, shown: tuple[Path, Path] | None = None
+) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=TLS / "ca.crt")
     if certificate:
-        context.load_cert_chain(TLS / "client.crt", TLS / "client.key")
+        shown = TLS / "client.crt", TLS / "client.key"
+    if shown is not None:
+        context.load_cert_chain(*shown)
     return context
 
 
@@ -70,11 +76,11 @@ async def serving(web: WebConfig, body: bytes = BODY) -> AsyncIterator[Served]:
 
 @asynccontextmanager
 async def secured(
-    server: HttpServer, *, certificate: bool = False
+    server: HttpServer, *, certificate: bool = False, shown: tuple[Path, Path] | None = None
 ) -> AsyncIterator[trio.SSLStream[trio.SocketStream]]:
     stream = trio.SSLStream(
         await connect(server),
-        client_context(certificate=certificate),
+        client_context(certificate=certificate, shown=shown),
         server_hostname="localhost",
         https_compatible=True,
     )
@@ -102,6 +108,63 @@ async def test_a_client_without_its_certificate_is_turned_away(tmp_path: Path) -
         assert (await get_secured(served.server, certificate=True)).body == BODY
         with pytest.raises((trio.BrokenResourceError, AssertionError)):
             await get_secured(served.server)
+
+
+def openssl(*arguments: str | Path) -> None:
+    try:
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no openssl")
+
+
+def shown_certificate(
+    directory: Path, extension: str = "", *, days: int = 1, stranger: bool = False
+) -> tuple[Path, Path, Path]:
+    """A client's certificate, its key, and its CA's certificate: another CA's for a stranger."""
+    new = ("req", "-newkey", "rsa:2048", "-nodes")
+    for name in ("ca", "other"):
+        files = "-keyout", directory / f"{name}.key", "-out", directory / f"{name}.crt"
+        openssl(*new, "-x509", "-subj", "/CN=CA", *files)
+    certificate, key, request = (directory / f"client.{suffix}" for suffix in ("crt", "key", "csr"))
+    openssl(*new, "-subj", "/CN=client", "-keyout", key, "-out", request)
+    (directory / "extensions").write_text(f"basicConstraints=CA:FALSE\n{extension}\n")
+    ca = directory / ("other" if stranger else "ca")
+    signed = "-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days", str(days)
+    extensions = "-extfile", directory / "extensions"
+    openssl("x509", "-req", "-in", request, "-out", certificate, *signed, *extensions)
+    return certificate, key, directory / "ca.crt"
+
+
+@pytest.mark.parametrize("auth", ["RequireAndVerifyClientCert", "VerifyClientCertIfGiven"])
+@pytest.mark.parametrize(
+    ("made", "good"),
+    [
+        ({}, True),
+        ({"extension": "extendedKeyUsage=clientAuth"}, True),
+        ({"extension": "extendedKeyUsage=serverAuth"}, False),
+        ({"days": 0}, False),
+        ({"stranger": True}, False),
+    ],
+    ids=str,
+)
+async def test_a_client_with_a_certificate_that_is_not_good_is_turned_away(
+    tmp_path: Path, auth: str, made: dict[str, Any], good: bool
+) -> None:
+    certificate, key, ca = shown_certificate(tmp_path, **made)
+
+    async def ask(server: HttpServer) -> bytes:
+        async with secured(server, shown=(certificate, key)) as stream:
+            await stream.send_all(GET)
+            return (await read_answer(stream)).body
+
+    web = with_tls(tmp_path, f", client_ca_file: {ca}, client_auth_type: {auth}")
+    async with serving(web) as served:
+        if good:
+            assert await ask(served.server) == BODY
+        else:
+            with pytest.raises((trio.BrokenResourceError, AssertionError)):
+                await ask(served.server)
+            assert not served.seen
 
 
 async def test_a_verified_client_is_known_to_the_pages(tmp_path: Path) -> None:

@@ -107,6 +107,9 @@ def test_every_series_of_the_host_is_there_from_the_start() -> None:
         "panicd_config_last_reload_success_timestamp_seconds",
         "panicd_journal_healthy",
         "panicd_storm",
+        "panicd_problems",
+        "panicd_guests_left_reset",
+        "panicd_log_entries_dropped_total",
     }
     assert set(found.values()) == {0}
 

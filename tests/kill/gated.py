@@ -23,6 +23,7 @@ from panicd.cli import main
 from panicd.host.journal import Journal
 from panicd.qemu import dump_writer, monitor
 from panicd.qemu.dump_directory import give_name
+from panicd.qemu.pending import Question
 from panicd.qemu.process import Peer
 from panicd.relaunch import run_relaunch
 from panicd.rules.incident import AnyEntry, StepBegun, StepEnded, StepResult
@@ -78,7 +79,7 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         done: Callable[[list[object]], None],
         *,
         timeout: float,
-    ) -> monitor.Question:
+    ) -> Question:
         what = "+".join(name for name, _ in commands)
 
         def answered(answers: list[object]) -> None:
@@ -89,7 +90,7 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         return ask(self, commands, answered, timeout=timeout)
 
     def gated_send(
-        self: monitor._Client, commands: Sequence[monitor.Command], answers: monitor.Question
+        self: monitor._Client, commands: Sequence[monitor.Command], answers: Question
     ) -> None:
         send(self, commands, answers)
         for name, _ in commands:

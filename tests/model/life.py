@@ -23,6 +23,7 @@ from panicd.incident.chronicle import Chronicle, Keeping
 from panicd.incident.driver import Driver
 from panicd.incident.waiting import WaitingRoom
 from panicd.libvirt import Libvirt
+from panicd.problems import Problems
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.monitor import Monitor, MonitorError
 from panicd.qemu.probe import probe
@@ -85,7 +86,7 @@ class Life:
         try:
             answers = await probe(cast("Monitor", monitor), None, timeout=5.0)
             session = Session.from_probe(cast("Monitor", monitor), cast("Peer", peer), answers)
-            self.fleet.identify(domain, session.name, session.uuid)
+            self.fleet.identify(domain, session)
             domain.problem = ""
             self.driver = Driver(self.services, domain, cast("Peer", peer))
             await self.driver.look_after(session)
@@ -121,13 +122,14 @@ class Life:
             fleet=self.fleet,
             waiting=waiting,
             holds=self.holds,
-            storm=StormBreaker(lambda: None, lambda: 1),
+            storm=StormBreaker(lambda: None, dict),
             dumps=DumpQueue(1, now),
             bundles=BundleKeeper(Path("/journal"), Path("/bundles")),
             way=RightOfWay(),
             unrecorded=lambda: False,
             libvirt=Libvirt(lambda: None, dry_run=False),
             timers=Timers(),
+            problems=Problems(),
             dry_run=False,
         )
 
@@ -136,6 +138,8 @@ class ModelPeer:
     """The QEMU at the other end, as ``panicd.qemu.process.Peer`` is one."""
 
     unknown_because = None
+    uid = 0
+    pid = 1
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -144,6 +148,12 @@ class ModelPeer:
 
     def is_qemu(self) -> bool:
         return True
+
+    def confirm(self) -> None:
+        pass
+
+    def beyond_signals(self) -> str:
+        return ""
 
     def command_line(self) -> tuple[str, ...]:
         return ()

@@ -36,7 +36,7 @@ from panicd.qemu.monitor import (
     UnreachableError,
 )
 from panicd.qemu.pace import Pace
-from panicd.qemu.process import ProcessIdentity
+from panicd.qemu.process_identity import ProcessIdentity
 from panicd.qemu.session import Session
 from panicd.rules.capability import Version
 from panicd.rules.incident import Outcome, StepResult

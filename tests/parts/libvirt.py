@@ -44,6 +44,13 @@ for directory in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/
   mount -t tmpfs none "$root$directory"
 done
 cp "$1/qemu.conf" "$root/etc/libvirt/"
+if [ -z "$root" ]; then
+  for file in passwd group; do  # Debian's libvirt won't start without its own user
+    { cat /etc/$file; [ $file = group ] || echo "libvirt-qemu:x:64055:64055::/:/bin/false"
+      [ $file = passwd ] || echo "libvirt-qemu:x:64055:"; } >"$1/$file"
+    mount --bind "$1/$file" /etc/$file
+  done
+fi
 exec chroot "$root/" libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
 """
 _LIBVIRTD: Final = """

@@ -86,8 +86,8 @@ def search(start: World, *, at_most: int | None = None) -> Figures:
             here = key(world)
             try:
                 settle(world, good)
-                for name, there in moves(world):
-                    there = trimmed(there)
+                for name, after in moves(world):
+                    there = trimmed(after)
                     figures.moves += 1
                     to = key(there)
                     if to not in seen:
@@ -142,7 +142,7 @@ def settle(world: World, good: set[object]) -> None:
 
 def _calm_moves(world: World) -> Iterator[tuple[str, World]]:
     """Yield what happens if nobody hurries: time passes when nothing else happens."""
-    possible = [each for each in moves(world)]
+    possible = list(moves(world))
     assert not list(_outside_moves(world))
     yield from (each for each in possible if each[0] != "the time is over")
     yield from (each for each in possible if each[0] == "the time is over")

@@ -115,6 +115,8 @@ def go_on_as_found(turn: Turn, found: Found) -> None:
             deciding.go_on(turn, index)
         case Redecide():
             deciding.decide_now(turn, found.run_state)
+        case End(ending=Ending.FOREIGN_RESET):
+            deciding.reset_by_others(turn)
         case End(ending=ending):
             unfinished = incident.step_in_progress
             if ending is Ending.RELAUNCHED and unfinished is not None:

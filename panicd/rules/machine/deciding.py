@@ -237,7 +237,7 @@ def finish(turn: Turn, course: Course) -> None:
         case Course.PRESERVE:
             give_up(turn, Reason.DUMP_FAILED)
         case Course.RESET_BY_OTHERS:
-            turn.close(Ending.FOREIGN_RESET)
+            reset_by_others(turn)
         case Course.RESUMED_BY_OTHERS:
             _resumed_meanwhile(turn)
         case Course.INTERRUPTED:
@@ -312,7 +312,26 @@ def stop_flood(turn: Turn) -> None:
         carry_out(turn, end_flood(ignored), situation)
 
 
-# Others resume the guest.
+# Others reset the guest, or resume it.
+
+
+def reset_by_others(turn: Turn) -> None:
+    """Take note that somebody else has reset the guest: its panic is over when it runs again."""
+    ask_state(turn, AskingState(Then.RESET))
+
+
+def reset_answered(turn: Turn) -> None:
+    """QEMU said whether the guest that others have reset runs."""
+    state = turn.known.run_state
+    if state.executes or state is RunState.POSTMIGRATE:
+        turn.close(Ending.FOREIGN_RESET)
+    elif turn.open.state is IncidentState.RESET:
+        turn.rest()
+    else:
+        index = turn.open.step_in_progress
+        if index is not None:
+            turn.end(index, StepResult(Outcome.UNKNOWN, "somebody reset the guest"))
+        turn.settle(IncidentState.RESET)
 
 
 def _resumed_meanwhile(turn: Turn) -> None:
@@ -374,7 +393,10 @@ def _see_what_became(turn: Turn) -> None:
     phase, vm = turn.phase, turn.known
     assert isinstance(phase, StoppingAgain)
     if vm.resets > phase.resets:
-        turn.close(Ending.GUEST_RESET if vm.reset_by_guest else Ending.FOREIGN_RESET)
+        if vm.reset_by_guest:
+            turn.close(Ending.GUEST_RESET)
+        else:
+            reset_by_others(turn)
     elif vm.run_state in _STOPPED:
         _stopped_again(turn, plan=phase.plan)
     elif vm.run_state.executes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from panicd.rules.ending import Cause
+from panicd.rules.identity import NOTHING, Claim
 from panicd.rules.incident import Incident, StepResult
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.machine.vm import Vm
@@ -26,11 +27,13 @@ class Moment:
         ticks: seconds on a clock that nobody sets.
         policy: what is configured for the domain.
         name: what panicd calls the domain.
-        uuid: the domain's, empty where it has none.
+        claim: what the VM says that it is.
+        key: what the domain's belongings are kept under.
         monitor: the address of its monitor.
         token: makes the id of an incident that begins now one of its own.
         restarts: when panicd restarted this domain, in seconds since the epoch.
         libvirt: what libvirt knows of the domain, where it runs it.
+        silent: QEMU is known not to answer.
         held: an operator suspended automation.
         storm: many domains panicked at once, this one included: people are to decide.
         limited: for the same reason few may be acted on at a time.
@@ -43,11 +46,13 @@ class Moment:
     ticks: float
     policy: Policy
     name: str = ""
-    uuid: str = ""
+    claim: Claim = NOTHING
+    key: str = ""
     monitor: str = ""
     token: str = ""
     restarts: tuple[float, ...] = ()
     libvirt: LibvirtDomain | None = None
+    silent: bool = False
     held: bool = False
     storm: bool = False
     limited: bool = False
@@ -205,6 +210,11 @@ class Reconsider:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAgain:
+    """Something may have happened to the guest that no event told of."""
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """An operator asks for something.
 
@@ -241,6 +251,7 @@ Input = (
     | Lost
     | Departed
     | Reconsider
+    | LookAgain
     | Asked
     | Stopping
 )

@@ -15,7 +15,16 @@ from panicd.rules.incident import (
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import deciding
 from panicd.rules.machine.hearing import announced_twice
-from panicd.rules.machine.inputs import Answered, Asked, Elapsed, Heard, Lost, NoAnswer, Refused
+from panicd.rules.machine.inputs import (
+    Answered,
+    Asked,
+    Elapsed,
+    Heard,
+    LookAgain,
+    Lost,
+    NoAnswer,
+    Refused,
+)
 from panicd.rules.machine.state import AskingState, Resting, SeeingEnd, Then
 from panicd.rules.machine.turn import BUSY_TIMEOUT, Turn
 from panicd.rules.on_crash import Action
@@ -35,11 +44,17 @@ from panicd.rules.qapi import (
 
 ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 ACTED_ON: Final = frozenset(
-    {IncidentState.PRESERVED, IncidentState.RUNNING_ON, IncidentState.FAILED}
+    {
+        IncidentState.PRESERVED,
+        IncidentState.RUNNING_ON,
+        IncidentState.FAILED,
+        IncidentState.RESET,
+    }
 )
 LOOK_AFTER: Final[dict[IncidentState, float]] = {  # seconds without an event
     IncidentState.PRESERVED: 5.0,  # it may have been migrated away
     IncidentState.FAILED: 5.0,
+    IncidentState.RESET: 5.0,
     IncidentState.RUNNING_ON: 60.0,  # an ignored panic that did not come again is over
 }
 # QAPI ShutdownCause (4.0 and later): how a guest ends by itself. With reboot=shutdown a reset does.
@@ -90,6 +105,8 @@ def _heard(turn: Turn, heard: Heard) -> None:
 
 
 def _panicked(turn: Turn, event: GuestPanickedEvent, count: int) -> None:
+    if turn.incident is not None and turn.incident.state is IncidentState.RESET:
+        turn.close(Ending.FOREIGN_RESET)  # a kernel that was started since panics
     incident = turn.incident
     if incident is None:
         _first_panic(turn, event, count)
@@ -152,13 +169,17 @@ def not_ended(turn: Turn, phase: SeeingEnd, _came: Elapsed) -> None:
 def _resumed(turn: Turn) -> None:
     if turn.incident is None:
         turn.observed("guest resumed")
+    elif turn.incident.state is IncidentState.RESET:
+        turn.close(Ending.FOREIGN_RESET)
     elif turn.incident.state is not IncidentState.RUNNING_ON:
         deciding.stop_again(turn)
 
 
 def _reset(turn: Turn, *, by_guest: bool) -> None:
-    if turn.incident is not None:
-        turn.close(Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET)
+    if turn.incident is not None and by_guest:
+        turn.close(Ending.GUEST_RESET)
+    elif turn.incident is not None:
+        deciding.reset_by_others(turn)
     elif not by_guest:  # what a guest can do as often as it likes is not logged
         turn.observed("guest reset")
 
@@ -187,7 +208,11 @@ def _watched(turn: Turn, heard: Heard) -> bool:
         case ResetEvent(guest=guest, reason=reason):
             # Before 4.0 nothing tells who reset it: it is taken for the guest itself.
             by_guest = guest or not reason
-            _close_watch(turn, Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET)
+            if by_guest:
+                _close_watch(turn, Ending.GUEST_RESET)
+            else:
+                turn.stale = True
+                deciding.reset_by_others(turn)
         case ShutdownEvent(reason=reason) if reason in _ENDED_ITSELF:
             _close_watch(turn, _ENDED_ITSELF[reason], f"shutdown, {reason}")
         case StopEvent():
@@ -244,6 +269,11 @@ def arm_look(turn: Turn) -> None:
         turn.wake(ARRIVAL_CHECK)
 
 
+def look_again(turn: Turn, _phase: Resting, _came: LookAgain) -> None:
+    """See what no event told of."""
+    deciding.ask_state(turn, AskingState(Then.LOOK), BUSY_TIMEOUT)
+
+
 def elapsed(turn: Turn, _phase: Resting, _came: Elapsed) -> None:
     """Nothing was heard for as long as was waited."""
     incident = turn.incident
@@ -251,7 +281,7 @@ def elapsed(turn: Turn, _phase: Resting, _came: Elapsed) -> None:
         end_watch(turn, "no reset was seen in its time")
     elif incident is not None and incident.state is IncidentState.RUNNING_ON:
         turn.close(Ending.RAN_ON)
-    else:
+    elif not turn.moment.silent:  # else it would not answer
         deciding.ask_state(turn, AskingState(Then.LOOK), BUSY_TIMEOUT)
 
 
@@ -320,6 +350,8 @@ def state_answered(turn: Turn, phase: AskingState, answered: Answered) -> str | 
             deciding.decide_now(turn, state, Reason.NO_GRACE)
         case Then.OBEY:
             _obey(turn)
+        case Then.RESET:
+            deciding.reset_answered(turn)
         case Then.TELL_STOP:
             turn.observed(f"guest stopped, run state {state}")
             turn.rest()

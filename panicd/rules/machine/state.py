@@ -19,6 +19,7 @@ class Then(StrEnum):
     WATCH_ENDED = "watch-ended"
     NO_GRACE = "no-grace"  # the guest could not be let run in its grace
     OBEY = "obey"  # an operator
+    RESET = "reset"  # whether the guest that others have reset runs
     TELL_STOP = "tell-stop"  # what a STOP has stopped
     WATCHED_STOP = "watched-stop"  # the same of a guest that handles its panic itself
 

@@ -31,6 +31,7 @@ from panicd.rules.machine.inputs import (
     Gone,
     Heard,
     Input,
+    LookAgain,
     Lost,
     Moment,
     Reconsider,
@@ -193,6 +194,7 @@ TABLE: Final[dict[type, dict[type, Handler]]] = {
         Gone: _ignore,
         Asked: _queue,
         Reconsider: _reconsider,
+        LookAgain: resting.look_again,
     },
     AskingState: _asking(answered=_or_leave(resting.state_answered)),
     SettingPanic: _asking(answered=_or_leave(deciding.panic_answered)),
@@ -299,13 +301,13 @@ def _handler(state: State, came: Input) -> Handler:
     handler = TABLE[type(state.phase)].get(type(came))
     if handler is None:
         # What was waited for may come, and not be waited for any more in the phase as it stands.
-        if type(came) in _ANSWERS:
+        if type(came) in _MAY_BE_LATE:
             return _ignore
         raise IllegalInputError(f"{type(came).__name__} in {type(state.phase).__name__}")
     return handler
 
 
-_ANSWERS: Final = frozenset({Answered, Durable, Elapsed, Finished, Told, TurnCame})
+_MAY_BE_LATE: Final = frozenset({Answered, Durable, Elapsed, Finished, Told, TurnCame, LookAgain})
 
 
 def _see(turn: Turn, came: Input) -> None:

@@ -48,7 +48,9 @@ QUERY_STATUS: Final[effects.Command] = ("query-status", ())
 
 P = TypeVar("P", bound=Phase)
 
-SettledState = Literal[IncidentState.PRESERVED, IncidentState.RUNNING_ON, IncidentState.FAILED]
+SettledState = Literal[
+    IncidentState.PRESERVED, IncidentState.RUNNING_ON, IncidentState.FAILED, IncidentState.RESET
+]
 
 _FIELDS: Final = tuple(each.name for each in fields(State))
 
@@ -141,6 +143,7 @@ class Turn:
             kdump=incident.opened.source is Source.KDUMP,
             own_time=own_time_over(incident),
             flooded=incident.repeats > moment.policy.flood.max,
+            reset=incident.state is IncidentState.RESET,
         )
 
     def dump_was_tried(self) -> bool:
@@ -169,11 +172,13 @@ class Turn:
         opened = Opened(
             at=moment.now,
             domain=moment.name,
-            uuid=moment.uuid,
+            uuid=moment.claim.uuid,
             monitor=moment.monitor,
             process=self.known.process,
             source=source,
             information=information,
+            key=moment.key,
+            name=moment.claim.name,
         )
         self.incident = Incident(new_id(moment.now, moment.token), opened)
         self.repeats, self.flood, self.repeats_noted_at = 0, 0, 0.0

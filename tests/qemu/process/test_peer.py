@@ -13,6 +13,7 @@ import trio
 import panicd
 from panicd.qemu import process
 from panicd.qemu.process import MAX_COMMAND_LINE, Peer, PeerUnknownError
+from panicd.qemu.process_identity import start_time_of
 from panicd.rules.command_line import parse_command_line
 from tests.parts.nobody import needs_root
 from tests.qemu.process.programs import LIMIT, Start
@@ -68,8 +69,8 @@ def test_a_successor_on_the_same_path_is_another_process(
 
 def test_start_time_tells_a_reused_number_apart(start: Start, fake_qemu: Path) -> None:
     program = start(fake_qemu)
-    elder = process._start_time(os.getpid())
-    younger = process._start_time(program.process.pid)
+    elder = start_time_of(os.getpid())
+    younger = start_time_of(program.process.pid)
     assert elder is not None
     assert younger is not None
     assert elder < younger
@@ -86,7 +87,7 @@ def test_a_processs_name_does_not_disturb_its_start_time(tmp_path: Path) -> None
         assert child.stdout is not None
         child.stdout.readline()
         assert Path(f"/proc/{child.pid}/comm").read_text() == "a) b (c 1 2\n"
-        elder, younger = process._start_time(os.getpid()), process._start_time(child.pid)
+        elder, younger = start_time_of(os.getpid()), start_time_of(child.pid)
         assert elder is not None
         assert younger is not None
         assert elder < younger
@@ -158,7 +159,7 @@ def test_leaves_none_behind_either_where_there_is_none_left_to_look_with(
     def none_left(_pid: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(process, "_start_time", none_left)
+    monkeypatch.setattr(process, "start_time_of", none_left)
     one, other = socket.socketpair()
     with one, other:
         before = sorted(Path("/proc/self/fd").iterdir())

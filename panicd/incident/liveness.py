@@ -1,0 +1,87 @@
+"""Whether a QEMU of which nothing is asked still answers.
+
+An idle QEMU says nothing for weeks, and so does one that is stopped (SIGSTOP), or whose main loop
+hangs in its storage: it would not tell of a panic either. So it is asked for its run state now and
+then, at moments that are spread. Nobody waits for the answer: an event is taken as ever.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+from panicd.fleet import Domain
+from panicd.host.logs import get_logger
+from panicd.qemu.monitor import MonitorError
+from panicd.qemu.session import Session
+from panicd.rules.machine.answers import run_state_of
+from panicd.services import Services
+from panicd.timers import Timer
+
+ASK_EVERY: Final = 600.0  # seconds; an answer costs 0.3 to 0.7 ms of processor time
+SILENT_AFTER: Final = 10.0  # seconds; under a flood of panics QEMU was seen to take 1.2
+
+
+class Liveness:
+    """What is asked of one QEMU, and whether it has answered.
+
+    Args:
+        services: what it uses.
+        domain: whose it is.
+        session: of which ``silent_since`` is kept.
+        is_idle: tells whether nothing else is asked of it for long.
+        look: is called when QEMU's run state is another than is known.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        domain: Domain,
+        session: Session,
+        is_idle: Callable[[], bool],
+        look: Callable[[], None],
+    ) -> None:
+        self._services = services
+        self._domain = domain
+        self._session = session
+        self._is_idle = is_idle
+        self._look = look
+        first = random.uniform(0.0, ASK_EVERY)  # noqa: S311 - spreads the questions, guards nothing
+        self._timer: Timer | None = services.timers.after(first, self._ask)
+
+    def stop(self) -> None:
+        """Ask no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+    def _ask(self) -> None:
+        if not self._is_idle():
+            self._timer = self._services.timers.after(ASK_EVERY, self._ask)
+            return
+        self._timer = self._services.timers.after(SILENT_AFTER, self._is_silent)
+        question = [("query-status", dict[str, object]())]
+        self._session.monitor.ask(question, self._answered, timeout=SILENT_AFTER)
+
+    def _is_silent(self) -> None:
+        """Note that there is no answer; the question stays, for it may come yet."""
+        self._note(self._services.keeping.clock() - SILENT_AFTER)
+
+    def _answered(self, answers: list[object]) -> None:
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        (answer,) = answers
+        if isinstance(answer, MonitorError):  # its session's end, or nonsense: seen to elsewhere
+            return
+        self._timer = self._services.timers.after(ASK_EVERY, self._ask)
+        self._note(None)
+        if run_state_of(answer) is not self._session.run_state:
+            self._look()
+
+    def _note(self, silent_since: float | None) -> None:
+        before, self._session.silent_since = self._session.silent_since, silent_since
+        log = get_logger(domain=self._domain.name)
+        if silent_since is not None:
+            log.warning("QEMU does not answer", since=silent_since)
+        elif before is not None:
+            log.info("QEMU answers again", silent_since=before)
