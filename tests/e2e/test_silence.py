@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from panicd import connector, liveness
+from panicd import connector
 from panicd.demo.guests import Guest
+from panicd.incident import liveness
 from tests.parts.daemon import DaemonInside, ObservedDaemon
 from tests.parts.qemu import RealQemu
 

@@ -68,12 +68,14 @@ class Guest:
         panicked: its kernel panicked, and was not reset since.
         stopping: the panic's stop is still to come.
         must_boot: it was reset and has not run since.
+        number: of its last panic.
     """
 
     state: RunState = RunState.RUNNING
     panicked: bool = False
     stopping: bool = False
     must_boot: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ class World:
         lost: the session has ended, and the machine does not know it yet.
         gone_told: the process's end was told.
         left: what may still happen.
-        resets, quits, conts: given since the last panic.
+        conts: given to a panicked guest: the number of its panic, and how many.
+        interruptions: how often panicd lost track of what it had given.
         departing: it is being found out why the session ended.
         late: panicd stopped a guest that others had reset a moment before.
         misread: and was not there to hear of it: nobody can tell the guest from a panicked one.
@@ -139,8 +142,8 @@ class World:
     lost: bool = False
     watched: bool = False
     gone_told: bool = False
-    panics: int = 0
-    conts: int = 0
+    conts: tuple[int, int] = (0, 0)
+    interruptions: int = 0
     departing: bool = False
     late: bool = False
     misread: bool = False
@@ -153,7 +156,7 @@ def policy_of(on_crash: OnCrash) -> Policy:
 
 def moment_of(world: World) -> Moment:
     """Return what holds: the same at all times."""
-    return Moment(NOW, 0.0, policy_of(world.on_crash), "vm", token=f"{world.panics:08x}")
+    return Moment(NOW, 0.0, policy_of(world.on_crash), "vm", token=f"{world.guest.number:08x}")
 
 
 CAPABILITY: Final = Capability(
@@ -250,6 +253,12 @@ def object_to(world: World, command: str) -> World:
             raise ViolationError("a guest that runs is dumped")
         case _:
             pass
+    if command == "cont" and told.panicked:
+        number, count = world.conts
+        count = count + 1 if number == told.number else 1
+        if count > 1 + world.interruptions:
+            raise ViolationError("a guest is let run twice after one panic")
+        return replace(world, conts=(told.number, count))
     return world
 
 
@@ -340,9 +349,9 @@ def _say(world: World, event: Event) -> World:
 
 
 def _panic(world: World) -> World:
-    guest = replace(world.guest, panicked=True, stopping=True)
-    world = replace(world, guest=guest, panics=world.panics + 1, conts=0)
-    return _say(world, GuestPanickedEvent(0.0, PanicAction.PAUSE))
+    number = world.guest.number + 1
+    guest = replace(world.guest, panicked=True, stopping=True, number=number)
+    return _say(replace(world, guest=guest), GuestPanickedEvent(0.0, PanicAction.PAUSE))
 
 
 def _execute(world: World, name: str) -> tuple[World, object]:
@@ -353,7 +362,8 @@ def _execute(world: World, name: str) -> tuple[World, object]:
         case "system_reset":
             state = guest.state if guest.state is RunState.RUNNING else RunState.PRELAUNCH
             runs = state is RunState.RUNNING
-            world = replace(world, guest=Guest(state, must_boot=not runs))
+            reset = Guest(state, must_boot=not runs, number=guest.number)
+            world = replace(world, guest=reset)
             return _say(world, ResetEvent(0.0, guest=False, reason="host-qmp-system-reset")), {}
         case "cont" if guest.state is not RunState.RUNNING:
             running = replace(guest, state=RunState.RUNNING, must_boot=False, stopping=False)
@@ -372,15 +382,11 @@ def _deal(world: World) -> World:
     world = replace(world, commands=tuple(rest))
     answers: list[object] = []
     for name in names:
-        lets_run = name == "cont" and world.guest.panicked and world.connected
-        if lets_run and world.conts:
-            raise ViolationError("a guest is let run twice after one panic")
         # panicd's stop may meet a guest that was reset a moment before: it is paused then as the
         # panicked one would be, and nothing tells who was not there.
         late = name == "stop" and not world.guest.panicked
         world = replace(
             world,
-            conts=world.conts + lets_run,
             late=world.late or late,
         )
         world, answer = _execute(world, name)
@@ -418,7 +424,12 @@ def _cut(world: World) -> World:
     )
     # What was said is read before the end; what QEMU has not read yet, it never will.
     return replace(
-        world, connected=False, lost=True, commands=(), channel=(*world.channel, *answered)
+        world,
+        connected=False,
+        lost=True,
+        commands=(),
+        channel=(*world.channel, *answered),
+        interruptions=world.interruptions + 1,
     )
 
 
@@ -437,6 +448,7 @@ def _kill_panicd(world: World) -> World:
         world,
         state=None,
         connected=False,
+        interruptions=world.interruptions + 1,
         noted=(),
         commits=(),
         channel=(),

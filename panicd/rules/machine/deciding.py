@@ -325,11 +325,14 @@ def reset_answered(turn: Turn) -> None:
     state = turn.known.run_state
     if state.executes or state is RunState.POSTMIGRATE:
         turn.close(Ending.FOREIGN_RESET)
+    elif proves_panic(turn, state):  # of the kernel that was started since
+        turn.close(Ending.FOREIGN_RESET)
+        turn.unseen = True
     elif turn.open.state is IncidentState.RESET:
         turn.rest()
     else:
         index = turn.open.step_in_progress
-        if index is not None:
+        if index is not None and turn.open.state is IncidentState.ACTING:
             turn.end(index, StepResult(Outcome.UNKNOWN, "somebody reset the guest"))
         turn.settle(IncidentState.RESET)
 
