@@ -54,9 +54,19 @@ class Context:
         try:
             return call(self.socket, command, arguments)
         except DaemonUnreachableError as error:
-            fail(str(error))
+            fail("\n".join([str(error), *self._spoilt()]))
         except RefusedError as error:
             fail(str(error), BAD_USAGE if error.kind == "config" else FAILED)
+
+    def _spoilt(self) -> list[str]:
+        """Return what is wrong with the configuration, as it may be why no daemon is found."""
+        if self._socket is not None:
+            return []
+        try:
+            configuration.read(self.config_file)
+        except ConfigError as error:
+            return str(error).split("\n")
+        return []
 
     def record(self, incident_id: str) -> render.Answer:
         """Return an incident's record: the daemon's, or without one the journal's."""

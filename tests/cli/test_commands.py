@@ -230,6 +230,46 @@ async def test_reload_is_all_or_nothing(socket_dir: Path) -> None:
         assert (await daemon.call("status"))["domains"] == []
 
 
+async def test_commands_reach_the_daemon_whatever_is_wrong_with_the_file(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        incident = (await daemon.wait_incident("vm", state="preserved")).id
+        with daemon.config_file.open("a") as file:
+            file.write("domains: [\n")
+        because = ("--why", "a test")
+        for command in (
+            ("status",),
+            ("explain", "vm"),
+            ("audit",),
+            ("incidents",),
+            ("incident", incident),
+            ("hold", "vm", *because),
+            ("unhold", "vm", *because),
+            ("ack", incident, *because),
+            ("release", "vm", *because),
+        ):
+            await ask(daemon, *command)
+        refused = await ask(daemon, "reload", status=BAD_USAGE)
+        assert f"{daemon.config_file}:" in refused
+        assert "expected valid YAML" in refused
+    refused = await ask(daemon, "status", status=FAILED)
+    assert f"can't reach panicd at {daemon.control_socket}" in refused
+    assert "expected valid YAML" in refused
+
+
+@pytest.mark.parametrize("command", ["check", "run", "probe /nowhere.sock", "export 1-2"])
+def test_file_that_is_no_yaml_is_an_error_with_its_place_where_it_is_needed(
+    tmp_path: Path, command: str
+) -> None:
+    config = tmp_path / "panicd.yaml"
+    config.write_text(f"control_socket: {tmp_path}/c.sock\ndomains: [\n")
+    result = panicd("--config", config, *command.split())
+    assert result.exit_code == BAD_USAGE
+    assert f"{config}:3:1: expected valid YAML" in result.output
+
+
 @pytest.mark.real
 async def test_vm_started_with_qemu_args_is_armed(socket_dir: Path) -> None:
     printed = panicd("qemu-args", "--name", "vm", "--directory", socket_dir).output
