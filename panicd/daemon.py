@@ -19,7 +19,7 @@ from panicd import __version__
 from panicd.answers.api import Api
 from panicd.answers.audit import count_exposed
 from panicd.answers.operators import Operators
-from panicd.answers.snapshot import domain_samples
+from panicd.answers.snapshot import Outlook, domain_samples
 from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
@@ -138,7 +138,7 @@ class Daemon:
         ):
             async with event_loop(), trio.open_nursery() as nursery:
                 nursery.start_soon(write_late)
-                services = self._services(nursery)
+                self._services = services = self._make_services(nursery)
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
                 self._libvirt.on_problem = _tell_libvirt_problem
@@ -165,12 +165,12 @@ class Daemon:
                 nursery.cancel_scope.cancel()
             await self._write_the_rest(services.waiting)
 
-    def _services(self, nursery: trio.Nursery) -> Services:
+    def _make_services(self, nursery: trio.Nursery) -> Services:
         """Make what the domains share, with the incidents that are open."""
         keeping = Keeping(
             self._journal, self._tally, time.time, lambda: self._config.journal_failure
         )
-        self._waiting = waiting = WaitingRoom(nursery, time.time, self._fleet.has_returned)
+        waiting = WaitingRoom(nursery, time.time, self._fleet.has_returned)
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping))
         return Services(
@@ -229,7 +229,7 @@ class Daemon:
     def _incidents_open(self) -> int:
         domains = list(self._fleet.domains.values())
         acted_on = sum(domain.chronicle is not None for domain in domains)
-        return acted_on + len(self._waiting.chronicles)
+        return acted_on + len(self._services.waiting.chronicles)
 
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, and nothing destructive is to be done without it."""
@@ -241,8 +241,8 @@ class Daemon:
         return self._journal.fault is None and not damaged
 
     def _domain_samples(self) -> list[DomainSample]:
-        waiting = self._waiting.chronicles
-        return domain_samples(self._domains(), self._tally, self._holds, waiting, time.time())
+        waiting = self._services.waiting.chronicles
+        return domain_samples(self._domains(), Outlook.of(self._services), waiting)
 
     def _exposed(self) -> dict[str, int]:
         return count_exposed(self._domains(), self._tally, self._holds, time.time())

@@ -6,7 +6,7 @@ import trio
 
 from panicd.host.logs import get_logger
 from panicd.rules.settings import Storm, StormAction
-from panicd.rules.storm import is_storm
+from panicd.rules.storm import NO_STORM, StormOutlook, is_storm, storm_outlook
 
 
 class StormBreaker:
@@ -71,6 +71,13 @@ class StormBreaker:
         """Whether destructive actions are to be left to an operator now."""
         storm = self._settings()
         return storm is not None and storm.then is StormAction.PRESERVE and self.rages(now)
+
+    def outlook(self, now: float) -> StormOutlook:
+        """Return whose next panic would be left to an operator; from any thread."""
+        storm = self._settings()
+        if storm is None or storm.then is not StormAction.PRESERVE:
+            return NO_STORM
+        return storm_outlook(storm, self._panics.copy().items(), self._domains(), now)
 
     def turn(self, now: float) -> trio.CapacityLimiter | None:
         """Return what a destructive action has to take its turn at now; None: nothing."""

@@ -9,7 +9,7 @@ import trio
 
 from panicd.answers.audit import exposed_domains, unwatched
 from panicd.answers.operators import Operators
-from panicd.answers.snapshot import budget_of, domain_status, foresee_domain
+from panicd.answers.snapshot import Outlook, budget_of, domain_status, foresee_domain
 from panicd.fleet import Domain
 from panicd.host.config import ConfigError
 from panicd.host.control import RefusedError, Request
@@ -81,15 +81,15 @@ class Api:
             "storm": services.storm.rages(now),
             "dry_run": services.dry_run,
             "libvirt_problem": services.libvirt.problem,
-            "domains": self._domain_views(now),
+            "domains": self._domain_views(),
             "waiting": [incident_view(c.incident) for c in services.waiting.chronicles],
         }
 
-    async def _domain_views(self, now: float) -> AsyncIterator[object]:
-        services = self._services
+    async def _domain_views(self) -> AsyncIterator[object]:
+        services, outlook = self._services, Outlook.of(self._services)
         by_name = sorted(services.fleet.domains.values(), key=lambda d: d.name)
         for number, domain in enumerate(by_name, 1):
-            yield asdict(domain_status(domain, self._keeping.tally, services.holds, now))
+            yield asdict(domain_status(domain, outlook))
             if number % SHOWN_AT_ONCE == 0:
                 await services.way.give_way_async()
 
@@ -129,27 +129,18 @@ class Api:
         return domain
 
     def _explain(self, domain: Domain) -> object:
-        services, session, policy = self._services, domain.session, domain.policy
-        now = self._keeping.clock()
-        status = asdict(domain_status(domain, self._keeping.tally, services.holds, now))
+        session, policy, outlook = domain.session, domain.policy, Outlook.of(self._services)
+        status = asdict(domain_status(domain, outlook))
         if session is None or policy is None:
             return {"status": status, "plan": None}
-        plan = foresee_domain(domain, self._keeping.tally, services.holds, now)
+        plan = foresee_domain(domain, outlook)
         return {
             "status": status,
-            "budget": asdict(budget_of(domain, self._keeping.tally, now)),
+            "budget": asdict(budget_of(domain, outlook)),
             "device_types": list(session.capability.device_types),
             "plan": plan_view(plan),
-            "then": plan_view(after) if (after := self._after_grace(domain, plan)) else None,
+            "then": plan_view(after) if (after := _after_grace(domain, plan, outlook)) else None,
         }
-
-    def _after_grace(self, domain: Domain, plan: Plan) -> Plan | None:
-        """Return what follows where the guest may handle its panic itself, and does not."""
-        if plan.decision.action is not Action.GRACE:
-            return None
-        services, now = self._services, self._keeping.clock()
-        over = OWN_TIME_OVER[plan.decision.reason]
-        return foresee_domain(domain, self._keeping.tally, services.holds, now, own_time=over)
 
     async def _incidents(self, arguments: Mapping[str, object]) -> object:
         limit = arguments.get("limit", 20)
@@ -232,6 +223,13 @@ class Api:
         except ConfigError as error:
             raise RefusedError("config", str(error)) from error
         return {}
+
+
+def _after_grace(domain: Domain, plan: Plan, outlook: Outlook) -> Plan | None:
+    """Return what follows where the guest may handle its panic itself, and does not."""
+    if plan.decision.action is not Action.GRACE:
+        return None
+    return foresee_domain(domain, outlook, own_time=OWN_TIME_OVER[plan.decision.reason])
 
 
 def _seconds(arguments: Mapping[str, object], key: str, expected: str) -> float | None:
