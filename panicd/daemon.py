@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import shutil
 import signal
 import sys
@@ -32,7 +33,7 @@ from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction, domain_key
 from panicd.host.logs import get_logger, write_late
 from panicd.host.metrics import DomainSample, Metrics
-from panicd.host.sdnotify import notify, watchdog_interval
+from panicd.host.sdnotify import ServiceManager
 from panicd.host.web import WebApp
 from panicd.libvirt import Libvirt
 from panicd.notifier import Notifier
@@ -114,6 +115,7 @@ class Daemon:
         self._dumps = DumpQueue(config.coredumps_at_once, time.time)
         self._bundles = BundleKeeper(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
+        self._manager = ServiceManager.take(os.environ)
         self._monitors: dict[Monitor, trio.CancelScope] = {}
         self._reloading = trio.Lock()
         self._notifier = Notifier(self._journal, lambda: self._config, time.time, dry_run=dry_run)
@@ -158,10 +160,10 @@ class Daemon:
                 nursery.start_soon(self._bundles.run)
                 nursery.start_soon(self._notifier.run)
                 nursery.start_soon(self._feed_watchdog)
-                notify(READY=1)
+                self._manager.notify(READY=1)
                 self._started = True
                 await self._until_told_to_stop(signals)
-                notify(STOPPING=1)
+                self._manager.notify(STOPPING=1)
                 nursery.cancel_scope.cancel()
             await self._write_the_rest(services.waiting)
 
@@ -354,12 +356,12 @@ class Daemon:
 
     async def _feed_watchdog(self) -> None:
         """Say that both event loops still turn, for as long as they do."""
-        interval = min(PULSE_EVERY, watchdog_interval() or PULSE_EVERY)
+        interval = min(PULSE_EVERY, self._manager.watchdog_interval() or PULSE_EVERY)
         while True:
             await pulse()
             self._pulse_at = time.monotonic()
             self._storm.rages(time.time())  # for the metric: nobody else sees it end
-            notify(WATCHDOG=1, STATUS=self._summary())
+            self._manager.notify(WATCHDOG=1, STATUS=self._summary())
             await trio.sleep(interval)
 
     def _summary(self) -> str:
