@@ -57,6 +57,7 @@ ORDER = [
     "demo",
     "cli.probing",
     "cli.moment",
+    "cli.terminal",
     "cli.render_dumps",
     "cli.incident_log",
     "cli.render",

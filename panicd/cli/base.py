@@ -14,6 +14,7 @@ from panicd.cli import render
 from panicd.host import config as configuration
 from panicd.host.config import Config, ConfigError
 from panicd.host.control import DaemonUnreachableError, RefusedError, call
+from panicd.host.logs import escape
 
 FAILED: Final = 1
 BAD_USAGE: Final = 2  # also click's own
@@ -90,7 +91,8 @@ class Context:
 
 def fail(message: str, status: int = FAILED) -> NoReturn:
     """Say why a command can't be carried out, and exit."""
-    click.echo(f"panicd: {message}", err=True)
+    for line in f"panicd: {message}".split("\n"):
+        click.echo(escape(line), err=True)
     sys.exit(status)
 
 
@@ -140,7 +142,9 @@ def _ask_quietly(context: click.Context, command: str) -> object:
 
 
 def _completions(names: list[str], incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    # What is offered is printed by the shell, a line each: what is not printable is not offered.
+    fit = (name for name in names if name.startswith(incomplete) and name.isprintable())
+    return [CompletionItem(name) for name in fit]
 
 
 def note_findings(findings: object) -> None:

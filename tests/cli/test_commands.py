@@ -242,7 +242,6 @@ async def test_commands_reach_the_daemon_whatever_is_wrong_with_the_file(socket_
         for command in (
             ("status",),
             ("explain", "vm"),
-            ("audit",),
             ("incidents",),
             ("incident", incident),
             ("hold", "vm", *because),

@@ -180,6 +180,18 @@ def test_names_that_begin_alike_are_two_series() -> None:
     assert len(domain_series(make(domains=lambda: samples))) == 16
 
 
+def test_labels_are_printable() -> None:
+    hostile = "\x1b]0;x\x07\0\u202e\u2066\n\ud800:skull:"
+    samples = [replace(DB_1, domain=hostile, uuid=hostile, qemu_version=hostile)]
+    assert all(map(str.isprintable, make(domains=lambda: samples).render().decode().splitlines()))
+
+
+def test_names_that_look_alike_once_they_are_printable_are_two_series() -> None:
+    names = ["a\x1b", r"a\x1b", "a\u202e", r"a\u202e"]
+    samples = [replace(DB_1, domain=name) for name in names]
+    assert len(domain_series(make(domains=lambda: samples))) == 8 * len(names)
+
+
 def test_free_space_that_is_not_known_is_left_out() -> None:
     assert "panicd_coredump_directory_free_bytes" not in series(make(free=None))
     assert series(make(free=0))["panicd_coredump_directory_free_bytes"] == 0

@@ -13,6 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from panicd.host import control, journal_database
+from panicd.host.logs import escape
 from panicd.rules.incident import Incident
 from tests.parts.wire import Message
 
@@ -257,7 +258,7 @@ class ObservedDaemon:
         for told in self.incidents():
             kept = journal.pop(told.id)
             ending = kept.closed.ending if kept.closed else ""
-            assert (kept.opened.domain, ending) == (told.domain, told.ending), told
+            assert (escape(kept.opened.domain), ending) == (told.domain, told.ending), told
             if told.id not in self._told_before:
                 assert [(d.effective, d.reason) for d in kept.decisions] == told.decisions, told
         for before in self._told_before:
