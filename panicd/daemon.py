@@ -253,16 +253,19 @@ class Daemon:
         """Yield all domains, for another thread than the event loop's."""
         return self._way.in_turn(tuple(self._fleet.domains.values()))
 
-    async def reload(self) -> None:
+    async def reload(self) -> list[str]:
         """Read the configuration anew, and put it in force, all or nothing.
+
+        Returns:
+            The keys that were changed, and take effect at the next start only.
 
         Raises:
             ConfigError: it is bad, or its monitors can't be watched: the old one stays in force.
         """
         async with self._reloading:
-            await self._reload()
+            return await self._reload()
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> list[str]:
         try:
             config = await trio.to_thread.run_sync(load, self._config_file)
             await self._start_monitors(config)
@@ -271,15 +274,16 @@ class Daemon:
             for mistake in error.mistakes:
                 get_logger().warning("configuration refused", mistake=str(mistake))
             raise
-        for key in AT_START_ONLY:
-            if getattr(config, key) != getattr(self._config, key):
-                get_logger().warning("takes effect at the next start", key=key)
+        later = [k for k in AT_START_ONLY if getattr(config, k) != getattr(self._config, k)]
+        for key in later:
+            get_logger().warning("takes effect at the next start", key=key)
         self._config = config
         self._dumps.allow(config.coredumps_at_once)
         self._loaded()
         self._notifier.reload()
         await self._connector.reload()
         self._libvirt.refresh_soon()
+        return later
 
     def _loaded(self) -> None:
         self._metrics.config_last_reload_successful.set(1)

@@ -85,8 +85,11 @@ class Operators:
             raise RefusedError("overtaken", f"{domain.name}: {wish.refused}")
         return wish.done.is_set()
 
-    async def acknowledge(self, incident_id: str, operation: Operation) -> None:
+    async def acknowledge(self, incident_id: str, operation: Operation) -> str:
         """Note that an incident was looked at, whether it is open or not.
+
+        Returns:
+            The name of its domain.
 
         Raises:
             RefusedError: there is no such incident, or it can't be recorded.
@@ -95,7 +98,7 @@ class Operators:
         for domain in services.fleet.domains.values():
             if domain.chronicle is not None and domain.chronicle.incident.id == incident_id:
                 await self.act(domain, operation, None)
-                return
+                return domain.name
         entry = Acknowledged(operation.at, operation.uid, operation.why)
         journal = services.keeping.journal
         try:
@@ -103,12 +106,14 @@ class Operators:
                 if chronicle.incident.id == incident_id:
                     chronicle.note(entry)
                     await chronicle.commit()
-                    return
-            if await trio.to_thread.run_sync(journal.incident, incident_id) is None:
+                    return chronicle.incident.opened.domain
+            incident = await trio.to_thread.run_sync(journal.incident, incident_id)
+            if incident is None:
                 raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
             await journal.append(incident_id, entry)
         except (JournalError, IllegalTransitionError) as error:  # pruned in this very moment
             raise RefusedError("journal", str(error)) from error
+        return incident.opened.domain
 
     async def _record(self, operation: Operation) -> None:
         try:

@@ -63,11 +63,13 @@ class Holds:
 
     def on(self, key: str, name: str, now: float) -> Operation | None:
         """Return the hold that a domain is under, by its key, its name or the whole host."""
-        for held in (key, name, EVERY_DOMAIN):
-            hold = self._latest.get(held)
-            if hold is not None and (hold.until is None or now < hold.until):
-                return hold
-        return None
+        holds = (self.at(held, now) for held in (key, name, EVERY_DOMAIN))
+        return next(filter(None, holds), None)
+
+    def at(self, held: str, now: float) -> Operation | None:
+        """Return the hold under exactly this key, name or ``EVERY_DOMAIN``, if it lasts."""
+        hold = self._latest.get(held)
+        return hold if hold is not None and (hold.until is None or now < hold.until) else None
 
     def next_end(self, now: float) -> float | None:
         """Return when the next hold ends by itself, in seconds since the epoch."""

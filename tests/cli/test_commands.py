@@ -198,6 +198,97 @@ async def test_operator_acts_releases_and_holds(socket_dir: Path) -> None:
         }
 
 
+async def test_hold_answers_what_it_is_on(socket_dir: Path) -> None:
+    web = FakeQemu(socket_dir / "web.qmp", name="web-1", uuid=UUID)
+    because = ("--why", "a test")
+    async with DaemonInside.start(socket_dir) as daemon, web.running():
+        await daemon.wait_armed("web-1")
+        said = await ask(daemon, "hold", "web-1", *because)
+        assert said == "Held until `panicd unhold`: web-1.\n"
+        said = await ask(daemon, "hold", UUID.upper(), "--for", "2h", *because)
+        assert said.startswith("Held until 20")
+        assert said.endswith(f": {UUID.upper()}.\nIt matches web-1.\n")
+        said = await ask(daemon, "hold", "--all", *because)
+        assert said == "Held until `panicd unhold`: the whole host.\nIt matches web-1.\n"
+
+        said = await ask(daemon, "unhold", "web-1", *because)
+        assert said == (
+            "No longer held: web-1.\nAnother hold still matches web-1; see `panicd status`.\n"
+        )
+        said = await ask(daemon, "unhold", "--all", *because)
+        assert said == "No longer held: the whole host.\n"
+        assert not (await daemon.domain("web-1"))["held_why"]
+
+        answer = await ask_json(daemon, "hold", "web-1", "--for", "1h", *because)
+        assert answer["domains"] == ["web-1"]
+        assert answer["until"] == (await daemon.domain("web-1"))["held_until"]
+
+
+async def test_hold_of_what_there_is_none_of_is_refused(socket_dir: Path) -> None:
+    because = ("--why", "a test")
+    vm = FakeQemu(socket_dir / "web.qmp", name="web-1", uuid=UUID)
+    async with DaemonInside.start(socket_dir) as daemon:
+        async with vm.running():
+            await daemon.wait_armed("web-1")
+            refused = await ask(daemon, "hold", "web-2", *because, status=FAILED)
+            assert "no domain is called 'web-2'; did you mean \"web-1\"?; --future" in refused
+            for pattern in ("web-*", "web-[12]", "web-?"):
+                refused = await ask(daemon, "hold", pattern, "--future", *because, status=FAILED)
+                assert "a hold is on one domain" in refused
+            for never_held in ("web-1", "web-2", "--all"):
+                refused = await ask(daemon, "unhold", never_held, *because, status=FAILED)
+                assert "there is no hold on" in refused
+            assert not (await daemon.domain("web-1"))["held_why"]
+            assert not daemon.logged("operator asked")
+            vm.exit()
+            vm.socket.unlink()
+        await daemon.wait_log("monitor is gone")
+
+        for name in ("web-1", UUID):
+            said = await ask(daemon, "hold", name, "--future", *because)
+            assert said.endswith("No domain matches now; one that comes will be held.\n")
+        mark = daemon.mark()
+        again = FakeQemu(socket_dir / "web.qmp", name="web-1", uuid=UUID)
+        async with again.running():
+            await daemon.wait_armed("web-1", since=mark)
+            assert (await daemon.domain("web-1"))["held_why"] == "a test"
+            assert await ask(daemon, "unhold", "web-1", *because) == "No longer held: web-1.\n"
+            assert not (await daemon.domain("web-1"))["held_why"]
+
+
+async def test_each_change_answers_what_it_did(socket_dir: Path) -> None:
+    because = ("--why", "a test")
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        incident = (await daemon.wait_incident("vm", state="preserved")).id
+        said = await ask(daemon, "ack", incident, *because)
+        assert said == f"Acknowledged: incident {incident} of vm.\n"
+        said = await ask(daemon, "act", "vm", "preserve", *because)
+        assert said == f"vm: preserved; incident {incident} stays open.\n"
+        said = await ask(daemon, "act", "vm", "restart", *because)
+        assert said == f"vm: restarted; incident {incident} is closed.\n"
+        said = await ask(daemon, "ack", incident, *because)
+        assert said == f"Acknowledged: incident {incident} of vm.\n"
+        mark = daemon.mark()
+        vm.panic()
+        incident = (await daemon.wait_incident("vm", state="preserved", since=mark)).id
+        said = await ask(daemon, "release", "vm", *because)
+        assert said == f"vm: released; incident {incident} is closed.\n"
+
+        assert await ask(daemon, "reload") == (
+            "In force: 1 monitor, 0 domain rules.\nThe policy of no domain changed.\n"
+        )
+        rules = [{"match": "vm", "on_crash": "restart"}, {"match": "x", "on_crash": "restart"}]
+        daemon.write_config(domains=rules, metrics={"listen": "off"})
+        assert await ask(daemon, "reload") == (
+            "In force: 1 monitor, 2 domain rules.\nThe policy of vm changed.\n"
+            "metrics_listen takes effect at the next start.\n"
+        )
+        assert (await ask_json(daemon, "reload"))["domains"] == []
+
+
 async def test_reload_is_all_or_nothing(socket_dir: Path) -> None:
     async with (
         DaemonInside.start(socket_dir, {"on_crash": "destroy"}) as daemon,
