@@ -58,6 +58,7 @@ ORDER = [
     "demo",
     "cli.probing",
     "cli.moment",
+    "cli.checking",
     "cli.terminal",
     "cli.render_dumps",
     "cli.incident_log",

@@ -14,8 +14,10 @@ from panicd.cli.base import domain_names as _domain_names
 from panicd.cli.base import fail as _fail
 from panicd.cli.base import incident_ids as _incident_ids
 from panicd.cli.base import json_option as _json_option
+from panicd.cli.checking import warnings
 from panicd.cli.incident_commands import export, incident, incidents
 from panicd.cli.moment import SECONDS
+from panicd.cli.render_changes import counted
 from panicd.host.config import ConfigError, Places
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
@@ -106,9 +108,14 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
 @main.command()
 @click.pass_obj
 def check(context: Context) -> None:
-    """Check the configuration; print every mistake with its line, and exit with 2."""
+    """Check the configuration; print every mistake with its line, and exit with 2.
+
+    A monitor's glob that matches no socket now is warned of, and no mistake.
+    """
     config = context.load()
-    click.echo(f"{context.config_file}: good, {len(config.domains)} domain rules")
+    for warning in warnings(config):
+        click.echo(f"{context.config_file}: {warning}", err=True)
+    click.echo(f"{context.config_file}: good, {counted(len(config.domains), 'domain rule')}")
 
 
 @main.command()

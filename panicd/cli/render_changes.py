@@ -49,8 +49,8 @@ def ack(answer: Answer) -> None:
 
 def reload(answer: Answer) -> None:
     """Print what ``panicd reload`` did."""
-    monitors = _count(answer["monitors"], "monitor")
-    render.console.print(f"In force: {monitors}, {_count(answer['rules'], 'domain rule')}.")
+    monitors = counted(answer["monitors"], "monitor")
+    render.console.print(f"In force: {monitors}, {counted(answer['rules'], 'domain rule')}.")
     changed = answer["domains"]
     whose = f"of {_domains(changed)}" if changed else "of no domain"
     render.console.print(f"The policy {whose} changed.")
@@ -68,5 +68,6 @@ def _domains(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """Return a number with what is counted."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

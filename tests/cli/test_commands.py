@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import yaml
 
 from panicd import __version__
 from panicd.cli import main
@@ -79,7 +82,26 @@ def test_check_says_that_a_configuration_is_good(tmp_path: Path) -> None:
     config.write_text("monitors: [{glob: /run/qemu/*.qmp}]\ndomains: [{match: web-*}]\n")
     result = panicd("--config", config, "check")
     assert result.exit_code == DONE
-    assert "good, 1 domain rules" in result.output
+    assert "good, 1 domain rule\n" in result.output
+
+
+def test_check_warns_of_a_glob_that_matches_nothing(socket_dir: Path) -> None:
+    config = socket_dir / "panicd.yaml"
+    (socket_dir / "no-socket.qmp").touch()
+    nowhere, reason = socket_dir / "nowhere", os.strerror(errno.ENOENT)
+    globs = ["*.qmp", "nowhere/*/qmp.sock", "*.sock", "plain.sock"]
+    monitors = [{"glob": str(socket_dir / name)} for name in globs]
+    config.write_text(yaml.safe_dump({"monitors": monitors}))
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
+        one.bind(str(socket_dir / "a.sock"))
+        other.bind(str(socket_dir / "plain.sock"))
+        result = panicd("--config", config, "check")
+    assert result.exit_code == DONE
+    assert result.output.splitlines() == [
+        f"{config}: monitors: {socket_dir}/*.qmp matches no socket now",
+        f"{config}: monitors: {nowhere}/*/qmp.sock matches no socket now ({nowhere}: {reason})",
+        f"{config}: good, 0 domain rules",
+    ]
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
