@@ -50,11 +50,16 @@ class Tries:
 
 @pytest.fixture
 def tries(monkeypatch: pytest.MonkeyPatch) -> Tries:
-    """Counts the tries to connect; a monitor that does not greet is given up soon."""
+    """Counts the tries to connect."""
     tries = Tries()
     monkeypatch.setattr(connector, "Backoff", tries.backoff)
-    monkeypatch.setattr(connector, "GREETING_TIMEOUT", 0.05)
     return tries
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A monitor that does not greet is given up soon: for tests in which none does in time."""
+    monkeypatch.setattr(connector, "GREETING_TIMEOUT", 0.05)
 
 
 @pytest.fixture
@@ -128,8 +133,9 @@ async def test_socket_bound_before_it_listens_is_connected_once_it_does(
         assert await daemon.metric("panicd_monitor_reconnects_total") == 1
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_monitor_that_another_client_holds_is_connected_once_it_is_free(
-    socket_dir: Path, tries: Tries
+    socket_dir: Path, tries: Tries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
         fake(socket_dir).running() as vm,
@@ -146,6 +152,7 @@ async def test_monitor_that_another_client_holds_is_connected_once_it_is_free(
         # Its own earlier tries wait in the queue too: a second reason, told once as well.
         assert said(daemon) == [why, QUEUE_FULL][: len(said(daemon))]
 
+        monkeypatch.setattr(connector, "GREETING_TIMEOUT", 5.0)
         holder.hang_up()
         await daemon.wait_armed("vm")
         assert (await daemon.domain("vm"))["problem"] == ""
@@ -185,6 +192,7 @@ async def test_session_that_is_cut_is_made_anew(socket_dir: Path) -> None:
         assert await daemon.metric("panicd_monitor_reconnects_total") == 1
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     "greeting",
     [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"[]\r\n", b'{"QMP": {"version": 7}}\r\n', b"\xff\xfe\r\n"],

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts.patience import patience
+
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for part in ("panicd", "tests") for path in (ROOT / part).rglob("*.py"))
 
@@ -52,7 +54,7 @@ def test_linter(arguments: tuple[str, ...]) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=patience(300),
         check=False,
     )
     assert finished.returncode == 0, finished.stdout

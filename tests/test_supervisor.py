@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from panicd.host.control import RefusedError
 from panicd.host.journal import Journal
@@ -17,6 +16,7 @@ from panicd.rules.operation import Operation
 from tests.parts.background import background
 from tests.parts.daemon import DaemonInside, LoggedIncident
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.profile import QEMU_1_7, QEMU_2_5, Profile, RunState
 
 SHORT = {"reset": "500ms", "resume": "500ms", "quit": "500ms", "terminate": "50ms", "kill": "50ms"}
@@ -311,7 +311,7 @@ async def test_a_flood_is_counted_while_it_lasts(socket_dir: Path) -> None:
     async with connected(socket_dir, "ignore") as (daemon, vm):
         for _ in range(100):
             vm.panic()
-        with trio.fail_after(20):
+        with fail_after(20):
             while not await daemon.metric("panicd_events_coalesced_total"):
                 pass
         assert await daemon.metric("panicd_domain_up", domain="vm") == 1

@@ -17,6 +17,7 @@ import trio
 from tests.e2e.test_policies import ENOUGH_SPACE, dumps
 from tests.parts.daemon import ObservedDaemon, RunningDaemon
 from tests.parts.libvirt import ROOT, Libvirtd, LibvirtMissingError, LibvirtVm
+from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
 
 pytestmark = pytest.mark.real
@@ -43,7 +44,7 @@ def libvirtd() -> Iterator[Libvirtd]:
 
 @pytest.fixture(autouse=True)
 async def _in_time() -> Any:
-    with trio.fail_after(2 * TIME_LIMIT):
+    with fail_after(2 * TIME_LIMIT):
         yield
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from panicd.host import config, config_file, yaml_document
@@ -363,7 +363,6 @@ FRAGMENTS = st.sampled_from(
 LOADERS = st.sampled_from([yaml.CSafeLoader, yaml.SafeLoader])
 
 
-@settings(deadline=None)
 @given(content=st.one_of(st.text(), st.lists(FRAGMENTS).map("".join)), loader=LOADERS)
 @example(content='a: "\\UFFFFFFFF"', loader=yaml.SafeLoader)
 @example(content=f"%YAML 1.{'9' * 5000}\n--- a", loader=yaml.SafeLoader)
@@ -382,7 +381,6 @@ def test_any_text_is_a_configuration_or_has_mistakes(
         assert len(outcome.mistakes) == len(str(outcome).splitlines()) > 0
 
 
-@settings(deadline=None)
 @given(st.binary())
 def test_any_file_is_a_configuration_or_has_mistakes(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

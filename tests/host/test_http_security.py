@@ -22,6 +22,7 @@ from panicd.host.http import HttpServer, serve_http
 from panicd.host.web import Request, Response, WebApp
 from panicd.host.web_config import WebConfig, load_web_config
 from tests.parts.http import Answer, basic, connect, get, read_answer, until_closed, until_reset
+from tests.parts.patience import fail_after, patience
 
 TLS = Path(__file__).parent / "tls"
 USERS = {"alice": bcrypt.hashpw(b"opensesame", bcrypt.gensalt(4))}
@@ -69,7 +70,7 @@ async def serving(web: WebConfig, body: bytes = BODY) -> AsyncIterator[Served]:
         return Response(b"page")
 
     app = WebApp(render=lambda: body, healthy=lambda: True, pages=page, web=lambda: force[0])
-    with trio.fail_after(20):
+    with fail_after(20):
         async with serve_http("127.0.0.1", 0, app) as server:
             yield Served(server, force, seen)
 
@@ -349,13 +350,13 @@ async def test_checks_hold_up_nobody_who_is_known(monkeypatch: pytest.MonkeyPatc
 
     def checkpw(_password: bytes, _hashed: bytes) -> bool:
         token.run_sync_soon(begun.set)
-        return not finish.wait(10)
+        return not finish.wait(patience(10))
 
     async def guess(peer: str) -> None:
         verdicts.append(await auth.check(USERS, WRONG, peer))
 
     monkeypatch.setattr(bcrypt, "checkpw", checkpw)
-    with trio.fail_after(10):
+    with fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(guess, "192.0.2.1")
             await begun.wait()

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from panicd.host.metrics import DomainSample, Metrics
+from tests.parts.patience import patience
 
 DB_1 = DomainSample(
     domain="db-1",
@@ -68,7 +69,7 @@ def test_promtool_finds_nothing_to_complain_of(domains: Sequence[DomainSample]) 
         input=make(domains=lambda: domains).render(),
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=patience(60),
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 

@@ -7,13 +7,14 @@ import pytest
 
 from panicd.host import sdnotify
 from panicd.host.sdnotify import ServiceManager
+from tests.parts.patience import patience
 
 
 def listener(address: str) -> socket.socket:
     """A service manager's socket that fails instead of waiting for ever."""
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     manager.bind(address)
-    manager.settimeout(5)
+    manager.settimeout(patience(5))
     return manager
 
 

@@ -13,6 +13,7 @@ from panicd.qemu.dump_error import DumpFailure
 from panicd.qemu.dump_repair import ElfHead, repaired_kdump
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.parts.patience import fail_after
 from tests.qemu.test_dump_repair import MEMORY, NOTE, elf, kdump
 
 TIME_LIMIT = 30
@@ -45,7 +46,7 @@ async def written(directory: Path, kind: DumpFormat, data: bytes) -> DumpWriter:
     reading, writing = os.pipe()
     settings = CoredumpSettings(directory, min_free=FreeSpaceFloor())
     path = directory / "vm" / "dump"
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         writer = DumpWriter(
             reading, path, kind, settings=settings, least=0, progress=DumpProgress()
         )

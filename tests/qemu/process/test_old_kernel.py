@@ -5,10 +5,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import trio
-
 from panicd.qemu import process
 from panicd.qemu.process import Peer
+from tests.parts.patience import fail_after, patience
 from tests.qemu.process.programs import LIMIT, Start
 
 
@@ -39,11 +38,11 @@ class OldKernelSocket(socket.socket):
 
 async def test_on_an_old_kernel(start: Start, fake_qemu: Path) -> None:
     program = start(fake_qemu)
-    with OldKernelSocket(fileno=os.dup(program.sock.fileno())) as sock, trio.fail_after(LIMIT):
+    with OldKernelSocket(fileno=os.dup(program.sock.fileno())) as sock, fail_after(LIMIT):
         with Peer.of(program.sock) as newer, Peer.of(sock) as peer:
             assert peer.identity == newer.identity
             assert peer.send_signal(signal.SIGKILL)
             await peer.wait_gone()
-        program.process.wait(LIMIT)
+        program.process.wait(patience(LIMIT))
         with Peer.of(sock) as peer:
             assert peer.unknown_because == "it has ended already"
