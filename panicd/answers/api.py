@@ -229,16 +229,14 @@ class Api:
             except ValueError:
                 allowed = ", ".join(OnCrash)
                 raise RefusedError("bad-request", f"action: expected one of {allowed}") from None
-        operation, chronicle = self._operation(request, domain.key, detail=detail), domain.chronicle
-        done = await self._operators.act(domain, operation, action)
-        assert chronicle is not None, "it would have been refused"
-        incident = chronicle.incident
+        operation = self._operation(request, domain.key, detail=detail)
+        done, incident = await self._operators.act(domain, operation, action)
         return {
             "domain": domain.name,
             "done": done,
-            "incident": incident.id,
-            "state": incident.state,
-            "ending": incident.closed.ending if incident.closed else "",
+            "incident": incident.id if incident else "",
+            "state": incident.state if incident else "",
+            "ending": incident.closed.ending if incident and incident.closed else "",
         }
 
     async def _acknowledge(self, request: Request) -> object:

@@ -35,7 +35,7 @@ def act(answer: Answer) -> None:
     """Print what ``panicd act`` and ``panicd release`` did."""
     name, incident = answer["domain"], f"incident {answer['incident']}"
     if not answer["done"]:
-        render.console.print(f"{name}: under way; see `panicd incident {answer['incident']}`.")
+        render.console.print(f"{name}: it goes on; see `panicd incidents --open`.")
     elif answer["ending"]:
         render.console.print(f"{name}: {answer['ending']}; {incident} is closed.")
     else:

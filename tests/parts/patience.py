@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 
 import trio
@@ -35,6 +36,15 @@ def patience(seconds: float) -> float:
         seconds: On an idle machine.
     """
     return seconds * slowness()
+
+
+def patiently(seconds: float) -> str:
+    """Return a limit as it is just now for a configuration: something has to happen within it.
+
+    Args:
+        seconds: On an idle machine.
+    """
+    return f"{ceil(patience(seconds) * 1000)}ms"
 
 
 @contextmanager
