@@ -85,7 +85,7 @@ def test_no_test_sleeps_to_wait_for_a_state() -> None:
 
 
 def test_every_limit_gives_a_busy_machine_time() -> None:
-    """See tests/parts/patience.py; what runs on another machine, or measures, has its own limits."""
+    """See tests/parts/patience.py; what runs on another machine, or measures, has its own."""
     others = [ROOT / "tests" / name for name in ("bench", "service", "test_style.py")]
     impatient = [
         name_of(path)
