@@ -36,9 +36,9 @@ async def test_who_gives_up_waiting_keeps_nobody_from_his_turn() -> None:
             with pytest.raises(TooManyError):
                 await ask("b")
             gives_up.cancel_scope.cancel()
-        nursery.start_soon(ask, "b")
-        nursery.start_soon(ask, "c")
-        await trio.testing.wait_all_tasks_blocked()
+        for client in "bc":
+            nursery.start_soon(ask, client)
+            await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(TooManyError):
             await ask("d")
     assert order == ["b", "c"]
