@@ -69,12 +69,11 @@ async def _take_up(services: Services, chronicle: Chronicle) -> None:
 async def _decide(services: Services, chronicle: Chronicle) -> None:
     opened, now = chronicle.incident.opened, chronicle.now
     policy = services.policy_for(Claim(opened.called, opened.uuid), opened.monitor)
-    names = (opened.key, opened.uuid, opened.called, opened.domain, opened.monitor)
     situation = Situation(
         run_state=None,
         information=opened.information,
         restarts=services.keeping.tally.restarts(opened.domain_key),
-        held=services.holds.on(names, now) is not None,
+        held=services.holds.on(opened.names, now) is not None,
         storm=services.storm.preserves(owner_of(opened.key), now),
         unrecorded=services.unrecorded(),
     )
