@@ -19,10 +19,11 @@
              in and said nothing yet; problems: what keeps panicd from finding VMs; fleet: who is
              there; right_of_way: who goes first; storm_breaker; records: an incident as plain
              values; notifier tells others; daemon wires it
-    answers/ what a daemon is asked: api, operators, snapshot, audit
+    answers/ what a daemon is asked: api, operators, holding, snapshot, audit
     page/    what a browser shows: pages, overview, incident, evidence, parts, style
-    cli/     what people type and see: commands, base, incident_commands, moment, probing, export,
-             render, render_dumps, render_incident, incident_log
+    cli/     what people type and see: commands, base, incident_commands, moment, checking,
+             probing, export, render, render_changes, render_dumps, render_incident,
+             incident_log, terminal
     demo/    guests that panic, for people to look at
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.

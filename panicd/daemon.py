@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ from panicd import __version__
 from panicd.answers.api import Api
 from panicd.answers.audit import count_exposed
 from panicd.answers.operators import Operators
-from panicd.answers.snapshot import domain_samples
+from panicd.answers.snapshot import Outlook, domain_samples
 from panicd.bundle_keeper import BundleKeeper
 from panicd.connector import Connector
 from panicd.dump_queue import DumpQueue
@@ -31,7 +32,7 @@ from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction
 from panicd.host.logs import dropped, get_logger, write_late
 from panicd.host.metrics import DomainSample, Metrics
-from panicd.host.sdnotify import notify, watchdog_interval
+from panicd.host.sdnotify import ServiceManager
 from panicd.host.wall_clock import WallClock
 from panicd.host.web import WebApp
 from panicd.incident.adoption import take_up_orphans
@@ -123,6 +124,7 @@ class Daemon:
         self._dumps = DumpQueue(config.coredumps_at_once, time.time)
         self._bundles = BundleKeeper(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
+        self._manager = ServiceManager.take(os.environ)
         self._monitors: dict[Monitor, trio.CancelScope] = {}
         self._reloading = trio.Lock()
         self._notifier = Notifier(self._journal, lambda: self._config, time.time, dry_run=dry_run)
@@ -147,7 +149,7 @@ class Daemon:
         ):
             async with event_loop(), trio.open_nursery() as nursery:
                 nursery.start_soon(write_late)
-                services = self._services(nursery)
+                self._services = services = self._make_services(nursery)
                 nursery.start_soon(services.timers.run)
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
@@ -173,19 +175,19 @@ class Daemon:
                 nursery.start_soon(self._bundles.run)
                 nursery.start_soon(self._notifier.run)
                 nursery.start_soon(self._feed_watchdog)
-                notify(READY=1)
+                self._manager.notify(READY=1)
                 self._started = True
                 await self._until_told_to_stop(signals)
-                notify(STOPPING=1)
+                self._manager.notify(STOPPING=1)
                 nursery.cancel_scope.cancel()
             await self._write_the_rest(services.keeping)
 
-    def _services(self, nursery: trio.Nursery) -> Services:
+    def _make_services(self, nursery: trio.Nursery) -> Services:
         """Make what the domains share, with the incidents that are open."""
         keeping = Keeping(
             self._journal, self._tally, self._clock, lambda: self._config.journal_failure
         )
-        self._waiting = waiting = WaitingRoom(nursery, self._clock, self._fleet.has_returned)
+        waiting = WaitingRoom(nursery, self._clock, self._fleet.has_returned)
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping))
         return Services(
@@ -246,12 +248,12 @@ class Daemon:
     def _incidents_open(self) -> int:
         domains = list(self._fleet.domains.values())
         acted_on = sum(domain.chronicle is not None for domain in domains)
-        return acted_on + len(self._waiting.chronicles)
+        return acted_on + len(self._services.waiting.chronicles)
 
     def _guests_left_reset(self) -> int:
         domains = list(self._fleet.domains.values())
         chronicles = [domain.chronicle for domain in domains if domain.chronicle is not None]
-        chronicles += self._waiting.chronicles
+        chronicles += self._services.waiting.chronicles
         return sum(chronicle.incident.state is State.RESET for chronicle in chronicles)
 
     def _tell_problem(self, where: str, problem: str) -> None:
@@ -270,8 +272,8 @@ class Daemon:
         return self._journal.fault is None and not damaged
 
     def _domain_samples(self) -> list[DomainSample]:
-        waiting = self._waiting.chronicles
-        return domain_samples(self._domains(), self._tally, self._holds, waiting, time.time())
+        waiting = self._services.waiting.chronicles
+        return domain_samples(self._domains(), Outlook.of(self._services), waiting)
 
     def _exposed(self) -> dict[str, int]:
         return count_exposed(self._domains(), self._tally, self._holds, time.time())
@@ -280,16 +282,19 @@ class Daemon:
         """Yield all domains, for another thread than the event loop's."""
         return self._way.in_turn(tuple(self._fleet.domains.values()))
 
-    async def reload(self) -> None:
+    async def reload(self) -> list[str]:
         """Read the configuration anew, and put it in force, all or nothing.
+
+        Returns:
+            The keys that were changed, and take effect at the next start only.
 
         Raises:
             ConfigError: it is bad, or its monitors can't be watched: the old one stays in force.
         """
         async with self._reloading:
-            await self._reload()
+            return await self._reload()
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> list[str]:
         try:
             config = await trio.to_thread.run_sync(load, self._config_file)
             await self._start_monitors(config)
@@ -298,15 +303,16 @@ class Daemon:
             for mistake in error.mistakes:
                 get_logger().warning("configuration refused", mistake=str(mistake))
             raise
-        for key in AT_START_ONLY:
-            if getattr(config, key) != getattr(self._config, key):
-                get_logger().warning("takes effect at the next start", key=key)
+        later = [k for k in AT_START_ONLY if getattr(config, k) != getattr(self._config, k)]
+        for key in later:
+            get_logger().warning("takes effect at the next start", key=key)
         self._config = config
         self._dumps.allow(config.coredumps_at_once)
         self._loaded()
         self._notifier.reload()
         await self._connector.reload()
         self._libvirt.refresh_soon()
+        return later
 
     def _loaded(self) -> None:
         self._metrics.config_last_reload_successful.set(1)
@@ -383,12 +389,12 @@ class Daemon:
 
     async def _feed_watchdog(self) -> None:
         """Say that both event loops still turn, for as long as they do."""
-        interval = min(PULSE_EVERY, watchdog_interval() or PULSE_EVERY)
+        interval = min(PULSE_EVERY, self._manager.watchdog_interval() or PULSE_EVERY)
         while True:
             await pulse()
             self._pulse_at = time.monotonic()
             self._storm.rages(self._clock())  # for the metric: nobody else sees it end
-            notify(WATCHDOG=1, STATUS=self._summary())
+            self._manager.notify(WATCHDOG=1, STATUS=self._summary())
             await trio.sleep(interval)
 
     def _summary(self) -> str:

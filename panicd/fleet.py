@@ -123,8 +123,11 @@ class Fleet:
         self.left.unpark_all()
 
     def count_by_owner(self) -> Mapping[int | None, int]:
-        """Return how many domains each user has; those that were never connected are nobody's."""
-        return Counter(domain.owner for domain in self.domains.values())
+        """Return how many domains each user has; those that were never connected are nobody's.
+
+        May be asked for in any thread.
+        """
+        return Counter(domain.owner for domain in list(self.domains.values()))
 
     def attach(self, domain: Domain, session: Session) -> None:
         """Note a domain's connection."""

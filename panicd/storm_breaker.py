@@ -8,7 +8,7 @@ import trio
 from panicd.host.logs import get_logger
 from panicd.rules.identity import owner_of
 from panicd.rules.settings import Storm, StormAction
-from panicd.rules.storm import is_storm
+from panicd.rules.storm import NO_STORM, StormOutlook, is_storm, storm_outlook
 
 
 class StormBreaker:
@@ -99,6 +99,13 @@ class StormBreaker:
             and storm.then is StormAction.LIMIT
             and self._hits(storm, owner, now, also)
         )
+
+    def outlook(self, now: float) -> StormOutlook:
+        """Return whose next panic would be left to an operator; from any thread."""
+        storm = self._settings()
+        if storm is None or storm.then is not StormAction.PRESERVE:
+            return NO_STORM
+        return storm_outlook(storm, self._panics.copy().items(), self._domains(), now)
 
     def turn(self, owner: int | None) -> trio.CapacityLimiter:
         """Return what a destructive action on an owner's domain takes its turn at.

@@ -51,11 +51,16 @@ class Tries:
 
 @pytest.fixture
 def tries(monkeypatch: pytest.MonkeyPatch) -> Tries:
-    """Counts the tries to connect; a monitor that does not greet is given up soon."""
+    """Counts the tries to connect."""
     tries = Tries()
     monkeypatch.setattr(connector, "Backoff", tries.backoff)
-    monkeypatch.setattr(connector, "GREETING_TIMEOUT", 0.05)
     return tries
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A monitor that does not greet is given up soon: for tests in which none does in time."""
+    monkeypatch.setattr(connector, "GREETING_TIMEOUT", 0.05)
 
 
 @pytest.fixture
@@ -145,8 +150,9 @@ async def test_socket_whose_path_is_too_long_says_so(socket_dir: Path) -> None:
         assert line["reason"].endswith("a socket's may have 107 (unix(7))")
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_monitor_that_another_client_holds_is_connected_once_it_is_free(
-    socket_dir: Path, tries: Tries
+    socket_dir: Path, tries: Tries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
         fake(socket_dir).running() as vm,
@@ -162,6 +168,7 @@ async def test_monitor_that_another_client_holds_is_connected_once_it_is_free(
         # Its own earlier tries wait in the queue too, which is no other reason.
         assert said(daemon) == [TAKEN]
 
+        monkeypatch.setattr(connector, "GREETING_TIMEOUT", 5.0)
         holder.hang_up()
         await daemon.wait_armed("vm")
         assert (await daemon.domain("vm"))["problem"] == ""
@@ -202,6 +209,7 @@ async def test_session_that_is_cut_is_made_anew(socket_dir: Path) -> None:
         assert await daemon.metric("panicd_monitor_reconnects_total") == 1
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     "greeting",
     [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"[]\r\n", b'{"QMP": {"version": 7}}\r\n', b"\xff\xfe\r\n"],

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 import pytest
-from rich.console import Console, Group
+from rich.console import Group
 
 from panicd.cli.render_dumps import dumps
+from panicd.cli.terminal import Terminal
 from panicd.dump_queue import DumpQueue, DumpState, DumpTurn, dump_status
 from panicd.rules.settings import DumpFormat
 
@@ -123,7 +124,7 @@ def shown(*turns: DumpTurn, now: float) -> list[str]:
         {"domain": f"[red]vm-{index}", "dump": asdict(dump_status(turn, now))}
         for index, turn in enumerate(turns)
     ]
-    console = Console(file=io.StringIO(), width=140)
+    console = Terminal(file=io.StringIO(), width=140)
     console.print(Group(*dumps([*domains, {"domain": "quiet", "dump": None}], now)))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()[1:]

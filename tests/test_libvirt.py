@@ -14,6 +14,7 @@ from panicd.libvirt import Libvirt, LibvirtAwayError
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.settings import LibvirtSettings
+from tests.parts.patience import fail_after
 
 UUID = "6f2c9a34-8d0e-4d5c-9b52-0a6f1f0d7a11"
 MONITOR = "/run/qemu/vm.qmp"
@@ -174,7 +175,7 @@ async def test_what_was_missed_is_asked_for_again(
     virsh.shows(xml("destroy"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(known.run)
-        with trio.fail_after(20):
+        with fail_after(20):
             await changed.wait()
         nursery.cancel_scope.cancel()
     assert not known.problem

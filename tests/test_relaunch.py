@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import trio
 
 from panicd.relaunch import run_relaunch
 from panicd.rules.incident import Outcome
 from panicd.rules.plan import RunRelaunch
+from tests.parts.patience import fail_after
 from tests.parts.systemd import Bus, FakeSystemd
 
 UUID = "6f2c9a34-8d0e-4d5c-9b52-0a6f1f0d7a11"
@@ -140,6 +140,6 @@ async def test_a_name_that_no_environment_can_hold_is_a_failure(
     name: str, step: RunRelaunch
 ) -> None:
     """A QEMU that was taken over may call itself anything; that must not end the daemon."""
-    with trio.fail_after(10):
+    with fail_after(10):
         result = await run_relaunch(step, {"PANICD_DOMAIN": name})
     assert result.outcome is Outcome.FAILED

@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from panicd.answers.snapshot import foresee_decision
 from panicd.fleet import Domain, Fleet
 from panicd.qemu.dump_directory import space
 from panicd.qemu.process_list import RunningQemu, running_qemus
 from panicd.rules.exposure import Exposure, exposures
 from panicd.rules.operation import Holds
-from panicd.rules.policy import Reason
+from panicd.rules.policy import Reason, Situation, decide
 from panicd.rules.settings import CoredumpSettings
 from panicd.tally import Tally
 
@@ -65,10 +64,14 @@ def _exposures(
     if session is None or policy is None:
         away = Exposure.SILENT if domain.is_silent else Exposure.NO_MONITOR
         return (away, *([Exposure.HELD] if held else []))
-    restarts = tally.restarts(domain.key)
     capability = session.capability
-    # What its own time comes to in the end, and what a hold would hide.
-    decision = foresee_decision(policy, capability, restarts, own_time=Reason.GRACE_OVER, now=now)
+    # What its own time comes to in the end, and what a hold, a storm or the journal would hide.
+    situation = Situation(
+        run_state=capability.panic_leaves,
+        restarts=tally.restarts(domain.key),
+        own_time=Reason.GRACE_OVER,
+    )
+    decision = decide(policy, capability, situation, now=now)
     settings = policy.coredump
     place = (settings.directory, settings.min_free)
     if place not in rooms:

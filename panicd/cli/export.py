@@ -24,10 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
-from rich.console import Console
-
 from panicd.cli.render import UNFOLDED, Answer
 from panicd.cli.render_incident import page
+from panicd.cli.terminal import Terminal
 from panicd.qemu.screen import MOST
 
 FAST: Final = 1  # levels of gzip
@@ -168,7 +167,7 @@ class _Members:
 
 def _page(record: Answer, now: float) -> str:
     text = io.StringIO()
-    console = Console(file=text, width=UNFOLDED, highlight=False, color_system=None)
+    console = Terminal(file=text, width=UNFOLDED, color_system=None)
     console.print(*page(record, now), sep="\n")
     return text.getvalue()
 

@@ -1,7 +1,7 @@
 """What ``panicd incident ID`` shows, and an exported incident's timeline.
 
 The guest's own words come first, then how it went from the panic to its end, then where the
-evidence lies. Texts that may come from a guest are escaped here.
+evidence lies.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from panicd.cli.render import Answer, text, written_time
+from panicd.cli.render import Answer, written_time
+from panicd.cli.terminal import line
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +23,13 @@ class Moment:
         after: seconds since the panic became known.
         took: seconds; None where it has no duration, or goes on.
         what: happened.
-        about: what there is to say about it, escaped.
+        about: what there is to say about it.
     """
 
     after: float
     took: float | None
     what: str
-    about: str
+    about: Text
 
 
 def page(answer: Answer, now: float) -> Iterator[RenderableType]:
@@ -55,40 +57,39 @@ def timeline(history: Iterable[Answer]) -> list[Moment]:
         match entry["kind"]:
             case "step-begun":
                 begun[entry["index"]] = len(moments)
-                moments.append(Moment(after, None, str(entry["step"]), "[yellow]not ended[/]"))
+                moments.append(
+                    Moment(after, None, str(entry["step"]), line(("not ended", "yellow")))
+                )
             case "step-ended" if entry["index"] in begun:
-                line = begun.pop(entry["index"])
-                since = moments[line].after
-                about = f"{entry['outcome']}{_detail(entry)}"
-                moments[line] = Moment(since, after - since, str(entry["step"]), about)
+                index = begun.pop(entry["index"])
+                since = moments[index].after
+                about = line(f"{entry['outcome']}{_detail(entry)}")
+                moments[index] = Moment(since, after - since, str(entry["step"]), about)
             case kind:
-                moments.append(Moment(after, None, kind.replace("-", " "), _about(entry)))
+                moments.append(Moment(after, None, kind.replace("-", " "), line(_about(entry))))
     return moments
 
 
-def _head(answer: Answer, now: float) -> Iterator[str]:
+def _head(answer: Answer, now: float) -> Iterator[Text]:
     if answer["panic_line"]:
-        yield f"[bold]{text(answer['panic_line'])}[/]"
-    yield f"[bold]{answer['id']}[/]  {text(answer['domain'])}  {text(answer['uuid'])}"
-    yield f"monitor   {text(answer['monitor'])}"
-    yield f"panicked  {written_time(answer['opened_at'])}, known by {answer['source']}"
-    yield f"payload   {text(_payload(answer['payload']))}"
+        yield line((answer["panic_line"], "bold"))
+    yield line((answer["id"], "bold"), f"  {answer['domain']}  {answer['uuid']}")
+    yield line(f"monitor   {answer['monitor']}")
+    yield line(f"panicked  {written_time(answer['opened_at'])}, known by {answer['source']}")
+    yield line(f"payload   {_payload(answer['payload'])}")
     if answer["repeats"]:
-        yield f"again     {answer['repeats']} times within the incident"
+        yield line(f"again     {answer['repeats']} times within the incident")
     for decision in answer["decisions"]:
-        yield (
-            f"decided   [bold]{decision['action']}[/] (on_crash {decision['on_crash']}, "
-            f"reason {decision['reason']}: {decision['why']})"
-        )
+        because = f"on_crash {decision['on_crash']}, reason {decision['reason']}: {decision['why']}"
+        yield line("decided   ", (decision["action"], "bold"), f" ({because})")
     closed_at = answer["closed_at"]
     lasted = duration((now if closed_at is None else closed_at) - answer["opened_at"])
-    yield (
-        f"now       [yellow]{answer['state']}[/], open for {lasted}"
-        if closed_at is None
-        else f"now       {answer['ending']}, after {lasted}"
-    )
+    if closed_at is None:
+        yield line("now       ", (answer["state"], "yellow"), f", open for {lasted}")
+    else:
+        yield line(f"now       {answer['ending']}, after {lasted}")
     if seen := answer["acknowledged"]:
-        yield f"seen      by uid {seen['uid']}: {text(seen['why'])}"
+        yield line(f"seen      by uid {seen['uid']}: {seen['why']}")
 
 
 def _payload(payload: Answer) -> str:
@@ -112,27 +113,28 @@ def _timeline_table(answer: Answer) -> Table:
     return table
 
 
-def _evidence(answer: Answer) -> Iterator[str]:
+def _evidence(answer: Answer) -> Iterator[Text]:
     for dump in answer["dumps"]:
-        yield f"Dump        {text(dump)}"
+        yield line(f"Dump        {dump}")
     if not answer["dumps"] and any(map(_was_dumped, answer["history"])):
-        yield "[yellow]The dump is no longer there:[/] removed for newer ones, or by somebody."
+        gone = ("The dump is no longer there:", "yellow")
+        yield line(gone, " removed for newer ones, or by somebody.")
     evidence, directory = answer["evidence"], answer["evidence_directory"]
     if evidence is None:
-        yield f"No evidence was kept in {text(directory)}"
+        yield line(f"No evidence was kept in {directory}")
         return
     if removed := evidence.get("removed"):
-        when = written_time(removed["at"])
-        yield f"[yellow]The evidence was removed[/] on {when}: {text(removed['why'])}"
+        why = f" on {written_time(removed['at'])}: {removed['why']}"
+        yield line(("The evidence was removed", "yellow"), why)
         return
     files = evidence["files"]
     if answer["screenshot"] is not None:
-        yield f"Screenshot  {text(answer['screenshot'])}"
-    yield f"Evidence    {text(directory)}"
+        yield line(f"Screenshot  {answer['screenshot']}")
+    yield line(f"Evidence    {directory}")
     for name, what in sorted(files.items()):
-        yield f"  {text(name)}: {text(what)}"
+        yield line(f"  {name}: {what}")
     for item, why in sorted(evidence["problems"].items()):
-        yield f"  [yellow]no {text(item)}:[/] {text(why)}"
+        yield line((f"  no {item}:", "yellow"), f" {why}")
 
 
 def _was_dumped(entry: Answer) -> bool:
@@ -141,7 +143,7 @@ def _was_dumped(entry: Answer) -> bool:
 
 
 def _detail(entry: Answer) -> str:
-    return f": {text(entry['detail'])}" if entry["detail"] else ""
+    return f": {entry['detail']}" if entry["detail"] else ""
 
 
 def _about(entry: Answer) -> str:
@@ -159,11 +161,11 @@ def _about(entry: Answer) -> str:
         case "settled":
             return str(entry["state"])
         case "closed":
-            return f"{entry['ending']} {text(entry['detail'])}"
+            return f"{entry['ending']} {entry['detail']}"
         case "asked" | "acknowledged":
-            return f"uid {entry['uid']} {text(entry.get('what', ''))}: {text(entry['why'])}"
+            return f"uid {entry['uid']} {entry.get('what', '')}: {entry['why']}"
         case "observed":
-            return text(entry["what"])
+            return str(entry["what"])
         case _:
             return ""
 

@@ -28,6 +28,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from panicd.host.logs import escape
+
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of what `Metrics.render` returns (Prometheus' 'Exposition formats')."""
 
@@ -400,13 +402,14 @@ class _Series(list[Sample]):
 
 
 def _name(domain: str) -> str:
-    """Bound a domain's name so that two that begin alike are no one series, which is no scrape."""
-    if len(domain) <= LABEL_LIMIT:
-        return _label(domain)
+    """Make a label of a domain's name; two names are never one series, which would be no scrape."""
+    label = _label(domain)
+    if label == domain:
+        return label
     digest = sha256(domain.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{_label(domain[: LABEL_LIMIT - 9])}~{digest}"
+    return f"{label[: LABEL_LIMIT - 9]}~{digest}"
 
 
 def _label(value: str) -> str:
-    """Bound a label's value, and make it UTF-8: a file name need not be."""
-    return value[:LABEL_LIMIT].encode(errors="backslashreplace").decode()
+    """Make a label's value printable, and bound it: a name may be anything, as a file's may."""
+    return escape(value[:LABEL_LIMIT])[:LABEL_LIMIT]

@@ -9,6 +9,7 @@ Source: clock_gettime(2): CLOCK_BOOTTIME is never set, runs on while the host sl
 and is slewed as CLOCK_REALTIME is.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -25,10 +26,11 @@ def _steady() -> float:
 
 
 class WallClock:
-    """Tells the seconds since the epoch.
+    """Tells the seconds since the epoch, in any thread.
 
     Args:
-        told: called with the seconds by which the clock was set, forward above 0.
+        told: called, in the thread that has made this, with the seconds by which the clock was set,
+            forward above 0.
         wall: the seconds since the epoch.
         steady: seconds of a clock that is never set.
     """
@@ -43,12 +45,13 @@ class WallClock:
         self._wall = wall
         self._steady = steady
         self._ahead = wall() - steady()
+        self._thread = threading.get_ident()
 
     def __call__(self) -> float:
         """Return the seconds since the epoch; whoever is to be told of a jump knows it by then."""
         now = self._wall()
         jump = now - self._steady() - self._ahead
-        if abs(jump) >= SET:
+        if abs(jump) >= SET and threading.get_ident() == self._thread:
             self._ahead += jump
             for tell in self._told:
                 tell(jump)

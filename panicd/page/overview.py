@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from panicd.answers.snapshot import DomainStatus, domain_status
+from panicd.answers.snapshot import DomainStatus, Outlook, domain_status
 from panicd.fleet import Domain
 from panicd.host.html import Content, Html, element, joined
 from panicd.host.journal import Journal, JournalError
@@ -40,12 +40,9 @@ def overview(services: Services, shows_guests: bool) -> Html:
         services: the daemon's.
         shows_guests: whether it is known who asks.
     """
-    now = services.keeping.clock()
+    outlook = Outlook.of(services)
     domains = list(services.fleet.domains.values())
-    statuses = [
-        (domain, domain_status(domain, services.keeping.tally, services.holds, now))
-        for domain in domains
-    ]
+    statuses = [(domain, domain_status(domain, outlook)) for domain in domains]
     statuses.sort(
         key=lambda pair: (not pair[1].incident, not _needs_a_look(pair[1]), pair[1].domain)
     )

@@ -163,6 +163,11 @@ class Opened(Entry):
         """The name that the domain's policy goes by."""
         return self.name or self.domain
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What an operator may call the domain, or hold it by."""
+        return (self.key, self.uuid, self.called, self.domain, self.monitor)
+
 
 @dataclass(frozen=True, slots=True)
 class Repeated(Entry):

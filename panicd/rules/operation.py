@@ -62,10 +62,6 @@ class Holds:
             case _:
                 pass
 
-    def __contains__(self, domain: str) -> bool:
-        """Whether there is a hold that was written down under this, over or not."""
-        return domain in self._latest
-
     def shift(self, seconds: float) -> None:
         """Have all end by so much later: the clock was set, and they last as long as they did."""
         for domain, hold in self._latest.items():
@@ -74,11 +70,13 @@ class Holds:
 
     def on(self, names: Iterable[str], now: float) -> Operation | None:
         """Return the hold that a domain is under, by any of its names or with the whole host."""
-        for held in (*names, EVERY_DOMAIN):
-            hold = self._latest.get(held)
-            if hold is not None and (hold.until is None or now < hold.until):
-                return hold
-        return None
+        holds = (self.at(held, now) for held in (*names, EVERY_DOMAIN))
+        return next(filter(None, holds), None)
+
+    def at(self, held: str, now: float) -> Operation | None:
+        """Return the hold under exactly this key, name or ``EVERY_DOMAIN``, if it lasts."""
+        hold = self._latest.get(held)
+        return hold if hold is not None and (hold.until is None or now < hold.until) else None
 
     def next_end(self, now: float) -> float | None:
         """Return when the next hold ends by itself, in seconds since the epoch."""

@@ -61,8 +61,8 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     "is preserved for an operator",
     Reason.FLOOD: "it panicked more often than is ignored: the guest is stopped and preserved",
     Reason.HELD: "an operator suspended automation: nothing is done until the hold ends",
-    Reason.JOURNAL: "the journal was found damaged, and with it what was done before: the guest is "
-    "preserved",
+    Reason.JOURNAL: "the journal can't be written, or was found damaged and with it what was done "
+    "before: the guest is preserved",
     Reason.LIBVIRT: "libvirt acts on this VM's panics by itself, and faster: have it preserve, "
     "by libvirt.take_over or by virsh set-lifecycle-action DOMAIN crash preserve",
     Reason.OPERATOR: "an operator asked for it",
@@ -262,6 +262,18 @@ def restrain(decision: Decision, situation: Situation) -> Decision:
     else:
         return decision
     return Decision(decision.wanted, Action.PRESERVE, coredump=False, reason=reason)
+
+
+def while_unwritten(decision: Decision, situation: Situation) -> Decision:
+    """Return what a decision comes to while the journal can't be written, and that is waited out.
+
+    Nothing is done to a guest without a record of it. It is decided anew once there can be one.
+    """
+    runs_on = situation.run_state is not None and situation.run_state.executes
+    changes_nothing = decision.action is Action.NONE or decision.reason is Reason.HELD
+    if changes_nothing or (decision.action is Action.IGNORE and runs_on):
+        return decision
+    return Decision(decision.wanted, Action.PRESERVE, coredump=False, reason=Reason.JOURNAL)
 
 
 class ImpossibleError(Exception):

@@ -18,6 +18,7 @@ from panicd.cli import main
 from panicd.rules.qemu_args import UNUSED_PORT
 from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.profile import QEMU_1_5, QEMU_1_6, QEMU_2_8
 from tests.parts.qemu import RealQemu
 
@@ -166,7 +167,7 @@ async def test_probe_fails_where_the_configured_policy_can_not_be_obeyed(
 async def test_probe_warns_of_a_port_that_others_use(
     socket_dir: Path, port: int, shared: bool
 ) -> None:
-    with trio.fail_after(20):
+    with fail_after(20):
         async with RealQemu.start(
             socket_dir,
             devices=[f"pvpanic,ioport={port}"],
@@ -187,7 +188,7 @@ async def test_probe_warns_of_a_port_that_others_use(
 
 @pytest.mark.real
 async def test_port_0_raises_false_panics(socket_dir: Path) -> None:
-    with trio.fail_after(20):
+    with fail_after(20):
         async with RealQemu.start(
             socket_dir, devices=["pvpanic,ioport=0"], extra=("-action", "panic=none")
         ) as vm:

@@ -6,9 +6,9 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from panicd.cli import render
+from panicd.cli.terminal import Terminal
 
 INCIDENT: dict[str, Any] = {
     "id": "20261123T044310-42eeaf45",
@@ -29,7 +29,7 @@ INCIDENT: dict[str, Any] = {
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_each_incident_has_its_words(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     out = StringIO()
-    console = Console(file=out, width=width, highlight=False, force_terminal=True, no_color=True)
+    console = Terminal(file=out, width=width, force_terminal=True, no_color=True)
     monkeypatch.setattr(render, "console", console)
     bug_check = {"panic_line": "", "information": {}, "payload": {"summary": "bug check 0xa"}}
     bug_check["information"] = {"type": "hyper-v"}
@@ -66,7 +66,7 @@ DOMAIN: dict[str, Any] = {
 
 def shown_status(monkeypatch: pytest.MonkeyPatch, **changed: object) -> str:
     out = StringIO()
-    monkeypatch.setattr(render, "console", Console(file=out, width=200, highlight=False))
+    monkeypatch.setattr(render, "console", Terminal(file=out, width=200))
     answer: dict[str, Any] = {
         "now": 0.0,
         "journal_fault": None,

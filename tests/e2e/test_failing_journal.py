@@ -43,11 +43,15 @@ async def test_nothing_is_done_while_the_disk_is_full(socket_dir: Path, disk: Pa
     async with (
         RunningDaemon.start(socket_dir, RESTART, state_directory=str(disk)) as daemon,
         fake.running(),
+        FakeQemu(socket_dir / "idle.qmp", name="idle").running(),
     ):
-        await daemon.wait_armed("vm")
+        for name in ("vm", "idle"):
+            await daemon.wait_armed(name)
         filler = fill(disk)
         fake.panic()
         await check_unwritable(daemon)
+        foreseen = (await daemon.call("explain", domain="idle"))["plan"]
+        assert (foreseen["action"], foreseen["reason"]) == ("preserve", "journal")
         # Connected anew, it tries again, and again finds that it can't.
         await daemon.wait_log("the journal can't be written", count=3)
         assert fake.acting_commands == []
@@ -182,6 +186,8 @@ async def test_damaged_journal_is_set_aside_and_destructive_actions_wait_for_peo
         assert await daemon.metric("panicd_journal_healthy") == 0
 
         await daemon.wait_armed("vm", since=daemon.began)
+        foreseen = await daemon.domain("vm")
+        assert (foreseen["effective_on_crash"], foreseen["reason"]) == ("preserve", "journal")
         fake.panic()
         incident = await daemon.wait_incident("vm", state="preserved")
         assert incident.decisions == [("preserve", "journal")]

@@ -14,6 +14,7 @@ from panicd.host.journal import Journal
 from panicd.rules.operation import Operation, OperationKind
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import patience
 
 RESTART = {"on_crash": "restart"}
 
@@ -49,7 +50,7 @@ async def test_hold_ends_by_itself(socket_dir: Path) -> None:
     async with RunningDaemon.start(socket_dir, RESTART) as daemon, fake.running():
         await daemon.wait_armed("vm")
         fake.panic_at_boot(1)  # one panic is dealt with before the hold, one finds it over
-        await daemon.call("hold", domain="vm", why="a moment", **{"for": 1.0})
+        await daemon.call("hold", domain="vm", why="a moment", **{"for": patience(1.0)})
         fake.panic()
         await daemon.wait_incident("vm", ending="restarted", count=2)
         first, second = daemon.incidents()
@@ -61,7 +62,7 @@ async def test_hold_that_ended_while_the_daemon_was_away_is_over(socket_dir: Pat
     fake = FakeQemu(socket_dir / "vm.qmp")
     async with RunningDaemon.start(socket_dir, RESTART) as daemon, fake.running():
         await daemon.wait_armed("vm")
-        asked = await daemon.call("hold", domain="*", why="an upgrade", **{"for": 0.5})
+        asked = await daemon.call("hold", domain="*", why="an upgrade", **{"for": patience(0.5)})
         fake.panic()
         held = await daemon.wait_incident("vm", state="preserved")
         assert held.decisions == [("preserve", "held")]
@@ -117,7 +118,7 @@ async def test_a_hold_by_whatever_a_domain_is_called(
     fake, named = FakeQemu(socket_dir / "vm.qmp", uuid=UUID), named.format(directory=socket_dir)
     async with RunningDaemon.start(socket_dir, RESTART) as daemon:
         if before:
-            await daemon.call("hold", domain=named, why="it is to come")
+            await daemon.call("hold", domain=named, why="it is to come", future=True)
         async with fake.running():
             await daemon.wait_armed("vm")
             if not before:

@@ -17,6 +17,7 @@ import structlog
 
 from panicd.host import logs
 from panicd.host.log_stream import WAITING_LIMIT
+from tests.parts.patience import patience
 
 HOSTILE = (
     "oops\n\x1b[31m<6>panicd: all is well\r\x00\x9b\u202e\u2066\u200b\u2028\ufeff\udc80\U000e0041"
@@ -309,7 +310,7 @@ class Journal:
     def bind(self) -> socket.socket:
         receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         receiver.bind(str(self.path))
-        receiver.settimeout(5)
+        receiver.settimeout(patience(5))
         return receiver
 
     def configure(self, level: str = "info") -> None:

@@ -169,10 +169,11 @@ async def test_its_hold(socket_dir: Path, attack: Attack, victim: FakeQemu) -> N
     attacker = attack.qemu()
     async with host(socket_dir, {"on_crash": "restart"}) as daemon, attacker.running():
         (his,) = await connected(daemon, attack)
-        await daemon.call("hold", domain=VICTIM, why="a repair")
+        await daemon.call("hold", domain=VICTIM, why="a repair", future=True)
         async with victim.running():
             await its(daemon)
-            await daemon.call("unhold", domain=his["monitor"], why="not his")
+            with pytest.raises(RefusedError, match="there is no hold on"):  # of his alone
+                await daemon.call("unhold", domain=his["monitor"], why="not his")
             own = await its(daemon)
             assert own["held_why"] == "a repair"
             victim.panic()

@@ -21,10 +21,11 @@ OWN = "libvirt's own monitor, which takes one client"
 
 # A program that says of each connection that there was one.
 LISTENER = """
-import socket, sys
+import os, socket, sys
 server = socket.socket(socket.AF_UNIX)
-server.bind(sys.argv[1])
+server.bind(sys.argv[1] + ".new")
 server.listen()
+os.rename(sys.argv[1] + ".new", sys.argv[1])  # nobody sees it before it listens
 connections = []
 while True:
     print("listens", flush=True)

@@ -18,7 +18,7 @@ import pytest
 import structlog
 import trio
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panicd.incident.driver import Request
@@ -329,9 +329,7 @@ def tries(examples: int) -> settings:
     return settings(
         max_examples=wanted or examples,
         derandomize=not wanted,
-        deadline=None,
         print_blob=False,  # the history itself goes to FOUND
-        suppress_health_check=[HealthCheck.too_slow],
     )
 
 

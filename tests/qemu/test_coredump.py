@@ -39,6 +39,7 @@ from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, is_qemu_program
 from panicd.qemu.session import Session
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.parts.patience import fail_after, patience
 from tests.parts.qemu import RealQemu
 from tests.parts.sessions import ignore, nobody
 from tests.parts.small_disk import small_disk
@@ -79,7 +80,7 @@ async def stopped_vm(socket_dir: Path, name: str = "vm") -> AsyncIterator[RealQe
     noise = socket_dir / "noise"
     noise.write_bytes(NOISE)
     loaded = ("-device", f"loader,file={noise},addr={MIB:#x},force-raw=on")
-    with trio.fail_after(60):
+    with fail_after(60):
         async with (
             event_loop(),
             RealQemu.start(socket_dir, paused=True, name=name, extra=loaded) as vm,
@@ -111,7 +112,7 @@ class Hold:
         """What is called in the place of ``space``; its first call is the look beforehand."""
         if threading.get_ident() in self._looked:
             self._reached.set()
-            self._release.wait(60)
+            self._release.wait(patience(60))
         self._looked.add(threading.get_ident())
         return Space(1 << 40, 1 << 40)
 

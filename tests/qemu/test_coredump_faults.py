@@ -26,6 +26,7 @@ from panicd.qemu.session import Session
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.background import background
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.profile import QEMU_1_7, QEMU_2_5, QEMU_7_2, Profile, RunState
 from tests.parts.sessions import open_session
 
@@ -212,7 +213,7 @@ async def test_qemu_that_neither_writes_nor_gives_up_keeps_no_turn(
     vm = fake(socket_dir, profile)
     async with open_session(vm) as session:
         vm.hold_dumps()
-        with trio.fail_after(30), pytest.raises(DumpError) as caught:
+        with fail_after(30), pytest.raises(DumpError) as caught:
             await dump(session, settings)
         assert caught.value.failure is DumpFailure.TOO_SLOW
         assert files(settings) == []

@@ -15,6 +15,7 @@ from panicd.qemu.dump_error import DumpFailure
 from panicd.qemu.dump_repair import ElfHead, repaired_kdump
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.parts.patience import fail_after
 from tests.qemu.test_dump_repair import MEMORY, NOTE, elf, kdump
 
 TIME_LIMIT = 30
@@ -49,7 +50,7 @@ async def written(
     reading, writing = os.pipe()
     settings = CoredumpSettings(directory, min_free=FreeSpaceFloor())
     path = directory / "vm" / "dump"
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         writer = DumpWriter(
             reading, path, kind, settings=settings, least=0, most=most, progress=DumpProgress()
         )
@@ -172,7 +173,7 @@ async def test_dump_that_comes_too_slowly_is_given_up(
     monkeypatch.setattr(dump_writer, "PATIENCE", 0.05)
     reading, writing = os.pipe()
     settings = CoredumpSettings(tmp_path, min_free=FreeSpaceFloor())
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         writer = DumpWriter(
             *(reading, tmp_path / "vm" / "dump", kind),
             settings=settings,
@@ -197,7 +198,7 @@ async def test_who_is_not_read_is_not_slow(tmp_path: Path, monkeypatch: pytest.M
     def give_way() -> None:
         threading.Event().wait(next(ways, 0.0))
 
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         writer = DumpWriter(
             *(reading, tmp_path / "vm" / "dump", DumpFormat.ELF),
             settings=settings,

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from panicd.qemu.line_reader import read_lines
 from panicd.qemu.pace import Pace
+from tests.parts.patience import fail_after
 
 LIMIT = 1000
 
@@ -38,7 +39,7 @@ async def test_lines_are_handed_over_however_they_come(
         taken.append(line)
         return True
 
-    with trio.fail_after(10):
+    with fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(say)
             rest = await read_lines(ours, b"zero\n", take, LIMIT, Pace())
@@ -51,7 +52,7 @@ async def test_a_line_that_is_not_taken_is_left_with_what_follows(
 ) -> None:
     ours, theirs = pair
     theirs.send(b"good\nbad\ngood\npart")
-    with trio.fail_after(10):
+    with fail_after(10):
         rest = await read_lines(ours, b"", lambda line, _sender: line == b"good", LIMIT, Pace())
     assert rest == b"bad\ngood\npart"
 
@@ -61,7 +62,7 @@ async def test_a_line_without_an_end_is_given_up(
 ) -> None:
     ours, theirs = pair
     theirs.send(b"x" * (LIMIT + 1))
-    with trio.fail_after(10):
+    with fail_after(10):
         assert await read_lines(ours, b"", lambda _line, _sender: True, LIMIT, Pace()) == b"x" * (
             LIMIT + 1
         )
@@ -104,7 +105,7 @@ async def test_line_that_drips_without_end_costs_its_share(
             theirs.send(b"x")
             await trio.testing.wait_all_tasks_blocked()
 
-    with trio.fail_after(30):
+    with fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drip)
             await read_lines(ours, b"", lambda _line, _sender: True, LIMIT, Counted())
@@ -115,7 +116,7 @@ async def test_line_that_drips_without_end_costs_its_share(
 async def test_a_connection_that_fails_is_at_its_end() -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    with ours, trio.fail_after(10):
+    with ours, fail_after(10):
         ours.send(b"never read")
         theirs.send(b"last\n")
         theirs.close()  # with unread data: ECONNRESET

@@ -26,6 +26,7 @@ from panicd.qemu.monitor import (
 )
 from panicd.rules.qapi import GuestPanickedEvent, StopEvent
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.profile import QEMU_7_2, QEMU_10_0, Profile
 
 TIME_LIMIT = 10.0
@@ -38,7 +39,7 @@ async def session(
     directory: Path, fake: FakeQemu | None = None
 ) -> AsyncIterator[tuple[Monitor, FakeQemu]]:
     vm = fake or FakeQemu(directory / "vm.qmp")
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with vm.running(), event_loop():
             sock = await connect(vm.socket)
             async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
@@ -154,7 +155,7 @@ async def test_garbage_leaves_the_command_uncertain_and_harms_no_other(
 async def test_without_a_greeting_there_is_no_session(
     socket_dir: Path, greeting: bytes, error: type[UnreachableError], says: str
 ) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(socket_dir / "vm.qmp", greeting=greeting).running() as vm, event_loop():
             sock = await connect(vm.socket)
             with pytest.raises(UnreachableError, match=says) as caught:
@@ -166,7 +167,7 @@ async def test_without_a_greeting_there_is_no_session(
 
 async def test_pretty_json_is_named(socket_dir: Path) -> None:
     greeting = b'{\r\n    "QMP": {\r\n        "version": {}\r\n    }\r\n}\r\n'
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with (
             FakeQemu(socket_dir / "vm.qmp", greeting=greeting).running() as vm,
             event_loop(),
@@ -178,7 +179,7 @@ async def test_pretty_json_is_named(socket_dir: Path) -> None:
 
 
 async def test_a_greeting_without_an_answer_to_the_negotiation_is_named(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(socket_dir / "vm.qmp").running() as vm, event_loop():
             vm.swallow("qmp_capabilities")
             sock = await connect(vm.socket)
@@ -190,7 +191,7 @@ async def test_a_greeting_without_an_answer_to_the_negotiation_is_named(socket_d
 
 async def test_event_before_the_negotiation_s_answer_is_named(socket_dir: Path) -> None:
     event = b'{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 1}}\r\n'
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(socket_dir / "vm.qmp").running() as vm, event_loop():
             vm.garble("qmp_capabilities", event)
             sock = await connect(vm.socket)

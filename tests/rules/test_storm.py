@@ -1,7 +1,10 @@
+from collections import defaultdict
+
 import pytest
 
+from panicd.rules.identity import owner_of
 from panicd.rules.settings import Storm
-from panicd.rules.storm import is_storm
+from panicd.rules.storm import NO_STORM, is_storm, storm_outlook
 from tests.rules.strategies import NOW
 
 Panics = dict[int | None, list[float]]
@@ -50,3 +53,30 @@ def test_many_users_domains_that_panic_are_a_storm_for_everybody() -> None:
     assert is_storm(STORM, panics, domains, 19, NOW)
     domains[20] = 1
     assert not is_storm(STORM, panics, domains, 19, NOW)
+
+
+def key(owner: int, number: int) -> str:
+    return f"dialled:{owner}:/run/vm-{number}"
+
+
+@pytest.mark.parametrize("domains", [5, 20, 40])
+@pytest.mark.parametrize("panicked", range(12))
+@pytest.mark.parametrize("of_others", [0, 1, 3])
+def test_outlook_is_what_the_next_panic_leads_to(
+    panicked: int, domains: int, of_others: int
+) -> None:
+    panics = {key(7, number): NOW - 59 for number in range(panicked)}
+    panics |= {key(8, number): NOW - 59 for number in range(of_others)}
+    counts: Domains = {7: domains, 8: 30}
+    outlook = storm_outlook(STORM, panics.items(), counts, NOW)
+    for owner, number in ((7, 0), (7, 99), (8, 0), (8, 99), (9, 0)):
+        by_owner: Panics = defaultdict(list)
+        for panicking, at in {**panics, key(owner, number): NOW}.items():
+            by_owner[owner_of(panicking)].append(at)
+        assert outlook.hits(key(owner, number)) is is_storm(STORM, by_owner, counts, owner, NOW)
+
+
+def test_outlook_forgets_what_panicked_long_ago() -> None:
+    outlook = storm_outlook(STORM, [(key(7, n), NOW - 60) for n in range(5)], {7: 5}, NOW)
+    assert not outlook.hits(key(7, 0))
+    assert not NO_STORM.hits(key(7, 0))

@@ -5,6 +5,7 @@ import trio
 import trio.testing
 
 from panicd.qemu.discovery import UNPRINTABLE, Appeared, Change, Discovery, PassedOver, Vanished
+from tests.parts.patience import fail_after
 from tests.qemu.discovery.sockets import LIMIT, bind, nothing_more, take
 
 
@@ -135,7 +136,7 @@ async def test_other_permissions_are_no_change(base: Path) -> None:
 
 
 async def test_waiting_can_be_cancelled(base: Path) -> None:
-    with Discovery(f"{base}/*.qmp") as discovery, trio.fail_after(LIMIT):
+    with Discovery(f"{base}/*.qmp") as discovery, fail_after(LIMIT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(anext, discovery)
             await trio.testing.wait_all_tasks_blocked()

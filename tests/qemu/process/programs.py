@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tests.parts.nobody import NOBODY
+from tests.parts.patience import patience
 
 LIMIT = 20  # seconds a test may take before it counts as hung
 
@@ -43,7 +44,7 @@ class Program:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(LIMIT)
+        self.process.wait(patience(LIMIT))
 
 
 Start = Callable[..., Program]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from panicd.connector import connect
 from panicd.qemu import process
@@ -24,6 +23,7 @@ from panicd.qemu.other_end import receive
 from panicd.qemu.process import Peer, PeerUnknownError
 from panicd.qemu.session import confirm_peer
 from tests.parts.nobody import NOBODY, needs_root
+from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
 from tests.qemu.process.programs import LIMIT, Program, Start, nobody
 
@@ -60,7 +60,7 @@ kernels = pytest.mark.parametrize("old_kernel", [False, True], ids=["newer", "be
 async def test_who_holds_it_is_known(start: Start, fake_qemu: Path, old_kernel: bool) -> None:
     program = start(fake_qemu)
     program.hear()
-    with trio.fail_after(LIMIT), peer_of(program, old_kernel=old_kernel) as peer:
+    with fail_after(LIMIT), peer_of(program, old_kernel=old_kernel) as peer:
         peer.confirm()
         assert peer.unknown_because is None
         assert peer.identity is not None

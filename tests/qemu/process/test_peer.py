@@ -16,6 +16,7 @@ from panicd.qemu.process import MAX_COMMAND_LINE, Peer, PeerUnknownError
 from panicd.qemu.process_identity import start_time_of
 from panicd.rules.command_line import parse_command_line
 from tests.parts.nobody import needs_root
+from tests.parts.patience import fail_after
 from tests.qemu.process.programs import LIMIT, Start
 
 # A program that holds the other end of a connection until its standard input closes.
@@ -204,7 +205,7 @@ async def test_a_real_qemu(directory: Path) -> None:
         "qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "none", "-no-shutdown",
         "-qmp", f"unix:{path}",
     ]  # fmt: skip
-    with trio.fail_after(LIMIT), trio.socket.socket(socket.AF_UNIX) as server:
+    with fail_after(LIMIT), trio.socket.socket(socket.AF_UNIX) as server:
         await server.bind(str(path))
         server.listen()
         async with trio.open_nursery() as nursery:
