@@ -18,7 +18,16 @@ from typing import Final
 
 from panicd.rules.capability import Capability, PanicDevice, PanicSetting
 from panicd.rules.ending import Cause
-from panicd.rules.incident import AnyEntry, Incident, Opened, Outcome, StepResult, apply
+from panicd.rules.incident import (
+    AnyEntry,
+    Decided,
+    Incident,
+    Opened,
+    Outcome,
+    StepBegun,
+    StepResult,
+    apply,
+)
 from panicd.rules.machine import State, effects, step
 from panicd.rules.machine.inputs import (
     Adopted,
@@ -200,7 +209,7 @@ def carry_out(world: World, effect: effects.Effect) -> World:
         case effects.Send(serial=serial, commands=commands):
             names = tuple(name for name, _ in commands)
             for name in names:
-                world = object_to(world, name)
+                world = object_to(world, name) if effect.acts else world
             if not world.connected:
                 answers = tuple(NoAnswer("the session has ended", lost=True) for _ in names)
                 return _later(world, Answered(serial, answers))
@@ -235,6 +244,8 @@ def _later(world: World, came: Input) -> World:
 
 def object_to(world: World, command: str) -> World:
     """Object to a command that this guest must not be given, by what panicd was told of it."""
+    if any(isinstance(entry, Opened | Decided | StepBegun) for entry in world.noted):
+        raise ViolationError(f"{command} is given before it is on the disk")
     told = world.told
     if world.misread:
         return world

@@ -9,6 +9,7 @@ from click.shell_completion import get_completion_class
 from panicd import __version__
 from panicd.cli import main
 from tests.reference.commands import commands_page
+from tests.reference.machine import machine_document
 from tests.reference.roff import man_body, plain
 
 ROOT: Final = Path(__file__).parents[2]
@@ -110,6 +111,7 @@ def _page(section: int, name: str, purpose: str, manual: str, markdown: str) -> 
 
 FILES: Final[dict[str, Callable[[], str]]] = {
     "docs/commands.md": commands_document,
+    "docs/machine.md": machine_document,
     "share/man/man1/panicd.1": manual_of_program,
     "share/man/man5/panicd.yaml.5": manual_of_configuration,
     "share/bash-completion/completions/panicd": lambda: completion("bash"),

@@ -1,0 +1,126 @@
+"""The bounded part of the search, and the proof that it finds what it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from panicd.rules.incident import Ending
+from panicd.rules.machine import arrival, commands, deciding, resting, results, steps
+from panicd.rules.machine import turn as turns
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.recovery import Stay
+from tests.proof.search import search, start
+from tests.proof.world import Limits
+
+ALONE = [
+    Limits(panics=1, foreign=0, crashes=0, cuts=0, deaths=0),
+    Limits(panics=2, foreign=0, crashes=0, cuts=0, deaths=0),
+    Limits(panics=1, foreign=1, crashes=0, cuts=0, deaths=0),
+    Limits(panics=1, foreign=0, crashes=1, cuts=0, deaths=0),
+    Limits(panics=1, foreign=0, crashes=0, cuts=1, deaths=0),
+    Limits(panics=1, foreign=0, crashes=0, cuts=0, deaths=1),
+]
+"""Each thing from outside by itself: these searches come to their end."""
+
+POLICIES = [OnCrash.PRESERVE, OnCrash.DESTROY, OnCrash.RESTART, OnCrash.IGNORE]
+TOGETHER = Limits(panics=2, foreign=1, crashes=1, cuts=1, deaths=1)
+WORLDS = 4000
+
+
+def name_of(limits: Limits) -> str:
+    return "-".join(map(str, (limits.panics, limits.foreign, limits.crashes, limits.cuts)))
+
+
+@pytest.mark.parametrize("limits", ALONE, ids=name_of)
+@pytest.mark.parametrize("on_crash", POLICIES)
+def test_nothing_goes_wrong_in_any_order(on_crash: OnCrash, limits: Limits) -> None:
+    assert search(start(on_crash, limits)).violation is None
+
+
+@pytest.mark.parametrize("on_crash", list(OnCrash))
+def test_nor_with_all_of_it_together_as_far_as_is_looked(on_crash: OnCrash) -> None:
+    assert search(start(on_crash, TOGETHER), at_most=WORLDS).violation is None
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A way to break the machine, and where that shows."""
+
+    owner: Any
+    name: str
+    broken: Callable[..., Any]
+    on_crash: OnCrash
+    limits: Limits
+
+
+def unready(turn: Any, phase: Any) -> Any:
+    """Give the command before it is on the disk."""
+    if not phase.quiet_known:
+        return None
+    if phase.stop is not None:
+        turn.done(phase.stop)
+    turn.done(phase.quiet)
+    return steps._give_act(turn, phase.act)
+
+
+def close_instead(turn: Any, *_: object) -> None:
+    turn.close(Ending.FOREIGN_RESUME)
+
+
+MUTANTS = {
+    "nobody looks whether the guest was reset meanwhile": Mutant(
+        results, "overtaken", lambda _turn: None, OnCrash.DESTROY, ALONE[2]
+    ),
+    "the command is given before it is on record": Mutant(
+        steps, "_readied_all", unready, OnCrash.RESTART, ALONE[3]
+    ),
+    "a panicked guest is not looked for on connecting": Mutant(
+        resting, "see_panic", lambda _turn: None, OnCrash.DESTROY, ALONE[0]
+    ),
+    "a stop without its panic's event is not looked into": Mutant(
+        resting, "_see_missed_panic", lambda _turn: None, OnCrash.RESTART, ALONE[0]
+    ),
+    "an open incident is forgotten when its domain is found": Mutant(
+        arrival, "recover", lambda _incident, _found: Stay(), OnCrash.RESTART, ALONE[3]
+    ),
+    "a lost answer counts as done": Mutant(
+        commands,
+        "unknown",
+        lambda index, _detail: results.done(index),
+        OnCrash.RESTART,
+        ALONE[4],
+    ),
+    "others' reset is not noticed": Mutant(
+        resting, "_reset", lambda _turn, **_: None, OnCrash.PRESERVE, ALONE[2]
+    ),
+    "an incident is never closed": Mutant(
+        turns.Turn, "close", lambda turn, *_: turn.rest(), OnCrash.RESTART, ALONE[0]
+    ),
+    "a guest that panicks while it is dumped is resumed": Mutant(
+        deciding, "conclude", close_instead, OnCrash.PRESERVE, ALONE[0]
+    ),
+    "the guest is reset whatever it is": Mutant(
+        steps,
+        "_one_by_one",
+        lambda turn, phase: steps._give_act(turn, phase.act),
+        OnCrash.RESTART,
+        ALONE[2],
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+def test_a_broken_machine_is_found_out(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (arrival, commands, deciding, resting, results, steps):
+        if getattr(module, mutant.name, None) is getattr(mutant.owner, mutant.name):
+            monkeypatch.setattr(module, mutant.name, mutant.broken)
+    monkeypatch.setattr(mutant.owner, mutant.name, mutant.broken)
+    try:
+        found = search(start(mutant.on_crash, mutant.limits)).violation
+    except Exception as error:  # noqa: BLE001 - a machine that stops is found out too
+        found = str(error)
+    assert found is not None
