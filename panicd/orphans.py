@@ -14,7 +14,7 @@ from panicd.rules.capability import Capability
 from panicd.rules.incident import Closed, Decided, Ending, Outcome, Settled, State
 from panicd.rules.plan import AwaitReturn, RunRelaunch, make_plan
 from panicd.rules.policy import Situation, decide
-from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+from panicd.rules.recovery import End, Found, GiveUp, GoOn, Redecide, Stay, recover
 from panicd.services import Services
 
 RETRY_EVERY: Final = 5.0  # seconds
@@ -58,7 +58,7 @@ async def _take_up(services: Services, chronicle: Chronicle) -> None:
             await _go_on(services, chronicle, index)
         case Redecide():
             await _decide(services, chronicle)
-        case Stay():
+        case Stay() | GiveUp():  # only a QEMU that is there has lost an answer
             services.waiting.park(chronicle, is_orphan=True)
 
 

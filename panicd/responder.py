@@ -10,7 +10,7 @@ import trio
 from panicd.chronicle import Chronicle
 from panicd.enforcing import stop_again
 from panicd.evidence import EvidenceKeeper
-from panicd.executor import Course, Executor
+from panicd.executor import AFTER_FAILURE, Course, Executor
 from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
@@ -46,11 +46,12 @@ from panicd.rules.policy import (
     panic_setting,
 )
 from panicd.rules.qapi import PanicInformation, RunState
-from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+from panicd.rules.recovery import End, Found, GiveUp, GoOn, Redecide, Stay, recover
 from panicd.rules.settings import Policy
 from panicd.services import Services
 from panicd.sight import Sight
 
+GIVEN_UP: Final = "it was begun again and again, and it never became known how it ended"
 _TO_STAY_STOPPED: Final = {Action.PRESERVE, Action.DESTROY, Action.RESTART}
 
 SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
@@ -240,10 +241,12 @@ class Responder:
             recovery=type(recovery).__name__,
         )
         match recovery:
-            case GoOn() if self._services.dry_run:
+            case GoOn() | GiveUp() if self._services.dry_run:
                 pass
             case GoOn(index=index):
                 await self._go_on(index)
+            case GiveUp(index=index):
+                await self._give_up(index)
             case Redecide():
                 await self.decide(found.run_state)
             case End(ending=ending):
@@ -305,6 +308,25 @@ class Responder:
         resets = self._session.seen.resets
         async with self._turn():
             course = await self._execute(index)
+        await self._follow(course, resets)
+
+    async def _give_up(self, index: int) -> None:
+        """Take a step for failed, and do what follows that."""
+        chronicle = self._chronicle
+        plan, record = chronicle.incident.plan, chronicle.incident.steps.get(index)
+        assert plan is not None
+        if record is None or record.outcome is not Outcome.FAILED:
+            if chronicle.incident.step_in_progress != index:
+                chronicle.begin(index)
+            chronicle.end(index, StepResult(Outcome.FAILED, GIVEN_UP))
+        on_failure = plan.steps[index].on_failure
+        if on_failure is OnFailure.CONTINUE:
+            await self._go_on(index + 1)
+        else:
+            await self._follow(AFTER_FAILURE[on_failure], self._session.seen.resets)
+
+    async def _follow(self, course: Course, resets: int) -> None:
+        """Do what follows from a plan's course; ``resets`` were seen before it was gone on with."""
         match course:
             case Course.WATCHING if self._session.seen.resets > resets:  # while it was let run
                 await self.close(Ending.GUEST_RESET)

@@ -19,7 +19,7 @@ from panicd.qemu.dump_checks import check_guest
 from panicd.qemu.dump_directory import dump_path
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter, enlarge
-from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError
+from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError, UncertainError
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import DETACHED_DUMP_SINCE, DUMP_FORMATS_SINCE
 from panicd.rules.settings import CoredumpSettings, DumpFormat
@@ -29,6 +29,7 @@ __all__ = ["DumpError", "DumpFailure", "DumpProgress", "FinishedDump", "dump_gue
 FD_NAME: Final = "panicd-dump"
 PROGRESS_CHECK: Final = 1.0  # seconds between two looks at how far a dump is
 CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
+NOT_DONE: Final = "QEMU was not done in time"
 
 
 DumpByOther = Callable[[Path, str, float], Awaitable[None]]
@@ -107,8 +108,7 @@ async def dump_guest_memory(
     except (DumpError, CommandError) as error:
         if isinstance(error, DumpError) and error.failure is DumpFailure.TIMEOUT:
             writer.stop()
-            # Until then QEMU would refuse a cont.
-            await session.observe(lambda: _dump_ended(session), CLEARING)
+            await _await_clear(session)
         raise _cause(error, writer.error) from error
     finally:
         writer.stop()
@@ -160,14 +160,17 @@ async def _run_dump(
         arguments["format"] = kind.of_qemu
     left = deadline - trio.current_time()
     if version < DETACHED_DUMP_SINCE:
-        await session.execute("dump-guest-memory", arguments, left)
+        try:
+            await session.execute("dump-guest-memory", arguments, left)
+        except NoReplyError as error:
+            raise DumpError(DumpFailure.TIMEOUT, NOT_DONE) from error
         return
     with suppress(NoReplyError):  # the event tells, if it comes
         await session.execute("dump-guest-memory", {**arguments, "detach": True})
     while not _dump_ended(session):
         left = deadline - trio.current_time()
         if left <= 0:
-            raise DumpError(DumpFailure.TIMEOUT, "QEMU was not done in time")
+            raise DumpError(DumpFailure.TIMEOUT, NOT_DONE)
         await session.observe(lambda: _dump_ended(session), min(left, PROGRESS_CHECK))
         if not _dump_ended(session):
             await _note_progress(session, progress)
@@ -175,6 +178,19 @@ async def _run_dump(
         raise SessionLostError("dump-guest-memory: the session ended before the dump did")
     if not session.seen.dump.completed:
         raise DumpError(DumpFailure.QEMU, session.seen.dump.error)
+
+
+async def _await_clear(session: Session) -> None:
+    """Wait until a dump that was given up has ended in QEMU too, though not for ever.
+
+    Until then QEMU refuses a ``cont``. Before 2.6 it answers nothing at all, and its next answer
+    tells that the dump is over.
+    """
+    if session.capability.version < DETACHED_DUMP_SINCE:
+        with suppress(UncertainError):
+            await session.query_status(CLEARING)
+    else:
+        await session.observe(lambda: _dump_ended(session), CLEARING)
 
 
 def _dump_ended(session: Session) -> bool:

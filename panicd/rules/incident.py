@@ -270,7 +270,8 @@ class Incident:
         repeats: panics reported after the first.
         plan: the latest plan.
         steps: what is known of that plan's steps, by index.
-        decisions: every decision so far, the latest last.
+        begun: how often each of them was begun, by index.
+        decisions: every decision so far, the latest last; one that is made again stands there once.
         closed: how it ended.
         acknowledged: who looked at it.
         panic_line: the guest's own words for it, from its kernel log; empty where unknown.
@@ -283,6 +284,7 @@ class Incident:
     repeats: int = 0
     plan: Plan | None = None
     steps: dict[int, StepRecord] = field(default_factory=dict)
+    begun: dict[int, int] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
     closed: Closed | None = None
     acknowledged: Acknowledged | None = None
@@ -361,12 +363,14 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
                 raise IllegalTransitionError(f"{incident.id}: repeated after its end")
             return replace(incident, repeats=incident.repeats + count)
         case Decided(plan=plan):
+            again = plan.decision == incident.decision
             return replace(
                 incident,
                 state=_next(incident, Mark.DECIDED),
                 plan=plan,
                 steps={},
-                decisions=(*incident.decisions, plan.decision),
+                begun={},
+                decisions=incident.decisions if again else (*incident.decisions, plan.decision),
             )
         case StepBegun(at=at, index=index):
             state = _next(incident, Mark.STEP)
@@ -374,13 +378,15 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
                 raise IllegalTransitionError(f"{incident.id}: the plan has no step {index}")
             # What is known of later steps is from before they are gone through once more.
             earlier = {i: record for i, record in incident.steps.items() if i < index}
-            return replace(incident, state=state, steps={**earlier, index: StepRecord(at)})
+            begun = {**incident.begun, index: incident.begun.get(index, 0) + 1}
+            steps = {**earlier, index: StepRecord(at)}
+            return replace(incident, state=state, steps=steps, begun=begun)
         case StepEnded(at=at, index=index, outcome=outcome, detail=detail):
             state = _next(incident, Mark.STEP)
-            begun = incident.steps.get(index)
-            if begun is None or begun.outcome is not None:
+            record = incident.steps.get(index)
+            if record is None or record.outcome is not None:
                 raise IllegalTransitionError(f"{incident.id}: step {index} ended before it began")
-            steps = {**incident.steps, index: StepRecord(begun.begun_at, at, outcome, detail)}
+            steps = {**incident.steps, index: StepRecord(record.begun_at, at, outcome, detail)}
             collected = incident.plan is not None and isinstance(
                 incident.plan.steps[index], Collect
             )

@@ -8,7 +8,19 @@ import pytest
 
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
-from tests.parts.profile import QEMU_1_5, QEMU_1_6, QEMU_2_5, QEMU_2_8, Profile
+from tests.parts.profile import (
+    QEMU_1_5,
+    QEMU_1_6,
+    QEMU_2_0,
+    QEMU_2_5,
+    QEMU_2_8,
+    QEMU_7_2,
+    Profile,
+)
+
+
+def version(profile: Profile) -> str:
+    return ".".join(map(str, profile.version))
 
 
 async def test_ignore_of_an_irreversible_panic_takes_the_fallback(socket_dir: Path) -> None:
@@ -46,7 +58,7 @@ async def test_builtin_device_counts_only_where_any_notifier_does(
 
 
 @pytest.mark.parametrize(
-    "profile", [QEMU_1_5, QEMU_1_6, QEMU_2_5, QEMU_2_8], ids=lambda p: ".".join(map(str, p.version))
+    "profile", [QEMU_1_5, QEMU_1_6, QEMU_2_5, QEMU_2_8], ids=version
 )
 async def test_dump_and_restart_on_every_version(socket_dir: Path, profile: Profile) -> None:
     policy = {"on_crash": "coredump-restart", "coredump": {"min_free": "1MiB"}}
@@ -60,6 +72,72 @@ async def test_dump_and_restart_on_every_version(socket_dir: Path, profile: Prof
         assert fake.changing_commands == [*dumped, "system_reset", "cont"]
         (dump,) = (socket_dir / "state" / "coredumps" / "vm").iterdir()
         assert dump.name.endswith(".elf.zst")
+
+
+BLOCKING = [QEMU_1_5, QEMU_2_0, QEMU_2_5]
+"""Those whose dumps can't be detached: they answer nobody until the dump is over."""
+
+
+@pytest.mark.parametrize("profile", BLOCKING, ids=version)
+@pytest.mark.parametrize(
+    ("on_crash", "required", "ends"),
+    [
+        ("coredump-restart", False, {"ending": "restarted"}),
+        ("coredump-restart", True, {"state": "preserved"}),
+        ("coredump-preserve", True, {"state": "preserved"}),
+    ],
+)
+async def test_blocking_dump_that_outlasts_its_time_has_failed(
+    socket_dir: Path, profile: Profile, on_crash: str, required: bool, ends: dict[str, str]
+) -> None:
+    coredump = {"min_free": "1MiB", "timeout": "1s", "required": required}
+    policy = {"on_crash": on_crash, "panic_notifier": "any", "coredump": coredump}
+    fake = FakeQemu(socket_dir / "vm.qmp", profile=profile)
+    fake.hold_dumps()
+    async with RunningDaemon.start(socket_dir, policy) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        fake.panic()
+        incident = await daemon.wait_incident("vm", **ends)
+        assert incident.details[incident.steps.index(("Dump", "failed"))].startswith("timeout: ")
+        decisions = [(on_crash, "on-crash")]
+        assert incident.decisions == decisions + [("preserve", "dump-failed")] * required
+        restarted = ["system_reset", "cont"] if "ending" in ends else []
+        assert fake.changing_commands == ["getfd", "dump-guest-memory", *restarted]
+        assert fake.sessions == 1, "the session goes on"
+        assert await daemon.metric("panicd_coredump_failures_total", reason="timeout") == 1
+        assert list((socket_dir / "state" / "coredumps" / "vm").iterdir()) == []
+
+
+@pytest.mark.parametrize("profile", [QEMU_2_0, QEMU_7_2], ids=version)
+async def test_dump_whose_answer_is_lost_each_time_is_not_made_for_ever(
+    socket_dir: Path, profile: Profile
+) -> None:
+    coredump = {"min_free": "1MiB", "required": True}
+    policy = {"on_crash": "coredump-restart", "coredump": coredump}
+    fake = FakeQemu(socket_dir / "vm.qmp", profile=profile)
+    fake.cut_before("dump-guest-memory", times=None)
+    async with RunningDaemon.start(socket_dir, policy) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        fake.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        assert incident.decisions[-1] == ("preserve", "dump-failed")
+        assert fake.acting_commands == ["getfd", "dump-guest-memory"] * 2
+
+
+@pytest.mark.parametrize("command", ["query-memory-size-summary", "system_reset", "quit"])
+async def test_nothing_that_loses_its_answer_is_begun_for_ever(
+    socket_dir: Path, command: str
+) -> None:
+    on_crash = "destroy" if command == "quit" else "coredump-restart"
+    coredump = {"min_free": "1MiB", "required": True}
+    policy = {"on_crash": on_crash, "coredump": coredump}
+    fake = FakeQemu(socket_dir / "vm.qmp", profile=QEMU_7_2)
+    async with RunningDaemon.start(socket_dir, policy) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        fake.cut_before(command, times=None)
+        fake.panic()
+        await daemon.wait_incident("vm", state="preserved")
+        assert 2 <= fake.commands.count(command) <= 3
 
 
 async def test_domain_that_cannot_be_armed_says_so(socket_dir: Path) -> None:

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import socket
+import stat
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
@@ -218,7 +219,10 @@ class FakeQemu(RecordedMonitor):
             self._session.send(data)
 
     def hold_dumps(self) -> None:
-        """Let no dump come to its end until :meth:`release_dumps`."""
+        """Let no dump come to its end until :meth:`release_dumps`, or until nobody reads it.
+
+        One that is not detached keeps QEMU from answering anybody meanwhile.
+        """
         self._dumps_held = trio.Event()
 
     def release_dumps(self) -> None:
@@ -346,7 +350,7 @@ class FakeQemu(RecordedMonitor):
     async def _write_dump(self, dump: Dump) -> str | None:
         with os.fdopen(dump.fd, "wb", buffering=0) as file:
             if self._dumps_held is not None:
-                await self._dumps_held.wait()
+                await _held(self._dumps_held, dump.fd)
             error = await trio.to_thread.run_sync(_write_chunks, dump, file, abandon_on_cancel=True)
         self.machine.finish_dump(error)
         return error
@@ -453,6 +457,21 @@ class _Session:
                 self._unsent.clear()  # the client is gone; reading will find that too
                 return
             del self._unsent[:sent]
+
+
+async def _held(released: trio.Event, fd: int) -> None:
+    """Wait until a dump is released, or nobody reads the pipe that it goes to (poll(2), POLLERR)."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_until_released, released, nursery.cancel_scope)
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            # Nothing can be read from a writing end: it wakes up when the reading end is closed.
+            await trio.lowlevel.wait_readable(fd)
+            nursery.cancel_scope.cancel()
+
+
+async def _until_released(released: trio.Event, scope: trio.CancelScope) -> None:
+    await released.wait()
+    scope.cancel()
 
 
 def _write_chunks(dump: Dump, file: FileIO) -> str | None:
