@@ -43,6 +43,7 @@ from panicd.rules.policy import (
     decide_for_operator,
     end_flood,
     fall_back,
+    ignore_again,
     panic_setting,
 )
 from panicd.rules.qapi import PanicInformation, RunState
@@ -201,6 +202,16 @@ class Responder:
         else:
             decision = fall_back(self._policy, capability, situation, failed, reason, now=self._now)
         await self._carry_out(decision, situation)
+
+    async def ignore_again(self, run_state: RunState) -> None:
+        """Let a guest run again whose panic was ignored, and that a panic has stopped."""
+        situation = self._situation(run_state)
+        ignored = self._chronicle.incident.decision
+        assert ignored is not None
+        capability, now = self._session.capability, self._now
+        decision = ignore_again(self._policy, capability, situation, ignored, now=now)
+        with self._services.way.go_first():
+            await self._carry_out(decision, situation)
 
     async def end_flood(self) -> None:
         """Stop a guest whose panics were ignored and are too many, unless an operator holds it."""

@@ -158,7 +158,8 @@ async def _run_dump(
     arguments: dict[str, object] = {"paging": False, "protocol": f"fd:{FD_NAME}"}
     if version >= DUMP_FORMATS_SINCE:
         arguments["format"] = kind.of_qemu
-    left = deadline - trio.current_time()
+    if (left := deadline - trio.current_time()) <= 0:
+        raise DumpError(DumpFailure.TIMEOUT, "the time was over before QEMU was asked")
     if version < DETACHED_DUMP_SINCE:
         try:
             await session.execute("dump-guest-memory", arguments, left)

@@ -4,7 +4,7 @@ Every decision carries an enumerated ``Reason``, which reappears word for word i
 journal and the metrics.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -328,6 +328,33 @@ def fall_back(
     if action is Action.RESTART and not _restartable(policy, capability, situation, now):
         action = Action.PRESERVE
     return Decision(failed.wanted, action, failed.coredump, reason)
+
+
+def ignore_again(
+    policy: Policy,
+    capability: Capability,
+    situation: Situation,
+    ignored: Decision,
+    *,
+    now: float,
+) -> Decision:
+    """Return what is to be done about a guest whose panic was ignored and that one stops again.
+
+    It is let run again, each time. Its memory was dumped at the first panic, if it was to be.
+
+    Args:
+        policy: the domain's configuration.
+        capability: what its QEMU can do.
+        situation: the domain as it stands, stopped by this panic.
+        ignored: the decision in force.
+        now: seconds since the epoch.
+    """
+    again = replace(ignored, coredump=False)
+    if situation.held:
+        return replace(again, action=Action.PRESERVE, reason=Reason.HELD)
+    if capability.libvirt_forestalls(ignored.wanted):
+        return replace(again, action=Action.PRESERVE, reason=Reason.LIBVIRT)
+    return _ignore(policy, capability, situation, again, now)
 
 
 def end_flood(ignored: Decision) -> Decision:
