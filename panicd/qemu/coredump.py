@@ -98,17 +98,23 @@ async def dump_guest_memory(
         progress=progress,
         give_way=give_way,
     )
+    asked = False
     try:
         if by_other is None:
             await _hand_over(session, writer, writing)
+            if trio.current_time() >= deadline:
+                raise DumpError(DumpFailure.TIMEOUT, "the time was over before QEMU was asked")
+            asked = True
             await _run_dump(session, kind, deadline, progress)
         else:
+            asked = True
             await _have_dumped(by_other, writer, writing, kind, settings.timeout)
         size = await _await_end(writer, deadline)
     except (DumpError, CommandError) as error:
         if isinstance(error, DumpError) and error.failure is DumpFailure.TIMEOUT:
             writer.stop()
-            await _await_clear(session)
+            if asked:
+                await _await_clear(session)
         raise _cause(error, writer.error) from error
     finally:
         writer.stop()
@@ -158,8 +164,7 @@ async def _run_dump(
     arguments: dict[str, object] = {"paging": False, "protocol": f"fd:{FD_NAME}"}
     if version >= DUMP_FORMATS_SINCE:
         arguments["format"] = kind.of_qemu
-    if (left := deadline - trio.current_time()) <= 0:
-        raise DumpError(DumpFailure.TIMEOUT, "the time was over before QEMU was asked")
+    left = max(0.0, deadline - trio.current_time())
     if version < DETACHED_DUMP_SINCE:
         try:
             await session.execute("dump-guest-memory", arguments, left)

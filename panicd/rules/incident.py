@@ -276,6 +276,7 @@ class Incident:
         acknowledged: who looked at it.
         panic_line: the guest's own words for it, from its kernel log; empty where unknown.
         enforced: how often it was stopped again after somebody else resumed it.
+        ran_on: it was ignored already, and has run on.
     """
 
     id: str
@@ -290,6 +291,7 @@ class Incident:
     acknowledged: Acknowledged | None = None
     enforced: int = 0
     panic_line: str = ""
+    ran_on: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -394,7 +396,8 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             panic_line = detail if says else incident.panic_line
             return replace(incident, state=state, steps=steps, panic_line=panic_line)
         case Settled(state=settled):
-            return replace(incident, state=_next(incident, Mark(settled)))
+            ran_on = incident.ran_on or settled is State.RUNNING_ON
+            return replace(incident, state=_next(incident, Mark(settled)), ran_on=ran_on)
         case Acknowledged():
             return replace(incident, acknowledged=entry)
         case Asked() | Observed():

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from panicd.demo.guests import Guest
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import (
     QEMU_1_5,
     QEMU_1_6,
+    QEMU_1_7,
     QEMU_2_0,
     QEMU_2_5,
+    QEMU_2_6,
     QEMU_2_8,
     QEMU_7_2,
     Profile,
 )
+from tests.parts.qemu import RealQemu
 
 
 def version(profile: Profile) -> str:
@@ -138,6 +142,90 @@ async def test_nothing_that_loses_its_answer_is_begun_for_ever(
         fake.panic()
         await daemon.wait_incident("vm", state="preserved")
         assert 2 <= fake.commands.count(command) <= 3
+
+
+REVERSIBLE = [QEMU_1_7, QEMU_2_0, QEMU_2_5, QEMU_2_6, QEMU_2_8]
+"""Those that resume a panicked guest, and that can't be told not to stop it."""
+
+
+@pytest.mark.parametrize("profile", REVERSIBLE, ids=version)
+async def test_ignored_guest_is_let_run_each_time_it_panics(
+    socket_dir: Path, profile: Profile
+) -> None:
+    policy = {"on_crash": "coredump-ignore", "fallback": "destroy", "coredump": {"min_free": "1MiB"}}
+    fake = FakeQemu(socket_dir / "vm.qmp", profile=profile, shutdown_action="pause")
+    async with RunningDaemon.start(socket_dir, policy) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        for panics in range(1, 6):
+            fake.panic()
+            await fake.wait_command("cont", count=panics)
+            await daemon.wait_log("incident stays open", state="running-on", count=panics)
+        incident = await daemon.wait_incident("vm", state="running-on")
+        assert incident.decisions == [("coredump-ignore", "on-crash"), ("ignore", "on-crash")]
+        assert fake.changing_commands == ["getfd", "dump-guest-memory", *["cont"] * 5]
+        assert await daemon.metric("panicd_domain_panics_total", domain="vm") == 5
+        assert await daemon.metric("panicd_actions_total", action="ignore") == 5
+
+
+@pytest.mark.parametrize("before_reply", [False, True])
+@pytest.mark.parametrize(("then", "state"), [("preserve", "preserved"), ("ignore", "running-on")])
+async def test_ignored_guest_that_panics_at_once_is_let_run_within_the_flood_limit(
+    socket_dir: Path, before_reply: bool, then: str, state: str
+) -> None:
+    policy = {"on_crash": "ignore", "flood": {"max": 20, "window": "1h", "then": then}}
+    fake = FakeQemu(socket_dir / "vm.qmp", profile=QEMU_2_0)
+    async with RunningDaemon.start(socket_dir, policy) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        fake.panic_when_resumed(40, before_reply=before_reply)
+        fake.panic()
+        limit = 21 if then == "preserve" else 41
+        await fake.wait_command("cont", count=limit)
+        if then == "preserve":
+            incident = await daemon.wait_incident("vm", state=state)
+            assert incident.decisions[-1] == ("preserve", "flood")
+            assert fake.machine.state == "guest-panicked"
+        else:
+            await daemon.wait_log("incident stays open", state="running-on", count=limit)
+            assert fake.machine.state == "running"
+        assert fake.changing_commands == ["cont"] * limit, "one for each stop"
+        panics = limit + (then == "preserve")  # the last one was too many
+        assert await daemon.metric("panicd_domain_panics_total", domain="vm") == panics
+
+
+@pytest.mark.real
+async def test_ignored_guest_of_a_real_qemu_is_let_run_each_time_it_is_stopped(
+    socket_dir: Path,
+) -> None:
+    policy = {"on_crash": "ignore", "fallback": "destroy"}
+    async with (
+        RunningDaemon.start(socket_dir, policy) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        # So its panics stop it, as they do where no set-action keeps them from it.
+        await vm.witness.execute("set-action", {"panic": "pause"})
+        for panics in range(1, 6):
+            await vm.press_key()
+            await daemon.wait_log("incident stays open", state="running-on", count=panics)
+            assert await vm.status() == "running"
+        incident = await daemon.wait_incident("vm", state="running-on")
+        assert incident.decisions == [("ignore", "on-crash")]
+        assert incident.steps.count(("Cont", "done")) == 5
+
+
+async def test_held_guest_is_not_let_run_again_until_the_hold_ends(socket_dir: Path) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp", profile=QEMU_2_0)
+    async with RunningDaemon.start(socket_dir, {"on_crash": "ignore"}) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        fake.panic()
+        await daemon.wait_log("incident stays open", state="running-on")
+        await daemon.call("hold", domain="vm", why="looking at it")
+        fake.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        assert incident.decisions[-1] == ("preserve", "held")
+        await daemon.call("unhold", domain="vm", why="done")
+        await fake.wait_command("cont", count=2)
+        assert fake.changing_commands == ["cont", "cont"]
 
 
 async def test_domain_that_cannot_be_armed_says_so(socket_dir: Path) -> None:

@@ -109,6 +109,7 @@ class FakeQemu(RecordedMonitor):
         self._dial = dial
         self._reconnect = reconnect
         self._boot_panics = 0.0
+        self._resume_panics = 0.0
         self._panics_before_reply = False
         self._dumps_held: trio.Event | None = None
         self._listener: trio.socket.SocketType | None = None
@@ -161,6 +162,16 @@ class FakeQemu(RecordedMonitor):
             before_reply: So quickly that the event comes before the reply to ``cont``.
         """
         self._boot_panics = times
+        self._panics_before_reply = before_reply
+
+    def panic_when_resumed(self, times: float = FOR_EVER, *, before_reply: bool = False) -> None:
+        """The guest will panic again as soon as a ``cont`` resumes it, so many times.
+
+        Args:
+            times: How many conts.
+            before_reply: So quickly that the event comes before the reply to ``cont``.
+        """
+        self._resume_panics = times
         self._panics_before_reply = before_reply
 
     def crashload(self) -> None:
@@ -318,6 +329,8 @@ class FakeQemu(RecordedMonitor):
         else:
             self._settle()
             session.send(await fault.after(reply))
+        if call["execute"] == "cont" and not self._panics_before_reply:
+            self._panic_again()
 
     async def _carry_out(self, session: _Session, call: Message) -> Message:
         command = call["execute"]
@@ -338,6 +351,7 @@ class FakeQemu(RecordedMonitor):
         """What a command still has to do that takes time; returns its error, if it failed."""
         if command == "cont" and self._panics_before_reply:
             self._boot()
+            self._panic_again()
         if command != "dump-guest-memory":
             return None
         dump = self.machine.dump
@@ -373,6 +387,12 @@ class FakeQemu(RecordedMonitor):
         self._has_booted = True
         if self._boot_panics > 0:
             self._boot_panics -= 1
+            self.machine.panic()
+
+    def _panic_again(self) -> None:
+        """A guest that was resumed panics, where it was told to."""
+        if self._resume_panics > 0 and self.machine.state is RunState.RUNNING:
+            self._resume_panics -= 1
             self.machine.panic()
 
     # -- events and ends

@@ -348,7 +348,7 @@ async def test_dump_that_takes_too_long(
     socket_dir: Path, settings: CoredumpSettings, kind: DumpFormat
 ) -> None:
     async with stopped_guest(socket_dir) as session:
-        error = await dump_fails(session, replace(settings, timeout=0.001), kind)
+        error = await dump_fails(session, replace(settings, timeout=0.2), kind, slowly)
     assert error.failure is DumpFailure.TIMEOUT
 
 
@@ -368,7 +368,7 @@ async def test_blocking_dump_that_takes_too_long(
     async with stopped_guest(socket_dir) as session:
         # Dumps as panicd has those dump that are older than 2.6.
         session.capability = replace(session.capability, version=(2, 0, 0))
-        error = await dump_fails(session, replace(settings, timeout=0.2), give_way=slowly)
+        error = await dump_fails(session, replace(settings, timeout=0.2), DumpFormat.ELF, slowly)
         assert error.failure is DumpFailure.TIMEOUT
 
 

@@ -31,7 +31,7 @@ class LoggedIncident:
         id: The incident's.
         domain: The domain's name.
         source: ``event`` or ``reconciliation``; empty where another run of the daemon told it.
-        decisions: ``(action, reason)`` of each.
+        decisions: ``(action, reason)`` of each; one that is made again stands there once.
         steps: ``(step, outcome)`` of each step that ended, over all plans.
         details: What was said about each of them.
         state: Where the incident stays open; empty: nowhere yet.
@@ -53,7 +53,8 @@ class LoggedIncident:
             case "guest panicked":
                 self.source = line["source"]
             case "decided":
-                self.decisions.append((line["action"], line["reason"]))
+                if self.decisions[-1:] != [decided := (line["action"], line["reason"])]:
+                    self.decisions.append(decided)
                 self.state = ""
             case "step ended":
                 self.steps.append((line["step"], line["outcome"]))
