@@ -175,7 +175,8 @@ class Chronicle:
                 decision = plan.decision
                 log.info(
                     "decided",
-                    on_crash=decision.wanted,
+                    on_crash=decision.on_crash,
+                    **({"unrequested": decision.unrequested} if decision.unrequested else {}),
                     action=decision.effective,
                     reason=decision.reason,
                     why=EXPLANATIONS[decision.reason],

@@ -20,8 +20,8 @@ from panicd.tally import Tally
 
 def exposed_domains(
     domains: Iterable[Domain], tally: Tally, holds: Holds, now: float
-) -> list[tuple[Domain, tuple[Exposure, ...]]]:
-    """Return the domains that could not be acted on, each with all the reasons why not."""
+) -> list[tuple[Domain, dict[Exposure, str]]]:
+    """Return the domains that could not be acted on, each with the reasons why, and remedies."""
     rooms: dict[tuple[Path, object], bool] = {}
     found = []
     for domain in domains:
@@ -58,10 +58,10 @@ def _exposures(
     *,
     held: bool,
     now: float,
-) -> tuple[Exposure, ...]:
+) -> dict[Exposure, str]:
     session, policy = domain.session, domain.policy
     if session is None or policy is None:
-        return (Exposure.NO_MONITOR, *([Exposure.HELD] if held else []))
+        return exposures(policy, None, None, held=held)
     restarts = tally.restarts(domain.key)
     capability = session.capability
     # What its own time comes to in the end, and what a hold would hide.

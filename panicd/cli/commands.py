@@ -175,7 +175,7 @@ def unhold(context: Context, domain: str | None, whole_host: bool, why: str) -> 
 @WHY
 @click.pass_obj
 def release(context: Context, domain: str, why: str) -> None:
-    """Let the panicked guest of DOMAIN run as it is (`cont`). Only `release` ever does that."""
+    """Let the panicked guest of DOMAIN run as it is (`cont`), as `act DOMAIN ignore` does."""
     _tell_done(context.ask("release", domain=domain, why=why))
 
 

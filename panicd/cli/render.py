@@ -106,7 +106,7 @@ def explanation(answer: Answer) -> None:
     console.print()
     console.print(
         f"If it panicked now: [bold]{decided['action']}[/] "
-        f"(on_crash {decided['on_crash']}, reason {decided['reason']}: {decided['why']})"
+        f"({configured(decided)}, reason {decided['reason']}: {decided['why']})"
     )
     steps(decided["steps"])
     if then := answer["then"]:
@@ -187,6 +187,12 @@ def probe(answer: Answer) -> None:
     for plan in answer["policies"]:
         table.add_row(plan["on_crash"], _would_do(plan["action"], plan["reason"]), plan["why"])
     console.print(table)
+    if not answer["on_crash_applies"]:
+        did = answer["configured"]["action"]
+        console.print(
+            f"As configured none of these applies, but unrequested {answer['unrequested']}: "
+            f"[bold]{did}[/]. Nobody asked for this VM's panic device."
+        )
     for remedy in answer["remedies"]:
         console.print(f"[yellow]To change:[/] {remedy}")
 
@@ -219,6 +225,12 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, no_wrap=heading in UNBROKEN, overflow="fold")
     return table
+
+
+def configured(decision: Answer) -> str:
+    """Return what of the configuration led to a decision."""
+    instead = f", unrequested {decision['unrequested']}" if decision["unrequested"] else ""
+    return f"on_crash {decision['on_crash']}{instead}"
 
 
 def _words(incident: Answer) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import RenderableType
 from rich.table import Table
 
-from panicd.cli.render import Answer, text, written_time
+from panicd.cli.render import Answer, configured, text, written_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def _head(answer: Answer, now: float) -> Iterator[str]:
         yield f"again     {answer['repeats']} times within the incident"
     for decision in answer["decisions"]:
         yield (
-            f"decided   [bold]{decision['action']}[/] (on_crash {decision['on_crash']}, "
+            f"decided   [bold]{decision['action']}[/] ({configured(decision)}, "
             f"reason {decision['reason']}: {decision['why']})"
         )
     closed_at = answer["closed_at"]

@@ -102,8 +102,7 @@ async def dump_guest_memory(
     try:
         if by_other is None:
             await _hand_over(session, writer, writing)
-            if trio.current_time() >= deadline:
-                raise DumpError(DumpFailure.TIMEOUT, "the time was over before QEMU was asked")
+            _check_time(deadline)
             asked = True
             await _run_dump(session, kind, deadline, progress)
         else:
@@ -121,6 +120,11 @@ async def dump_guest_memory(
         with trio.move_on_after(CLEARING, shield=True):
             await writer.ended.wait()
     return FinishedDump(path, size)
+
+
+def _check_time(deadline: float) -> None:
+    if trio.current_time() >= deadline:
+        raise DumpError(DumpFailure.TIMEOUT, "the time was over before QEMU was asked")
 
 
 async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:

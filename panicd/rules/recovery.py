@@ -279,8 +279,8 @@ def _made_for_stopped_guest(incident: Incident) -> bool:
 def _unfinished(incident: Incident, index: int) -> Recovery:
     """Return the step to go on with: the one that was begun.
 
-    Evidence whose end is known is not taken again, be it that there is none; a dump whose end is not
-    known may still be under way in QEMU.
+    Evidence whose end is known is not taken again, be it that there is none. A dump whose end is
+    not known may still be under way in QEMU.
     """
     assert incident.plan is not None
     step, record = incident.plan.steps[index], incident.steps.get(index)

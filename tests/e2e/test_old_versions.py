@@ -61,9 +61,7 @@ async def test_builtin_device_counts_only_where_any_notifier_does(
         assert fake.changing_commands == (["system_reset", "cont"] if restarted else [])
 
 
-@pytest.mark.parametrize(
-    "profile", [QEMU_1_5, QEMU_1_6, QEMU_2_5, QEMU_2_8], ids=version
-)
+@pytest.mark.parametrize("profile", [QEMU_1_5, QEMU_1_6, QEMU_2_5, QEMU_2_8], ids=version)
 async def test_dump_and_restart_on_every_version(socket_dir: Path, profile: Profile) -> None:
     policy = {"on_crash": "coredump-restart", "coredump": {"min_free": "1MiB"}}
     fake = FakeQemu(socket_dir / "vm.qmp", profile=profile, shutdown_action="pause")
@@ -152,7 +150,11 @@ REVERSIBLE = [QEMU_1_7, QEMU_2_0, QEMU_2_5, QEMU_2_6, QEMU_2_8]
 async def test_ignored_guest_is_let_run_each_time_it_panics(
     socket_dir: Path, profile: Profile
 ) -> None:
-    policy = {"on_crash": "coredump-ignore", "fallback": "destroy", "coredump": {"min_free": "1MiB"}}
+    policy = {
+        "on_crash": "coredump-ignore",
+        "fallback": "destroy",
+        "coredump": {"min_free": "1MiB"},
+    }
     fake = FakeQemu(socket_dir / "vm.qmp", profile=profile, shutdown_action="pause")
     async with RunningDaemon.start(socket_dir, policy) as daemon, fake.running():
         await daemon.wait_armed("vm")

@@ -58,6 +58,7 @@ class FakeQemu(RecordedMonitor):
         name: str = "vm",
         uuid: str | None = None,
         devices: Sequence[str] = ("pvpanic",),
+        builtin_port: int = 0x505,
         memory: int = 64 * 1024,
         state: RunState = RunState.RUNNING,
         panic_action: str = "shutdown",
@@ -76,6 +77,7 @@ class FakeQemu(RecordedMonitor):
             name: The VM's name, ``-name``; empty: none was given.
             uuid: ``-uuid``; None: none was given.
             devices: A ``-device`` each.
+            builtin_port: ``-global pvpanic.ioport``, for a builtin panic device.
             memory: Guest memory in bytes.
             state: The run state that it begins with.
             panic_action: ``-action panic=``; QEMU's default is shutdown.
@@ -96,6 +98,7 @@ class FakeQemu(RecordedMonitor):
             name=name,
             uuid=uuid,
             devices=devices,
+            builtin_port=builtin_port,
             memory=memory,
             state=state,
             panic_action=panic_action,
@@ -480,7 +483,7 @@ class _Session:
 
 
 async def _held(released: trio.Event, fd: int) -> None:
-    """Wait until a dump is released, or nobody reads the pipe that it goes to (poll(2), POLLERR)."""
+    """Wait until a dump is released, or nobody reads the pipe that it goes to (POLLERR)."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_until_released, released, nursery.cancel_scope)
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
