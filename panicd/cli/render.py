@@ -211,6 +211,32 @@ def audit(answer: Answer) -> None:
     console.print(table)
 
 
+def advice(answer: list[Answer]) -> None:
+    """Print what ``panicd advise`` shows."""
+    for number, each in enumerate(answer):
+        if number:
+            console.print()
+        system = each["system"]
+        name, said_by = text(system["name"] or "(not known)"), text(system["known_by"])
+        console.print(f"[bold]{text(each['domain'] or system['id'])}[/]")
+        console.print(f"runs     {name}, as {said_by} says")
+        if each["has"]:
+            console.print(f"has      a panic device: {', '.join(map(text, each['has']))}")
+        if each["device"]:
+            how = f"{text(each['arguments'])}, or {text(each['libvirt'])}"
+            console.print(f"give it  [bold]{each['device']}[/] ({how}): {text(each['why'])}")
+        else:
+            console.print(f"give it  [yellow]none:[/] {text(each['why'])}")
+        for key in ("ignore", "grace", "kdump"):
+            console.print(f"{key:8} {text(each[key])}")
+        if not each["support"]:
+            continue
+        table = _table("device", "can it", "why", "source")
+        for row in each["support"]:
+            table.add_row(row["device"], row["verdict"], text(row["why"]), text(row["source"]))
+        console.print(table)
+
+
 def arguments(name: str, wanted: Iterable[Argument]) -> None:
     """Print QEMU arguments, as a shell takes them, each with its reason."""
     lines = [("-name " + quote(name), "what panicd calls it")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,7 @@ BLOCKING = [QEMU_1_5, QEMU_2_0, QEMU_2_5]
     ],
 )
 async def test_blocking_dump_that_outlasts_its_time_has_failed(
-    socket_dir: Path, profile: Profile, on_crash: str, required: bool, ends: dict[str, str]
+    socket_dir: Path, profile: Profile, on_crash: str, required: bool, ends: dict[str, Any]
 ) -> None:
     coredump = {"min_free": "1MiB", "timeout": "1s", "required": required}
     policy = {"on_crash": on_crash, "panic_notifier": "any", "coredump": coredump}

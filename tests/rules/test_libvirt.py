@@ -15,6 +15,7 @@ from panicd.rules.libvirt import (
     inherit,
     parse_domain,
     parse_domains,
+    parse_guest,
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import Cont, Dump, Quit, SystemReset, make_plan
@@ -202,3 +203,32 @@ def test_what_qemu_does_is_not_known_once_libvirt_was_told_something() -> None:
     armed = replace(taken_over, panic_setting=PanicSetting.PAUSE)
     assert run_by_libvirt(armed, armed.libvirt).panic_setting is PanicSetting.PAUSE
     assert run_by_libvirt(armed, domain("destroy")).panic_setting is None
+
+
+DESCRIBED = """
+<domain type='kvm'>
+  <name>vm</name>
+  <metadata>
+    <libosinfo:libosinfo xmlns:libosinfo="http://libosinfo.org/xmlns/libvirt/domain/1.0">
+      <libosinfo:os id="http://debian.org/debian/12"/>
+    </libosinfo:libosinfo>
+  </metadata>
+  <os><type arch='aarch64' machine='virt'>hvm</type></os>
+  <devices>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <panic model='pvpanic'/>
+  </devices>
+</domain>
+"""
+
+
+def test_what_a_domain_s_xml_says_of_its_guest() -> None:
+    guest = parse_guest(DESCRIBED)
+    assert guest.osinfo == "http://debian.org/debian/12"
+    assert (guest.architecture, guest.panic_models) == ("aarch64", ("pvpanic",))
+    assert guest.has_agent
+    assert not guest.runs
+    bare = parse_guest("<domain id='3'><name>vm</name></domain>")
+    assert (bare.osinfo, bare.architecture, bare.has_agent, bare.runs) == ("", "", False, True)
+    with pytest.raises(UnreadableXMLError):
+        parse_guest("no XML")
