@@ -22,8 +22,8 @@
              wires it
     answers/ what a daemon is asked: api, operators, snapshot, audit
     page/    what a browser shows: pages, overview, incident, evidence, parts, style
-    cli/     what people type and see: commands, base, incident_commands, moment, probing, export,
-             render, render_dumps, render_incident, incident_log
+    cli/     what people type and see: commands, base, incident_commands, moment, probing, advising,
+             export, render, render_dumps, render_incident, incident_log
     demo/    guests that panic, for people to look at
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.

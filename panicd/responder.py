@@ -52,7 +52,6 @@ from panicd.rules.settings import Policy
 from panicd.services import Services
 from panicd.sight import Sight
 
-GIVEN_UP: Final = "it was begun again and again, and it never became known how it ended"
 _TO_STAY_STOPPED: Final = {Action.PRESERVE, Action.DESTROY, Action.RESTART}
 
 SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
@@ -205,11 +204,10 @@ class Responder:
 
     async def ignore_again(self, run_state: RunState) -> None:
         """Let a guest run again whose panic was ignored, and that a panic has stopped."""
-        situation = self._situation(run_state)
-        ignored = self._chronicle.incident.decision
+        situation, ignored = self._situation(run_state), self._chronicle.incident.decision
         assert ignored is not None
-        capability, now = self._session.capability, self._now
-        decision = ignore_again(self._policy, capability, situation, ignored, now=now)
+        capability = self._session.capability
+        decision = ignore_again(self._policy, capability, situation, ignored, now=self._now)
         with self._services.way.go_first():
             await self._carry_out(decision, situation)
 
@@ -295,6 +293,7 @@ class Responder:
             kdump=incident.opened.source is Source.KDUMP,
             own_time=own_time_over(incident),
             flooded=incident.repeats > self._policy.flood.max,
+            again=incident.ran_on,
         )
 
     async def _carry_out(self, decision: Decision, situation: Situation) -> None:
@@ -323,18 +322,11 @@ class Responder:
 
     async def _give_up(self, index: int) -> None:
         """Take a step for failed, and do what follows that."""
-        chronicle = self._chronicle
-        plan, record = chronicle.incident.plan, chronicle.incident.steps.get(index)
-        assert plan is not None
-        if record is None or record.outcome is not Outcome.FAILED:
-            if chronicle.incident.step_in_progress != index:
-                chronicle.begin(index)
-            chronicle.end(index, StepResult(Outcome.FAILED, GIVEN_UP))
-        on_failure = plan.steps[index].on_failure
-        if on_failure is OnFailure.CONTINUE:
+        step = self._chronicle.give_up(index)
+        if step.on_failure is OnFailure.CONTINUE:
             await self._go_on(index + 1)
         else:
-            await self._follow(AFTER_FAILURE[on_failure], self._session.seen.resets)
+            await self._follow(AFTER_FAILURE[step.on_failure], self._session.seen.resets)
 
     async def _follow(self, course: Course, resets: int) -> None:
         """Do what follows from a plan's course; ``resets`` were seen before it was gone on with."""

@@ -106,6 +106,7 @@ class Situation:
         own_time: why the guest has no time of its own any more to handle its panic; None: it has
             had none yet.
         flooded: it panicked so often that many panics may not yet have been read.
+        again: its panic was ignored before in this incident, and evidence was taken then.
     """
 
     run_state: RunState | None
@@ -117,6 +118,7 @@ class Situation:
     kdump: bool = False
     own_time: Reason | None = None
     flooded: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ async def test_each_exposed_domain_with_its_remedy(socket_dir: Path) -> None:
         assert status == FAILED
         assert exposed == {
             "bare": ["no-device"],
-            "builtin": ["builtin-device"],
+            "builtin": ["firmware", "builtin-device"],
             "ignored": ["irreversible"],
             "unarmed": ["not-armed"],
             "fixed": ["held"],

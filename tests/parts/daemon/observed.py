@@ -23,6 +23,9 @@ _NOTED = 60
 """So many of the last lines of the log are noted when a test fails."""
 
 
+_DECISION = ("on_crash", "unrequested", "action", "reason", "relaunch")
+
+
 @dataclass
 class LoggedIncident:
     """One incident, as the log tells it.
@@ -46,6 +49,7 @@ class LoggedIncident:
     details: list[str] = field(default_factory=list)
     state: str = ""
     ending: str = ""
+    _decided: tuple[object, ...] = ()
 
     def take(self, line: Message) -> None:
         """Take in one line that bears the incident's id."""
@@ -53,8 +57,10 @@ class LoggedIncident:
             case "guest panicked":
                 self.source = line["source"]
             case "decided":
-                if self.decisions[-1:] != [decided := (line["action"], line["reason"])]:
-                    self.decisions.append(decided)
+                decided = tuple(map(line.get, _DECISION))
+                if decided != self._decided:
+                    self.decisions.append((line["action"], line["reason"]))
+                self._decided = decided
                 self.state = ""
             case "step ended":
                 self.steps.append((line["step"], line["outcome"]))
