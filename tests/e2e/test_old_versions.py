@@ -243,3 +243,33 @@ async def test_domain_that_cannot_be_armed_says_so(socket_dir: Path) -> None:
         assert incident.decisions[-1] == ("none", "qemu-exited")
         assert daemon.logged("guest panicked again") == [], "it is one panic"
         assert fake.changing_commands == []
+
+
+async def test_unrequested_is_told_from_on_crash(socket_dir: Path) -> None:
+    policy = {"on_crash": "restart", "unrequested": "ignore"}
+    fake = FakeQemu(socket_dir / "vm.qmp", profile=QEMU_1_5, devices=())
+    async with RunningDaemon.start(socket_dir, policy) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        explained = await daemon.call("explain", domain="vm")
+        audited = await daemon.call("audit")
+        fake.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        shown = await daemon.call("incident", incident=incident.id)
+        (logged,) = daemon.logged("decided")
+    for told in (explained["plan"], shown["incident"]["decisions"][0], logged):
+        assert (told["on_crash"], told["unrequested"]) == ("restart", "ignore")
+    (vm,) = [each for each in audited["exposed"] if each["domain"] == "vm"]
+    assert "another unrequested than ignore" in vm["reasons"]["irreversible"]
+    assert "does not tell the guest" in vm["reasons"]["firmware"]
+
+
+async def test_device_that_was_neutralised_on_purpose_is_no_exposure(socket_dir: Path) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp", profile=QEMU_1_5, devices=(), builtin_port=0)
+    async with RunningDaemon.start(socket_dir, {"on_crash": "destroy"}) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        assert (await daemon.domain("vm"))["panic_device"] == "neutralised"
+        audited = await daemon.call("audit")
+        assert [each for each in audited["exposed"] if each["domain"] == "vm"] == []
+        fake.panic()  # a false one: its guest wrote 1 to the DMA controller's port
+        incident = await daemon.wait_incident("vm", state="preserved")
+        assert incident.decisions == [("preserve", "unrequested-device")]
