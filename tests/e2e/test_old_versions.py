@@ -256,7 +256,7 @@ async def test_unrequested_is_told_from_on_crash(socket_dir: Path) -> None:
         incident = await daemon.wait_incident("vm", state="preserved")
         shown = await daemon.call("incident", incident=incident.id)
         (logged,) = daemon.logged("decided")
-    for told in (explained["plan"], shown["incident"]["decisions"][0], logged):
+    for told in (explained["plan"], shown["decisions"][0], logged):
         assert (told["on_crash"], told["unrequested"]) == ("restart", "ignore")
     (vm,) = [each for each in audited["exposed"] if each["domain"] == "vm"]
     assert "another unrequested than ignore" in vm["reasons"]["irreversible"]
