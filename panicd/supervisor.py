@@ -203,7 +203,12 @@ class Supervisor:
         wanted, _ = applicable(domain.policy, session.capability, None)
         if not services.dry_run:
             await session.set_panic_action(self._responder.panic_setting)
-        self._log.debug("policy in force", on_crash=wanted, panic=session.capability.panic_setting)
+        self._log.debug(
+            "policy in force",
+            on_crash=domain.policy.on_crash,
+            applies=wanted,
+            panic=session.capability.panic_setting,
+        )
         if session.capability.libvirt_forestalls(wanted):
             self._log.warning("libvirt acts on this domain's panics before panicd can")
         if session.capability.armed is not Armed.YES:
