@@ -14,12 +14,12 @@
     host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
     here     executor (with relaunch, libvirt) runs one plan; chronicle, tally: an incident's
              record, its counts; bundle_keeper removes old evidence; services: what all share;
-             responder (with sight, own_time, enforcing, evidence) responds to a panic; supervisor
-             looks after one domain; connector finds and keeps them; strangers: who dialled in and
-             said nothing yet; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs;
-             dump_queue, dumping: whose dump comes when; right_of_way: who goes first;
-             storm_breaker; records: an incident as plain values; notifier tells others; daemon
-             wires it
+             responder (with sight, situation, own_time, enforcing, evidence) responds to a panic;
+             supervisor looks after one domain; connector finds and keeps them; strangers: who
+             dialled in and said nothing yet; fleet, waiting, orphans, hung: who is there, waits, is
+             gone or hangs; dump_queue, dumping: whose dump comes when; right_of_way: who goes
+             first; storm_breaker; records: an incident as plain values; notifier tells others;
+             daemon wires it
     answers/ what a daemon is asked: api, operators, snapshot, audit
     page/    what a browser shows: pages, overview, incident, evidence, parts, style
     cli/     what people type and see: commands, base, incident_commands, moment, probing, advising,

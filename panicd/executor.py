@@ -60,6 +60,22 @@ class Record(Protocol):
         """Return when all that was told is durable."""
 
 
+class _Unnoted:
+    """A record of nothing, for steps that an entry of before stands for."""
+
+    def begin(self, index: int) -> None:
+        pass
+
+    def end(self, index: int, result: StepResult) -> None:
+        pass
+
+    async def commit(self) -> None:
+        pass
+
+
+UNNOTED: Final[Record] = _Unnoted()
+
+
 class Course(StrEnum):
     """How a plan's execution ended."""
 

@@ -13,9 +13,10 @@ from panicd.relaunch import NOT_BEGUN, relaunch_environment, run_relaunch
 from panicd.rules.capability import Capability
 from panicd.rules.incident import Closed, Decided, Ending, Outcome, Settled, State
 from panicd.rules.plan import AwaitReturn, RunRelaunch, make_plan
-from panicd.rules.policy import Situation, decide
+from panicd.rules.policy import decide
 from panicd.rules.recovery import End, Found, GiveUp, GoOn, Redecide, Stay, recover
 from panicd.services import Services
+from panicd.situation import situation_of
 
 RETRY_EVERY: Final = 5.0  # seconds
 UNKNOWN_QEMU = Capability(version=(0, 0, 0))
@@ -66,14 +67,7 @@ async def _decide(services: Services, chronicle: Chronicle) -> None:
     opened, now = chronicle.incident.opened, chronicle.now
     policy = services.policy_for(opened.domain, opened.uuid)
     key = opened.uuid or opened.domain
-    situation = Situation(
-        run_state=None,
-        information=opened.information,
-        restarts=services.keeping.tally.restarts(key),
-        held=services.holds.on(key, opened.domain, now) is not None,
-        storm=services.storm.preserves(now),
-        unrecorded=services.unrecorded(),
-    )
+    situation = situation_of(services, chronicle, policy, None, (key, opened.domain))
     decision = decide(policy, UNKNOWN_QEMU, situation, now=now)
     plan = make_plan(decision, policy, UNKNOWN_QEMU, situation)
     chronicle.note(Decided(now, plan))

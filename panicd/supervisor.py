@@ -330,9 +330,10 @@ class Supervisor:
         await chronicle.commit()
         if chronicle.incident.state is not State.RUNNING_ON or self._session.has_gone():
             return
-        if self._flood.rises(self._policy.flood, heard.count, trio.current_time()):
-            await responder.end_flood()
-        elif event.action is PanicAction.PAUSE:
+        too_many = self._flood.rises(self._policy.flood, heard.count, trio.current_time())
+        if too_many and await responder.end_flood():
+            return
+        if event.action is PanicAction.PAUSE:
             run_state = await self._state_after(event)
             if run_state is RunState.GUEST_PANICKED:
                 await responder.ignore_again(run_state)

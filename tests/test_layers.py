@@ -33,6 +33,7 @@ ORDER = [
     "services",
     "evidence",
     "sight",
+    "situation",
     "responder",
     "orphans",
     "own_time",

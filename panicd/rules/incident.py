@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final, Literal, assert_never
 
 from panicd.rules.on_crash import Action
-from panicd.rules.plan import AwaitGuestReset, Collect, Plan
+from panicd.rules.plan import AnyStep, AwaitGuestReset, Collect, Plan
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.qapi import PanicInformation
 
@@ -308,6 +308,11 @@ class Incident:
         """The index of the step that was begun last, if it is not known to have ended."""
         last = max(self.steps, default=None)
         return last if last is not None and self.steps[last].outcome is None else None
+
+    def has_begun(self, kind: type[AnyStep]) -> bool:
+        """Whether a step of this kind was begun in the plan in force."""
+        plan = self.plan
+        return plan is not None and any(isinstance(plan.steps[i], kind) for i in self.steps)
 
     @property
     def watched_until(self) -> float | None:
