@@ -228,11 +228,7 @@ class Responder:
                 await self._follow(course, resets)
 
     async def end_flood(self) -> bool:
-        """Stop a guest whose panics were ignored and are too many, unless an operator holds it.
-
-        Returns:
-            Whether nobody holds it.
-        """
+        """Stop a guest whose ignored panics are too many, if nobody holds it; return whether so."""
         self._chronicle.note_repeats()
         situation = self._situation(self._session.run_state)
         ignored = self._chronicle.incident.decision
