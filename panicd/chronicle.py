@@ -33,6 +33,7 @@ from panicd.rules.incident import (
     apply,
 )
 from panicd.rules.payload import describe
+from panicd.rules.plan import AnyStep
 from panicd.rules.policy import EXPLANATIONS
 from panicd.rules.settings import JournalFailure
 from panicd.tally import Tally
@@ -40,6 +41,7 @@ from panicd.tally import Tally
 Clock = Callable[[], float]
 """Returns seconds since the epoch."""
 
+GIVEN_UP: Final = "it was begun again and again, and it never became known how it ended"
 REPEATS_EVERY: Final = 1.0  # seconds between two entries about repeated panics
 
 
@@ -144,6 +146,19 @@ class Chronicle:
         """Note how a step ended."""
         self.note(StepEnded(self._keeping.clock(), index, result.outcome, result.detail))
 
+    def give_up(self, index: int) -> AnyStep:
+        """Note that a step has failed whose end never became known; return the step.
+
+        One that is known to have failed is noted already.
+        """
+        assert self.incident.plan is not None
+        record = self.incident.steps.get(index)
+        if record is None or record.outcome is not Outcome.FAILED:
+            if self.incident.step_in_progress != index:
+                self.begin(index)
+            self.end(index, StepResult(Outcome.FAILED, GIVEN_UP))
+        return self.incident.plan.steps[index]
+
     def repeat(self, count: int) -> None:
         """Count more panics; they are noted once in ``REPEATS_EVERY`` seconds, none is lost."""
         self._repeats += count
@@ -175,7 +190,9 @@ class Chronicle:
                 decision = plan.decision
                 log.info(
                     "decided",
-                    on_crash=decision.wanted,
+                    on_crash=decision.on_crash,
+                    **({"unrequested": decision.unrequested} if decision.unrequested else {}),
+                    **({"relaunch": True} if decision.relaunch else {}),
                     action=decision.effective,
                     reason=decision.reason,
                     why=EXPLANATIONS[decision.reason],

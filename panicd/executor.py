@@ -60,6 +60,22 @@ class Record(Protocol):
         """Return when all that was told is durable."""
 
 
+class _Unnoted:
+    """A record of nothing, for steps that an entry of before stands for."""
+
+    def begin(self, index: int) -> None:
+        pass
+
+    def end(self, index: int, result: StepResult) -> None:
+        pass
+
+    async def commit(self) -> None:
+        pass
+
+
+UNNOTED: Final[Record] = _Unnoted()
+
+
 class Course(StrEnum):
     """How a plan's execution ended."""
 
@@ -73,7 +89,7 @@ class Course(StrEnum):
     RESUMED_BY_OTHERS = "resumed-by-others"  # nor here
 
 
-_AFTER_FAILURE: Final = {
+AFTER_FAILURE: Final = {
     OnFailure.FALL_BACK: Course.FALL_BACK,
     OnFailure.PRESERVE: Course.PRESERVE,
 }
@@ -163,7 +179,7 @@ class Executor:
                 continue
             if result.outcome is Outcome.UNKNOWN or cut_off:
                 return Course.INTERRUPTED
-            return _AFTER_FAILURE[step.on_failure]
+            return AFTER_FAILURE[step.on_failure]
         if plan.steps and isinstance(plan.steps[-1], EnsureStopped | Collect | AwaitQuiet | Dump):
             try:  # it took its time, and the guest is to be as it was
                 await self._look()
