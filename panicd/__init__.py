@@ -22,7 +22,7 @@
     answers/ what a daemon is asked: api, operators, holding, snapshot, audit
     page/    what a browser shows: pages, overview, incident, evidence, parts, style
     cli/     what people type and see: commands, base, incident_commands, moment, checking,
-             probing, export, render, render_changes, render_dumps, render_incident,
+             probing, advising, export, render, render_changes, render_dumps, render_incident,
              incident_log, terminal
     demo/    guests that panic, for people to look at
 

@@ -83,7 +83,8 @@ def plan_view(plan: Plan) -> dict[str, object]:
     """Return a plan as plain values."""
     decision = plan.decision
     return {
-        "on_crash": decision.wanted,
+        "on_crash": decision.on_crash,
+        "unrequested": decision.unrequested,
         "action": decision.effective,
         "reason": decision.reason,
         "why": EXPLANATIONS[decision.reason],
@@ -113,7 +114,8 @@ def incident_view(incident: Incident) -> dict[str, object]:
         "state": incident.state,
         "decisions": [
             {
-                "on_crash": d.wanted,
+                "on_crash": d.on_crash,
+                "unrequested": d.unrequested,
                 "action": d.effective,
                 "reason": d.reason,
                 "why": EXPLANATIONS[d.reason],

@@ -56,6 +56,7 @@ ORDER = [
     "daemon",
     "demo",
     "cli.probing",
+    "cli.advising",
     "cli.moment",
     "cli.checking",
     "cli.terminal",

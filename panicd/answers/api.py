@@ -17,7 +17,7 @@ from panicd.host.config_mistakes import did_you_mean
 from panicd.host.control import RefusedError, Request
 from panicd.host.journal import JournalError
 from panicd.records import incident_view, plan_view, read_record
-from panicd.rules.exposure import REMEDIES, Exposure
+from panicd.rules.exposure import NO_MONITOR
 from panicd.rules.incident import OWN_TIME_OVER
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
@@ -111,7 +111,6 @@ class Api:
         look = partial(exposed_domains, domains, self._keeping.tally, services.holds, now)
         found = await trio.to_thread.run_sync(look)
         without = await trio.to_thread.run_sync(unwatched, services.fleet)
-        no_monitor = {Exposure.NO_MONITOR: REMEDIES[Exposure.NO_MONITOR]}
         return {
             "domains": len(services.fleet.domains),
             "exposed": [
@@ -119,7 +118,7 @@ class Api:
                     "domain": domain.name,
                     "monitor": domain.address,
                     "on_crash": domain.policy.on_crash if domain.policy else "",
-                    "reasons": {reason: REMEDIES[reason] for reason in reasons},
+                    "reasons": reasons,
                 }
                 for domain, reasons in sorted(found, key=lambda each: each[0].name)
             ]
@@ -128,7 +127,7 @@ class Api:
                     "domain": qemu.name or f"process {qemu.pid}",
                     "monitor": "",
                     "on_crash": "",
-                    "reasons": no_monitor,
+                    "reasons": NO_MONITOR,
                 }
                 for qemu in without
             ],

@@ -130,7 +130,7 @@ def explanation(answer: Answer) -> None:
     budget = answer["budget"]
     console.print(f"restarts      {budget['used']} made, {budget['left']} left in the window")
     console.print()
-    because = f" (on_crash {decided['on_crash']}, reason {decided['reason']}: {decided['why']})"
+    because = f" ({configured(decided)}, reason {decided['reason']}: {decided['why']})"
     console.print(line("If it panicked now: ", (decided["action"], "bold"), because))
     steps(decided["steps"])
     if then := answer["then"]:
@@ -211,6 +211,10 @@ def probe(answer: Answer) -> None:
     for plan in answer["policies"]:
         table.add_row(plan["on_crash"], _would_do(plan["action"], plan["reason"]), plan["why"])
     console.print(table)
+    if not answer["on_crash_applies"]:
+        instead = f"As configured none of these applies, but unrequested {answer['unrequested']}: "
+        did = (answer["configured"]["action"], "bold")
+        console.print(line(instead, did, ". Nobody asked for this VM's panic device."))
     for remedy in answer["remedies"]:
         console.print(line(("To change: ", "yellow"), remedy))
 
@@ -229,6 +233,31 @@ def audit(answer: Answer) -> None:
     console.print(table)
 
 
+def advice(answer: list[Answer]) -> None:
+    """Print what ``panicd advise`` shows."""
+    for number, each in enumerate(answer):
+        if number:
+            console.print()
+        system = each["system"]
+        console.print(line((each["domain"] or system["id"], "bold")))
+        console.print(f"runs     {system['name'] or '(not known)'}, as {system['known_by']} says")
+        if each["has"]:
+            console.print(f"has      a panic device: {', '.join(each['has'])}")
+        if each["device"]:
+            how = f" ({each['arguments']}, or {each['libvirt']}): {each['why']}"
+            console.print(line("give it  ", (each["device"], "bold"), how))
+        else:
+            console.print(line("give it  ", ("none: ", "yellow"), each["why"]))
+        for key in ("ignore", "grace", "kdump"):
+            console.print(f"{key:8} {each[key]}")
+        if not each["support"]:
+            continue
+        table = _table("device", "can it", "why", "source")
+        for row in each["support"]:
+            table.add_row(row["device"], row["verdict"], row["why"], row["source"])
+        console.print(table)
+
+
 def arguments(name: str, wanted: Iterable[Argument]) -> None:
     """Print QEMU arguments, as a shell takes them, each with its reason."""
     lines = [("-name " + quote(name), "what panicd calls it")]
@@ -243,6 +272,12 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, no_wrap=heading in UNBROKEN, overflow="fold")
     return table
+
+
+def configured(decision: Answer) -> str:
+    """Return what of the configuration led to a decision."""
+    instead = f", unrequested {decision['unrequested']}" if decision["unrequested"] else ""
+    return f"on_crash {decision['on_crash']}{instead}"
 
 
 def _words(incident: Answer) -> str:

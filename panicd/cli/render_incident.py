@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from panicd.cli.render import Answer, written_time
+from panicd.cli.render import Answer, configured, written_time
 from panicd.cli.terminal import line
 
 
@@ -80,7 +80,7 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
     if answer["repeats"]:
         yield line(f"again     {answer['repeats']} times within the incident")
     for decision in answer["decisions"]:
-        because = f"on_crash {decision['on_crash']}, reason {decision['reason']}: {decision['why']}"
+        because = f"{configured(decision)}, reason {decision['reason']}: {decision['why']}"
         yield line("decided   ", (decision["action"], "bold"), f" ({because})")
     closed_at = answer["closed_at"]
     lasted = duration((now if closed_at is None else closed_at) - answer["opened_at"])

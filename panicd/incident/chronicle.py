@@ -191,7 +191,9 @@ class Chronicle:
                 decision = plan.decision
                 log.info(
                     "decided",
-                    on_crash=decision.wanted,
+                    on_crash=decision.on_crash,
+                    **({"unrequested": decision.unrequested} if decision.unrequested else {}),
+                    **({"relaunch": True} if decision.relaunch else {}),
                     action=decision.effective,
                     reason=decision.reason,
                     why=EXPLANATIONS[decision.reason],

@@ -532,7 +532,12 @@ class Driver:
         assert vm is not None
         capability = vm.capability
         wanted, _ = applicable(policy, capability, None)
-        self._log.debug("policy in force", on_crash=wanted, panic=capability.panic_setting)
+        self._log.debug(
+            "policy in force",
+            on_crash=policy.on_crash,
+            applies=wanted,
+            panic=capability.panic_setting,
+        )
         if capability.libvirt_forestalls(wanted):
             self._log.warning("libvirt acts on this domain's panics before panicd can")
         if capability.armed is not Armed.YES:

@@ -37,7 +37,7 @@ from panicd.rules.incident import (
     StepEnded,
 )
 from panicd.rules.plan import Plan
-from panicd.rules.policy import EXPLANATIONS
+from panicd.rules.policy import EXPLANATIONS, Decision
 
 _OUTCOMES: Final = {
     Outcome.DONE: GOOD,
@@ -64,10 +64,7 @@ def incident_page(
         ("Panicked", moment(opened.at)),
         ("Known by", opened.source),
         ("Again", f"{incident.repeats} times" if incident.repeats else ""),
-        (
-            "Action",
-            f"{decision.effective} (on_crash {decision.wanted})" if decision else "none",
-        ),
+        ("Action", _decided(decision) if decision else "none"),
         ("Reason", EXPLANATIONS[decision.reason] if decision else ""),
         ("UUID", opened.uuid),
         ("Monitor", opened.monitor),
@@ -94,6 +91,11 @@ def incident_page(
         _timeline(history, shows_guests),
         *evidence,
     )
+
+
+def _decided(decision: Decision) -> str:
+    instead = f", unrequested {decision.unrequested}" if decision.unrequested else ""
+    return f"{decision.effective} (on_crash {decision.on_crash}{instead})"
 
 
 def _timeline(history: list[AnyEntry], shows_guests: bool) -> Html:

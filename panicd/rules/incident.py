@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final, Literal, assert_never
 
 from panicd.rules.on_crash import Action
-from panicd.rules.plan import AwaitGuestReset, Collect, Plan
+from panicd.rules.plan import AnyStep, AwaitGuestReset, Collect, Plan
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.qapi import PanicInformation
 
@@ -302,11 +302,13 @@ class Incident:
         repeats: panics reported after the first.
         plan: the latest plan.
         steps: what is known of that plan's steps, by index.
-        decisions: every decision so far, the latest last.
+        begun: how often each of them was begun, by index.
+        decisions: every decision so far, the latest last; one that is made again stands there once.
         closed: how it ended.
         acknowledged: who looked at it.
         panic_line: the guest's own words for it, from its kernel log; empty where unknown.
         enforced: how often it was stopped again after somebody else resumed it.
+        ran_on: it was ignored already, and has run on.
     """
 
     id: str
@@ -315,11 +317,13 @@ class Incident:
     repeats: int = 0
     plan: Plan | None = None
     steps: dict[int, StepRecord] = field(default_factory=dict)
+    begun: dict[int, int] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
     closed: Closed | None = None
     acknowledged: Acknowledged | None = None
     enforced: int = 0
     panic_line: str = ""
+    ran_on: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -336,6 +340,11 @@ class Incident:
         """The index of the step that was begun last, if it is not known to have ended."""
         last = max(self.steps, default=None)
         return last if last is not None and self.steps[last].outcome is None else None
+
+    def has_begun(self, kind: type[AnyStep]) -> bool:
+        """Whether a step of this kind was begun in the plan in force."""
+        plan = self.plan
+        return plan is not None and any(isinstance(plan.steps[i], kind) for i in self.steps)
 
     @property
     def watched_until(self) -> float | None:
@@ -403,12 +412,14 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
                 raise IllegalTransitionError(f"{incident.id}: repeated after its end")
             return replace(incident, repeats=incident.repeats + count)
         case Decided(plan=plan):
+            again = plan.decision == incident.decision
             return replace(
                 incident,
                 state=_next(incident, Mark.DECIDED),
                 plan=plan,
                 steps={},
-                decisions=(*incident.decisions, plan.decision),
+                begun={},
+                decisions=incident.decisions if again else (*incident.decisions, plan.decision),
             )
         case StepBegun(at=at, index=index):
             state = _next(incident, Mark.STEP)
@@ -416,13 +427,15 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
                 raise IllegalTransitionError(f"{incident.id}: the plan has no step {index}")
             # What is known of later steps is from before they are gone through once more.
             earlier = {i: record for i, record in incident.steps.items() if i < index}
-            return replace(incident, state=state, steps={**earlier, index: StepRecord(at)})
+            begun = {**incident.begun, index: incident.begun.get(index, 0) + 1}
+            steps = {**earlier, index: StepRecord(at)}
+            return replace(incident, state=state, steps=steps, begun=begun)
         case StepEnded(at=at, index=index, outcome=outcome, detail=detail):
             state = _next(incident, Mark.STEP)
-            begun = incident.steps.get(index)
-            if begun is None or begun.outcome is not None:
+            record = incident.steps.get(index)
+            if record is None or record.outcome is not None:
                 raise IllegalTransitionError(f"{incident.id}: step {index} ended before it began")
-            steps = {**incident.steps, index: StepRecord(begun.begun_at, at, outcome, detail)}
+            steps = {**incident.steps, index: StepRecord(record.begun_at, at, outcome, detail)}
             collected = incident.plan is not None and isinstance(
                 incident.plan.steps[index], Collect
             )
@@ -430,7 +443,8 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             panic_line = detail if says else incident.panic_line
             return replace(incident, state=state, steps=steps, panic_line=panic_line)
         case Settled(state=settled):
-            return replace(incident, state=_next(incident, Mark(settled)))
+            ran_on = incident.ran_on or settled is State.RUNNING_ON
+            return replace(incident, state=_next(incident, Mark(settled)), ran_on=ran_on)
         case Acknowledged():
             return replace(incident, acknowledged=entry)
         case Asked() | Observed():

@@ -144,6 +144,51 @@ def parse_domain(text: str) -> LibvirtDomain:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class DescribedGuest:
+    """What a domain's XML, running or not, says of its guest.
+
+    Attributes:
+        osinfo: libosinfo's id of what it runs, as virt-install keeps it; empty where there is none.
+        architecture: of its CPU.
+        has_agent: it has a channel for a guest agent.
+        runs: it runs.
+        panic_models: of each ``<panic>`` device; ``default`` where it has no model.
+    """
+
+    osinfo: str
+    architecture: str
+    has_agent: bool
+    runs: bool
+    panic_models: tuple[str, ...]
+
+
+OSINFO: Final = "{http://libosinfo.org/xmlns/libvirt/domain/1.0}"
+AGENT: Final = "org.qemu.guest_agent.0"
+
+
+def parse_guest(text: str) -> DescribedGuest:
+    """Read what a domain's XML says of its guest (``virsh dumpxml``).
+
+    Raises:
+        UnreadableXMLError: it is none.
+    """
+    try:
+        root = ET.fromstring(text)  # noqa: S314 - libvirt's own output, which it escapes
+    except ET.ParseError as error:
+        raise UnreadableXMLError(f"no domain's XML: {error}") from error
+    osinfo = root.find(f"metadata/{OSINFO}libosinfo/{OSINFO}os")
+    kind = root.find("os/type")
+    channels = root.iterfind("devices/channel/target")
+    return DescribedGuest(
+        osinfo="" if osinfo is None else osinfo.get("id", ""),
+        architecture="" if kind is None else kind.get("arch", ""),
+        has_agent=any(target.get("name") == AGENT for target in channels),
+        runs=root.get("id") is not None,
+        panic_models=tuple(e.get("model", "default") for e in root.findall("devices/panic")),
+    )
+
+
 def monitors_of(text: str) -> tuple[str, ...]:
     """Return the QMP monitors' sockets that a domain's XML names, whether the domain runs or not.
 

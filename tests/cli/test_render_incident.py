@@ -74,7 +74,13 @@ RECORD: dict[str, Any] = {
     "panic_line": "Kernel panic - not syncing: Oops",
     "repeats": 2,
     "decisions": [
-        {"on_crash": "restart", "action": "preserve", "reason": "held", "why": "an operator"}
+        {
+            "on_crash": "restart",
+            "unrequested": None,
+            "action": "preserve",
+            "reason": "held",
+            "why": "an operator",
+        }
     ],
     "state": "closed",
     "ending": "restarted",

@@ -43,7 +43,7 @@ DOMAIN: dict[str, Any] = {
     "dump": DUMP,
 }
 PLAN: dict[str, Any] = {
-    **dict.fromkeys(("action", "on_crash", "reason", "why"), HOSTILE),
+    **dict.fromkeys(("action", "on_crash", "unrequested", "reason", "why"), HOSTILE),
     "steps": [{"step": HOSTILE, "timeout": 1.0, "on_failure": HOSTILE}],
 }
 KINDS = ("opened", "decided", "settled", "closed", "asked", "acknowledged", "observed", HOSTILE)
@@ -107,6 +107,9 @@ PROBED: dict[str, Any] = {
     "libvirt_acts": True,
     "libvirt_problem": HOSTILE,
     "policies": [PLAN],
+    "on_crash_applies": False,
+    "unrequested": HOSTILE,
+    "configured": PLAN,
     "remedies": [HOSTILE],
 }
 EXPLAINED: dict[str, Any] = {
@@ -116,6 +119,13 @@ EXPLAINED: dict[str, Any] = {
     "then": PLAN,
     "budget": {"used": 0, "left": 3},
 }
+ADVISED: dict[str, Any] = {
+    **dict.fromkeys(("domain", "device", "arguments", "libvirt", "why"), HOSTILE),
+    **dict.fromkeys(("ignore", "grace", "kdump"), HOSTILE),
+    "system": dict.fromkeys(("id", "name", "known_by"), HOSTILE),
+    "has": [HOSTILE],
+    "support": [dict.fromkeys(("device", "verdict", "why", "source"), HOSTILE)],
+}
 EXPOSED = {"domain": HOSTILE, "on_crash": HOSTILE, "reasons": {HOSTILE: HOSTILE}}
 COMMANDS: dict[str, Callable[[], None]] = {
     "status": partial(render.status, STATUS),
@@ -124,6 +134,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "incidents": partial(render.incidents, [INCIDENT]),
     "probe": partial(render.probe, PROBED),
     "audit": partial(render.audit, {"domains": 1, "exposed": [EXPOSED]}),
+    "advise": partial(render.advice, [ADVISED, ADVISED | {"device": ""}]),
     "incident": lambda: render.console.print(*render_incident.page(INCIDENT, 9.0), sep="\n"),
 }
 """What each command prints of an answer in which every text is hostile."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import subprocess
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +26,14 @@ from panicd.demo.qemu import (
 )
 from tests.parts.proxy import RecordingProxy
 
-__all__ = ["QemuMissingError", "QemuStartError", "RealQemu", "accelerator", "qemu_binary"]
+__all__ = [
+    "QemuMissingError",
+    "QemuStartError",
+    "RealQemu",
+    "accelerator",
+    "qemu_binary",
+    "qemu_version",
+]
 
 
 def qemu_binary() -> str:
@@ -34,6 +43,15 @@ def qemu_binary() -> str:
         QemuMissingError: There is none.
     """
     return find_qemu(os.environ.get("PANICD_TEST_QEMU", QEMU))
+
+
+@functools.cache
+def qemu_version() -> tuple[int, int, int]:
+    """The version of the QEMU to test with, as it says itself."""
+    said = subprocess.run([qemu_binary(), "--version"], capture_output=True, text=True, check=True)
+    numbers = re.search(r"version (\d+)\.(\d+)\.(\d+)", said.stdout)
+    assert numbers is not None, said.stdout
+    return int(numbers[1]), int(numbers[2]), int(numbers[3])
 
 
 @functools.cache

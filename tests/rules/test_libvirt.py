@@ -16,6 +16,7 @@ from panicd.rules.libvirt import (
     is_own_monitor,
     parse_domain,
     parse_domains,
+    parse_guest,
     pid_file,
 )
 from panicd.rules.on_crash import Action, OnCrash
@@ -251,3 +252,32 @@ def test_libvirt_s_own_monitor_is_known_by_who_listens(arguments: list[str], own
 )
 def test_where_libvirt_writes_a_domain_s_process_down(uri: str, place: str) -> None:
     assert str(pid_file(uri, "vm", {"XDG_RUNTIME_DIR": "/run/user/7"})) == place
+
+
+DESCRIBED = """
+<domain type='kvm'>
+  <name>vm</name>
+  <metadata>
+    <libosinfo:libosinfo xmlns:libosinfo="http://libosinfo.org/xmlns/libvirt/domain/1.0">
+      <libosinfo:os id="http://debian.org/debian/12"/>
+    </libosinfo:libosinfo>
+  </metadata>
+  <os><type arch='aarch64' machine='virt'>hvm</type></os>
+  <devices>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <panic model='pvpanic'/>
+  </devices>
+</domain>
+"""
+
+
+def test_what_a_domain_s_xml_says_of_its_guest() -> None:
+    guest = parse_guest(DESCRIBED)
+    assert guest.osinfo == "http://debian.org/debian/12"
+    assert (guest.architecture, guest.panic_models) == ("aarch64", ("pvpanic",))
+    assert guest.has_agent
+    assert not guest.runs
+    bare = parse_guest("<domain id='3'><name>vm</name></domain>")
+    assert (bare.osinfo, bare.architecture, bare.has_agent, bare.runs) == ("", "", False, True)
+    with pytest.raises(UnreadableXMLError):
+        parse_guest("no XML")

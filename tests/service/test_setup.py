@@ -22,7 +22,7 @@ TEST_PINS = ROOT / "tests/requirements.txt"
 NOBODY = 65534
 REST = (
     "makedumpfile zstd prometheus-alertmanager busybox-static"
-    " libvirt-daemon dbus-daemon libvirt-clients groff-base"
+    " libvirt-daemon dbus-daemon libvirt-clients groff-base libosinfo-bin"
 )
 
 

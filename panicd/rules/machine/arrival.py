@@ -14,7 +14,7 @@ from panicd.rules.machine.turn import Turn
 from panicd.rules.machine.vm import Vm, with_capability
 from panicd.rules.plan import Kill, Terminate
 from panicd.rules.qapi import RunState
-from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+from panicd.rules.recovery import End, Found, GiveUp, GoOn, Redecide, Stay, recover
 
 NOT_BEGUN: Final = StepResult(Outcome.SKIPPED, "panicd came no further")
 """How the step ends that was noted, and then not carried out: unlike others it leaves no trace."""
@@ -108,8 +108,12 @@ def go_on_as_found(turn: Turn, found: Found) -> None:
         recovery=type(recovery).__name__,
     )
     match recovery:
-        case GoOn() if turn.moment.dry_run:
+        case GoOn() | GiveUp() if turn.moment.dry_run:
             turn.rest()
+        case GiveUp() if turn.alone:  # only a QEMU that is there has lost an answer
+            turn.rest()
+        case GiveUp(index=index):
+            deciding.give_up_step(turn, index)
         case GoOn(index=index):
             hearing.begin_plan(turn)
             deciding.go_on(turn, index)

@@ -6,21 +6,23 @@ from typing import Final
 from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import Ending, Enforced, Outcome, Source, StepResult
 from panicd.rules.incident import State as IncidentState
-from panicd.rules.machine import effects, hearing, steps
-from panicd.rules.machine.inputs import Answered, Durable, NoAnswer, Refused
+from panicd.rules.machine import effects, halting, hearing, steps
+from panicd.rules.machine.halting import STOP_FOLLOWS
+from panicd.rules.machine.inputs import Answered, Durable, Elapsed, NoAnswer, Refused
 from panicd.rules.machine.results import TAKES_ITS_TIME, Came, Course, End, cut_off, overtaken
 from panicd.rules.machine.state import (
     AskingState,
     AwaitingTurn,
     Interrupted,
+    RunningAgain,
     SettingPanic,
     Stage,
     StoppingAgain,
     Then,
 )
-from panicd.rules.machine.turn import ANSWER_TIMEOUT, QUERY_STATUS, Turn
+from panicd.rules.machine.turn import ANSWER_TIMEOUT, QUERY_STATUS, REPEATS_EVERY, Turn
 from panicd.rules.on_crash import Action
-from panicd.rules.plan import OnFailure, SystemReset, make_plan
+from panicd.rules.plan import Dump, OnFailure, SystemReset, make_plan
 from panicd.rules.policy import (
     DESTRUCTIVE,
     Decision,
@@ -29,12 +31,18 @@ from panicd.rules.policy import (
     decide,
     end_flood,
     fall_back,
+    ignore_again,
     panic_setting,
 )
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.recovery import Found
 
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
+GIVEN_UP: Final = "it was begun again and again, and it never became known how it ended"
+_AFTER_FAILURE: Final = {
+    OnFailure.FALL_BACK: Course.FALL_BACK,
+    OnFailure.PRESERVE: Course.PRESERVE,
+}
 _STOPPED: Final = {RunState.PAUSED, RunState.GUEST_PANICKED}  # the latter: it panicked once more
 _TO_STAY_STOPPED: Final = {Action.PRESERVE, Action.DESTROY, Action.RESTART}
 
@@ -75,7 +83,7 @@ def decide_now(turn: Turn, run_state: RunState | None, own_time: Reason | None =
 
 def carry_out(turn: Turn, decision: Decision, situation: Situation) -> None:
     """Note a decision with its plan, and begin with the plan."""
-    if turn.dump_was_tried():
+    if turn.open.has_begun(Dump):
         decision = replace(decision, coredump=False)
     policy, capability = turn.moment.policy, turn.known.capability
     turn.decided(make_plan(decision, policy, capability, situation))
@@ -212,10 +220,22 @@ def _end_step(turn: Turn, index: int, result: StepResult) -> None:
         begin_step(turn, index + 1)
     elif result.outcome is Outcome.UNKNOWN or is_cut_off:
         finish(turn, Course.INTERRUPTED)
-    elif step.on_failure is OnFailure.PRESERVE:
-        finish(turn, Course.PRESERVE)
     else:
-        finish(turn, Course.FALL_BACK)
+        finish(turn, _AFTER_FAILURE[step.on_failure])
+
+
+def give_up_step(turn: Turn, index: int) -> None:
+    """Take a step for failed whose end never became known, and do what follows that."""
+    record = turn.open.steps.get(index)
+    if record is None or record.outcome is not Outcome.FAILED:
+        if turn.open.step_in_progress != index:
+            turn.begin(index)
+        turn.end(index, StepResult(Outcome.FAILED, GIVEN_UP))
+    hearing.begin_plan(turn)
+    if turn.step(index).on_failure is OnFailure.CONTINUE:
+        go_on(turn, index + 1)
+    else:
+        finish(turn, _AFTER_FAILURE[turn.step(index).on_failure])
 
 
 def finish(turn: Turn, course: Course) -> None:
@@ -302,14 +322,77 @@ def give_up(turn: Turn, reason: Reason) -> None:
         carry_out(turn, decision, situation)
 
 
-def stop_flood(turn: Turn) -> None:
-    """Stop a guest whose panics were ignored and are too many, unless an operator holds it."""
+def stop_flood(turn: Turn) -> bool:
+    """Stop a guest whose ignored panics are too many, if nobody holds it; return whether so."""
     turn.note_repeats()
     situation = turn.situation(turn.known.run_state)
     ignored = turn.open.decision
     assert ignored is not None
     if not situation.held:
         carry_out(turn, end_flood(ignored), situation)
+    return not situation.held
+
+
+def ignore_once_more(turn: Turn) -> None:
+    """Let a guest run again whose panic was ignored, and that a panic has stopped.
+
+    That is noted once in ``REPEATS_EVERY`` seconds, like the panics themselves: in between the
+    decision that is on record stands for those after it.
+    """
+    moment, ignored = turn.moment, turn.open.decision
+    assert ignored is not None
+    situation = turn.situation(RunState.GUEST_PANICKED)
+    capability = turn.known.capability
+    decision = ignore_again(moment.policy, capability, situation, ignored, now=moment.now)
+    if decision == ignored and 0 <= moment.now - turn.ignored_at < REPEATS_EVERY:
+        hearing.begin_plan(turn)
+        turn.enter(RunningAgain(Stage.WAITING))
+        turn.wake(STOP_FOLLOWS)
+        return
+    turn.ignored_at = moment.now
+    carry_out(turn, decision, situation)
+
+
+def running_again_heard(turn: Turn, phase: RunningAgain, _came: object) -> None:
+    """Something happened: perhaps the guest's stop, or that it runs."""
+    vm = turn.known
+    if vm.ended or overtaken(turn) is Course.RESET_BY_OTHERS:
+        turn.rest()
+        if not vm.ended:
+            reset_by_others(turn)
+    elif phase.stage is Stage.WAITING and not vm.run_state.executes:
+        turn.enter(RunningAgain(Stage.ASKING))
+        halting.ask_quiet(turn)
+    elif phase.stage is Stage.GIVEN and overtaken(turn) is not None:
+        turn.rest()
+
+
+def running_again_answered(turn: Turn, phase: RunningAgain, answered: Answered) -> None:
+    """QEMU said what it is busy with, or that the guest runs."""
+    if phase.stage is Stage.ASKING:
+        busy = halting.busy_with(turn, answered)
+        if not busy and turn.known.run_state is RunState.GUEST_PANICKED:
+            turn.enter(RunningAgain(Stage.GIVEN))
+            turn.send([("cont", ())], turn.moment.policy.timeouts.resume, acts=True)
+            return
+    elif not isinstance(answered.answers[0], Refused | NoAnswer):
+        turn.rest()
+        return
+    _ignore_noted(turn)
+
+
+def running_again_elapsed(turn: Turn, phase: RunningAgain, _came: Elapsed) -> None:
+    """The guest's stop did not come."""
+    if phase.stage is Stage.WAITING:
+        _ignore_noted(turn)
+
+
+def _ignore_noted(turn: Turn) -> None:
+    """Go the long way, a step at a time, where not all is well."""
+    ignored = turn.open.decision
+    assert ignored is not None
+    turn.ignored_at = turn.moment.now
+    carry_out(turn, ignored, turn.situation(turn.known.run_state))
 
 
 # Others reset the guest, or resume it.

@@ -113,14 +113,13 @@ def _panicked(turn: Turn, event: GuestPanickedEvent, count: int) -> None:
         return
     turn.repeat(count)
     turn.commit()
-    if incident.state is not IncidentState.RUNNING_ON:
+    if incident.state is not IncidentState.RUNNING_ON or turn.known.has_gone:
         return
-    if event.action is PanicAction.PAUSE and not turn.known.has_gone:
-        # It was resumed, and the panic stopped it again: a second cont would not help either.
-        turn.say("warning", "ignored guest is stopped by a panic again")
-        deciding.give_up(turn, Reason.ACTION_FAILED)
-    elif _floods(turn, count):
-        deciding.stop_flood(turn)
+    if _floods(turn, count) and deciding.stop_flood(turn):
+        return
+    stops = turn.known.run_state.executes or turn.known.run_state is RunState.GUEST_PANICKED
+    if event.action is PanicAction.PAUSE and stops:
+        deciding.ignore_once_more(turn)
 
 
 def _first_panic(turn: Turn, event: GuestPanickedEvent, count: int) -> None:

@@ -211,6 +211,16 @@ class StoppingAgain:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningAgain:
+    """A panic has stopped a guest whose panics are ignored, and it is let run again.
+
+    The decision on record stands for that.
+    """
+
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupted:
     """It is not known how a step ended: the session is given up, and the VM asked on the next."""
 
@@ -242,6 +252,7 @@ Phase = (
     | Signalling
     | Relaunching
     | StoppingAgain
+    | RunningAgain
     | Interrupted
     | Departing
     | Left
@@ -258,6 +269,7 @@ ACTING = (
     Signalling,
     Relaunching,
     StoppingAgain,
+    RunningAgain,
     Interrupted,
 )
 """A plan is carried out: what happens meanwhile is not somebody else's doing."""
@@ -290,6 +302,7 @@ class State:
         crashloaded_in: the incident in which a kdump was told of.
         flood: panics of an ignored guest within the present window.
         flood_began: when that began, in ticks.
+        ignored_at: when it was last noted that an ignored guest runs again; since the epoch.
     """
 
     vm: Vm | None = None
@@ -314,3 +327,4 @@ class State:
     crashloaded_in: str = ""
     flood: int = 0
     flood_began: float = 0.0
+    ignored_at: float = 0.0

@@ -59,6 +59,7 @@ from panicd.rules.machine.state import (
     Readying,
     Relaunching,
     Resting,
+    RunningAgain,
     SeeingEnd,
     SettingPanic,
     Signalling,
@@ -178,6 +179,11 @@ def _turn_came(turn: Turn, phase: AwaitingTurn, _came: TurnCame) -> None:
     deciding.execute(turn, phase.index)
 
 
+def _while_running_again(turn: Turn, phase: RunningAgain, heard: Heard) -> None:
+    hearing.while_acting(turn, heard)
+    deciding.running_again_heard(turn, phase, heard)
+
+
 def _session_over(turn: Turn, _phase: Phase, _came: Lost) -> None:
     turn.rest()
 
@@ -252,6 +258,16 @@ TABLE: Final[dict[type, dict[type, Handler]]] = {
         durable=deciding.stop_once_more,
         answered=_or_leave(deciding.stop_again_answered),
     ),
+    RunningAgain: _acting(
+        _waits,
+        answered=deciding.running_again_answered,
+        elapsed=deciding.running_again_elapsed,
+    )
+    | {
+        Heard: _while_running_again,
+        Lost: deciding.running_again_heard,
+        Gone: deciding.running_again_heard,
+    },
     Interrupted: _acting(_waits, lost=_session_over),
     Departing: _asking(departed=arrival.departed),
     Left: {},

@@ -35,7 +35,7 @@ from panicd.rules.machine.inputs import Asked, Heard, Moment
 from panicd.rules.machine.state import Phase, Resting, State
 from panicd.rules.machine.vm import Vm
 from panicd.rules.on_crash import Action
-from panicd.rules.plan import AnyStep, Dump, Plan
+from panicd.rules.plan import AnyStep, Plan
 from panicd.rules.policy import Situation
 from panicd.rules.qapi import PanicInformation, RunState
 
@@ -89,6 +89,7 @@ class Turn:
     crashloaded_in: str
     flood: int
     flood_began: float
+    ignored_at: float
 
     def __init__(self, state: State, moment: Moment) -> None:
         for name in _FIELDS:
@@ -144,12 +145,8 @@ class Turn:
             own_time=own_time_over(incident),
             flooded=incident.repeats > moment.policy.flood.max,
             reset=incident.state is IncidentState.RESET,
+            again=incident.ran_on,
         )
-
-    def dump_was_tried(self) -> bool:
-        """Whether the plan in force came to its dump."""
-        plan = self.open.plan
-        return plan is not None and any(isinstance(plan.steps[i], Dump) for i in self.open.steps)
 
     def learn_status(self, answer: object) -> None:
         """Take the VM's run state from an answer to ``query-status``."""
