@@ -1,0 +1,91 @@
+"""A console's bytes as lines of a log: the last boot's, without what stands before their words.
+
+What stands before them: a login prompt or half a user's line, for anybody writes to a console; the
+colours of a terminal; the time that ``dmesg -T``, journald or a console server put there; the
+kernel's own time, where its console shows it, and the caller.
+
+Source: Linux, ``kernel/printk/printk.c`` (``print_prefix``); dmesg(1), ``--time-format``;
+journalctl(1), ``--output``; ECMA-48 for a terminal's sequences.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from panicd.rules.panic_text.line import LogLine, printable
+
+BOOT_ANEW: Final = 5.0  # seconds by which a time is before the last one only in another boot
+STAMPED: Final = 3  # lines with the kernel's own time: then it has a time on each of its lines
+BEFORE: Final = 200  # characters before the kernel's time that may be anybody's
+
+_TERMINAL: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z=>])")
+_KERNEL_TIME: Final = re.compile(
+    rb".{0,%d}?\[ *(?P<seconds>[0-9]{1,12}\.[0-9]{6})\](?:\[ *(?P<caller>[TC][0-9]+)[^\]]{0,32}\])? "
+    rb"(?P<text>.*)" % BEFORE
+)
+_CLOCK: Final = re.compile(
+    rb"(?:<[0-9]+>)?\[?"
+    rb"(?:(?:[A-Z][a-z]{2} )?[A-Z][a-z]{2} +[0-9]{1,2} |[0-9]{4}-[0-9]{2}-[0-9]{2}[T ])"
+    rb"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2}(?:[.,][0-9]+)?)"
+    rb"(?: [0-9]{4})?(?:Z|[+-][0-9:]{4,5})?\]?:? "
+    rb"(?:[\w.-]+ kernel: )?(?P<text>.*)"
+)
+_LEVEL: Final = re.compile(rb"<[0-9]{1,3}>")
+_BOOT: Final = re.compile(rb"Linux version [0-9]+\.")
+_ONLY_LINUX: Final = re.compile(rb"Command line: |Call Trace:|systemd\[1\]: |Run /\S+ as init process")
+_DAY: Final = 86400.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """What a console shows of the last boot.
+
+    Attributes:
+        lines: the kernel's; all of them, where it has no time on its lines.
+        is_linux: Linux wrote them, as far as that shows.
+    """
+
+    lines: tuple[LogLine, ...]
+    is_linux: bool
+
+
+def read_console(end: bytes) -> Console:
+    """Return the lines at a console's end.
+
+    Args:
+        end: of what the guest wrote. Anybody in the guest may have.
+    """
+    whole = [_TERMINAL.sub(b"", line) for line in end.splitlines()]
+    times = [_KERNEL_TIME.match(line) for line in whole]
+    stamped = sum(time is not None for time in times) >= STAMPED
+    lines: list[LogLine] = []
+    is_linux = False
+    for number, (line, time) in enumerate(zip(whole, times, strict=True)):
+        at = lines[-1].timestamp if lines else 0.0
+        if time is not None:
+            read = LogLine(
+                number, float(time["seconds"]), 0, (time["caller"] or b"").decode(), printable(time["text"])
+            )
+            is_new = bool(lines) and read.timestamp < at - BOOT_ANEW
+            text = time["text"]
+        elif stamped:
+            continue
+        else:
+            clock = _CLOCK.match(line)
+            text = clock["text"] if clock else _LEVEL.sub(b"", line, count=1)
+            read = LogLine(number, _seconds(clock, at) if clock else at, 0, "", printable(text))
+            is_new = False
+        boots = _BOOT.match(text) is not None
+        is_linux = is_linux or boots or _ONLY_LINUX.match(text) is not None
+        if is_new or boots:
+            lines.clear()
+        lines.append(read)
+    return Console(tuple(lines), is_linux)
+
+
+def _seconds(clock: re.Match[bytes], before: float) -> float:
+    """Return a time of day as seconds that go on from those before, past midnight too."""
+    second = float(clock["second"].replace(b",", b"."))
+    of_day = int(clock["hour"]) * 3600 + int(clock["minute"]) * 60 + second
+    day = before // _DAY * _DAY
+    return day + of_day + (_DAY if of_day + _DAY / 2 < before - day else 0.0)
