@@ -31,7 +31,7 @@ from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction, domain_key
 from panicd.host.logs import get_logger, write_late
-from panicd.host.metrics import DomainSample, Metrics
+from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
 from panicd.host.sdnotify import notify, watchdog_interval
 from panicd.host.web import WebApp
 from panicd.libvirt import Libvirt
@@ -103,6 +103,8 @@ class Daemon:
             give_way=self._way.give_way,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
+        for group in reversed(self._journal.signatures(limit=SIGNATURES)):
+            self._metrics.note_signature(group.signature, group.last_at)
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
         self._remember_storm()
         self._metrics.journal_healthy.set_function(self._journal_healthy)

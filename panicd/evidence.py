@@ -15,6 +15,7 @@ from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
 from panicd.records import plan_view
 from panicd.rules.incident import Incident
+from panicd.rules.last_words import LastWords
 from panicd.rules.payload import describe
 from panicd.rules.plan import Collect, Dump
 from panicd.rules.settings import Policy
@@ -43,8 +44,8 @@ class EvidenceKeeper:
         assert self._domain.chronicle is not None
         return self._domain.chronicle.incident
 
-    async def take(self, session: Session, step: Collect) -> str:
-        """Keep what the guest still shows, within the step's time; return its panic line."""
+    async def take(self, session: Session, step: Collect) -> LastWords:
+        """Keep what the guest still shows, within the step's time; return its last words."""
         incident, evidence = self._incident, self._policy.evidence
         bundle = await collect(
             session,
@@ -59,7 +60,7 @@ class EvidenceKeeper:
             budget=step.timeout,
         )
         self._services.bundles.taken(self._domain.key, self._policy)
-        return bundle.panic_line
+        return bundle.words
 
     async def dump(self, session: Session, step: Dump) -> FinishedDump:
         """Write the guest's memory to a file when it is its turn, and retire older dumps.

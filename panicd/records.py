@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from panicd.host import journal_database
+from panicd.host import journal_database, journal_signatures
 from panicd.qemu.dump_directory import PARTIAL
 from panicd.qemu.evidence import SCREENS, read_manifest
 from panicd.rules.incident import AnyEntry, Decided, Incident, Outcome, StepBegun, StepEnded
@@ -35,6 +35,8 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
     with journal_database.reader(journal) as database:
         incident = journal_database.stored(database, incident_id).incident
         history = journal_database.history(database, incident_id)
+        known = incident and incident.signature
+        same = journal_signatures.group(database, known.hash) if known and known.hash else None
     if incident is None:
         return None
     directory = state_directory / BUNDLES / incident_id
@@ -43,12 +45,43 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
     screens = (str(directory / name) for name in SCREENS if name in files)
     return {
         **incident_view(incident),
+        "same": same and asdict(same),
         "history": history_view(history),
         "evidence_directory": str(directory),
         "evidence": evidence,
         "screenshot": next(screens, None),
         "dumps": [str(path) for path in _dumps(history, incident_id)],
     }
+
+
+def read_panics(journal: Path, since: float, limit: int) -> list[dict[str, object]]:
+    """Return the panics that were told from each other, the latest seen first. Blocking.
+
+    Args:
+        journal: its file, which a daemon may have open meanwhile.
+        since: only what began then or later, in seconds since the epoch.
+        limit: at most so many; negative for all.
+
+    Raises:
+        JournalDamagedError: an incident can't be read.
+        JournalError: the journal can't be read.
+    """
+    views: list[dict[str, object]] = []
+    with journal_database.reader(journal) as database:
+        for group in journal_signatures.groups(database, since, limit):
+            newest = journal_database.stored(database, group.newest).incident
+            assert newest is not None, "the group is of incidents"
+            assert newest.signature is not None, "as above"
+            views.append(
+                {
+                    **asdict(group),
+                    "title": newest.signature.title,
+                    "frames": list(newest.signature.frames),
+                    "panic_line": newest.panic_line,
+                    "newest_domain": newest.opened.domain,
+                }
+            )
+    return views
 
 
 def _dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
@@ -109,6 +142,7 @@ def incident_view(incident: Incident) -> dict[str, object]:
         "information": opened.information and asdict(opened.information),
         "payload": asdict(describe(opened.information)),
         "panic_line": incident.panic_line,
+        "signature": incident.signature and asdict(incident.signature),
         "repeats": incident.repeats,
         "state": incident.state,
         "decisions": [

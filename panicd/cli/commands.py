@@ -14,7 +14,7 @@ from panicd.cli.base import domain_names as _domain_names
 from panicd.cli.base import fail as _fail
 from panicd.cli.base import incident_ids as _incident_ids
 from panicd.cli.base import json_option as _json_option
-from panicd.cli.incident_commands import export, incident, incidents
+from panicd.cli.incident_commands import export, incident, incidents, panics
 from panicd.cli.moment import SECONDS
 from panicd.host.config import ConfigError, Places
 from panicd.rules.on_crash import OnCrash
@@ -303,7 +303,7 @@ def demo(context: click.Context) -> None:
     context.exit(tell())
 
 
-for command in (incidents, incident, export):
+for command in (incidents, incident, panics, export):
     main.add_command(command)
 
 

@@ -21,7 +21,15 @@ from panicd.rules.qemu_args import Argument
 Answer = dict[str, Any]
 """An answer of the daemon's, as decoded from JSON."""
 
-UNBROKEN = {"incident", "panicked", "now"}  # columns that are no use in pieces
+UNBROKEN = {
+    "incident",
+    "panicked",
+    "now",
+    "signature",
+    "newest incident",
+    "first",
+    "last",
+}  # columns that are no use in pieces
 WATCH_EVERY = 1.0  # seconds
 SHORT_LINE = 64  # characters of a panic line that a list shows
 WIDE = 190  # columns of a terminal that has room for all that is known of incidents, in a table
@@ -166,6 +174,30 @@ def _incidents_in_short(answer: list[Answer]) -> None:
         console.print(f"[bold]{incident['id']}[/]  {at}  {name}: {action}, {now}{seen}")
         if words := _words(incident):
             console.print(f"    {text(short(words))}", no_wrap=True, overflow="ellipsis")
+
+
+def panics(answer: list[Answer]) -> None:
+    """Print what ``panicd panics`` shows."""
+    if not answer:
+        console.print("No panic of which enough is known to compare it.")
+        return
+    table = _table("signature", "seen", "domains", "first", "last", "newest incident", "panic")
+    for group in answer:
+        table.add_row(
+            group["signature"],
+            str(group["count"]),
+            str(group["domains"]),
+            written_time(group["first_at"]),
+            written_time(group["last_at"]),
+            group["newest"],
+            text(signature(group)),
+        )
+    console.print(table)
+
+
+def signature(known: Answer) -> str:
+    """Return what a panic is known by, as people read it: its title and its functions."""
+    return " in ".join(filter(None, (known["title"], " < ".join(known["frames"]))))
 
 
 def probe(answer: Answer) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import RenderableType
 from rich.table import Table
 
-from panicd.cli.render import Answer, text, written_time
+from panicd.cli.render import Answer, signature, text, written_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ def _head(answer: Answer, now: float) -> Iterator[str]:
     yield f"[bold]{answer['id']}[/]  {text(answer['domain'])}  {text(answer['uuid'])}"
     yield f"monitor   {text(answer['monitor'])}"
     yield f"panicked  {written_time(answer['opened_at'])}, known by {answer['source']}"
+    yield from _signature(answer)
     yield f"payload   {text(_payload(answer['payload']))}"
     if answer["repeats"]:
         yield f"again     {answer['repeats']} times within the incident"
@@ -89,6 +90,21 @@ def _head(answer: Answer, now: float) -> Iterator[str]:
     )
     if seen := answer["acknowledged"]:
         yield f"seen      by uid {seen['uid']}: {text(seen['why'])}"
+
+
+def _signature(answer: Answer) -> Iterator[str]:
+    known, same = answer["signature"], answer["same"]
+    if known is None:
+        return
+    yield f"panic     {text(signature(known))}"
+    if same is None:
+        yield "same      too little is known of it to compare it with others"
+    elif same["count"] > 1:
+        domains = "1 domain" if same["domains"] == 1 else f"{same['domains']} domains"
+        since = written_time(same["first_at"])
+        yield f"same      seen {same['count']} times on {domains} since {since} ({known['hash']})"
+    else:
+        yield f"same      not seen before ({known['hash']})"
 
 
 def _payload(payload: Answer) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote_from_bytes
 
+from panicd.host import journal_signatures
 from panicd.host.journal_codec import (
     CodecError,
     decode,
@@ -173,6 +174,7 @@ class Batch:
         self._incidents: list[tuple[object, ...]] = []
         self._ends: list[tuple[object, ...]] = []
         self._entries: list[tuple[object, ...]] = []
+        self._signatures: list[tuple[str | bytes, str]] = []
         self._restarts: list[tuple[object, ...]] = []
         self._operations: list[tuple[object, ...]] = []
         self._counts: Counter[tuple[Total, str]] = Counter()
@@ -206,6 +208,9 @@ class Batch:
             self._incidents.append(
                 (_column(incident_id), _column(opened.domain), _column(opened.uuid), opened.at)
             )
+        known_by = _hash(incident)
+        if known_by and known_by != _hash(before.incident):
+            self._signatures.append((_column(incident_id), known_by))
         ended_before = before.incident is not None and not before.incident.is_open
         if incident.closed is not None and not ended_before:
             self._ends.append((incident.closed.at, _column(incident_id)))
@@ -243,6 +248,7 @@ class Batch:
         self._database.executemany("UPDATE incident SET closed_at = ? WHERE id = ?", self._ends)
         _insert(self._database, "entry (incident, position, body)", self._entries)
         _insert(self._database, "restart (domain_key, at)", self._restarts)
+        journal_signatures.keep(self._database, self._signatures)
         _insert(self._database, "operation (at, body)", self._operations)
         _insert(self._database, "notification (channel, incident, position)", self.notifications)
         _insert(
@@ -283,6 +289,7 @@ def prune(database: sqlite3.Connection, before: float, limit: int) -> list[str]:
     ).fetchall()
     database.executemany("DELETE FROM entry WHERE incident = ?", ids)
     database.executemany("DELETE FROM notification WHERE incident = ?", ids)
+    database.executemany("DELETE FROM signature WHERE incident = ?", ids)
     database.executemany("DELETE FROM incident WHERE id = ?", ids)
     return [text_of(column) for (column,) in ids]
 
@@ -323,6 +330,7 @@ def incidents(
     since: float | None,
     until: float | None,
     limit: int,
+    signature: str | None = None,
 ) -> list[Incident]:
     """Return incidents, the newest first; the arguments are ``Journal.incidents``'s.
 
@@ -338,6 +346,8 @@ def incidents(
                     SELECT 1 FROM entry WHERE incident = id AND instr(body, :acknowledged)))
                 AND (:since IS NULL OR opened_at >= :since)
                 AND (:until IS NULL OR opened_at < :until)
+                AND (:signature IS NULL OR id IN (
+                    SELECT incident FROM signature WHERE hash = :signature))
             ORDER BY opened_at DESC, id DESC LIMIT :limit
         ) LEFT JOIN entry ON incident = id ORDER BY opened_at DESC, id DESC, position""",
         {
@@ -347,6 +357,7 @@ def incidents(
             "acknowledged": ACKNOWLEDGED,
             "since": since,
             "until": until,
+            "signature": signature,
             "limit": limit,
         },
     )
@@ -449,6 +460,11 @@ def _follow(incident_id: str, incident: Incident | None, entry: AnyEntry) -> Inc
     if isinstance(entry, Opened):
         return Incident(incident_id, entry)
     raise IllegalTransitionError(f"{incident_id}: {entry.kind} before it was opened")
+
+
+def _hash(incident: Incident | None) -> str:
+    known = incident.signature if incident is not None else None
+    return known.hash if known is not None else ""
 
 
 def _column(text: str) -> str | bytes:

@@ -42,5 +42,9 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY (channel, incident, position)
         ) WITHOUT ROWID""",
     ),
+    (
+        "CREATE TABLE signature (incident TEXT PRIMARY KEY, hash TEXT NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX signature_hash ON signature (hash)",
+    ),
 )
 """Statements that lead from each schema version to the next. Only ever appended to."""

@@ -44,6 +44,9 @@ INCIDENT_BUCKETS: Final = (
 LABEL_LIMIT: Final = 200
 """Characters of a label's value; a libvirt name has at most 80."""
 
+SIGNATURES: Final = 20
+"""Panic signatures that have a series at most; the least recent goes for a new one."""
+
 WRITTEN_AT_ONCE: Final = 16
 """Samples that are written before anybody else's turn; they take some 0.1 ms."""
 
@@ -215,7 +218,24 @@ class Metrics:
         )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})
-        registry.register(_Snapshot(domains, coredump_free_bytes, exposed, give_way))
+        self._signatures: dict[str, float] = {}
+        registry.register(
+            _Snapshot(
+                domains, coredump_free_bytes, exposed, give_way, lambda: dict(self._signatures)
+            )
+        )
+
+    def note_signature(self, signature: str, at: float) -> None:
+        """Have a series say when a panic of a signature was last seen.
+
+        Args:
+            signature: its hash; never a guest's text.
+            at: in Unix time.
+        """
+        known = self._signatures
+        known[signature] = max(at, known.get(signature, 0.0))
+        if len(known) > SIGNATURES:
+            del known[min(known, key=lambda each: known[each])]
 
     def render(self) -> bytes:
         """Write all metrics in the text format `CONTENT_TYPE`. May be called from any thread."""
@@ -231,21 +251,29 @@ class _Snapshot(Collector):
         coredump_free_bytes: Callable[[], int | None],
         exposed: Callable[[], Mapping[str, int]],
         give_way: Callable[[], None],
+        signatures: Callable[[], Mapping[str, float]],
     ) -> None:
         self._give_way = give_way
+        self._signatures = signatures
         self._domains = domains
         self._coredump_free_bytes = coredump_free_bytes
         self._exposed = exposed
 
     def describe(self) -> Iterable[Metric]:
         """Name the metrics without asking for a snapshot, which may not be there yet."""
-        return [*_domain_metrics((), self._give_way), _free_space(None), _exposed({})]
+        return [
+            *_domain_metrics((), self._give_way),
+            _free_space(None),
+            _exposed({}),
+            _last_panics({}),
+        ]
 
     def collect(self) -> Iterable[Metric]:
         return [
             *_domain_metrics(self._domains(), self._give_way),
             _free_space(self._coredump_free_bytes()),
             _exposed(self._exposed()),
+            _last_panics(self._signatures()),
         ]
 
 
@@ -267,6 +295,18 @@ def _exposed(counts: Mapping[str, int]) -> Metric:
     )
     for reason, count in counts.items():
         metric.add_metric((reason,), count)
+    return metric
+
+
+def _last_panics(times: Mapping[str, float]) -> Metric:
+    metric = GaugeMetricFamily(
+        "panicd_signature_last_panic_timestamp_seconds",
+        "When a panic of the signature was last seen on this host, in Unix time; "
+        f"the {SIGNATURES} latest signatures.",
+        labels=("signature",),
+    )
+    for signature, at in times.items():
+        metric.add_metric((signature,), at)
     return metric
 
 

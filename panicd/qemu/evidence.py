@@ -10,7 +10,7 @@ monitor for ``info registers``.
 import json
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,13 +22,13 @@ from panicd.qemu.monitor import MonitorError
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
 from panicd.rules.capability import Version
-from panicd.rules.consoles import console_panic_line
-from panicd.rules.kernel_log import KernelLog, NotReadableError, panic_line
+from panicd.rules.kernel_log import KernelLog, NotReadableError
+from panicd.rules.last_words import SILENCE, LastWords, words_of_console, words_of_log
 
 PNG_SINCE: Final[Version] = (7, 1, 0)
 ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
 CONSOLE_KEPT: Final = 64 * 1024  # bytes of the console's end
-LOG_LINES: Final = 60  # lines of the kernel log, the newest
+LOG_LINES: Final = 512  # lines of the kernel log, the newest
 THREADS: Final = trio.CapacityLimiter(16)  # of its own: those that hang are missed by nobody else
 OWN_PART: Final = 0.25  # of the budget: kept back for what needs no QEMU
 HOST_FILES: Final = (
@@ -79,13 +79,13 @@ class Bundle:
         directory: where it lies.
         files: what is in each file, by its name.
         problems: why an item is missing, by item.
-        panic_line: the line of the guest's kernel log that says why; empty where it is not known.
+        words: what the guest said of its panic.
     """
 
     directory: Path
     files: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
-    panic_line: str = ""
+    words: LastWords = SILENCE
 
 
 async def collect(
@@ -145,7 +145,7 @@ async def collect(
 
 async def _kernel_log(session: Session, bundle: Bundle) -> None:
     log = await read_kernel_log(session, lines=LOG_LINES, timeout=2.0)
-    bundle.panic_line = panic_line(log.lines)
+    bundle.words = words_of_log(log.lines)
     _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
 
 
@@ -203,10 +203,10 @@ def _keep_the_rest(bundle: Bundle, consoles: tuple[Path, ...], facts: object, pe
             bundle.problems[str(log.path)] = error.strerror or str(error)
             continue
         _write(bundle, f"console-{number}.log", content, str(log.path))
-        if not bundle.panic_line:
-            bundle.panic_line = console_panic_line(content)
+        bundle.words = bundle.words.or_better(words_of_console(content))
     everything = {
-        "panic_line": bundle.panic_line,
+        "panic_line": bundle.words.line,
+        "signature": bundle.words.signature and asdict(bundle.words.signature),
         "files": bundle.files,
         "problems": bundle.problems,
         "facts": facts,

@@ -13,6 +13,7 @@ from panicd.rules.on_crash import Action
 from panicd.rules.plan import AwaitGuestReset, Collect, Plan
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.qapi import PanicInformation
+from panicd.rules.signature import Signature, signature_of_payload
 
 
 class State(StrEnum):
@@ -106,6 +107,7 @@ class StepResult:
 
     outcome: Outcome
     detail: str = ""
+    signature: Signature | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +171,13 @@ class StepEnded(Entry):
         index: of the step in the plan.
         outcome: how it ended.
         detail: what there is to say about it: an error's text, a dump's path.
+        signature: what the panic is known by, where evidence that was taken tells.
     """
 
     index: int
     outcome: Outcome
     detail: str = ""
+    signature: Signature | None = None
     kind: Literal["step-ended"] = "step-ended"
 
 
@@ -274,6 +278,7 @@ class Incident:
         closed: how it ended.
         acknowledged: who looked at it.
         panic_line: the guest's own words for it, from its kernel log; empty where unknown.
+        told: what the panic is known by, as the evidence tells.
         enforced: how often it was stopped again after somebody else resumed it.
     """
 
@@ -288,6 +293,14 @@ class Incident:
     acknowledged: Acknowledged | None = None
     enforced: int = 0
     panic_line: str = ""
+    told: Signature | None = None
+
+    @property
+    def signature(self) -> Signature | None:
+        """What the panic is known by: its own words, or else those of its payload."""
+        if self.told is not None and self.told.hash:
+            return self.told
+        return signature_of_payload(self.opened.information) or self.told
 
     @property
     def is_open(self) -> bool:
@@ -375,7 +388,7 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             # What is known of later steps is from before they are gone through once more.
             earlier = {i: record for i, record in incident.steps.items() if i < index}
             return replace(incident, state=state, steps={**earlier, index: StepRecord(at)})
-        case StepEnded(at=at, index=index, outcome=outcome, detail=detail):
+        case StepEnded(at=at, index=index, outcome=outcome, detail=detail, signature=signature):
             state = _next(incident, Mark.STEP)
             begun = incident.steps.get(index)
             if begun is None or begun.outcome is not None:
@@ -386,7 +399,8 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             )
             says = collected and outcome is Outcome.DONE and detail
             panic_line = detail if says else incident.panic_line
-            return replace(incident, state=state, steps=steps, panic_line=panic_line)
+            told = signature or incident.told
+            return replace(incident, state=state, steps=steps, panic_line=panic_line, told=told)
         case Settled(state=settled):
             return replace(incident, state=_next(incident, Mark(settled)))
         case Acknowledged():

@@ -21,8 +21,6 @@ WARNED_WITHIN: Final = 5.0
 """Seconds from a warning, which a kernel may get over, to the fault that it warned of."""
 
 _FATAL: Final = ORIGINS - {Nature.REPORT}
-_CRASH_KEY: Final = "sysrq: Trigger a crash"
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,6 @@ class _Found:
     @property
     def nature(self) -> Nature:
         return self.head.nature
-
 
 
 class Worth(IntEnum):
@@ -87,9 +84,7 @@ def find_cause(lines: Sequence[LogLine]) -> Cause:
     return _without_panic(lines, heads)
 
 
-def _of_panic(
-    lines: Sequence[LogLine], heads: Sequence[_Found], panic: int, reason: str
-) -> Cause:
+def _of_panic(lines: Sequence[LogLine], heads: Sequence[_Found], panic: int, reason: str) -> Cause:
     natures = follows_from(reason)
     if not natures:
         return Cause(Worth.CAUSE, panic, None, panic)
@@ -114,9 +109,7 @@ def _without_panic(lines: Sequence[LogLine], heads: Sequence[_Found]) -> Cause:
     fatal = [each for each in _cascade(heads, end) if each.nature in _FATAL]
     if fatal:
         return Cause(Worth.CAUSE, fatal[0].at, fatal[0].head)
-    keys = (i for i, line in enumerate(lines) if line.by_kernel and line.text == _CRASH_KEY)
-    pressed = max(keys, default=-1)
-    return NOTHING if pressed < 0 else Cause(Worth.CAUSE, pressed)
+    return NOTHING
 
 
 def _cascade(heads: Sequence[_Found], end: float) -> list[_Found]:

@@ -37,7 +37,10 @@ CONSEQUENCES: Final[tuple[tuple[re.Pattern[str], frozenset[Nature]], ...]] = tup
         (r"Hard LOCKUP", frozenset({Nature.HARD_LOCKUP})),
         (r"RCU Stall", frozenset({Nature.RCU_STALL})),
         (r"hung_task: blocked tasks", frozenset({Nature.HUNG_TASK})),
-        (r"(Fatal|Uncorrected) .*machine check|Fatal local machine check", frozenset({Nature.MACHINE_CHECK})),
+        (
+            r"(Fatal|Uncorrected) .*machine check|Fatal local machine check",
+            frozenset({Nature.MACHINE_CHECK}),
+        ),
         (r"Asynchronous SError Interrupt", frozenset({Nature.MACHINE_CHECK})),
         (r".*panic forced after error", frozenset({Nature.FILE_SYSTEM})),
     )

@@ -20,19 +20,18 @@ BEFORE: Final = 200  # characters before the kernel's time that may be anybody's
 
 _TERMINAL: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z=>])")
 _KERNEL_TIME: Final = re.compile(
-    rb".{0,%d}?\[ *(?P<seconds>[0-9]{1,12}\.[0-9]{6})\](?:\[ *(?P<caller>[TC][0-9]+)[^\]]{0,32}\])? "
-    rb"(?P<text>.*)" % BEFORE
+    rb".{0,%d}?\[ *(?P<seconds>[0-9]{1,12}\.[0-9]{6})\]"
+    rb"(?:\[ *(?P<caller>[TC][0-9]+)[^\]]{0,32}\])? (?P<text>.*)" % BEFORE
 )
 _CLOCK: Final = re.compile(
     rb"(?:<[0-9]+>)?\[?"
     rb"(?:(?:[A-Z][a-z]{2} )?[A-Z][a-z]{2} +[0-9]{1,2} |[0-9]{4}-[0-9]{2}-[0-9]{2}[T ])"
     rb"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2}(?:[.,][0-9]+)?)"
-    rb"(?: [0-9]{4})?(?:Z|[+-][0-9:]{4,5})?\]?:? "
-    rb"(?:[\w.-]+ kernel: )?(?P<text>.*)"
+    rb"(?: [0-9]{4})?(?:Z|[+-][0-9:]{4,5})?\]?:? (?:[\w.-]+ kernel: )?(?P<text>.*)"
 )
 _LEVEL: Final = re.compile(rb"<[0-9]{1,3}>")
 _BOOT: Final = re.compile(rb"Linux version [0-9]+\.")
-_ONLY_LINUX: Final = re.compile(rb"Command line: |Call Trace:|systemd\[1\]: |Run /\S+ as init process")
+_ONLY_LINUX: Final = re.compile(rb"Command line: |Call Trace:|systemd\[1\]: |Run /\S+ as init ")
 _DAY: Final = 86400.0  # seconds
 
 
@@ -60,26 +59,22 @@ def read_console(end: bytes) -> Console:
     stamped = sum(time is not None for time in times) >= STAMPED
     lines: list[LogLine] = []
     is_linux = False
+    at = 0.0
     for number, (line, time) in enumerate(zip(whole, times, strict=True)):
-        at = lines[-1].timestamp if lines else 0.0
+        before, caller = at, b""
         if time is not None:
-            read = LogLine(
-                number, float(time["seconds"]), 0, (time["caller"] or b"").decode(), printable(time["text"])
-            )
-            is_new = bool(lines) and read.timestamp < at - BOOT_ANEW
-            text = time["text"]
+            at, caller, text = float(time["seconds"]), time["caller"] or b"", time["text"]
         elif stamped:
             continue
+        elif clock := _CLOCK.match(line):
+            at, text = _seconds(clock, at), clock["text"]
         else:
-            clock = _CLOCK.match(line)
-            text = clock["text"] if clock else _LEVEL.sub(b"", line, count=1)
-            read = LogLine(number, _seconds(clock, at) if clock else at, 0, "", printable(text))
-            is_new = False
+            text = _LEVEL.sub(b"", line, count=1)
         boots = _BOOT.match(text) is not None
         is_linux = is_linux or boots or _ONLY_LINUX.match(text) is not None
-        if is_new or boots:
+        if boots or (time is not None and at < before - BOOT_ANEW):
             lines.clear()
-        lines.append(read)
+        lines.append(LogLine(number, at, 0, caller.decode(), printable(text)))
     return Console(tuple(lines), is_linux)
 
 

@@ -73,8 +73,9 @@ waits: Final = _table("""
 """What a thread sleeps in, whatever it waits for."""
 
 interrupts: Final = _table("""
-    sysvec_* asm_sysvec_* __sysvec_* apic_timer_interrupt smp_apic_timer_interrupt
-    common_interrupt asm_common_interrupt call_function*interrupt smp_call_function*interrupt
+    sysvec_* asm_sysvec_* __sysvec_* apic_timer_interrupt smp_apic_timer_interrupt*
+    asm_call_*on_stack common_interrupt asm_common_interrupt call_function*interrupt
+    smp_call_function*interrupt
     reschedule_interrupt smp_reschedule_interrupt ret_from_intr
     el1_irq el1h_irq el1h_64_irq* el1_interrupt do_interrupt_handler call_on_irq_stack __irq_svc
     timer_interrupt* decrementer_common* handle_arch_irq asm_exc_nmi end_repeat_nmi nmi

@@ -27,8 +27,8 @@ class Nature(StrEnum):
     HUNG_TASK = "hung task"
     MACHINE_CHECK = "machine check"
     FILE_SYSTEM = "file system"
-    STACK_END = "stack end"
-    REASON = "reason"
+    STACK_END = "stack end"  # it panics: a stack was overrun
+    REASON = "reason"  # it panics, and says itself why
     NOTE = "note"  # it goes on, whatever is set: the order of locks, a deprecated option
 
 
@@ -76,28 +76,23 @@ _TABLE: Final = {
             "NULL pointer dereference",
             r"(?:BUG: |CPU [0-9]+ )?(?:unable to handle )?kernel NULL pointer dereference",
         ),
-        (
-            "bad memory access",
-            r"(?:BUG: |CPU [0-9]+ )?unable to handle "
-            r"(?:kernel |page fault|user |virtual )|(?:BUG: )kernel (?:data|instruction) access",
-        ),
+        ("bad memory access", r"(?:BUG: |CPU [0-9]+ )?unable to handle (?:kernel|user) "),
+        ("bad memory access", r"(?:BUG: |CPU [0-9]+ )?unable to handle page fault"),
+        ("bad memory access", r"BUG: kernel (?:data|instruction) access"),
         (
             "general protection fault",
-            r"(?:kasan: GPF .*? access)?(?:Oops: )?(?:segment-related )?general protection fault",
+            r"(?:kasan: GPF .* access)?(?:Oops: )?(?:segment-related )?general protection fault",
         ),
         ("kernel BUG at {file}", rf"kernel BUG at {_FILE}!"),
         ("double fault", r"(?:traps: )?PANIC: double fault"),
-        (
-            "stack overflow",
-            r"BUG: (?:\w+ )?stack guard page was hit|Insufficient stack space to handle exception"
-            r"|kernel stack overflow",
-        ),
+        ("stack overflow", r"BUG: (?:\w+ )?stack guard page was hit"),
+        ("stack overflow", r"Insufficient stack space to handle exception|kernel stack overflow"),
         ("stack protector", rf"{_PANIC}stack-protector: "),
         ("bad mode", r"Bad mode in "),
         ("unhandled fault: {what}", rf"Unhandled fault: {_WHAT} \("),
         ("alignment trap", r"Alignment trap: not handling instruction"),
         ("panic of Rust code at {file}", rf"rust_kernel: panicked at {_FILE}"),
-        ("{what}", rf"(?:Internal error: )?(?:Oops - ){_WHAT}(?:: [0-9a-f]+)? \[#[0-9]+\]"),
+        ("{what}", rf"(?:Internal error: )?Oops - {_WHAT}(?:: [0-9a-f]+)? \[#[0-9]+\]"),
         ("{what}", rf"(?:Internal error: |Oops: ){_WHAT}: [0-9a-f]+ .*\[#[0-9]+\]"),
         ("oops", r"(?:Internal error: )?Oops\b"),
         ("{what}", rf"{_WHAT}: [0-9a-f]{{4}} (?:ilc:[0-9] )?.*\[#[0-9]+\]"),
@@ -131,15 +126,16 @@ _TABLE: Final = {
     Nature.FILE_SYSTEM: (("{what} error", r"(?P<what>EXT[234]-fs) error \(device "),),
     Nature.STACK_END: (("corrupted stack end", rf"{_PANIC}corrupted stack end"),),
     Nature.REASON: (
-        ("no root file system", rf"{_PANIC}VFS: Unable to mount root fs"),
-        ("no init", rf"{_PANIC}(?:No (?:working )?init found|Requested init )"),
+        ("crash key", rf"{_PANIC}sysrq triggered crash|sysrq ?: Trigger a crash"),
         ("init killed", rf"{_PANIC}Attempted to kill init"),
+        ("no init", rf"{_PANIC}(?:No (?:working )?init found|Requested init )"),
+        ("no root file system", rf"{_PANIC}VFS: Unable to mount root fs"),
         ("out of memory", rf"{_PANIC}(?:Out of memory|System is deadlocked on memory)"),
-        ("crash key", rf"{_PANIC}sysrq triggered crash|sysrq: Trigger a crash"),
     ),
     Nature.NOTE: (
         ("lock: {what}", rf"\[ (?:INFO|BUG): {_WHAT}[!.]? \]$"),
-        ("lock: {what}", r"INFO: (?P<what>trying to register non-static key|possible .*|suspicious .*)"),
+        ("lock: {what}", r"INFO: (?P<what>trying to register non-static key)"),
+        ("lock: {what}", r"INFO: (?P<what>(?:possible|suspicious) .*)"),
         ("WARNING: {what}", rf"WARNING: {_WHAT}[!.]?$"),
         ("WARNING", r"WARNING: "),
     ),
@@ -160,9 +156,9 @@ ORIGINS: Final = frozenset(Nature) - {Nature.NOTE}
 
 # No head is without one of these: most lines are ruled out by one search.
 _LIKELY: Final = re.compile(
-    r"Kernel panic|BUG|Oops|unable to handle|protection fault|double fault|Insufficient stack|stack overflow"
-    r"|Bad mode|Unhandled fault|Alignment trap|panicked at|Internal error|\[#[0-9]|UBSAN|WARNING"
-    r"|INFO: |hard LOCKUP|Machine Check|SError|-fs error",
+    r"Kernel panic|sysrq|BUG|Oops|unable to handle|protection fault|double fault|stack space"
+    r"|stack overflow|Bad mode|Unhandled fault|Alignment trap|panicked at|Internal error|\[#[0-9]"
+    r"|UBSAN|WARNING|INFO: |hard LOCKUP|Machine Check|SError|-fs error",
     re.IGNORECASE,
 )
 

@@ -91,7 +91,7 @@ def _report(lines: Sequence[LogLine], at: int) -> Iterator[str]:
 
 
 def _trace(report: Iterable[str]) -> Iterator[str]:
-    """Yield the function of the instruction pointer, if it is told, and those of the first trace."""
+    """Yield the function of the instruction pointer, where told, and the first trace's."""
     in_trace = False
     for text in report:
         pointer = _POINTER.match(text)
