@@ -65,7 +65,8 @@ class Head:
         return self.kind.title.format_map(self.words)
 
 
-_FILE: Final = r"(?:\.*/)*(?P<file>[^\s:]+):[0-9]+"
+# Of a module that is not Linux's own, the directory that it was built in tells nothing.
+_FILE: Final = r"(?:/\S+/|(?:\.\.?/)+)?(?P<file>[^\s:]+):[0-9]+"
 _WHAT: Final = r"(?P<what>[\w -]+?)"
 _PANIC: Final = r"Kernel panic - not syncing: "
 _WATCHDOG: Final = r"(?:NMI )?(?:watchdog: )?"
