@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from panicd.host import journal_database, journal_signatures
+from panicd.host.journal_signatures import Group
 from panicd.qemu.dump_directory import PARTIAL
 from panicd.qemu.evidence import SCREENS, read_manifest
 from panicd.rules.incident import AnyEntry, Decided, Incident, Outcome, StepBegun, StepEnded
 from panicd.rules.payload import describe
 from panicd.rules.plan import AnyStep, Dump, Plan
 from panicd.rules.policy import EXPLANATIONS
+from panicd.rules.signature import Signature
 
 JOURNAL: Final = "journal.sqlite3"
 BUNDLES: Final = "incidents"
@@ -54,7 +56,7 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
     }
 
 
-def read_panics(journal: Path, since: float, limit: int) -> list[dict[str, object]]:
+def read_panics(journal: Path, since: float, limit: int) -> list[tuple[Group, Signature]]:
     """Return the panics that were told from each other, the latest seen first. Blocking.
 
     Args:
@@ -66,22 +68,14 @@ def read_panics(journal: Path, since: float, limit: int) -> list[dict[str, objec
         JournalDamagedError: an incident can't be read.
         JournalError: the journal can't be read.
     """
-    views: list[dict[str, object]] = []
+    found: list[tuple[Group, Signature]] = []
     with journal_database.reader(journal) as database:
         for group in journal_signatures.groups(database, since, limit):
             newest = journal_database.stored(database, group.newest).incident
             assert newest is not None, "the group is of incidents"
             assert newest.signature is not None, "as above"
-            views.append(
-                {
-                    **asdict(group),
-                    "title": newest.signature.title,
-                    "frames": list(newest.signature.frames),
-                    "panic_line": newest.panic_line,
-                    "newest_domain": newest.opened.domain,
-                }
-            )
-    return views
+            found.append((group, newest.signature))
+    return found
 
 
 def _dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:

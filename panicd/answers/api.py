@@ -183,7 +183,11 @@ class Api:
     async def _panics(self, arguments: Mapping[str, object]) -> object:
         since = _seconds(arguments, "since", "seconds since the epoch") or 0.0
         journal = self._keeping.journal.path
-        return await _read(partial(read_panics, journal, since, _limit(arguments)))
+        groups = await _read(partial(read_panics, journal, since, _limit(arguments)))
+        return [
+            {**asdict(group), "title": known.title, "frames": known.frames}
+            for group, known in groups
+        ]
 
     async def _incident(self, incident_id: str) -> object:
         state_directory = self._services.config().state_directory

@@ -52,9 +52,9 @@ class Signature:
     hash: str = ""
 
     @property
-    def summary(self) -> str:
-        """What it is, in a few words."""
-        return f"{self.title} in {self.frames[0]}" if self.frames else self.title
+    def full(self) -> str:
+        """What it is, with all its frames."""
+        return " in ".join(filter(None, (self.title, " < ".join(self.frames))))
 
 
 def signature_of(lines: Sequence[LogLine], cause: Cause) -> Signature | None:
