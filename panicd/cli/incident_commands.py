@@ -104,7 +104,11 @@ def panics(
 
 @click.command()
 @click.argument("incident_id", metavar="INCIDENT", shell_complete=incident_ids)
-@click.option("--log", is_flag=True, help="Show the kernel's log from its memory dump instead.")
+@click.option(
+    "--log",
+    is_flag=True,
+    help="Show the kernel's log instead: whole from its memory dump, else its end.",
+)
 @json_option
 def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:
     """Show INCIDENT from the panic to its end: what was seen, decided and done, and when."""

@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from panicd.qemu.monitor import CommandError, NoReplyError
+from panicd.qemu.monitor import CommandError, MonitorError, NoReplyError
 from panicd.qemu.session import Session
 from panicd.rules.capability import Version
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, find_vmcoreinfo
@@ -89,13 +89,17 @@ async def _write_range(
         "begin": request.physical,
         "length": request.length,
     }
-    try:
-        await session.monitor.send_fd(file, FD_NAME, timeout=_left(deadline))
-        await session.execute("dump-guest-memory", arguments, _left(deadline))
-    except CommandError as error:
-        raise NotReadableError(f"QEMU gives no memory: {error.description}") from error
-    except NoReplyError as error:
-        raise NotReadableError("the time is over") from error
+    # Both at once: QEMU takes them in their order, and one round trip is enough.
+    commands = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
+    answers = await session.monitor.execute_all_with_fd(commands, file, timeout=_left(deadline))
+    for answer in answers:
+        match answer:
+            case CommandError():
+                raise NotReadableError(f"QEMU gives no memory: {answer.description}") from answer
+            case NoReplyError():
+                raise NotReadableError("the time is over") from answer
+            case MonitorError():
+                raise answer
     return DumpFile.parse(os.pread(file, HEAD, 0))
 
 

@@ -25,7 +25,7 @@ __all__ = [
     "read_log",
 ]
 
-BLOCK: Final = 256  # records read together at most: some 50 KiB
+BLOCK: Final = 512  # records read together at most: some 100 KiB
 
 
 @dataclass(frozen=True, slots=True)

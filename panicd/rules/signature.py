@@ -29,7 +29,7 @@ from panicd.rules.qapi import PanicInformation
 VERSION: Final = 1
 DIGITS: Final = 10  # of the hash: two of a million panics share one with a chance of 2 in 1,000,000
 TITLE_KEPT: Final = 120  # characters
-SMALL: Final = 0x1_0000  # a bug check's parameter below it is a number that means something
+_ADDRESS: Final = 0xFFFF_0000_0000_0000  # a bug check's parameter from there on is an address
 
 _DIFFERS: Final = re.compile(
     r"\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?|0x[0-9a-f]+|\b(?=[a-z]*[0-9])[0-9a-f]{8,}\b|[0-9]+|\"[^\"]*\"",
@@ -84,7 +84,7 @@ def signature_of_payload(information: PanicInformation | None) -> Signature | No
         return None
     code, parameters = check
     name = BUG_CHECKS.get(code, "of no known name")
-    small = [f"{number:#x}" if number < SMALL else "…" for number in parameters]
+    small = [f"{number:#x}" if number < _ADDRESS else "…" for number in parameters]
     title = f"bug check {code:#x} {name} ({', '.join(small)})"
     return _strong(title)
 

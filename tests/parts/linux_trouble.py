@@ -84,7 +84,8 @@ KINDS = {
     "memory": Kind(
         "Kernel panic - not syncing: Out of memory",
         "out of memory",
-        then="/bin/busybox sysctl -w vm.panic_on_oom=1\n/bin/busybox tail /dev/zero\n" + _STAY,
+        then="/bin/busybox sysctl -w vm.panic_on_oom=1\n/bin/busybox dd if=/dev/zero of=/full bs=1M\n"
+        + _STAY,
     ),
     "root": Kind(
         "Kernel panic - not syncing: VFS: Unable to mount root fs",

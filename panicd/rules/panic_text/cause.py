@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from panicd.rules.panic_text.consequences import PANIC, follows_from
+from panicd.rules.panic_text.consequences import ITS_OWN, PANIC, follows_from
 from panicd.rules.panic_text.heads import ORIGINS, Head, Nature, head_of
 from panicd.rules.panic_text.line import LogLine
 from panicd.rules.panic_text.trace import begins_within_trace
@@ -89,15 +89,17 @@ def _of_panic(lines: Sequence[LogLine], heads: Sequence[_Found], panic: int, rea
     if not natures:
         return Cause(Worth.CAUSE, panic, None, panic)
     cascade = _cascade(heads, lines[panic].timestamp)
-    warns = Nature.REPORT in natures
-    for wanted in (natures, ORIGINS, *([frozenset({Nature.NOTE})] if warns else [])):
+    its_own = ITS_OWN.match(reason) is not None
+    others = () if its_own else (ORIGINS,)
+    notes = (frozenset({Nature.NOTE}),) if Nature.REPORT in natures else ()
+    for wanted in (natures, *others, *notes):
         last = max((i for i, each in enumerate(cascade) if each.nature in wanted), default=-1)
         if last >= 0:
             first = _first(cascade[: last + 1])
             near = first.time - lines[0].timestamp <= CAUSE_WITHIN
             unseen = near and begins_within_trace(lines[: first.at])
             return Cause(Worth.LATER if unseen else Worth.CAUSE, first.at, first.head, panic)
-    return Cause(Worth.CONSEQUENCE, panic, None, panic)
+    return Cause(Worth.CAUSE if its_own else Worth.CONSEQUENCE, panic, None, panic)
 
 
 def _without_panic(lines: Sequence[LogLine], heads: Sequence[_Found]) -> Cause:

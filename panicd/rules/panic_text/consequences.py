@@ -22,8 +22,7 @@ CONSEQUENCES: Final[tuple[tuple[re.Pattern[str], frozenset[Nature]], ...]] = tup
         (r"(.*: )?Fatal exception", _FAULTS),
         (r"Oops\b", _FAULTS),
         (r"Aiee, killing interrupt handler", _FAULTS),
-        (r"Attempted to kill the idle task", _FAULTS),
-        (r"Attempted to kill init", _FAULTS),
+        (r"Attempted to kill (the idle task|init)", _FAULTS),
         (r"Machine halted\.", _FAULTS),
         (r"(kernel )?stack overflow", _FAULTS),
         (r"bad mode", _FAULTS),
@@ -46,6 +45,10 @@ CONSEQUENCES: Final[tuple[tuple[re.Pattern[str], frozenset[Nature]], ...]] = tup
     )
 )
 """A reason, and the natures of what it follows from."""
+
+
+ITS_OWN: Final = re.compile(r"Attempted to kill init|scheduling while atomic|bad mode")
+"""A reason that is a cause itself, where what it may follow from is not there."""
 
 
 def follows_from(reason: str) -> frozenset[Nature]:

@@ -20,7 +20,7 @@ BEFORE: Final = 200  # characters before the kernel's time that may be anybody's
 
 _TERMINAL: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z=>])")
 _KERNEL_TIME: Final = re.compile(
-    rb".{0,%d}?\[ *(?P<seconds>[0-9]{1,12}\.[0-9]{6})\]"
+    rb".{0,%d}?\[ *(?P<seconds>[0-9]{1,12}\.[0-9]{6,7})\]"
     rb"(?:\[ *(?P<caller>[TC][0-9]+)[^\]]{0,32}\])? (?P<text>.*)" % BEFORE
 )
 _CLOCK: Final = re.compile(
