@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 
 _DOMAINS: Final = "count(DISTINCT CASE uuid WHEN '' THEN domain ELSE uuid END)"
-_GROUP: Final = f"count(*), {_DOMAINS}, min(opened_at), max(opened_at), max(id)"
+_NEWEST: Final = (
+    "substr(max(printf('%020.6f', opened_at) || id), 21)"  # ids of one second are in no order
+)
+_GROUP: Final = f"count(*), {_DOMAINS}, min(opened_at), max(opened_at), {_NEWEST}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from panicd.qemu.monitor import CommandError, MonitorError, NoReplyError
+from panicd.qemu.monitor import Command, CommandError, MonitorError, NoReplyError
 from panicd.qemu.session import Session
 from panicd.rules.capability import Version
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, find_vmcoreinfo
@@ -90,7 +90,7 @@ async def _write_range(
         "length": request.length,
     }
     # Both at once: QEMU takes them in their order, and one round trip is enough.
-    commands = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
+    commands: list[Command] = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
     answers = await session.monitor.execute_all_with_fd(commands, file, timeout=_left(deadline))
     for answer in answers:
         match answer:

@@ -84,8 +84,14 @@ KINDS = {
     "memory": Kind(
         "Kernel panic - not syncing: Out of memory",
         "out of memory",
-        then="/bin/busybox sysctl -w vm.panic_on_oom=1\n/bin/busybox dd if=/dev/zero of=/full bs=1M\n"
-        + _STAY,
+        then="\n".join(
+            [
+                "/bin/busybox sysctl -w vm.panic_on_oom=1",
+                "/bin/busybox mount -t ramfs none /sbin",
+                "/bin/busybox yes > /sbin/full",
+                _STAY,
+            ]
+        ),
     ),
     "root": Kind(
         "Kernel panic - not syncing: VFS: Unable to mount root fs",
