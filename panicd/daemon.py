@@ -42,7 +42,7 @@ from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import Space, space
 from panicd.qemu.monitor import event_loop, pulse
-from panicd.records import BUNDLES, JOURNAL
+from panicd.records import BUNDLES, JOURNAL, read_groups
 from panicd.right_of_way import RightOfWay
 from panicd.rules.incident import Source
 from panicd.rules.on_crash import Action
@@ -103,7 +103,7 @@ class Daemon:
             give_way=self._way.give_way,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
-        for group in reversed(self._journal.signatures(limit=SIGNATURES)):
+        for group in read_groups(self._journal.path, 0.0, SIGNATURES):
             self._metrics.note_signature(group.signature, group.last_at)
         self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
         self._remember_storm()

@@ -37,8 +37,6 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
     with journal_database.reader(journal) as database:
         incident = journal_database.stored(database, incident_id).incident
         history = journal_database.history(database, incident_id)
-        known = incident and incident.signature
-        same = journal_signatures.group(database, known.hash) if known and known.hash else None
     if incident is None:
         return None
     directory = state_directory / BUNDLES / incident_id
@@ -47,13 +45,48 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
     screens = (str(directory / name) for name in SCREENS if name in files)
     return {
         **incident_view(incident),
-        "same": same and asdict(same),
+        "same": (same := read_same(journal, incident)) and asdict(same),
         "history": history_view(history),
         "evidence_directory": str(directory),
         "evidence": evidence,
         "screenshot": next(screens, None),
         "dumps": [str(path) for path in _dumps(history, incident_id)],
     }
+
+
+def read_same(journal: Path, incident: Incident | None) -> Group | None:
+    """Return the incidents of the same panic as one; None where too little is known. Blocking.
+
+    Raises:
+        JournalError: the journal can't be read.
+    """
+    signature = journal_signatures.hash_of(incident)
+    return read_group(journal, signature) if signature else None
+
+
+def read_group(journal: Path, signature: str) -> Group | None:
+    """Return the incidents of a signature's hash; None where there are none. Blocking.
+
+    Raises:
+        JournalError: the journal can't be read.
+    """
+    with journal_database.reader(journal) as database:
+        return journal_signatures.group(database, signature)
+
+
+def read_groups(journal: Path, since: float, limit: int) -> list[Group]:
+    """Return the incidents by their signatures, the latest seen first. Blocking.
+
+    Args:
+        journal: its file.
+        since: only what began then or later, in seconds since the epoch.
+        limit: at most so many signatures; negative for all.
+
+    Raises:
+        JournalError: the journal can't be read.
+    """
+    with journal_database.reader(journal) as database:
+        return journal_signatures.groups(database, since, limit)
 
 
 def read_panics(journal: Path, since: float, limit: int) -> list[tuple[Group, Signature]]:

@@ -311,6 +311,7 @@ async def test_a_command_is_told_too(socket_dir: Path) -> None:
         "PANICD_NOTICE": "closed",
         "PANICD_STATE": "closed",
         "PANICD_ENDING": "destroyed",
+        "PANICD_SIGNATURE": "",
     }
     assert body["incident"]["id"] == first["PANICD_INCIDENT"]
 

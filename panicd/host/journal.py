@@ -27,10 +27,9 @@ from typing import Final, Self
 
 import trio
 
-from panicd.host import journal_database, journal_outbox, journal_signatures
+from panicd.host import journal_database, journal_outbox
 from panicd.host.journal_database import Batch, JournalDamagedError, JournalError, Stored
 from panicd.host.journal_outbox import Pending
-from panicd.host.journal_signatures import Group
 from panicd.host.journal_totals import Totals
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident
 from panicd.rules.operation import Operation
@@ -281,28 +280,6 @@ class Journal:
                 limit=limit,
                 signature=signature,
             )
-
-    def signatures(self, since: float = 0.0, limit: int = -1) -> list[Group]:
-        """Return the signatures of incidents that began since a time, the latest seen first.
-
-        Args:
-            since: in seconds since the epoch.
-            limit: at most so many; negative for all.
-
-        Raises:
-            JournalError: the journal can't be read.
-        """
-        with journal_database.reader(self.path) as database:
-            return journal_signatures.groups(database, since, limit)
-
-    def same_as(self, signature: str) -> Group | None:
-        """Return the incidents of a signature's hash; None where there are none.
-
-        Raises:
-            JournalError: the journal can't be read.
-        """
-        with journal_database.reader(self.path) as database:
-            return journal_signatures.group(database, signature)
 
     def totals(self) -> Totals:
         """Return the counters that outlive incidents.

@@ -208,8 +208,8 @@ class Batch:
             self._incidents.append(
                 (_column(incident_id), _column(opened.domain), _column(opened.uuid), opened.at)
             )
-        known_by = _hash(incident)
-        if known_by and known_by != _hash(before.incident):
+        known_by = journal_signatures.hash_of(incident)
+        if known_by and known_by != journal_signatures.hash_of(before.incident):
             self._signatures.append((_column(incident_id), known_by))
         ended_before = before.incident is not None and not before.incident.is_open
         if incident.closed is not None and not ended_before:
@@ -460,11 +460,6 @@ def _follow(incident_id: str, incident: Incident | None, entry: AnyEntry) -> Inc
     if isinstance(entry, Opened):
         return Incident(incident_id, entry)
     raise IllegalTransitionError(f"{incident_id}: {entry.kind} before it was opened")
-
-
-def _hash(incident: Incident | None) -> str:
-    known = incident.signature if incident is not None else None
-    return known.hash if known is not None else ""
 
 
 def _column(text: str) -> str | bytes:

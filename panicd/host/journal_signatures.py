@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from panicd.rules.incident import Incident
+
 _DOMAINS: Final = "count(DISTINCT CASE uuid WHEN '' THEN domain ELSE uuid END)"
 _NEWEST: Final = (
     "substr(max(printf('%020.6f', opened_at) || id), 21)"  # ids of one second are in no order
@@ -34,6 +36,12 @@ class Group:
     first_at: float
     last_at: float
     newest: str
+
+
+def hash_of(incident: Incident | None) -> str:
+    """Return what an incident's panic is compared by; empty: nothing."""
+    known = incident.signature if incident is not None else None
+    return known.hash if known is not None else ""
 
 
 def keep(database: sqlite3.Connection, rows: Sequence[tuple[str | bytes, str]]) -> None:

@@ -20,6 +20,7 @@ from panicd.page.overview import overview
 from panicd.page.panics import panic, panics
 from panicd.page.parts import BAD, notice, when
 from panicd.page.style import PICTURE_POLICY, POLICY, SHEET
+from panicd.records import read_same
 from panicd.services import Services, bundle_directory
 
 _PANIC_PATH: Final = re.compile(r"/panics/([0-9]+-[0-9a-f]{10})")
@@ -54,8 +55,7 @@ class Pages:
         try:
             incident = self._journal.incident(match[1])
             history = self._journal.history(match[1])
-            known = incident and incident.signature
-            same = self._journal.same_as(known.hash) if known and known.hash else None
+            same = read_same(self._journal.path, incident)
         except JournalError as error:
             trouble = notice(BAD, f"The journal can't be read: {error}")
             status = HTTPStatus.SERVICE_UNAVAILABLE

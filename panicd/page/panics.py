@@ -6,7 +6,7 @@ from panicd.host.html import Content, Html, element, joined
 from panicd.host.journal import Journal, JournalError
 from panicd.page.overview import incident_table
 from panicd.page.parts import BAD, WITHHELD, moment, notice, seen, table
-from panicd.records import read_panics
+from panicd.records import read_group, read_panics
 from panicd.rules.signature import Signature
 
 PANICS_SHOWN: Final = 200
@@ -51,7 +51,7 @@ def panic(journal: Journal, signature: str, shows_guests: bool) -> Html | None:
     """
     heading = element("h1", "Panic ", signature)
     try:
-        group = journal.same_as(signature)
+        group = read_group(journal.path, signature)
         incidents = journal.incidents(signature=signature, limit=INCIDENTS_SHOWN)
     except JournalError as error:
         return joined(heading, notice(BAD, f"The journal can't be read: {error}"))

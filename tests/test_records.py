@@ -1,11 +1,13 @@
 """Which incidents of the journal were the same panic."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from panicd.host.journal import Journal
 from panicd.host.journal_signatures import Group
+from panicd.records import read_group, read_groups
 from panicd.rules.incident import AnyEntry, Closed, Decided, Ending, Outcome, StepBegun, StepEnded
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import Collect, Plan
@@ -13,7 +15,17 @@ from panicd.rules.policy import Decision, Reason
 from panicd.rules.signature import Signature
 from tests.host.journals import opened
 
-pytestmark = pytest.mark.usefixtures("time_limit")
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite3"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    with Journal.open(path) as opened_journal:
+        yield opened_journal
+
 
 NULL = Signature("NULL pointer dereference", ("queue_put",), "1-0000000001")
 STUCK = Signature("soft lockup", ("queue_walk",), "1-0000000002")
@@ -45,11 +57,11 @@ async def test_the_same_panics_are_one_group(path: Path) -> None:
     with Journal.open(path) as journal:
         null = Group(NULL.hash, 4, 2, 1.0, 5.0, "i5")
         stuck = Group(STUCK.hash, 1, 1, 3.0, 3.0, "i3")
-        assert journal.signatures() == [null, stuck]
-        assert journal.signatures(limit=1) == [null]
-        assert journal.signatures(since=3.5) == [Group(NULL.hash, 2, 2, 4.0, 5.0, "i5")]
-        assert journal.same_as(STUCK.hash) == stuck
-        assert journal.same_as("1-ffffffffff") is None
+        assert read_groups(journal.path, 0.0, -1) == [null, stuck]
+        assert read_groups(journal.path, 0.0, 1) == [null]
+        assert read_groups(journal.path, 3.5, -1) == [Group(NULL.hash, 2, 2, 4.0, 5.0, "i5")]
+        assert read_group(journal.path, STUCK.hash) == stuck
+        assert read_group(journal.path, "1-ffffffffff") is None
         same = journal.incidents(signature=NULL.hash)
         assert [incident.id for incident in same] == ["i5", "i4", "i2", "i1"]
         assert {incident.signature for incident in same} == {NULL}
@@ -57,15 +69,15 @@ async def test_the_same_panics_are_one_group(path: Path) -> None:
 
 async def test_what_is_known_later_counts(journal: Journal) -> None:
     await journal.append("i1", *panic(1.0, "web-1", None))
-    assert journal.signatures() == []
+    assert read_groups(journal.path, 0.0, -1) == []
     again: list[AnyEntry] = [Decided(2.0, COLLECTING), StepBegun(2.0, 0)]
     await journal.append("i1", *again, StepEnded(2.0, 0, Outcome.DONE, "Oops", NULL))
-    assert journal.same_as(NULL.hash) == Group(NULL.hash, 1, 1, 1.0, 1.0, "i1")
+    assert read_group(journal.path, NULL.hash) == Group(NULL.hash, 1, 1, 1.0, 1.0, "i1")
     await journal.append("i1", *again, StepEnded(2.0, 0, Outcome.DONE, "Oops", STUCK))
-    assert [group.signature for group in journal.signatures()] == [STUCK.hash]
+    assert [group.signature for group in read_groups(journal.path, 0.0, -1)] == [STUCK.hash]
 
 
 async def test_a_signature_goes_with_its_incident(journal: Journal) -> None:
     await journal.append("i1", *panic(1.0, "web-1", NULL), Closed(2.0, Ending.DESTROYED))
     assert await journal.prune(3.0) == ["i1"]
-    assert journal.signatures() == []
+    assert read_groups(journal.path, 0.0, -1) == []
