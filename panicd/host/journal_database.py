@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote_from_bytes
 
-from panicd.host import journal_signatures
 from panicd.host.journal_codec import (
     CodecError,
     decode,
@@ -22,6 +21,7 @@ from panicd.host.journal_codec import (
     encode_operation,
 )
 from panicd.host.journal_schema import MIGRATIONS
+from panicd.host.journal_signatures import hash_of, keep
 from panicd.host.journal_totals import Total, Totals, collect, domain_key, increments
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
 from panicd.rules.notification import notice_of
@@ -208,8 +208,7 @@ class Batch:
             self._incidents.append(
                 (_column(incident_id), _column(opened.domain), _column(opened.uuid), opened.at)
             )
-        known_by = journal_signatures.hash_of(incident)
-        if known_by and known_by != journal_signatures.hash_of(before.incident):
+        if (known_by := hash_of(incident)) != hash_of(before.incident):
             self._signatures.append((_column(incident_id), known_by))
         ended_before = before.incident is not None and not before.incident.is_open
         if incident.closed is not None and not ended_before:
@@ -248,7 +247,7 @@ class Batch:
         self._database.executemany("UPDATE incident SET closed_at = ? WHERE id = ?", self._ends)
         _insert(self._database, "entry (incident, position, body)", self._entries)
         _insert(self._database, "restart (domain_key, at)", self._restarts)
-        journal_signatures.keep(self._database, self._signatures)
+        keep(self._database, self._signatures)
         _insert(self._database, "operation (at, body)", self._operations)
         _insert(self._database, "notification (channel, incident, position)", self.notifications)
         _insert(

@@ -399,7 +399,8 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             )
             says = collected and outcome is Outcome.DONE and detail
             panic_line = detail if says else incident.panic_line
-            told = signature or incident.told
+            tells_more = signature is not None and (signature.hash or incident.told is None)
+            told = signature if tells_more else incident.told
             return replace(incident, state=state, steps=steps, panic_line=panic_line, told=told)
         case Settled(state=settled):
             return replace(incident, state=_next(incident, Mark(settled)))
