@@ -6,11 +6,12 @@ from pathlib import Path
 import trio
 
 from panicd import __version__
-from panicd.dumping import dump_in_turn
+from panicd.dumping import dump_by_libvirt, dump_in_turn
 from panicd.fleet import Domain
 from panicd.host.logs import get_logger
 from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.dump_directory import retire
+from panicd.qemu.dump_error import DumpError
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
 from panicd.records import plan_view
@@ -47,6 +48,10 @@ class EvidenceKeeper:
     async def take(self, session: Session, step: Collect) -> LastWords:
         """Keep what the guest still shows, within the step's time; return its last words."""
         incident, evidence = self._incident, self._policy.evidence
+        try:
+            by_other = dump_by_libvirt(session, self._services.libvirt)
+        except DumpError:
+            by_other = None  # libvirt runs it and can't be asked
         bundle = await collect(
             session,
             bundle_directory(self._services.config(), incident.id),
@@ -58,6 +63,7 @@ class EvidenceKeeper:
                 "panicd": __version__,
             },
             budget=step.timeout,
+            by_other=by_other,
         )
         self._services.bundles.taken(self._domain.key, self._policy)
         return bundle.words

@@ -7,7 +7,7 @@ Source: QAPI ``dump-guest-memory``, ``query-dump``, ``DUMP_COMPLETED`` (``qapi/d
 """
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import trio
 
 from panicd.qemu.dump_checks import check_guest
 from panicd.qemu.dump_directory import dump_path
-from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter, enlarge
 from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
@@ -29,14 +29,6 @@ __all__ = ["DumpError", "DumpFailure", "DumpProgress", "FinishedDump", "dump_gue
 FD_NAME: Final = "panicd-dump"
 PROGRESS_CHECK: Final = 1.0  # seconds between two looks at how far a dump is
 CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
-
-
-DumpByOther = Callable[[Path, str, float], Awaitable[None]]
-"""Has somebody else (libvirt) have QEMU write its memory to a pipe: its path, format, seconds.
-
-Raises:
-    DumpError: it was not done.
-"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,14 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from panicd.qemu.console_log import find_logs, read_end
+from panicd.qemu.dump_error import DumpByOther
 from panicd.qemu.guest_memory import read_kernel_log
 from panicd.qemu.monitor import MonitorError
 from panicd.qemu.process import Peer
@@ -89,7 +91,13 @@ class Bundle:
 
 
 async def collect(
-    session: Session, directory: Path, *, consoles: tuple[Path, ...], facts: object, budget: float
+    session: Session,
+    directory: Path,
+    *,
+    consoles: tuple[Path, ...],
+    facts: object,
+    budget: float,
+    by_other: DumpByOther | None = None,
 ) -> Bundle:
     """Take what can be had of a stopped guest, and of its host, in the time given.
 
@@ -99,6 +107,7 @@ async def collect(
         consoles: logs of the guest's console.
         facts: panicd's own: the panic's payload, the decision; what JSON can hold.
         budget: seconds.
+        by_other: who has QEMU dump, where libvirt runs the VM.
     """
     bundle = Bundle(directory)
     items: dict[str, Callable[[Session, Bundle], Awaitable[None]]] = {
@@ -111,7 +120,10 @@ async def collect(
     limit = trio.current_time() + budget
     if session.by_libvirt:
         del items["kernel log"]
-        bundle.problems["kernel log"] = "libvirt runs this VM, and its 9.0 dies of foreign dumps"
+        if by_other is None:
+            bundle.problems["kernel log"] = "libvirt runs this VM, and panicd can't ask it"
+        else:  # last: libvirt takes its time
+            items["kernel log"] = partial(_kernel_log, by_other=by_other)
     with trio.move_on_at(limit):
         try:
             await trio.to_thread.run_sync(_make, directory, abandon_on_cancel=True, limiter=THREADS)
@@ -143,8 +155,10 @@ async def collect(
     return bundle
 
 
-async def _kernel_log(session: Session, bundle: Bundle) -> None:
-    log = await read_kernel_log(session, lines=LOG_LINES, timeout=2.0)
+async def _kernel_log(
+    session: Session, bundle: Bundle, by_other: DumpByOther | None = None
+) -> None:
+    log = await read_kernel_log(session, lines=LOG_LINES, timeout=2.0, by_other=by_other)
     bundle.words = words_of_log(log.lines)
     _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
 

@@ -149,7 +149,7 @@ async def linux_guest(
     # 60 lines, so that a panic and its trace are seen whole (admin-guide/svga.rst).
     screen_console = "vga=0x0f07 console=tty0 " if screen else ""
     initramfs, console = directory / "initramfs", directory / "console"
-    initramfs.write_bytes(_initramfs(kernel, trouble))
+    initramfs.write_bytes(make_initramfs(kernel, trouble))
     async with RealQemu.start(
         directory,
         guest=None,
@@ -208,7 +208,7 @@ def run(directory: str | Path, *command: str) -> str:
     return done.stdout
 
 
-def _initramfs(kernel: Kernel, trouble: Trouble) -> bytes:
+def make_initramfs(kernel: Kernel, trouble: Trouble) -> bytes:
     """A cpio archive in the 'newc' format, which the kernel unpacks as its root."""
     names = [_module_name(path) for path in kernel.modules]
     script = _SCRIPT.format(modules=" ".join(names), then=trouble.then).encode()
