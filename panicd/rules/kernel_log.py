@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 BLOCK: Final = 512  # records read together at most: some 100 KiB
+LEAST: Final = 32  # records that are tried together where more can't be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +60,20 @@ def read_log(info: Vmcoreinfo, limits: Limits) -> Reading[KernelLog]:
     ring = yield from open_ring(memory, info)
     available = min(ring.count, limits.records)
     lines: list[LogLine] = []
-    done = 0
-    try:
-        while done < available and len(lines) < limits.lines:
-            count = min(BLOCK, limits.lines - len(lines), available - done)
+    done, block = 0, BLOCK
+    while done < available and len(lines) < limits.lines:
+        count = min(block, limits.lines - len(lines), available - done)
+        try:
             records = yield from ring.read(done, count)
-            lines = [line for record in records for line in _lines(record)] + lines
-            done += count
-    except NotReadableError:
-        if not lines:
-            raise
+        except NotReadableError:
+            if lines:
+                break
+            if block == LEAST:
+                raise
+            block = max(LEAST, block // 2)  # the newest may be readable, what is older not
+            continue
+        lines = [line for record in records for line in _lines(record)] + lines
+        done += count
     if not lines:
         raise NotReadableError("no record was written whole")
     complete = done == ring.count and not ring.lost and len(lines) <= limits.lines

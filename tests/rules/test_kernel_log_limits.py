@@ -14,7 +14,7 @@ def many() -> LinuxMemory:
 @pytest.mark.parametrize(
     "limits",
     [
-        Limits(lines=1000, requests=12),
+        Limits(lines=1000, requests=7),
         Limits(lines=1000, size=200_000),
         Limits(lines=1000, records=300),
     ],
@@ -59,6 +59,23 @@ def test_time_is_over() -> None:
     with pytest.raises(StopIteration) as end:
         reader.throw(NotReadableError("the time is over"))
     assert texts(end.value.value)[-1] == f"{999:4}" * 50
+
+
+def test_the_newest_are_read_where_what_is_older_can_not_be() -> None:
+    memory = many()
+    reader = read_log(memory.info(), Limits(lines=1000))
+    request = next(reader)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            data = memory.read(request.physical, request.length)
+            if f"{700:4}".encode() * 50 in data:
+                request = reader.throw(NotReadableError("no guest memory there"))
+            else:
+                request = reader.send(data)
+    log = end.value.value
+    assert texts(log) == [f"{n:4}" * 50 for n in range(1000 - len(log.lines), 1000)]
+    assert 150 <= len(log.lines) < 300
+    assert not log.complete
 
 
 def test_one_page_for_all_addresses_ends_too() -> None:
