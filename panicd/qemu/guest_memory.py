@@ -102,12 +102,13 @@ async def notes_of_dump(dump: DumpByOther, timeout: float) -> bytes:
         NotReadableError: no dump came, or not in time.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    why = "the time is over"
+    why = ""
 
     async def have_dumped() -> None:
         nonlocal why
         try:
             await dump(Path(f"/proc/{os.getpid()}/fd/{writing}"), ELF, timeout)
+            why = "it ended early"
         except DumpError as error:
             why = str(error)
         finally:
@@ -122,7 +123,7 @@ async def notes_of_dump(dump: DumpByOther, timeout: float) -> bytes:
             # The pipe is closed now, and the dump ends with that: it is waited for, for QEMU makes
             # one at a time.
     if notes is None:
-        raise NotReadableError(f"no dump's notes: {why}")
+        raise NotReadableError(f"no dump's notes: {why or 'the time is over'}")
     return notes
 
 

@@ -20,7 +20,7 @@ from typing import Final
 from panicd.rules.bug_check import BUG_CHECKS
 from panicd.rules.panic_text.cause import Cause, Worth
 from panicd.rules.panic_text.consequences import PANIC
-from panicd.rules.panic_text.heads import Head, Nature, head_of
+from panicd.rules.panic_text.heads import LOOKED_AT, Head, Nature, head_of
 from panicd.rules.panic_text.line import LogLine
 from panicd.rules.panic_text.trace import frames
 from panicd.rules.payload import windows_bug_check
@@ -98,7 +98,7 @@ def _tells(head: Head, found: tuple[str, ...]) -> bool:
 
 def _own_reason(text: str) -> str:
     panic = PANIC.match(text)
-    reason = panic["reason"] if panic else text
+    reason = (panic["reason"] if panic else text)[:LOOKED_AT]
     return "panic: " + " ".join(_DIFFERS.sub("#", reason).split())
 
 

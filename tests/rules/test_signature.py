@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Callable
 
 import pytest
 
-from panicd.rules.last_words import LastWords, words_of_log
+from panicd.rules.last_words import LastWords, words_of_console, words_of_log
 from panicd.rules.panic_text.cause import Worth
 from panicd.rules.panic_text.line import LogLine
 from panicd.rules.panic_text.trace import FRAMES
@@ -230,6 +231,26 @@ def test_what_a_guest_names_is_bounded() -> None:
     assert len(signature.title) <= 120
     assert all(len(frame) <= 64 for frame in signature.frames)
     assert len(signature.frames) <= FRAMES
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "INFO: rcu", "INFO: task a:1 blocked for ", "BUG: a at b ", "BUG x (): a", "Oops: a: 0 ",
+        "panic_on_", "a.a+0x", "WARNING: CPU: 0 PID: 0 at a:", "[<0>] ", "? ", "\\", "a from ", "(",
+        "Kernel panic - not syncing: ", "RIP: 0010:", "CPU 0 ", "rcu_rcu", " ", "0",
+    ],
+)  # fmt: skip
+def test_no_text_of_a_guest_takes_long(unit: str) -> None:
+    text = unit * (2048 // len(unit))
+    panic = "Kernel panic - not syncing: Fatal exception"
+    lines = [LogLine(n, n / 1000, 4, "T1", text) for n in range(512)]
+    lines += [LogLine(512, 1.0, 4, "T1", panic)]
+    began = time.process_time()
+    words_of_log(lines)
+    words_of_console(unit.encode() * (65536 // len(unit)))
+    words_of_console(b"\n".join([b"[    1.000000] ", unit.encode() * 20] * 1000))
+    assert time.process_time() - began < 1.0
 
 
 def bug_check(*numbers: int) -> PanicInformation:

@@ -9,7 +9,7 @@ Source: Linux, the calls of ``panic()`` in ``kernel/panic.c``, ``kernel/exit.c``
 import re
 from typing import Final
 
-from panicd.rules.panic_text.heads import ORIGINS, Nature
+from panicd.rules.panic_text.heads import LOOKED_AT, ORIGINS, Nature
 
 PANIC: Final = re.compile(r"Kernel panic - not syncing: ?(?P<reason>.*)")
 """The line that every panic of Linux has, and the last that it needs."""
@@ -53,5 +53,6 @@ ITS_OWN: Final = re.compile(r"Attempted to kill init|scheduling while atomic|bad
 
 def follows_from(reason: str) -> frozenset[Nature]:
     """Return the natures of what a panic's reason follows from; none where it is a cause itself."""
+    reason = reason[:LOOKED_AT]
     found = (natures for pattern, natures in CONSEQUENCES if pattern.match(reason))
     return next(found, frozenset())

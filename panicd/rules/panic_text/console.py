@@ -16,6 +16,7 @@ from panicd.rules.panic_text.line import LogLine, printable
 
 BOOT_ANEW: Final = 5.0  # seconds by which a time is before the last one only in another boot
 STAMPED: Final = 3  # lines with the kernel's own time: then it has a time on each of its lines
+LINE_KEPT: Final = 2048  # bytes of a line: Linux, PRINTK_MESSAGE_MAX
 BEFORE: Final = 200  # characters before the kernel's time that may be anybody's
 
 _TERMINAL: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z=>])")
@@ -54,7 +55,7 @@ def read_console(end: bytes) -> Console:
     Args:
         end: of what the guest wrote. Anybody in the guest may have.
     """
-    whole = [_TERMINAL.sub(b"", line) for line in end.splitlines()]
+    whole = [_TERMINAL.sub(b"", line)[:LINE_KEPT] for line in end.splitlines()]
     times = [_KERNEL_TIME.match(line) for line in whole]
     stamped = sum(time is not None for time in times) >= STAMPED
     lines: list[LogLine] = []

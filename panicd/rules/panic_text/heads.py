@@ -68,6 +68,9 @@ class Head:
 # Of a module that is not Linux's own, the directory that it was built in tells nothing.
 _FILE: Final = r"(?:/\S+/|(?:\.\.?/)+)?(?P<file>[^\s:]+):[0-9]+"
 _WHAT: Final = r"(?P<what>[\w -]+?)"
+LOOKED_AT: Final = 256
+"""Characters of a line: a guest chooses how many there are, and no report needs more to begin."""
+
 _PANIC: Final = r"Kernel panic - not syncing: "
 _WATCHDOG: Final = r"(?:NMI )?(?:watchdog: )?"
 
@@ -116,9 +119,12 @@ _TABLE: Final = {
             rf"{_WATCHDOG}(?:Watchdog )?(?:CPU[: ] ?[0-9]+ )?(?:self-)?(?:detected )?hard LOCKUP",
         ),
     ),
-    Nature.RCU_STALL: (("RCU stall", r"(?:rcu: )?INFO: \w*rcu\w* .*\bstall"),),
+    Nature.RCU_STALL: (("RCU stall", r"(?:rcu: )?INFO: rcu\w{0,32} .{0,60}\bstall"),),
     Nature.HUNG_TASK: (
-        ("hung task", r"INFO: task .+:[0-9]+ (?:blocked (?:for|in)\b.* more than|can't die for)"),
+        (
+            "hung task",
+            r"INFO: task .{1,64}:[0-9]+ (?:blocked (?:for|in)\b.{0,40} more than|can't die for)",
+        ),
     ),
     Nature.MACHINE_CHECK: (
         ("machine check", r"(?:mce: )?\[Hardware Error\]: CPU [0-9]+: Machine Check"),
@@ -165,7 +171,12 @@ _LIKELY: Final = re.compile(
 
 
 def head_of(text: str) -> Head | None:
-    """Return what a line begins a report of; None where it begins none."""
+    """Return what a line begins a report of; None where it begins none.
+
+    Args:
+        text: of the line; what is beyond its first ``LOOKED_AT`` characters is not looked at.
+    """
+    text = text[:LOOKED_AT]
     if not _LIKELY.search(text):
         return None
     for kind in KINDS:

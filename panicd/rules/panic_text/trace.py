@@ -27,7 +27,7 @@ _BY_CHANCE: Final = frozenset(
 )
 """Where the innermost function is a matter of chance: the timer's interrupt came upon it."""
 
-_NAME: Final = r"(?P<name>[A-Za-z_][\w.$]*)\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?"
+_NAME: Final = r"(?P<name>[A-Za-z_][\w.$]{0,127})\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?"
 _IN_HEAD: Final = re.compile(rf"\b{_NAME}")
 _POINTER: Final = re.compile(  # x86, arm64, arm, powerpc, riscv and mips, s390
     r"(?:[RE]IP: (?:[0-9a-f]+:)?(?:\[<[0-9a-f]+>\] *){0,2}|pc : |PC is at |NIP \[[0-9a-f]+\] "
