@@ -181,6 +181,9 @@ def panics(answer: list[Answer]) -> None:
     if not answer:
         console.print("No panic of which enough is known to compare it.")
         return
+    if console.width < WIDE:
+        _panics_in_short(answer)
+        return
     table = _table("signature", "seen", "domains", "first", "last", "newest incident", "panic")
     for group in answer:
         table.add_row(
@@ -193,6 +196,21 @@ def panics(answer: list[Answer]) -> None:
             text(signature(group)),
         )
     console.print(table)
+
+
+def _panics_in_short(answer: list[Answer]) -> None:
+    """Print panics for a terminal that has no room for the table: two lines each."""
+    for group in answer:
+        last = written_time(group["last_at"])
+        console.print(f"[bold]{group['signature']}[/]  {last}  {group['newest']}: {seen(group)}")
+        console.print(f"    {text(signature(group))}", no_wrap=True, overflow="ellipsis")
+
+
+def seen(group: Answer) -> str:
+    """Return how often a panic was seen, and on how many domains."""
+    times = "seen once" if group["count"] == 1 else f"seen {group['count']} times"
+    domains = "1 domain" if group["domains"] == 1 else f"{group['domains']} domains"
+    return f"{times} on {domains}"
 
 
 def signature(known: Answer) -> str:

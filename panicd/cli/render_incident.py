@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import RenderableType
 from rich.table import Table
 
-from panicd.cli.render import Answer, signature, text, written_time
+from panicd.cli.render import Answer, seen, signature, text, written_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,7 @@ def _signature(answer: Answer) -> Iterator[str]:
     if same is None:
         yield "same      too little is known of it to compare it with others"
     elif same["count"] > 1:
-        domains = "1 domain" if same["domains"] == 1 else f"{same['domains']} domains"
-        since = written_time(same["first_at"])
-        yield f"same      seen {same['count']} times on {domains} since {since} ({known['hash']})"
+        yield f"same      {seen(same)} since {written_time(same['first_at'])} ({known['hash']})"
     else:
         yield f"same      not seen before ({known['hash']})"
 

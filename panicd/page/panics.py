@@ -32,13 +32,12 @@ def panics(journal: Journal, shows_guests: bool) -> Html:
             _named(signature, shows_guests),
             seen(group),
             moment(group.first_at),
-            moment(group.last_at),
-            element("a", group.newest, href=f"/incident/{group.newest}"),
+            element("a", moment(group.last_at), href=f"/incident/{group.newest}"),
             element("a", signature.hash, href=f"/panics/{signature.hash}"),
         )
         for group, signature in groups
     ]
-    return joined(heading, table(("Panic", "Seen", "First", "Last", "Newest", "Signature"), rows))
+    return joined(heading, table(("Panic", "Seen", "First", "Last", "Signature"), rows))
 
 
 def panic(journal: Journal, signature: str, shows_guests: bool) -> Html | None:
