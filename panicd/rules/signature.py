@@ -29,6 +29,8 @@ from panicd.rules.qapi import PanicInformation
 VERSION: Final = 1
 DIGITS: Final = 10  # of the hash: two of a million panics share one with a chance of 2 in 1,000,000
 TITLE_KEPT: Final = 120  # characters
+NEXT: Final = 4  # lines of a report that say whether memory was read or written
+_ACCESS: Final = re.compile(r"(Read|Write) (?:of size|at addr) ")
 _ADDRESS: Final = 0xFFFF_0000_0000_0000  # a bug check's parameter from there on is an address
 
 _DIFFERS: Final = re.compile(
@@ -70,11 +72,12 @@ def signature_of(lines: Sequence[LogLine], cause: Cause) -> Signature | None:
     if head is None:
         return _strong(_own_reason(lines[cause.at].text))
     found = frames(lines, cause.at, head.nature)
+    title = head.title + _access(lines[cause.at : cause.at + NEXT])
     if cause.worth is Worth.LATER or not _tells(head, found):
-        return Signature(head.title[:TITLE_KEPT], found)
+        return Signature(title[:TITLE_KEPT], found)
     if head.nature is Nature.REASON:
-        return _strong(head.title, found, told_by=())
-    return _strong(head.title, found)
+        return _strong(title, found, told_by=())
+    return _strong(title, found)
 
 
 def signature_of_payload(information: PanicInformation | None) -> Signature | None:
@@ -87,6 +90,13 @@ def signature_of_payload(information: PanicInformation | None) -> Signature | No
     small = [f"{number:#x}" if number < _ADDRESS else "…" for number in parameters]
     title = f"bug check {code:#x} {name} ({', '.join(small)})"
     return _strong(title)
+
+
+def _access(report: Sequence[LogLine]) -> str:
+    """Return whether a sanitizer saw a read or a write, as the line after a report's head says."""
+    first, *others = report
+    said = (_ACCESS.match(line.text) for line in others if line.caller == first.caller)
+    return next((f" ({access[1].lower()})" for access in said if access), "")
 
 
 def _tells(head: Head, found: tuple[str, ...]) -> bool:

@@ -205,5 +205,11 @@ def test_an_old_warning_is_not_what_led_to_a_fault() -> None:
     assert panic_line([*said(warning, at=17.0), *lines[1:]]) == warning
 
 
+def test_init_may_die_of_something_else_than_a_fault_of_another() -> None:
+    killed = f"{NOT_SYNCING}Attempted to kill init! exitcode=0x0000000b"
+    assert panic_line([*said(*OOPS), *said(killed, at=1.0)]) == OOPS[0]
+    assert panic_line([*said(*OOPS), *said(killed, at=10.0)]) == killed
+
+
 def test_a_fault_of_old_is_no_cause_where_there_is_no_panic() -> None:
     assert panic_line([*said(*OOPS), *said("all is well", at=3600.0)]) == ""

@@ -126,8 +126,8 @@ def known(text: str) -> Signature:
         (HUNG, "hung task", ("wait_for_vendor_queue", "submit_bio_wait")),
         (WARNED_OLD_KERNEL, "WARNING at vendor.c", ("queue_check", "queue_flush")),
         (
-            "BUG: KASAN: slab-use-after-free in queue_put+0x12/0x40\nFreed by task 3:\n",
-            "KASAN: use-after-free",
+            "BUG: KASAN: slab-use-after-free in queue_put+0x12/0x40\nWrite of size 8 at addr ff\n",
+            "KASAN: use-after-free (write)",
             ("queue_put",),
         ),
         (

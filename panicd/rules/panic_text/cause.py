@@ -18,7 +18,8 @@ from panicd.rules.panic_text.trace import begins_within_trace
 CAUSE_WITHIN: Final = 30.0
 """Seconds from one trouble to the next, or to the panic: a serial console takes some for each."""
 WARNED_WITHIN: Final = 5.0
-"""Seconds from a warning, which a kernel may get over, to the fault that it warned of."""
+"""Seconds from what need not lead to more to what it led to: a warning to the fault that it warned
+of, a fault to the end of init, which may have another cause."""
 
 _FATAL: Final = ORIGINS - {Nature.REPORT}
 
@@ -90,6 +91,8 @@ def _of_panic(lines: Sequence[LogLine], heads: Sequence[_Found], panic: int, rea
         return Cause(Worth.CAUSE, panic, None, panic)
     cascade = _cascade(heads, lines[panic].timestamp)
     its_own = ITS_OWN.match(reason) is not None
+    if its_own and cascade and lines[panic].timestamp - cascade[-1].time > WARNED_WITHIN:
+        cascade = []
     others = () if its_own else (ORIGINS,)
     notes = (frozenset({Nature.NOTE}),) if Nature.REPORT in natures else ()
     for wanted in (natures, *others, *notes):

@@ -94,11 +94,12 @@ _TABLE: Final = {
         ("stack protector", rf"{_PANIC}stack-protector: "),
         ("bad mode", r"Bad mode in "),
         ("unhandled fault: {what}", rf"Unhandled fault: {_WHAT} \("),
+        ("unhandled {what}", r"Unhandled (?P<what>prefetch abort|kernel unaligned access)"),
         ("alignment trap", r"Alignment trap: not handling instruction"),
         ("panic of Rust code at {file}", rf"rust_kernel: panicked at {_FILE}"),
         ("{what}", rf"(?:Internal error: )?Oops - {_WHAT}(?:: [0-9a-f]+)? \[#[0-9]+\]"),
         ("{what}", rf"(?:Internal error: |Oops: ){_WHAT}: [0-9a-f]+ .*\[#[0-9]+\]"),
-        ("oops", r"(?:Internal error: )?Oops\b"),
+        ("oops", r"Internal error: |Oops\b"),
         ("{what}", rf"{_WHAT}: [0-9a-f]{{4}} (?:ilc:[0-9] )?.*\[#[0-9]+\]"),
     ),
     Nature.REPORT: (
@@ -164,7 +165,7 @@ ORIGINS: Final = frozenset(Nature) - {Nature.NOTE}
 # No head is without one of these: most lines are ruled out by one search.
 _LIKELY: Final = re.compile(
     r"Kernel panic|sysrq|BUG|Oops|unable to handle|protection fault|double fault|stack space"
-    r"|stack overflow|Bad mode|Unhandled fault|Alignment trap|panicked at|Internal error|\[#[0-9]"
+    r"|stack overflow|Bad mode|Unhandled |Alignment trap|panicked at|Internal error|\[#[0-9]"
     r"|UBSAN|WARNING|INFO: |hard LOCKUP|Machine Check|SError|-fs error",
     re.IGNORECASE,
 )
