@@ -21,7 +21,8 @@
              storm_breaker; records: an incident as plain values; notifier tells others; daemon
              wires it
     answers/ what a daemon is asked: api, operators, snapshot, audit
-    page/    what a browser shows: pages, overview, incident, evidence, parts, style
+    page/    what a browser shows: pages, overview, panics, incident, evidence, parts,
+             style
     cli/     what people type and see: commands, base, incident_commands, moment, probing, export,
              render, render_dumps, render_incident, incident_log
     demo/    guests that panic, for people to look at
