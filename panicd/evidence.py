@@ -11,7 +11,7 @@ from panicd.fleet import Domain
 from panicd.host.logs import get_logger
 from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.dump_directory import retire
-from panicd.qemu.dump_error import DumpError
+from panicd.qemu.dump_error import DumpByOther, DumpError
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
 from panicd.records import plan_view
@@ -48,10 +48,7 @@ class EvidenceKeeper:
     async def take(self, session: Session, step: Collect) -> LastWords:
         """Keep what the guest still shows, within the step's time; return its last words."""
         incident, evidence = self._incident, self._policy.evidence
-        try:
-            by_other = dump_by_libvirt(session, self._services.libvirt)
-        except DumpError:
-            by_other = None  # libvirt runs it and can't be asked
+        by_other, no_log = self._reader(session)
         bundle = await collect(
             session,
             bundle_directory(self._services.config(), incident.id),
@@ -64,9 +61,20 @@ class EvidenceKeeper:
             },
             budget=step.timeout,
             by_other=by_other,
+            no_log=no_log,
         )
         self._services.bundles.taken(self._domain.key, self._policy)
         return bundle.words
+
+    def _reader(self, session: Session) -> tuple[DumpByOther | None, str]:
+        """Return who dumps for the kernel log's sake, if not panicd, and why nobody may."""
+        domain = session.capability.libvirt
+        if domain is not None and not domain.has_vmcoreinfo:
+            return None, "the domain has no <vmcoreinfo/> among its <features>"
+        try:
+            return dump_by_libvirt(session, self._services.libvirt), ""
+        except DumpError as error:
+            return None, str(error)
 
     async def dump(self, session: Session, step: Dump) -> FinishedDump:
         """Write the guest's memory to a file when it is its turn, and retire older dumps.

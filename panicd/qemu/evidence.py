@@ -98,6 +98,7 @@ async def collect(
     facts: object,
     budget: float,
     by_other: DumpByOther | None = None,
+    no_log: str = "",
 ) -> Bundle:
     """Take what can be had of a stopped guest, and of its host, in the time given.
 
@@ -108,6 +109,7 @@ async def collect(
         facts: panicd's own: the panic's payload, the decision; what JSON can hold.
         budget: seconds.
         by_other: who has QEMU dump, where libvirt runs the VM.
+        no_log: why the kernel's log is not to be read from memory; empty: it is.
     """
     bundle = Bundle(directory)
     items: dict[str, Callable[[Session, Bundle], Awaitable[None]]] = {
@@ -118,12 +120,12 @@ async def collect(
         "block devices": _block_devices,
     }
     limit = trio.current_time() + budget
-    if session.by_libvirt:
+    if no_log:
         del items["kernel log"]
-        if by_other is None:
-            bundle.problems["kernel log"] = "libvirt runs this VM, and panicd can't ask it"
-        else:  # last: libvirt takes its time
-            items["kernel log"] = partial(_kernel_log, by_other=by_other)
+        bundle.problems["kernel log"] = no_log
+    elif by_other is not None:  # last: libvirt takes its time
+        del items["kernel log"]
+        items["kernel log"] = partial(_kernel_log, by_other=by_other)
     with trio.move_on_at(limit):
         try:
             await trio.to_thread.run_sync(_make, directory, abandon_on_cancel=True, limiter=THREADS)
