@@ -93,6 +93,16 @@ def test_a_console_need_not_have_the_kernel_s_time(before: bytes) -> None:
     assert console_panic_line(b"\r\n".join(before + line for line in lines)) == WORDS
 
 
+def test_the_panic_of_the_boot_before_is_not_taken_though_the_new_one_is_quiet() -> None:
+    before = b"BUG: kernel NULL pointer dereference, address: 0000000000000008\n"
+    before += b"Kernel panic - not syncing: Fatal exception\nKernel Offset: disabled\n"
+    over = b"---[ end Kernel panic - not syncing: Fatal exception ]---\n"
+    assert console_panic_line(before + over) == before.splitlines()[0].decode()
+    assert console_panic_line(before + over + b"login: \n" + WORDS.encode()) == WORDS
+    reboots = b"Rebooting in 1 seconds..\n"
+    assert console_panic_line(before + reboots + WORDS.encode()) == WORDS
+
+
 def test_times_of_day_tell_what_is_near() -> None:
     oops = b"BUG: kernel NULL pointer dereference, address: 0000000000000008"
     fatal = b"Kernel panic - not syncing: Fatal exception"

@@ -32,6 +32,8 @@ _CLOCK: Final = re.compile(
 )
 _LEVEL: Final = re.compile(rb"<[0-9]{1,3}>")
 _BOOT: Final = re.compile(rb"Linux version [0-9]+\.")
+_PANIC: Final = b"Kernel panic - not syncing: "
+_OVER: Final = re.compile(rb"Rebooting in [0-9]+ seconds|---\[ end Kernel panic")
 _ONLY_LINUX: Final = re.compile(rb"Command line: |Call Trace:|systemd\[1\]: |Run /\S+ as init ")
 _DAY: Final = 86400.0  # seconds
 
@@ -60,6 +62,7 @@ def read_console(end: bytes) -> Console:
     stamped = sum(time is not None for time in times) >= STAMPED
     lines: list[LogLine] = []
     is_linux = False
+    over = 0  # of the lines, those of a boot that ended with a panic
     at = 0.0
     for number, (line, time) in enumerate(zip(whole, times, strict=True)):
         before, caller = at, b""
@@ -75,7 +78,13 @@ def read_console(end: bytes) -> Console:
         is_linux = is_linux or boots or _ONLY_LINUX.match(text) is not None
         if boots or (time is not None and at < before - BOOT_ANEW):
             lines.clear()
+            over = 0
+        elif over and text.startswith(_PANIC):
+            del lines[:over]
+            over = 0
         lines.append(LogLine(number, at, 0, caller.decode(), printable(text)))
+        if _OVER.match(text):
+            over = len(lines)
     return Console(tuple(lines), is_linux)
 
 
