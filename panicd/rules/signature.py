@@ -27,11 +27,11 @@ from panicd.rules.payload import windows_bug_check
 from panicd.rules.qapi import PanicInformation
 
 VERSION: Final = 1
-DIGITS: Final = 10  # of the hash: two of a million panics share one with a chance of 2 in 1,000,000
+DIGITS: Final = 10  # of the hash: of 1,000 panics two share one with a chance of 1 in 2 million
 TITLE_KEPT: Final = 120  # characters
 NEXT: Final = 4  # lines of a report that say whether memory was read or written
 _ACCESS: Final = re.compile(r"(Read|Write) (?:of size|at addr) ")
-_ADDRESS: Final = 0xFFFF_0000_0000_0000  # a bug check's parameter from there on is an address
+_STATUS: Final = 1 << 32  # a bug check's parameters below are codes, those above are addresses
 
 _DIFFERS: Final = re.compile(
     r"\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?|0x[0-9a-f]+|\b(?=[a-z]*[0-9])[0-9a-f]{8,}\b|[0-9]+|\"[^\"]*\"",
@@ -85,10 +85,14 @@ def signature_of_payload(information: PanicInformation | None) -> Signature | No
     check = windows_bug_check(information)
     if check is None:
         return None
-    code, parameters = check
-    name = BUG_CHECKS.get(code, "of no known name")
-    small = [f"{number:#x}" if number < _ADDRESS else "…" for number in parameters]
-    title = f"bug check {code:#x} {name} ({', '.join(small)})"
+    bug_check, parameters = check
+    name = BUG_CHECKS.get(bug_check, "of no known name")
+    # A status code may be sign-extended, as the bug check itself.
+    codes = [
+        number - 2**64 + _STATUS if number >= 2**64 - _STATUS else number for number in parameters
+    ]
+    small = [f"{code:#x}" if code < _STATUS else "…" for code in codes]
+    title = f"bug check {bug_check:#x} {name} ({', '.join(small)})"
     return _strong(title)
 
 

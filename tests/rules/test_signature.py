@@ -263,6 +263,8 @@ def test_a_windows_is_known_by_its_bug_check_and_its_small_parameters() -> None:
     assert first is not None
     assert first == second
     assert first.title == "bug check 0x7b INACCESSIBLE_BOOT_DEVICE (…, 0xc0000034, 0x0, 0x1)"
+    extended = bug_check(0x7B, 0x7FFA_11C06AA0, 0xFFFFFFFF_C0000034, 0, 1)
+    assert signature_of_payload(extended) == first
     assert first != signature_of_payload(bug_check(0x7B, 0xFFFFC08A_11C06AA0, 0xC0000034, 0, 2))
 
 
