@@ -20,7 +20,7 @@ TIME_LIMIT = 120.0
 """Seconds; under TCG a kernel panics some seconds after its start."""
 
 
-@pytest.mark.parametrize("name", KINDS if WHOLE else ["null", "root"])
+@pytest.mark.parametrize("name", KINDS if WHOLE else ["null"])
 async def test_a_panic_is_known_by_its_cause_in_every_boot(
     socket_dir: Path, linux_kernel: Kernel, name: str
 ) -> None:
