@@ -9,7 +9,7 @@ Source: Linux, ``kernel/printk/printk_ringbuffer.[ch]``, 5.10 and later.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from panicd.rules.guest_memory.memory import PAGE, KernelMemory
 from panicd.rules.guest_memory.reading import NotReadableError, Reading
@@ -31,8 +31,7 @@ _CALLER_IS_CPU: Final = 1 << 31
 _TEXT_LENGTH: Final = 0xFFFF  # the bits of it beside what kind of record it is
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A log record.
 
     Attributes:
