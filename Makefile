@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 ARGS ?=
 
-.PHONY: help test service-test image-test kill-matrix hostile demo lint reference requirements clean
+.PHONY: help test panics service-test image-test kill-matrix hostile demo lint reference requirements clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -20,6 +20,10 @@ kill-matrix: ## kill panicd at every point of every plan, on the fake and on the
 hostile: ## the whole suite of hostile guests, monitors and clients; the soak is tests.hostile.soak
 	@.ci/setup test
 	@PANICD_HOSTILE=whole .venv/bin/python -m pytest tests/hostile $(ARGS)
+
+panics: ## real Linux guests panic of eight kinds of trouble, three boots each: the line, the signature
+	@.ci/setup test
+	@PANICD_LINUX=whole .venv/bin/python -m pytest tests/e2e/test_panic_words.py $(ARGS)
 
 service-test: ## try the service under systemd, in a container (root; debootstrap, systemd-container)
 	@tests/service/container /var/tmp/panicd-service-test

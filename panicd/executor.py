@@ -21,6 +21,7 @@ from panicd.qemu.process import PeerError
 from panicd.qemu.session import Session
 from panicd.relaunch import NOT_BEGUN, run_relaunch
 from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.last_words import LastWords
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.plan import (
     AnyStep,
@@ -111,7 +112,7 @@ class _OvertakenError(Exception):
 
 
 DumpMaker = Callable[[Session, Dump], Awaitable[FinishedDump]]
-EvidenceTaker = Callable[[Session, Collect], Awaitable[str]]
+EvidenceTaker = Callable[[Session, Collect], Awaitable[LastWords]]
 
 
 class Executor:
@@ -121,7 +122,7 @@ class Executor:
         session: the VM.
         record: told of every step.
         make_dump: writes the guest's memory to a file.
-        take_evidence: keeps what the guest still shows, and returns its panic line.
+        take_evidence: keeps what the guest still shows, and returns its last words.
         environment: what a relaunch command is told, beside panicd's own environment.
         libvirt: of this host.
         on_command: called before each command that changes the guest.
@@ -232,7 +233,8 @@ class Executor:
                     return await self._ensure_stopped(step)
                 case Collect():
                     await self._record.commit()
-                    return StepResult(Outcome.DONE, await self._take_evidence(self._session, step))
+                    words = await self._take_evidence(self._session, step)
+                    return StepResult(Outcome.DONE, words.line, words.signature)
                 case AwaitQuiet():
                     return await self._await_quiet(step)
                 case Dump():

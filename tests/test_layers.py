@@ -56,6 +56,7 @@ ORDER = [
     "page.overview",
     "page.evidence",
     "page.incident",
+    "page.panics",
     "page.pages",
     "page",
     "daemon",

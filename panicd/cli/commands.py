@@ -15,7 +15,7 @@ from panicd.cli.base import fail as _fail
 from panicd.cli.base import incident_ids as _incident_ids
 from panicd.cli.base import json_option as _json_option
 from panicd.cli.checking import warnings
-from panicd.cli.incident_commands import export, incident, incidents
+from panicd.cli.incident_commands import export, incident, incidents, panics
 from panicd.cli.moment import SECONDS
 from panicd.cli.render_changes import counted
 from panicd.host.config import ConfigError, Places
@@ -363,7 +363,7 @@ def demo(context: click.Context) -> None:
     context.exit(tell())
 
 
-for command in (incidents, incident, export):
+for command in (incidents, incident, panics, export):
     main.add_command(command)
 
 

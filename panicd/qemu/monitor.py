@@ -357,6 +357,20 @@ class Monitor:
             raise SessionLostError(f"{command}: could not hand over the file: {error}") from error
         return await self.execute(command, arguments, timeout=timeout)
 
+    async def execute_all_with_fd(
+        self, commands: Sequence[Command], fd: int, *, timeout: float
+    ) -> list[object]:
+        """Send several commands at once, of which the first takes a file descriptor; see above.
+
+        Raises:
+            SessionLostError: the session ended.
+        """
+        try:
+            self._client.send_fd_scm(fd)
+        except (OSError, QMPError) as error:
+            raise SessionLostError(f"could not hand over the file: {error}") from error
+        return await self.execute_all(commands, timeout=timeout)
+
     async def send_fd(self, fd: int, name: str, *, timeout: float) -> None:
         """Hand QEMU a copy of a file descriptor under a name (``getfd``); see above."""
         await self.execute_with_fd("getfd", {"fdname": name}, fd, timeout=timeout)
