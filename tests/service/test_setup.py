@@ -88,7 +88,7 @@ def test_make_target_exists(target: str) -> None:
 
 def test_make_test_sets_up_and_passes_arguments_to_pytest() -> None:
     dry_run = subprocess.run(
-        ["make", "--dry-run", "test", "ARGS=-k policy"],
+        ["make", "--no-print-directory", "--dry-run", "test", "ARGS=-k policy"],
         cwd=ROOT,
         capture_output=True,
         text=True,
