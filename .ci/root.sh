@@ -70,6 +70,8 @@ in_root() {
     pivot_root . run/old
     umount --lazy /run/old
     rmdir /run/old
-    exec env --chdir=/ -i HOME=/root LANG=C.UTF-8 "$@"
+    status=0
+    env --chdir=/ -i HOME=/root LANG=C.UTF-8 "$@" || status=$?
+    exit $status # not exec: this shell is the init, which reaps what has lost its parent
   ' "$root" env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
 }
