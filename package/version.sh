@@ -17,10 +17,11 @@ release_number() {
   esac
 }
 
-# copy_tree DIRECTORY: the tree as it is here, without what git ignores.
+# copy_tree DIRECTORY: the tree as it is here, without what git ignores, all as old as its commit.
 copy_tree() {
   git ls-files --cached --others --exclude-standard -z \
     | tar --create --null --files-from=- | tar --extract --no-same-owner --directory="$1"
+  find "$1" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
 }
 
 # fetch_wheels ROOT TREE PYTHON: have a root's Python download what it needs into TREE/wheels.
