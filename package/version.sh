@@ -17,6 +17,9 @@ release_number() {
   esac
 }
 
+# deb_of RELEASE: where package/deb leaves the package for a release.
+deb_of() { echo "dist/panicd_$version~deb$(release_number "$1")_$(dpkg --print-architecture).deb"; }
+
 # copy_tree DIRECTORY: the tree as it is here, without what git ignores, all as old as its commit.
 copy_tree() {
   git ls-files --cached --others --exclude-standard -z \

@@ -74,8 +74,8 @@ def test_pins_name_no_place_to_fetch_from(path: Path, forbidden: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        *("help", "test", "service-test", "image-test", "demo"),
-        *("lint", "reference", "requirements", "clean"),
+        *("help", "test", "release-test", "service-test", "package-test", "image-test", "demo"),
+        *("deb", "rpm", "release", "lint", "reference", "requirements", "clean"),
     ],
 )
 def test_make_target_exists(target: str) -> None:
@@ -101,9 +101,16 @@ def test_make_test_sets_up_and_passes_arguments_to_pytest() -> None:
     ]
 
 
-@pytest.mark.parametrize("script", ["run", "setup", "install"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        *(".ci/run", ".ci/setup", ".ci/install", ".ci/on"),
+        *("package/deb", "package/rpm", "package/stage", "package/release"),
+        *("tests/service/container", "tests/service/image", "tests/service/package"),
+    ],
+)
 def test_script_can_be_run(script: str) -> None:
-    path = ROOT / ".ci" / script
+    path = ROOT / script
 
     assert os.access(path, os.X_OK)
     assert "set -euo pipefail" in path.read_text()
