@@ -12,7 +12,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from socket import AF_UNIX, socket
 
@@ -39,8 +38,13 @@ OF_NEW_RELEASE = Path("/src/new.deb")
 MINUTES = 1800.0  # seconds that an upgrade of everything may take
 
 
-def apt(*arguments: str | Path, meanwhile: Callable[[], None] = lambda: None) -> str:
-    """Run apt-get, which may ask nothing; return what it and the packages' scripts said."""
+def apt(*arguments: str | Path, panicking: str | None = None) -> str:
+    """Run apt-get, which may ask nothing; return what it and the packages' scripts said.
+
+    Args:
+        arguments: apt-get's.
+        panicking: a VM that is to panic when dpkg is at panicd.
+    """
     with subprocess.Popen(
         [*APT, *arguments],
         stdin=subprocess.DEVNULL,
@@ -49,14 +53,23 @@ def apt(*arguments: str | Path, meanwhile: Callable[[], None] = lambda: None) ->
         text=True,
         env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"},
     ) as process:
-        meanwhile()
+        if panicking is not None:
+            until("dpkg is at panicd", lambda: is_in_between() or process.poll() is not None)
+            panicked_in_between = is_in_between()
+            panic_unheard(panicking)
         said, _ = process.communicate(timeout=MINUTES)
     assert process.returncode == 0, said
+    assert panicking is None or panicked_in_between, "dpkg was faster than this"
     return said
 
 
 def package(field: str, name: str = "panicd") -> str:
     return run("dpkg-query", "--show", f"--showformat=${{{field}}}", name, status=None)
+
+
+def is_in_between() -> bool:
+    """Whether dpkg has begun with panicd, and not ended."""
+    return package("db:Status-Status") not in {"installed", "config-files", ""}
 
 
 def panic_unheard(name: str) -> None:
@@ -67,16 +80,6 @@ def panic_unheard(name: str) -> None:
         said = b""
         while said.count(b"(qemu)") < 2:  # the prompt of the start, and the one after the command
             said += monitor.recv(4096)
-
-
-def panic_in_the_middle(name: str) -> None:
-    """Panic a VM when dpkg is at panicd."""
-    until(
-        "dpkg is at panicd",
-        lambda: package("db:Status-Status") not in {"installed", "config-files", ""},
-        limit=MINUTES,
-    )
-    panic_unheard(name)
 
 
 def is_preserved(name: str) -> None:
@@ -136,7 +139,7 @@ def a_panic_during_an_upgrade_is_found() -> None:
     CONFIG.write_text(CONFIG.read_text() + "# ours\n")
     start_vm("during")
     before = main_pid("panicd")
-    apt("install", NEWEST, meanwhile=lambda: panic_in_the_middle("during"))
+    apt("install", NEWEST, panicking="during")
     assert package("Version") != "0.0.1"
     assert main_pid("panicd") not in {0, before}
     assert CONFIG.read_text().endswith("# ours\n")
@@ -218,7 +221,7 @@ def it_starts_on_the_new_release_too() -> None:
 
 def the_package_of_the_new_release_takes_over() -> None:
     start_vm("during")
-    apt("--no-download", "install", OF_NEW_RELEASE, meanwhile=lambda: panic_in_the_middle("during"))
+    apt("install", OF_NEW_RELEASE, panicking="during")
     is_preserved("during")
     serves()
     is_preserved("before")
