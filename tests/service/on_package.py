@@ -115,6 +115,10 @@ def one_command_installs_a_service_that_runs() -> None:
         run("useradd", "--system", "--no-create-home", "--groups", "kvm", USER)
 
 
+def the_demonstration_works() -> None:
+    assert "✘" not in run("panicd", "demo")
+
+
 def a_vm_as_qemu_args_prints_it_is_acted_on() -> None:
     start_vm("first")
     panic("first")
@@ -182,6 +186,7 @@ def purge_leaves_nothing_where_nothing_happened() -> None:
 
 STEPS = (
     one_command_installs_a_service_that_runs,
+    the_demonstration_works,
     a_vm_as_qemu_args_prints_it_is_acted_on,
     it_is_no_other_python_s,
     a_downgrade_keeps_what_is_open,
