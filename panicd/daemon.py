@@ -32,6 +32,7 @@ from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction, domain_key
 from panicd.host.logs import get_logger, write_late
 from panicd.host.metrics import DomainSample, Metrics
+from panicd.host.programs import missing_programs
 from panicd.host.sdnotify import notify, watchdog_interval
 from panicd.host.web import WebApp
 from panicd.libvirt import Libvirt
@@ -280,6 +281,13 @@ class Daemon:
         self._libvirt.refresh_soon()
 
     def _loaded(self) -> None:
+        for missing in missing_programs(self._config):
+            get_logger().warning(
+                "a program is missing",
+                program=missing.program,
+                wanted_by=missing.wanted_by,
+                package=missing.package,
+            )
         self._metrics.config_last_reload_successful.set(1)
         self._metrics.config_last_reload_success_timestamp.set(time.time())
         get_logger().info("configuration in force", file=str(self._config_file))

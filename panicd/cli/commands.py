@@ -17,6 +17,7 @@ from panicd.cli.base import json_option as _json_option
 from panicd.cli.incident_commands import export, incident, incidents
 from panicd.cli.moment import SECONDS
 from panicd.host.config import ConfigError, Places
+from panicd.host.programs import missing_programs
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
 from panicd.rules.qemu_args import Wanted, qemu_arguments
@@ -106,9 +107,14 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
 @main.command()
 @click.pass_obj
 def check(context: Context) -> None:
-    """Check the configuration; print every mistake with its line, and exit with 2."""
+    """Check the configuration; print every mistake with its line, and exit with 2.
+
+    A program that it names and that is not on this machine is warned of.
+    """
     config = context.load()
     click.echo(f"{context.config_file}: good, {len(config.domains)} domain rules")
+    for missing in missing_programs(config):
+        click.echo(f"{context.config_file}: warning: {missing}", err=True)
 
 
 @main.command()
