@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.parts.nobody import needs_root
 from tests.service.on_image import WRITTEN, documented
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +183,46 @@ def test_another_user_is_told_exactly_what_is_missing(
         f"panicd's set-up: these Debian packages are missing: {missing}",
         "Install them, as root, with:",
         f"  apt-get install --no-install-recommends {missing}",
+    ]
+
+
+INSTALLED_APART = """
+mount -t tmpfs none /etc/systemd/system
+mount -t tmpfs none /usr/sbin
+mkdir /etc/systemd/system/multi-user.target.wants
+ln -s /lib/systemd/system/here.service /etc/systemd/system/multi-user.target.wants/
+exec "$1" virtual-machines
+"""
+APT_GET = """#!/bin/sh
+case "$*" in *virtual-machines)
+  mkdir -p /etc/systemd/system/sockets.target.wants
+  ln -s /lib/systemd/system/virtlogd.socket /etc/systemd/system/sockets.target.wants/
+  ln -s /lib/systemd/system/libvirt-guests.service /etc/systemd/system/multi-user.target.wants/
+esac
+"""
+SYSTEMCTL = """#!/bin/sh
+echo "systemctl $*"
+"""
+
+
+@needs_root
+def test_what_is_installed_does_not_start_at_the_next_boot(tmp_path: Path) -> None:
+    for name, text in (("apt-get", APT_GET), ("systemctl", SYSTEMCTL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-euc", INSTALLED_APART, "bash", ROOT / ".ci/install"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+
+    assert done.stdout.splitlines() == [
+        "panicd's set-up: installing virtual-machines",
+        "systemctl disable --quiet libvirt-guests.service virtlogd.socket",
     ]
 
 
