@@ -361,12 +361,12 @@ async def event_loop() -> AsyncIterator[None]:
     asyncio has a function for loops to say so, which trio-asyncio 0.16 does not call.
     """
     outer = asyncio._get_running_loop()  # noqa: SLF001 - for those who write loops
-    async with trio_asyncio.open_loop() as loop:
-        asyncio._set_running_loop(loop)  # noqa: SLF001 - as above
-        try:
+    try:
+        async with trio_asyncio.open_loop() as loop:
+            asyncio._set_running_loop(loop)  # noqa: SLF001 - as above
             yield
-        finally:
-            asyncio._set_running_loop(outer)  # noqa: SLF001 - as above
+    finally:  # not before the loop has ended: its last tasks run until then
+        asyncio._set_running_loop(outer)  # noqa: SLF001 - as above
 
 
 async def pulse() -> None:

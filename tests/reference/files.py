@@ -114,10 +114,10 @@ def _page(section: int, name: str, purpose: str, manual: str, markdown: str) -> 
     return "\n".join(
         [
             r".\" Written by `make reference`.",
-            # Long words of code would tear gaps into justified lines. groff from 1.23 on asks a
-            # string, and sets it anew with each paragraph; older ones and mandoc take the request.
-            ".ds AD l",
             heading,
+            # Long words of code would tear gaps into justified lines. groff from 1.23 on asks a
+            # string with each paragraph; older ones and mandoc take the request.
+            ".ds AD l",
             ".ad l",
             ".SH NAME",
             f"{plain(name)} \\- {purpose}",
