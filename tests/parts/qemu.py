@@ -46,7 +46,7 @@ def accelerator() -> str:
 
 @functools.cache
 def _redials(binary: str) -> str:
-    """How a QEMU is told to dial in again after a second: one way came in 9.2, the other went later."""
+    """How a QEMU is told to dial in again each second: it was renamed in 9.2."""
     said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"version (\d+)\.(\d+)", said)
     assert found is not None, said
