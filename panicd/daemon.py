@@ -33,6 +33,7 @@ from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction
 from panicd.host.logs import dropped, get_logger, write_late
 from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
+from panicd.host.programs import missing_programs
 from panicd.host.sdnotify import ServiceManager
 from panicd.host.wall_clock import WallClock
 from panicd.host.web import WebApp
@@ -314,6 +315,13 @@ class Daemon:
         return later
 
     def _loaded(self) -> None:
+        for missing in missing_programs(self._config):
+            get_logger().warning(
+                "a program is missing",
+                program=missing.program,
+                wanted_by=missing.wanted_by,
+                package=missing.package,
+            )
         self._metrics.config_last_reload_successful.set(1)
         self._metrics.config_last_reload_success_timestamp.set(time.time())
         get_logger().info("configuration in force", file=str(self._config_file))

@@ -112,7 +112,8 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
 def check(context: Context) -> None:
     """Check the configuration; print every mistake with its line, and exit with 2.
 
-    A monitor's glob that matches no socket now is warned of, and no mistake.
+    A monitor's glob that matches no socket now, and a program that it names and that is not on this
+    machine, are warned of, and no mistake.
     """
     config = context.load()
     for warning in warnings(config):

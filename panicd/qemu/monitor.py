@@ -28,6 +28,16 @@ from functools import partial
 from typing import Final
 
 import trio
+
+# trio-asyncio 0.16 derives from two classes that Python 3.14 made private or dropped with child
+# watchers (docs.python.org, "What's New In Python 3.14", asyncio). panicd starts no process through
+# asyncio, so the names are all that is missed.
+if not hasattr(asyncio.events, "BaseDefaultEventLoopPolicy"):
+    _policy = vars(asyncio.events)["_BaseDefaultEventLoopPolicy"]
+    setattr(asyncio.events, "BaseDefaultEventLoopPolicy", _policy)  # noqa: B010 - unknown to mypy
+if not hasattr(asyncio, "AbstractChildWatcher"):
+    setattr(asyncio, "AbstractChildWatcher", object)  # noqa: B010 - as above
+
 import trio_asyncio
 from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.message import Message
@@ -382,9 +392,18 @@ class Monitor:
 
 @asynccontextmanager
 async def event_loop() -> AsyncIterator[None]:
-    """Run the asyncio loop that every monitor needs around it."""
-    async with trio_asyncio.open_loop():
-        yield
+    """Run the asyncio loop that every monitor needs around it.
+
+    From Python 3.14 on a task runs only in the loop that asyncio knows to be running in its thread.
+    asyncio has a function for loops to say so, which trio-asyncio 0.16 does not call.
+    """
+    outer = asyncio._get_running_loop()  # noqa: SLF001 - for those who write loops
+    try:
+        async with trio_asyncio.open_loop() as loop:
+            asyncio._set_running_loop(loop)  # noqa: SLF001 - as above
+            yield
+    finally:  # not before the loop has ended: its last tasks run until then
+        asyncio._set_running_loop(outer)  # noqa: SLF001 - as above
 
 
 async def pulse() -> None:
