@@ -20,7 +20,8 @@
              there; right_of_way: who goes first; storm_breaker; records: an incident as plain
              values; notifier tells others; daemon wires it
     answers/ what a daemon is asked: api, operators, holding, snapshot, audit
-    page/    what a browser shows: pages, overview, incident, evidence, parts, style
+    page/    what a browser shows: pages, overview, panics, incident, evidence, parts,
+             style
     cli/     what people type and see: commands, base, incident_commands, moment, checking,
              probing, advising, export, render, render_changes, render_dumps, render_incident,
              incident_log, terminal

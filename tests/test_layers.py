@@ -51,6 +51,7 @@ ORDER = [
     "page.overview",
     "page.evidence",
     "page.incident",
+    "page.panics",
     "page.pages",
     "page",
     "daemon",

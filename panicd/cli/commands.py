@@ -15,7 +15,7 @@ from panicd.cli.base import fail as _fail
 from panicd.cli.base import incident_ids as _incident_ids
 from panicd.cli.base import json_option as _json_option
 from panicd.cli.checking import warnings
-from panicd.cli.incident_commands import export, incident, incidents
+from panicd.cli.incident_commands import export, incident, incidents, panics
 from panicd.cli.moment import SECONDS
 from panicd.cli.render_changes import counted
 from panicd.host.config import ConfigError, Places
@@ -112,7 +112,8 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
 def check(context: Context) -> None:
     """Check the configuration; print every mistake with its line, and exit with 2.
 
-    A monitor's glob that matches no socket now is warned of, and no mistake.
+    A monitor's glob that matches no socket now, and a program that it names and that is not on this
+    machine, are warned of, and no mistake.
     """
     config = context.load()
     for warning in warnings(config):
@@ -363,7 +364,7 @@ def demo(context: click.Context) -> None:
     context.exit(tell())
 
 
-for command in (incidents, incident, export):
+for command in (incidents, incident, panics, export):
     main.add_command(command)
 
 

@@ -18,7 +18,7 @@ import trio
 
 from panicd.qemu.dump_checks import check_guest, is_size
 from panicd.qemu.dump_directory import dump_path
-from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter, enlarge
 from panicd.qemu.monitor import (
     CommandError,
@@ -37,14 +37,6 @@ FD_NAME: Final = "panicd-dump"
 PROGRESS_CHECK: Final = 1.0  # seconds between two looks at how far a dump is
 CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
 NOT_DONE: Final = "QEMU was not done in time"
-
-
-DumpByOther = Callable[[Path, str, float], Awaitable[None]]
-"""Has somebody else (libvirt) have QEMU write its memory to a pipe: its path, format, seconds.
-
-Raises:
-    DumpError: it was not done.
-"""
 
 
 @dataclass(frozen=True, slots=True)

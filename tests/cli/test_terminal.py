@@ -54,6 +54,8 @@ INCIDENT: dict[str, Any] = {
     "ending": None,
     "repeats": 1,
     "information": None,
+    "signature": {"hash": HOSTILE, "title": HOSTILE, "frames": [HOSTILE]},
+    "same": {"count": 2, "domains": 1, "first_at": 0.0},
     "payload": {"summary": HOSTILE, "members": [[HOSTILE, HOSTILE]], "missing": [HOSTILE]},
     "decisions": [PLAN],
     "acknowledged": {"uid": 0, "why": HOSTILE},
@@ -126,12 +128,21 @@ ADVISED: dict[str, Any] = {
     "has": [HOSTILE],
     "support": [dict.fromkeys(("device", "verdict", "why", "source"), HOSTILE)],
 }
+GROUP: dict[str, Any] = {
+    **dict.fromkeys(("signature", "newest", "title"), HOSTILE),
+    "frames": [HOSTILE],
+    "count": 2,
+    "domains": 1,
+    "first_at": 0.0,
+    "last_at": 1.0,
+}
 EXPOSED = {"domain": HOSTILE, "on_crash": HOSTILE, "reasons": {HOSTILE: HOSTILE}}
 COMMANDS: dict[str, Callable[[], None]] = {
     "status": partial(render.status, STATUS),
     "explain": partial(render.explanation, EXPLAINED),
     "explain, not connected": partial(render.explanation, EXPLAINED | {"plan": None}),
     "incidents": partial(render.incidents, [INCIDENT]),
+    "panics": partial(render.panics, [GROUP]),
     "probe": partial(render.probe, PROBED),
     "audit": partial(render.audit, {"domains": 1, "exposed": [EXPOSED]}),
     "advise": partial(render.advice, [ADVISED, ADVISED | {"device": ""}]),
