@@ -1,0 +1,180 @@
+"""Where a Linux kernel keeps what it writes about each page: its array of ``struct page``.
+
+Memory is divided into sections (SPARSEMEM), each with a part of the array; ``mem_section`` leads to
+them by two levels of tables. The array lies in virtual memory, so the page tables tell where.
+
+The guest wrote all of it. A section that makes no sense is left out, and whoever filters a dump
+keeps what nobody tells of.
+
+Source: Linux, ``include/linux/mmzone.h`` and ``mm/sparse.c``; VMCOREINFO's ``mem_section`` is the
+address of the first table (``VMCOREINFO_SYMBOL_ARRAY``) where SPARSEMEM_EXTREME is used.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from panicd.rules.guest_memory.memory import PAGE, KernelMemory
+from panicd.rules.guest_memory.page_layout import PageLayout
+from panicd.rules.guest_memory.reading import NotReadableError, Reading
+from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
+
+_POINTER: Final = 8  # bytes
+_SECTION_BITS: Final = range(24, 35)  # 16 MiB to 16 GiB; x86-64 has 27
+_PRESENT: Final = 0b11  # of section_mem_map: SECTION_MARKED_PRESENT, SECTION_HAS_MEM_MAP
+_ADDRESS: Final = -PAGE  # the bits of section_mem_map that are an address; the rest are flags
+_TABLE_SIZES: Final = range(1, PAGE + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PageRun:
+    """A part of the array that lies in one piece.
+
+    Attributes:
+        first: the number of the page that it begins with.
+        count: of pages.
+        physical: where it lies in guest memory, in bytes.
+    """
+
+    first: int
+    count: int
+    physical: int
+
+    def part(self, first: int, count: int, size: int) -> "PageRun":
+        """Return a part of it; ``size`` is that of an element, in bytes."""
+        return PageRun(first, count, self.physical + (first - self.first) * size)
+
+
+@dataclass(frozen=True, slots=True)
+class PageMap:
+    """The array, as far as it was found.
+
+    Attributes:
+        layout: of an element.
+        base: the virtual address that the element of page 0 has, or would have.
+        runs: in the order of the pages.
+    """
+
+    layout: PageLayout
+    base: int
+    runs: tuple[PageRun, ...]
+
+
+def find_page_map(
+    info: Vmcoreinfo, memory: KernelMemory, blocks: Sequence[range]
+) -> Reading[PageMap]:
+    """Find the array of a stopped kernel.
+
+    Args:
+        info: the kernel's note.
+        memory: its memory.
+        blocks: the guest's physical memory, in bytes.
+
+    Raises:
+        NotReadableError: there is none to be found.
+    """
+    layout = PageLayout.read(info)
+    sections = _Sections(info, memory)
+    pages = sections.pages
+    base: int | None = None
+    runs: list[PageRun] = []
+    for number in _numbers(blocks, pages * PAGE):
+        encoded = yield from sections.map_of(number)
+        if encoded is None:
+            continue
+        if base is None:
+            base = encoded
+        if encoded != base:  # x86-64 maps the whole array at one place (SPARSEMEM_VMEMMAP)
+            raise NotReadableError("its page structures don't lie in one row")
+        first = number * pages
+        runs += yield from _runs(memory, layout.size, base, first, pages)
+    if base is None or not runs:
+        raise NotReadableError("no page structures are to be found")
+    return PageMap(layout, base, tuple(_joined(runs, layout.size)))
+
+
+class _Sections:
+    """The two levels of tables.
+
+    Attributes:
+        pages: in a section.
+    """
+
+    def __init__(self, info: Vmcoreinfo, memory: KernelMemory) -> None:
+        bits = info.number("SECTION_SIZE_BITS")
+        if bits not in _SECTION_BITS:
+            raise NotReadableError(f"sections of 2^{bits} bytes")
+        self._section = info.structure("mem_section", {"section_mem_map": _POINTER})
+        if self._section.size not in _TABLE_SIZES:
+            raise NotReadableError(f"a mem_section of {self._section.size} bytes")
+        self._memory = memory
+        self._roots = info.symbol("mem_section")
+        self._root_count = info.length("mem_section")
+        self._per_root = PAGE // self._section.size
+        self.pages = 1 << bits - 12
+
+    def map_of(self, number: int) -> Reading[int | None]:
+        """Return where the array would begin, by what a section says; None where it has no part."""
+        root, index = divmod(number, self._per_root)
+        if root >= self._root_count:
+            return None
+        try:
+            pointer = yield from self._memory.read(self._roots + root * _POINTER, _POINTER)
+            table = int.from_bytes(pointer, "little")
+            if not table:
+                return None
+            place = table + index * self._section.size
+            section = yield from self._memory.read(place, self._section.size)
+        except NotReadableError:
+            return None
+        encoded = self._section.unsigned(section, "section_mem_map")
+        return encoded & _ADDRESS if encoded & _PRESENT == _PRESENT else None
+
+
+def _numbers(blocks: Sequence[range], section: int) -> Iterator[int]:
+    """Yield the sections that hold memory, in order, each once."""
+    following = 0
+    for block in sorted(blocks, key=lambda block: block.start):
+        for number in range(max(following, block.start // section), -(-block.stop // section)):
+            yield number
+            following = number + 1
+
+
+def _runs(
+    memory: KernelMemory, size: int, base: int, first: int, count: int
+) -> Reading[list[PageRun]]:
+    """Find where a section's part of the array lies; what is not mapped is left out."""
+    runs = []
+    page, end = first, first + count
+    while page < end:
+        address = base + page * size
+        try:
+            mapped = yield from memory.locate(address & (1 << 64) - 1)
+        except NotReadableError:
+            # The next that may be mapped: the array is mapped by whole pages.
+            page = max(page + 1, -(-((address // PAGE + 1) * PAGE - base) // size))
+            continue
+        whole = min(len(mapped) // size, end - page)
+        if whole == 0:  # it lies across two pages that need not lie side by side
+            page += 1
+            continue
+        runs.append(PageRun(page, whole, mapped.start))
+        page += whole
+    return runs
+
+
+def _joined(runs: Sequence[PageRun], size: int) -> Iterator[PageRun]:
+    """Yield the runs, those that follow on one another as one."""
+    last: PageRun | None = None
+    for run in runs:
+        if last is not None and (
+            run.first == last.first + last.count
+            and run.physical == last.physical + last.count * size
+        ):
+            last = PageRun(last.first, last.count + run.count, last.physical)
+            continue
+        if last is not None:
+            yield last
+        last = run
+    if last is not None:
+        yield last
