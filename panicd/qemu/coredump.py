@@ -7,27 +7,35 @@ Source: QAPI ``dump-guest-memory``, ``query-dump``, ``DUMP_COMPLETED`` (``qapi/d
 """
 
 import os
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import platform
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from panicd.qemu.dump_checks import check_guest
+from panicd.qemu.dump_checks import GuestMemory, check_guest
 from panicd.qemu.dump_directory import dump_path
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter, enlarge
 from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError
+from panicd.qemu.page_selection import PageSelection, selected_pages
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import DETACHED_DUMP_SINCE, DUMP_FORMATS_SINCE
+from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 __all__ = ["DumpError", "DumpFailure", "DumpProgress", "FinishedDump", "dump_guest_memory"]
 
 FD_NAME: Final = "panicd-dump"
 PROGRESS_CHECK: Final = 1.0  # seconds between two looks at how far a dump is
+LOOKING_SHARE: Final = 1 / 4
+"""What of its time a dump may spend on finding out which pages it leaves out."""
+OTHERWISE: Final = DumpFormat.ELF_ZSTD
+"""What is written of a guest that is no Linux, or does not tell: tools of other systems read it."""
+NOT_BY_OTHERS: Final = "libvirt gives the memory from its beginning to its end only"
 CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
 
 
@@ -41,10 +49,17 @@ Raises:
 
 @dataclass(frozen=True, slots=True)
 class FinishedDump:
-    """A complete dump; ``size`` in bytes."""
+    """A complete dump.
+
+    Attributes:
+        path: where it lies.
+        size: in bytes.
+        selection: what it leaves out; None where it was there already.
+    """
 
     path: Path
     size: int
+    selection: PageSelection | None = None
 
 
 async def dump_guest_memory(
@@ -77,44 +92,73 @@ async def dump_guest_memory(
         DumpError: no dump could be made, or it was not tried.
         UncertainError: the session ended, or QEMU said nothing.
     """
-    path = dump_path(settings, domain, incident, kind)
-    if path.exists():
-        # It is complete, though panicd was interrupted before it could say so.
-        return FinishedDump(path, path.stat().st_size)
+    for made in (kind, OTHERWISE):
+        path = dump_path(settings, domain, incident, made)
+        if path.exists():
+            # It is complete, though panicd was interrupted before it could say so.
+            return FinishedDump(path, path.stat().st_size)
     memory = await check_guest(session)
     progress = progress or DumpProgress()
     progress.began, progress.total = trio.current_time(), memory.size
     deadline = progress.began + settings.timeout
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    enlarge(reading)
-    least = memory.least_dump(kind)
-    writer = DumpWriter(
-        reading,
-        path,
-        kind,
-        settings=settings,
-        least=least,
-        progress=progress,
-        give_way=give_way,
-    )
-    try:
-        if by_other is None:
-            await _hand_over(session, writer, writing)
-            await _run_dump(session, kind, deadline, progress)
-        else:
-            await _have_dumped(by_other, writer, writing, kind, settings.timeout)
-        size = await _await_end(writer, deadline)
-    except (DumpError, CommandError) as error:
-        if isinstance(error, DumpError) and error.failure is DumpFailure.TIMEOUT:
+    async with _selected(session, settings, kind, memory, by_other=by_other) as selection:
+        if not selection.linux and kind is DumpFormat.KDUMP_ZLIB:
+            kind = OTHERWISE
+        progress.left_out = sum(selection.left_out.values()) * PAGE
+        path = dump_path(settings, domain, incident, kind)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        enlarge(reading)
+        writer = DumpWriter(
+            reading,
+            path,
+            kind,
+            settings=settings,
+            selection=selection,
+            least=memory.least_dump(kind, selection.level, progress.left_out),
+            progress=progress,
+            give_way=give_way,
+        )
+        try:
+            if by_other is None:
+                await _hand_over(session, writer, writing)
+                await _run_dump(session, kind, deadline, progress)
+            else:
+                left = deadline - trio.current_time()
+                await _have_dumped(by_other, writer, writing, kind, left)
+            size = await _await_end(writer, deadline)
+        except (DumpError, CommandError) as error:
+            if isinstance(error, DumpError) and error.failure is DumpFailure.TIMEOUT:
+                writer.stop()
+                # Until then QEMU would refuse a cont.
+                await session.observe(lambda: _dump_ended(session), CLEARING)
+            raise _cause(error, writer.error) from error
+        finally:
             writer.stop()
-            # Until then QEMU would refuse a cont.
-            await session.observe(lambda: _dump_ended(session), CLEARING)
-        raise _cause(error, writer.error) from error
-    finally:
-        writer.stop()
-        with trio.move_on_after(CLEARING, shield=True):
-            await writer.ended.wait()
-    return FinishedDump(path, size)
+            with trio.move_on_after(CLEARING, shield=True):
+                await writer.ended.wait()
+        return FinishedDump(path, size, selection)
+
+
+@asynccontextmanager
+async def _selected(
+    session: Session,
+    settings: CoredumpSettings,
+    kind: DumpFormat,
+    memory: GuestMemory,
+    *,
+    by_other: DumpByOther | None,
+) -> AsyncIterator[PageSelection]:
+    """Find out what is left out."""
+    level = kind.level(settings.level)
+    if kind is not DumpFormat.KDUMP_ZLIB:
+        yield PageSelection(level)
+    elif by_other is not None:
+        reason = NOT_BY_OTHERS if level > 1 else ""
+        yield PageSelection(level & 1, reason=reason, linux=platform.machine() == "x86_64")
+    else:
+        timeout = settings.timeout * LOOKING_SHARE
+        async with selected_pages(session, level, memory.size, timeout) as selection:
+            yield selection
 
 
 async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:

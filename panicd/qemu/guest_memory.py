@@ -13,8 +13,8 @@ Source: QAPI ``dump-guest-memory`` (``qapi/dump.json``).
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import trio
@@ -31,7 +31,6 @@ from panicd.rules.kernel_log import KernelLog, read_log
 VMCOREINFO_SINCE: Final[Version] = (2, 11, 0)
 FD_NAME: Final = "panicd-range"
 HEAD: Final = 1 << 14  # bytes; the ELF headers of a range take some 300
-MAX_FILE: Final = HEAD + MAX_NOTES + MAX_REQUEST  # bytes that QEMU may write for a range
 FIRST: Final = ReadRequest(0, PAGE)  # any page will do for the note; a PC has this one
 
 
@@ -49,20 +48,13 @@ async def read_kernel_log(session: Session, *, lines: int, timeout: float) -> Ke
         NotReadableError: there is no log to be had; the text says why, and may be the guest's.
         SessionLostError: the session ended.
     """
-    if session.capability.version < VMCOREINFO_SINCE:
-        raise NotReadableError("this QEMU has no vmcoreinfo device")
-    if session.run_state.executes:
-        raise NotReadableError("the guest is running")
-    deadline = trio.current_time() + timeout
-    with _open_file() as file:
-        dump = await _write_range(session, file, FIRST, deadline)
-        notes = os.pread(file, dump.notes.length, dump.notes.offset)
-    reader = read_log(Vmcoreinfo.parse(find_vmcoreinfo(notes)), Limits(lines))
+    ranges = RangeReader(session, trio.current_time() + timeout, MAX_REQUEST)
+    reader = read_log(Vmcoreinfo.parse(await ranges.vmcoreinfo()), Limits(lines))
     try:
         request = next(reader)
         while True:
             try:
-                data = await _read_range(session, request, deadline)
+                data = await ranges.read(request)
             except NotReadableError as error:
                 request = reader.throw(error)
             else:
@@ -72,11 +64,63 @@ async def read_kernel_log(session: Session, *, lines: int, timeout: float) -> Ke
         return log
 
 
-async def _read_range(session: Session, request: ReadRequest, deadline: float) -> bytes:
-    with _open_file() as file:
-        dump = await _write_range(session, file, request, deadline)
-        pieces = dump.locate(request.physical, request.length)
-        return b"".join(os.pread(file, piece.length, piece.offset) for piece in pieces)
+class RangeReader:
+    """Reads ranges of a stopped guest's memory.
+
+    Args:
+        session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
+        deadline: until when it may be done, on trio's clock.
+        longest: bytes of a range.
+
+    Attributes:
+        deadline: the same.
+
+    Raises:
+        NotReadableError: this QEMU or this guest gives none.
+    """
+
+    def __init__(self, session: Session, deadline: float, longest: int) -> None:
+        self.deadline = deadline
+        self._session = session
+        self._file_size = HEAD + MAX_NOTES + longest
+
+    async def vmcoreinfo(self) -> bytes:
+        """Return the guest kernel's note on itself.
+
+        Raises:
+            NotReadableError: there is none.
+            SessionLostError: the session ended.
+        """
+        if self._session.capability.version < VMCOREINFO_SINCE:
+            raise NotReadableError("this QEMU has no vmcoreinfo device")
+        if self._session.run_state.executes:
+            raise NotReadableError("the guest is running")
+        with _open_file(self._file_size) as file:
+            dump = await _write_range(self._session, file, FIRST, self.deadline)
+            return find_vmcoreinfo(os.pread(file, dump.notes.length, dump.notes.offset))
+
+    async def read(self, request: ReadRequest) -> bytes:
+        """Return a range.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+        async with self.range(request) as pieces:
+            return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
+
+    @asynccontextmanager
+    async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
+        """Yield where a range lies: files in memory, and from where to where in them.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+        with _open_file(self._file_size) as file:
+            dump = await _write_range(self._session, file, request, self.deadline)
+            pieces = dump.locate(request.physical, request.length)
+            yield [(file, piece.offset, piece.offset + piece.length) for piece in pieces]
 
 
 async def _write_range(
@@ -107,11 +151,11 @@ def _left(deadline: float) -> float:
 
 
 @contextmanager
-def _open_file() -> Iterator[int]:
-    """Make a file in memory that can't grow beyond ``MAX_FILE``, whatever QEMU writes."""
+def _open_file(size: int) -> Iterator[int]:
+    """Make a file in memory that can't grow beyond ``size`` bytes, whatever QEMU writes."""
     file = os.memfd_create("panicd-range", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(file, MAX_FILE)
+        os.ftruncate(file, size)
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
         yield file
     finally:

@@ -10,6 +10,7 @@ Source: Linux, ``include/linux/mmzone.h`` and ``mm/sparse.c``; VMCOREINFO's ``me
 address of the first table (``VMCOREINFO_SYMBOL_ARRAY``) where SPARSEMEM_EXTREME is used.
 """
 
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,7 +24,8 @@ _POINTER: Final = 8  # bytes
 _SECTION_BITS: Final = range(24, 35)  # 16 MiB to 16 GiB; x86-64 has 27
 _PRESENT: Final = 0b11  # of section_mem_map: SECTION_MARKED_PRESENT, SECTION_HAS_MEM_MAP
 _ADDRESS: Final = -PAGE  # the bits of section_mem_map that are an address; the rest are flags
-_TABLE_SIZES: Final = range(1, PAGE + 1)
+_ROOT_COUNTS: Final = range(1, (1 << 18) + 1)  # x86-64 has 2048, and 2^17 with 5 levels of tables
+_SPARE_SECTIONS: Final = 64  # which hold less than a whole section of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +62,30 @@ class PageMap:
     runs: tuple[PageRun, ...]
 
 
-def find_page_map(
-    info: Vmcoreinfo, memory: KernelMemory, blocks: Sequence[range]
-) -> Reading[PageMap]:
+def find_page_map(info: Vmcoreinfo, memory: KernelMemory, size: int) -> Reading[PageMap]:
     """Find the array of a stopped kernel.
 
     Args:
         info: the kernel's note.
         memory: its memory.
-        blocks: the guest's physical memory, in bytes.
+        size: bytes of physical memory that the guest has: a bound for how long it may be.
 
     Raises:
-        NotReadableError: there is none to be found.
+        NotReadableError: there is none to be found, or it is too long to be true.
     """
     layout = PageLayout.read(info)
     sections = _Sections(info, memory)
     pages = sections.pages
+    most = size // (pages * PAGE) + _SPARE_SECTIONS
     base: int | None = None
     runs: list[PageRun] = []
-    for number in _numbers(blocks, pages * PAGE):
-        encoded = yield from sections.map_of(number)
-        if encoded is None:
-            continue
+    found = yield from sections.present(most)
+    for number, encoded in found:
         if base is None:
             base = encoded
         if encoded != base:  # x86-64 maps the whole array at one place (SPARSEMEM_VMEMMAP)
             raise NotReadableError("its page structures don't lie in one row")
-        first = number * pages
-        runs += yield from _runs(memory, layout.size, base, first, pages)
+        runs += yield from _runs(memory, layout.size, base, number * pages, pages)
     if base is None or not runs:
         raise NotReadableError("no page structures are to be found")
     return PageMap(layout, base, tuple(_joined(runs, layout.size)))
@@ -105,39 +103,33 @@ class _Sections:
         if bits not in _SECTION_BITS:
             raise NotReadableError(f"sections of 2^{bits} bytes")
         self._section = info.structure("mem_section", {"section_mem_map": _POINTER})
-        if self._section.size not in _TABLE_SIZES:
+        if self._section.size > PAGE:
             raise NotReadableError(f"a mem_section of {self._section.size} bytes")
+        self._root_count = info.length("mem_section")
+        if self._root_count not in _ROOT_COUNTS:
+            raise NotReadableError(f"a mem_section of {self._root_count} elements")
         self._memory = memory
         self._roots = info.symbol("mem_section")
-        self._root_count = info.length("mem_section")
-        self._per_root = PAGE // self._section.size
         self.pages = 1 << bits - 12
 
-    def map_of(self, number: int) -> Reading[int | None]:
-        """Return where the array would begin, by what a section says; None where it has no part."""
-        root, index = divmod(number, self._per_root)
-        if root >= self._root_count:
-            return None
-        try:
-            pointer = yield from self._memory.read(self._roots + root * _POINTER, _POINTER)
-            table = int.from_bytes(pointer, "little")
+    def present(self, most: int) -> Reading[list[tuple[int, int]]]:
+        """Return the sections that there are: number, and where the array would begin by it."""
+        per_root = PAGE // self._section.size
+        roots = yield from self._memory.read(self._roots, self._root_count * _POINTER)
+        found = []
+        for root, (table,) in enumerate(struct.iter_unpack("<Q", roots)):
             if not table:
-                return None
-            place = table + index * self._section.size
-            section = yield from self._memory.read(place, self._section.size)
-        except NotReadableError:
-            return None
-        encoded = self._section.unsigned(section, "section_mem_map")
-        return encoded & _ADDRESS if encoded & _PRESENT == _PRESENT else None
-
-
-def _numbers(blocks: Sequence[range], section: int) -> Iterator[int]:
-    """Yield the sections that hold memory, in order, each once."""
-    following = 0
-    for block in sorted(blocks, key=lambda block: block.start):
-        for number in range(max(following, block.start // section), -(-block.stop // section)):
-            yield number
-            following = number + 1
+                continue
+            sections = yield from self._memory.read(table, per_root * self._section.size)
+            for index in range(per_root):
+                place = index * self._section.size
+                section = sections[place : place + self._section.size]
+                encoded = self._section.unsigned(section, "section_mem_map")
+                if encoded & _PRESENT == _PRESENT:
+                    found.append((root * per_root + index, encoded & _ADDRESS))
+            if len(found) > most:
+                raise NotReadableError("it tells of more memory than the guest has")
+        return found
 
 
 def _runs(
