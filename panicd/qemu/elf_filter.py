@@ -23,7 +23,8 @@ LEVEL: Final = 1
 WORKERS: Final = 2  # threads, where that leaves as many processors to others
 CHUNK: Final = 1 << 17  # bytes
 EMPTY: Final = bytes(CHUNK)
-RUN: Final = 1 << 20  # bytes: what is empty for less is not worth a frame of its own
+RUNS: Final = (1 << 24, 1 << 20)
+"""Bytes of the frames for what is empty; what is so for less is not worth one of its own."""
 NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
 LEAVE_OUT_EMPTY: Final = 1  # of a dump level
 
@@ -46,7 +47,7 @@ class Packed:
 
     def __init__(self) -> None:
         self._compressor = zstd.ZstdCompressor(options=_options(_workers()))
-        self._empty_run = zstd.compress(bytes(RUN), options=_options(0))
+        self._empty = {size: zstd.compress(bytes(size), options=_options(0)) for size in RUNS}
 
     def write(self, data: bytes) -> None:
         """Compress it."""
@@ -54,11 +55,13 @@ class Packed:
 
     def skip(self, size: int) -> None:
         """Write frames that were compressed before."""
-        if size >= RUN:
+        if size >= min(RUNS):
             _write(self._compressor.flush())
-            _write(self._empty_run * (size // RUN))
-        if size % RUN:
-            self.write(bytes(size % RUN))
+        for run, frame in self._empty.items():
+            count, size = divmod(size, run)
+            _write(frame * count)
+        if size:
+            self.write(bytes(size))
 
     def end(self) -> None:
         """End the last frame."""

@@ -55,10 +55,10 @@ def files(settings: CoredumpSettings) -> list[str]:
     [
         (QEMU_1_7, DumpFormat.ELF, b"\x7fELF"),
         (QEMU_2_5, DumpFormat.ELF_ZSTD, b"\x28\xb5\x2f\xfd"),
-        (QEMU_2_5, DumpFormat.KDUMP_ZLIB, b"KDUMP   "),
+        (QEMU_2_5, DumpFormat.KDUMP_LZO, b"KDUMP   "),
         (QEMU_7_2, DumpFormat.ELF, b"\x7fELF"),
         (QEMU_7_2, DumpFormat.ELF_ZSTD, b"\x28\xb5\x2f\xfd"),
-        (QEMU_7_2, DumpFormat.KDUMP_ZLIB, b"KDUMP   "),
+        (QEMU_7_2, DumpFormat.KDUMP_LZO, b"KDUMP   "),
     ],
 )
 async def test_dump_of_every_version_is_complete(
@@ -179,5 +179,5 @@ async def test_incident_is_dumped_once(socket_dir: Path, settings: CoredumpSetti
     vm = fake(socket_dir)
     async with open_session(vm) as session:
         first = await dump(session, settings)
-        assert await dump(session, settings) == first
+        assert await dump(session, settings) == replace(first, selection=None)
     assert vm.commands.count("dump-guest-memory") == 1

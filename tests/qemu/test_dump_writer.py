@@ -12,6 +12,7 @@ import trio
 from panicd.qemu.dump_error import DumpFailure
 from panicd.qemu.dump_repair import ElfHead, repaired_kdump
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter
+from panicd.qemu.page_selection import PageSelection
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.qemu.test_dump_repair import MEMORY, NOTE, elf, kdump
 
@@ -40,14 +41,22 @@ KDUMP = b"".join(
 )
 
 
-async def written(directory: Path, kind: DumpFormat, data: bytes) -> DumpWriter:
+async def written(
+    directory: Path, kind: DumpFormat, data: bytes, selection: PageSelection = PageSelection(0)
+) -> DumpWriter:
     """A writer that has come to its end, QEMU having written so much."""
     reading, writing = os.pipe()
     settings = CoredumpSettings(directory, min_free=FreeSpaceFloor())
     path = directory / "vm" / "dump"
     with trio.fail_after(TIME_LIMIT):
         writer = DumpWriter(
-            reading, path, kind, settings=settings, least=0, progress=DumpProgress()
+            reading,
+            path,
+            kind,
+            settings=settings,
+            selection=selection,
+            least=0,
+            progress=DumpProgress(),
         )
         await writer.ready.wait()
         async with await trio.open_file(writing, "wb", buffering=0) as pipe:
@@ -93,7 +102,7 @@ async def test_compressed_elf_is_the_plain_one(tmp_path: Path) -> None:
 
 
 async def test_pieces_of_a_kdump_come_to_their_places(tmp_path: Path) -> None:
-    writer = await written(tmp_path, DumpFormat.KDUMP_ZLIB, KDUMP)
+    writer = await written(tmp_path, DumpFormat.KDUMP_LZO, KDUMP)
     assert writer.error is None
     made = content(tmp_path)
     assert made == repaired_kdump(KDUMP_HEAD) + PAGES
@@ -113,7 +122,7 @@ async def test_elf_that_is_cut_short_is_none(
 
 @pytest.mark.parametrize("missing", [1, len(END), len(END) + 1, len(PAGES), len(KDUMP) - 1])
 async def test_kdump_that_is_cut_short_is_none(tmp_path: Path, missing: int) -> None:
-    writer = await written(tmp_path, DumpFormat.KDUMP_ZLIB, KDUMP[: len(KDUMP) - missing])
+    writer = await written(tmp_path, DumpFormat.KDUMP_LZO, KDUMP[: len(KDUMP) - missing])
     assert writer.error is not None
     assert writer.error.failure is DumpFailure.INCOMPLETE
     assert files(tmp_path) == []
@@ -124,11 +133,11 @@ async def test_kdump_that_is_cut_short_is_none(tmp_path: Path, missing: int) -> 
     [
         (DumpFormat.ELF, KDUMP, DumpFailure.QEMU),
         (DumpFormat.ELF_ZSTD, bytes(1 << 20), DumpFailure.QEMU),
-        (DumpFormat.KDUMP_ZLIB, ELF, DumpFailure.QEMU),
-        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + piece(-2, b"x") + END, DumpFailure.QEMU),
-        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + struct.pack(">qq", 0, 1 << 62), DumpFailure.QEMU),
-        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + struct.pack(">qq", 0, -9), DumpFailure.QEMU),
-        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + piece(1 << 40, b"x") + END, DumpFailure.INCOMPLETE),
+        (DumpFormat.KDUMP_LZO, ELF, DumpFailure.QEMU),
+        (DumpFormat.KDUMP_LZO, FLAT_HEADER + piece(-2, b"x") + END, DumpFailure.QEMU),
+        (DumpFormat.KDUMP_LZO, FLAT_HEADER + struct.pack(">qq", 0, 1 << 62), DumpFailure.QEMU),
+        (DumpFormat.KDUMP_LZO, FLAT_HEADER + struct.pack(">qq", 0, -9), DumpFailure.QEMU),
+        (DumpFormat.KDUMP_LZO, FLAT_HEADER + piece(1 << 40, b"x") + END, DumpFailure.INCOMPLETE),
     ],
 )
 async def test_nonsense_is_no_dump(
