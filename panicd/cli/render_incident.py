@@ -6,11 +6,15 @@ evidence lies. Texts that may come from a guest are escaped here.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from rich.console import RenderableType
 from rich.table import Table
 
 from panicd.cli.render import Answer, text, written_time
+from panicd.rules.guest_memory.memory import PAGE
+
+MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,7 @@ def _timeline_table(answer: Answer) -> Table:
 def _evidence(answer: Answer) -> Iterator[str]:
     for dump in answer["dumps"]:
         yield f"Dump        {text(dump)}"
+        yield from (_dump(facts) for facts in answer["dump_facts"] if facts["path"] == dump)
     if not answer["dumps"] and any(map(_was_dumped, answer["history"])):
         yield "[yellow]The dump is no longer there:[/] removed for newer ones, or by somebody."
     evidence, directory = answer["evidence"], answer["evidence_directory"]
@@ -133,6 +138,22 @@ def _evidence(answer: Answer) -> Iterator[str]:
         yield f"  {text(name)}: {text(what)}"
     for item, why in sorted(evidence["problems"].items()):
         yield f"  [yellow]no {text(item)}:[/] {text(why)}"
+
+
+def _dump(facts: Answer) -> str:
+    """Return how large a dump is, what it leaves out and why, and how it is opened."""
+    size = f"  {facts['size'] / MIB:,.1f} MiB"
+    if facts["level"] is not None:
+        size += f", level {facts['level']}"
+    pages = {use.replace("_", " "): count for use, count in facts["left_out"].items() if count}
+    if pages:
+        parts = (f"{use} {count * PAGE / MIB:,.0f} MiB" for use, count in pages.items())
+        size += f"; left out: {', '.join(parts)}"
+    lines = [size]
+    if facts["reason"]:
+        lines.append(f"  [yellow]less was left out than configured:[/] {text(facts['reason'])}")
+    lines += [f"  {text(command)}" for command in facts["open"]]
+    return "\n".join(lines)
 
 
 def _was_dumped(entry: Answer) -> bool:
