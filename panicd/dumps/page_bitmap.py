@@ -143,9 +143,7 @@ def _read(run: PageRun, size: int) -> Reading[bytes]:
     return b"".join(parts)[start - begin :][:length]
 
 
-def _check_own_pages(
-    bits: npt.NDArray[np.uint8], found: PageMap, physical: PhysicalMemory
-) -> None:
+def _check_own_pages(bits: npt.NDArray[np.uint8], found: PageMap, physical: PhysicalMemory) -> None:
     """Check that what was read is not among what is left out: all of it is the kernel's.
 
     Raises:

@@ -86,7 +86,9 @@ def classify(
     classes[of_host & ~slab] = DumpLevel.FREE
     classes[tail] = 0
     classes[_free(layout, pages, slab | tail)] = DumpLevel.FREE
-    _follow_heads(layout, base, first, pages, known, classes)
+    origin = (base + first * layout.size) % 2**64
+    tails, heads = _heads(layout, origin, pages, known & (classes != DumpLevel.FREE))
+    classes[tails] = classes[heads]
     classes[~known] = 0
     return classes
 
@@ -96,11 +98,11 @@ def left_out(classes: Classes, level: DumpLevel) -> npt.NDArray[np.bool_]:
     bits = int(level)
     if level & DumpLevel.CACHE_PRIVATE:
         bits |= DumpLevel.CACHE
-    return classes & np.uint8(bits & ~DumpLevel.ZERO) != 0
+    return np.asarray(classes & np.uint8(bits & ~DumpLevel.ZERO) != 0)
 
 
 def _bit(flags: npt.NDArray[np.uint64], number: int) -> npt.NDArray[np.bool_]:
-    return flags & np.uint64(1 << number) != 0
+    return np.asarray(flags & np.uint64(1 << number) != 0)
 
 
 def _slabs(
@@ -121,8 +123,8 @@ def _is_type(mapcount: npt.NDArray[np.int32], kind: int) -> npt.NDArray[np.bool_
     the topmost byte.
     """
     if kind & 0xFFFFFF == 0:
-        return mapcount >> 24 == kind >> 24
-    return mapcount == kind
+        return np.asarray(mapcount >> 24 == kind >> 24)
+    return np.asarray(mapcount == kind)
 
 
 def _hugetlb(layout: PageLayout, pages: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -156,28 +158,28 @@ def _free(
     return np.asarray(inside & unused & ~never)
 
 
-def _follow_heads(
-    layout: PageLayout,
-    base: int,
-    first: int,
-    pages: npt.NDArray[Any],
-    known: npt.NDArray[np.bool_],
-    classes: Classes,
-) -> None:
-    """Give the further ones of several pages the class of the first."""
-    pointers = pages["compound_head"]
+def _heads(
+    layout: PageLayout, origin: int, pages: npt.NDArray[Any], possible: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return which pages are further ones of several, and the first of each.
+
+    Args:
+        layout: of ``struct page``.
+        origin: the virtual address of the chunk's first element.
+        pages: the chunk's.
+        possible: which of them may be a first.
+    """
+    pointers, mask = pages["compound_head"], np.uint64(layout.head_mask)
     tails = np.flatnonzero(pointers & np.uint64(_TAIL) != 0)
     # Of 64 bits, unsigned: what lies before the chunk comes out as far behind it.
-    distance = pointers[tails] - np.uint64(_TAIL) - np.uint64((base + first * layout.size) % 2**64)
+    distance = pointers[tails] - np.uint64(_TAIL) - np.uint64(origin)
     heads = distance // np.uint64(layout.size)
     sound = (distance % np.uint64(layout.size) == 0) & (heads < np.uint64(len(pages)))
     tails, heads = tails[sound], heads[sound].astype(np.int64)
-    mask = np.uint64(layout.head_mask)
     sound = (
         (heads < tails)
-        & known[heads]
+        & possible[heads]
         & (pointers[heads] & np.uint64(_TAIL) == 0)
         & (pages["flags"][heads] & mask == mask)
-        & (classes[heads] != DumpLevel.FREE)
     )
-    classes[tails[sound]] = classes[heads[sound]]
+    return tails[sound], heads[sound]

@@ -121,7 +121,10 @@ def _bitmap(layout: DumpFile) -> bytes:
         first, end = piece.physical // PAGE, _end(piece) // PAGE
         whole = range(-(-first // 8), end // 8)
         bits[whole.start : whole.stop] = b"\xff" * len(whole)
-        for page in {*range(first, min(whole.start * 8, end)), *range(max(first, whole.stop * 8), end)}:
+        for page in {
+            *range(first, min(whole.start * 8, end)),
+            *range(max(first, whole.stop * 8), end),
+        }:
             bits[page // 8] |= 1 << page % 8
     return bytes(bits)
 

@@ -146,9 +146,7 @@ def whole_number(minimum: int, maximum: int = NUMBER_MAX) -> Callable[[Scalar], 
     def read(scalar: Scalar) -> int:
         if not scalar.plain:
             raise WrongValueError("a whole number without quotes")
-        if not _WHOLE_NUMBER.fullmatch(scalar.text) or not (
-            minimum <= int(scalar.text) <= maximum
-        ):
+        if not _WHOLE_NUMBER.fullmatch(scalar.text) or not (minimum <= int(scalar.text) <= maximum):
             raise WrongValueError(f"a whole number from {minimum} to {maximum}")
         return int(scalar.text)
 

@@ -7,12 +7,12 @@ nothing behind as soon as the disk lets go.
 ::
 
     elf         QEMU ── pipe ──► head repaired, the rest by splice(2) ──► file
-    elf-zstd    QEMU ── pipe ──► the same ── pipe ──► elf_filter.py ──► file; elf of level 1, too
+    elf-zstd    QEMU ── pipe ──► the same ── pipe ──► elf_filter.py ──► file; so elf of level 1
     kdump-zlib  QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.page_filter ──► file
     kdump-*     QEMU ── pipe ──► pieces to their places ──► file, then its head repaired
 
-QEMU writes the last to a pipe in makedumpfile's flattened format: pieces, each with its place in the
-real file. Put there, they make the file that all tools read; the flattened one is read by few.
+QEMU writes the last to a pipe in makedumpfile's flattened format: pieces, each with its place in
+the real file. Put there, they make the file that all tools read; the flattened one is read by few.
 
 Sources: splice(2), pipe(7), flock(2); makedumpfile(8), ``-F``; QEMU ``dump/dump.c``.
 """

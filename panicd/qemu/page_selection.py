@@ -28,7 +28,7 @@ MAX_LENGTH: Final = 16 << 20  # bytes of a range: some 10 ms in which QEMU does 
 MAX_RESULT: Final = 1 << 16  # bytes
 PIECE: Final = 1 << 20  # bytes handed on at once
 LEAST_SHARE: Final = 1 / 32
-"""What of a guest's memory may be read at most, besides ``SPARE``: twice what page structures take."""
+"""What of a guest's memory may be read at most, besides ``SPARE``: twice its page structures."""
 SPARE: Final = 256 << 20  # bytes
 
 

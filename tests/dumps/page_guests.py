@@ -8,10 +8,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError, Reading
-from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -137,7 +137,9 @@ class PageGuest:
             result: T = stop.value
             return result
 
-    def _map(self, virtual: int, physical: int, size: int, tables: "Mapping[int, int] | object") -> None:
+    def _map(
+        self, virtual: int, physical: int, size: int, tables: Mapping[int, int] | object
+    ) -> None:
         for offset in range(0, size, 2 << 20):
             address, table = virtual + offset, PGD
             for shift in (39, 30):

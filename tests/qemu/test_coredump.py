@@ -35,8 +35,8 @@ from panicd.qemu.monitor import (
     event_loop,
     open_monitor,
 )
-from panicd.qemu.probe import probe
 from panicd.qemu.page_selection import PageSelection
+from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, is_qemu_program
 from panicd.qemu.session import Session
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor

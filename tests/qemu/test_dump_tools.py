@@ -145,7 +145,9 @@ def test_drgn_reads_memory(dumps: dict[Variant, Path], variant: Variant, tmp_pat
     script = tmp_path / "script.py"
     script.write_text(READ_BY_DRGN)
     drgn = tool("drgn")
-    printed = run(drgn, "--quiet", "--core", str(dumps[variant]), "--no-default-symbols", str(script))
+    printed = run(
+        drgn, "--quiet", "--core", str(dumps[variant]), "--no-default-symbols", str(script)
+    )
     assert "Linux" in printed
     assert "SMP" in printed  # of the kernel's version, which no header holds
 

@@ -17,6 +17,7 @@ from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.qemu.test_dump_repair import MEMORY, NOTE, elf, kdump
 
 TIME_LIMIT = 30
+ALL = PageSelection(0)
 ELF_HEAD = elf()
 ELF = ELF_HEAD + bytes(NOTE) + os.urandom(MEMORY)
 FLAT_HEADER = struct.pack(">16sQQ", b"makedumpfile", 1, 1).ljust(4096, b"\0")
@@ -42,7 +43,7 @@ KDUMP = b"".join(
 
 
 async def written(
-    directory: Path, kind: DumpFormat, data: bytes, selection: PageSelection = PageSelection(0)
+    directory: Path, kind: DumpFormat, data: bytes, selection: PageSelection = ALL
 ) -> DumpWriter:
     """A writer that has come to its end, QEMU having written so much."""
     reading, writing = os.pipe()

@@ -80,7 +80,7 @@ def kdump_head(notes: bytes, *, pages: int, level: int, about: bytes, at: float)
     if not -(1 << 63) <= phys_base < 1 << 63:
         phys_base = 0
     blocks = -(-(_SUB_HEADER.size + len(notes)) // PAGE)
-    bitmap_size = -(-(-(-pages // 8)) // PAGE) * PAGE
+    bitmap_size = -(-pages // (8 * PAGE)) * PAGE
     header = _HEADER.pack(
         SIGNATURE,
         _VERSION,

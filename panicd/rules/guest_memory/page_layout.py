@@ -1,6 +1,6 @@
 """What Linux writes about each page of memory (``struct page``), by the kernel's own account.
 
-Source: Linux, ``Documentation/admin-guide/kdump/vmcoreinfo.rst`` and ``include/linux/page-flags.h``;
+Sources: Linux, ``Documentation/admin-guide/kdump/vmcoreinfo.rst``, ``include/linux/page-flags.h``;
 which pages each bit of a dump level stands for: makedumpfile(8), ``-d``.
 """
 

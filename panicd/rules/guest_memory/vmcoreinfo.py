@@ -116,7 +116,8 @@ class Structure:
 
     def offset(self, member: str) -> int:
         """Return where a member lies, in bytes from the structure's beginning."""
-        return self._places[member].start
+        start: int = self._places[member].start
+        return start
 
     def part(self, data: bytes, member: str) -> bytes:
         """Return a member's bytes; ``data`` holds the structure whole."""
