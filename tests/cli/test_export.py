@@ -49,6 +49,7 @@ def record(tmp_path: Path) -> dict[str, Any]:
         "evidence": {"files": {"kernel.log": "the log"}, "problems": {}},
         "screenshot": None,
         "dumps": [str(dumps / f"{ID}.kdump")],
+        "dump_facts": [],
     }
 
 

@@ -6,7 +6,7 @@ The array lies in one piece, mapped by pages of 2 MiB from ``VMEMMAP`` on, as x8
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -137,16 +137,14 @@ class PageGuest:
             result: T = stop.value
             return result
 
-    def _map(
-        self, virtual: int, physical: int, size: int, tables: Mapping[int, int] | object
-    ) -> None:
+    def _map(self, virtual: int, physical: int, size: int, tables: Iterator[int]) -> None:
         for offset in range(0, size, 2 << 20):
             address, table = virtual + offset, PGD
             for shift in (39, 30):
                 place = table + 8 * (address >> shift & 511)
                 entry = int.from_bytes(self.memory[place : place + 8], "little")
                 if not entry:
-                    entry = next(tables) | 0b11  # type: ignore[call-overload]
+                    entry = next(tables) | 0b11
                     self.put(place, struct.pack("<Q", entry))
                 table = entry & -PAGE
             large = physical + offset | 0b10000011
