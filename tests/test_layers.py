@@ -61,6 +61,7 @@ ORDER = [
     "cli.incident_log",
     "cli.render",
     "cli.render_incident",
+    "cli.filtering",
     "cli.export",
     "cli.base",
     "cli.incident_commands",

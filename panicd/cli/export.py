@@ -19,14 +19,17 @@ import os
 import secrets
 import stat
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
 from rich.console import Console
 
+from panicd.cli.filtering import leaves_out, write_filtered
 from panicd.cli.render import UNFOLDED, Answer
 from panicd.cli.render_incident import page
+from panicd.rules.guest_memory.reading import NotReadableError
 
 FAST: Final = 1  # levels of gzip
 STORED: Final = 0
@@ -46,7 +49,13 @@ def archive_name(incident_id: str) -> str:
 
 
 def write_archive(
-    record: Answer, target: Path, *, dump: bool, force: bool, now: float
+    record: Answer,
+    target: Path,
+    *,
+    dump: bool,
+    force: bool,
+    now: float,
+    level: int | None = None,
 ) -> list[str]:
     """Write an incident's archive: mode 0600, and all of it or nothing.
 
@@ -56,6 +65,8 @@ def write_archive(
         dump: with the memory dumps.
         force: replace a file that is there.
         now: in seconds since the epoch.
+        level: makedumpfile's dump level, what full dumps are filtered by; None: they go as they
+            are.
 
     Returns:
         The names of what is in it.
@@ -70,7 +81,7 @@ def write_archive(
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
             try:
-                names = _write(file, record, dump=dump, now=now)
+                names = _write(file, record, target.parent, dump=dump, now=now, level=level)
                 file.flush()
                 os.fsync(file.fileno())
                 _publish(partial, target, force=force)
@@ -79,6 +90,8 @@ def write_archive(
                     partial.unlink()
     except FileExistsError as error:
         raise ExportError(f"{target}: {THERE}") from error
+    except NotReadableError as error:
+        raise ExportError(f"the dump can't be filtered: {error}") from error
     except OSError as error:
         raise ExportError(f"{error.filename or target}: {error.strerror or error}") from error
     return names
@@ -97,7 +110,9 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
         partial.rename(target)  # a file system without links has nothing better
 
 
-def _write(file: IO[bytes], record: Answer, *, dump: bool, now: float) -> list[str]:
+def _write(
+    file: IO[bytes], record: Answer, room: Path, *, dump: bool, now: float, level: int | None
+) -> list[str]:
     folder = f"panicd-{record['id']}"
     with (
         contextlib.closing(_Members(file)) as packed,
@@ -113,12 +128,21 @@ def _write(file: IO[bytes], record: Answer, *, dump: bool, now: float) -> list[s
         for name, text in texts.items():
             content = text.encode(errors="backslashreplace")
             _add(archive, f"{folder}/{name}", io.BytesIO(content), len(content), now)
-        sources = [("bundle", path) for path in _bundle(Path(record["evidence_directory"]))]
-        if dump:
-            sources += [("dump", Path(path)) for path in record["dumps"]]
-        for kind, path in sources:
-            packed.level = STORED if kind == "dump" and path.suffix not in UNCOMPRESSED else FAST
-            _add_file(archive, f"{folder}/{kind}/{path.name}", path)
+        for path in _bundle(Path(record["evidence_directory"])):
+            _add_file(archive, f"{folder}/bundle/{path.name}", path)
+        for path in (Path(path) for path in record["dumps"] if dump):
+            if level is None or leaves_out(path, level):
+                packed.level = FAST if path.suffix in UNCOMPRESSED else STORED
+                _add_file(archive, f"{folder}/dump/{path.name}", path)
+                continue
+            packed.level = STORED
+            # Beside the archive, where there is room for what will lie in it.
+            with tempfile.TemporaryFile(dir=room) as filtered:
+                write_filtered(path, level, filtered)
+                size = filtered.seek(0, os.SEEK_END)
+                filtered.seek(0)
+                name = f"{path.name.partition('.')[0]}.kdump"
+                _add(archive, f"{folder}/dump/{name}", filtered, size, path.stat().st_mtime)
         return archive.getnames()
 
 

@@ -57,9 +57,11 @@ class Dump(Protocol):
 
     Attributes:
         vmcoreinfo: the guest kernel's note on itself.
+        size: bytes of guest memory that it may have at most.
     """
 
     vmcoreinfo: bytes
+    size: int
 
     def memory(self, physical: int, length: int) -> bytes:
         """Return guest memory; whole pages.
@@ -136,6 +138,7 @@ class _ElfReader:
         self._layout = DumpFile.parse(file.read(0, HEAD))
         notes = self._layout.notes
         self.vmcoreinfo = find_vmcoreinfo(file.read(notes.offset, notes.length))
+        self.size = sum(piece.length for piece in self._layout.memory)
 
     def memory(self, physical: int, length: int) -> bytes:
         pieces = self._layout.locate(physical, length)

@@ -20,7 +20,9 @@ from typing import NamedTuple
 import pytest
 import trio
 
+from panicd.cli.filtering import leaves_out, write_filtered
 from panicd.qemu.coredump import dump_guest_memory
+from panicd.qemu.dump_facts import dump_facts
 from panicd.qemu.dump_reader import open_dump, read_dumped_log
 from panicd.qemu.monitor import event_loop
 from panicd.rules.guest_memory.dump_file import DumpFile
@@ -204,3 +206,21 @@ def test_what_is_there_is_what_was_in_memory(dumps: dict[Variant, Path], variant
             assert there == one.memory(page * PAGE, PAGE)
             compared += 1
     assert compared > 200
+
+
+@pytest.mark.parametrize("variant", [FULL, Variant(DumpFormat.ELF_ZSTD, 1)], ids=str)
+def test_a_full_dump_is_filtered_afterwards_as_it_would_have_been_before(
+    dumps: dict[Variant, Path], variant: Variant, tmp_path: Path
+) -> None:
+    (path,) = dumps[FULL].parent.glob(f"{variant}.*")
+    target = tmp_path / "filtered.kdump"
+    with target.open("w+b") as file:
+        write_filtered(path, 31, file)
+    assert pages_of(target) == pages_of(dumps[Variant(DumpFormat.KDUMP_ZLIB, 31)])
+    facts = dump_facts(target)
+    assert facts == replace(
+        dump_facts(dumps[Variant(DumpFormat.KDUMP_ZLIB, 31)]), path=str(target), open=facts.open
+    )
+    assert leaves_out(target, 31)
+    assert not leaves_out(path, 31)
+    assert panic_line(read_dumped_log(target).lines) == PANIC
