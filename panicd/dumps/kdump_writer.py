@@ -14,6 +14,7 @@ from isal import isal_zlib
 from panicd.rules.guest_memory.kdump_head import ZLIB, KdumpHead
 from panicd.rules.guest_memory.memory import PAGE
 
+HOLE: Final = 1 << 16  # bytes
 LEVEL: Final = 1
 """Of ISA-L's zlib: three times as fast as zlib's own of the same number, and as small."""
 
@@ -43,7 +44,7 @@ class KdumpWriter:
         self._empty = (self._end, len(empty))
         _write(file, head.data, 0)
         for number, bitmap in enumerate((there, kept)):
-            _write(file, bitmap, len(head.data) + number * head.bitmap_size)
+            _write_sparse(file, bitmap, len(head.data) + number * head.bitmap_size)
         _write(file, empty, self._end)
         self._end += len(empty)
         self._next = 0  # a page whose place among the kept ones is known; a multiple of 8
@@ -106,6 +107,14 @@ class KdumpWriter:
         self._next = first - first % 8
         begun = int(self._kept[first // 8]) & (1 << first % 8) - 1
         return self._rank + begun.bit_count()
+
+
+def _write_sparse(file: int, data: bytes, place: int) -> None:
+    """Write it, with holes for what is empty of it: memory may begin at a high address."""
+    for start in range(0, len(data), HOLE):
+        part = data[start : start + HOLE]
+        if any(part):
+            _write(file, part, place + start)
 
 
 def _write(file: int, data: bytes, place: int) -> None:

@@ -33,7 +33,7 @@ from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 
 REQUEST: Final = struct.Struct("<QQ")
 ANSWER: Final = struct.Struct("<q")
-MAX_PAGES: Final = 1 << 32  # of 16 TiB: the bitmap of more would take too much memory
+MAX_PAGES: Final = 1 << 31  # of 8 TiB: the bitmap of more would take too much memory
 MAX_READ: Final = 16 << 20  # bytes asked for at once: the page structures of 1 GiB
 TABLES: Final = Limits(lines=0, size=256 << 20, requests=1 << 16)
 """What finding the page structures may cost: page tables, some pages for each TiB."""

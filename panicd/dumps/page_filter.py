@@ -24,7 +24,7 @@ from panicd.rules.guest_memory.reading import NotReadableError
 NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
 BLOCK: Final = 1 << 20  # bytes looked at together
 HEAD: Final = 1 << 16  # bytes; QEMU's ELF headers take some hundred
-MAX_PAGES: Final = 1 << 34  # of a guest of 64 TiB
+MAX_PAGES: Final = 1 << 31  # of 8 TiB: the bitmaps of more would take too much memory
 FIRMWARE_END: Final = 1 << 32
 FIRMWARE: Final = 16 << 20  # bytes that a PC's may have at most
 CUT_OFF: Final = errno.ENODATA
