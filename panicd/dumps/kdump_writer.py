@@ -113,7 +113,7 @@ def _write_sparse(file: int, data: bytes, place: int) -> None:
     """Write it, with holes for what is empty of it: memory may begin at a high address."""
     for start in range(0, len(data), HOLE):
         part = data[start : start + HOLE]
-        if any(part):
+        if part.count(0) < len(part):
             _write(file, part, place + start)
 
 
