@@ -7,7 +7,6 @@ Source: QAPI ``dump-guest-memory``, ``query-dump``, ``DUMP_COMPLETED`` (``qapi/d
 """
 
 import os
-import platform
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ PROGRESS_CHECK: Final = 1.0  # seconds between two looks at how far a dump is
 LOOKING_SHARE: Final = 1 / 4
 """What of its time a dump may spend on finding out which pages it leaves out."""
 OTHERWISE: Final = DumpFormat.ELF_ZSTD
-"""What is written of a guest that is no Linux, or does not tell: tools of other systems read it."""
+"""What is written where pages can't be left out: of all of them it is faster and smaller than a
+kdump, and it is what tools of other systems read."""
 NOT_BY_OTHERS: Final = "libvirt gives the memory from its beginning to its end only"
 CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
 
@@ -102,7 +102,7 @@ async def dump_guest_memory(
     progress.began, progress.total = trio.current_time(), memory.size
     deadline = progress.began + settings.timeout
     async with _selected(session, settings, kind, memory, by_other=by_other) as selection:
-        if not selection.linux and kind is DumpFormat.KDUMP_ZLIB:
+        if selection.reason:
             kind = OTHERWISE
         progress.left_out = sum(selection.left_out.values()) * PAGE
         path = dump_path(settings, domain, incident, kind)
@@ -153,8 +153,7 @@ async def _selected(
     if kind is not DumpFormat.KDUMP_ZLIB:
         yield PageSelection(level)
     elif by_other is not None:
-        reason = NOT_BY_OTHERS if level > 1 else ""
-        yield PageSelection(level & 1, reason=reason, linux=platform.machine() == "x86_64")
+        yield PageSelection(level & 1, reason=NOT_BY_OTHERS)
     else:
         timeout = settings.timeout * LOOKING_SHARE
         async with selected_pages(session, level, memory.size, timeout) as selection:

@@ -1,7 +1,8 @@
 """What a finished dump is, by its file: how large, what it leaves out and why, how it is opened.
 
-A kdump of panicd's says it itself, in a note of panicd's own. QEMU and its guest had a hand in the
-file, so what does not read as expected is passed over.
+A kdump of panicd's says it itself, in a note of panicd's own, and a packed ELF core in a frame at
+its end, which unpackers pass over. QEMU and its guest had a hand in the file, so what does not read
+as expected is passed over.
 """
 
 import json
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from panicd.qemu.dump_repair import KDUMP_START, kdump_head_size
+from panicd.qemu.elf_filter import LENGTH, MARK
 from panicd.rules.guest_memory.kdump_head import own_note
 
 USES: Final = ("cache", "cache_private", "user", "free")
+MAX_ABOUT: Final = 1 << 16  # bytes
 SYMBOLS: Final = "/usr/lib/debug/boot/vmlinux-"  # Debian's linux-image-…-dbg
 
 _RELEASE_AT: Final = 12 + 2 * 65  # utsname's third part
@@ -55,7 +58,8 @@ def dump_facts(path: Path) -> DumpFacts:
         size = os.fstat(file.fileno()).st_size
         start = file.read(KDUMP_START)
         head = start + file.read(max(0, kdump_head_size(start) - len(start)))
-    about = _about(head)
+        file.seek(max(0, size - MAX_ABOUT))
+        about = _about(head) if path.suffix != ".zst" else _about_packed(file.read())
     return DumpFacts(
         str(path),
         size,
@@ -66,14 +70,25 @@ def dump_facts(path: Path) -> DumpFacts:
     )
 
 
+def _about_packed(end: bytes) -> dict[str, Any]:
+    mark = len(end) - len(MARK) - LENGTH.size
+    if mark < 0 or not end.endswith(MARK):
+        return {}
+    (length,) = LENGTH.unpack_from(end, mark)
+    return _read(end[max(0, mark - length) : mark])
+
+
 def _about(head: bytes) -> dict[str, Any]:
     block = 4096
     if not kdump_head_size(head) or len(head) < block + _NOTES_AT + _NOTES.size:
         return {}
     at, size = _NOTES.unpack_from(head, block + _NOTES_AT)
-    note = own_note(head[at : at + size])
+    return _read(own_note(head[at : at + size]) or b"{}")
+
+
+def _read(text: bytes) -> dict[str, Any]:
     try:
-        about = json.loads(note) if note is not None else {}
+        about = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}

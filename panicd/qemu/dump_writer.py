@@ -169,15 +169,15 @@ class DumpWriter:
         with partial_file(self._path) as file:
             self._check_space(file, self._least)
             self._tell(self.ready)
+            about = [str(self._selection.level), self._selection.about()]
             match self._kind:
                 case DumpFormat.ELF if self._selection.level == 0:
                     self._copy_elf(file, file)
                 case DumpFormat.ELF:
-                    self._filter_elf(file, [*ELF_FILTER, "plain", str(self._selection.level)])
+                    self._filter_elf(file, [*ELF_FILTER, "plain", *about])
                 case DumpFormat.ELF_ZSTD:
-                    self._filter_elf(file, [*ELF_FILTER, "zstd", str(self._selection.level)])
+                    self._filter_elf(file, [*ELF_FILTER, "zstd", *about])
                 case DumpFormat.KDUMP_ZLIB:
-                    about = [str(self._selection.level), self._selection.about()]
                     bitmap = [] if self._bitmap is None else [str(self._bitmap)]
                     self._filter_elf(file, [*PAGE_FILTER, *about, *bitmap])
                 case _:

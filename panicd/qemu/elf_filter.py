@@ -1,8 +1,11 @@
 """Writes an ELF core from standard input to standard output: a program, run by path, in a process.
 
-Its arguments are what is written (``zstd``: compressed; ``plain``) and the dump's level: with bit 1
-set, what is empty never reaches compressor or disk. In a compressed file it is frames that were
-compressed before, in a plain one a hole.
+Its arguments are what is written (``zstd``: compressed; ``plain``), the dump's level, and what the
+dump says of itself. With bit 1 of the level set, what is empty never reaches compressor or disk: in
+a compressed file it is frames that were compressed before, in a plain one a hole.
+
+The end of a compressed file is a frame that unpackers pass over: what the dump says of itself, the
+length of that, and ``MARK``. Source: RFC 8878, 3.1.2 'Skippable Frames'.
 
 A process of its own keeps the work out of the daemon's interpreter, which many monitors wait for.
 It imports nothing of panicd. Exit status: 0 done, else the errno of what failed; 1, with a
@@ -10,6 +13,7 @@ traceback, for anything else.
 """
 
 import os
+import struct
 import sys
 from contextlib import suppress
 from typing import Final, Protocol
@@ -27,6 +31,10 @@ RUNS: Final = (1 << 24, 1 << 20)
 """Bytes of the frames for what is empty; what is so for less is not worth one of its own."""
 NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
 LEAVE_OUT_EMPTY: Final = 1  # of a dump level
+MARK: Final = b"panicd"
+SKIPPABLE: Final = struct.Struct("<II")  # magic number, length
+SKIPPABLE_MAGIC: Final = 0x184D2A50
+LENGTH: Final = struct.Struct("<I")
 
 
 class Output(Protocol):
@@ -45,7 +53,8 @@ class Output(Protocol):
 class Packed:
     """A file of zstd frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, about: bytes) -> None:
+        self._about = about
         self._compressor = zstd.ZstdCompressor(options=_options(_workers()))
         self._empty = {size: zstd.compress(bytes(size), options=_options(0)) for size in RUNS}
 
@@ -64,8 +73,10 @@ class Packed:
             self.write(bytes(size))
 
     def end(self) -> None:
-        """End the last frame."""
+        """End the last frame, and say what the dump is."""
         _write(self._compressor.flush())
+        said = self._about + LENGTH.pack(len(self._about)) + MARK
+        _write(SKIPPABLE.pack(SKIPPABLE_MAGIC, len(said)) + said)
 
 
 class Plain:
@@ -95,8 +106,8 @@ def main(arguments: list[str]) -> int:
     """Filter until the input ends; return the exit status."""
     with suppress(OSError):  # panicd.service's filter of system calls has none
         os.nice(NICENESS)
-    kind, level = arguments
-    output: Output = Packed() if kind == "zstd" else Plain()
+    kind, level, about = arguments
+    output: Output = Packed(about.encode()) if kind == "zstd" else Plain()
     skips = bool(int(level) & LEAVE_OUT_EMPTY)
     empty = 0
     try:

@@ -41,14 +41,12 @@ class PageSelection:
         bitmap: a file in memory with a bit for each page that is kept; None: all are.
         left_out: how many pages are not, by what they were used for.
         reason: why fewer are left out than was wanted; empty where that is not so.
-        linux: the guest is a Linux of 64-bit x86 that tells of itself (VMCOREINFO).
     """
 
     level: int
     bitmap: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
-    linux: bool = True
 
     def about(self) -> str:
         """Return what the dump says of itself, as JSON."""
@@ -77,7 +75,7 @@ async def selected_pages(
     try:
         vmcoreinfo = await reader.vmcoreinfo()
     except NotReadableError as error:
-        yield PageSelection(empty, reason=str(error), linux=False)
+        yield PageSelection(empty, reason=str(error))
         return
     if level <= 1 or size is None:
         yield PageSelection(empty)

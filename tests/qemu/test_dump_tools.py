@@ -221,6 +221,9 @@ def test_a_full_dump_is_filtered_afterwards_as_it_would_have_been_before(
     assert facts == replace(
         dump_facts(dumps[Variant(DumpFormat.KDUMP_ZLIB, 31)]), path=str(target), open=facts.open
     )
+    assert (dump_facts(path).level, dump_facts(path).reason) == (
+        (None, "") if variant is FULL else (1, "")
+    )
     assert leaves_out(target, 31)
     assert not leaves_out(path, 31)
     assert panic_line(read_dumped_log(target).lines) == PANIC
