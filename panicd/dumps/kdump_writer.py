@@ -5,6 +5,8 @@ once, as makedumpfile does it.
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -14,6 +16,7 @@ from isal import isal_zlib
 from panicd.rules.guest_memory.kdump_head import ZLIB, KdumpHead
 from panicd.rules.guest_memory.memory import PAGE
 
+WORKERS: Final = 2  # threads that pack, where that leaves as many processors to others
 HOLE: Final = 1 << 16  # bytes
 LEVEL: Final = 1
 """Of ISA-L's zlib: three times as fast as zlib's own of the same number, and as small."""
@@ -47,6 +50,9 @@ class KdumpWriter:
             _write_sparse(file, bitmap, len(head.data) + number * head.bitmap_size)
         _write(file, empty, self._end)
         self._end += len(empty)
+        # On few processors this thread packs, so that others have one.
+        many = len(os.sched_getaffinity(0)) >= 2 * WORKERS
+        self._workers = ThreadPoolExecutor(WORKERS) if many else None
         self._next = 0  # a page whose place among the kept ones is known; a multiple of 8
         self._rank = 0
 
@@ -83,13 +89,11 @@ class KdumpWriter:
         places: npt.NDArray[np.int64],
     ) -> None:
         """Write pages that hold something, and fill in their descriptors."""
-        packed: list[bytes | memoryview] = []
-        for page in pages.tolist():
-            plain = data[page * PAGE : (page + 1) * PAGE]
-            small = isal_zlib.compress(plain, LEVEL)
-            packed.append(small if len(small) < PAGE else plain)
-        if not packed:
+        if not len(pages):
             return
+        parts = np.array_split(pages, WORKERS) if self._workers else [pages]
+        run = self._workers.map if self._workers else map
+        packed = [page for part in run(partial(_packed, data), parts) for page in part]
         sizes = np.fromiter(map(len, packed), np.int64, len(packed))
         ends = np.cumsum(sizes)
         descriptors["at"][places] = self._end + ends - sizes
@@ -107,6 +111,16 @@ class KdumpWriter:
         self._next = first - first % 8
         begun = int(self._kept[first // 8]) & (1 << first % 8) - 1
         return self._rank + begun.bit_count()
+
+
+def _packed(data: memoryview, pages: npt.NDArray[np.int64]) -> list[bytes | memoryview]:
+    """Return pages as they are written: those that don't become smaller as they are."""
+    packed: list[bytes | memoryview] = []
+    for page in pages.tolist():
+        plain = data[page * PAGE : (page + 1) * PAGE]
+        small: bytes = isal_zlib.compress(plain, LEVEL)  # lets other threads run meanwhile
+        packed.append(small if len(small) < PAGE else plain)
+    return packed
 
 
 def _write_sparse(file: int, data: bytes, place: int) -> None:
