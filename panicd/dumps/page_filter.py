@@ -15,7 +15,6 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Final
 
-from panicd.dumps.kdump_writer import KdumpWriter
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, Piece
 from panicd.rules.guest_memory.kdump_head import kdump_head
 from panicd.rules.guest_memory.memory import PAGE
@@ -65,8 +64,11 @@ def filter_core(
     """
     stream = _Stream(source)
     try:
+        # Here, so that numpy's that don't load (on an old processor) cost the filter, not the dump.
+        from panicd.dumps.kdump_writer import KdumpWriter  # noqa: PLC0415 - see above
+
         layout = _checked(DumpFile.parse(stream.peek(HEAD)))
-    except NotReadableError as error:
+    except (NotReadableError, ImportError, RuntimeError) as error:
         print(f"panicd: kept as it is, no kdump can be made of it: {error}", file=sys.stderr)
         stream.copy(target)
         return

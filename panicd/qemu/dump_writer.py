@@ -36,7 +36,7 @@ import trio
 from panicd.qemu import dump_repair
 from panicd.qemu.dump_directory import give_name, partial_file, remove_abandoned, space
 from panicd.qemu.dump_error import DumpError, DumpFailure
-from panicd.qemu.page_selection import PageSelection
+from panicd.qemu.page_selection import ONE_THREAD, PageSelection
 from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 CHUNK: Final = 1 << 20  # bytes moved at once, and in the pipe: the most that pipe(7) lets users ask
@@ -257,6 +257,7 @@ class DumpWriter:
                 stdout=file,
                 bufsize=0,
                 cwd="/",
+                env=os.environ | ONE_THREAD,
                 pass_fds=() if self._bitmap is None else (self._bitmap,),
             )
         with self._filter as process:

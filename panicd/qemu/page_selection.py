@@ -26,6 +26,8 @@ REQUEST: Final = struct.Struct("<QQ")  # as the program's own
 ANSWER: Final = struct.Struct("<q")
 MAX_LENGTH: Final = 16 << 20  # bytes of a range: some 10 ms in which QEMU does nothing else
 MAX_RESULT: Final = 1 << 16  # bytes
+ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1"}
+"""numpy's would else start one for each processor, with memory of its own, and for nothing."""
 PIECE: Final = 1 << 20  # bytes handed on at once
 LEAST_SHARE: Final = 1 / 32
 """What of a guest's memory may be read at most, besides ``SPARE``: twice its page structures."""
@@ -107,6 +109,7 @@ async def _run(
         stdout=subprocess.PIPE,
         pass_fds=(bitmap,),
         cwd="/",
+        env=os.environ | ONE_THREAD,
     )
     try:
         with trio.move_on_at(reader.deadline):

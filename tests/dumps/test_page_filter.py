@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,14 @@ def test_the_dump_says_what_it_is(tmp_path: Path) -> None:
     ids=["another machine", "half a page", "twice the same", "no memory", "no core", "nothing"],
 )
 def test_what_is_no_such_core_is_copied(tmp_path: Path, data: bytes) -> None:
+    assert filtered(tmp_path, data).read_bytes() == data
+
+
+def test_a_library_that_does_not_load_costs_the_filter_and_not_the_dump(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "panicd.dumps.kdump_writer", None)
+    data = core((0, page(1)))
     assert filtered(tmp_path, data).read_bytes() == data
 
 
