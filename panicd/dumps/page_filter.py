@@ -175,7 +175,7 @@ class _Stream:
 
     def copy(self, target: int) -> None:
         """Write all of it, what was looked at included."""
-        part = self._ahead
+        part = self._ahead or os.read(self._source, BLOCK)
         while part:
             rest = memoryview(part)
             while rest:

@@ -17,8 +17,8 @@ from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 from tests.dumps.page_guests import ARRAY, LRU, MEMORY, PAGES, SIZE, Page, PageGuest
 
 CACHE = Page(flags=1 << LRU, mapping=0x1000)
-SCRIPT = "import struct, sys, time; out = sys.stdout.buffer; out.write(struct.pack('<QQ', {})); "
-SCRIPT += "out.flush(); time.sleep(60)"
+SCRIPT = "import signal, struct, sys; out = sys.stdout.buffer; out.write(struct.pack('<QQ', {})); "
+SCRIPT += "out.flush(); signal.pause()"
 
 
 class Ranges:
@@ -109,7 +109,7 @@ async def test_structures_in_no_memory_are_nothing_to_go_by(
         ("pass", "the process that looks for them ended"),
         ("raise SystemExit(3)", "the process that looks for them ended"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the process that looks"),
-        ("import time; time.sleep(60)", "the time for it is over"),
+        ("import signal; signal.pause()", "the time for it is over"),
         (SCRIPT.format("0, 1 << 40"), "more memory to read than the limit allows"),
         (SCRIPT.format("1 << 60, 4096"), "the time for it is over"),
         ("print('x' * 200000)", "more memory to read than the limit allows"),
