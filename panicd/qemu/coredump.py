@@ -30,8 +30,9 @@ __all__ = ["DumpError", "DumpFailure", "DumpProgress", "FinishedDump", "dump_gue
 
 FD_NAME: Final = "panicd-dump"
 PROGRESS_CHECK: Final = 1.0  # seconds between two looks at how far a dump is
-LOOKING_SHARE: Final = 1 / 4
-"""What of its time a dump may spend on finding out which pages it leaves out."""
+LOOKING: Final = 30.0  # seconds that finding out what is left out may take at most, and besides
+LOOKING_RATE: Final = 6.25 * 2**30  # bytes of guest memory a second: a tenth of what was seen
+LOOKING_SHARE: Final = 1 / 4  # and of a dump's own time at most
 OTHERWISE: Final = DumpFormat.ELF_ZSTD
 """What is written where pages can't be left out: of all of them it is faster and smaller than a
 kdump, and it is what tools of other systems read."""
@@ -101,7 +102,12 @@ async def dump_guest_memory(
     progress = progress or DumpProgress()
     progress.began, progress.total = trio.current_time(), memory.size
     deadline = progress.began + settings.timeout
+    resets, resumes = session.seen.resets, session.seen.resumes
     async with _selected(session, settings, kind, memory, by_other=by_other) as selection:
+        await session.drain()
+        if session.seen.resets > resets or session.seen.resumes > resumes:
+            why = "the guest was reset or resumed while its dump was prepared"
+            raise DumpError(DumpFailure.OVERTAKEN, why)
         if selection.reason:
             kind = OTHERWISE
         progress.left_out = sum(selection.left_out.values()) * PAGE
@@ -155,7 +161,8 @@ async def _selected(
     elif by_other is not None:
         yield PageSelection(level & 1, reason=NOT_BY_OTHERS)
     else:
-        timeout = settings.timeout * LOOKING_SHARE
+        expected = LOOKING + (memory.size or 0) / LOOKING_RATE
+        timeout = min(expected, settings.timeout * LOOKING_SHARE)
         async with selected_pages(session, level, memory.size, timeout) as selection:
             yield selection
 

@@ -393,6 +393,25 @@ async def test_qemu_that_is_killed_in_the_middle(
     assert files(settings.directory) == []
 
 
+@pytest.mark.parametrize("act", ["system_reset", "cont"])
+async def test_guest_that_others_let_go_meanwhile_is_not_dumped(
+    socket_dir: Path, settings: CoredumpSettings, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stopped_vm(socket_dir) as vm, session_with(vm) as session:
+
+        @asynccontextmanager
+        async def select(*_: object) -> AsyncIterator[PageSelection]:
+            await vm.witness.execute(act)
+            await session.execute("query-status")  # what was sent before its answer is there
+            yield PageSelection(1)
+
+        monkeypatch.setattr(coredump, "selected_pages", select)
+        with pytest.raises(DumpError) as caught:
+            await dump(session, settings, DumpFormat.KDUMP_ZLIB)
+    assert caught.value.failure is DumpFailure.OVERTAKEN
+    assert files(settings.directory) == []
+
+
 async def test_second_dump_of_one_guest_is_refused(
     socket_dir: Path, settings: CoredumpSettings
 ) -> None:
