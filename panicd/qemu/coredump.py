@@ -109,6 +109,8 @@ async def dump_guest_memory(
             why = "the guest was reset or resumed while its dump was prepared"
             raise DumpError(DumpFailure.OVERTAKEN, why)
         if selection.reason:
+            if settings.level_required:
+                raise DumpError(DumpFailure.UNFILTERED, selection.reason)
             kind = OTHERWISE
         progress.left_out = sum(selection.left_out.values()) * PAGE
         path = dump_path(settings, domain, incident, kind)

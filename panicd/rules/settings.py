@@ -100,6 +100,7 @@ class CoredumpSettings:
         directory: where finished dumps lie, one folder a domain.
         format: what a dump is written as.
         level: what is left out: makedumpfile's dump level, 0 to 31.
+        level_required: no dump is made where less than that can be left out.
         timeout: after this long a dump is given up.
         keep: finished dumps kept of each domain, at least 1; of two or more, one is the first of a
             crash loop.
@@ -111,6 +112,7 @@ class CoredumpSettings:
     directory: Path
     format: DumpFormat = DumpFormat.KDUMP_ZLIB
     level: int = 31
+    level_required: bool = False
     timeout: float = 1800.0
     keep: int = 2
     max_total: int = 50 * 2**30

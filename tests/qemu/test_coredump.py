@@ -26,6 +26,7 @@ from panicd.qemu.coredump import (
     dump_guest_memory,
 )
 from panicd.qemu.dump_directory import Space
+from panicd.qemu.dump_facts import dump_facts
 from panicd.qemu.event_buffer import Heard
 from panicd.qemu.monitor import (
     Command,
@@ -35,7 +36,7 @@ from panicd.qemu.monitor import (
     event_loop,
     open_monitor,
 )
-from panicd.qemu.page_selection import PageSelection
+from panicd.qemu.page_selection import PageSelection, selected_pages
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, is_qemu_program
 from panicd.qemu.session import Session
@@ -391,6 +392,26 @@ async def test_qemu_that_is_killed_in_the_middle(
         await vm.wait_exit()
         hold.release()
     assert files(settings.directory) == []
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_guest_of_which_nothing_can_be_left_out(
+    socket_dir: Path, settings: CoredumpSettings, required: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coredump, "selected_pages", selected_pages)
+    settings = replace(settings, level_required=required)
+    async with stopped_guest(socket_dir) as session:
+        if required:
+            error = await dump_fails(session, settings, DumpFormat.KDUMP_ZLIB)
+            assert error.failure is DumpFailure.UNFILTERED
+            return
+        finished = await dump(session, settings, DumpFormat.KDUMP_ZLIB)
+    assert NOISE in elf_of(finished)
+    facts = dump_facts(finished.path)
+    assert (facts.level, facts.left_out) == (1, {})
+    assert finished.selection is not None
+    assert facts.reason == finished.selection.reason == "not a guest of 64-bit x86"
+    assert facts.open[0] == f"zstd -d {finished.path}"
 
 
 @pytest.mark.parametrize("act", ["system_reset", "cont"])
