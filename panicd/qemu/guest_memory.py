@@ -20,7 +20,7 @@ from typing import Final
 import trio
 
 from panicd.qemu.monitor import CommandError, NoReplyError
-from panicd.qemu.session import Session
+from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import Version
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, find_vmcoreinfo
 from panicd.rules.guest_memory.memory import MAX_REQUEST, PAGE, Limits
@@ -95,8 +95,10 @@ class RangeReader:
             raise NotReadableError("this QEMU has no vmcoreinfo device")
         if self._session.run_state.executes:
             raise NotReadableError("the guest is running")
+        # Who does not answer this at once does not answer what follows.
+        deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
         with _open_file(self._file_size) as file:
-            dump = await _write_range(self._session, file, FIRST, self.deadline)
+            dump = await _write_range(self._session, file, FIRST, deadline)
             return find_vmcoreinfo(os.pread(file, dump.notes.length, dump.notes.offset))
 
     async def read(self, request: ReadRequest) -> bytes:

@@ -14,6 +14,7 @@ from panicd.qemu.dump_repair import ElfHead, repaired_kdump
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter
 from panicd.qemu.page_selection import PageSelection
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.parts.small_disk import small_disk
 from tests.qemu.test_dump_repair import MEMORY, NOTE, elf, kdump
 
 TIME_LIMIT = 30
@@ -148,3 +149,48 @@ async def test_nonsense_is_no_dump(
     assert writer.error is not None
     assert writer.error.failure is failure
     assert files(tmp_path) == []
+
+
+EMPTY_RUNS = (0, 1, 100_000, 1 << 20, (1 << 20) + 1, 40 << 20)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("empty", EMPTY_RUNS)
+@pytest.mark.parametrize("kind", [DumpFormat.ELF, DumpFormat.ELF_ZSTD])
+async def test_empty_memory_comes_out_as_such(
+    tmp_path: Path, kind: DumpFormat, level: int, empty: int
+) -> None:
+    inside = bytes(empty) + b"x" * 5000 + bytes(empty)
+    writer = await written(tmp_path, kind, ELF + inside, PageSelection(level))
+    assert writer.error is None
+    made = content(tmp_path)
+    if kind is DumpFormat.ELF_ZSTD:
+        unpack = ["zstd", "--decompress", "--stdout"]
+        made = (await trio.run_process(unpack, stdin=made, capture_stdout=True)).stdout
+    head = ElfHead.read(ELF)
+    assert head is not None
+    assert made[head.size :] == ELF[head.size :] + inside
+
+
+@pytest.mark.parametrize("kind", [DumpFormat.ELF, DumpFormat.ELF_ZSTD])
+async def test_empty_memory_takes_no_disk(tmp_path: Path, kind: DumpFormat) -> None:
+    data = ELF + bytes(64 << 20)
+    await written(tmp_path, kind, data, PageSelection(1))
+    (file,) = files(tmp_path)
+    assert file.stat().st_blocks * 512 < len(ELF) + (1 << 20)
+
+
+@pytest.mark.parametrize("missing", [1, MEMORY, MEMORY + NOTE])
+async def test_core_that_is_cut_short_makes_no_kdump(tmp_path: Path, missing: int) -> None:
+    writer = await written(tmp_path, DumpFormat.KDUMP_ZLIB, ELF[: len(ELF) - missing])
+    assert writer.error is not None
+    assert writer.error.failure is DumpFailure.INCOMPLETE
+    assert files(tmp_path) == []
+
+
+async def test_kdump_on_a_disk_that_fills_up_is_none(socket_dir: Path) -> None:
+    with small_disk(socket_dir, "1m") as disk:
+        writer = await written(disk, DumpFormat.KDUMP_ZLIB, ELF)
+        assert writer.error is not None
+        assert writer.error.failure is DumpFailure.NO_SPACE
+        assert files(disk) == []
