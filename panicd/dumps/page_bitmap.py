@@ -14,6 +14,7 @@ given it on standard input, and writes the bitmap into a file whose descriptor i
 
 import json
 import os
+import resource
 import struct
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ MAX_READ: Final = 16 << 20  # bytes asked for at once: the page structures of 1 
 TABLES: Final = Limits(lines=0, size=256 << 20, requests=1 << 16)
 """What finding the page structures may cost: page tables, some pages for each TiB."""
 NICENESS: Final = 10  # nice(1)
+MAX_MEMORY: Final = 3 << 30  # bytes of address space, of which numpy takes some hundred MiB
 
 _KEPT: Final = b"\xff"
 _LIE: Final = "its page structures say of themselves that they are of no use"
@@ -164,6 +166,7 @@ def main(arguments: list[str]) -> int:
     """Serve one guest; return the exit status."""
     with suppress(OSError):  # panicd.service's filter of system calls has none
         os.nice(NICENESS)
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     source, target = sys.stdin.buffer, sys.stdout.buffer
     asked = json.loads(source.readline())
     reader = read_bitmap(asked["vmcoreinfo"].encode("latin-1"), asked["size"], asked["level"])

@@ -25,6 +25,8 @@ _SECTION_BITS: Final = range(24, 35)  # 16 MiB to 16 GiB; x86-64 has 27
 _PRESENT: Final = 0b11  # of section_mem_map: SECTION_MARKED_PRESENT, SECTION_HAS_MEM_MAP
 _ADDRESS: Final = -PAGE  # the bits of section_mem_map that are an address; the rest are flags
 _ROOT_COUNTS: Final = range(1, (1 << 18) + 1)  # x86-64 has 2048, and 2^17 with 5 levels of tables
+_MAX_SECTIONS: Final = 1 << 16  # of 8 TiB
+_MAX_RUNS: Final = 1 << 18  # x86-64 maps the array by 2 MiB, one a section, where it can
 _SPARE_SECTIONS: Final = 64  # which hold less than a whole section of memory
 
 
@@ -76,7 +78,7 @@ def find_page_map(info: Vmcoreinfo, memory: KernelMemory, size: int) -> Reading[
     layout = PageLayout.read(info)
     sections = _Sections(info, memory)
     pages = sections.pages
-    most = size // (pages * PAGE) + _SPARE_SECTIONS
+    most = min(size // (pages * PAGE), _MAX_SECTIONS) + _SPARE_SECTIONS
     base: int | None = None
     runs: list[PageRun] = []
     found = yield from sections.present(most)
@@ -86,6 +88,8 @@ def find_page_map(info: Vmcoreinfo, memory: KernelMemory, size: int) -> Reading[
         if encoded != base:  # x86-64 maps the whole array at one place (SPARSEMEM_VMEMMAP)
             raise NotReadableError("its page structures don't lie in one row")
         runs += yield from _runs(memory, layout.size, base, number * pages, pages)
+        if len(runs) > _MAX_RUNS:
+            raise NotReadableError("its page structures lie in too many pieces")
     if base is None or not runs:
         raise NotReadableError("no page structures are to be found")
     return PageMap(layout, base, tuple(_joined(runs, layout.size)))
