@@ -41,16 +41,18 @@ reference: ## write docs/commands.md, the man pages and the completions anew
 	@.ci/setup test
 	@.venv/bin/python -m tests.reference
 
-# The three that are left out are wanted on Windows only. The second file is the first, the tests'
-# own, and what builds the package.
-PIN := uv pip compile --quiet --universal --python-version 3.11 \
+# The three that are left out are wanted on Windows only. The second file is what builds the package,
+# the third the two before and the tests' own. Each file of a release has its hash, whatever Python
+# and machine it is for.
+PIN := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-package cffi --no-emit-package colorama --no-emit-package pycparser \
   --custom-compile-command 'make requirements' $(ARGS)
 
 requirements: ## pin the dependencies anew (needs uv); ARGS=--upgrade takes newer ones
 	@$(PIN) pyproject.toml -o config/requirements.txt >/dev/null
+	@printf 'hatchling\neditables\n' | $(PIN) - -o config/build-requirements.txt >/dev/null
 	@printf 'hatchling\neditables\n' | $(PIN) --extra test -c config/requirements.txt \
-	  pyproject.toml - -o tests/requirements.txt >/dev/null
+	  -c config/build-requirements.txt pyproject.toml - -o tests/requirements.txt >/dev/null
 
 clean: ## remove .venv and all caches; the next target makes them anew
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Removes the evidence that is one too many, after each panic and in nobody's way."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,7 @@ from panicd.host.journal import JournalError
 from panicd.host.journal_summaries import summaries
 from panicd.host.logs import get_logger
 from panicd.qemu.bundle_store import remove, sizes
+from panicd.qemu.threads import in_thread
 from panicd.rules.retention import expendable
 from panicd.rules.settings import Policy
 
@@ -28,12 +30,12 @@ class BundleKeeper:
     def __init__(self, journal: Path, root: Path) -> None:
         self._journal = journal
         self._root = root
-        self._due: dict[str, Policy] = {}
+        self._due: dict[str, tuple[Policy, str]] = {}
         self._wake = trio.Event()
 
-    def taken(self, domain: str, policy: Policy) -> None:
-        """Note that evidence of a domain was kept, under this policy."""
-        self._due[domain] = policy
+    def taken(self, domain: str, policy: Policy, incident: str) -> None:
+        """Note that evidence of a domain's incident was kept, under this policy."""
+        self._due[domain] = policy, incident
         self._wake.set()
 
     async def run(self) -> None:
@@ -44,7 +46,7 @@ class BundleKeeper:
             due, self._due = self._due, {}
             began = trio.current_time()
             try:
-                removed = await trio.to_thread.run_sync(self._retire, due)
+                removed = await in_thread(partial(self._retire, due))
             except (OSError, JournalError) as error:
                 get_logger().warning("old evidence could not be removed", problem=str(error))
             else:
@@ -52,14 +54,14 @@ class BundleKeeper:
                     get_logger(incident=incident).info("old evidence removed", why=why)
             await trio.sleep(REST * (trio.current_time() - began))
 
-    def _retire(self, due: dict[str, Policy]) -> dict[str, str]:
+    def _retire(self, due: dict[str, tuple[Policy, str]]) -> dict[str, str]:
         # In this order: a bundle that is made meanwhile is not seen, and so not one of nobody's.
         there = sizes(self._root)
         with journal_database.reader(self._journal) as database:
             incidents = summaries(database)
         removed: dict[str, str] = {}
-        for domain, policy in due.items():
-            for incident, why in expendable(incidents, there, domain, policy).items():
+        for domain, (policy, newest) in due.items():
+            for incident, why in expendable(incidents, there, domain, policy, newest).items():
                 remove(self._root / incident, why, time.time())
                 del there[incident]
                 removed[incident] = why

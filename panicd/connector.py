@@ -2,13 +2,15 @@
 
 import errno
 import glob
+import math
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -16,14 +18,27 @@ import trio
 
 from panicd.fleet import CONNECTING, Domain
 from panicd.host.journal import JournalError
+from panicd.host.listening import keep_listening
 from panicd.host.logs import get_logger
 from panicd.hung import end_hung_qemu
-from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
-from panicd.qemu.monitor import MonitorError, NoGreetingError, UnreachableError, open_monitor, pulse
+from panicd.libvirts_own import LibvirtsOwnError, leave_libvirts_own
+from panicd.qemu.discovery import (
+    Appeared,
+    Change,
+    Discovery,
+    PassedOver,
+    Readable,
+    Unreadable,
+    Vanished,
+)
+from panicd.qemu.monitor import MonitorError, SilentError, UnreachableError, open_monitor, pulse
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, uid_of
-from panicd.qemu.session import ANSWER_TIMEOUT, Session
+from panicd.qemu.session import ANSWER_TIMEOUT, Session, confirm_peer
+from panicd.qemu.socket_table import SocketTable
+from panicd.qemu.watches import mount_changes
 from panicd.rules.command_line import parse_command_line
+from panicd.rules.socket_path import path_problem
 from panicd.services import Services
 from panicd.strangers import Strangers
 from panicd.supervisor import Supervisor
@@ -37,6 +52,20 @@ TOLD_AT_MOST: Final = 5  # reasons in a row for one absence; the status has the 
 ACCEPT_AGAIN: Final = 0.1  # seconds
 RELOADED_AT_ONCE: Final = 32  # domains; each takes some 50 µs, in which nobody is responded to
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
+
+
+class SpareError(UnreachableError):
+    """It is a second monitor of a VM that panicd is connected to.
+
+    Attributes:
+        name: that domain's.
+    """
+
+    def __init__(self, twin: Domain) -> None:
+        super().__init__(
+            f"a second monitor of {twin.name}, which is looked after by {twin.address}"
+        )
+        self.name = twin.name
 
 
 class Backoff:
@@ -82,6 +111,8 @@ class Connector:
         self._services = services
         self._supervisors: dict[str, Supervisor] = {}
         self._strangers = Strangers()
+        self._sockets = SocketTable()
+        self._discoveries: set[Discovery] = set()
         # Handed on once in a turn of asyncio's loop, which takes one of trio's for each callback.
         # Thousands that began at once would each wait for all the others, past the time that a
         # greeting may take, and begin anew at once, for ever.
@@ -103,28 +134,51 @@ class Connector:
     ) -> None:
         """Keep a connection to every socket that matches a pattern, for as long as it is there.
 
-        Raises:
-            DiscoveryError: inotify has reached its limits.
+        Args:
+            pattern: one that ``validate_pattern`` accepts.
+            task_status: started when it is watched.
         """
         paths: dict[Path, _Dialled] = {}
         with Discovery(pattern) as changes:
+            self._discoveries.add(changes)
             task_status.started()
-            async with trio.open_nursery() as nursery:
-                async for change in changes:
-                    match change:
-                        case Appeared(path=path) if path in paths:
-                            paths[path].nudge(present=True)
-                        case Appeared(path=path):
-                            paths[path] = _Dialled()
-                            nursery.start_soon(self._keep, path, paths)
-                        case Vanished(path=path) if path in paths:
-                            paths[path].nudge(present=False)
-                        case Vanished():
-                            pass
-                        case Unreadable(path=path, reason=reason):
-                            get_logger().error(
-                                "monitors may go unseen", directory=str(path), reason=reason
-                            )
+            try:
+                async with trio.open_nursery() as nursery:
+                    async for change in changes:
+                        self._take_change(pattern, change, paths, nursery)
+            finally:
+                self._discoveries.discard(changes)
+                self._services.problems.end_all(pattern)
+
+    def _take_change(
+        self, pattern: str, change: Change, paths: dict[Path, _Dialled], nursery: trio.Nursery
+    ) -> None:
+        problems = self._services.problems
+        match change:
+            case Appeared(path=path) if path in paths:
+                paths[path].nudge(present=True)
+            case Appeared(path=path):
+                paths[path] = _Dialled()
+                nursery.start_soon(self._keep, path, paths)
+            case Vanished(path=path) if path in paths:
+                paths[path].nudge(present=False)
+            case Vanished(path=path):
+                problems.forget(pattern, str(path))
+            case Unreadable(path=path, reason=reason):
+                problems.begin(pattern, f"monitors may go unseen: {reason}", str(path))
+            case Readable(path=path):
+                problems.end(pattern, str(path))
+            case PassedOver(path=path, reason=reason):
+                problems.pass_over(pattern, str(path), reason)
+
+    async def see_mounts(self) -> None:
+        """Have everything looked at anew when file systems are mounted, until cancelled."""
+        try:
+            async for _ in mount_changes():
+                for discovery in self._discoveries:
+                    discovery.look_again()
+        except OSError as error:
+            get_logger().warning("what is mounted may go unseen", reason=str(error))
 
     async def dial_found(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Dial the monitors that libvirt's domains were given, whatever they are called."""
@@ -155,15 +209,29 @@ class Connector:
         Raises:
             OSError: the socket can't be made.
         """
-        with _listening(path) as listener:
-            task_status.started()
-            async with trio.open_nursery() as nursery:
-                number = 0
+        listener = _listen(path)
+        where, problems = f"listening socket {path}", self._services.problems
+
+        def tell(problem: str) -> None:
+            if problem:
+                problems.begin(where, problem)
+            else:
+                problems.end(where)
+
+        async with trio.open_nursery() as connections:
+            numbers = count(1)
+
+            async def take(listener: trio.socket.SocketType) -> None:
                 while True:
                     accepted = await _accept(listener)
-                    number += 1
                     sock = socket.socket(fileno=accepted.detach())
-                    nursery.start_soon(self._take, sock, f"{path}#{number}")
+                    connections.start_soon(self._take, sock, f"{path}#{next(numbers)}")
+
+            task_status.started()
+            try:
+                await keep_listening(path, listener, partial(_listen, path), take, tell)
+            finally:
+                problems.end(where)
 
     async def _keep(self, path: Path, paths: dict[Path, _Dialled]) -> None:
         """Dial one path again and again until it is gone."""
@@ -178,10 +246,10 @@ class Connector:
             while not dialled.is_gone():
                 dialled.retry = trio.Event()
                 started = trio.current_time()
-                await self._try(domain, partial(connect, path))
+                may_again = await self._try(domain, partial(connect, path))
                 if trio.current_time() - started > LASTING:
                     backoff.reset()
-                with trio.move_on_after(backoff.next()):
+                with trio.move_on_after(backoff.next() if may_again else math.inf):
                     await dialled.retry.wait()
                     backoff.reset()
             get_logger(monitor=domain.address, domain=domain.name).info("monitor is gone")
@@ -192,7 +260,9 @@ class Connector:
     async def _take(self, sock: socket.socket, address: str) -> None:
         """Look after one VM that dialled in, until its connection ends."""
         services = self._services
-        domain = services.fleet.add(address, Path(address).name, services.keeping.clock())
+        domain = services.fleet.add(
+            address, Path(address).name, services.keeping.clock(), dials_in=True
+        )
 
         async def accepted() -> socket.socket:
             return sock
@@ -204,14 +274,27 @@ class Connector:
             services.fleet.remove(address)
             sock.close()
 
-    async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> None:
-        """Look after a domain through one connection; say why there is none, or none any more."""
+    async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> bool:
+        """Look after a domain through one connection; say why there is none, or none any more.
+
+        Returns:
+            Whether it may be tried again, with no other socket in its place.
+        """
+        may_again = True
         async with self._turn:
             await pulse()
+        mute, spare_of = False, ""
         try:
             problem = await self._look_after(domain, await connect())
+        except SilentError as error:
+            problem, mute = await self._why_silent(domain, str(error), greeted=error.greeted)
+        except SpareError as error:
+            problem, spare_of = str(error), error.name
         except MonitorError as error:
             problem = str(error)
+            may_again = not isinstance(error, LibvirtsOwnError)
+        except BlockingIOError as error:  # its queue of waiting clients is full
+            problem, mute = await self._why_silent(domain, str(error.strerror))
         except OSError as error:
             problem = error.strerror or str(error)
         except JournalError as error:
@@ -220,21 +303,32 @@ class Connector:
         domain.since = self._services.keeping.clock() if connected else domain.since
         domain.attempts = 1 if connected else domain.attempts + 1
         domain.told = 0 if connected else domain.told
+        domain.mute, domain.spare_of = mute, spare_of
         before, domain.problem = domain.problem, problem
         # Who stays away is told of once, and who gives ever new reasons not for ever.
         if problem != before and domain.told < TOLD_AT_MOST:
             domain.told += 1
-            if domain.address in self._strangers and not self._strangers.may_tell():
-                return
-            log = get_logger(monitor=domain.address, domain=domain.name)
-            log.warning("monitor is not connected", reason=problem)
+            if domain.address not in self._strangers or self._strangers.may_tell():
+                log = get_logger(monitor=domain.address, domain=domain.name)
+                log.warning("monitor is not connected", reason=problem)
+        return may_again
+
+    async def _why_silent(
+        self, domain: Domain, said: str, *, greeted: bool = False
+    ) -> tuple[str, bool]:
+        """Return as ``SocketTable.why_silent`` does."""
+        if domain.address in self._strangers:
+            return f"what dialled in says nothing: {said}", False
+        return await self._sockets.why_silent(domain.address, said, greeted=greeted)
 
     async def _look_after(self, domain: Domain, sock: socket.socket) -> str:
         """Look after a domain until its session ends, and return why it ended."""
         with closing(sock), Peer.of(sock) as peer:
+            if not domain.dials_in:
+                leave_libvirts_own(Path(domain.address), peer.command_line() or ())
             try:
                 return await self._supervise(domain, sock, peer)
-            except NoGreetingError:
+            except SilentError:
                 await end_hung_qemu(self._services, peer)
                 raise
 
@@ -242,6 +336,7 @@ class Connector:
         services = self._services
         supervisor = Supervisor(services, domain)
         async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
+            await confirm_peer(peer, monitor)
             arguments = peer.command_line() if peer.is_qemu() else None
             command_line = parse_command_line(arguments) if arguments else None
             answers = await probe(
@@ -250,15 +345,18 @@ class Connector:
             session = Session.from_probe(monitor, peer, answers, supervisor.listen)
             self._strangers.known(domain.address)
             await self._wait_for_twin(domain, session)
-            services.fleet.identify(domain, session.name, session.uuid)
-            if session.by_libvirt:
-                await services.libvirt.learn(session.uuid, domain.address)
+            services.fleet.identify(domain, session)
+            # Where 0.1.0 left off: it went by what it showed, a nameless VM's socket.
+            services.keeping.tally.go_on_from(domain.key, domain.uuid or domain.claim.name)
+            if not domain.dials_in:
+                uuid = domain.uuid if session.by_libvirt else ""
+                await services.libvirt.learn(uuid, domain.address, session.process)
             if domain.attempts or domain.problem != CONNECTING:
                 services.metrics.monitor_reconnects.inc()
             domain.since, domain.problem, domain.attempts = services.keeping.clock(), "", 0
             get_logger(monitor=domain.address, domain=domain.name).info(
                 "domain connected",
-                uuid=session.uuid,
+                uuid=domain.uuid,
                 qemu=".".join(map(str, session.capability.version)),
                 run_state=session.run_state,
                 armed=session.capability.armed,
@@ -269,7 +367,7 @@ class Connector:
                 return await supervisor.run(session)
             finally:
                 del self._supervisors[domain.address]
-                services.libvirt.forget(session.uuid)
+                services.libvirt.forget(domain.address)
 
     async def _wait_for_twin(self, domain: Domain, session: Session) -> None:
         """Wait until nobody else looks after this VM, so that nothing is done to it twice.
@@ -277,7 +375,7 @@ class Connector:
         A QEMU that dials in anew may be faster than the end of its last connection is dealt with.
 
         Raises:
-            UnreachableError: somebody else goes on looking after it.
+            SpareError: somebody else goes on looking after it.
             MonitorError: it did not say how it stands by now.
         """
         fleet = self._services.fleet
@@ -287,7 +385,7 @@ class Connector:
             while fleet.twin(domain, session) is not None:
                 await fleet.left.park()
         if twin := fleet.twin(domain, session):
-            raise UnreachableError(f"this VM is looked after already, through {twin.address}")
+            raise SpareError(twin)
         await session.query_status()
 
 
@@ -296,8 +394,12 @@ async def connect(path: Path) -> socket.socket:
 
     Raises:
         OSError: it can't be; EAGAIN where its queue of waiting clients is full (unix(7)).
+        LibvirtsOwnError: it is not to be.
     """
     await trio.lowlevel.checkpoint()
+    leave_libvirts_own(path)
+    if problem := path_problem(path):
+        raise OSError(errno.ENAMETOOLONG, problem)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(os.fspath(path))
@@ -332,25 +434,27 @@ _WHY: Final = {
 }
 
 
-@contextmanager
-def _listening(path: Path) -> Iterator[trio.socket.SocketType]:
+def _listen(path: Path) -> trio.socket.SocketType:
     """Listen on a socket of panicd's own, in place of one that nobody listens on any more.
 
     Raises:
         OSError: it can't be made, or somebody listens there.
     """
+    if problem := path_problem(path):
+        raise OSError(errno.ENAMETOOLONG, problem, os.fspath(path))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe_socket:
         if probe_socket.connect_ex(os.fspath(path)) in {0, errno.EAGAIN}:
             raise OSError(errno.EADDRINUSE, "somebody listens there already", os.fspath(path))
     path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
+    with ExitStack() as on_failure:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        on_failure.callback(listener.close)
         try:
             listener.bind(os.fspath(path))
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-        try:
-            path.chmod(0o660)
-            listener.listen(BACKLOG)
-            yield trio.socket.from_stdlib_socket(listener)
-        finally:
-            path.unlink(missing_ok=True)
+        on_failure.callback(path.unlink, missing_ok=True)
+        path.chmod(0o660)
+        listener.listen(BACKLOG)
+        on_failure.pop_all()
+    return trio.socket.from_stdlib_socket(listener)

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ from panicd import __version__
 from panicd.answers.api import Api
 from panicd.answers.audit import count_exposed
 from panicd.answers.operators import Operators
-from panicd.answers.snapshot import domain_samples
+from panicd.answers.snapshot import Outlook, domain_samples
 from panicd.bundle_keeper import BundleKeeper
 from panicd.chronicle import Chronicle, Keeping
 from panicd.connector import Connector
@@ -29,22 +30,23 @@ from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
 from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
-from panicd.host.journal_totals import ForeignAction, domain_key
-from panicd.host.logs import get_logger, write_late
+from panicd.host.journal_totals import ForeignAction
+from panicd.host.logs import dropped, get_logger, write_late
 from panicd.host.metrics import DomainSample, Metrics
-from panicd.host.sdnotify import notify, watchdog_interval
+from panicd.host.sdnotify import ServiceManager
+from panicd.host.wall_clock import WallClock
 from panicd.host.web import WebApp
 from panicd.libvirt import Libvirt
 from panicd.notifier import Notifier
 from panicd.orphans import take_up_orphans
 from panicd.page import Pages
+from panicd.problems import Problems
 from panicd.qemu.coredump import DumpFailure
-from panicd.qemu.discovery import DiscoveryError
 from panicd.qemu.dump_directory import Space, space
 from panicd.qemu.monitor import event_loop, pulse
 from panicd.records import BUNDLES, JOURNAL
 from panicd.right_of_way import RightOfWay
-from panicd.rules.incident import Source
+from panicd.rules.incident import Source, State
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import Holds
 from panicd.rules.policy import FALLBACK_REASONS
@@ -100,20 +102,28 @@ class Daemon:
             domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
             exposed=self._exposed,
+            log_dropped=lambda: dropped.total,
             give_way=self._way.give_way,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
-        self._storm = StormBreaker(lambda: self._config.storm, lambda: len(self._fleet.domains))
+        self._storm = StormBreaker(lambda: self._config.storm, self._fleet.count_by_owner)
         self._remember_storm()
+        self._clock = WallClock(
+            [self._holds.shift, self._tally.shift, self._storm.shift, _tell_clock_was_set]
+        )
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._libvirt = Libvirt(lambda: self._config.libvirt, dry_run=dry_run)
         self._metrics.coredump_usable.set_function(self._coredump_usable_bytes)
         self._metrics.incidents_open.set_function(self._incidents_open)
         self._metrics.pulse_age.set_function(self._pulse_age)
         self._metrics.storm.set_function(lambda: self._storm.raged)
+        self._problems = Problems()
+        self._metrics.problems.set_function(lambda: len(self._problems.current))
+        self._metrics.guests_left_reset.set_function(self._guests_left_reset)
         self._dumps = DumpQueue(config.coredumps_at_once, time.time)
         self._bundles = BundleKeeper(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
+        self._manager = ServiceManager.take(os.environ)
         self._monitors: dict[Monitor, trio.CancelScope] = {}
         self._reloading = trio.Lock()
         self._notifier = Notifier(self._journal, lambda: self._config, time.time, dry_run=dry_run)
@@ -138,7 +148,7 @@ class Daemon:
         ):
             async with event_loop(), trio.open_nursery() as nursery:
                 nursery.start_soon(write_late)
-                services = self._services(nursery)
+                self._services = services = self._make_services(nursery)
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
                 self._libvirt.on_problem = _tell_libvirt_problem
@@ -147,30 +157,35 @@ class Daemon:
                 self._libvirt.on_change = operators.look_anew
                 api = Api(services, operators, self.reload)
                 await nursery.start(
-                    control.serve, self._config.control_socket, api.handle, self._way.give_way_async
+                    control.serve,
+                    self._config.control_socket,
+                    api.handle,
+                    self._way.give_way_async,
+                    partial(self._tell_problem, f"control socket {self._config.control_socket}"),
                 )
                 await nursery.start(self._serve_http, Pages(services))
                 await self._start_monitors(self._config)
                 self._loaded()
                 nursery.start_soon(operators.run)
+                nursery.start_soon(self._connector.see_mounts)
                 nursery.start_soon(self._libvirt.run)
                 nursery.start_soon(self._prune)
                 nursery.start_soon(self._bundles.run)
                 nursery.start_soon(self._notifier.run)
                 nursery.start_soon(self._feed_watchdog)
-                notify(READY=1)
+                self._manager.notify(READY=1)
                 self._started = True
                 await self._until_told_to_stop(signals)
-                notify(STOPPING=1)
+                self._manager.notify(STOPPING=1)
                 nursery.cancel_scope.cancel()
             await self._write_the_rest(services.waiting)
 
-    def _services(self, nursery: trio.Nursery) -> Services:
+    def _make_services(self, nursery: trio.Nursery) -> Services:
         """Make what the domains share, with the incidents that are open."""
         keeping = Keeping(
-            self._journal, self._tally, time.time, lambda: self._config.journal_failure
+            self._journal, self._tally, self._clock, lambda: self._config.journal_failure
         )
-        self._waiting = waiting = WaitingRoom(nursery, time.time, self._fleet.has_returned)
+        waiting = WaitingRoom(nursery, self._clock, self._fleet.has_returned)
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping))
         return Services(
@@ -186,6 +201,7 @@ class Daemon:
             way=self._way,
             unrecorded=self._must_wait_out,
             libvirt=self._libvirt,
+            problems=self._problems,
             dry_run=self._dry_run,
         )
 
@@ -200,7 +216,7 @@ class Daemon:
             get_logger().error("whether there was a storm is not known", problem=str(error))
             return
         for incident in recent:
-            self._storm.remember(domain_key(incident.opened), incident.opened.at)
+            self._storm.remember(incident.opened.domain_key, incident.opened.at)
 
     async def _write_the_rest(self, waiting: WaitingRoom) -> None:
         """Make durable what the domains' tasks had noted when they were told to stop."""
@@ -229,7 +245,19 @@ class Daemon:
     def _incidents_open(self) -> int:
         domains = list(self._fleet.domains.values())
         acted_on = sum(domain.chronicle is not None for domain in domains)
-        return acted_on + len(self._waiting.chronicles)
+        return acted_on + len(self._services.waiting.chronicles)
+
+    def _guests_left_reset(self) -> int:
+        domains = list(self._fleet.domains.values())
+        chronicles = [domain.chronicle for domain in domains if domain.chronicle is not None]
+        chronicles += self._services.waiting.chronicles
+        return sum(chronicle.incident.state is State.RESET for chronicle in chronicles)
+
+    def _tell_problem(self, where: str, problem: str) -> None:
+        if problem:
+            self._problems.begin(where, problem)
+        else:
+            self._problems.end(where)
 
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, and nothing destructive is to be done without it."""
@@ -241,8 +269,8 @@ class Daemon:
         return self._journal.fault is None and not damaged
 
     def _domain_samples(self) -> list[DomainSample]:
-        waiting = self._waiting.chronicles
-        return domain_samples(self._domains(), self._tally, self._holds, waiting, time.time())
+        waiting = self._services.waiting.chronicles
+        return domain_samples(self._domains(), Outlook.of(self._services), waiting)
 
     def _exposed(self) -> dict[str, int]:
         return count_exposed(self._domains(), self._tally, self._holds, time.time())
@@ -251,16 +279,19 @@ class Daemon:
         """Yield all domains, for another thread than the event loop's."""
         return self._way.in_turn(tuple(self._fleet.domains.values()))
 
-    async def reload(self) -> None:
+    async def reload(self) -> list[str]:
         """Read the configuration anew, and put it in force, all or nothing.
+
+        Returns:
+            The keys that were changed, and take effect at the next start only.
 
         Raises:
             ConfigError: it is bad, or its monitors can't be watched: the old one stays in force.
         """
         async with self._reloading:
-            await self._reload()
+            return await self._reload()
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> list[str]:
         try:
             config = await trio.to_thread.run_sync(load, self._config_file)
             await self._start_monitors(config)
@@ -269,15 +300,16 @@ class Daemon:
             for mistake in error.mistakes:
                 get_logger().warning("configuration refused", mistake=str(mistake))
             raise
-        for key in AT_START_ONLY:
-            if getattr(config, key) != getattr(self._config, key):
-                get_logger().warning("takes effect at the next start", key=key)
+        later = [k for k in AT_START_ONLY if getattr(config, k) != getattr(self._config, k)]
+        for key in later:
+            get_logger().warning("takes effect at the next start", key=key)
         self._config = config
         self._dumps.allow(config.coredumps_at_once)
         self._loaded()
         self._notifier.reload()
         await self._connector.reload()
         self._libvirt.refresh_soon()
+        return later
 
     def _loaded(self) -> None:
         self._metrics.config_last_reload_successful.set(1)
@@ -295,7 +327,7 @@ class Daemon:
         for monitor, scope in new.items():
             try:
                 await self._nursery.start(self._watch, monitor, scope)
-            except (DiscoveryError, OSError) as error:
+            except OSError as error:
                 for begun in new.values():
                     begun.cancel()
                 mistake = Mistake(0, 0, "monitors", str(error), str(self._config_file))
@@ -350,16 +382,16 @@ class Daemon:
             reasons.append("the event loop does not turn")
         if not self._journal_healthy():
             reasons.append("the journal is not healthy")
-        return reasons
+        return reasons + self._problems.current
 
     async def _feed_watchdog(self) -> None:
         """Say that both event loops still turn, for as long as they do."""
-        interval = min(PULSE_EVERY, watchdog_interval() or PULSE_EVERY)
+        interval = min(PULSE_EVERY, self._manager.watchdog_interval() or PULSE_EVERY)
         while True:
             await pulse()
             self._pulse_at = time.monotonic()
-            self._storm.rages(time.time())  # for the metric: nobody else sees it end
-            notify(WATCHDOG=1, STATUS=self._summary())
+            self._storm.rages(self._clock())  # for the metric: nobody else sees it end
+            self._manager.notify(WATCHDOG=1, STATUS=self._summary())
             await trio.sleep(interval)
 
     def _summary(self) -> str:
@@ -367,7 +399,12 @@ class Daemon:
         domains = self._fleet.domains.values()
         panicked = sum(domain.chronicle is not None for domain in domains)
         away = sum(domain.session is None for domain in domains)
-        return f"{len(domains)} domains, {panicked} panicked, {away} not connected"
+        silent = sum(domain.is_silent for domain in domains)
+        problems = "".join(f"; {problem}" for problem in self._problems.current[:1])
+        return (
+            f"{len(domains)} domains, {panicked} panicked, {away} not connected, {silent} silent"
+            f"{problems}"
+        )
 
     async def _until_told_to_stop(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -392,6 +429,10 @@ class Daemon:
             return space(existing)
         except OSError:
             return None
+
+
+def _tell_clock_was_set(seconds: float) -> None:
+    get_logger().warning("the clock was set", by=round(seconds, 1))
 
 
 def _tell_libvirt_problem(problem: str) -> None:

@@ -1,6 +1,10 @@
-"""Whose memory is dumped now, and who waits: so many at a time, first come, first served."""
+"""Whose memory is dumped now, and who waits: so many at a time, each user's in turn.
 
-from collections import deque
+Of two users whose guests wait, the one goes first who has fewer under way, and of his the one that
+came first: whoever lets many panic lets the others wait for a turn, and not for all of his.
+"""
+
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +21,7 @@ class DumpTurn:
     Attributes:
         wake: called when its turn comes.
         format: what is to be written.
+        owner: the user whose guest it is, as the host vouches for him.
         since: when it came to wait or, once its turn has come, to be dumped; seconds since the
             epoch.
         has_come: whether it is its turn.
@@ -26,6 +31,7 @@ class DumpTurn:
 
     wake: Callable[[], None]
     format: DumpFormat
+    owner: int
     since: float
     has_come: bool = False
     ahead: int = 0
@@ -44,7 +50,7 @@ class DumpQueue:
         self._at_once = at_once
         self._clock = clock
         self._under_way: set[DumpTurn] = set()
-        self._waiting: deque[DumpTurn] = deque()
+        self._waiting: list[DumpTurn] = []
 
     def allow(self, at_once: int) -> None:
         """Change how many may be under way; those that are, stay so."""
@@ -52,14 +58,15 @@ class DumpQueue:
         self._advance()
 
     @contextmanager
-    def turn(self, wake: Callable[[], None], kind: DumpFormat) -> Iterator[DumpTurn]:
-        """Take a place at the queue's end; it is given up, waiting or not, when this ends.
+    def turn(self, wake: Callable[[], None], kind: DumpFormat, owner: int) -> Iterator[DumpTurn]:
+        """Take a place in the queue; it is given up, waiting or not, when this ends.
 
         Args:
             wake: called when its turn comes, perhaps before this returns.
             kind: what is to be written.
+            owner: the user whose guest it is, as the host vouches for him.
         """
-        turn = DumpTurn(wake, kind, self._clock())
+        turn = DumpTurn(wake, kind, owner, self._clock())
         self._waiting.append(turn)
         self._advance()
         try:
@@ -73,12 +80,22 @@ class DumpQueue:
 
     def _advance(self) -> None:
         while self._waiting and len(self._under_way) < self._at_once:
-            turn = self._waiting.popleft()
+            turn = self._in_order()[0]
+            self._waiting.remove(turn)
             turn.has_come, turn.since = True, self._clock()
             self._under_way.add(turn)
             turn.wake()
-        for ahead, turn in enumerate(self._waiting):
+        for ahead, turn in enumerate(self._in_order()):
             turn.ahead = ahead
+
+    def _in_order(self) -> list[DumpTurn]:
+        """Return who waits: each user's next by how many of his are under way or before it."""
+        before = Counter(turn.owner for turn in self._under_way)
+        place: dict[DumpTurn, int] = {}
+        for turn in self._waiting:
+            place[turn] = before[turn.owner]
+            before[turn.owner] += 1
+        return sorted(self._waiting, key=lambda turn: place[turn])
 
 
 class DumpState(StrEnum):

@@ -58,7 +58,7 @@ async def dump_in_turn(
     metrics.coredumps.inc()
     try:
         by_other = _dump_by_libvirt(session, libvirt)
-        with queue.turn(session.monitor.events.nudge, kind) as turn:
+        with queue.turn(session.monitor.events.nudge, kind, session.peer.uid) as turn:
             domain.dump = turn
             if not turn.has_come:
                 get_logger(domain=domain.name, incident=incident.id).info(

@@ -1,9 +1,7 @@
 """What is kept of one domain's panic: the bundle of what the guest still shows, and its memory."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
-
-import trio
+from functools import partial
 
 from panicd import __version__
 from panicd.dumping import dump_in_turn
@@ -13,6 +11,7 @@ from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.dump_directory import retire
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
+from panicd.qemu.threads import in_thread
 from panicd.records import plan_view
 from panicd.rules.incident import Incident
 from panicd.rules.payload import describe
@@ -58,7 +57,7 @@ class EvidenceKeeper:
             },
             budget=step.timeout,
         )
-        self._services.bundles.taken(self._domain.key, self._policy)
+        self._services.bundles.taken(self._domain.key, self._policy, incident.id)
         return bundle.panic_line
 
     async def dump(self, session: Session, step: Dump) -> FinishedDump:
@@ -67,6 +66,7 @@ class EvidenceKeeper:
         Raises:
             DumpError: it could not be written; nothing is left of it.
         """
+        log = get_logger(domain=self._domain.name)
         dump = await dump_in_turn(
             session,
             replace(self._policy.coredump, timeout=step.timeout),
@@ -78,15 +78,11 @@ class EvidenceKeeper:
             metrics=self._services.metrics,
             give_way=self._services.way.give_way,
         )
-        await trio.to_thread.run_sync(self._retire, dump.path)
-        return dump
-
-    def _retire(self, newest: Path) -> None:
-        log = get_logger(domain=self._domain.name)
         try:
-            retired = retire(self._policy.coredump, newest)
+            retired = await in_thread(partial(retire, self._policy.coredump, dump.path))
         except OSError as error:
             log.warning("old dumps could not be removed", problem=str(error))
         else:
             if retired:
                 log.info("old dumps removed", paths=[str(path) for path in retired])
+        return dump

@@ -7,6 +7,7 @@ import trio
 from panicd.chronicle import Chronicle
 from panicd.host.logs import get_logger
 from panicd.qemu.process import Peer, PeerError
+from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.incident import Outcome, Settled, State, StepResult
 from panicd.rules.plan import Kill, Terminate
 from panicd.services import Services
@@ -26,11 +27,12 @@ async def end_hung_qemu(services: Services, peer: Peer) -> None:
     """
     if services.dry_run:
         return
-    found = (c for c in services.waiting.chronicles if _is_escalating(c, str(peer.identity)))
+    found = (c for c in services.waiting.parked if _is_escalating(c, peer))
     chronicle = next(found, None)
     if chronicle is None:
         return
     services.waiting.withdraw(chronicle)
+    services.waiting.take_in_hand(chronicle)
     get_logger(domain=chronicle.incident.opened.domain, incident=chronicle.incident.id).warning(
         "QEMU does not answer, and is ended as was begun"
     )
@@ -40,9 +42,10 @@ async def end_hung_qemu(services: Services, peer: Peer) -> None:
         services.waiting.park(chronicle)  # and what follows from its end is for an orphan
 
 
-def _is_escalating(chronicle: Chronicle, process: str) -> bool:
+def _is_escalating(chronicle: Chronicle, peer: Peer) -> bool:
     incident = chronicle.incident
-    if incident.opened.process != process or incident.state is not State.ACTING:
+    process = ProcessIdentity.parse(incident.opened.process)
+    if incident.state is not State.ACTING or not peer.recognise(process):
         return False
     assert incident.plan is not None
     return isinstance(incident.plan.steps[max(incident.steps)], Terminate | Kill)

@@ -6,8 +6,8 @@ and after that by the timer alone. While it is silent, what was known last holds
 """
 
 import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,9 @@ from panicd.host.virsh import (
     virsh,
     virsh_events,
 )
-from panicd.rules.libvirt import LibvirtDomain, parse_domains
+from panicd.qemu.process_identity import ProcessIdentity
+from panicd.rules.identity import parse_uuid
+from panicd.rules.libvirt import LibvirtDomain, parse_domains, pid_file
 from panicd.rules.settings import LibvirtSettings
 
 KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its policy
@@ -36,7 +38,13 @@ JOB_WAIT: Final = 35.0
 """Seconds that a command may take. libvirt itself waits up to 30 for a domain's other job to end,
 and then carries it out though nobody waits for it any more: so it isn't given up before that."""
 
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked about one monitor: which domain its QEMU claims to be, and its process."""
+
+    uuid: str
+    process: ProcessIdentity | None
 
 
 class LibvirtAwayError(LibvirtError):
@@ -59,43 +67,53 @@ class Libvirt:
     def __init__(self, settings: Callable[[], LibvirtSettings | None], *, dry_run: bool) -> None:
         self._settings = settings
         self._dry_run = dry_run
-        self._monitors: dict[str, str] = {}
+        self._monitors: dict[str, _Asked] = {}  # by path, and so are these:
         self._domains: dict[str, LibvirtDomain] = {}
+        self._known_of: dict[str, _Asked] = {}
         self._now = trio.Event()
         self._turns = trio.CapacityLimiter(AT_ONCE)
         self.problem = ""
         self.on_change: Callable[[], None] = lambda: None
         self.on_problem: Callable[[str], None] = lambda _problem: None
 
-    def known(self, uuid: str) -> LibvirtDomain | None:
-        """Return what is known of a domain; None where libvirt is not known to run it."""
-        return self._domains.get(uuid) if self._settings() is not None else None
-
-    async def learn(self, uuid: str, monitor: str) -> None:
-        """Ask about a domain that was just connected, and wait for the answer, but briefly.
-
-        Only of a domain whose own XML names this monitor is anything ever known: any QEMU can say
-        that it has another one's UUID, and what it brings about would then befall the other.
+    def known(self, monitor: str) -> LibvirtDomain | None:
+        """Return the domain whose monitor this is; None where libvirt is not known to run it.
 
         Args:
-            uuid: as its QEMU says.
             monitor: the path that was dialled.
         """
+        return self._domains.get(monitor) if self._settings() is not None else None
+
+    async def learn(self, uuid: str, monitor: str, process: str) -> None:
+        """Ask about a domain that was just connected, and wait for the answer, but briefly.
+
+        The UUID says no more than whom to ask about: any QEMU can claim another one's. The domain
+        is the one at the other end only where its own XML names this monitor, and where the process
+        there is the one that libvirt started, as far as both are known.
+
+        Args:
+            uuid: as its QEMU says; empty where nothing tells that libvirt runs it.
+            monitor: the path that was dialled.
+            process: at the other end (``ProcessIdentity``); empty where it is not known.
+        """
         settings = self._settings()
-        if settings is None or not _UUID.fullmatch(uuid):
+        asked = _Asked(parse_uuid(uuid), ProcessIdentity.parse(process))
+        if self._known_of.get(monitor) != asked:
+            self._domains.pop(monitor, None)  # that was of another QEMU, at the same path
+        if settings is None or not asked.uuid:
             return
-        self._monitors[uuid] = monitor
+        self._monitors[monitor] = asked
         if self.problem:
             return
         try:
             with trio.fail_after(KNOWN_WITHIN):
-                await self._ask(settings, [uuid], KNOWN_WITHIN)
+                await self._ask(settings, [monitor], KNOWN_WITHIN)
         except trio.TooSlowError:
             self._note_problem(f"libvirt did not answer within {KNOWN_WITHIN:g} s")
 
-    def forget(self, uuid: str) -> None:
+    def forget(self, monitor: str) -> None:
         """Ask no more about a domain; what is known of it holds until the timer's next turn."""
-        self._monitors.pop(uuid, None)
+        self._monitors.pop(monitor, None)
 
     def refresh_soon(self) -> None:
         """Ask about every domain anew, now and not by the timer."""
@@ -146,7 +164,7 @@ class Libvirt:
             return set()
         try:
             listed = await virsh(settings.uri, ["list", "--uuid"], BATCH_WITHIN)
-            uuids = [line for line in listed.split() if _UUID.fullmatch(line)]
+            uuids = [line for line in listed.split() if parse_uuid(line)]
             domains: list[LibvirtDomain] = []
             for first in range(0, len(uuids), BATCH):
                 domains += await self._describe(
@@ -249,30 +267,37 @@ class Libvirt:
 
     async def _refresh(self) -> None:
         settings = self._settings()
-        for uuid in set(self._domains) - set(self._monitors):
-            del self._domains[uuid]
-        before, uuids = dict(self._domains), list(self._monitors)
+        for monitor in set(self._known_of) - set(self._monitors):
+            self._domains.pop(monitor, None)
+            del self._known_of[monitor]
+        before, monitors = dict(self._domains), list(self._monitors)
         if settings is not None:
-            if self.problem and not uuids:  # whether it answers again
+            if self.problem and not monitors:  # whether it answers again
                 await self._ask(settings, [], BATCH_WITHIN)
-            for first in range(0, len(uuids), BATCH):
-                await self._ask(settings, uuids[first : first + BATCH], BATCH_WITHIN)
+            for first in range(0, len(monitors), BATCH):
+                await self._ask(settings, monitors[first : first + BATCH], BATCH_WITHIN)
         if self._domains != before:
             self.on_change()
 
-    async def _ask(self, settings: LibvirtSettings, uuids: list[str], timeout: float) -> None:
+    async def _ask(self, settings: LibvirtSettings, monitors: list[str], timeout: float) -> None:
+        asked = {path: self._monitors[path] for path in monitors if path in self._monitors}
+        uuids = dict.fromkeys(one.uuid for one in asked.values())  # several may claim one
         try:
-            described = await self._describe(settings, uuids, timeout)
+            described = await self._describe(settings, list(uuids), timeout)
         except LibvirtError as error:
             self._note_problem(str(error))
             return
         self._note_problem("")
         found = {domain.uuid: domain for domain in described}
-        for uuid in uuids:
-            if uuid in found and self._is_its_monitor(found[uuid]):
-                self._domains[uuid] = await self._take_over(settings, found[uuid])
+        for monitor, one in asked.items():
+            domain = found.get(one.uuid)
+            if self._monitors.get(monitor, one) != one:
+                continue  # another QEMU's by now, which is asked about itself
+            self._known_of[monitor] = one
+            if domain is not None and _is_its_monitor(domain, monitor, one, settings):
+                self._domains[monitor] = await self._take_over(settings, domain)
             else:
-                self._domains.pop(uuid, None)
+                self._domains.pop(monitor, None)
 
     async def _describe(
         self, settings: LibvirtSettings, uuids: list[str], timeout: float
@@ -280,10 +305,6 @@ class Libvirt:
         # 'uri' succeeds wherever there is a libvirt, though the domain before it may have ended.
         question = "; ".join([*(f"dumpxml {uuid}" for uuid in uuids), "uri"])
         return parse_domains(await virsh(settings.uri, [question], timeout))
-
-    def _is_its_monitor(self, domain: LibvirtDomain) -> bool:
-        monitor = os.path.realpath(self._monitors.get(domain.uuid, ""))
-        return monitor in {os.path.realpath(path) for path in domain.monitors}
 
     async def _take_over(self, settings: LibvirtSettings, domain: LibvirtDomain) -> LibvirtDomain:
         """Have libvirt preserve the domain when it panics, if that is wanted."""
@@ -303,3 +324,28 @@ class Libvirt:
         if problem != self.problem:
             self.problem = problem
             self.on_problem(problem)
+
+
+def names_monitor(monitors: Iterable[str], monitor: str) -> bool:
+    """Tell whether one of a domain's monitors is this path, symbolic links followed."""
+    path = os.path.realpath(monitor)
+    return path in {os.path.realpath(named) for named in monitors}
+
+
+def _is_its_monitor(
+    domain: LibvirtDomain, monitor: str, asked: _Asked, settings: LibvirtSettings
+) -> bool:
+    if not names_monitor(domain.monitors, monitor):
+        return False
+    if asked.process is None:
+        return True
+    try:
+        place = pid_file(settings.uri, domain.name, os.environ)
+        pid = int(Path(place).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # another user's, or no libvirt of this host's
+        return True
+    if pid != asked.process.pid:
+        get_logger(monitor=monitor).warning(
+            "not treated as libvirt's", domain=domain.name, reason="another process answers there"
+        )
+    return pid == asked.process.pid

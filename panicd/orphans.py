@@ -11,6 +11,7 @@ from panicd.chronicle import Chronicle
 from panicd.host.journal import JournalError
 from panicd.relaunch import NOT_BEGUN, relaunch_environment, run_relaunch
 from panicd.rules.capability import Capability
+from panicd.rules.identity import Claim, owner_of
 from panicd.rules.incident import Closed, Decided, Ending, Outcome, Settled, State
 from panicd.rules.plan import AwaitReturn, RunRelaunch, make_plan
 from panicd.rules.policy import Situation, decide
@@ -39,10 +40,13 @@ async def _take_up_or_park(services: Services, chronicle: Chronicle) -> None:
         except JournalError:  # told of where it is found
             is_done = False
         if is_done:
+            services.waiting.let_go(chronicle)
             return
         services.waiting.park(chronicle, is_orphan=True)
         await trio.sleep(RETRY_EVERY)
         there = services.waiting.withdraw(chronicle)
+        if there:
+            services.waiting.take_in_hand(chronicle)
 
 
 async def _take_up(services: Services, chronicle: Chronicle) -> None:
@@ -64,14 +68,13 @@ async def _take_up(services: Services, chronicle: Chronicle) -> None:
 
 async def _decide(services: Services, chronicle: Chronicle) -> None:
     opened, now = chronicle.incident.opened, chronicle.now
-    policy = services.policy_for(opened.domain, opened.uuid)
-    key = opened.uuid or opened.domain
+    policy = services.policy_for(Claim(opened.called, opened.uuid), opened.monitor)
     situation = Situation(
         run_state=None,
         information=opened.information,
-        restarts=services.keeping.tally.restarts(key),
-        held=services.holds.on(key, opened.domain, now) is not None,
-        storm=services.storm.preserves(now),
+        restarts=services.keeping.tally.restarts(opened.domain_key),
+        held=services.holds.on(opened.names, now) is not None,
+        storm=services.storm.preserves(owner_of(opened.key), now),
         unrecorded=services.unrecorded(),
     )
     decision = decide(policy, UNKNOWN_QEMU, situation, now=now)

@@ -78,7 +78,11 @@ class OwnTime:
             case ResetEvent(guest=guest, reason=reason):
                 # Before 4.0 nothing tells who reset it: it is taken for the guest itself.
                 by_guest = guest or not reason
-                await self._close(Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET)
+                if by_guest:
+                    await self._close(Ending.GUEST_RESET)
+                else:
+                    self.over = True
+                    await self._responder.reset_by_others()
             case ShutdownEvent(reason=reason) if reason in _ENDED_ITSELF:
                 await self._close(_ENDED_ITSELF[reason], f"shutdown, {reason}")
             case StopEvent() if await self._session.query_status() is RunState.SHUTDOWN:

@@ -13,7 +13,9 @@ import trio
 
 from panicd.host.systemd import SystemdError, start_unit
 from panicd.host.virsh import LibvirtError, LibvirtSilentError, virsh
+from panicd.libvirt import names_monitor
 from panicd.rules.incident import Incident, Outcome, StepResult
+from panicd.rules.libvirt import monitors_of
 from panicd.rules.plan import RunRelaunch
 from panicd.rules.unit_name import UnitNameError, unit_name
 
@@ -30,6 +32,7 @@ def relaunch_environment(incident: Incident) -> dict[str, str]:
     return {
         "PANICD_DOMAIN": incident.opened.domain,
         "PANICD_UUID": incident.opened.uuid,
+        "PANICD_MONITOR": incident.opened.monitor,
         "PANICD_INCIDENT": incident.id,
     }
 
@@ -44,7 +47,8 @@ async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepRe
     if step.unit:
         return await _start_unit(step, environment)
     if step.libvirt_uri:
-        return await _start_domain(step, environment.get("PANICD_UUID", ""))
+        monitor = environment.get("PANICD_MONITOR", "")
+        return await _start_domain(step, environment.get("PANICD_UUID", ""), monitor)
     command = list(step.command)
     # A file and not a pipe: a QEMU that the command leaves behind inherits it.
     with tempfile.TemporaryFile() as output:
@@ -80,7 +84,8 @@ async def _start_unit(step: RunRelaunch, environment: dict[str, str]) -> StepRes
     return StepResult(Outcome.DONE)
 
 
-async def _start_domain(step: RunRelaunch, uuid: str) -> StepResult:
+async def _start_domain(step: RunRelaunch, uuid: str, monitor: str) -> StepResult:
+    """Start the domain whose own XML names the monitor; its QEMU could claim any UUID."""
     uri, state = step.libvirt_uri, ""
     try:
         with trio.fail_after(step.timeout):
@@ -90,6 +95,10 @@ async def _start_domain(step: RunRelaunch, uuid: str) -> StepResult:
                 if state == OFF:
                     break
                 await trio.sleep(LOOK_EVERY)
+            its = monitors_of(await virsh(uri, ["dumpxml", uuid], step.timeout))
+            if not names_monitor(its, monitor):
+                detail = f"the XML of libvirt's domain {uuid} does not name the monitor {monitor}"
+                return StepResult(Outcome.FAILED, detail)
             await virsh(uri, ["start", uuid], step.timeout)
     except trio.TooSlowError:
         return StepResult(Outcome.FAILED, f"not started in {step.timeout:g} s: it was '{state}'")

@@ -53,7 +53,7 @@ from panicd.sight import Sight
 
 _TO_STAY_STOPPED: Final = {Action.PRESERVE, Action.DESTROY, Action.RESTART}
 
-SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
+SettledState = Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED, State.RESET]
 
 
 class Responder:
@@ -134,6 +134,8 @@ class Responder:
             process=self._session.process,
             source=source,
             information=information,
+            key=domain.key,
+            name=domain.claim.name,
         )
         found = Found(run_state, True, self._session.capability.behaves_like)
         self._sight.begin(found if source is Source.RECONCILIATION else None)
@@ -246,6 +248,8 @@ class Responder:
                 await self._go_on(index)
             case Redecide():
                 await self.decide(found.run_state)
+            case End(ending=Ending.FOREIGN_RESET):
+                await self.reset_by_others()
             case End(ending=ending):
                 unfinished = chronicle.incident.step_in_progress
                 if ending is Ending.RELAUNCHED and unfinished is not None:
@@ -253,6 +257,21 @@ class Responder:
                 await self.close(ending)
             case Stay():
                 pass
+
+    async def reset_by_others(self) -> None:
+        """Take note that somebody else has reset the guest: its panic is over when it runs again.
+
+        Raises:
+            MonitorError: QEMU did not say how it stands.
+        """
+        run_state = await self._session.query_status()
+        if run_state.executes or run_state is RunState.POSTMIGRATE:
+            await self.close(Ending.FOREIGN_RESET)
+        elif self._chronicle.incident.state is not State.RESET:
+            index = self._chronicle.incident.step_in_progress
+            if index is not None:
+                self._chronicle.end(index, StepResult(Outcome.UNKNOWN, "somebody reset the guest"))
+            await self._settle(State.RESET)
 
     async def close(self, ending: Ending, detail: str = "") -> None:
         """Close the open incident."""
@@ -275,12 +294,13 @@ class Responder:
             run_state=run_state,
             information=incident.opened.information,
             restarts=services.keeping.tally.restarts(domain.key),
-            held=services.holds.on(domain.key, domain.name, now) is not None,
-            storm=services.storm.preserves(now),
+            held=domain.hold(services.holds, now) is not None,
+            storm=services.storm.preserves(domain.owner, now),
             unrecorded=services.unrecorded(),
             kdump=incident.opened.source is Source.KDUMP,
             own_time=own_time_over(incident),
             flooded=incident.repeats > self._policy.flood.max,
+            reset=incident.state is State.RESET,
         )
 
     async def _carry_out(self, decision: Decision, situation: Situation) -> None:
@@ -321,7 +341,7 @@ class Responder:
             case Course.PRESERVE:
                 await self.fall_back(Reason.DUMP_FAILED)
             case Course.RESET_BY_OTHERS:
-                await self.close(Ending.FOREIGN_RESET)
+                await self.reset_by_others()
             case Course.RESUMED_BY_OTHERS:
                 await self._resumed_meanwhile()
             case Course.INTERRUPTED:
@@ -366,6 +386,8 @@ class Responder:
                 self.acting = False
         if ending is None:
             self.repeat_next_panic()
+        elif ending is Ending.FOREIGN_RESET:
+            await self.reset_by_others()
         else:
             await self.close(ending)
         return ending is None
@@ -392,7 +414,7 @@ class Responder:
     async def _turn(self) -> AsyncIterator[None]:
         """Wait for this domain's turn, where few may be acted on at a time."""
         destructive = self._chronicle.incident.action in DESTRUCTIVE
-        turn = self._services.storm.turn(self._now) if destructive else None
+        turn = self._services.storm.turn(self._domain.owner, self._now) if destructive else None
         if turn is None:
             yield
             return

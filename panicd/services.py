@@ -11,8 +11,10 @@ from panicd.fleet import Fleet
 from panicd.host.config import Config
 from panicd.host.metrics import Metrics
 from panicd.libvirt import Libvirt
+from panicd.problems import Problems
 from panicd.records import BUNDLES
 from panicd.right_of_way import RightOfWay
+from panicd.rules.identity import Claim
 from panicd.rules.libvirt import inherit
 from panicd.rules.operation import Holds
 from panicd.rules.settings import Policy
@@ -37,6 +39,7 @@ class Services:
         way: lets reactions go first.
         unrecorded: whether what was done before is not known and that is to be waited out.
         libvirt: of this host.
+        problems: what keeps panicd from finding VMs, or from being reached.
         dry_run: everything is decided and recorded, and nothing is done.
     """
 
@@ -52,12 +55,18 @@ class Services:
     way: RightOfWay
     unrecorded: Callable[[], bool]
     libvirt: Libvirt
+    problems: Problems
     dry_run: bool
 
-    def policy_for(self, name: str, uuid: str) -> Policy:
-        """Return what applies to a domain: its configuration, with what it inherits."""
-        policy = self.config().policy_for(name, uuid or None)
-        return inherit(policy, self.libvirt.known(uuid))
+    def policy_for(self, claim: Claim, monitor: str) -> Policy:
+        """Return what applies to a domain: its configuration, with what it inherits.
+
+        Args:
+            claim: what its QEMU says that it is; the name may be its socket's.
+            monitor: its monitor's address, which libvirt's own domains name.
+        """
+        policy = self.config().policy_for(claim.name, claim.uuid or None)
+        return inherit(policy, self.libvirt.known(monitor))
 
 
 def bundle_directory(config: Config, incident_id: str) -> Path:

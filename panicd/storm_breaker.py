@@ -1,27 +1,31 @@
 """Watches for many domains panicking at once, and limits what is done about each meanwhile."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 import trio
 
 from panicd.host.logs import get_logger
+from panicd.rules.identity import owner_of
 from panicd.rules.settings import Storm, StormAction
-from panicd.rules.storm import is_storm
+from panicd.rules.storm import NO_STORM, StormOutlook, is_storm, storm_outlook
 
 
 class StormBreaker:
-    """The host's storm breaker.
+    """The host's storm breaker; each owner's domains may have a storm of their own.
 
     Args:
         settings: returns the configured limits; None: there is none.
-        domains: returns how many domains the host has.
+        domains: returns how many domains the host has, by their owner's uid.
     """
 
-    def __init__(self, settings: Callable[[], Storm | None], domains: Callable[[], int]) -> None:
+    def __init__(
+        self, settings: Callable[[], Storm | None], domains: Callable[[], Mapping[int | None, int]]
+    ) -> None:
         self._settings = settings
         self._domains = domains
         self._panics: dict[str, float] = {}
-        self._limiter = trio.CapacityLimiter(1)
+        self._limiters: dict[int | None, trio.CapacityLimiter] = {}
         self._raged = False
 
     def note(self, domain: str, at: float) -> None:
@@ -39,13 +43,17 @@ class StormBreaker:
         self._panics.pop(domain, None)  # so that they are in their order, the oldest first
         self._panics[domain] = at
 
+    def shift(self, seconds: float) -> None:
+        """Have all panics be as long ago as they are: the clock was set by so many seconds."""
+        self._panics = {domain: at + seconds for domain, at in self._panics.items()}
+
     @property
     def raged(self) -> bool:
         """Whether there was a storm when that was last asked; from any thread."""
         return self._raged
 
     def rages(self, now: float) -> bool:
-        """Whether there is a storm; says so in the log when it begins and when it ends."""
+        """Whether there is a storm for anybody; says so in the log when it begins and ends."""
         storm = self._settings()
         if storm is None:
             self._raged = False
@@ -55,27 +63,59 @@ class StormBreaker:
             if now - self._panics[oldest] < storm.window:
                 break
             del self._panics[oldest]
-        rages = is_storm(storm, self._panics.values(), self._domains(), now)
-        if rages is not self._raged:
-            self._raged = rages
-            tell = get_logger().error if rages else get_logger().info
+        hit = self._owners_hit(storm, now)
+        if bool(hit) is not self._raged:
+            self._raged = bool(hit)
+            tell = get_logger().error if hit else get_logger().info
             tell(
-                "many domains panic at once" if rages else "no longer many domains panic at once",
+                "many domains panic at once" if hit else "no longer many domains panic at once",
                 domains=len(self._panics),
+                owners=hit,
                 window=storm.window,
                 then=storm.then,
             )
-        return rages
+        return self._raged
 
-    def preserves(self, now: float) -> bool:
-        """Whether destructive actions are to be left to an operator now."""
+    def preserves(self, owner: int | None, now: float) -> bool:
+        """Whether destructive actions on an owner's domains are to be left to an operator now."""
         storm = self._settings()
-        return storm is not None and storm.then is StormAction.PRESERVE and self.rages(now)
+        return (
+            storm is not None
+            and storm.then is StormAction.PRESERVE
+            and self._hits(storm, owner, now)
+        )
 
-    def turn(self, now: float) -> trio.CapacityLimiter | None:
-        """Return what a destructive action has to take its turn at now; None: nothing."""
+    def outlook(self, now: float) -> StormOutlook:
+        """Return whose next panic would be left to an operator; from any thread."""
         storm = self._settings()
-        if storm is None or storm.then is not StormAction.LIMIT or not self.rages(now):
+        if storm is None or storm.then is not StormAction.PRESERVE:
+            return NO_STORM
+        return storm_outlook(storm, self._panics.copy().items(), self._domains(), now)
+
+    def turn(self, owner: int | None, now: float) -> trio.CapacityLimiter | None:
+        """Return what a destructive action on an owner's domain takes its turn at; None: nothing.
+
+        Each owner's domains have turns of their own: nobody waits for another's.
+        """
+        storm = self._settings()
+        if storm is None or storm.then is not StormAction.LIMIT:
             return None
-        self._limiter.total_tokens = storm.at_once
-        return self._limiter
+        if not self._hits(storm, owner, now):
+            return None
+        limiter = self._limiters.setdefault(owner, trio.CapacityLimiter(1))
+        limiter.total_tokens = storm.at_once
+        return limiter
+
+    def _owners_hit(self, storm: Storm, now: float) -> list[int | None]:
+        panics, domains = self._panics_by_owner(), self._domains()
+        return [owner for owner in panics if is_storm(storm, panics, domains, owner, now)]
+
+    def _hits(self, storm: Storm, owner: int | None, now: float) -> bool:
+        self.rages(now)
+        return is_storm(storm, self._panics_by_owner(), self._domains(), owner, now)
+
+    def _panics_by_owner(self) -> dict[int | None, list[float]]:
+        panics: dict[int | None, list[float]] = defaultdict(list)
+        for key, at in self._panics.items():
+            panics[owner_of(key)].append(at)
+        return panics

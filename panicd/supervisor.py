@@ -18,6 +18,7 @@ from panicd.executor import GONE_FOLLOWS
 from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
+from panicd.liveness import Liveness
 from panicd.own_time import OwnTime
 from panicd.qemu.event_buffer import Heard
 from panicd.qemu.monitor import CommandError, MonitorError, SessionLostError
@@ -48,10 +49,13 @@ from panicd.services import Services
 ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
 LOST: Final = "the domain's monitor was lost"
-ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED})
+ACTED_ON: Final = frozenset({State.PRESERVED, State.RUNNING_ON, State.FAILED, State.RESET})
+# The states in which nothing is asked of QEMU for long, so that it is asked whether it answers.
+SETTLED: Final = frozenset({None, State.PRESERVED, State.FAILED, State.RESET})
 LOOK_AFTER: Final[dict[State | None, float]] = {  # seconds without an event
     State.PRESERVED: 5.0,  # it may have been migrated away
     State.FAILED: 5.0,
+    State.RESET: 5.0,
     State.RUNNING_ON: 60.0,  # an ignored panic that did not come again is over
 }
 
@@ -109,6 +113,7 @@ class Supervisor:
         self._services.fleet.attach(self._domain, session)
         self._responder = Responder(self._services, self._domain, session)
         self._own_time = OwnTime(self._domain, session, self._responder)
+        self._liveness = Liveness(self._domain, session)
         try:
             await self._take_up()
             while not session.ended:
@@ -212,14 +217,14 @@ class Supervisor:
 
     def _look_up_policy(self) -> None:
         domain, session, services = self._domain, self._session, self._services
-        known = services.libvirt.known(domain.uuid)
+        known = services.libvirt.known(domain.address)
         session.capability = run_by_libvirt(session.capability, known)
-        domain.policy = services.policy_for(domain.name, domain.uuid)
+        domain.policy = services.policy_for(domain.claim, domain.address)
 
     async def _see_hold_end(self) -> None:
         """Decide anew about an incident in which nothing was done because of a hold."""
         domain, now = self._domain, self._services.keeping.clock()
-        if domain.chronicle is None or self._services.holds.on(domain.key, domain.name, now):
+        if domain.chronicle is None or domain.hold(self._services.holds, now):
             return
         incident = domain.chronicle.incident
         held = incident.decision is not None and incident.decision.reason is Reason.HELD
@@ -261,7 +266,7 @@ class Supervisor:
     async def _claim_incident(self) -> None:
         """Take the incident that waits for this domain; what is not yet written of it, is now."""
         waiting = self._services.waiting
-        while chronicle := waiting.claim(self._session.process, self._domain.key):
+        while chronicle := waiting.claim(self._session.process, self._domain):
             self._domain.chronicle = chronicle
             await chronicle.commit()
             if chronicle.incident.is_open:
@@ -279,11 +284,16 @@ class Supervisor:
         state = chronicle.incident.state if chronicle is not None else None
         arrives = state is None and session.run_state is RunState.INMIGRATE
         limit = ARRIVAL_CHECK if arrives else LOOK_AFTER.get(state, math.inf)
-        if await session.wait_event(limit):
+        if session.silent_since is not None:
+            limit = math.inf  # it would not answer
+        asked_in = self._liveness.due_in if state in SETTLED else math.inf
+        if await session.wait_event(min(limit, asked_in)):
             await session.take_event()
         elif state is State.RUNNING_ON:
             await self._responder.close(Ending.RAN_ON)
-        else:
+        elif limit <= asked_in:
+            await self._look()
+        if state in SETTLED and self._liveness.check(self._services.keeping.clock()):
             await self._look()
 
     async def _look(self) -> None:
@@ -316,6 +326,9 @@ class Supervisor:
         responder.heard_at = heard.at
         self._count_coalesced()
         chronicle = self._domain.chronicle
+        if chronicle is not None and chronicle.incident.state is State.RESET:
+            await responder.close(Ending.FOREIGN_RESET)  # a kernel that was started since panics
+            chronicle = None
         if chronicle is None:
             await responder.open(Source.EVENT, event.information, await self._state_after(event))
             if heard.count > 1 and self._domain.chronicle is not None:
@@ -360,12 +373,17 @@ class Supervisor:
             return
         if chronicle.incident.state is State.RUNNING_ON:
             return
-        await self._responder.stop_again()
+        if chronicle.incident.state is State.RESET:
+            await self._responder.close(Ending.FOREIGN_RESET)
+        else:
+            await self._responder.stop_again()
 
     async def _reset(self, *, by_guest: bool) -> None:
         if self._domain.chronicle is not None:
-            ending = Ending.GUEST_RESET if by_guest else Ending.FOREIGN_RESET
-            await self._responder.close(ending)
+            if by_guest:
+                await self._responder.close(Ending.GUEST_RESET)
+            else:
+                await self._responder.reset_by_others()
         elif not by_guest:  # what a guest can do as often as it likes is not logged
             await self._saw("guest reset")
 

@@ -4,7 +4,7 @@ Both counts, and the journal's own, follow from one function of an incident and 
 (``journal_totals.increments``), so they can't come to disagree.
 """
 
-from panicd.host.journal_totals import DomainTotals, Total, Totals, domain_key, increments
+from panicd.host.journal_totals import DomainTotals, Total, Totals, increments
 from panicd.host.metrics import Metrics
 from panicd.rules.incident import AnyEntry, Closed, Ending, Incident
 from panicd.rules.policy import Reason
@@ -27,6 +27,7 @@ class Tally:
         self._metrics = metrics
         self._counts: dict[tuple[Total, str], int] = {}
         self._restarts = dict(restarts)
+        self._before: dict[str, str] = {}
         for key, domain in totals.domains.items():
             self._counts[Total.DOMAIN_PANICS, key] = domain.panics
             self._counts[Total.DOMAIN_RESTARTS, key] = domain.restarts
@@ -48,17 +49,38 @@ class Tally:
         if isinstance(entry, Closed) and before is not None:
             self._count_end(before, entry)
 
+    def go_on_from(self, key: str, before: str) -> None:
+        """Have a domain's counts go on from what 0.1.0 counted, by what its QEMU claims.
+
+        Whoever claims the same starts from the same: nobody's counts become less by it.
+
+        Args:
+            key: the domain's.
+            before: what 0.1.0 counted it under: its UUID, its name where it has none.
+        """
+        self._before[key] = before
+
     def domain(self, key: str) -> DomainTotals:
         """Return the counts of a domain."""
         return DomainTotals(
-            self._counts.get((Total.DOMAIN_PANICS, key), 0),
-            self._counts.get((Total.DOMAIN_RESTARTS, key), 0),
-            self._counts.get((Total.DOMAIN_ACTION_FAILURES, key), 0),
+            self._count(Total.DOMAIN_PANICS, key),
+            self._count(Total.DOMAIN_RESTARTS, key),
+            self._count(Total.DOMAIN_ACTION_FAILURES, key),
         )
+
+    def shift(self, seconds: float) -> None:
+        """Have all restarts be as long ago as they are: the clock was set by so many seconds."""
+        for key, restarts in self._restarts.items():
+            self._restarts[key] = tuple(at + seconds for at in restarts)
 
     def restarts(self, key: str) -> tuple[float, ...]:
         """Return when panicd restarted a domain, in seconds since the epoch."""
-        return self._restarts.get(key, ())
+        before = self._restarts.get(self._before.get(key, ""), ())
+        return (*before, *self._restarts.get(key, ()))
+
+    def _count(self, total: Total, key: str) -> int:
+        before = self._counts.get((total, self._before.get(key, "")), 0)
+        return before + self._counts.get((total, key), 0)
 
     def _add(self, total: Total, label: str, count: int) -> None:
         metrics = self._metrics
@@ -82,5 +104,5 @@ class Tally:
         duration = max(0.0, closed.at - incident.opened.at)
         self._metrics.incident_duration.labels(action=incident.action).observe(duration)
         if closed.ending in {Ending.RESTARTED, Ending.RELAUNCHED}:
-            key = domain_key(incident.opened)
-            self._restarts[key] = (*self.restarts(key), closed.at)
+            key = incident.opened.domain_key
+            self._restarts[key] = (*self._restarts.get(key, ()), closed.at)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import trio
 
 from panicd.chronicle import Chronicle, Clock
+from panicd.fleet import Domain
 from panicd.host.journal import JournalError
-from panicd.host.journal_totals import domain_key
-from panicd.qemu.process import ProcessIdentity
+from panicd.qemu.process_identity import ProcessIdentity
+from panicd.rules.identity import same_place
 from panicd.rules.incident import (
     Closed,
     Ending,
@@ -56,6 +57,7 @@ class WaitingRoom:
         self._clock = clock
         self._has_returned = has_returned
         self._waiting: dict[str, _Place] = {}
+        self._in_hand: dict[str, Chronicle] = {}  # gone on with, without a connection
         self._orphaned, self.orphans = trio.open_memory_channel[Chronicle](math.inf)
 
     def park(self, chronicle: Chronicle, *, is_orphan: bool = False) -> None:
@@ -65,6 +67,7 @@ class WaitingRoom:
             chronicle: the incident's.
             is_orphan: its QEMU is known to have ended; it may be relaunched.
         """
+        self.let_go(chronicle)
         opened, deadline = chronicle.incident.opened, return_deadline(chronicle)
         if deadline is not None and self._has_returned(opened):
             self._end_wait(chronicle)
@@ -76,24 +79,35 @@ class WaitingRoom:
         elif process is not None and not is_orphan:
             self._nursery.start_soon(self._hand_over_when_ended, place, process)
 
-    def claim(self, process: str, key: str) -> Chronicle | None:
+    def claim(self, process: str, domain: Domain) -> Chronicle | None:
         """Return the incident that waits for a domain, and keep it no longer.
 
         Args:
-            process: which QEMU process was found; an incident that began on it comes first.
-            key: the domain's key.
+            process: which QEMU process was found; an incident that began on it comes first, and
+                one that began on another is not its while that one lives.
+            domain: as the host vouches for it.
         """
-        waiting = self.chronicles
-        same = (c for c in waiting if process and c.incident.opened.process == process)
-        known = (c for c in waiting if domain_key(c.incident.opened) == key)
-        chronicle = next(same, None) or next(known, None)
+        waiting = [c.incident.opened for c in self.parked]
+        same = (opened for opened in waiting if process and opened.process == process)
+        its = (o for o in waiting if _is_of(o, domain) and not (process and _lives(o)))
+        found = next(same, None) or next(its, None)
+        chronicle = next((c for c in self.parked if c.incident.opened is found), None)
         if chronicle is not None:
             self.withdraw(chronicle)
         return chronicle
 
     def hand_over(self, chronicle: Chronicle) -> None:
         """Have an incident gone on with for which no connection is needed: see ``orphans``."""
+        self.take_in_hand(chronicle)
         self._orphaned.send_nowait(chronicle)
+
+    def take_in_hand(self, chronicle: Chronicle) -> None:
+        """Go on with an incident without a connection: it is shown with those that wait."""
+        self._in_hand[chronicle.incident.id] = chronicle
+
+    def let_go(self, chronicle: Chronicle) -> None:
+        """End that."""
+        self._in_hand.pop(chronicle.incident.id, None)
 
     def withdraw(self, chronicle: Chronicle) -> bool:
         """Keep an incident no longer; return whether it was still here."""
@@ -104,7 +118,12 @@ class WaitingRoom:
 
     @property
     def chronicles(self) -> tuple[Chronicle, ...]:
-        """The incidents that wait, the oldest first. May be asked for in any thread."""
+        """The incidents that nobody is connected for. May be asked for in any thread."""
+        return (*self.parked, *list(self._in_hand.values()))
+
+    @property
+    def parked(self) -> tuple[Chronicle, ...]:
+        """Those of them that wait for their domain, the oldest first."""
         return tuple(place.chronicle for place in list(self._waiting.values()))
 
     async def _hand_over_when_ended(self, place: _Place, process: ProcessIdentity) -> None:
@@ -136,7 +155,20 @@ class WaitingRoom:
             await chronicle.commit()
         except JournalError:  # told of where it is found, and tried again as for any orphan
             if self.withdraw(chronicle):
-                self._orphaned.send_nowait(chronicle)
+                self.hand_over(chronicle)
+
+
+def _is_of(opened: Opened, domain: Domain) -> bool:
+    """Tell whether an incident is a domain's, as far as was written down whose it is."""
+    if opened.key:
+        return opened.key == domain.key
+    claimed = opened.domain_key in {domain.uuid or domain.name, domain.uuid or domain.claim.name}
+    return claimed and same_place(opened.monitor, domain.address)
+
+
+def _lives(opened: Opened) -> bool:
+    process = ProcessIdentity.parse(opened.process)
+    return process is not None and not process.has_ended()
 
 
 def return_deadline(chronicle: Chronicle) -> float | None:

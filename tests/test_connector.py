@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import trio
 
 from panicd import connector
 from panicd.connector import FIRST_RETRY, LAST_RETRY, Backoff
+from panicd.qemu.socket_table import DOES_NOT_ANSWER, TAKEN
 from tests.parts.background import background
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
@@ -20,7 +22,6 @@ from tests.parts.qmp import connect_qmp
 from tests.parts.wire import Message
 
 NOT_CONNECTED = "monitor is not connected"
-QUEUE_FULL = "other clients are waiting for this monitor already"
 
 
 class Tries:
@@ -50,11 +51,16 @@ class Tries:
 
 @pytest.fixture
 def tries(monkeypatch: pytest.MonkeyPatch) -> Tries:
-    """Counts the tries to connect; a monitor that does not greet is given up soon."""
+    """Counts the tries to connect."""
     tries = Tries()
     monkeypatch.setattr(connector, "Backoff", tries.backoff)
-    monkeypatch.setattr(connector, "GREETING_TIMEOUT", 0.05)
     return tries
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A monitor that does not greet is given up soon: for tests in which none does in time."""
+    monkeypatch.setattr(connector, "GREETING_TIMEOUT", 0.05)
 
 
 @pytest.fixture
@@ -128,24 +134,41 @@ async def test_socket_bound_before_it_listens_is_connected_once_it_does(
         assert await daemon.metric("panicd_monitor_reconnects_total") == 1
 
 
+async def test_socket_whose_path_is_too_long_says_so(socket_dir: Path) -> None:
+    directory = socket_dir / ("d" * 60) / ("d" * 60)
+    directory.mkdir(parents=True)
+    before = os.open(".", os.O_RDONLY)
+    os.chdir(directory)  # as a QEMU can be started with a relative path
+    try:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("vm.qmp")
+    finally:
+        os.fchdir(before)
+        os.close(before)
+    async with DaemonInside.start(socket_dir, monitors=[{"glob": f"{socket_dir}/*/*/*"}]) as daemon:
+        line = await daemon.wait_log(NOT_CONNECTED)
+        assert line["reason"].endswith("a socket's may have 107 (unix(7))")
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_monitor_that_another_client_holds_is_connected_once_it_is_free(
-    socket_dir: Path, tries: Tries
+    socket_dir: Path, tries: Tries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
         fake(socket_dir).running() as vm,
         connect_qmp(vm.socket) as holder,
         DaemonInside.start(socket_dir) as daemon,
     ):
-        why = "no greeting within 0.05 s: another client may hold this monitor"
-        await daemon.wait_log(NOT_CONNECTED, domain="vm", reason=why)
+        await daemon.wait_log(NOT_CONNECTED, domain="vm", reason=TAKEN)
         status = await daemon.domain("vm")
         assert not status["connected"]
         assert status["problem"] in said(daemon)
         assert status["attempts"] >= 1
         await tries.wait_more(3)
-        # Its own earlier tries wait in the queue too: a second reason, told once as well.
-        assert said(daemon) == [why, QUEUE_FULL][: len(said(daemon))]
+        # Its own earlier tries wait in the queue too, which is no other reason.
+        assert said(daemon) == [TAKEN]
 
+        monkeypatch.setattr(connector, "GREETING_TIMEOUT", 5.0)
         holder.hang_up()
         await daemon.wait_armed("vm")
         assert (await daemon.domain("vm"))["problem"] == ""
@@ -158,9 +181,10 @@ async def test_monitor_whose_queue_is_full_says_so(
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as waiting:
         waiting.connect(bound.getsockname())
         async with DaemonInside.start(socket_dir) as daemon:
-            await daemon.wait_log(NOT_CONNECTED, domain="vm", reason=QUEUE_FULL)
+            await daemon.wait_log(NOT_CONNECTED, domain="vm", reason=DOES_NOT_ANSWER)
             await tries.wait_more(2)
-            assert said(daemon) == [QUEUE_FULL]
+            assert said(daemon) == [DOES_NOT_ANSWER]
+            assert (await daemon.domain("vm"))["silent"]
 
 
 async def test_monitor_that_dies_is_connected_again_when_it_is_back(socket_dir: Path) -> None:
@@ -185,6 +209,7 @@ async def test_session_that_is_cut_is_made_anew(socket_dir: Path) -> None:
         assert await daemon.metric("panicd_monitor_reconnects_total") == 1
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     "greeting",
     [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"[]\r\n", b'{"QMP": {"version": 7}}\r\n', b"\xff\xfe\r\n"],
@@ -256,8 +281,12 @@ async def test_vm_with_two_monitors_is_looked_after_through_one(
     async with one.running(), DaemonInside.start(socket_dir) as daemon:
         await daemon.wait_armed("vm")
         async with other.running():
-            why = f"this VM is looked after already, through {one.socket}"
+            why = f"a second monitor of vm, which is looked after by {one.socket}"
             await daemon.wait_log(NOT_CONNECTED, domain="other", reason=why)
+            assert (await daemon.domain("other"))["spare_of"] == "vm"
+            assert await daemon.metric("panicd_domain_up", domain="vm") == 1
+            assert await daemon.metric("panicd_domain_up", domain="other") is None
+            assert await daemon.metric("panicd_domains_exposed", reason="no-monitor") == 0
             one.panic()
             await daemon.wait_incident("vm", state="preserved")
         assert len(daemon.incidents()) == 1

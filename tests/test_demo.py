@@ -21,6 +21,7 @@ from panicd.demo.proofs import compressed_dump, process_gone, runs, stays_panick
 from panicd.demo.scene import Case
 from panicd.rules.on_crash import OnCrash
 from tests.parts.dump_files import Dump
+from tests.parts.patience import fail_after, patience
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -65,7 +66,7 @@ def test_every_policy_has_a_case() -> None:
 @pytest.mark.real
 def test_all_is_seen_working_and_nothing_is_left(socket_dir: Path) -> None:
     with demo(socket_dir) as process:
-        printed, _ = process.communicate(timeout=TIME_LIMIT)
+        printed, _ = process.communicate(timeout=patience(TIME_LIMIT))
 
     assert process.returncode == 0, printed
     assert f"{len(CASES)} of {len(CASES)} policies seen working" in printed
@@ -87,7 +88,7 @@ def test_nothing_is_left_of_one_that_is_interrupted(
             if "relaunched:" in line:  # the last that starts anything
                 break
         process.send_signal(number)
-        printed, _ = process.communicate(timeout=TIME_LIMIT)
+        printed, _ = process.communicate(timeout=patience(TIME_LIMIT))
 
     assert process.returncode == 1
     assert "interrupted" in printed
@@ -100,7 +101,7 @@ def test_it_ends_when_nobody_reads_it(socket_dir: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(timeout=TIME_LIMIT) == 1
+        assert process.wait(timeout=patience(TIME_LIMIT)) == 1
     assert_nothing_left(socket_dir)
 
 
@@ -190,7 +191,7 @@ def test_an_elf_dump_is_complete_or_not(tmp_path: Path) -> None:
 
 
 async def test_only_the_process_meant_is_ended_by_its_pid_file(tmp_path: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         sleeper = await trio.lowlevel.open_process(["sleep", "1000"])
         while not await trio.Path(f"/proc/{sleeper.pid}/cmdline").read_bytes():
             pass  # it has no arguments for a moment yet

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 import pytest
-from rich.console import Console, Group
+from rich.console import Group
 
 from panicd.cli.render_dumps import dumps
+from panicd.cli.terminal import Terminal
 from panicd.dump_queue import DumpQueue, DumpState, DumpTurn, dump_status
 from panicd.rules.settings import DumpFormat
 
@@ -26,9 +27,9 @@ class Queue:
         self.queue = DumpQueue(at_once, lambda: self.now)
         self.places: dict[str, ExitStack] = {}
 
-    def come(self, name: str) -> DumpTurn:
+    def come(self, name: str, owner: int = 0) -> DumpTurn:
         self.places[name] = ExitStack()
-        turn = self.queue.turn(lambda: self.woken.append(name), ELF)
+        turn = self.queue.turn(lambda: self.woken.append(name), ELF, owner)
         return self.places[name].enter_context(turn)
 
     def leave(self, name: str) -> None:
@@ -46,6 +47,21 @@ def test_first_come_first_served() -> None:
     assert queue.woken == ["a", "b", "c"]
     assert turns["c"].since == queue.now
     assert turns["d"].ahead == 0
+
+
+def test_user_who_has_many_lets_another_go_first() -> None:
+    queue = Queue(2)
+    many = [queue.come(f"a{number}", owner=1) for number in range(10)]
+    other = queue.come("b", owner=2)
+    assert (other.ahead, many[2].ahead) == (0, 1)
+    queue.leave("a0")
+    assert queue.woken == ["a0", "a1", "b"]
+    queue.come("c", owner=3)
+    queue.leave("b")
+    assert queue.woken[-1] == "c"
+    queue.leave("c")
+    queue.leave("a1")
+    assert queue.woken[-2:] == ["a2", "a3"]
 
 
 def test_who_leaves_the_queue_makes_room_for_those_behind() -> None:
@@ -85,7 +101,7 @@ def test_reload_changes_how_many_are_made_at_once() -> None:
     ],
 )
 def test_how_far_a_dump_is(kind: DumpFormat, completed: int, received: int, done: int) -> None:
-    turn = DumpTurn(lambda: None, kind, 100.0, has_come=True)
+    turn = DumpTurn(lambda: None, kind, 0, 100.0, has_come=True)
     turn.progress.total = 4 * GIB
     turn.progress.completed, turn.progress.received = completed, received
     status = dump_status(turn, 110.0)
@@ -94,7 +110,7 @@ def test_how_far_a_dump_is(kind: DumpFormat, completed: int, received: int, done
 
 
 def test_nothing_is_foretold_of_a_dump_of_which_nothing_is_known() -> None:
-    turn = DumpTurn(lambda: None, ELF, 100.0, has_come=True)
+    turn = DumpTurn(lambda: None, ELF, 0, 100.0, has_come=True)
     status = dump_status(turn, 100.0)
     assert (status.total, status.rate, status.left) == (None, None, None)
     turn.progress.received = GIB
@@ -108,20 +124,20 @@ def shown(*turns: DumpTurn, now: float) -> list[str]:
         {"domain": f"[red]vm-{index}", "dump": asdict(dump_status(turn, now))}
         for index, turn in enumerate(turns)
     ]
-    console = Console(file=io.StringIO(), width=140)
+    console = Terminal(file=io.StringIO(), width=140)
     console.print(Group(*dumps([*domains, {"domain": "quiet", "dump": None}], now)))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()[1:]
 
 
 def test_what_people_see() -> None:
-    dumped = DumpTurn(lambda: None, ELF, 100.0, has_come=True)
+    dumped = DumpTurn(lambda: None, ELF, 0, 100.0, has_come=True)
     dumped.progress.total, dumped.progress.received = 4 * GIB, GIB
     dumped.progress.left_out = 3 * GIB
-    done = DumpTurn(lambda: None, ELF, 101.0, has_come=True)
+    done = DumpTurn(lambda: None, ELF, 0, 101.0, has_come=True)
     done.progress.total = done.progress.completed = GIB
-    unknown = DumpTurn(lambda: None, KDUMP, 102.0, has_come=True)
-    waiting = DumpTurn(lambda: None, ELF, 103.0, ahead=1)
+    unknown = DumpTurn(lambda: None, KDUMP, 0, 102.0, has_come=True)
+    waiting = DumpTurn(lambda: None, ELF, 0, 103.0, ahead=1)
     first, second, third, fourth = shown(dumped, done, unknown, waiting, now=110.0)
     assert first.split("━")[0].split() == ["dump", "of", "[red]vm-0"]
     assert (

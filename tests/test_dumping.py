@@ -82,7 +82,7 @@ async def test_status_shows_no_dump_where_there_is_none(socket_dir: Path) -> Non
 async def test_guest_that_others_reset_leaves_the_queue(socket_dir: Path, required: bool) -> None:
     async with one_at_a_time(socket_dir, "first", "second", required=required) as (daemon, vms):
         await vms[1].foreign("system_reset")
-        incident = await daemon.wait_incident("second", ending="foreign-reset")
+        incident = await daemon.wait_incident("second", state="reset")
         assert incident.steps[-1] == ("Dump", "skipped")
         assert "dump-guest-memory" not in vms[1].commands
         assert await daemon.metric(FAILURES, reason="overtaken") == 1

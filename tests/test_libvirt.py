@@ -14,6 +14,7 @@ from panicd.libvirt import Libvirt, LibvirtAwayError
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.settings import LibvirtSettings
+from tests.parts.patience import fail_after
 
 UUID = "6f2c9a34-8d0e-4d5c-9b52-0a6f1f0d7a11"
 MONITOR = "/run/qemu/vm.qmp"
@@ -86,9 +87,9 @@ def libvirt(*, take_over: bool = True, dry_run: bool = False) -> Libvirt:
 async def test_a_domain_is_taken_over(virsh: Virsh) -> None:
     known = libvirt()
     virsh.shows(xml("restart"))
-    await known.learn(UUID, MONITOR)
+    await known.learn(UUID, MONITOR, "")
 
-    domain = known.known(UUID)
+    domain = known.known(MONITOR)
     assert domain is not None
     assert (domain.acts, domain.on_crash) == (False, OnCrash.RESTART)
     assert [told.split()[0] for told in virsh.told[1:]] == ["metadata", "set-lifecycle-action"]
@@ -100,9 +101,9 @@ async def test_what_can_t_be_kept_is_not_taken_over(virsh: Virsh) -> None:
     known = libvirt()
     virsh.shows(xml("destroy"))
     virsh.does(metadata="exit 1")
-    await known.learn(UUID, MONITOR)
+    await known.learn(UUID, MONITOR, "")
 
-    domain = known.known(UUID)
+    domain = known.known(MONITOR)
     assert domain is not None
     assert domain.acts
     assert "set-lifecycle-action" not in " ".join(virsh.told)
@@ -112,9 +113,9 @@ async def test_what_can_t_be_kept_is_not_taken_over(virsh: Virsh) -> None:
 async def test_libvirt_is_left_as_it_is(virsh: Virsh, options: dict[str, bool]) -> None:
     known = libvirt(**options)
     virsh.shows(xml("destroy"))
-    await known.learn(UUID, MONITOR)
+    await known.learn(UUID, MONITOR, "")
 
-    domain = known.known(UUID)
+    domain = known.known(MONITOR)
     assert domain is not None
     assert domain.acts
     assert virsh.told == [f"dumpxml {UUID}; uri"]
@@ -134,16 +135,16 @@ async def test_libvirt_is_left_as_it_is(virsh: Virsh, options: dict[str, bool]) 
 async def test_what_is_not_this_domain_s_is_not_believed(virsh: Virsh, answer: str) -> None:
     known = libvirt()
     virsh.shows(answer)
-    await known.learn(UUID, MONITOR)
+    await known.learn(UUID, MONITOR, "")
 
-    assert known.known(UUID) is None
+    assert known.known(MONITOR) is None
     assert not known.problem
     assert virsh.told == [f"dumpxml {UUID}; uri"]
 
 
 async def test_a_uuid_is_never_a_command(virsh: Virsh) -> None:
     known = libvirt()
-    await known.learn(f"{UUID}; destroy other", MONITOR)
+    await known.learn(f"{UUID}; destroy other", MONITOR, "")
     assert virsh.told == []
 
 
@@ -151,11 +152,11 @@ async def test_silence_is_waited_for_once(virsh: Virsh, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "KNOWN_WITHIN", 0.2)
     known = libvirt()
     virsh.does(dumpxml="exec sleep 60")
-    await known.learn(UUID, MONITOR)
+    await known.learn(UUID, MONITOR, "")
     assert "did not answer" in known.problem
 
     told = len(virsh.told)
-    await known.learn(UUID, MONITOR)
+    await known.learn(UUID, MONITOR, "")
     with pytest.raises(LibvirtAwayError):
         await known.act(DOMAIN, "reset")
     assert len(virsh.told) == told
@@ -168,24 +169,24 @@ async def test_what_was_missed_is_asked_for_again(
     known, changed = libvirt(), trio.Event()
     known.on_change = changed.set
     virsh.does(dumpxml="exit 1")
-    await known.learn(UUID, MONITOR)
+    await known.learn(UUID, MONITOR, "")
     assert known.problem
 
     virsh.shows(xml("destroy"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(known.run)
-        with trio.fail_after(20):
+        with fail_after(20):
             await changed.wait()
         nursery.cancel_scope.cancel()
     assert not known.problem
-    assert known.known(UUID) is not None
+    assert known.known(MONITOR) is not None
 
 
 async def test_a_problem_ends_though_there_is_no_domain_any_more(virsh: Virsh) -> None:
     known = libvirt()
     virsh.does(dumpxml="exit 1", uri="exit 1")
-    await known.learn(UUID, MONITOR)
-    known.forget(UUID)
+    await known.learn(UUID, MONITOR, "")
+    known.forget(MONITOR)
     await known._refresh()
     assert known.problem
     virsh.does(uri="true")
@@ -196,11 +197,11 @@ async def test_a_problem_ends_though_there_is_no_domain_any_more(virsh: Virsh) -
 async def test_a_domain_that_is_forgotten_is_asked_about_no_more(virsh: Virsh) -> None:
     known = libvirt()
     virsh.shows(xml("preserve"))
-    await known.learn(UUID, MONITOR)
-    known.forget(UUID)
-    assert known.known(UUID) is not None, "its relaunch may still depend on it"
+    await known.learn(UUID, MONITOR, "")
+    known.forget(MONITOR)
+    assert known.known(MONITOR) is not None, "its relaunch may still depend on it"
     await known._refresh()
-    assert known.known(UUID) is None
+    assert known.known(MONITOR) is None
 
 
 async def test_libvirt_acts_once_it_has_seen_the_panic(virsh: Virsh, tmp_path: Path) -> None:
@@ -264,5 +265,51 @@ async def test_a_guest_that_libvirt_takes_for_running_is_not_dumped(
 async def test_no_virsh_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     known = libvirt()
-    await known.learn(UUID, MONITOR)
+    await known.learn(UUID, MONITOR, "")
     assert "virsh can't be run" in known.problem
+
+
+ANOTHER = "0123/7/8"
+
+
+async def test_the_next_qemu_at_a_path_is_not_the_one_before(
+    virsh: Virsh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it says, and whether libvirt can be asked or not."""
+    known = libvirt()
+    virsh.shows(xml("preserve"))
+    await known.learn(UUID, MONITOR, "")
+    known.forget(MONITOR)
+    assert known.known(MONITOR) is not None
+    monkeypatch.setattr(known, "problem", "no answer")
+    await known.learn(UUID, MONITOR, ANOTHER)
+    assert known.known(MONITOR) is None
+
+    monkeypatch.setattr(known, "problem", "")
+    await known.learn(UUID, MONITOR, "")
+    assert known.known(MONITOR) is not None
+    await known.learn("", MONITOR, "")
+    assert known.known(MONITOR) is None
+
+
+@pytest.mark.parametrize(("pid", "believed"), [("7", True), ("8", False), ("x", True)])
+async def test_the_process_is_the_one_that_libvirt_started(
+    virsh: Virsh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: str, believed: bool
+) -> None:
+    monkeypatch.setattr(module, "pid_file", lambda *_: tmp_path / "vm.pid")
+    (tmp_path / "vm.pid").write_text(pid)
+    known = libvirt()
+    virsh.shows(xml("preserve"))
+    await known.learn(UUID, MONITOR, ANOTHER)
+    assert (known.known(MONITOR) is not None) is believed
+
+
+async def test_two_that_claim_one_domain_are_told_apart_by_the_monitor(virsh: Virsh) -> None:
+    known = libvirt()
+    virsh.shows(xml("preserve"))
+    await known.learn(UUID, "/run/qemu/liar.qmp", "")
+    await known.learn(UUID, MONITOR, "")
+    assert known.known("/run/qemu/liar.qmp") is None
+    assert known.known(MONITOR) is not None
+    known.forget("/run/qemu/liar.qmp")
+    assert known.known(MONITOR) is not None, "that the other has left changes nothing"

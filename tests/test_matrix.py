@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from panicd.connector import connect
 from panicd.demo.guests import Guest
@@ -26,6 +25,7 @@ from panicd.rules.command_line import parse_command_line
 from panicd.rules.on_crash import OnCrash
 from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.profile import BUILTIN, RECORDED, RHEL_7, Profile
 from tests.parts.qemu import RealQemu
 from tests.parts.qmp import QmpClient, QmpCommandError, connect_qmp
@@ -285,7 +285,7 @@ async def test_what_every_policy_does(socket_dir: Path, case: Case) -> None:
 
 @cases
 async def test_what_is_known_of_it(socket_dir: Path, case: Case) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         capability = await capability_of(case, socket_dir)
         proof = await resumes(case, socket_dir)
         assert capability.reversible == proof, "the hint is right"

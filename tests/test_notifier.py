@@ -18,6 +18,7 @@ from panicd.rules.notification import Notice
 from panicd.rules.qapi import PanicInformation
 from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.receiver import Receiver, Told, status
 
 HOSTILE = "vm\r\nce-id: forged\x00\u202e\ud800"
@@ -257,7 +258,7 @@ async def test_what_is_no_longer_to_be_told_is_dropped(socket_dir: Path) -> None
         await daemon.wait_log("notification not delivered")
         daemon.write_config(notify={})
         await daemon.call("reload")
-        with trio.fail_after(5):
+        with fail_after(5):
             while still_to_be_told(daemon):
                 await trio.lowlevel.checkpoint()
 

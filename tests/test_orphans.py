@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,20 @@ async def test_a_relaunch_that_a_stop_forestalled_is_made_up_for(
     async with DaemonInside.start(socket_dir) as daemon:
         await daemon.wait_log("step begins", step="AwaitReturn")
     assert told.read_text() == "begun\n"
+
+
+async def test_a_relaunch_that_goes_on_without_its_vm_is_in_the_status(socket_dir: Path) -> None:
+    fifo = socket_dir / "told"
+    os.mkfifo(fifo)  # the command waits until it is read
+    await quit_before_its_relaunch(socket_dir, fifo)
+    async with DaemonInside.start(socket_dir) as daemon:
+        await daemon.wait_log("step begins", step="RunRelaunch")
+        (waiting,) = (await daemon.call("status"))["waiting"]
+        assert (waiting["id"], waiting["state"]) == ("i1", "acting")
+        assert await daemon.metric("panicd_incidents_open") == 1
+        assert await trio.Path(fifo).read_text() == "begun\n"
+        await daemon.wait_log("step begins", step="AwaitReturn")
+        assert len((await daemon.call("status"))["waiting"]) == 1
 
 
 async def test_a_relaunch_that_the_journal_forestalled_is_made_up_for(

@@ -12,6 +12,7 @@ import pytest
 from panicd.demo.guests import PVPANIC_PORT, Guest
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import patiently
 from tests.parts.profile import QEMU_1_6, QEMU_2_5, QEMU_2_8, QEMU_10_0, Profile, RunState
 from tests.parts.qemu import RealQemu
 
@@ -128,10 +129,8 @@ async def test_operator_need_not_wait(socket_dir: Path) -> None:
     async with connected(socket_dir, grace=LONG) as (daemon, vm):
         vm.panic()
         await watched(daemon)
-        assert await daemon.call("act", domain="vm", action="restart", why="now") == {
-            "domain": "vm",
-            "done": True,
-        }
+        done = await daemon.call("act", domain="vm", action="restart", why="now")
+        assert (done["done"], done["ending"]) == (True, "restarted")
         incident = await daemon.wait_incident("vm", ending="restarted")
         assert incident.decisions == [("grace", "grace"), ("restart", "operator")]
 
@@ -183,7 +182,7 @@ async def test_grace_goes_on_for_the_time_that_is_left_after_a_crash(socket_dir:
 async def test_what_runs_is_left_alone_where_its_reset_may_have_gone_unseen(
     socket_dir: Path,
 ) -> None:
-    async with killed_in_a_grace(socket_dir, "1s") as (daemon, vm):
+    async with killed_in_a_grace(socket_dir, patiently(1)) as (daemon, vm):
         vm.guest_reset()  # unseen: it is healthy by now
         mark = daemon.mark()
         await daemon.start_again()
@@ -281,7 +280,7 @@ async def test_grace_of_a_real_guest(socket_dir: Path) -> None:
 async def test_kdump_of_a_real_guest(
     socket_dir: Path, guest: Guest, ending: str, decisions: list[tuple[str, str]]
 ) -> None:
-    settings = {"on_crash": "destroy", "kdump_timeout": "2s"}
+    settings = {"on_crash": "destroy", "kdump_timeout": patiently(2)}
     async with (
         RunningDaemon.start(socket_dir, settings) as daemon,
         RealQemu.start(socket_dir, guest=guest, paused=True) as vm,

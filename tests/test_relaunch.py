@@ -6,15 +6,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import trio
 
 from panicd.relaunch import run_relaunch
 from panicd.rules.incident import Outcome
 from panicd.rules.plan import RunRelaunch
+from tests.parts.patience import fail_after
 from tests.parts.systemd import Bus, FakeSystemd
 
 UUID = "6f2c9a34-8d0e-4d5c-9b52-0a6f1f0d7a11"
-VM = {"PANICD_DOMAIN": "web-1", "PANICD_UUID": UUID}
+MONITOR = "/run/qemu/web-1.qmp"
+VM = {"PANICD_DOMAIN": "web-1", "PANICD_UUID": UUID, "PANICD_MONITOR": MONITOR}
 UNIT = RunRelaunch(20.0, unit="qemu@{domain}.service")
 LIBVIRT = RunRelaunch(20.0, libvirt_uri="qemu:///system")
 
@@ -24,6 +25,20 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a test puts its own programs."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
+
+
+def xml(monitor: str) -> str:
+    """A domain that does not run, with a QMP monitor of its own."""
+    return f"""<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>web-1</name>
+  <qemu:commandline>
+    <qemu:arg value='-chardev'/>
+    <qemu:arg value='socket,id=panicd,path={monitor},server=on,wait=off'/>
+    <qemu:arg value='-qmp'/>
+    <qemu:arg value='chardev:panicd'/>
+  </qemu:commandline>
+</domain>
+"""
 
 
 def write_program(path: Path, script: str) -> None:
@@ -40,14 +55,32 @@ async def systemd(socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 async def test_libvirt_is_asked_once_it_knows_that_qemu_has_ended(programs: Path) -> None:
     states = f"echo . >>{programs}/looks; [ $(wc -l <{programs}/looks) = 3 ] || exec echo running"
+    (programs / "xml").write_text(xml(MONITOR))
     script = (
-        f'case "$4" in domstate) {states}; echo "shut off";; *) echo "$*" >>{programs}/told; esac'
+        f'case "$4" in domstate) {states}; echo "shut off";; dumpxml) cat {programs}/xml;;'
+        f' *) echo "$*" >>{programs}/told; esac'
     )
     write_program(programs / "virsh", script)
     assert (await run_relaunch(LIBVIRT, VM)).outcome is Outcome.DONE
     told = (programs / "told").read_text()
     assert told == f"--quiet --connect qemu:///system start {UUID}\n"
     assert len((programs / "looks").read_text()) == 6, "that took three looks"
+
+
+@pytest.mark.parametrize("answer", ["", "no XML", xml("/run/qemu/other.qmp")])
+async def test_a_domain_that_does_not_name_the_monitor_is_not_started(
+    programs: Path, answer: str
+) -> None:
+    (programs / "xml").write_text(answer)
+    script = (
+        f'case "$4" in domstate) echo "shut off";; dumpxml) cat {programs}/xml;;'
+        f" *) touch {programs}/told; esac"
+    )
+    write_program(programs / "virsh", script)
+    result = await run_relaunch(LIBVIRT, VM)
+    assert result.outcome is Outcome.FAILED
+    assert f"does not name the monitor {MONITOR}" in result.detail
+    assert not (programs / "told").exists()
 
 
 @pytest.mark.parametrize(
@@ -107,6 +140,6 @@ async def test_a_name_that_no_environment_can_hold_is_a_failure(
     name: str, step: RunRelaunch
 ) -> None:
     """A QEMU that was taken over may call itself anything; that must not end the daemon."""
-    with trio.fail_after(10):
+    with fail_after(10):
         result = await run_relaunch(step, {"PANICD_DOMAIN": name})
     assert result.outcome is Outcome.FAILED

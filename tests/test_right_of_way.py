@@ -8,6 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from panicd import right_of_way
 from panicd.right_of_way import PASSED_WITHIN, WAITS_AT_MOST, RightOfWay
+from tests.parts.patience import fail_after
 
 
 async def test_nobody_waits_while_there_is_no_reaction(autojump_clock: MockClock) -> None:
@@ -28,7 +29,7 @@ async def test_a_task_goes_on_when_the_reaction_is_over() -> None:
         await way.give_way_async()
         passed.append("other")
 
-    with trio.fail_after(5):
+    with fail_after(5):
         async with trio.open_nursery() as nursery:
             with way.go_first():
                 nursery.start_soon(other)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts.patience import patience
+
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for part in ("panicd", "tests") for path in (ROOT / part).rglob("*.py"))
 
@@ -22,6 +24,8 @@ SLEEPS = {
     "tests/model/world.py",  # virtual time: how long a command, a dump takes
     "tests/hostile/monitors.py",  # how slow a hostile monitor is
     "tests/hostile/soak.py",  # how often something happens
+    "tests/parts/patience.py",  # until a limit is over
+    "tests/parts/test_patience.py",  # virtual time: what takes long
     "tests/test_style.py",
 }
 
@@ -52,7 +56,7 @@ def test_linter(arguments: tuple[str, ...]) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=patience(300),
         check=False,
     )
     assert finished.returncode == 0, finished.stdout
@@ -78,6 +82,19 @@ def test_no_test_sleeps_to_wait_for_a_state() -> None:
         and re.search(r"\bsleep(_until)?\(", path.read_text(encoding="utf-8"))
     }
     assert sleepers <= SLEEPS
+
+
+def test_every_limit_gives_a_busy_machine_time() -> None:
+    """See tests/parts/patience.py; what runs on another machine, or measures, has its own."""
+    others = [ROOT / "tests" / name for name in ("bench", "service", "test_style.py")]
+    impatient = [
+        name_of(path)
+        for path in FILES
+        if path.is_relative_to(ROOT / "tests")
+        and not any(map(path.is_relative_to, others))
+        and "trio.fail_after(" in path.read_text(encoding="utf-8")
+    ]
+    assert impatient == []
 
 
 def test_no_file_has_more_than_one_job() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.parts.daemon import DaemonInside, LoggedIncident
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import patiently
 from tests.parts.profile import RunState
 
 UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f59"
@@ -20,8 +21,9 @@ def fake(directory: Path, **what: Any) -> FakeQemu:
     return FakeQemu(directory / "vm.qmp", uuid=UUID, **what)
 
 
-def relaunching(timeout: str) -> dict[str, Any]:
-    return {"on_crash": "restart", "relaunch": {"command": ["/bin/true"], "timeout": timeout}}
+def relaunching(seconds: float) -> dict[str, Any]:
+    relaunch = {"command": ["/bin/true"], "timeout": patiently(seconds)}
+    return {"on_crash": "restart", "relaunch": relaunch}
 
 
 async def relaunched(daemon: DaemonInside, directory: Path) -> LoggedIncident:
@@ -36,7 +38,7 @@ async def relaunched(daemon: DaemonInside, directory: Path) -> LoggedIncident:
 
 
 async def test_relaunched_domain_that_comes_back_ends_its_incident(socket_dir: Path) -> None:
-    async with DaemonInside.start(socket_dir, relaunching("10s")) as daemon:
+    async with DaemonInside.start(socket_dir, relaunching(10)) as daemon:
         await relaunched(daemon, socket_dir)
         async with fake(socket_dir).running():
             await daemon.wait_incident("vm", ending="relaunched")
@@ -46,7 +48,7 @@ async def test_relaunched_domain_that_comes_back_ends_its_incident(socket_dir: P
 async def test_relaunched_domain_that_does_not_come_back_in_time_is_a_failure(
     socket_dir: Path,
 ) -> None:
-    async with DaemonInside.start(socket_dir, relaunching("200ms")) as daemon:
+    async with DaemonInside.start(socket_dir, relaunching(0.2)) as daemon:
         await relaunched(daemon, socket_dir)
         failed = await daemon.wait_incident("vm", state="failed")
         assert failed.details[-1] == "the domain did not come back in time"
@@ -59,9 +61,9 @@ async def test_relaunched_domain_that_does_not_come_back_in_time_is_a_failure(
 
 
 async def test_time_limit_goes_on_over_a_restart_of_the_daemon(socket_dir: Path) -> None:
-    async with DaemonInside.start(socket_dir, relaunching("500ms")) as daemon:
+    async with DaemonInside.start(socket_dir, relaunching(0.5)) as daemon:
         incident = await relaunched(daemon, socket_dir)
-    async with DaemonInside.start(socket_dir, relaunching("500ms")) as daemon:
+    async with DaemonInside.start(socket_dir, relaunching(0.5)) as daemon:
         await daemon.wait_log("incident stays open", incident=incident.id, state="failed")
 
 

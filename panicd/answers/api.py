@@ -1,6 +1,6 @@
 """What the daemon answers on its control socket: plain values that JSON can hold."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Final
@@ -8,10 +8,12 @@ from typing import Final
 import trio
 
 from panicd.answers.audit import exposed_domains, unwatched
+from panicd.answers.holding import held_under, matched, placed
 from panicd.answers.operators import Operators
-from panicd.answers.snapshot import budget_of, domain_status, foresee_domain
+from panicd.answers.snapshot import Outlook, budget_of, domain_status, foresee_domain
 from panicd.fleet import Domain
-from panicd.host.config import ConfigError
+from panicd.host.config import Config, ConfigError
+from panicd.host.config_mistakes import did_you_mean
 from panicd.host.control import RefusedError, Request
 from panicd.host.journal import JournalError
 from panicd.records import incident_view, plan_view, read_record
@@ -24,6 +26,8 @@ from panicd.services import Services
 
 SHOWN_AT_ONCE: Final = 8  # domains; each takes some 70 µs, in which nobody is responded to
 
+PATTERN: Final = frozenset("*?[")
+
 
 class Api:
     """Answers requests.
@@ -31,11 +35,15 @@ class Api:
     Args:
         services: the daemon's.
         operators: carries out what operators ask.
-        reload: reads the configuration anew; raises ConfigError and changes nothing on a bad one.
+        reload: reads the configuration anew, and returns the changed keys that take effect at the
+            next start only; raises ConfigError and changes nothing on a bad one.
     """
 
     def __init__(
-        self, services: Services, operators: Operators, reload: Callable[[], Awaitable[None]]
+        self,
+        services: Services,
+        operators: Operators,
+        reload: Callable[[], Awaitable[Sequence[str]]],
     ) -> None:
         self._services = services
         self._keeping = services.keeping
@@ -55,13 +63,15 @@ class Api:
             case "audit":
                 return await self._audit()
             case "explain":
-                return self._explain(self._domain(_text(arguments, "domain")))
+                return self._explain(await self._domain(_text(arguments, "domain")))
             case "incidents":
                 return await self._incidents(arguments)
             case "incident":
                 return await self._incident(_text(arguments, "incident"))
-            case "hold" | "unhold":
+            case "hold":
                 return await self._hold(request)
+            case "unhold":
+                return await self._unhold(request)
             case "release" | "act":
                 return await self._act(request)
             case "ack":
@@ -81,15 +91,17 @@ class Api:
             "storm": services.storm.rages(now),
             "dry_run": services.dry_run,
             "libvirt_problem": services.libvirt.problem,
-            "domains": self._domain_views(now),
+            "problems": services.problems.current,
+            "passed_over": services.problems.passed_over,
+            "domains": self._domain_views(),
             "waiting": [incident_view(c.incident) for c in services.waiting.chronicles],
         }
 
-    async def _domain_views(self, now: float) -> AsyncIterator[object]:
-        services = self._services
+    async def _domain_views(self) -> AsyncIterator[object]:
+        services, outlook = self._services, Outlook.of(self._services)
         by_name = sorted(services.fleet.domains.values(), key=lambda d: d.name)
         for number, domain in enumerate(by_name, 1):
-            yield asdict(domain_status(domain, self._keeping.tally, services.holds, now))
+            yield asdict(domain_status(domain, outlook))
             if number % SHOWN_AT_ONCE == 0:
                 await services.way.give_way_async()
 
@@ -122,34 +134,38 @@ class Api:
             ],
         }
 
-    def _domain(self, name: str) -> Domain:
-        domain = self._services.fleet.by_name(name)
-        if domain is None:
-            raise RefusedError("no-such-domain", f"no domain is called {name!r}")
-        return domain
+    async def _domain(self, name: str) -> Domain:
+        called = self._services.fleet.called(name)
+        if not called:
+            raise await self._no_such_domain(name)
+        # A monitor that is left over from before is not meant.
+        found = [domain for domain in called if domain.session is not None] or called
+        if len(found) > 1:
+            monitors = ", ".join(domain.address for domain in found)
+            raise RefusedError(
+                "ambiguous", f"{len(found)} domains are called {name!r}: say which by its monitor, "
+                f"one of {monitors}"
+            )  # fmt: skip
+        return found[0]
+
+    async def _no_such_domain(self, name: str, hint: str = "") -> RefusedError:
+        names = [domain.name for domain in self._services.fleet.domains.values()]
+        nearest = await trio.to_thread.run_sync(did_you_mean, name, names)  # slow where many are
+        return RefusedError("no-such-domain", f"no domain is called {name!r}{nearest}{hint}")
 
     def _explain(self, domain: Domain) -> object:
-        services, session, policy = self._services, domain.session, domain.policy
-        now = self._keeping.clock()
-        status = asdict(domain_status(domain, self._keeping.tally, services.holds, now))
+        session, policy, outlook = domain.session, domain.policy, Outlook.of(self._services)
+        status = asdict(domain_status(domain, outlook))
         if session is None or policy is None:
             return {"status": status, "plan": None}
-        plan = foresee_domain(domain, self._keeping.tally, services.holds, now)
+        plan = foresee_domain(domain, outlook)
         return {
             "status": status,
-            "budget": asdict(budget_of(domain, self._keeping.tally, now)),
+            "budget": asdict(budget_of(domain, outlook)),
             "device_types": list(session.capability.device_types),
             "plan": plan_view(plan),
-            "then": plan_view(after) if (after := self._after_grace(domain, plan)) else None,
+            "then": plan_view(after) if (after := _after_grace(domain, plan, outlook)) else None,
         }
-
-    def _after_grace(self, domain: Domain, plan: Plan) -> Plan | None:
-        """Return what follows where the guest may handle its panic itself, and does not."""
-        if plan.decision.action is not Action.GRACE:
-            return None
-        services, now = self._services, self._keeping.clock()
-        over = OWN_TIME_OVER[plan.decision.reason]
-        return foresee_domain(domain, self._keeping.tally, services.holds, now, own_time=over)
 
     async def _incidents(self, arguments: Mapping[str, object]) -> object:
         limit = arguments.get("limit", 20)
@@ -180,14 +196,49 @@ class Api:
         return record
 
     async def _hold(self, request: Request) -> object:
-        name = _text(request.arguments, "domain")
+        asked, services = _text(request.arguments, "domain"), self._services
         seconds = _seconds(request.arguments, "for", "a number of seconds")
         until = self._keeping.clock() + seconds if seconds is not None else None
-        await self._operators.hold(self._operation(request, self._key(name), until))
-        return {"domain": name, "until": until}
+        places = placed(services.fleet, asked)
+        domains = matched(services, places)
+        if not domains and asked != EVERY_DOMAIN:
+            if set(asked) & PATTERN:
+                message = "a hold is on one domain, by its name or UUID, or on the whole host (*)"
+                raise RefusedError("bad-request", message)
+            if request.arguments.get("future") is not True:
+                hint = "; --future holds it from when there is one"
+                raise await self._no_such_domain(asked, hint)
+        for place in places:
+            await self._operators.hold(self._operation(request, place, until))
+        why = self._operation(request, "").why
+        return {"domain": asked, "until": until, "why": why, "domains": domains}
+
+    async def _unhold(self, request: Request) -> object:
+        asked, services = _text(request.arguments, "domain"), self._services
+        now = self._keeping.clock()
+        places = held_under(services, asked)
+        held = [place for place in places if services.holds.at(place, now) is not None]
+        if not held:
+            message = f"there is no hold on {asked!r}{self._held_with_others(asked, now)}"
+            raise RefusedError("not-held", message)
+        for place in held:
+            await self._operators.hold(self._operation(request, place))
+        domains = matched(services, held)
+        outlook = Outlook.of(services)
+        every = services.fleet.domains.values()
+        still = sorted(d.name for d in every if d.name in domains and outlook.hold_on(d))
+        return {"domain": asked, "domains": domains, "still_held": still}
+
+    def _held_with_others(self, asked: str, now: float) -> str:
+        """Return by what hold a domain is held that has none of its own."""
+        holds = self._services.holds
+        names = (name for domain in self._services.fleet.called(asked) for name in domain.names)
+        if held := next((name for name in names if holds.at(name, now) is not None), None):
+            return f" alone; it is held with others, as {held!r}"
+        return "; the whole host is held" if holds.at(EVERY_DOMAIN, now) is not None else ""
 
     async def _act(self, request: Request) -> object:
-        domain = self._domain(_text(request.arguments, "domain"))
+        domain = await self._domain(_text(request.arguments, "domain"))
         action = None
         detail = ""
         if request.command == "act":
@@ -198,20 +249,20 @@ class Api:
                 allowed = ", ".join(OnCrash)
                 raise RefusedError("bad-request", f"action: expected one of {allowed}") from None
         operation = self._operation(request, domain.key, detail=detail)
-        done = await self._operators.act(domain, operation, action)
-        return {"domain": domain.name, "done": done}
+        done, incident = await self._operators.act(domain, operation, action)
+        return {
+            "domain": domain.name,
+            "done": done,
+            "incident": incident.id if incident else "",
+            "state": incident.state if incident else "",
+            "ending": incident.closed.ending if incident and incident.closed else "",
+        }
 
     async def _acknowledge(self, request: Request) -> object:
         incident_id = _text(request.arguments, "incident")
         operation = self._operation(request, "", detail=incident_id)
-        await self._operators.acknowledge(incident_id, operation)
-        return {"incident": incident_id}
-
-    def _key(self, name: str) -> str:
-        if name == EVERY_DOMAIN:
-            return name
-        domain = self._services.fleet.by_name(name)
-        return domain.key if domain is not None else name
+        domain = await self._operators.acknowledge(incident_id, operation)
+        return {"incident": incident_id, "domain": domain}
 
     def _operation(
         self, request: Request, key: str, until: float | None = None, detail: str = ""
@@ -227,11 +278,36 @@ class Api:
         )
 
     async def _reload_config(self) -> object:
+        before = self._services.config()
         try:
-            await self._reload()
+            at_next_start = await self._reload()
         except ConfigError as error:
             raise RefusedError("config", str(error)) from error
-        return {}
+        config = self._services.config()
+        return {
+            "monitors": len(config.monitors),
+            "rules": len(config.domains),
+            "domains": await self._with_another_policy(before, config),
+            "at_next_start": list(at_next_start),
+        }
+
+    async def _with_another_policy(self, before: Config, after: Config) -> list[str]:
+        """Return the names of the domains to which another policy applies than before."""
+        changed = []
+        for number, domain in enumerate(tuple(self._services.fleet.domains.values()), 1):
+            known = domain.name, domain.uuid or None
+            if before.policy_for(*known) != after.policy_for(*known):
+                changed.append(domain.name)
+            if number % SHOWN_AT_ONCE == 0:
+                await self._services.way.give_way_async()
+        return sorted(changed)
+
+
+def _after_grace(domain: Domain, plan: Plan, outlook: Outlook) -> Plan | None:
+    """Return what follows where the guest may handle its panic itself, and does not."""
+    if plan.decision.action is not Action.GRACE:
+        return None
+    return foresee_domain(domain, outlook, own_time=OWN_TIME_OVER[plan.decision.reason])
 
 
 def _seconds(arguments: Mapping[str, object], key: str, expected: str) -> float | None:

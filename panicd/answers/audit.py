@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from panicd.answers.snapshot import foresee_decision
 from panicd.fleet import Domain, Fleet
 from panicd.qemu.dump_directory import space
 from panicd.qemu.process_list import RunningQemu, running_qemus
 from panicd.rules.exposure import Exposure, exposures
 from panicd.rules.operation import Holds
-from panicd.rules.policy import Reason
+from panicd.rules.policy import Reason, Situation, decide
 from panicd.rules.settings import CoredumpSettings
 from panicd.tally import Tally
 
@@ -25,7 +24,7 @@ def exposed_domains(
     rooms: dict[tuple[Path, object], bool] = {}
     found = []
     for domain in domains:
-        held = holds.on(domain.key, domain.name, now) is not None
+        held = domain.hold(holds, now) is not None
         reasons = _exposures(domain, tally, rooms, held=held, now=now)
         if reasons:
             found.append((domain, reasons))
@@ -60,17 +59,32 @@ def _exposures(
     now: float,
 ) -> tuple[Exposure, ...]:
     session, policy = domain.session, domain.policy
+    if domain.spare_of:
+        return ()
     if session is None or policy is None:
-        return (Exposure.NO_MONITOR, *([Exposure.HELD] if held else []))
-    restarts = tally.restarts(domain.key)
+        away = Exposure.SILENT if domain.is_silent else Exposure.NO_MONITOR
+        return (away, *([Exposure.HELD] if held else []))
     capability = session.capability
-    # What its own time comes to in the end, and what a hold would hide.
-    decision = foresee_decision(policy, capability, restarts, own_time=Reason.GRACE_OVER, now=now)
+    # What its own time comes to in the end, and what a hold, a storm or the journal would hide.
+    situation = Situation(
+        run_state=capability.panic_leaves,
+        restarts=tally.restarts(domain.key),
+        own_time=Reason.GRACE_OVER,
+    )
+    decision = decide(policy, capability, situation, now=now)
     settings = policy.coredump
     place = (settings.directory, settings.min_free)
     if place not in rooms:
         rooms[place] = has_room(settings)
-    return exposures(policy, capability, decision, held=held, dump_space=rooms[place])
+    return exposures(
+        policy,
+        capability,
+        decision,
+        silent=domain.is_silent,
+        held=held,
+        dump_space=rooms[place],
+        may_signal=not session.beyond_signals,
+    )
 
 
 def has_room(settings: CoredumpSettings) -> bool:

@@ -13,7 +13,7 @@ from panicd.fleet import Domain
 from panicd.host.control import RefusedError
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
-from panicd.rules.incident import Acknowledged, IllegalTransitionError
+from panicd.rules.incident import Acknowledged, IllegalTransitionError, Incident
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation
 from panicd.services import Services
@@ -59,7 +59,9 @@ class Operators:
         self._services.holds.add(operation)
         self.look_anew()
 
-    async def act(self, domain: Domain, operation: Operation, action: OnCrash | None) -> bool:
+    async def act(
+        self, domain: Domain, operation: Operation, action: OnCrash | None
+    ) -> tuple[bool, Incident | None]:
         """Do something about a domain's panicked guest.
 
         Args:
@@ -68,7 +70,8 @@ class Operators:
             action: what; None: let the guest run as it is.
 
         Returns:
-            Whether it is done; it goes on where it isn't.
+            Whether it is done; it goes on where it isn't. And the incident that it is about, as it
+            stands then; None where there was none, and it is still to be refused for that.
 
         Raises:
             RefusedError: the domain's state has overtaken it, or it can't be done.
@@ -77,16 +80,19 @@ class Operators:
         if supervisor is None:
             raise RefusedError("not-connected", f"{domain.name}: {domain.problem}")
         await self._record(operation)
-        wish = Wish(operation, action)
+        wish, chronicle = Wish(operation, action), domain.chronicle
         supervisor.ask(wish)
         with trio.move_on_after(PATIENCE):
             await wish.done.wait()
         if wish.refused:
             raise RefusedError("overtaken", f"{domain.name}: {wish.refused}")
-        return wish.done.is_set()
+        return wish.done.is_set(), chronicle.incident if chronicle else None
 
-    async def acknowledge(self, incident_id: str, operation: Operation) -> None:
+    async def acknowledge(self, incident_id: str, operation: Operation) -> str:
         """Note that an incident was looked at, whether it is open or not.
+
+        Returns:
+            The name of its domain.
 
         Raises:
             RefusedError: there is no such incident, or it can't be recorded.
@@ -95,7 +101,7 @@ class Operators:
         for domain in services.fleet.domains.values():
             if domain.chronicle is not None and domain.chronicle.incident.id == incident_id:
                 await self.act(domain, operation, None)
-                return
+                return domain.name
         entry = Acknowledged(operation.at, operation.uid, operation.why)
         journal = services.keeping.journal
         try:
@@ -103,12 +109,14 @@ class Operators:
                 if chronicle.incident.id == incident_id:
                     chronicle.note(entry)
                     await chronicle.commit()
-                    return
-            if await trio.to_thread.run_sync(journal.incident, incident_id) is None:
+                    return chronicle.incident.opened.domain
+            incident = await trio.to_thread.run_sync(journal.incident, incident_id)
+            if incident is None:
                 raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
             await journal.append(incident_id, entry)
         except (JournalError, IllegalTransitionError) as error:  # pruned in this very moment
             raise RefusedError("journal", str(error)) from error
+        return incident.opened.domain
 
     async def _record(self, operation: Operation) -> None:
         try:

@@ -14,6 +14,7 @@ from panicd.cli import render
 from panicd.host import config as configuration
 from panicd.host.config import Config, ConfigError
 from panicd.host.control import DaemonUnreachableError, RefusedError, call
+from panicd.host.logs import escape
 
 FAILED: Final = 1
 BAD_USAGE: Final = 2  # also click's own
@@ -54,9 +55,19 @@ class Context:
         try:
             return call(self.socket, command, arguments)
         except DaemonUnreachableError as error:
-            fail(str(error))
+            fail("\n".join([str(error), *self._spoilt()]))
         except RefusedError as error:
             fail(str(error), BAD_USAGE if error.kind == "config" else FAILED)
+
+    def _spoilt(self) -> list[str]:
+        """Return what is wrong with the configuration, as it may be why no daemon is found."""
+        if self._socket is not None:
+            return []
+        try:
+            configuration.read(self.config_file)
+        except ConfigError as error:
+            return str(error).split("\n")
+        return []
 
     def record(self, incident_id: str) -> render.Answer:
         """Return an incident's record: the daemon's, or without one the journal's."""
@@ -80,7 +91,8 @@ class Context:
 
 def fail(message: str, status: int = FAILED) -> NoReturn:
     """Say why a command can't be carried out, and exit."""
-    click.echo(f"panicd: {message}", err=True)
+    for line in f"panicd: {message}".split("\n"):
+        click.echo(escape(line), err=True)
     sys.exit(status)
 
 
@@ -130,7 +142,9 @@ def _ask_quietly(context: click.Context, command: str) -> object:
 
 
 def _completions(names: list[str], incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    # What is offered is printed by the shell, a line each: what is not printable is not offered.
+    fit = (name for name in names if name.startswith(incomplete) and name.isprintable())
+    return [CompletionItem(name) for name in fit]
 
 
 def note_findings(findings: object) -> None:

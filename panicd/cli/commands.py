@@ -8,14 +8,16 @@ from typing import Final, cast
 import click
 
 from panicd import __version__
-from panicd.cli import render
+from panicd.cli import render, render_changes
 from panicd.cli.base import Context, fails_on_findings, note_findings
 from panicd.cli.base import domain_names as _domain_names
 from panicd.cli.base import fail as _fail
 from panicd.cli.base import incident_ids as _incident_ids
 from panicd.cli.base import json_option as _json_option
+from panicd.cli.checking import warnings
 from panicd.cli.incident_commands import export, incident, incidents
 from panicd.cli.moment import SECONDS
+from panicd.cli.render_changes import counted
 from panicd.host.config import ConfigError, Places
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
@@ -89,14 +91,15 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
     from panicd.host.control import ControlSocketError  # noqa: PLC0415 - as above
     from panicd.host.http import HttpBindError  # noqa: PLC0415 - as above
     from panicd.host.journal import JournalError  # noqa: PLC0415 - as above
-    from panicd.host.logs import configure  # noqa: PLC0415 - as above
+    from panicd.host.logs import configure, last_words  # noqa: PLC0415 - as above
 
     config = context.load()
     configure(level=log_level)
     problems: list[str] = []
     try:
-        daemon = Daemon(context.config_file, config, dry_run=dry_run)
-        trio.run(daemon.run)
+        with last_words():
+            daemon = Daemon(context.config_file, config, dry_run=dry_run)
+            trio.run(daemon.run)
     except* (ConfigError, ControlSocketError, HttpBindError, JournalError, OSError) as errors:
         problems += map(str, _leaves(errors))
     if problems:  # what is raised within except* comes out in a group
@@ -106,9 +109,14 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
 @main.command()
 @click.pass_obj
 def check(context: Context) -> None:
-    """Check the configuration; print every mistake with its line, and exit with 2."""
+    """Check the configuration; print every mistake with its line, and exit with 2.
+
+    A monitor's glob that matches no socket now is warned of, and no mistake.
+    """
     config = context.load()
-    click.echo(f"{context.config_file}: good, {len(config.domains)} domain rules")
+    for warning in warnings(config):
+        click.echo(f"{context.config_file}: {warning}", err=True)
+    click.echo(f"{context.config_file}: good, {counted(len(config.domains), 'domain rule')}")
 
 
 @main.command()
@@ -128,7 +136,7 @@ def status(context: Context, watch: bool) -> tuple[object, Callable[[], None]]:
 def explain(context: Context, domain: str) -> tuple[object, Callable[[], None]]:
     """Show what a panic of DOMAIN would lead to now, step by step, and why.
 
-    DOMAIN is a name as `panicd status` shows it, or a UUID.
+    DOMAIN is a name, a UUID, or the path of its monitor, which no other domain has.
     """
     answer = cast("render.Answer", context.ask("explain", domain=domain))
     return answer, lambda: render.explanation(answer)
@@ -147,62 +155,79 @@ WHY: Final = click.option("--why", required=True, help="The reason; it is kept i
     callback=lambda _c, _p, text: _duration(text),
     help="For so long: 90s, 30m, 2h, 1d.  [default: until `unhold`]",
 )
+@click.option("--future", is_flag=True, help="Accept a DOMAIN that does not exist yet.")
 @WHY
-@click.pass_obj
+@_json_option
 def hold(
-    context: Context, domain: str | None, whole_host: bool, duration: float | None, why: str
-) -> None:
+    context: Context,
+    /,
+    *,
+    domain: str | None,
+    whole_host: bool,
+    duration: float | None,
+    future: bool,
+    why: str,
+) -> tuple[object, Callable[[], None]]:
     """Suspend automation for DOMAIN: its panics are recorded, and nothing is done about them.
 
     It ends by `panicd unhold`, or by itself when its time is over; then what is due is done. It
-    survives a restart of the daemon.
+    survives a restart of the daemon. A DOMAIN that matches nothing now is refused.
     """
-    context.ask("hold", domain=_held(domain, whole_host), why=why, **{"for": duration})
+    held = _held(domain, whole_host)
+    answer = context.ask("hold", domain=held, future=future, why=why, **{"for": duration})
+    return answer, lambda: render_changes.hold(cast("render.Answer", answer))
 
 
 @main.command()
 @click.argument("domain", required=False, shell_complete=_domain_names)
 @click.option("--all", "whole_host", is_flag=True, help="End the maintenance of the host.")
 @WHY
-@click.pass_obj
-def unhold(context: Context, domain: str | None, whole_host: bool, why: str) -> None:
+@_json_option
+def unhold(
+    context: Context, domain: str | None, whole_host: bool, why: str
+) -> tuple[object, Callable[[], None]]:
     """End a hold: what is due is done at once."""
-    context.ask("unhold", domain=_held(domain, whole_host), why=why)
+    answer = context.ask("unhold", domain=_held(domain, whole_host), why=why)
+    return answer, lambda: render_changes.unhold(cast("render.Answer", answer))
 
 
 @main.command()
 @click.argument("domain", shell_complete=_domain_names)
 @WHY
-@click.pass_obj
-def release(context: Context, domain: str, why: str) -> None:
+@_json_option
+def release(context: Context, domain: str, why: str) -> tuple[object, Callable[[], None]]:
     """Let the panicked guest of DOMAIN run as it is (`cont`). Only `release` ever does that."""
-    _tell_done(context.ask("release", domain=domain, why=why))
+    answer = context.ask("release", domain=domain, why=why)
+    return answer, lambda: render_changes.act(cast("render.Answer", answer))
 
 
 @main.command()
 @click.argument("domain", shell_complete=_domain_names)
 @click.argument("action", type=click.Choice([str(value) for value in OnCrash]))
 @WHY
-@click.pass_obj
-def act(context: Context, domain: str, action: str, why: str) -> None:
+@_json_option
+def act(context: Context, domain: str, action: str, why: str) -> tuple[object, Callable[[], None]]:
     """Apply ACTION to the panicked guest of DOMAIN, whatever its policy, budget or hold say."""
-    _tell_done(context.ask("act", domain=domain, action=action, why=why))
+    answer = context.ask("act", domain=domain, action=action, why=why)
+    return answer, lambda: render_changes.act(cast("render.Answer", answer))
 
 
 @main.command()
 @click.argument("incident_id", metavar="INCIDENT", shell_complete=_incident_ids)
 @WHY
-@click.pass_obj
-def ack(context: Context, incident_id: str, why: str) -> None:
+@_json_option
+def ack(context: Context, incident_id: str, why: str) -> tuple[object, Callable[[], None]]:
     """Note that INCIDENT was looked at."""
-    context.ask("ack", incident=incident_id, why=why)
+    answer = context.ask("ack", incident=incident_id, why=why)
+    return answer, lambda: render_changes.ack(cast("render.Answer", answer))
 
 
 @main.command()
-@click.pass_obj
-def reload(context: Context) -> None:
+@_json_option
+def reload(context: Context) -> tuple[object, Callable[[], None]]:
     """Have the daemon read its configuration anew: all of it, or on a mistake nothing."""
-    context.ask("reload")
+    answer = context.ask("reload")
+    return answer, lambda: render_changes.reload(cast("render.Answer", answer))
 
 
 @main.command()
@@ -311,11 +336,6 @@ def _held(domain: str | None, whole_host: bool) -> str:
     if (domain is None) is not whole_host:
         raise click.UsageError("give a DOMAIN, or --all for the whole host")
     return EVERY_DOMAIN if domain is None else domain
-
-
-def _tell_done(answer: object) -> None:
-    if not cast("render.Answer", answer)["done"]:
-        click.echo("It goes on; see `panicd incidents`.")
 
 
 def _duration(text: str | None) -> float | None:

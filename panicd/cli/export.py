@@ -7,6 +7,7 @@
     panicd-ID/bundle/…        the evidence that was kept
     panicd-ID/dump/…          the memory dump
 
+What is longer than anything that panicd keeps is left out, and said: no hole is read for hours.
 Names in it are panicd's own: nothing that a guest or a domain's name says is among them.
 """
 
@@ -24,15 +25,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
-from rich.console import Console
-
 from panicd.cli.filtering import leaves_out, write_filtered
 from panicd.cli.render import UNFOLDED, Answer
 from panicd.cli.render_incident import page
+from panicd.cli.terminal import Terminal
+from panicd.qemu.screen import MOST
 from panicd.rules.guest_memory.reading import NotReadableError
 
 FAST: Final = 1  # levels of gzip
 STORED: Final = 0
+LONGEST: Final = MOST  # bytes: nothing that panicd keeps of a guest but its dump is longer
 UNCOMPRESSED: Final = frozenset({".elf"})  # every other dump was compressed when it was written
 BUFFER: Final = 1 << 20  # bytes
 THERE: Final = "is there already (--force replaces it)"
@@ -69,7 +71,7 @@ def write_archive(
             are.
 
     Returns:
-        The names of what is in it.
+        What was left out, each with the reason.
 
     Raises:
         ExportError: the target is there, can't be written, or something can't be read.
@@ -81,7 +83,7 @@ def write_archive(
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
             try:
-                names = _write(file, record, target.parent, dump=dump, now=now, level=level)
+                left_out = _write(file, record, target.parent, dump=dump, now=now, level=level)
                 file.flush()
                 os.fsync(file.fileno())
                 _publish(partial, target, force=force)
@@ -94,7 +96,7 @@ def write_archive(
         raise ExportError(f"the dump can't be filtered: {error}") from error
     except OSError as error:
         raise ExportError(f"{error.filename or target}: {error.strerror or error}") from error
-    return names
+    return left_out
 
 
 def _publish(partial: Path, target: Path, *, force: bool) -> None:
@@ -114,6 +116,7 @@ def _write(
     file: IO[bytes], record: Answer, room: Path, *, dump: bool, now: float, level: int | None
 ) -> list[str]:
     folder = f"panicd-{record['id']}"
+    left_out: list[str] = []
     with (
         contextlib.closing(_Members(file)) as packed,
         # It is written to and no more: none of a file's other methods is needed (tarfile's 'w|').
@@ -128,22 +131,24 @@ def _write(
         for name, text in texts.items():
             content = text.encode(errors="backslashreplace")
             _add(archive, f"{folder}/{name}", io.BytesIO(content), len(content), now)
-        for path in _bundle(Path(record["evidence_directory"])):
-            _add_file(archive, f"{folder}/bundle/{path.name}", path)
-        for path in (Path(path) for path in record["dumps"] if dump):
-            if level is None or leaves_out(path, level):
-                packed.level = FAST if path.suffix in UNCOMPRESSED else STORED
-                _add_file(archive, f"{folder}/dump/{path.name}", path)
+        sources = [("bundle", path) for path in _bundle(Path(record["evidence_directory"]))]
+        if dump:
+            sources += [("dump", Path(path)) for path in record["dumps"]]
+        for kind, path in sources:
+            if kind == "dump" and level is not None and not leaves_out(path, level):
+                packed.level = STORED
+                _add_filtered(archive, f"{folder}/dump", path, level, room)
                 continue
-            packed.level = STORED
-            # Beside the archive, where there is room for what will lie in it.
-            with tempfile.TemporaryFile(dir=room) as filtered:
-                write_filtered(path, level, filtered)
-                size = filtered.seek(0, os.SEEK_END)
-                filtered.seek(0)
-                name = f"{path.name.partition('.')[0]}.kdump"
-                _add(archive, f"{folder}/dump/{name}", filtered, size, path.stat().st_mtime)
-        return archive.getnames()
+            packed.level = STORED if kind == "dump" and path.suffix not in UNCOMPRESSED else FAST
+            why_not = _add_file(
+                archive,
+                f"{folder}/{kind}/{path.name}",
+                path,
+                longest=LONGEST if kind == "bundle" else None,
+            )
+            if why_not:
+                left_out.append(f"{path}: {why_not}")
+    return left_out
 
 
 class _Members:
@@ -181,7 +186,7 @@ class _Members:
 
 def _page(record: Answer, now: float) -> str:
     text = io.StringIO()
-    console = Console(file=text, width=UNFOLDED, highlight=False, color_system=None)
+    console = Terminal(file=text, width=UNFOLDED, color_system=None)
     console.print(*page(record, now), sep="\n")
     return text.getvalue()
 
@@ -193,15 +198,32 @@ def _bundle(directory: Path) -> Iterator[Path]:
         yield from (p for p in paths if not p.name.startswith(".") and not p.is_symlink())
 
 
-def _add_file(archive: tarfile.TarFile, name: str, path: Path) -> None:
+def _add_file(archive: tarfile.TarFile, name: str, path: Path, *, longest: int | None) -> str:
+    """Add a file of at most so many bytes; return why it was left out, if it was."""
     # No link is followed, and no pipe waited for.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
-        if stat.S_ISREG(status.st_mode):
-            _add(archive, name, file, status.st_size, status.st_mtime)
+        if not stat.S_ISREG(status.st_mode):
+            return "it is no file"
+        if longest is not None and status.st_size > longest:
+            return f"{status.st_size} bytes are more than any evidence has"
+        _add(archive, name, file, status.st_size, status.st_mtime)
+    return ""
 
 
 def _add(archive: tarfile.TarFile, name: str, content: IO[bytes], size: int, at: float) -> None:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mtime, entry.mode = size, at, 0o600
     archive.addfile(entry, content)
+
+
+def _add_filtered(
+    archive: tarfile.TarFile, folder: str, path: Path, level: int, room: Path
+) -> None:
+    """Add what is made of a dump, for a moment beside the archive: there is room for it there."""
+    with tempfile.TemporaryFile(dir=room) as filtered:
+        write_filtered(path, level, filtered)
+        size = filtered.seek(0, os.SEEK_END)
+        filtered.seek(0)
+        name = f"{folder}/{path.name.partition('.')[0]}.kdump"
+        _add(archive, name, filtered, size, path.stat().st_mtime)

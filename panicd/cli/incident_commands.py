@@ -118,7 +118,11 @@ def export(
     record = context.record(incident_id)
     target = output or Path(archive_name(incident_id))
     try:
-        write_archive(record, target, dump=not no_dump, force=force, now=time.time(), level=level)
+        left_out = write_archive(
+            record, target, dump=not no_dump, force=force, now=time.time(), level=level
+        )
     except ExportError as error:
-        fail(escape(str(error)))
+        fail(str(error))
+    for what in left_out:
+        click.echo(f"panicd: left out: {escape(what)}", err=True)
     click.echo(f"{target}: {target.stat().st_size} bytes")

@@ -11,10 +11,12 @@ from panicd.answers.snapshot import foresee
 from panicd.connector import GREETING_TIMEOUT, connect
 from panicd.host.config import Config
 from panicd.libvirt import Libvirt
-from panicd.qemu.monitor import Monitor, MonitorError, event_loop, open_monitor
+from panicd.libvirts_own import leave_libvirts_own
+from panicd.qemu.monitor import Monitor, MonitorError, SilentError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe
 from panicd.qemu.process import Peer
-from panicd.qemu.session import ANSWER_TIMEOUT
+from panicd.qemu.session import ANSWER_TIMEOUT, confirm_peer
+from panicd.qemu.socket_table import SocketTable
 from panicd.records import plan_view
 from panicd.rules.capability import Armed, Capability, PanicSetting, run_by_libvirt
 from panicd.rules.command_line import parse_command_line
@@ -54,7 +56,7 @@ async def _ask(path: Path, config: Config) -> dict[str, object]:
     if isinstance(answers, str):
         raise UnreachableMonitorError(f"{path}: {answers}")
     found, conflicts = answers
-    known = libvirt.known(found.uuid)
+    known = libvirt.known(str(path))
     handling = known.handling if known else ""
     if known and config.libvirt and config.libvirt.take_over:
         known = known.taken_over()
@@ -69,14 +71,23 @@ async def _answers(path: Path, libvirt: Libvirt) -> tuple[Probe, list[str]] | st
     try:
         sock = await connect(path)
         with closing(sock), Peer.of(sock) as peer:
+            leave_libvirts_own(path, peer.command_line() or ())
             async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
+                await confirm_peer(peer, monitor)
                 arguments = peer.command_line() if peer.is_qemu() else None
                 command_line = parse_command_line(arguments) if arguments else None
                 found = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)
-                await libvirt.learn(found.uuid, str(path))
+                process = str(peer.identity) if peer.is_qemu() else ""
+                await libvirt.learn(found.uuid, str(path), process)
                 return found, await _port_conflicts(monitor)
+    except SilentError as error:
+        why, _ = await SocketTable().why_silent(str(path), str(error), greeted=error.greeted)
+        return why
     except MonitorError as error:
         return str(error)
+    except BlockingIOError as error:
+        why, _ = await SocketTable().why_silent(str(path), str(error.strerror))
+        return why
     except OSError as error:
         return error.strerror or str(error)
 

@@ -1,7 +1,4 @@
-"""What the commands print for people; ``--json`` prints the answer itself.
-
-Texts that may come from a guest, or from a QEMU taken over by one, are escaped here.
-"""
+"""What the commands print for people; ``--json`` prints the answer itself."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,13 +6,14 @@ from datetime import datetime
 from shlex import quote
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.markup import escape as escape_markup
 from rich.table import Table
+from rich.text import Text
 
 from panicd.cli.render_dumps import dumps
-from panicd.host.logs import escape
+from panicd.cli.terminal import Terminal, line
+from panicd.rules.capability import PanicDevice
 from panicd.rules.qemu_args import Argument
 
 Answer = dict[str, Any]
@@ -27,9 +25,9 @@ SHORT_LINE = 64  # characters of a panic line that a list shows
 WIDE = 190  # columns of a terminal that has room for all that is known of incidents, in a table
 UNFOLDED = 240  # columns; what is piped into a file or another program is not folded
 
-console = Console(highlight=False)
+console = Terminal()
 if not console.is_terminal:
-    console = Console(highlight=False, width=UNFOLDED)
+    console = Terminal(width=UNFOLDED)
 
 
 def watch(ask: Callable[[], Answer]) -> None:
@@ -47,17 +45,23 @@ def status(answer: Answer) -> None:
 
 def _status(answer: Answer) -> Iterator[RenderableType]:
     if answer["journal_fault"]:
-        yield f"[bold red]The journal can't be written:[/] {text(answer['journal_fault'])}"
+        yield line(("The journal can't be written: ", "bold red"), answer["journal_fault"])
     if answer["libvirt_problem"]:
-        yield f"[bold red]libvirt does not answer:[/] {text(answer['libvirt_problem'])}"
+        yield line(("libvirt does not answer: ", "bold red"), answer["libvirt_problem"])
+    for problem in answer["problems"]:
+        yield line(("Problem: ", "bold red"), problem)
+    for path, why in answer["passed_over"].items():
+        yield line(("Passed over: ", "yellow"), f"{path}: {why}")
     if answer["domains"]:
         yield _domains(answer["domains"])
+        if beyond := sum(bool(domain["beyond_signals"]) for domain in answer["domains"]):
+            yield f"{beyond} could not be ended by a signal if it hung: `panicd explain` says why."
         yield from dumps(answer["domains"], answer["now"])
     else:
         yield "No domain. Does a monitor's glob match, and does its VM run?"
     for incident in answer["waiting"]:
         yield (
-            f"Incident {incident['id']} of {text(incident['domain'])} is {incident['state']}; "
+            f"Incident {incident['id']} of {incident['domain']} is {incident['state']}; "
             "its domain is not connected."
         )
 
@@ -69,48 +73,68 @@ def _domains(domains: Iterable[Answer]) -> Table:
     for domain in domains:
         if domain["connected"]:
             cells = [
-                _good(domain["run_state"] == "running", domain["run_state"]),
-                _good(domain["armed"] == "yes", domain["armed"]),
+                _run_state(domain),
+                _armed(domain),
                 domain["on_crash"],
                 _would_do(domain["effective_on_crash"], domain["reason"]),
                 str(domain["restarts_left"]),
-                text(f"{domain['incident']} {domain['incident_state']}".strip()),
+                f"{domain['incident']} {domain['incident_state']}".strip(),
                 _held(domain),
             ]
         else:
-            problem = f"[red]not connected:[/] {text(domain['problem'])}"
-            cells = [problem, "", "", "", "", "", _held(domain)]
-        table.add_row(text(domain["domain"]), *cells)
+            cells = [_away(domain), "", "", "", "", "", _held(domain)]
+        table.add_row(domain["domain"], *cells)
     return table
+
+
+def _run_state(domain: Answer) -> Text:
+    state = domain["run_state"]
+    if domain["silent"]:
+        return line(("silent: ", "red"), f"QEMU does not answer (was {state})")
+    return _good(state == "running", state)
+
+
+def _armed(domain: Answer) -> Text:
+    if domain["panic_device"] == PanicDevice.NONE:
+        return line((f"{domain['armed']}, but no panic device", "yellow"))
+    return _good(domain["armed"] == "yes", domain["armed"])
+
+
+def _away(domain: Answer) -> Text:
+    if domain["spare_of"]:
+        return line(f"spare: {domain['problem']}")
+    word = "silent" if domain["silent"] else "not connected"
+    return line((f"{word}: ", "red"), domain["problem"])
 
 
 def explanation(answer: Answer) -> None:
     """Print what ``panicd explain`` shows."""
     domain, decided = answer["status"], answer["plan"]
-    console.print(f"[bold]{text(domain['domain'])}[/]  {text(domain['uuid'])}")
-    console.print(f"monitor       {text(domain['monitor'])}")
+    console.print(line((domain["domain"], "bold"), "  ", domain["uuid"]))
+    console.print(f"monitor       {domain['monitor']}")
     if decided is None:
-        console.print(f"[red]not connected:[/] {text(domain['problem'])}")
+        console.print(_away(domain))
         return
-    console.print(f"qemu          {domain['qemu_version']}, {domain['run_state']}")
+    console.print(line(f"qemu          {domain['qemu_version']}, ", _run_state(domain)))
     types = ", ".join(answer["device_types"]) or "no device"
     console.print(f"panic device  {domain['panic_device']} ({types})")
     if domain["libvirt"]:
         leaves = domain["libvirt"] == "preserve"
-        word = "leaves it to panicd" if leaves else f"acts first: {text(domain['libvirt'])}"
+        word = "leaves it to panicd" if leaves else f"acts first: {domain['libvirt']}"
         whose = "the domain's own" if domain["inherited"] else "panicd's"
-        console.print(f"libvirt       {_good(leaves, word)}; on_crash is {whose}")
-    console.print(f"armed         {_good(domain['armed'] == 'yes', domain['armed'])}")
+        console.print(line("libvirt       ", _good(leaves, word), f"; on_crash is {whose}"))
+    console.print(line("armed         ", _good(domain["armed"] == "yes", domain["armed"])))
+    if domain["beyond_signals"]:
+        why = domain["beyond_signals"]
+        console.print(line("if it hangs   ", ("it can't be ended by a signal: ", "red"), why))
     budget = answer["budget"]
     console.print(f"restarts      {budget['used']} made, {budget['left']} left in the window")
     console.print()
-    console.print(
-        f"If it panicked now: [bold]{decided['action']}[/] "
-        f"(on_crash {decided['on_crash']}, reason {decided['reason']}: {decided['why']})"
-    )
+    because = f" (on_crash {decided['on_crash']}, reason {decided['reason']}: {decided['why']})"
+    console.print(line("If it panicked now: ", (decided["action"], "bold"), because))
     steps(decided["steps"])
     if then := answer["then"]:
-        console.print(f"If it has not reset itself by then: [bold]{then['action']}[/]")
+        console.print(line("If it has not reset itself by then: ", (then["action"], "bold")))
         steps(then["steps"])
 
 
@@ -143,15 +167,15 @@ def incidents(answer: list[Answer]) -> None:
         last = incident["decisions"][-1] if incident["decisions"] else {}
         table.add_row(
             incident["id"],
-            text(incident["domain"]),
+            incident["domain"],
             written_time(incident["opened_at"]),
             incident["source"],
             str(incident["repeats"]),
             last.get("action", ""),
             last.get("reason", ""),
-            incident["ending"] or f"[yellow]{incident['state']}[/]",
+            _now(incident),
             "yes" if incident["acknowledged"] else "",
-            text(short(_words(incident))),
+            short(_words(incident)),
         )
     console.print(table)
 
@@ -160,35 +184,35 @@ def _incidents_in_short(answer: list[Answer]) -> None:
     """Print incidents for a terminal that has no room for the table: two lines each."""
     for incident in answer:
         action = incident["decisions"][-1]["action"] if incident["decisions"] else "nothing decided"
-        now = incident["ending"] or f"[yellow]{incident['state']}[/]"
         seen = ", seen" if incident["acknowledged"] else ""
-        name, at = text(incident["domain"]), written_time(incident["opened_at"])
-        console.print(f"[bold]{incident['id']}[/]  {at}  {name}: {action}, {now}{seen}")
+        name, at = incident["domain"], written_time(incident["opened_at"])
+        head = f"  {at}  {name}: {action}, "
+        console.print(line((incident["id"], "bold"), head, _now(incident), seen))
         if words := _words(incident):
-            console.print(f"    {text(short(words))}", no_wrap=True, overflow="ellipsis")
+            console.print(f"    {short(words)}", no_wrap=True, overflow="ellipsis")
 
 
 def probe(answer: Answer) -> None:
     """Print what ``panicd probe`` shows."""
-    console.print(f"[bold]{text(answer['name'] or '(no name)')}[/]  {text(answer['uuid'])}")
+    console.print(line((answer["name"] or "(no name)", "bold"), "  ", answer["uuid"]))
     console.print(f"qemu          {answer['qemu_version']}, {answer['run_state']}")
     types = ", ".join(answer["device_types"]) or "no device"
     console.print(f"panic device  {answer['panic_device']} ({types})")
-    console.print(
-        f"armed         {_good(answer['armed'] == 'yes', answer['armed'])}: {answer['why']}"
-    )
+    armed = _good(answer["armed"] == "yes", answer["armed"])
+    console.print(line("armed         ", armed, f": {answer['why']}"))
     if answer["libvirt"]:
         leaves = "acts first" if answer["libvirt_acts"] else "leaves it to panicd"
         word = _good(not answer["libvirt_acts"], leaves)
-        console.print(f"libvirt       {word}; the domain's own on_crash is {answer['on_crash']}")
+        own = f"; the domain's own on_crash is {answer['on_crash']}"
+        console.print(line("libvirt       ", word, own))
     if answer["libvirt_problem"]:
-        console.print(f"libvirt       [red]no answer:[/] {text(answer['libvirt_problem'])}")
+        console.print(line("libvirt       ", ("no answer: ", "red"), answer["libvirt_problem"]))
     table = _table("on_crash", "would do", "why")
     for plan in answer["policies"]:
         table.add_row(plan["on_crash"], _would_do(plan["action"], plan["reason"]), plan["why"])
     console.print(table)
     for remedy in answer["remedies"]:
-        console.print(f"[yellow]To change:[/] {remedy}")
+        console.print(line(("To change: ", "yellow"), remedy))
 
 
 def audit(answer: Answer) -> None:
@@ -198,9 +222,9 @@ def audit(answer: Answer) -> None:
         return
     table = _table("domain", "on_crash", "why not", "what to do")
     for exposed in answer["exposed"]:
-        name, on_crash = text(exposed["domain"]), exposed["on_crash"]
+        name, on_crash = exposed["domain"], exposed["on_crash"]
         for reason, remedy in exposed["reasons"].items():
-            table.add_row(name, on_crash, f"[yellow]{reason}[/]", text(remedy))
+            table.add_row(name, on_crash, line((reason, "yellow")), remedy)
             name = on_crash = ""
     console.print(table)
 
@@ -209,9 +233,9 @@ def arguments(name: str, wanted: Iterable[Argument]) -> None:
     """Print QEMU arguments, as a shell takes them, each with its reason."""
     lines = [("-name " + quote(name), "what panicd calls it")]
     lines += [(f"{a.option} {quote(a.value)}" if a.value else a.option, a.why) for a in wanted]
-    width = max(len(line) for line, _ in lines)
-    for line, why in lines:
-        print(f"{line:{width}}  # {why}")
+    width = max(len(argument) for argument, _ in lines)
+    for argument, why in lines:
+        print(f"{argument:{width}}  # {why}")
 
 
 def _table(*headings: str) -> Table:
@@ -228,30 +252,29 @@ def _words(incident: Answer) -> str:
     )
 
 
-def short(line: str) -> str:
+def short(words: str) -> str:
     """Return as much of a panic line as a list shows, without the words that all begin with."""
-    line = line.removeprefix("Kernel panic - not syncing: ")
-    return line if len(line) <= SHORT_LINE else line[: SHORT_LINE - 1] + "…"
+    words = words.removeprefix("Kernel panic - not syncing: ")
+    return words if len(words) <= SHORT_LINE else words[: SHORT_LINE - 1] + "…"
 
 
-def text(value: str) -> str:
-    """Return a text that may be a guest's, escaped for the terminal and for rich."""
-    return escape_markup(escape(value))
+def _now(incident: Answer) -> Text:
+    return line(incident["ending"] or (incident["state"], "yellow"))
 
 
-def _good(is_good: bool, text: str) -> str:
-    return f"[green]{text}[/]" if is_good else f"[yellow]{text}[/]"
+def _good(is_good: bool, word: str) -> Text:
+    return line((word, "green" if is_good else "yellow"))
 
 
-def _held(domain: Answer) -> str:
+def _held(domain: Answer) -> Text:
     if not domain["held_why"]:
-        return ""
+        return line()
     until = f"until {written_time(domain['held_until'])}: " if domain["held_until"] else ""
-    return f"[yellow]{until}{text(domain['held_why'])}[/]"
+    return line((until + domain["held_why"], "yellow"))
 
 
-def _would_do(action: str, reason: str) -> str:
-    return action if reason == "on-crash" else f"[yellow]{action}[/] ({reason})"
+def _would_do(action: str, reason: str) -> Text:
+    return line(action) if reason == "on-crash" else line((action, "yellow"), f" ({reason})")
 
 
 def written_time(seconds: float) -> str:

@@ -5,11 +5,10 @@ from datetime import timedelta
 from typing import Any, Final
 
 from rich.console import RenderableType
-from rich.markup import escape as escape_markup
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from panicd.host.logs import escape
+from panicd.cli.terminal import line
 
 BAR: Final = 24  # columns
 GIB, MIB = 1 << 30, 1 << 20
@@ -27,10 +26,10 @@ def dumps(domains: Iterable[dict[str, Any]], now: float) -> Iterator[RenderableT
         return
     table = Table.grid(padding=(0, 2))
     for domain in sorted(going_on, key=lambda domain: domain["dump"]["since"]):
-        name, dump = escape_markup(escape(domain["domain"])), domain["dump"]
+        name, dump = domain["domain"], domain["dump"]
         if dump["state"] == "waiting":
-            waits = f"[yellow]waits for {_time(now - dump['since'])}, {dump['ahead']} before it[/]"
-            table.add_row("dump of", name, waits)
+            waits = f"waits for {_time(now - dump['since'])}, {dump['ahead']} before it"
+            table.add_row("dump of", name, line((waits, "yellow")))
             continue
         total, done = dump["total"], dump["done"]
         bar: RenderableType = ProgressBar(total, done, width=BAR) if total else ""

@@ -1,7 +1,7 @@
 """What ``panicd incident ID`` shows, and an exported incident's timeline.
 
 The guest's own words come first, then how it went from the panic to its end, then where the
-evidence lies. Texts that may come from a guest are escaped here.
+evidence lies.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,8 +10,10 @@ from typing import Final
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from panicd.cli.render import Answer, text, written_time
+from panicd.cli.render import Answer, written_time
+from panicd.cli.terminal import line
 from panicd.rules.guest_memory.memory import PAGE
 
 MIB: Final = 1 << 20
@@ -25,13 +27,13 @@ class Moment:
         after: seconds since the panic became known.
         took: seconds; None where it has no duration, or goes on.
         what: happened.
-        about: what there is to say about it, escaped.
+        about: what there is to say about it.
     """
 
     after: float
     took: float | None
     what: str
-    about: str
+    about: Text
 
 
 def page(answer: Answer, now: float) -> Iterator[RenderableType]:
@@ -59,40 +61,39 @@ def timeline(history: Iterable[Answer]) -> list[Moment]:
         match entry["kind"]:
             case "step-begun":
                 begun[entry["index"]] = len(moments)
-                moments.append(Moment(after, None, str(entry["step"]), "[yellow]not ended[/]"))
+                moments.append(
+                    Moment(after, None, str(entry["step"]), line(("not ended", "yellow")))
+                )
             case "step-ended" if entry["index"] in begun:
-                line = begun.pop(entry["index"])
-                since = moments[line].after
-                about = f"{entry['outcome']}{_detail(entry)}"
-                moments[line] = Moment(since, after - since, str(entry["step"]), about)
+                index = begun.pop(entry["index"])
+                since = moments[index].after
+                about = line(f"{entry['outcome']}{_detail(entry)}")
+                moments[index] = Moment(since, after - since, str(entry["step"]), about)
             case kind:
-                moments.append(Moment(after, None, kind.replace("-", " "), _about(entry)))
+                moments.append(Moment(after, None, kind.replace("-", " "), line(_about(entry))))
     return moments
 
 
-def _head(answer: Answer, now: float) -> Iterator[str]:
+def _head(answer: Answer, now: float) -> Iterator[Text]:
     if answer["panic_line"]:
-        yield f"[bold]{text(answer['panic_line'])}[/]"
-    yield f"[bold]{answer['id']}[/]  {text(answer['domain'])}  {text(answer['uuid'])}"
-    yield f"monitor   {text(answer['monitor'])}"
-    yield f"panicked  {written_time(answer['opened_at'])}, known by {answer['source']}"
-    yield f"payload   {text(_payload(answer['payload']))}"
+        yield line((answer["panic_line"], "bold"))
+    yield line((answer["id"], "bold"), f"  {answer['domain']}  {answer['uuid']}")
+    yield line(f"monitor   {answer['monitor']}")
+    yield line(f"panicked  {written_time(answer['opened_at'])}, known by {answer['source']}")
+    yield line(f"payload   {_payload(answer['payload'])}")
     if answer["repeats"]:
-        yield f"again     {answer['repeats']} times within the incident"
+        yield line(f"again     {answer['repeats']} times within the incident")
     for decision in answer["decisions"]:
-        yield (
-            f"decided   [bold]{decision['action']}[/] (on_crash {decision['on_crash']}, "
-            f"reason {decision['reason']}: {decision['why']})"
-        )
+        because = f"on_crash {decision['on_crash']}, reason {decision['reason']}: {decision['why']}"
+        yield line("decided   ", (decision["action"], "bold"), f" ({because})")
     closed_at = answer["closed_at"]
     lasted = duration((now if closed_at is None else closed_at) - answer["opened_at"])
-    yield (
-        f"now       [yellow]{answer['state']}[/], open for {lasted}"
-        if closed_at is None
-        else f"now       {answer['ending']}, after {lasted}"
-    )
+    if closed_at is None:
+        yield line("now       ", (answer["state"], "yellow"), f", open for {lasted}")
+    else:
+        yield line(f"now       {answer['ending']}, after {lasted}")
     if seen := answer["acknowledged"]:
-        yield f"seen      by uid {seen['uid']}: {text(seen['why'])}"
+        yield line(f"seen      by uid {seen['uid']}: {seen['why']}")
 
 
 def _payload(payload: Answer) -> str:
@@ -116,32 +117,35 @@ def _timeline_table(answer: Answer) -> Table:
     return table
 
 
-def _evidence(answer: Answer) -> Iterator[str]:
+def _evidence(answer: Answer) -> Iterator[Text]:
     for dump in answer["dumps"]:
-        yield f"Dump        {text(dump)}"
-        yield from (_dump(facts) for facts in answer["dump_facts"] if facts["path"] == dump)
+        yield line(f"Dump        {dump}")
+        for facts in answer["dump_facts"]:
+            if facts["path"] == dump:
+                yield from _dump(facts)
     if not answer["dumps"] and any(map(_was_dumped, answer["history"])):
-        yield "[yellow]The dump is no longer there:[/] removed for newer ones, or by somebody."
+        gone = ("The dump is no longer there:", "yellow")
+        yield line(gone, " removed for newer ones, or by somebody.")
     evidence, directory = answer["evidence"], answer["evidence_directory"]
     if evidence is None:
-        yield f"No evidence was kept in {text(directory)}"
+        yield line(f"No evidence was kept in {directory}")
         return
     if removed := evidence.get("removed"):
-        when = written_time(removed["at"])
-        yield f"[yellow]The evidence was removed[/] on {when}: {text(removed['why'])}"
+        why = f" on {written_time(removed['at'])}: {removed['why']}"
+        yield line(("The evidence was removed", "yellow"), why)
         return
     files = evidence["files"]
     if answer["screenshot"] is not None:
-        yield f"Screenshot  {text(answer['screenshot'])}"
-    yield f"Evidence    {text(directory)}"
+        yield line(f"Screenshot  {answer['screenshot']}")
+    yield line(f"Evidence    {directory}")
     for name, what in sorted(files.items()):
-        yield f"  {text(name)}: {text(what)}"
+        yield line(f"  {name}: {what}")
     for item, why in sorted(evidence["problems"].items()):
-        yield f"  [yellow]no {text(item)}:[/] {text(why)}"
+        yield line((f"  no {item}:", "yellow"), f" {why}")
 
 
-def _dump(facts: Answer) -> str:
-    """Return how large a dump is, what it leaves out and why, and how it is opened."""
+def _dump(facts: Answer) -> Iterator[Text]:
+    """Yield how large a dump is, what it leaves out and why, and how it is opened."""
     size = f"  {facts['size'] / MIB:,.1f} MiB"
     if facts["level"] is not None:
         size += f", level {facts['level']}"
@@ -149,11 +153,10 @@ def _dump(facts: Answer) -> str:
     if pages:
         parts = (f"{use} {count * PAGE / MIB:,.0f} MiB" for use, count in pages.items())
         size += f"; left out: {', '.join(parts)}"
-    lines = [size]
+    yield line(size)
     if facts["reason"]:
-        lines.append(f"  [yellow]less was left out than configured:[/] {text(facts['reason'])}")
-    lines += [f"  {text(command)}" for command in facts["open"]]
-    return "\n".join(lines)
+        yield line(("  less was left out than configured:", "yellow"), f" {facts['reason']}")
+    yield from (line(f"  {command}") for command in facts["open"])
 
 
 def _was_dumped(entry: Answer) -> bool:
@@ -162,7 +165,7 @@ def _was_dumped(entry: Answer) -> bool:
 
 
 def _detail(entry: Answer) -> str:
-    return f": {text(entry['detail'])}" if entry["detail"] else ""
+    return f": {entry['detail']}" if entry["detail"] else ""
 
 
 def _about(entry: Answer) -> str:
@@ -180,11 +183,11 @@ def _about(entry: Answer) -> str:
         case "settled":
             return str(entry["state"])
         case "closed":
-            return f"{entry['ending']} {text(entry['detail'])}"
+            return f"{entry['ending']} {entry['detail']}"
         case "asked" | "acknowledged":
-            return f"uid {entry['uid']} {text(entry.get('what', ''))}: {text(entry['why'])}"
+            return f"uid {entry['uid']} {entry.get('what', '')}: {entry['why']}"
         case "observed":
-            return text(entry["what"])
+            return str(entry["what"])
         case _:
             return ""
 

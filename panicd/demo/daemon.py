@@ -19,6 +19,7 @@ import trio
 from panicd.demo.background import background
 from panicd.demo.process import freeze
 from panicd.host.control import call
+from panicd.host.sdnotify import OF_ONE_PROCESS
 
 LogLine = dict[str, Any]
 
@@ -29,7 +30,7 @@ _LAST_WORDS: Final = 15  # lines
 
 # A daemon must not speak for the service that the demonstration may run in, nor a command talk to
 # another daemon.
-_NOT_INHERITED: Final = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "PANICD_SOCKET"})
+_NOT_INHERITED: Final = frozenset({*OF_ONE_PROCESS, "PANICD_SOCKET"})
 
 
 class DaemonEndedError(Exception):

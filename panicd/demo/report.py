@@ -45,7 +45,7 @@ class Report:
     """
 
     def __init__(self) -> None:
-        self.console = _Console(highlight=False)
+        self.console = _Console(highlight=False, emoji=False)
         if not self.console.is_terminal and "COLUMNS" not in os.environ:
             self.console.width = _WIDTH_WITHOUT_TERMINAL
 

@@ -8,7 +8,9 @@ yields nothing, and the checks across keys (a rule that never matches, two equal
 reported together with the mistakes in single values.
 """
 
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,9 +72,12 @@ __all__ = [
     "control_socket",
     "load",
     "parse",
+    "read",
 ]
 
 CONTROL_SOCKET: Final = "control.sock"
+
+_CONTROL_SOCKET_LINE: Final = re.compile(r"^control_socket[ \t]*:.*", re.MULTILINE)
 
 METRICS_LISTEN: Final = ("127.0.0.1", 10077)
 
@@ -166,28 +171,41 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: a file can't be read, or something is wrong with it.
     """
-    config = parse(read_text(path), str(path), Places.here())
+    config = read(path)
     if config.web_config is None:
         return config
     return replace(config, web=load_web_config(config.web_config))
+
+
+def read(path: Path) -> Config:
+    """Read the configuration file alone, without the files that it names.
+
+    Raises:
+        ConfigError: it can't be read, or something is wrong with it.
+    """
+    return parse(read_text(path), str(path), Places.here())
 
 
 def control_socket(path: Path) -> Path:
     """Return where the control socket is, as far as a file tells, whatever is wrong with the file.
 
     A command that asks the daemon must reach it when somebody has just spoilt the file, or when the
-    file is not this user's to read.
+    file is not this user's to read. Of a file that is no YAML as a whole, the one line counts that
+    names the socket.
     """
     default = Places.here().runtime_directory / CONTROL_SOCKET
     try:
-        content = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        content = path.read_text("utf-8-sig", errors="replace")
+    except OSError:
         return default
-    mistakes = MistakeList(str(path))
-    start = Position(1, 1)
-    root = read_document(content, mistakes) or Mapping(start, {})
-    with Value(root, "", start, mistakes).section() as keys:
-        return keys["control_socket"].read(socket_path, default)
+    for text in (content, *_CONTROL_SOCKET_LINE.findall(content)):
+        mistakes = MistakeList(str(path))
+        start = Position(1, 1)
+        with suppress(ConfigError):
+            root = read_document(text, mistakes) or Mapping(start, {})
+            with Value(root, "", start, mistakes).section() as keys:
+                return keys["control_socket"].read(socket_path, default)
+    return default
 
 
 def parse(content: str, file_name: str, places: Places) -> Config:

@@ -16,12 +16,10 @@ import yaml
 from panicd.host.config_mistakes import did_you_mean
 from panicd.host.yaml_document import Scalar
 from panicd.rules.settings import FreeSpaceFloor
+from panicd.rules.socket_path import PATH_LIMIT
 from panicd.rules.unit_name import PLACEHOLDERS, is_pattern
 
 Word = TypeVar("Word", bound=StrEnum)
-
-SOCKET_PATH_MAX: Final = 107
-"""Bytes in the path of a unix socket: ``sun_path`` holds 108 with its NUL (unix(7))."""
 
 DURATION_MAX: Final = 3650 * 86400.0
 """Seconds. Ten years: far beyond any use, and well within what a clock can add."""
@@ -227,11 +225,14 @@ def socket_path(scalar: Scalar) -> Path:
     """Read where a unix socket is to be."""
     path = absolute_path(scalar)
     length = len(scalar.text.encode())
-    if length > SOCKET_PATH_MAX:
-        raise WrongValueError(f"a socket's path of at most {SOCKET_PATH_MAX} bytes, not {length}")
+    if length > PATH_LIMIT:
+        raise WrongValueError(f"a socket's path of at most {PATH_LIMIT} bytes, not {length}")
     if scalar.text.endswith("/"):
         raise WrongValueError("the path of a socket, not of a directory")
     return path
+
+
+_ONE_CHARACTER: Final = re.compile(r"\[[^]]+\]|\?")  # glob(7)
 
 
 def socket_glob(scalar: Scalar) -> str:
@@ -243,6 +244,13 @@ def socket_glob(scalar: Scalar) -> str:
         raise WrongValueError("a pattern without **, which is not supported")
     if not parts[-1]:
         raise WrongValueError("a pattern of sockets, not of directories, such as /run/qemu/*.qmp")
+    shortest = _ONE_CHARACTER.sub("x", scalar.text).replace("*", "")
+    length = len(shortest.encode())
+    if length > PATH_LIMIT:
+        raise WrongValueError(
+            f"a pattern of sockets' paths, of at most {PATH_LIMIT} bytes; what it matches has "
+            f"{length}"
+        )
     return _line(scalar.text)
 
 

@@ -22,10 +22,14 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn, TypeAlias
 
 import trio
+
+from panicd.host.listening import Tell, keep_listening
+from panicd.rules.socket_path import path_problem
 
 REQUEST_LIMIT: Final = 64 * 1024
 """Bytes of a request, its line break not counted."""
@@ -44,9 +48,6 @@ CONNECTION_LIMIT: Final = 64
 
 IDLE_TIMEOUT: Final = 5.0
 """Seconds that a client has to send its request, and then to take its reply."""
-
-PATH_LIMIT: Final = 107
-"""Bytes of a socket's path (unix(7): sun_path, less its NUL)."""
 
 SOCKET_MODE: Final = 0o660
 """Owner and group may connect: that takes the right to write (unix(7))."""
@@ -114,6 +115,7 @@ async def serve(
     path: Path,
     handler: Handler,
     give_way: GiveWay = trio.lowlevel.checkpoint,
+    tell: Tell = lambda _problem: None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -127,6 +129,7 @@ async def serve(
             socket that nobody listens on any more is replaced.
         handler: Called once for each request, several at a time.
         give_way: Awaited between the parts of a long answer.
+        tell: Told of what is wrong with the socket; an empty text: nothing any more.
         task_status: Reports the start once clients can connect.
 
     Raises:
@@ -134,9 +137,10 @@ async def serve(
         ControlSocketError: The socket can't be made.
 
     Resource handling:
-        The socket's file is removed at the end, unless another has taken its place.
+        The socket's file is removed at the end, unless another has taken its place. When it is gone
+        before, the socket is made anew.
     """
-    listener, ours = _listen(path)
+    listener = _listen(path)
     slots = trio.Semaphore(CONNECTION_LIMIT)
 
     async def connected(stream: trio.SocketStream) -> None:
@@ -152,11 +156,16 @@ async def serve(
             finally:
                 slots.release()
 
-    try:
+    async with trio.open_nursery() as under_way:
+
+        async def take(listener: trio.socket.SocketType) -> None:
+            await trio.serve_listeners(
+                connected, [trio.SocketListener(listener)], handler_nursery=under_way
+            )
+
         task_status.started()  # it listens already
-        await trio.serve_listeners(connected, [listener])
-    finally:
-        _remove(path, ours)
+        bind = partial(_listen, path)
+        await keep_listening(path, listener, bind, take, tell, faults=ControlSocketError)
 
 
 async def _exchange(stream: trio.SocketStream, handler: Handler, give_way: GiveWay) -> None:
@@ -263,23 +272,22 @@ async def _encode(value: object, give_way: GiveWay) -> str:
     return "[" + ", ".join(parts) + "]"
 
 
-def _listen(path: Path) -> tuple[trio.SocketListener, os.stat_result]:
-    """Return the listening socket, and what identifies its file."""
-    if len(os.fsencode(path)) > PATH_LIMIT:
-        raise ControlSocketError(f"control socket {path}: longer than {PATH_LIMIT} bytes (unix(7))")
+def _listen(path: Path) -> trio.socket.SocketType:
+    if problem := path_problem(path):
+        raise ControlSocketError(f"control socket {path}: {problem}")
     try:
         # XDG_RUNTIME_DIR is empty after each log-in. Who may connect is for the socket's mode.
         path.parent.mkdir(mode=0o755, exist_ok=True)
         _check_free(path)
         listener = _bind(path)
-        return trio.SocketListener(trio.socket.from_stdlib_socket(listener)), path.lstat()
+        return trio.socket.from_stdlib_socket(listener)
     except OSError as error:
         raise ControlSocketError(f"control socket {path}: {_reason(error)}") from error
 
 
 def _bind(path: Path) -> socket.socket:
     """Make the socket under a passing name, then rename it: nobody ever sees it half made."""
-    passing_name = path.with_name(f".{os.getpid():x}")  # short, for PATH_LIMIT holds for it too
+    passing_name = path.with_name(f".{os.getpid():x}")  # short: no socket's path may be long
     passing_name.unlink(missing_ok=True)
     with contextlib.ExitStack() as on_failure:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -308,15 +316,6 @@ def _check_free(path: Path) -> None:
         raise AlreadyRunningError(f"control socket {path}: another panicd listens here")
     if outcome not in {errno.ECONNREFUSED, errno.ENOENT}:
         raise OSError(outcome, os.strerror(outcome))
-
-
-def _remove(path: Path, ours: os.stat_result) -> None:
-    try:
-        found = path.lstat()
-        if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
-            path.unlink()
-    except OSError:
-        return  # gone, or the directory is: the next start copes with either
 
 
 def _reason(error: OSError) -> str:

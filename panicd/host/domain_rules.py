@@ -44,7 +44,7 @@ class RuleIndex:
         """Add a pattern below the others."""
         index = self._count
         self._count += 1
-        if _UUID.fullmatch(pattern):
+        if is_uuid(pattern):
             self._uuids.setdefault(pattern.lower(), index)
         elif _WILDCARD.search(pattern):
             self._globs.setdefault(pattern, (index, re.compile(fnmatch.translate(pattern))))
@@ -79,3 +79,8 @@ class RuleIndex:
             return self.first(pattern, None)
         found = [self._globs[glob][0] for glob in ("*", pattern) if glob in self._globs]
         return min(found, default=None)
+
+
+def is_uuid(text: str) -> bool:
+    """Whether a text is a UUID, in any case."""
+    return _UUID.fullmatch(text) is not None

@@ -223,7 +223,7 @@ class _Server:
         if web.tls is not None:
             transport = trio.SSLStream(stream, web.tls, server_side=True, https_compatible=True)
             await transport.do_handshake()
-        wire = _Wire(transport)
+        wire = _Wire(transport, held.peer)
         going_on = True
         while going_on:
             request = await wire.next_request(web)
@@ -253,8 +253,9 @@ class _Server:
 class _Wire:
     """HTTP/1.1 on one connection."""
 
-    def __init__(self, transport: trio.abc.Stream) -> None:
+    def __init__(self, transport: trio.abc.Stream, peer: str) -> None:
         self._transport = transport
+        self._peer = peer
         self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_LIMIT)
         self._bodiless = False
 
@@ -273,7 +274,8 @@ class _Wire:
             await self._next_event()  # its end, for there is no body
         except h11.RemoteProtocolError as error:
             return Response(b"That is no HTTP request.\n", error.error_status_hint)
-        return Request(target.partition("?")[0], method, headers, web.clients_verified)
+        path, verified = target.partition("?")[0], web.clients_verified
+        return Request(path, method, headers, verified, peer=self._peer)
 
     async def respond(self, response: Response, *, last: bool) -> bool:
         """Send a response, and return whether another request may follow."""

@@ -292,7 +292,7 @@ class Journal:
         """Return when panicd restarted a domain, for its restart budget; the oldest first.
 
         Args:
-            domain_key: as ``journal_totals.domain_key`` says.
+            domain_key: as ``Opened.domain_key`` says.
             since: and not before, in seconds since the epoch.
 
         Raises:

@@ -21,7 +21,7 @@ from panicd.host.journal_codec import (
     encode_operation,
 )
 from panicd.host.journal_schema import MIGRATIONS
-from panicd.host.journal_totals import Total, Totals, collect, domain_key, increments
+from panicd.host.journal_totals import Total, Totals, collect, increments
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
 from panicd.rules.notification import notice_of
 from panicd.rules.operation import Operation, over
@@ -204,13 +204,19 @@ class Batch:
         opened = incident.opened
         if before.incident is None:
             self._incidents.append(
-                (_column(incident_id), _column(opened.domain), _column(opened.uuid), opened.at)
+                (
+                    _column(incident_id),
+                    _column(opened.domain),
+                    _column(opened.uuid),
+                    opened.at,
+                    _column(opened.key),
+                )
             )
         ended_before = before.incident is not None and not before.incident.is_open
         if incident.closed is not None and not ended_before:
             self._ends.append((incident.closed.at, _column(incident_id)))
             if incident.restarted_at is not None:
-                self._restarts.append((_column(domain_key(opened)), incident.restarted_at))
+                self._restarts.append((_column(opened.domain_key), incident.restarted_at))
         self._entries += rows
         self.notifications += told
         self._counts.update(counts)
@@ -239,7 +245,9 @@ class Batch:
 
     def write(self) -> None:
         """Write everything that was taken in."""
-        _insert(self._database, "incident (id, domain, uuid, opened_at)", self._incidents)
+        _insert(
+            self._database, "incident (id, domain, uuid, opened_at, domain_key)", self._incidents
+        )
         self._database.executemany("UPDATE incident SET closed_at = ? WHERE id = ?", self._ends)
         _insert(self._database, "entry (incident, position, body)", self._entries)
         _insert(self._database, "restart (domain_key, at)", self._restarts)

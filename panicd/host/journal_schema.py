@@ -42,5 +42,6 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY (channel, incident, position)
         ) WITHOUT ROWID""",
     ),
+    ("ALTER TABLE incident ADD COLUMN domain_key TEXT NOT NULL DEFAULT ''",),
 )
 """Statements that lead from each schema version to the next. Only ever appended to."""

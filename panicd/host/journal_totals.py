@@ -110,11 +110,6 @@ SETTLED_BY: Final[dict[State, Action]] = {
 }
 
 
-def domain_key(opened: Opened) -> str:
-    """Return what a domain is counted under: its UUID, its name where it has none."""
-    return opened.uuid or opened.domain
-
-
 def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
     """Tell what one entry adds to the totals.
 
@@ -127,11 +122,11 @@ def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
         entry: one that may follow.
     """
     if isinstance(entry, Opened):
-        yield Increment(Total.DOMAIN_PANICS, domain_key(entry), 1)
+        yield Increment(Total.DOMAIN_PANICS, entry.domain_key, 1)
         yield Increment(Total.PANICS, entry.source, 1)
         return
     assert before is not None
-    domain = domain_key(before.opened)
+    domain = before.opened.domain_key
     match entry:
         case Repeated(count=count):
             yield Increment(Total.DOMAIN_PANICS, domain, count)
@@ -141,6 +136,8 @@ def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
             if plan.decision.reason in AFTER_FAILURE:
                 yield Increment(Total.ACTION_FAILURES, before.action, 1)
                 yield Increment(Total.DOMAIN_ACTION_FAILURES, domain, 1)
+        case Settled(state=State.RESET):
+            yield Increment(Total.FOREIGN_ACTIONS, ForeignAction.RESET, 1)
         case Settled(state=State.FAILED):
             yield Increment(Total.ACTION_FAILURES, before.action, 1)
             yield Increment(Total.DOMAIN_ACTION_FAILURES, domain, 1)
@@ -150,6 +147,8 @@ def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
             yield Increment(Total.ACTIONS, ENDED_BY[ending], 1)
             if ENDED_BY[ending] is Action.RESTART:
                 yield Increment(Total.DOMAIN_RESTARTS, domain, 1)
+        case Closed(ending=Ending.FOREIGN_RESET) if before.state is State.RESET:
+            pass  # it was counted when it was reset
         case Closed(ending=ending) if ending in FOREIGN_ENDINGS:
             yield Increment(Total.FOREIGN_ACTIONS, FOREIGN_ENDINGS[ending], 1)
         case Enforced():

@@ -6,6 +6,9 @@ structlog ─┐                                                      ┌─ JSO
 stdlib ────┘  (WARNING and up)                                   └─ native fields ─► journald
 ```
 
+Nobody waits for what becomes of an entry: journald's socket is not waited for, and a stream has a
+thread of its own (`log_stream`). What can't be written is dropped and counted.
+
 A guest chooses some of the text that ends up here. Whatever the output, a value has no control
 characters, line breaks, terminal sequences or direction overrides left, and a bounded length.
 The escapes are for reading, not for turning back: a backslash stays a single one.
@@ -22,8 +25,9 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Final, TextIO, TypeAlias, cast
@@ -32,6 +36,7 @@ import structlog
 from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, WrappedLogger
 
 from panicd.host.backlog import Backlog
+from panicd.host.log_stream import StreamSink
 
 VALUE_LIMIT: Final = 2048
 """Bytes of UTF-8 that one value may take, its own 'cut' mark not counted."""
@@ -55,6 +60,9 @@ ENTRY_LIMIT: Final = 128 * 1024
 MESSAGE_LIMIT: Final = 8192
 """Bytes of a journal entry's MESSAGE, in which the values stand once more."""
 
+LAST_WORDS: Final = 2.0
+"""Seconds that writing what waits may take at the end."""
+
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 """Where journald takes native entries (systemd's 'Native Journal Protocol')."""
 
@@ -65,6 +73,7 @@ _PLAIN_WORD: Final = re.compile(r"[\w./:@%+,-]+", re.ASCII)
 _NOT_IN_FIELD_NAMES: Final = re.compile(r"[^A-Z0-9_]")
 
 _backlog: Backlog | None = None
+_stream: StreamSink | None = None
 
 _short = reprlib.Repr()
 _short.maxlevel = 3
@@ -83,12 +92,14 @@ def configure(*, level: str, stream: TextIO | None = None) -> None:
     Raises:
         KeyError: `level` is not a level.
     """
-    global _backlog  # noqa: PLW0603 - as structlog's own set-up, there is one a process
+    global _backlog, _stream  # noqa: PLW0603 - as structlog's own set-up, there is one a process
     write = _journal_writer() if stream is None and _is_journal(sys.stderr) else None
+    sink: Sink | StreamSink
     if write is None:
-        sink, render = Sink(_stream_writer(stream or sys.stderr)), _render_json
+        sink = _stream = StreamSink(stream or sys.stderr, _mark_json, _json_notice, dropped.add)
+        render = _render_json
     else:
-        sink, render = Sink(write), _render_journal
+        sink, render, _stream = Sink(write, dropped.add), _render_journal, None
     add_traceback = structlog.processors.ExceptionRenderer(_traceback_lines)
 
     def write_entry(method: str, event: EventDict) -> None:
@@ -110,6 +121,27 @@ async def write_late() -> None:
     """Have what this thread says written when there is time, until this is cancelled."""
     if _backlog is not None:
         await _backlog.run()
+
+
+def flush(timeout: float) -> bool:
+    """Write what waits, and return whether all is written, after so many seconds at most."""
+    return _stream is None or _stream.flush(timeout)
+
+
+@contextlib.contextmanager
+def last_words() -> Iterator[None]:
+    """Have all written that is said inside, before what comes after it.
+
+    If that ends in an exception and nobody reads the log, the process ends here: nobody would read
+    its traceback either, and to print it would wait for ever.
+    """
+    try:
+        yield
+    except BaseException:
+        if not flush(LAST_WORDS):
+            os._exit(1)
+        raise
+    flush(LAST_WORDS)
 
 
 def get_logger(**bound: object) -> FilteringBoundLogger:
@@ -148,19 +180,37 @@ _Write: TypeAlias = Callable[[bytes, int], None]
 """Writes an entry, with the number of those lost before it."""
 
 
-class Sink:
-    """Where rendered entries go, from any thread.
+class Dropped:
+    """How many entries were dropped since the process was started. For any thread."""
 
-    An entry that can't be written (a full disk, a journal that is behind) is dropped and
-    counted, and the next one that gets through says how many were: the daemon has more
-    important things to do than to wait for its log, or to die with it.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total = 0
+
+    def add(self) -> None:
+        """Count one more."""
+        with self._lock:
+            self.total += 1
+
+
+dropped: Final = Dropped()
+
+
+class Sink:
+    """Where rendered entries go, from any thread, if it takes them at once.
+
+    An entry that can't be written (a journal that is behind) is dropped and counted, and the next
+    one that gets through says how many were: the daemon has more important things to do than to
+    wait for its log, or to die with it.
 
     Args:
-        write: Writes one entry.
+        write: Writes one entry, and does not wait.
+        tell: Called whenever one is dropped.
     """
 
-    def __init__(self, write: _Write) -> None:
+    def __init__(self, write: _Write, tell: Callable[[], None]) -> None:
         self._write = write
+        self._tell = tell
         self._lock = threading.Lock()
         self._dropped = 0
 
@@ -171,6 +221,7 @@ class Sink:
                 self._write(entry, self._dropped)
             except OSError:
                 self._dropped += 1
+                self._tell()
             else:
                 self._dropped = 0
 
@@ -240,14 +291,13 @@ def _render_json(event: EventDict) -> bytes:
     return json.dumps(head | dict(event)).encode()
 
 
-def _stream_writer(stream: TextIO) -> _Write:
-    def write(entry: bytes, dropped: int) -> None:
-        if dropped:
-            entry = b'%b, "entries_dropped": %d}' % (entry[:-1], dropped)
-        stream.write(f"{entry.decode()}\n")
-        stream.flush()
+def _mark_json(entry: bytes, missing: int) -> bytes:
+    return b'%b, "entries_dropped": %d}' % (entry[:-1], missing)
 
-    return write
+
+def _json_notice() -> bytes:
+    said: EventDict = {"timestamp": time.time(), "level": "warning", "event": "log is read again"}
+    return _render_json(said)
 
 
 # The journal

@@ -28,6 +28,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from panicd.host.logs import escape
+
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of what `Metrics.render` returns (Prometheus' 'Exposition formats')."""
 
@@ -89,6 +91,7 @@ class Metrics:
         coredump_free_bytes: Returns the free space for coredumps, or None where it can't be
             told; called like `domains`.
         exposed: Returns how many domains could not be acted on, by the reason; called likewise.
+        log_dropped: Returns how many log entries were dropped since the start; called likewise.
         give_way: Called again and again at a scrape, in its thread; may wait a moment.
     """
 
@@ -105,6 +108,7 @@ class Metrics:
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
         exposed: Callable[[], Mapping[str, int]] = dict,
+        log_dropped: Callable[[], int] = int,
         give_way: Callable[[], None] = lambda: None,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
@@ -213,9 +217,16 @@ class Metrics:
             "panicd_loop_pulse_age_seconds",
             "Time since the daemon's event loops were last seen to turn; below 10 in health.",
         )
+        self.problems = gauge(
+            "panicd_problems", "What keeps panicd from finding VMs, or from being reached."
+        )
+        self.guests_left_reset = gauge(
+            "panicd_guests_left_reset",
+            "Guests that somebody else reset after a panic, and has not let run.",
+        )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})
-        registry.register(_Snapshot(domains, coredump_free_bytes, exposed, give_way))
+        registry.register(_Snapshot(domains, coredump_free_bytes, exposed, log_dropped, give_way))
 
     def render(self) -> bytes:
         """Write all metrics in the text format `CONTENT_TYPE`. May be called from any thread."""
@@ -230,8 +241,10 @@ class _Snapshot(Collector):
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
         exposed: Callable[[], Mapping[str, int]],
+        log_dropped: Callable[[], int],
         give_way: Callable[[], None],
     ) -> None:
+        self._log_dropped = log_dropped
         self._give_way = give_way
         self._domains = domains
         self._coredump_free_bytes = coredump_free_bytes
@@ -239,13 +252,19 @@ class _Snapshot(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Name the metrics without asking for a snapshot, which may not be there yet."""
-        return [*_domain_metrics((), self._give_way), _free_space(None), _exposed({})]
+        return [
+            *_domain_metrics((), self._give_way),
+            _free_space(None),
+            _exposed({}),
+            _log_dropped(0),
+        ]
 
     def collect(self) -> Iterable[Metric]:
         return [
             *_domain_metrics(self._domains(), self._give_way),
             _free_space(self._coredump_free_bytes()),
             _exposed(self._exposed()),
+            _log_dropped(self._log_dropped()),
         ]
 
 
@@ -268,6 +287,14 @@ def _exposed(counts: Mapping[str, int]) -> Metric:
     for reason, count in counts.items():
         metric.add_metric((reason,), count)
     return metric
+
+
+def _log_dropped(count: int) -> Metric:
+    return CounterMetricFamily(
+        "panicd_log_entries_dropped",
+        "Log entries dropped because nobody read the log, or it could not be written.",
+        value=count,
+    )
 
 
 _Value = Callable[[DomainSample], float | None]
@@ -294,7 +321,7 @@ def _domain_metrics(
     return (
         gauge(
             "panicd_domain_up",
-            "Whether panicd has a QMP connection to the domain.",
+            "Whether panicd has a QMP connection to the domain, and its QEMU answers.",
             lambda domain: domain.up,
         ),
         gauge(
@@ -375,13 +402,14 @@ class _Series(list[Sample]):
 
 
 def _name(domain: str) -> str:
-    """Bound a domain's name so that two that begin alike are no one series, which is no scrape."""
-    if len(domain) <= LABEL_LIMIT:
-        return _label(domain)
+    """Make a label of a domain's name; two names are never one series, which would be no scrape."""
+    label = _label(domain)
+    if label == domain:
+        return label
     digest = sha256(domain.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{_label(domain[: LABEL_LIMIT - 9])}~{digest}"
+    return f"{label[: LABEL_LIMIT - 9]}~{digest}"
 
 
 def _label(value: str) -> str:
-    """Bound a label's value, and make it UTF-8: a file name need not be."""
-    return value[:LABEL_LIMIT].encode(errors="backslashreplace").decode()
+    """Make a label's value printable, and bound it: a name may be anything, as a file's may."""
+    return escape(value[:LABEL_LIMIT])[:LABEL_LIMIT]

@@ -6,6 +6,8 @@ The protocol is one datagram of `KEY=value` lines (sd_notify(3)). Outside system
 
 import os
 import socket
+from collections.abc import Mapping, MutableMapping
+from typing import Final
 
 SEND_TIMEOUT = 1.0
 """Seconds that a send may wait for the service manager.
@@ -14,45 +16,80 @@ SEND_TIMEOUT = 1.0
 hand a manager that does not read must not hold up the domains.
 """
 
+OF_ONE_PROCESS: Final = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "MAINPID",
+    "SYSTEMD_EXEC_PID",
+    "MEMORY_PRESSURE_WATCH",
+    "MEMORY_PRESSURE_WRITE",
+)
+"""What systemd says to the process that it starts, and not to its children (systemd.exec(5)).
 
-def notify(**fields: str | int) -> bool:
-    """Send state to the service manager, such as `notify(READY=1, STATUS="4 domains")`.
+A QEMU or a hook that had them would speak for panicd. What it says of the unit, in which the
+children are too, is left to them: `INVOCATION_ID`, `JOURNAL_STREAM`, `RUNTIME_DIRECTORY` and such.
+"""
 
-    A line break in a value becomes a space: it would start a field of its own (sd_notify(3)).
+
+class ServiceManager:
+    """The service manager that started this process, if one did.
 
     Args:
-        fields: Names and values as sd_notify(3) lists them.
-
-    Returns:
-        Whether it was sent. False outside systemd, and when the manager can't be reached: a
-        daemon goes on without.
+        variables: What it said, of the environment: `OF_ONE_PROCESS`.
     """
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path.startswith(("/", "@")):
-        return False
-    # An abstract socket is written with '@' and addressed with a NUL byte (unix(7)).
-    address = path.replace("@", "\0", 1) if path.startswith("@") else path
-    payload = "\n".join(f"{key}={' '.join(str(value).split())}" for key, value in fields.items())
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.settimeout(SEND_TIMEOUT)
-        try:
-            sender.connect(address)
-            sender.send(payload.encode(errors="replace"))
-        except OSError:
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    @classmethod
+    def take(cls, environment: MutableMapping[str, str]) -> "ServiceManager":
+        """Take what it said out of the environment, so that no child process inherits it."""
+        there = [name for name in OF_ONE_PROCESS if name in environment]
+        return cls({name: environment.pop(name) for name in there})
+
+    def notify(self, **fields: str | int) -> bool:
+        """Send it state, such as `notify(READY=1, STATUS="4 domains")`.
+
+        A line break in a value becomes a space: it would start a field of its own (sd_notify(3)).
+
+        Args:
+            fields: Names and values as sd_notify(3) lists them.
+
+        Returns:
+            Whether it was sent. False outside systemd, and when the manager can't be reached: a
+            daemon goes on without.
+        """
+        path = self._variables.get("NOTIFY_SOCKET", "")
+        if not path.startswith(("/", "@")):
             return False
-    return True
+        # An abstract socket is written with '@' and addressed with a NUL byte (unix(7)).
+        address = path.replace("@", "\0", 1) if path.startswith("@") else path
+        lines = (f"{key}={' '.join(str(value).split())}" for key, value in fields.items())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(SEND_TIMEOUT)
+            try:
+                sender.connect(address)
+                sender.send("\n".join(lines).encode(errors="replace"))
+            except OSError:
+                return False
+        return True
 
+    def watchdog_interval(self) -> float | None:
+        """Tell how often `notify(WATCHDOG=1)` is due.
 
-def watchdog_interval() -> float | None:
-    """Tell how often `notify(WATCHDOG=1)` is due.
-
-    Returns:
-        Seconds: half of `$WATCHDOG_USEC`, as sd_watchdog_enabled(3) recommends. None when no
-        watchdog is set, or when `$WATCHDOG_PID` names another process.
-    """
-    limit = os.environ.get("WATCHDOG_USEC", "")
-    if not (limit.isascii() and limit.isdecimal()) or int(limit) == 0:
-        return None
-    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return None
-    return int(limit) / 2 / 1_000_000
+        Returns:
+            Seconds: half of `$WATCHDOG_USEC`, as sd_watchdog_enabled(3) recommends. None when no
+            watchdog is set, or when `$WATCHDOG_PID` names another process.
+        """
+        limit = self._variables.get("WATCHDOG_USEC", "")
+        if not (limit.isascii() and limit.isdecimal()) or int(limit) == 0:
+            return None
+        if self._variables.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+            return None
+        return int(limit) / 2 / 1_000_000

@@ -8,7 +8,7 @@ import gzip
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
@@ -44,6 +44,7 @@ class Request:
         headers: by their names in lower case; of one that comes twice, the last.
         clients_verified: the client has shown a certificate that was verified.
         authenticated: it is known who asks; told to the pages.
+        peer: the client's address; empty where it is not known.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     clients_verified: bool = False
     authenticated: bool = False
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +147,21 @@ class WebApp:
         """Answer one request."""
         users = self.web().users
         if users:
-            refusal = await self._refuse(users, request.headers.get("authorization", ""))
+            refusal = await self._refuse(users, request)
             if refusal is not None:
                 return refusal
         if request.method not in METHODS:
             return Response(b"Only GET and HEAD.\n", 405, headers={"Allow": "GET, HEAD"})
         authenticated = bool(users) or request.clients_verified
-        asked = Request(request.path, request.method, request.headers, authenticated=authenticated)
         try:
-            return await self._route(asked)
+            return await self._route(replace(request, authenticated=authenticated))
         except Exception:  # noqa: BLE001 - a bug in showing is no reason to stop what is shown
             get_logger().exception("could not be answered", path=request.path)
             return Response(b"This failed; panicd's log says why.\n", 500)
 
-    async def _refuse(self, users: Mapping[str, bytes], authorization: str) -> Response | None:
-        match await self._auth.check(users, authorization):
+    async def _refuse(self, users: Mapping[str, bytes], request: Request) -> Response | None:
+        authorization = request.headers.get("authorization", "")
+        match await self._auth.check(users, authorization, request.peer):
             case Verdict.ADMITTED:
                 return None
             case Verdict.BUSY:

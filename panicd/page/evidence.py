@@ -9,18 +9,14 @@ from typing import Final
 from panicd.host.html import Html, block, element
 from panicd.page.parts import WITHHELD
 from panicd.qemu.evidence import read_manifest
+from panicd.qemu.screen import MOST, SIGNATURES
 
 TEXT_KEPT: Final = 64 * 1024
 """Bytes of a text of the evidence that are shown, the last."""
 
-PICTURE_MAX: Final = 32 * 2**20
-"""Bytes. A screen of 8K in all its colours is less."""
-
 SCREEN: Final = "screen.png"
 TEXTS: Final = re.compile(r"kernel\.log|console-[0-9]+\.log|registers\.txt")
 """What of the evidence is shown as text."""
-
-_PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
 def evidence(directory: Path, incident_id: str, host: str, shows_guests: bool) -> Iterable[Html]:
@@ -57,10 +53,10 @@ def evidence(directory: Path, incident_id: str, host: str, shows_guests: bool) -
 def screen(directory: Path) -> bytes | None:
     """Return the guest's screen; None where there is no picture. Blocking."""
     try:
-        picture = _read(directory / SCREEN, PICTURE_MAX)
+        picture = _read(directory / SCREEN, MOST)
     except OSError:
         return None
-    return picture if picture.startswith(_PNG) else None
+    return picture if picture.startswith(SIGNATURES["png"]) else None
 
 
 def _last_lines(path: Path) -> list[str]:

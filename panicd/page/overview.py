@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from panicd.answers.snapshot import DomainStatus, domain_status
+from panicd.answers.snapshot import DomainStatus, Outlook, domain_status
 from panicd.fleet import Domain
 from panicd.host.html import Content, Html, element, joined
 from panicd.host.journal import Journal, JournalError
@@ -40,12 +40,9 @@ def overview(services: Services, shows_guests: bool) -> Html:
         services: the daemon's.
         shows_guests: whether it is known who asks.
     """
-    now = services.keeping.clock()
+    outlook = Outlook.of(services)
     domains = list(services.fleet.domains.values())
-    statuses = [
-        (domain, domain_status(domain, services.keeping.tally, services.holds, now))
-        for domain in domains
-    ]
+    statuses = [(domain, domain_status(domain, outlook)) for domain in domains]
     statuses.sort(
         key=lambda pair: (not pair[1].incident, not _needs_a_look(pair[1]), pair[1].domain)
     )
@@ -57,7 +54,8 @@ def overview(services: Services, shows_guests: bool) -> Html:
             ("domains", len(known), PLAIN),
             ("panicked", sum(bool(s.incident) for s in known), BAD),
             ("not armed", sum(s.connected and s.armed != Armed.YES for s in known), WARN),
-            ("not connected", sum(not s.connected for s in known), WARN),
+            ("not connected", sum(not s.connected and not s.spare_of for s in known), WARN),
+            ("silent", sum(s.silent for s in known), BAD),
             ("held", sum(bool(s.held_why) for s in known), WARN),
         ),
         *_incidents(services.keeping.journal, shows_guests),
@@ -77,6 +75,10 @@ def _notices(services: Services, shows_guests: bool) -> Iterable[Html]:
         yield notice(BAD, "Many domains panicked at once: what ends or resets is held back.")
     if problem := services.libvirt.problem:
         yield notice(BAD, f"libvirt does not answer: {problem}")
+    for problem in services.problems.current:
+        yield notice(BAD, problem)
+    for path, why in services.problems.passed_over.items():
+        yield notice(WARN, f"Passed over: {path}: {why}")
     if not shows_guests:
         yield notice(PLAIN, WHY_WITHHELD)
 
@@ -150,7 +152,7 @@ def _action(incident: Incident) -> str:
 
 def _needs_a_look(status: DomainStatus) -> bool:
     armed = status.armed == Armed.YES and status.panic_device != PanicDevice.NONE
-    good = status.connected and armed
+    good = bool(status.spare_of) or (status.connected and armed and not status.silent)
     return not good or bool(status.incident or status.held_why)
 
 
@@ -162,7 +164,13 @@ def _domain_state(status: DomainStatus) -> Content:
         return joined(state, " ", element("a", "incident", href=address, aria_label=named))
     if not status.connected:
         problem = element("span", f" {status.problem}", class_="quiet free")
-        return joined(badge(WARN, "not connected"), problem)
+        if status.spare_of:
+            return joined(badge(GOOD, "spare"), problem)
+        return joined(badge(WARN, "silent" if status.silent else "not connected"), problem)
+    if status.silent:
+        return joined(
+            badge(BAD, "silent"), element("span", " QEMU does not answer", class_="quiet")
+        )
     return badge(GOOD if status.run_state == "running" else WARN, status.run_state)
 
 

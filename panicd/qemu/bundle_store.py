@@ -16,7 +16,9 @@ STAYS: Final = ("panic_line", "facts")  # of the list
 
 
 def sizes(root: Path) -> dict[str, int]:
-    """Return the bytes that each bundle takes, by its incident; those removed are none. Blocking.
+    """Return the bytes that each bundle takes on the disk, by its incident. Blocking.
+
+    One that was removed takes none. A file's length says nothing: holes in it take no room.
 
     Raises:
         OSError: they can't be looked at.
@@ -26,14 +28,17 @@ def sizes(root: Path) -> dict[str, int]:
         return found
     for place in os.scandir(root):
         if place.is_dir(follow_symlinks=False):
-            size = sum(
-                file.stat(follow_symlinks=False).st_size
-                for file in os.scandir(place)
-                if file.name != MANIFEST
-            )
-            if size:
-                found[place.name] = size
+            files = [file for file in os.scandir(place) if file.name != MANIFEST]
+            if files:
+                found[place.name] = sum(
+                    allocated(file.stat(follow_symlinks=False)) for file in files
+                )
     return found
+
+
+def allocated(status: os.stat_result) -> int:
+    """Return the bytes that a file takes on the disk (inode(7), ``st_blocks``)."""
+    return status.st_blocks * 512
 
 
 def remove(directory: Path, why: str, at: float) -> None:

@@ -1,16 +1,18 @@
 """The logs of a guest's consoles: those of the configuration, and those of its QEMU's arguments.
 
 What a QEMU's arguments name is only a hint: a process can change what it seems to have been started
-with. Such a file is kept only where it belongs to the user that the process runs as, so that a QEMU
-which was taken over gets nobody else's file into a bundle.
+with, and can become a program with more rights than its user has. Such a file is kept only where
+both may read it, the user who connected, as he was then, and the one that the process runs as now.
+So neither a QEMU that was taken over nor whoever poses as one gets anybody else's file into a
+bundle. What a QEMU in a container names is not looked for: its files are not those of the host.
 """
 
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from panicd.qemu.file_rights import Rights, open_as, open_regular
 from panicd.qemu.process import Peer
 from panicd.rules.consoles import console_files
 
@@ -23,11 +25,11 @@ class ConsoleLog:
 
     Attributes:
         path: where it is.
-        owner: the user that it must belong to; None: whoever's it is.
+        users: who must all be allowed to read it; None: the configuration names it.
     """
 
     path: Path
-    owner: int | None = None
+    users: tuple[Rights, ...] | None = None
 
 
 def find_logs(
@@ -41,21 +43,21 @@ def find_logs(
     Args:
         configured: the paths of the configuration, which come first.
         peer: the QEMU.
-        arguments: its argv, where that is known.
+        arguments: its argv; None where that, or that it is one, is not known.
         problems: takes why one can't be looked for.
     """
     logs = {path: ConsoleLog(path) for path in configured}
     named = console_files(arguments) if arguments is not None else ()
     for name in named[:MOST]:
+        process = Path("/proc", str(peer.pid))
         try:
-            process = Path("/proc", str(peer.pid))
             # An absolute name replaces the directory that it is joined to.
             path = Path(name) if name.startswith("/") else (process / "cwd").readlink() / name
-            owner = _user_of(process)
+            users = peer.rights, _rights_of(process)
         except OSError as error:
             problems[name] = error.strerror or str(error)
         else:
-            logs.setdefault(path, ConsoleLog(path, owner))
+            logs.setdefault(path, ConsoleLog(path, users))
     return list(logs.values())[: max(MOST, len(configured))]
 
 
@@ -63,25 +65,27 @@ def read_end(log: ConsoleLog, size: int) -> bytes:
     """Return the last bytes of a log. Blocking, but a pipe or a device is not waited for.
 
     Raises:
-        OSError: it can't be read, is no file, or belongs to somebody else.
+        OSError: it can't be read, is no file, or is not for whoever names it.
     """
-    # The last part of a name that a QEMU chose is not followed anywhere.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    flags |= 0 if log.owner is None else os.O_NOFOLLOW
-    with os.fdopen(os.open(log.path, flags), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is no file")
-        if log.owner not in {None, status.st_uid}:
-            raise OSError("it belongs to another user than QEMU; the configuration may name it")
-        file.seek(max(0, status.st_size - size))
-        return file.read(size)
+    opened = open_regular(log.path) if log.users is None else open_as(log.path, log.users)
+    with os.fdopen(opened, "rb") as file:
+        length = os.fstat(opened).st_size
+        file.seek(max(0, length - size))
+        return file.read(min(size, length))
 
 
-def _user_of(process: Path) -> int:
-    """Return the user that a process runs as now (proc_pid_status(5): real, effective, …)."""
+def _rights_of(process: Path) -> Rights:
+    """Return what a process may do to files now (proc_pid_status(5)).
+
+    Raises:
+        OSError: it can't be told, or the process is in a container.
+    """
     status = (process / "status").read_text(encoding="utf-8", errors="replace")
-    users = status.partition("\nUid:")[2].split()
-    if len(users) < 2:
+    lines = (line.partition(":") for line in status.split("\n"))
+    fields = {key: value.split() for key, _, value in lines}
+    users, groups = fields.get("Uid", []), fields.get("Gid", [])
+    if len(users) != 4 or len(groups) != 4:  # real, effective, saved, and for files
         raise OSError("it is not known which user QEMU runs as")
-    return int(users[1])
+    if len(fields.get("NSpid", [])) > 1:
+        raise OSError("QEMU is in a container, and its files too; the configuration may name them")
+    return Rights(int(users[3]), frozenset(map(int, [groups[3], *fields.get("Groups", [])])))

@@ -10,16 +10,17 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from panicd.qemu.dump_checks import GuestMemory, check_guest
+from panicd.qemu.dump_checks import GuestMemory, check_guest, is_size
 from panicd.qemu.dump_directory import dump_path
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter, enlarge
-from panicd.qemu.monitor import CommandError, NoReplyError, SessionLostError
+from panicd.qemu.monitor import CommandError, MonitorError, NoReplyError, SessionLostError
 from panicd.qemu.page_selection import PageSelection, selected_pages
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import DETACHED_DUMP_SINCE, DUMP_FORMATS_SINCE
@@ -93,8 +94,9 @@ async def dump_guest_memory(
         DumpError: no dump could be made, or it was not tried.
         UncertainError: the session ended, or QEMU said nothing.
     """
+    owner = session.peer.uid
     for made in (kind, OTHERWISE):
-        path = dump_path(settings, domain, incident, made)
+        path = dump_path(settings, owner, domain, incident, made)
         if path.exists():
             # It is complete, though panicd was interrupted before it could say so.
             return FinishedDump(path, path.stat().st_size)
@@ -113,26 +115,32 @@ async def dump_guest_memory(
                 raise DumpError(DumpFailure.UNFILTERED, selection.reason)
             kind = OTHERWISE
         progress.left_out = sum(selection.left_out.values()) * PAGE
-        path = dump_path(settings, domain, incident, kind)
+        path = dump_path(settings, owner, domain, incident, kind)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         enlarge(reading)
-        writer = DumpWriter(
-            reading,
-            path,
-            kind,
-            settings=settings,
-            selection=selection,
-            least=memory.least_dump(kind, selection.level, progress.left_out),
-            progress=progress,
-            give_way=give_way,
-        )
+        try:
+            writer = DumpWriter(
+                reading,
+                path,
+                kind,
+                settings=settings,
+                selection=selection,
+                least=memory.least_dump(kind, selection.level, progress.left_out),
+                most=memory.most_dump(),
+                progress=progress,
+                give_way=give_way,
+            )
+        except DumpError:
+            os.close(writing)
+            raise
         try:
             if by_other is None:
                 await _hand_over(session, writer, writing)
-                await _run_dump(session, kind, deadline, progress)
+                run = partial(_run_dump, session, kind, deadline, progress)
             else:
                 left = deadline - trio.current_time()
-                await _have_dumped(by_other, writer, writing, kind, left)
+                run = partial(_have_dumped, by_other, writer, writing, kind, left)
+            await _while_it_is_written(writer, run)
             size = await _await_end(writer, deadline)
         except (DumpError, CommandError) as error:
             if isinstance(error, DumpError) and error.failure is DumpFailure.TIMEOUT:
@@ -167,6 +175,30 @@ async def _selected(
         timeout = min(expected, settings.timeout * LOOKING_SHARE)
         async with selected_pages(session, level, memory.size, timeout) as selection:
             yield selection
+
+
+async def _while_it_is_written(writer: DumpWriter, dump: Callable[[], Awaitable[None]]) -> None:
+    """Wait for a dump's end, and not much longer than for that of its writer, if that failed.
+
+    QEMU notices with its next write. One that does not say so has no more of a dump's turn.
+    """
+    problem: DumpError | MonitorError | None = None
+
+    async def cut_off() -> None:
+        await writer.ended.wait()
+        if writer.error is not None:
+            await trio.sleep(CLEARING)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cut_off)
+        try:
+            await dump()
+        except (DumpError, MonitorError) as error:
+            problem = error
+        nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
 
 
 async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
@@ -241,7 +273,7 @@ async def _note_progress(session: Session, progress: DumpProgress) -> None:
         return  # it is a hint; the dump's end is told by an event
     if isinstance(answer, dict):
         completed, total = answer.get("completed"), answer.get("total")
-        if isinstance(completed, int) and isinstance(total, int):
+        if is_size(completed) and is_size(total):
             progress.completed, progress.total = completed, total
 
 

@@ -3,16 +3,16 @@
 Every directory on the way of the pattern is watched, the plain ones too, so that one that does not
 exist yet, or is removed and made again, is noticed: a directory that somebody works in tells only
 its parent of its removal. Each is watched first and scanned then: what is made in between is seen
-twice rather than missed. When the kernel's queue overflows, everything is
-scanned again and compared. Nothing is polled.
+twice rather than missed. When the kernel's queue overflows, and when whoever sees to the mounts
+says so (``look_again``), everything is scanned again and compared. Nothing is polled, unless the
+kernel has no watches left (``watches``).
 
-Not noticed, for the kernel does not tell: a file system mounted over a directory of the pattern,
-and a change behind a symbolic link that one of the pattern's plain components is.
+Not noticed, for the kernel does not tell: a change behind a symbolic link that one of the pattern's
+plain components is.
 
 Sources: inotify(7), glob(7).
 """
 
-import errno
 import fnmatch
 import glob
 import re
@@ -23,20 +23,14 @@ from pathlib import Path
 from typing import Final, Self
 
 import trio
-from inotify_simple import INotify, flags
+from inotify_simple import flags
+
+from panicd.qemu.watches import ABSENT, Watches
 
 _SOMETHING_WENT: Final = flags.DELETE | flags.MOVED_FROM
 _ITSELF_WENT: Final = flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT | flags.IGNORED
-_WATCHED: Final = (
-    flags.CREATE | flags.MOVED_TO | flags.DELETE | flags.MOVED_FROM | flags.ATTRIB
-    | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
-)  # fmt: skip
-
-_ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
-
-
-class DiscoveryError(Exception):
-    """The kernel gives no more inotify instances or watches; the message says what to raise."""
+LINK: Final = "it is a symbolic link, and wildcards pass over those: name it without one"
+UNPRINTABLE: Final = "its name has characters that can't be printed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +58,22 @@ class Unreadable:
     reason: str
 
 
-Change = Appeared | Vanished | Unreadable
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """What was said of a directory by ``Unreadable`` holds no longer."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A socket or directory that matches is not taken, and why; ``Vanished`` ends it."""
+
+    path: Path
+    reason: str
+
+
+Change = Appeared | Vanished | Unreadable | Readable | PassedOver
 
 
 def validate_pattern(pattern: str) -> None:
@@ -109,8 +118,6 @@ class _Component:
             return name == self.text
         if name.startswith(".") and not self.text.startswith("."):
             return False
-        if not name.isprintable():  # a name ends up in logs and reports
-            return False
         return self.wild.match(name) is not None
 
 
@@ -135,6 +142,7 @@ class _Directory:
         sockets: Those that were announced, by name; on the last level only.
         directories: Those that are followed, by name; on the other levels.
         complaint: Why not everything in it can be seen, as it was last announced.
+        passed: What was announced to be passed over, by name.
     """
 
     path: Path
@@ -144,6 +152,7 @@ class _Directory:
     sockets: dict[str, _SocketFile] = field(default_factory=dict)
     directories: dict[str, Self] = field(default_factory=dict)
     complaint: str | None = None
+    passed: set[str] = field(default_factory=set)
 
 
 class Discovery:
@@ -155,8 +164,9 @@ class Discovery:
     may keep it after Vanished, for the QEMU behind it lives too. Rarely, when sockets come and go
     while a directory is scanned, such a pair stands for a change that was announced already.
 
-    Wildcards find a thing itself, never a symbolic link to it, or one monitor could be found twice.
-    A plain component may be a symbolic link. Entries that are no sockets are passed over.
+    Wildcards find a thing itself, never a symbolic link to it, or one monitor could be found twice,
+    and no name that can't be printed, for a name ends up in logs and reports: those are PassedOver.
+    A plain component may be a symbolic link. Entries that are no sockets are not told of.
 
     What waits to be told is bounded by the kernel's queue and the number of sockets: nothing is
     read while the consumer is busy.
@@ -172,7 +182,6 @@ class Discovery:
 
     Raises:
         ValueError: It does not accept it.
-        DiscoveryError: On entering or iterating; inotify's limits are spent.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -180,29 +189,19 @@ class Discovery:
         self._components = tuple(_Component.parse(text) for text in pattern[1:].split("/"))
         self._changes: deque[Change] = deque()
         self._watched: dict[int, list[_Directory]] = {}
+        self._watches = Watches()
 
     def __enter__(self) -> Self:
+        self._root = _Directory(Path("/"), None, 0, "not looked at yet")
         try:
-            self._inotify = INotify()
-        except OSError as error:
-            if error.errno in {errno.EMFILE, errno.ENFILE}:
-                raise DiscoveryError(
-                    "no inotify instance left: raise the sysctl fs.inotify.max_user_instances,"
-                    f" or the limit of open files ({error.strerror})"
-                ) from error
-            raise
-        try:
-            root = Path("/")
-            self._root = _Directory(root, None, 0, self._watch(root, follow=True) or "not there")
-            self._register(self._root)
-            self._scan(self._root)
+            self._look_at_all()
         except BaseException:
-            self._inotify.close()
+            self._watches.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._inotify.close()
+        self._watches.close()
 
     def __aiter__(self) -> Self:
         return self
@@ -210,20 +209,33 @@ class Discovery:
     async def __anext__(self) -> Change:
         await trio.lowlevel.checkpoint()
         while not self._changes:
-            await trio.lowlevel.wait_readable(self._inotify.fileno())
+            await self._watches.wait()
             self._read()
         return self._changes.popleft()
 
     def _read(self) -> None:
-        """Take in what inotify has to say."""
-        for event in self._inotify.read(timeout=0):
-            if event.mask & flags.Q_OVERFLOW:
-                self._scan(self._root)
-                continue
+        """Take in what was told, or look at everything."""
+        events = self._watches.read()
+        if events is None:
+            self._look_at_all()
+            return
+        for event in events:
             # More than one: links may lead to the same directory, and inotify watches inodes.
             for directory in tuple(self._watched.get(event.wd, ())):
                 if directory.watch == event.wd:  # still: the one before may have led to its end
                     self._take(directory, event.mask, event.name)
+
+    def look_again(self) -> None:
+        """Have everything scanned and compared, soon: something was mounted or unmounted."""
+        self._watches.look_again()
+
+    def _look_at_all(self) -> None:
+        self._watches.open()
+        watch = self._watches.add(self._root.path, follow=True)
+        if self._root.watch != watch:
+            self._root.watch = watch or "not there"
+            self._register(self._root)
+        self._scan(self._root)
 
     def _take(self, directory: _Directory, mask: int, name: str) -> None:
         """Take in one event of one directory."""
@@ -253,10 +265,11 @@ class Discovery:
             try:
                 found = {entry.name for entry in directory.path.iterdir()}
             except OSError as error:
-                reason = None if error.errno in _ABSENT else str(error.strerror)
+                reason = None if error.errno in ABSENT else str(error.strerror)
             else:
                 found = set(filter(component.matches, found))
-                for name in (directory.sockets.keys() | directory.directories.keys()) - found:
+                known = {*directory.sockets, *directory.directories, *directory.passed}
+                for name in known - found:
                     self._forget(directory, name)
                 for name in sorted(found):
                     reason = self._look(directory, name) or reason
@@ -269,6 +282,9 @@ class Discovery:
             None, or why it can't be told what is there.
         """
         follow = self._components[directory.depth].wild is None
+        if not follow and not name.isprintable():
+            self._pass_over(directory, name, UNPRINTABLE)
+            return None
         if directory.depth == len(self._components) - 1:
             return self._look_at_socket(directory, name, follow=follow)
         self._look_at_directory(directory, name, follow=follow)
@@ -280,12 +296,15 @@ class Discovery:
         try:
             status = path.stat(follow_symlinks=follow)
         except OSError as error:
-            if error.errno not in _ABSENT:
+            if error.errno not in ABSENT:
                 return error.strerror
         else:
+            if stat.S_ISLNK(status.st_mode):
+                self._pass_over(directory, name, LINK)
+                return None
             if stat.S_ISSOCK(status.st_mode):
                 there = _SocketFile(status.st_dev, status.st_ino, status.st_mtime_ns)
-        if there != directory.sockets.get(name):
+        if there != directory.sockets.get(name) or name in directory.passed:
             self._forget(directory, name)
             if there is not None:
                 directory.sockets[name] = there
@@ -295,9 +314,12 @@ class Discovery:
     def _look_at_directory(self, directory: _Directory, name: str, *, follow: bool) -> None:
         path = directory.path / name
         known = directory.directories.get(name)
-        watch = self._watch(path, follow=follow)
+        watch = self._watches.add(path, follow=follow)
         if watch is None:
-            self._forget(directory, name)
+            if follow or not path.is_symlink():
+                self._forget(directory, name)
+            else:
+                self._pass_over(directory, name, LINK)
             return
         if known is not None and isinstance(known.watch, int) and isinstance(watch, str):
             watch = known.watch  # no longer readable, but what was watched still is
@@ -311,16 +333,33 @@ class Discovery:
             self._register(known)
         self._scan(known)
 
+    def _pass_over(self, directory: _Directory, name: str, reason: str) -> None:
+        """Say once that an entry is not taken, if it would be without that reason."""
+        path = directory.path / name
+        try:
+            status = path.stat()  # of what a link leads to
+        except OSError:
+            status = None
+        last = directory.depth == len(self._components) - 1
+        fits = status and (stat.S_ISSOCK if last else stat.S_ISDIR)(status.st_mode)
+        if not fits or name not in directory.passed:
+            self._forget(directory, name)
+        if fits and name not in directory.passed:
+            directory.passed.add(name)
+            self._changes.append(PassedOver(path, reason))
+
     def _forget(self, directory: _Directory, name: str) -> None:
         """Drop one entry, with all that is in it."""
-        if directory.sockets.pop(name, None) is not None:
+        if directory.sockets.pop(name, None) is not None or name in directory.passed:
+            directory.passed.discard(name)
             self._changes.append(Vanished(directory.path / name))
         gone = directory.directories.pop(name, None)
         if gone is None:
             return
         self._unwatch(gone)
-        for inside in (*gone.sockets, *gone.directories):
+        for inside in (*gone.sockets, *gone.directories, *gone.passed):
             self._forget(gone, inside)
+        self._complain(gone, None)
 
     def _blindness(self, directory: _Directory) -> str | None:
         """Return why it would not be noticed what is made in a directory, None if it would be."""
@@ -332,28 +371,9 @@ class Discovery:
     def _complain(self, directory: _Directory, reason: str | None) -> None:
         if reason != directory.complaint:
             directory.complaint = reason
-            if reason is not None:
-                self._changes.append(Unreadable(directory.path, reason))
-
-    def _watch(self, path: Path, *, follow: bool) -> int | str | None:
-        """Return a directory's watch descriptor, or why there is none, or None without one.
-
-        The kernel gives the same descriptor for the same directory, and no number twice.
-        """
-        try:
-            watch: int = self._inotify.add_watch(
-                path, _WATCHED if follow else _WATCHED | flags.DONT_FOLLOW
-            )
-        except OSError as error:
-            if error.errno in _ABSENT:
-                return None
-            if error.errno == errno.ENOSPC:
-                raise DiscoveryError(
-                    f"no inotify watch left for {path}: raise the sysctl"
-                    " fs.inotify.max_user_watches"
-                ) from error
-            return str(error.strerror)
-        return watch
+            readable = Readable(directory.path)
+            told = readable if reason is None else Unreadable(directory.path, reason)
+            self._changes.append(told)
 
     def _register(self, directory: _Directory) -> None:
         if isinstance(directory.watch, int):
@@ -366,9 +386,5 @@ class Discovery:
         sharing.remove(directory)
         if not sharing:
             del self._watched[directory.watch]
-            try:
-                self._inotify.rm_watch(directory.watch)
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # it went with its directory
-                    raise
+            self._watches.remove(directory.watch)
         directory.watch = "no longer followed"

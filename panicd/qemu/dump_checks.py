@@ -4,26 +4,47 @@ A dump reads the whole memory, and so makes all of it resident: an untouched gue
 from 40 MB to 8.4 GB. On an overcommitted host that brings the OOM killer, so the host's memory is
 looked at first. An encrypted guest's (AMD SEV, Intel TDX) reads as nonsense from outside.
 
+What QEMU says of its size is a claim, and bounds what it may write; what the host knows of its
+process, or of itself, bounds the claim.
+
 Sources: QAPI ``query-memory-size-summary`` (2.11), ``query-sev`` (2.12), ``tdx-guest`` (10.1);
-proc(5): ``MemAvailable``, ``VmRSS``, ``HugetlbPages``.
+``x-query-ramblock`` (6.2); proc(5): ``MemAvailable``, ``MemTotal``, ``SwapTotal``,
+``VmRSS``, ``VmSize``, ``HugetlbPages``.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.monitor import Command, UncertainError
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
+from panicd.rules.capability import Version
 from panicd.rules.settings import DumpFormat
 
 PROC: Final = Path("/proc")
 LEAST_SHARE: Final = 1 / 16
 """What compression leaves of a guest's resident memory, at least; a small Linux's came to 0.3."""
 
+MARGIN: Final = 64 << 20
+"""Bytes that a dump may have beside the memory: notes of 4,096 CPUs, headers, small blocks."""
+
+MARGIN_SHARE: Final = 1 / 32
+"""And, of the memory: the headers that a kdump has for each page and each piece."""
+
+LARGEST: Final = (1 << 63) - 1  # bytes: what QAPI's `size` and a file's length can be
+
+UNTOLD: Final = 512 << 20
+"""And, where QEMU is too old to tell of them, what its video adapters may have."""
+
+BLOCKS_SINCE: Final[Version] = (6, 2, 0)
+
+_BLOCK: Final = re.compile(r"\b0x([0-9a-f]{16})\b", re.ASCII)
+
 _QUESTIONS: Final[tuple[Command, ...]] = (
     ("query-memory-size-summary", {}),
+    ("x-query-ramblock", {}),
     ("query-sev", {}),
     ("qom-list", {"path": "/objects"}),
 )
@@ -36,10 +57,25 @@ class GuestMemory:
     Attributes:
         size: all that it has; None where QEMU is too old to tell.
         resident: what of it the host holds, with QEMU's own; None where the process can't be seen.
+        blocks: all of QEMU's blocks of memory, those of its video adapters among them; None where
+            QEMU doesn't tell.
+        possible: what the host knows that it can't have more than; None where that is nothing.
+        untold: what it may have besides, which QEMU is too old to tell of.
     """
 
     size: int | None
     resident: int | None
+    blocks: int | None = None
+    possible: int | None = None
+    untold: int = 0
+
+    def most_dump(self) -> int | None:
+        """Return how many bytes QEMU may write as its dump; None where nothing is known."""
+        told = max((size for size in (self.size, self.blocks) if size is not None), default=None)
+        bounds = [size for size in (told, self.possible) if size is not None]
+        if not bounds:
+            return None
+        return int(min(bounds) * (1 + MARGIN_SHARE)) + MARGIN + self.untold
 
     def least_dump(self, kind: DumpFormat, level: int, left_out: int) -> int:
         """Return how many bytes its dump is expected to take at least.
@@ -73,13 +109,19 @@ async def check_guest(session: Session) -> GuestMemory:
     for answer in answers:
         if isinstance(answer, UncertainError):
             raise answer
-    summary, sev, objects = answers
+    summary, blocks, sev, objects = answers
     if isinstance(sev, dict) and sev.get("enabled") is True:
         raise DumpError(DumpFailure.ENCRYPTED, "AMD SEV keeps the guest's memory from being read")
     if isinstance(objects, list) and any(_is_tdx(entry) for entry in objects):
         raise DumpError(DumpFailure.ENCRYPTED, "Intel TDX keeps the guest's memory from being read")
-    resident = _resident(session.peer.pid) if session.process_known else None
-    memory = GuestMemory(_size(summary), resident)
+    untold = 0 if session.capability.version >= BLOCKS_SINCE else UNTOLD
+    if session.process_known:
+        status = PROC / str(session.peer.pid) / "status"
+        resident = _sum_of(status, "VmRSS", "HugetlbPages")
+        possible = _sum_of(status, "VmSize")
+    else:
+        resident, possible = None, _sum_of(PROC / "meminfo", "MemTotal", "SwapTotal")
+    memory = GuestMemory(_size(summary), resident, blocks_of(blocks), possible, untold)
     available = _available()
     if available is not None and memory.growth() > available:
         raise DumpError(
@@ -93,21 +135,45 @@ def _is_tdx(entry: object) -> bool:
     return isinstance(entry, dict) and entry.get("type") == "child<tdx-guest>"
 
 
+def is_size(value: object) -> TypeGuard[int]:
+    """Tell whether something that QEMU said is a number of bytes."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
 def _size(summary: object) -> int | None:
     if not isinstance(summary, dict):
         return None
     sizes = (summary.get("base-memory"), summary.get("plugged-memory", 0))
-    known = [size for size in sizes if isinstance(size, int) and size >= 0]
-    return sum(known) if len(known) == len(sizes) else None
+    known = [size for size in sizes if is_size(size)]
+    return min(sum(known), LARGEST) if len(known) == len(sizes) else None
 
 
-def _resident(pid: int) -> int | None:
-    sizes = [_kilobytes(PROC / str(pid) / "status", key) for key in ("VmRSS", "HugetlbPages")]
-    return sum(size or 0 for size in sizes) if any(size is not None for size in sizes) else None
+def blocks_of(answer: object) -> int | None:
+    """Return the bytes of all blocks of memory that ``x-query-ramblock`` tells of.
+
+    A line is a block: its name, the size of its pages, its offset, and what is used of it, in
+    hexadecimal digits (QEMU ``system/physmem.c``, ``ram_block_format``).
+    """
+    text = answer.get("human-readable-text") if isinstance(answer, dict) else None
+    if not isinstance(text, str):
+        return None
+    sizes = []
+    for line in text.strip().splitlines()[1:]:
+        numbers = _BLOCK.findall(line)
+        if len(numbers) < 2:
+            return None
+        sizes.append(int(numbers[1], 16))
+    return min(sum(sizes), LARGEST) if sizes else None
 
 
 def _available() -> int | None:
     return _kilobytes(PROC / "meminfo", "MemAvailable")
+
+
+def _sum_of(path: Path, *keys: str) -> int | None:
+    """Return the sum of those values that are there; None where none is."""
+    values = [_kilobytes(path, key) for key in keys]
+    return sum(value or 0 for value in values) if any(v is not None for v in values) else None
 
 
 def _kilobytes(path: Path, key: str) -> int | None:

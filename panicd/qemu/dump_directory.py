@@ -1,9 +1,10 @@
 """Where dumps lie: names, free space, unfinished files, and which finished ones are kept.
 
-A dump is ``DIRECTORY/DOMAIN/INCIDENT.SUFFIX``. It bears ``.partial`` until it is complete, so a
-file without it is one that can be trusted, whatever became of panicd meanwhile. Whoever writes a
-partial file holds a lock on it (flock(2)); one that nobody holds was left by a panicd that was
-killed, and is removed before the next dump.
+A dump is ``DIRECTORY/OWNER/DOMAIN/INCIDENT.SUFFIX``. The owner is a user's number, which the host
+vouches for; a domain's name is a claim, and two users may have one like it. A file bears
+``.partial`` until it is complete, so one without it can be trusted, whatever became of panicd
+meanwhile. Whoever writes a partial file holds a lock on it (flock(2)); one that nobody holds was
+left by a panicd that was killed, and is removed before the next dump.
 """
 
 import fcntl
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from panicd.qemu.bundle_store import allocated
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from panicd.rules.shares import Kept, make_room
 
 PARTIAL: Final = ".partial"
 SUFFIXES: Final[dict[DumpFormat, str]] = {
@@ -58,9 +61,18 @@ def folder_name(domain: str) -> str:
     return name.replace(".", "%2E", 1) if name.startswith(".") else name or "%00"
 
 
-def dump_path(settings: CoredumpSettings, domain: str, incident: str, kind: DumpFormat) -> Path:
+def dump_path(
+    settings: CoredumpSettings, owner: int, domain: str, incident: str, kind: DumpFormat
+) -> Path:
     """Return where a finished dump will lie."""
-    return settings.directory / folder_name(domain) / f"{incident}{SUFFIXES[kind]}"
+    folder = settings.directory / str(owner) / folder_name(domain)
+    return folder / f"{incident}{SUFFIXES[kind]}"
+
+
+def _owner_of(path: Path, directory: Path) -> int | None:
+    """Return whose a dump is; None of one that 0.1.0 made, right below its domain's folder."""
+    above, *rest = path.relative_to(directory).parts
+    return int(above) if len(rest) == 2 and above.isdecimal() else None
 
 
 @contextmanager
@@ -70,7 +82,8 @@ def partial_file(path: Path) -> Iterator[int]:
     Raises:
         OSError: it can't be made.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (path.parent.parent, path.parent):  # mkdir(parents=True) takes no mode for these
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = _create_locked(_partial(path))
     try:
         yield file
@@ -100,7 +113,7 @@ def remove_abandoned(directory: Path) -> list[Path]:
         OSError: one could not be removed.
     """
     removed = []
-    for partial in directory.glob(f"*/*{PARTIAL}"):
+    for partial in directory.rglob(f"*{PARTIAL}"):
         try:
             file = os.open(partial, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -121,27 +134,28 @@ def retire(settings: CoredumpSettings, newest: Path) -> list[Path]:
 
     A domain keeps its ``keep`` newest. In a crash loop the first panic tells most, so where two or
     more are kept, the oldest of the last ``LOOP`` seconds takes the place of the oldest of those.
-    The host keeps at most ``max_total`` bytes, of which the oldest dumps go first; the dump that
-    was just made always stays.
+    All dumps take ``max_total`` bytes at most: for that the oldest of the same owner go, down to
+    his share (``rules.shares``). The dump that was just made always stays.
 
     Raises:
         OSError: a dump could not be removed.
     """
-    own = _oldest_first(newest.parent)
+    # In this order whatever the clock said: one that was set back makes the newest look like none.
+    own = [*(path for path in _oldest_first(newest.parent) if path != newest), newest]
     kept_of_own = own[-settings.keep :]
     since = newest.stat().st_mtime - LOOP
-    first = next(path for path in own if path.stat().st_mtime >= since)
+    first = next(path for path in own if path == newest or path.stat().st_mtime >= since)
     if settings.keep > 1 and first not in kept_of_own:
         kept_of_own[0] = first
     removed = [path for path in own if path not in kept_of_own]
-    kept = [path for path in _oldest_first(settings.directory) if path not in removed]
-    excess = sum(_allocated(path) for path in kept) - settings.max_total
-    for path in kept:
-        if excess <= 0:
-            break
-        if path != newest:
-            excess -= _allocated(path)
-            removed.append(path)
+    may_go = [
+        Kept(path, allocated(path.stat()), _owner_of(path, settings.directory))
+        for path in _oldest_first(settings.directory)
+        if path not in removed and path != newest
+    ]
+    owner = _owner_of(newest, settings.directory)
+    stays = {owner: allocated(newest.stat())}
+    removed += make_room(may_go, stays, owner, settings.max_total)
     for path in removed:
         path.unlink()
     return removed
@@ -158,12 +172,6 @@ def _create_locked(path: Path) -> int:
 
 def _partial(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL)
-
-
-def _allocated(path: Path) -> int:
-    """Return the bytes that a file takes on the disk, which holes in it don't."""
-    stat = path.stat()
-    return min(stat.st_size, stat.st_blocks * 512)
 
 
 def _oldest_first(directory: Path) -> list[Path]:

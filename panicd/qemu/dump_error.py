@@ -9,7 +9,9 @@ class DumpFailure(StrEnum):
 
     LIBVIRT = "libvirt"  # not tried: libvirt runs the VM
     ENCRYPTED = "encrypted"  # not tried: the guest's memory can't be read from outside
-    NO_MEMORY = "no-memory"  # not tried: it would take more of the host's memory than is there
+    NO_MEMORY = (
+        "no-memory"  # not tried: it would take more of the host's memory, or threads, than is there
+    )
     NO_TURN = "no-turn"  # not tried: others were dumped all the time
     OVERTAKEN = "overtaken"  # not tried: somebody has let the guest go meanwhile
     UNFILTERED = "unfiltered"  # not tried: less could be left out than is required
@@ -18,6 +20,8 @@ class DumpFailure(StrEnum):
     REFUSED = "refused"
     TIMEOUT = "timeout"
     QEMU = "qemu"  # it says that it failed, or writes what is no dump
+    TOO_LARGE = "too-large"  # more came than the guest has memory
+    TOO_SLOW = "too-slow"  # it came more slowly than any QEMU writes
     INCOMPLETE = "incomplete"  # less came than belongs to it
     LOST = "lost"  # QEMU, or its monitor, was gone before its end
 

@@ -25,6 +25,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,12 +38,22 @@ from panicd.qemu import dump_repair
 from panicd.qemu.dump_directory import give_name, partial_file, remove_abandoned, space
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.page_selection import ONE_THREAD, PageSelection
+from panicd.qemu.threads import NoThreadError, needing_a_thread
 from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 CHUNK: Final = 1 << 20  # bytes moved at once, and in the pipe: the most that pipe(7) lets users ask
 SPACE_CHECK: Final = 64 << 20  # bytes written between two looks at the free space
 ELF_FILTER: Final = (str(Path(__file__).with_name("elf_filter.py")),)
 PAGE_FILTER: Final = ("-m", "panicd.dumps.page_filter")
+
+PATIENCE: Final = 60.0
+"""Seconds that QEMU may let a dump wait for it, besides those that ``LEAST_RATE`` gives it."""
+
+LEAST_RATE: Final = 256 << 10
+"""Bytes a second that QEMU has to write on average; with all of it on a slow swap it does more."""
+
+LEAST_KDUMP_RATE: Final = 4 << 10
+"""The same of a kdump, which has 24 bytes for a page full of zeros."""
 
 _FLAT_HEADER_SIZE: Final = 4096
 _FLAT_SIGNATURE: Final = b"makedumpfile\0"
@@ -88,8 +99,12 @@ class DumpWriter:
         settings: for ``directory`` and ``min_free``.
         selection: what is left out.
         least: bytes that the file is expected to take at least.
+        most: bytes that QEMU may write; None: as many as there is space for.
         progress: kept up.
         give_way: called before each part that is read; may wait a moment.
+
+    Raises:
+        DumpError: no thread is left for it; the pipe is closed.
 
     Attributes:
         ready: set when the file is there and there is space for it, or at the end.
@@ -107,6 +122,7 @@ class DumpWriter:
         settings: CoredumpSettings,
         selection: PageSelection,
         least: int,
+        most: int | None,
         progress: DumpProgress,
         give_way: Callable[[], None] = lambda: None,
     ) -> None:
@@ -122,6 +138,8 @@ class DumpWriter:
         # One of its own: the thread may outlive whoever gave it.
         self._bitmap = None if selection.bitmap is None else os.dup(selection.bitmap)
         self._least = least
+        self._most = most
+        self._waited = 0.0  # seconds, for QEMU
         self._progress = progress
         self._give_way = give_way
         self._next_check = SPACE_CHECK
@@ -129,7 +147,13 @@ class DumpWriter:
         self._stop = os.eventfd(0)
         self._stop_lock = threading.Lock()
         self._trio = trio.lowlevel.current_trio_token()
-        threading.Thread(target=self._run, name="coredump", daemon=True).start()
+        try:
+            with needing_a_thread():
+                threading.Thread(target=self._run, name="coredump", daemon=True).start()
+        except NoThreadError as error:
+            os.close(self._stop)
+            os.close(pipe)
+            raise DumpError(DumpFailure.NO_MEMORY, str(error)) from error
 
     def stop(self) -> None:
         """Have it end, and leave nothing, as soon as the disk allows."""
@@ -199,22 +223,44 @@ class DumpWriter:
     def _wait(self) -> None:
         """Wait for something to read, and for the turn to read it."""
         self._give_way()
+        least = LEAST_RATE if self._kind.of_qemu == DumpFormat.ELF.value else LEAST_KDUMP_RATE
+        patience = PATIENCE + self._progress.received / least - self._waited
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
-        self._check_stopped(poll, None)
+        began = time.monotonic()
+        is_there = self._check_stopped(poll, max(0, int(patience * 1000)))
+        self._waited += time.monotonic() - began
+        if not is_there:
+            raise DumpError(
+                DumpFailure.TOO_SLOW,
+                f"QEMU wrote {self._progress.received} bytes in {self._waited:.0f} s of waiting",
+            )
 
-    def _check_stopped(self, poll: select.poll, timeout: int | None) -> None:
-        """Wait for what is registered, or to be told to stop; at most so many milliseconds."""
+    def _check_stopped(self, poll: select.poll, timeout: int) -> bool:
+        """Wait for what is registered, or to be told to stop; at most so many milliseconds.
+
+        Returns:
+            Whether there is what was registered.
+        """
         poll.register(self._stop, select.POLLIN)
-        if self._stop in dict(poll.poll(timeout)):
+        found = dict(poll.poll(timeout))
+        if self._stop in found:
             raise _StoppedError
+        return bool(found)
 
     def _count(self, size: int, file: int) -> int:
         self._progress.received += size
+        self._check_size(self._progress.received)
         if self._progress.received >= self._next_check:
             self._check_space(file, 0)
             self._next_check += SPACE_CHECK
         return size
+
+    def _check_size(self, size: int) -> None:
+        if self._most is not None and size > self._most:
+            raise DumpError(
+                DumpFailure.TOO_LARGE, f"a guest with its memory takes {self._most} bytes at most"
+            )
 
     def _read(self, size: int, file: int) -> bytes:
         """Read at most ``size`` bytes; none are there only at the end."""
@@ -298,6 +344,7 @@ class DumpWriter:
                 if len(waiting) < at + _PIECE.size + size:
                     break
                 at += _PIECE.size
+                self._check_size(place + size)
                 _write(file, waiting[at : at + size], place)
                 at += size
                 end = max(end, place + size)

@@ -3,14 +3,14 @@
 Every item is best effort: what can't be had is noted with its reason and is never in the way. What
 a guest wrote (its screen, its console, its kernel log) is stored as data, as it is.
 
-Source: QAPI ``screendump`` (``qapi/ui.json``), ``add-fd`` (``qapi/misc.json``), and QEMU's human
-monitor for ``info registers``.
+Source: QEMU's human monitor for ``info registers``; of the screen see ``screen``.
 """
 
 import json
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +19,9 @@ import trio
 from panicd.qemu.console_log import find_logs, read_end
 from panicd.qemu.guest_memory import read_kernel_log
 from panicd.qemu.monitor import MonitorError
-from panicd.qemu.process import Peer
+from panicd.qemu.screen import Picture, take_picture
 from panicd.qemu.session import Session
+from panicd.qemu.threads import in_thread
 from panicd.rules.capability import Version
 from panicd.rules.consoles import console_panic_line
 from panicd.rules.kernel_log import KernelLog, NotReadableError, panic_line
@@ -114,7 +115,7 @@ async def collect(
         bundle.problems["kernel log"] = "libvirt runs this VM, and its 9.0 dies of foreign dumps"
     with trio.move_on_at(limit):
         try:
-            await trio.to_thread.run_sync(_make, directory, abandon_on_cancel=True, limiter=THREADS)
+            await in_thread(partial(_make, directory), THREADS)
         except OSError as error:
             bundle.problems["bundle"] = str(error)
             return bundle
@@ -129,15 +130,11 @@ async def collect(
     with trio.move_on_at(limit):
         # A thread that hangs, on a network's file system, is left behind with a bundle of its own.
         own = replace(bundle, files=dict(bundle.files), problems=dict(bundle.problems))
-        await trio.to_thread.run_sync(
-            _keep_the_rest,
-            own,
-            consoles,
-            facts,
-            session.peer,
-            abandon_on_cancel=True,
-            limiter=THREADS,
-        )
+        try:
+            await in_thread(partial(_keep_the_rest, own, consoles, facts, session), THREADS)
+        except OSError as error:
+            bundle.problems["bundle"] = str(error)
+            return bundle
         return own
     bundle.problems["console"] = f"not taken within {budget:g} s"
     return bundle
@@ -150,24 +147,10 @@ async def _kernel_log(session: Session, bundle: Bundle) -> None:
 
 
 async def _screenshot(session: Session, bundle: Bundle) -> None:
-    png = session.capability.version >= PNG_SINCE
-    name = SCREENS[0 if png else 1]
+    name = SCREENS[0 if session.capability.version >= PNG_SINCE else 1]
     path = bundle.directory / name
-    # QEMU need not be able to write here: it is handed the open file (/dev/fdset, qemu(1)).
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        answer = await session.monitor.execute_with_fd("add-fd", {}, file, timeout=2.0)
-        fdset = answer.get("fdset-id") if isinstance(answer, dict) else None
-        try:
-            arguments: dict[str, object] = {"filename": f"/dev/fdset/{fdset}"}
-            await session.execute("screendump", arguments | ({"format": "png"} if png else {}))
-        finally:
-            await session.execute("remove-fd", {"fdset-id": fdset})
-    except BaseException:
-        path.unlink()
-        raise
-    finally:
-        os.close(file)
+    picture = await take_picture(session, path.suffix.removeprefix("."))
+    await in_thread(partial(_write_picture, picture, path), THREADS)
     bundle.files[name] = "the guest's screen"
 
 
@@ -192,10 +175,13 @@ async def _block_devices(session: Session, bundle: Bundle) -> None:
     _write(bundle, "block.json", _json(said), "QEMU's block devices")
 
 
-def _keep_the_rest(bundle: Bundle, consoles: tuple[Path, ...], facts: object, peer: Peer) -> None:
+def _keep_the_rest(
+    bundle: Bundle, consoles: tuple[Path, ...], facts: object, session: Session
+) -> None:
     """Keep what needs no QEMU, and the list of it all. Blocking."""
-    arguments = peer.command_line()
-    logs = find_logs(consoles, peer, arguments, bundle.problems)
+    # Of a process that is no QEMU nobody asked what it was started with.
+    arguments = session.peer.command_line() if session.process_known else None
+    logs = find_logs(consoles, session.peer, arguments, bundle.problems)
     for number, log in enumerate(logs):
         try:
             content = read_end(log, CONSOLE_KEPT)
@@ -211,7 +197,7 @@ def _keep_the_rest(bundle: Bundle, consoles: tuple[Path, ...], facts: object, pe
         "problems": bundle.problems,
         "facts": facts,
         "command_line": arguments,
-        "host": _host(peer.pid),
+        "host": _host(session.peer.pid),
     }
     _write(bundle, MANIFEST, _json(everything), "the list of all this, and the host's load")
 
@@ -257,10 +243,25 @@ def _make(directory: Path) -> None:
 
 
 def _write(bundle: Bundle, name: str, content: bytes, what: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with os.fdopen(os.open(bundle.directory / name, flags, 0o600), "wb") as file:
+    with os.fdopen(_create(bundle.directory / name), "wb") as file:
         file.write(content)
     bundle.files[name] = what
+
+
+def _write_picture(picture: Picture, path: Path) -> None:
+    file = _create(path)
+    try:
+        picture.write_to(file)
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(file)
+
+
+def _create(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, 0o600)
 
 
 def _as_text(log: KernelLog) -> bytes:

@@ -8,7 +8,7 @@ Errors say who must act and whether the command may have run::
 
     MonitorError
     ├── UnreachableError   no session could be made; try again later
-    │   └── NoGreetingError      and nothing at all was said
+    │   └── SilentError          what was said was not answered, or nothing was said at all
     ├── CommandError       QEMU answered that it won't; nothing was done
     └── UncertainError     no answer: it may or may not have run, ask QEMU for its state
         ├── SessionLostError     the session ended
@@ -18,6 +18,7 @@ Errors say who must act and whether the command may have run::
 import asyncio
 import json
 import logging
+import secrets
 import socket
 import time
 import weakref
@@ -36,11 +37,12 @@ from qemu.qmp.protocol import Runstate
 from panicd.qemu.event_buffer import EventBuffer
 from panicd.qemu.line_reader import read_lines
 from panicd.qemu.pace import Pace
+from panicd.qemu.pending import Answers, Question
 from panicd.rules.capability import Version
 from panicd.rules.qapi import MAX_TEXT, parse_event
 
 Command = tuple[str, Mapping[str, object]]
-_TakeLine = weakref.WeakMethod[Callable[[bytes], bool]]
+_TakeLine = weakref.WeakMethod[Callable[[bytes, int | None], bool]]
 
 UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
 READ_LIMIT: Final = (
@@ -52,6 +54,12 @@ READ_LIMIT: Final = (
 _NONSENSE: Final = (QMPError, EOFError, OSError, ValueError, RecursionError, AssertionError)
 
 
+PRETTY: Final = (
+    "its JSON goes over many lines, which panicd does not read: use -qmp instead of -qmp-pretty, "
+    "or pretty=off"
+)
+
+
 class MonitorError(Exception):
     """Base of the faults of one monitor."""
 
@@ -60,8 +68,16 @@ class UnreachableError(MonitorError):
     """No session could be made."""
 
 
-class NoGreetingError(UnreachableError):
-    """The monitor takes connections and says nothing: it is taken, or QEMU hangs."""
+class SilentError(UnreachableError):
+    """The monitor takes connections and does not answer: it is taken, or QEMU hangs.
+
+    Attributes:
+        greeted: it has said what it is, so it is not taken.
+    """
+
+    def __init__(self, message: str, *, greeted: bool) -> None:
+        super().__init__(message)
+        self.greeted = greeted
 
 
 class CommandError(MonitorError):
@@ -90,39 +106,22 @@ class NoReplyError(UncertainError):
     """No answer came in time; the session goes on."""
 
 
-class _Answers:
-    """The answers to some commands that were sent together, as they come in.
-
-    Attributes:
-        complete: set when the last has come, or none will.
-    """
-
-    def __init__(self, answers: list[object]) -> None:
-        self.complete = trio.Event()
-        self._answers = answers
-        self._awaited = len(answers)
-
-    def put(self, index: int, answer: object) -> None:
-        """Take one."""
-        self._answers[index] = answer
-        self._awaited -= 1
-        if not self._awaited:
-            self.complete.set()
-
-
 class _Client(QMPClient):
     """qemu.qmp's client, with what it hears handed over at once, and its end to an event buffer."""
 
     def __init__(self, buffer: EventBuffer, sock: socket.socket) -> None:
         super().__init__(readbuflen=READ_LIMIT)
         self.pace = Pace()
+        self.answered_by: int | None = None
         self._buffer = buffer
         self._sock = sock
+        self.begins_pretty = False  # its greeting goes over many lines
         self._reads_itself = False
-        self._read_at = 0.0
-        self._sent: dict[str, tuple[_Answers, int, str]] = {}  # by their ids: not yet answered
+        self._read_at = 0.0  # the last line; 0.0: none yet
+        # By their ids: not yet answered.
+        self._sent: dict[str, tuple[Answers | Question, int, str]] = {}
 
-    def send(self, commands: Sequence[Command], answers: _Answers) -> list[str]:
+    def send(self, commands: Sequence[Command], answers: Answers | Question) -> list[str]:
         """Send commands, whose answers are put where they belong; return their ids."""
         if self.runstate is not Runstate.RUNNING or self._writer is None:
             for index, (name, _) in enumerate(commands):
@@ -131,7 +130,9 @@ class _Client(QMPClient):
         ids = []
         messages = b""
         for index, (name, arguments) in enumerate(commands):
-            message: dict[str, object] = {"execute": name, "id": self._get_exec_id()}
+            # One that nobody can guess: no answer was written before the question was read.
+            number = f"{self._get_exec_id()}.{secrets.token_hex(8)}"
+            message: dict[str, object] = {"execute": name, "id": number}
             if arguments:
                 message["arguments"] = arguments
             ids.append(str(message["id"]))
@@ -181,14 +182,14 @@ class _Client(QMPClient):
             reader.feed_data(rest)
             transport.resume_reading()
 
-    def _take_line(self, line: bytes) -> bool:
+    def _take_line(self, line: bytes, sender: int | None) -> bool:
         try:
             message = json.loads(line.decode())
         except (ValueError, RecursionError):
             return False
-        return isinstance(message, dict) and self._hear(message)
+        return isinstance(message, dict) and self._hear(message, sender)
 
-    def _hear(self, message: Mapping[str, object]) -> bool:
+    def _hear(self, message: Mapping[str, object], sender: int | None = None) -> bool:
         """Take a message: an event, or an answer; return whether it was one."""
         if "event" in message:
             event = parse_event(message)
@@ -204,6 +205,7 @@ class _Client(QMPClient):
         # What nobody waits for any more is dropped, as the QMP specification has it.
         if awaited := self._sent.pop(sent, None):
             answers, index, name = awaited
+            self.answered_by = sender
             try:
                 answers.put(index, _answer(message))
             except (KeyError, TypeError) as error:
@@ -214,6 +216,8 @@ class _Client(QMPClient):
 
     async def _readline(self) -> bytes:
         line = await super()._readline()
+        if not self._read_at:
+            self.begins_pretty = line.strip() == b"{"
         self._read_at = time.perf_counter()
         return line
 
@@ -280,6 +284,14 @@ class Monitor:
         self.package = client.package
         self.pace = client.pace
 
+    @property
+    def answered_by(self) -> int | None:
+        """The number of the process that sent the last answer; None where that is not known.
+
+        It is known from ``other_end.show_senders`` on.
+        """
+        return self._client.answered_by
+
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float
     ) -> object:
@@ -310,7 +322,7 @@ class Monitor:
         answers: list[object] = [
             NoReplyError(f"{name}: no answer in {timeout:g} s") for name, _ in commands
         ]
-        awaited = _Answers(answers)
+        awaited = Answers(answers)
         ids = self._client.send(commands, awaited)
         try:
             with trio.move_on_after(timeout):
@@ -318,6 +330,17 @@ class Monitor:
         finally:
             self._client.forget(ids)
         return answers
+
+    def ask(self, command: str) -> Question:
+        """Send a command; the events are nudged when its answer has come (see ``EventBuffer``)."""
+
+        def answered() -> None:
+            self._client.forget(())
+            self.events.nudge()
+
+        question = Question(answered)
+        self._client.send([(command, {})], question)
+        return question
 
     async def execute_with_fd(
         self, command: str, arguments: Mapping[str, object], fd: int, *, timeout: float
@@ -367,7 +390,7 @@ async def open_monitor(sock: socket.socket, *, timeout: float) -> AsyncIterator[
             leaves a second one without a greeting for as long as the first one stays.
 
     Raises:
-        NoGreetingError: no greeting came in time.
+        SilentError: no greeting, or no answer to the negotiation, came in time.
         UnreachableError: it makes no sense, or the connection ended.
     """
     events = EventBuffer()
@@ -388,11 +411,13 @@ async def _connect(client: _Client, sock: socket.socket, timeout: float) -> Vers
             await trio_asyncio.aio_as_trio(client.connect)(sock)
             return client.version
     except trio.TooSlowError:
-        raise NoGreetingError(
-            f"no greeting within {timeout:g} s: another client may hold this monitor"
-        ) from None
+        if client.greeting is not None:
+            unanswered = f"it greets, and did not answer qmp_capabilities within {timeout:g} s"
+            raise SilentError(unanswered, greeted=True) from None
+        raise SilentError(f"no greeting within {timeout:g} s", greeted=False) from None
     except (*_NONSENSE, KeyError, TypeError) as error:
-        raise UnreachableError(f"no QMP session: {_cause(error)}") from error
+        reason = PRETTY if client.begins_pretty else _cause(error)
+        raise UnreachableError(f"no QMP session: {reason}") from error
 
 
 async def _disconnect_aio(client: _Client) -> None:
@@ -406,10 +431,10 @@ async def _disconnect_aio(client: _Client) -> None:
         error.__traceback__ = None
 
 
-def _take(take_line: _TakeLine, line: bytes) -> bool:
+def _take(take_line: _TakeLine, line: bytes, sender: int | None) -> bool:
     """Hand a line to a session; False where that is no more."""
     take = take_line()
-    return take is not None and take(line)
+    return take is not None and take(line, sender)
 
 
 def _answer(message: Mapping[str, object]) -> object:
@@ -429,4 +454,6 @@ def _cause(error: BaseException) -> str:
     """Return the innermost cause, bounded: what it says may come from the other end."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {error}"[:MAX_TEXT]
+    if isinstance(error, AssertionError):  # qemu.qmp's own, without a word
+        return "what it says does not belong into a session's beginning (a flood of events does so)"
+    return f"{type(error).__name__}: {error}"[:MAX_TEXT].removesuffix(": ")

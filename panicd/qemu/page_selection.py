@@ -19,6 +19,7 @@ import trio
 
 from panicd.qemu.guest_memory import RangeReader
 from panicd.qemu.session import Session
+from panicd.qemu.threads import needing_a_thread
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 
 PROGRAM: Final = ("-I", "-m", "panicd.dumps.page_bitmap")
@@ -102,15 +103,17 @@ async def _run(
 
     Raises:
         NotReadableError: it found nothing, or went beyond a limit; the text says why.
+        OSError: the process can't be started.
     """
-    process = await trio.lowlevel.open_process(
-        [sys.executable, *PROGRAM, str(bitmap)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pass_fds=(bitmap,),
-        cwd="/",
-        env=os.environ | ONE_THREAD,
-    )
+    with needing_a_thread():
+        process = await trio.lowlevel.open_process(
+            [sys.executable, *PROGRAM, str(bitmap)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(bitmap,),
+            cwd="/",
+            env=os.environ | ONE_THREAD,
+        )
     try:
         with trio.move_on_at(reader.deadline):
             asked = {"level": level, "size": size, "vmcoreinfo": vmcoreinfo.decode("latin-1")}

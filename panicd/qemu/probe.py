@@ -23,6 +23,7 @@ from panicd.rules.capability import (
     platform_notifier,
 )
 from panicd.rules.command_line import HYPERV_CRASH, PANIC_DEVICE_TYPES, CommandLine
+from panicd.rules.identity import parse_uuid
 from panicd.rules.qapi import MAX_TEXT, RunState
 from panicd.rules.settings import DumpFormat
 
@@ -40,7 +41,6 @@ MIGRATING: Final = frozenset(
         "wait-unplug",
     }
 )
-NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Probe:
 
     Attributes:
         name: from ``query-name``, empty where it has none.
-        uuid: from ``query-uuid``, empty where it has none.
+        uuid: from ``query-uuid``, empty where that says none.
         run_state: from ``query-status``, asked after arming.
         capability: what this QEMU can do.
     """
@@ -101,10 +101,9 @@ async def probe(
     )
     if isinstance(answers["status"], MonitorError):
         raise answers["status"]
-    uuid = _member(answers["uuid"], "UUID")
     return Probe(
         name=_member(answers["name"], "name"),
-        uuid="" if uuid == NO_UUID else uuid,
+        uuid=parse_uuid(_member(answers["uuid"], "UUID")),
         run_state=RunState.parse(_member(answers["status"], "status")),
         capability=_capability(monitor, answers, command_line),
     )

@@ -9,19 +9,30 @@ Sources: unix(7) (SO_PEERCRED), pidfd_open(2), pidfd_send_signal(2), proc(5).
 import errno
 import fcntl
 import os
-import select
 import signal
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 import trio
 
+from panicd.qemu.file_rights import Rights
+from panicd.qemu.other_end import UCRED, holds, inode_of, peer_inode, show_senders
+from panicd.qemu.process_identity import (
+    ProcessIdentity,
+    boot_id,
+    has_ended,
+    read_of,
+    start_time_of,
+    uids_of,
+)
+
 SO_PEERPIDFD: Final = 77  # Linux 6.5 and later; the socket module has no name for it
-_UCRED: Final = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
+SO_PEERGROUPS: Final = 59  # Linux 4.13 and later; no name for it either
+MOST_GROUPS: Final = 256  # as many as the socket module has room for
+_GID: Final = struct.Struct("I")
 
 MAX_COMMAND_LINE: Final = 1 << 20  # bytes; libvirt's longest are some 20 KiB
 
@@ -55,59 +66,6 @@ class SignalNotPermittedError(PeerError):
     """The kernel refused the signal: the daemon lacks CAP_KILL over this QEMU."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
-    """Which process this is: equal for one process only, on this host, for ever.
-
-    A socket's path and inode number don't tell one QEMU from its successor; this does. The boot
-    is part of it because the journal outlives it: virtual machines that start with the host get
-    much the same numbers at much the same time after each boot.
-
-    Attributes:
-        boot_id: ``/proc/sys/kernel/random/boot_id``, a UUID.
-        pid: Process number in this daemon's PID namespace.
-        start_time: Clock ticks since boot, field 22 of ``/proc/PID/stat``.
-    """
-
-    boot_id: str
-    pid: int
-    start_time: int
-
-    def __str__(self) -> str:
-        return f"{self.boot_id}/{self.pid}/{self.start_time}"
-
-    @classmethod
-    def parse(cls, text: str) -> "ProcessIdentity | None":
-        """Return the identity that was written as this text; None where none was."""
-        try:
-            boot_id, pid, start_time = text.split("/")
-            return cls(boot_id, int(pid), int(start_time))
-        except ValueError:
-            return None
-
-    async def wait_ended(self) -> None:
-        """Wait until the process has ended (a zombie has), on this boot of this host.
-
-        A process that can't be looked at (hidepid, ProtectProc=) is taken for this one as long as
-        there is one of its number.
-
-        Raises:
-            OSError: no file descriptor is left.
-        """
-        await trio.lowlevel.checkpoint()
-        if self.boot_id != _boot_id():
-            return
-        try:
-            pidfd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return
-        try:
-            if _start_time(self.pid) in {self.start_time, None}:
-                await trio.lowlevel.wait_readable(pidfd)
-        finally:
-            os.close(pidfd)
-
-
 def is_qemu_program(name: str) -> bool:
     """Tell whether a program of that name runs virtual machines.
 
@@ -124,10 +82,17 @@ def uid_of(sock: socket.socket) -> int:
 
 
 def _credentials(sock: socket.socket) -> tuple[int, int, int]:
-    pid, uid, gid = _UCRED.unpack(
-        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    )
+    pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
     return pid, uid, gid
+
+
+def _groups(sock: socket.socket) -> tuple[int, ...]:
+    """Return a peer's supplementary groups as of then; none where they can't be had."""
+    try:
+        groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MOST_GROUPS * _GID.size)
+    except OSError:  # Linux before 4.13, or more groups than there is room for
+        return ()
+    return tuple(gid for (gid,) in _GID.iter_unpack(groups))
 
 
 class Peer:
@@ -142,18 +107,24 @@ class Peer:
     Attributes:
         pid: Process number, 0 where the process is in a PID namespace that is not ours to see.
         uid: User number that it had when it called listen or connect.
+        rights: That user's rights to files, with the groups that the process had then.
         identity: Which process it is, None where that is not known.
         unknown_because: Why it is not known, None where it is.
     """
 
     def __init__(self, sock: socket.socket, is_qemu_program: Callable[[str], bool]) -> None:
-        self.pid, self.uid, _ = _credentials(sock)
+        self.pid, self.uid, gid = _credentials(sock)
+        self.rights = Rights(self.uid, frozenset((gid, *_groups(sock))))
         self.identity: ProcessIdentity | None = None
         self.unknown_because: str | None = None
         self._pidfd: int | None = None
+        self._is_certain = False
+        self._inode = inode_of(sock)
         self._is_qemu_program = is_qemu_program
         try:
-            self._pidfd, self.identity = _identify(sock, self.pid)
+            self._pidfd, self._is_certain, self.identity = _identify(sock, self.pid)
+            if not self._is_certain:
+                show_senders(sock)
         except PeerUnknownError as error:
             self.unknown_because = str(error)
 
@@ -166,7 +137,8 @@ class Peer:
     ) -> Self:
         """Find out who is connected to a socket.
 
-        Ask as soon as the connection is made. Behind a proxy it is the proxy that is found.
+        Ask as soon as the connection is made, and ``confirm`` once the other end has spoken. Behind
+        a proxy it is the proxy that is found.
 
         Args:
             sock: A connected AF_UNIX stream socket; it is not kept.
@@ -176,6 +148,57 @@ class Peer:
             OSError: No file descriptor is left.
         """
         return cls(sock, is_qemu_program)
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether this is who listened or connected, not just his number (before Linux 6.5)."""
+        return self._is_certain
+
+    def confirm(self, answered_by: int | None = None) -> None:
+        """See whether the process holds the other end, and take it for unknown where it does not.
+
+        Call this once something was read: before, the connection may not have been accepted. What
+        is asked for: that the process has the other end open, where its descriptors may be seen
+        (CAP_SYS_PTRACE, or the same user's). Where they may not, SO_PEERPIDFD's word counts, or
+        that of a question's answer: the process was there before the question. And it must belong
+        to the user who listened or connected, or to one that root has made it. A set-uid program
+        that somebody had take his own place does not.
+
+        Args:
+            answered_by: the number of the process that sent the answer to a question which was
+                asked after this object was made; None where it is not known.
+        """
+        if self._pidfd is None:
+            return
+        problem = self._doubt(self._pidfd, answered_by)
+        if problem:
+            self.close()
+            self.identity, self.unknown_because = None, problem
+        self._is_certain = True
+
+    def recognise(self, known: ProcessIdentity | None) -> bool:
+        """Return whether this is a process that was known before; then that needs no proof anew.
+
+        For a connection that was not accepted yet, before Linux 6.5.
+        """
+        if known is None or self.identity != known:
+            return False
+        self._is_certain = True
+        return True
+
+    def _doubt(self, pidfd: int, answered_by: int | None) -> str:
+        inode = peer_inode(self._inode)
+        held = holds(self.pid, inode) if inode else None
+        uids = uids_of(self.pid)
+        if has_ended(pidfd):
+            return "it has ended already"
+        if held is False:
+            return f"process {self.pid} has left the connection to another"
+        if held is None and not self._is_certain and answered_by != self.pid:
+            return f"whether process {self.pid} holds the connection is not known"
+        if uids is None or (uids != {self.uid} and self.uid != 0):
+            return f"process {self.pid} does not belong to user {self.uid}, who made the connection"
+        return ""
 
     def close(self) -> None:
         """Let go of the process. A wait in progress goes on."""
@@ -198,8 +221,8 @@ class Peer:
         """
         if self._pidfd is None:
             return None
-        text = _read(self.pid, "cmdline", MAX_COMMAND_LINE + 1)
-        if not text or len(text) > MAX_COMMAND_LINE or _has_ended(self._pidfd):
+        text = read_of(self.pid, "cmdline", MAX_COMMAND_LINE + 1)
+        if not text or len(text) > MAX_COMMAND_LINE or has_ended(self._pidfd):
             return None
         arguments = text.removesuffix(b"\0").split(b"\0")
         return tuple(argument.decode(errors="backslashreplace") for argument in arguments)
@@ -213,13 +236,27 @@ class Peer:
         """
         return self._pidfd is not None and any(map(self._is_qemu_program, self._program_names()))
 
+    def beyond_signals(self) -> str:
+        """Return why the process could not be ended by a signal; empty where it could."""
+        if self._pidfd is None:
+            return self.unknown_because or ""
+        if not self.is_qemu():
+            return f"process {self.pid} is not a QEMU"
+        try:
+            signal.pidfd_send_signal(self._pidfd, 0)  # asks, and sends nothing (kill(2))
+        except PermissionError:
+            return f"user {self.uid}'s processes take CAP_KILL"
+        except ProcessLookupError:
+            return "it has ended already"
+        return ""
+
     def gone(self) -> bool:
         """Tell whether the process has ended (a zombie has).
 
         Raises:
             PeerUnknownError: It is not known which process it is.
         """
-        return _has_ended(self._known())
+        return has_ended(self._known())
 
     async def wait_gone(self) -> None:
         """Wait until the process has ended. Cancellable, and any number of tasks may wait.
@@ -255,7 +292,7 @@ class Peer:
             await trio.sleep(REAPED_CHECK)
 
     def send_signal(self, number: signal.Signals) -> bool:
-        """Send a signal to this process and no other.
+        """Send a signal to this process and no other; if need be, ``confirm`` it first.
 
         Returns:
             True if it was sent, False if the process had ended already.
@@ -265,9 +302,11 @@ class Peer:
             NotQemuError: It is not a QEMU.
             SignalNotPermittedError: The daemon may not signal it.
         """
+        if not self._is_certain:
+            self.confirm()
         pidfd = self._known()
         if not self.is_qemu():
-            if _has_ended(pidfd):
+            if has_ended(pidfd):
                 return False
             raise NotQemuError(f"process {self.pid} is not a QEMU: no {number.name} was sent")
         try:
@@ -296,62 +335,51 @@ class Peer:
         except (FileNotFoundError, ProcessLookupError):
             return ()
         except PermissionError:
-            comm = _read(self.pid, "comm", 64) or b""
+            comm = read_of(self.pid, "comm", 64) or b""
             argv = self.command_line() or ("",)
             names = (comm.decode(errors="replace").rstrip("\n"), Path(argv[0]).name)
-        return () if self._pidfd is None or _has_ended(self._pidfd) else names
+        return () if self._pidfd is None or has_ended(self._pidfd) else names
 
 
-def _identify(sock: socket.socket, pid: int) -> tuple[int, ProcessIdentity]:
-    """Return a pidfd of a socket's peer, and which process that is."""
+def _identify(sock: socket.socket, pid: int) -> tuple[int, bool, ProcessIdentity]:
+    """Return a pidfd of a socket's peer, whether it is that for certain, and which process."""
     if pid == 0:
         raise PeerUnknownError("it runs in a PID namespace outside this daemon's")
-    pidfd = _peer_pidfd(sock, pid)
+    pidfd, certain = _peer_pidfd(sock, pid)
     if pidfd is None:
         raise PeerUnknownError("it has ended already")
     try:
-        return pidfd, _identity(pidfd, pid)
+        return pidfd, certain, _identity(pidfd, pid)
     except BaseException:  # no file descriptor may be left to read /proc with
         os.close(pidfd)
         raise
 
 
 def _identity(pidfd: int, pid: int) -> ProcessIdentity:
-    start_time = _start_time(pid)
-    if _has_ended(pidfd):  # then pid may be another's by now, and start_time with it
+    start_time = start_time_of(pid)
+    if has_ended(pidfd):  # then pid may be another's by now, and start_time with it
         raise PeerUnknownError("it has ended already")
     if start_time is None:
         raise PeerUnknownError(f"/proc/{pid} can't be read (hidepid, or systemd's ProtectProc=)")
-    return ProcessIdentity(_boot_id(), pid, start_time)
+    return ProcessIdentity(boot_id(), pid, start_time)
 
 
-def _peer_pidfd(sock: socket.socket, pid: int) -> int | None:
-    """Return a pidfd of a socket's peer, None if the peer has ended."""
-    try:
-        return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
-    except OSError as error:
-        if error.errno == errno.ENOPROTOOPT:  # Linux before 6.5
-            return _open_pidfd(sock, pid)
-        if error.errno in {errno.ESRCH, errno.EINVAL, errno.ENODATA}:  # reaped; Linux before 6.16
-            return None
-        raise
+def _peer_pidfd(sock: socket.socket, pid: int) -> tuple[int | None, bool]:
+    """Return a pidfd of a socket's peer, None if it has ended; and whether that is for certain.
 
-
-def _open_pidfd(sock: socket.socket, pid: int) -> int | None:
-    """Return a pidfd of a socket's peer by its number, None if the peer has ended.
-
-    Between the connection and this call the peer may have ended and its number gone to another
-    process. Then the kernel has closed its end of the connection as well. So if that is still open
-    once the pidfd is made, the number was still the peer's when it was made.
+    Before Linux 6.5 there is only its number, which may be another process's by now.
     """
     try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    if _poll(sock.fileno(), 0) & (select.POLLHUP | select.POLLERR):
-        os.close(pidfd)
-        return None
-    return pidfd
+        return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD), True
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:  # Linux before 6.5
+            try:
+                return os.pidfd_open(pid), False
+            except ProcessLookupError:
+                return None, False
+        if error.errno in {errno.ESRCH, errno.EINVAL, errno.ENODATA}:  # reaped; Linux before 6.16
+            return None, True
+        raise
 
 
 def _exit_status(pidfd: int) -> int | None:
@@ -363,37 +391,3 @@ def _exit_status(pidfd: int) -> int | None:
         return None
     mask, *_, status = _PIDFD_INFO.unpack(info)
     return status if mask & _PIDFD_INFO_EXIT else None
-
-
-def _has_ended(pidfd: int) -> bool:
-    # pidfd_open(2): readable once the process has ended; with POLLHUP once it was reaped too.
-    return _poll(pidfd, select.POLLIN) != 0
-
-
-def _poll(fd: int, mask: int) -> int:
-    poll = select.poll()
-    poll.register(fd, mask)
-    return next((events for _, events in poll.poll(0)), 0)
-
-
-def _start_time(pid: int) -> int | None:
-    """Return field 22 of /proc/PID/stat, None where that can't be read."""
-    text = _read(pid, "stat", 4096)
-    if not text:
-        return None
-    # Field 2 is the process's name in parentheses, and may itself hold spaces and parentheses.
-    _, _, rest = text.rpartition(b")")
-    return int(rest.split()[22 - 3])
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def _read(pid: int, name: str, limit: int) -> bytes | None:
-    """Return the first bytes of a file in /proc/PID, None if it is not there or not to be read."""
-    try:
-        with Path(f"/proc/{pid}/{name}").open("rb") as file:
-            return file.read(limit)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None

@@ -17,6 +17,7 @@ from panicd.qemu.monitor import Command, Monitor, NoReplyError, UncertainError
 from panicd.qemu.probe import Probe, set_panic_action, work_in_progress
 from panicd.qemu.process import Peer
 from panicd.rules.capability import DETACHED_DUMP_SINCE, Capability, PanicSetting
+from panicd.rules.identity import Claim, Vouched
 from panicd.rules.qapi import (
     DumpCompletedEvent,
     Event,
@@ -33,6 +34,17 @@ ANSWER_TIMEOUT: Final = 5.0  # seconds; under a flood of panics QEMU was seen to
 BUSY_TIMEOUT: Final = 2.0  # seconds: an action waits for this answer, though not for ever
 
 Listener = Callable[[Heard], Awaitable[None]]
+
+
+async def confirm_peer(peer: Peer, monitor: Monitor) -> None:
+    """See that the process that is taken for a monitor's peer is it; see ``Peer.confirm``.
+
+    Raises:
+        UncertainError: QEMU said nothing.
+    """
+    if not peer.is_certain:
+        await monitor.execute("query-status", timeout=ANSWER_TIMEOUT)
+    peer.confirm(monitor.answered_by)
 
 
 @dataclass(slots=True)
@@ -60,24 +72,26 @@ class Session:
     Attributes:
         monitor: its QMP session.
         peer: the process at the other end.
-        name: the VM's own name, empty where it has none.
-        uuid: the VM's UUID, empty where it has none.
+        claim: the name and the UUID that the VM says it has.
         run_state: as last answered, kept up with the events since.
         capability: what this QEMU can do.
         process_known: the peer is a QEMU, so its end is this QEMU's end; not so behind a proxy.
+        beyond_signals: why QEMU could not be ended by a signal if it hung; empty where it could.
         listener: told of every event, in order.
         seen: what was seen so far.
+        silent_since: since when it has not answered, in seconds since the epoch; None: it does.
     """
 
     monitor: Monitor
     peer: Peer
-    name: str
-    uuid: str
+    claim: Claim
     run_state: RunState
     capability: Capability
     process_known: bool
+    beyond_signals: str
     listener: Listener
     seen: Seen = field(default_factory=Seen)
+    silent_since: float | None = None
     _stop_means: RunState = field(default=RunState.PAUSED, init=False)
 
     @classmethod
@@ -88,11 +102,11 @@ class Session:
         return cls(
             monitor,
             peer,
-            answers.name,
-            answers.uuid,
+            Claim(answers.name, answers.uuid),
             answers.run_state,
             answers.capability,
             peer.is_qemu(),
+            peer.beyond_signals(),
             listener,
         )
 
@@ -105,6 +119,15 @@ class Session:
     def process(self) -> str:
         """What tells this QEMU process from every other; empty where it is not known."""
         return str(self.peer.identity) if self.process_known else ""
+
+    def vouched(self, address: str, *, dials_in: bool) -> Vouched:
+        """Return what the host vouches for of the connection.
+
+        Args:
+            address: what panicd calls it; of a dialled one, the socket's path.
+            dials_in: QEMU has connected to a socket of panicd's.
+        """
+        return Vouched(self.peer.uid, address, dials_in, self.peer.pid, self.process)
 
     @property
     def by_libvirt(self) -> bool:

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Final
 
 from panicd.rules.capability import Armed, Capability, PanicDevice
+from panicd.rules.on_crash import Action
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.settings import Policy
 
@@ -13,6 +14,7 @@ class Exposure(StrEnum):
     """One reason why a panic would go unseen, or would not lead to what is configured."""
 
     NO_MONITOR = "no-monitor"  # panicd is not connected to it
+    SILENT = "silent"  # QEMU does not answer
     NO_DEVICE = "no-device"  # the guest can't report a panic
     BUILTIN_DEVICE = "builtin-device"  # 'unrequested' applies: nobody asked for the device
     NOT_ARMED = "not-armed"  # QEMU exits on a panic, or may
@@ -21,12 +23,15 @@ class Exposure(StrEnum):
     BUDGET_SPENT = "budget-spent"  # on_crash is restart, and there were too many
     LIBVIRT = "libvirt"  # it acts on a panic by itself, before panicd can
     NO_DUMP_SPACE = "no-dump-space"  # a dump is configured, and there is no room for it
+    NO_SIGNAL = "no-signal"  # it is to be ended, and could not be if it hung
     HELD = "held"  # an operator suspended automation
 
 
 REMEDIES: Final[dict[Exposure, str]] = {
     Exposure.NO_MONITOR: "give panicd a QMP monitor of its own: see `panicd qemu-args`, and "
     "`panicd status` for why there is no connection",
+    Exposure.SILENT: "its QEMU is stopped, or hangs (in its storage, mostly), and would not tell "
+    "of a panic: see `ps -o stat,wchan PID`",
     Exposure.NO_DEVICE: "add -device pvpanic (or pvpanic-pci), or the guest can't report a panic",
     Exposure.BUILTIN_DEVICE: "add -device pvpanic to ask for the builtin device, or set "
     "panic_notifier: any, or on_crash does not apply",
@@ -41,6 +46,8 @@ REMEDIES: Final[dict[Exposure, str]] = {
     "does that, and so does virsh set-lifecycle-action DOMAIN crash preserve",
     Exposure.NO_DUMP_SPACE: "make room above coredump.min_free in coredump.directory, and let "
     "panicd write there",
+    Exposure.NO_SIGNAL: "let panicd see which process holds the monitor and signal it: no proxy in "
+    "between, and CAP_KILL; `panicd explain` says what is missing",
     Exposure.HELD: "`panicd unhold`, when the work is done",
 }
 
@@ -58,8 +65,10 @@ def exposures(
     capability: Capability | None,
     decision: Decision | None,
     *,
+    silent: bool = False,
     held: bool = False,
     dump_space: bool = True,
+    may_signal: bool = True,
 ) -> tuple[Exposure, ...]:
     """Return why a domain could not be acted on; nothing where it could.
 
@@ -67,10 +76,23 @@ def exposures(
         policy: the domain's configuration.
         capability: what its QEMU can do; None while panicd is not connected.
         decision: what would be decided if it panicked now, whether it is held or not.
+        silent: its QEMU does not answer.
         held: an operator suspended automation.
         dump_space: there is room for a dump, and it may be written.
+        may_signal: its process is known, and panicd may end it by a signal.
     """
-    return tuple(_exposures(policy, capability, decision, held=held, dump_space=dump_space))
+    found = list(_exposures(policy, capability, decision, silent=silent, dump_space=dump_space))
+    if decision is not None and not may_signal and _ends(policy, decision):
+        found.append(Exposure.NO_SIGNAL)
+    if held:
+        found.append(Exposure.HELD)
+    return tuple(found)
+
+
+def _ends(policy: Policy, decision: Decision) -> bool:
+    """Tell whether QEMU is to be ended, or is where that does not go as it should."""
+    to_end = decision.action is Action.DESTROY or decision.relaunch
+    return to_end or policy.fallback is Action.DESTROY
 
 
 def _exposures(
@@ -78,12 +100,14 @@ def _exposures(
     capability: Capability | None,
     decision: Decision | None,
     *,
-    held: bool,
+    silent: bool,
     dump_space: bool,
 ) -> Iterator[Exposure]:
-    if capability is None or decision is None:
+    if silent:
+        yield Exposure.SILENT
+    elif capability is None or decision is None:
         yield Exposure.NO_MONITOR
-    else:
+    if capability is not None and decision is not None:
         if capability.panic_device is PanicDevice.NONE:
             yield Exposure.NO_DEVICE
         if capability.armed is not Armed.YES:
@@ -94,5 +118,3 @@ def _exposures(
             yield _OF_REASON[decision.reason]
         if (decision.coredump or policy.on_crash.coredump) and not dump_space:
             yield Exposure.NO_DUMP_SPACE
-    if held:
-        yield Exposure.HELD

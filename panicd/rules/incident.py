@@ -24,6 +24,7 @@ class State(StrEnum):
     PRESERVED = "preserved"  # the guest stays as it is until somebody ends the incident
     RUNNING_ON = "running-on"  # ignored: the guest runs on and may panic again
     FAILED = "failed"  # neither the policy nor its fallback could be carried out
+    RESET = "reset"  # somebody else reset the guest, and has not let it run
     CLOSED = "closed"
 
 
@@ -35,30 +36,39 @@ class Mark(StrEnum):
     PRESERVED = "preserved"
     RUNNING_ON = "running-on"
     FAILED = "failed"
+    RESET = "reset"
     CLOSED = "closed"
 
 
 TRANSITIONS: Final[dict[tuple[State, Mark], State]] = {
     (State.DETECTED, Mark.DECIDED): State.DECIDED,
+    (State.DETECTED, Mark.RESET): State.RESET,
     (State.DETECTED, Mark.CLOSED): State.CLOSED,
     (State.DECIDED, Mark.DECIDED): State.DECIDED,
     (State.DECIDED, Mark.STEP): State.ACTING,
     (State.DECIDED, Mark.PRESERVED): State.PRESERVED,
     (State.DECIDED, Mark.RUNNING_ON): State.RUNNING_ON,
     (State.DECIDED, Mark.FAILED): State.FAILED,
+    (State.DECIDED, Mark.RESET): State.RESET,
     (State.DECIDED, Mark.CLOSED): State.CLOSED,
     (State.ACTING, Mark.STEP): State.ACTING,
     (State.ACTING, Mark.DECIDED): State.DECIDED,
     (State.ACTING, Mark.PRESERVED): State.PRESERVED,
     (State.ACTING, Mark.RUNNING_ON): State.RUNNING_ON,
     (State.ACTING, Mark.FAILED): State.FAILED,
+    (State.ACTING, Mark.RESET): State.RESET,
     (State.ACTING, Mark.CLOSED): State.CLOSED,
     (State.PRESERVED, Mark.DECIDED): State.DECIDED,
+    (State.PRESERVED, Mark.RESET): State.RESET,
     (State.PRESERVED, Mark.CLOSED): State.CLOSED,
     (State.RUNNING_ON, Mark.DECIDED): State.DECIDED,
+    (State.RUNNING_ON, Mark.RESET): State.RESET,
     (State.RUNNING_ON, Mark.CLOSED): State.CLOSED,
     (State.FAILED, Mark.DECIDED): State.DECIDED,
+    (State.FAILED, Mark.RESET): State.RESET,
     (State.FAILED, Mark.CLOSED): State.CLOSED,
+    (State.RESET, Mark.DECIDED): State.DECIDED,
+    (State.RESET, Mark.CLOSED): State.CLOSED,
 }
 
 
@@ -121,11 +131,15 @@ class Opened(Entry):
 
     Attributes:
         domain: the domain's name, as panicd shows it.
-        uuid: the VM's UUID, empty where it has none.
+        uuid: the UUID that the VM claims, empty where it has none.
         monitor: the monitor's address.
         process: what tells this QEMU process from every other one, empty where unknown.
         source: how it became known.
         information: the panic's payload.
+        key: what the domain's belongings are kept under (``identity.Vouched.key``); empty in what
+            0.1.0 wrote.
+        name: that its policy goes by: the one that the VM claims, or its socket's; empty in what
+            0.1.0 wrote, which knew none but ``domain``.
     """
 
     domain: str
@@ -134,7 +148,24 @@ class Opened(Entry):
     process: str
     source: Source
     information: PanicInformation | None = None
+    key: str = ""
+    name: str = ""
     kind: Literal["opened"] = "opened"
+
+    @property
+    def domain_key(self) -> str:
+        """What the domain is counted under: 0.1.0 knew no more of it than what it claims."""
+        return self.key or self.uuid or self.domain
+
+    @property
+    def called(self) -> str:
+        """The name that the domain's policy goes by."""
+        return self.name or self.domain
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What an operator may call the domain, or hold it by."""
+        return (self.key, self.uuid, self.called, self.domain, self.monitor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +210,9 @@ class StepEnded(Entry):
 
 @dataclass(frozen=True, slots=True)
 class Settled(Entry):
-    """The plan has ended and the incident stays open, in this state."""
+    """Nothing more is done for now, and the incident stays open, in this state."""
 
-    state: Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]
+    state: Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED, State.RESET]
     kind: Literal["settled"] = "settled"
 
 

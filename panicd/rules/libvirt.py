@@ -10,14 +10,24 @@ virsh(1), ``metadata`` and ``set-lifecycle-action``.
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Final
+from urllib.parse import urlsplit
 
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.settings import Policy
 
+DAEMONS: Final = frozenset({"libvirtd", "virtqemud"})
+_OWN_MONITOR: Final = re.compile(
+    r"/domain-\d+-[^/]*/monitor\.sock$|/libvirt/qemu/(lib/)?[^/]+\.monitor$"
+)
+OWN_MONITORS: Final = ("/var/lib/libvirt/qemu/domain-1-vm/monitor.sock",)
+"""What libvirt's own monitors are called, for example."""
+
+SYSTEM_RUN: Final = "/run/libvirt/qemu"
 METADATA_URI: Final = "urn:panicd:libvirt:1"
 """The XML namespace of panicd's element in a domain's ``<metadata>``: ``<policy on_crash=…/>``."""
 
@@ -129,13 +139,25 @@ def parse_domain(text: str) -> LibvirtDomain:
         uuid=root.findtext("uuid", ""),
         handling=root.findtext("on_crash", DEFAULT),
         kept="" if policy is None else policy.get("on_crash", ""),
-        monitors=_monitors([e.get("value", "") for e in root.iterfind(QEMU_ARGUMENTS)]),
+        monitors=_monitors(root),
         panic_models=tuple(e.get("model", "default") for e in root.findall("devices/panic")),
     )
 
 
-def _monitors(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return the sockets of the QMP monitors among some of QEMU's arguments, panicd's own first."""
+def monitors_of(text: str) -> tuple[str, ...]:
+    """Return the QMP monitors' sockets that a domain's XML names, whether the domain runs or not.
+
+    None where it is no XML.
+    """
+    try:
+        return _monitors(ET.fromstring(text))  # noqa: S314 - libvirt's own output, as above
+    except ET.ParseError:
+        return ()
+
+
+def _monitors(root: ET.Element) -> tuple[str, ...]:
+    """Return the sockets of the QMP monitors that QEMU is given, panicd's own first."""
+    arguments = [element.get("value", "") for element in root.iterfind(QEMU_ARGUMENTS)]
     paths: dict[str, str] = {}
     monitors: list[tuple[bool, str]] = []
     for option, value in pairwise(arguments):
@@ -171,6 +193,42 @@ def parse_domains(text: str) -> list[LibvirtDomain]:
         except UnreadableXMLError:
             continue  # what follows the last one; a domain that has just ended has no id
     return domains
+
+
+def is_own_monitor(path: str, arguments: Sequence[str] = ()) -> bool:
+    """Tell whether a socket is the monitor by which libvirt itself commands a QEMU.
+
+    It takes one client: whoever else waits there locks libvirt out of its VM after its restart.
+
+    Args:
+        path: the socket's; libvirt has called it ``domain-ID-NAME/monitor.sock`` since 1.2.19, and
+            ``libvirt/qemu/NAME.monitor`` before (``qemuDomainSetPrivatePaths``,
+            ``qemuProcessPrepareMonitorChr``).
+        arguments: of the process that listens there, as far as they are known. libvirt calls the
+            character device ``charmonitor``; where it hands QEMU a socket that it listens on
+            itself, the process is libvirt's.
+    """
+    if _OWN_MONITOR.search(path):
+        return True
+    if arguments and PurePosixPath(arguments[0]).name in DAEMONS:
+        return True
+    devices = (value for option, value in pairwise(arguments) if option == "-chardev")
+    own = (value for value in devices if _property(value, "id") == "charmonitor")
+    paths = (found[1].replace(",,", ",") for value in own if (found := _PATH.search(value)))
+    return path in paths
+
+
+def pid_file(uri: str, name: str, environment: Mapping[str, str]) -> PurePosixPath:
+    """Return where libvirt writes down the process of a domain (``virPidFileBuildPath``).
+
+    Args:
+        uri: of the libvirt (libvirt.org/uri.html): its path tells the system's from a user's own.
+        name: the domain's.
+        environment: panicd's: a user's own libvirt goes by XDG_RUNTIME_DIR.
+    """
+    own = urlsplit(uri).path.endswith("/session")
+    run = f"{environment.get('XDG_RUNTIME_DIR', '')}/libvirt/qemu/run" if own else SYSTEM_RUN
+    return PurePosixPath(run) / f"{name}.pid"
 
 
 def inherit(policy: Policy, domain: LibvirtDomain | None) -> Policy:

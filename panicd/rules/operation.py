@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -28,7 +28,8 @@ class Operation:
         at: seconds since the epoch.
         uid: the user who asked (SO_PEERCRED, unix(7)).
         kind: what was asked for.
-        domain: the domain's key, or ``EVERY_DOMAIN``.
+        domain: what the operator called it, a name or a UUID; its key where no QEMU claims that;
+            or ``EVERY_DOMAIN``.
         why: in the operator's words.
         until: of a hold, when it ends by itself; None: when it is taken back.
         detail: of ``act`` the action, of ``ack`` the incident.
@@ -61,13 +62,21 @@ class Holds:
             case _:
                 pass
 
-    def on(self, key: str, name: str, now: float) -> Operation | None:
-        """Return the hold that a domain is under, by its key, its name or the whole host."""
-        for held in (key, name, EVERY_DOMAIN):
-            hold = self._latest.get(held)
-            if hold is not None and (hold.until is None or now < hold.until):
-                return hold
-        return None
+    def shift(self, seconds: float) -> None:
+        """Have all end by so much later: the clock was set, and they last as long as they did."""
+        for domain, hold in self._latest.items():
+            if hold.until is not None:
+                self._latest[domain] = replace(hold, until=hold.until + seconds)
+
+    def on(self, names: Iterable[str], now: float) -> Operation | None:
+        """Return the hold that a domain is under, by any of its names or with the whole host."""
+        holds = (self.at(held, now) for held in (*names, EVERY_DOMAIN))
+        return next(filter(None, holds), None)
+
+    def at(self, held: str, now: float) -> Operation | None:
+        """Return the hold under exactly this key, name or ``EVERY_DOMAIN``, if it lasts."""
+        hold = self._latest.get(held)
+        return hold if hold is not None and (hold.until is None or now < hold.until) else None
 
     def next_end(self, now: float) -> float | None:
         """Return when the next hold ends by itself, in seconds since the epoch."""

@@ -150,7 +150,7 @@ def make_plan(
         return Plan(decision, _relaunch(policy) if decision.relaunch else ())
     stop = EnsureStopped(max(policy.timeouts.stop, FLOOD_STOP if situation.flooded else 0.0))
     quiet = AwaitQuiet(policy.timeouts.quiet)
-    collect = _collect(policy)
+    collect = () if situation.reset else _collect(policy)
     first: tuple[AnyStep, ...] = (stop, *collect, quiet)
     dump = (_dump(policy, capability),) if decision.coredump else ()
     through = capability.libvirt is not None

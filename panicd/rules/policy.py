@@ -61,8 +61,8 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     "is preserved for an operator",
     Reason.FLOOD: "it panicked more often than is ignored: the guest is stopped and preserved",
     Reason.HELD: "an operator suspended automation: nothing is done until the hold ends",
-    Reason.JOURNAL: "the journal was found damaged, and with it what was done before: the guest is "
-    "preserved",
+    Reason.JOURNAL: "the journal can't be written, or was found damaged and with it what was done "
+    "before: the guest is preserved",
     Reason.LIBVIRT: "libvirt acts on this VM's panics by itself, and faster: have it preserve, "
     "by libvirt.take_over or by virsh set-lifecycle-action DOMAIN crash preserve",
     Reason.OPERATOR: "an operator asked for it",
@@ -106,6 +106,7 @@ class Situation:
         own_time: why the guest has no time of its own any more to handle its panic; None: it has
             had none yet.
         flooded: it panicked so often that many panics may not yet have been read.
+        reset: somebody else has reset the guest since its panic, and not let it run.
     """
 
     run_state: RunState | None
@@ -117,6 +118,7 @@ class Situation:
     kdump: bool = False
     own_time: Reason | None = None
     flooded: bool = False
+    reset: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +264,18 @@ def restrain(decision: Decision, situation: Situation) -> Decision:
     return Decision(decision.wanted, Action.PRESERVE, coredump=False, reason=reason)
 
 
+def while_unwritten(decision: Decision, situation: Situation) -> Decision:
+    """Return what a decision comes to while the journal can't be written, and that is waited out.
+
+    Nothing is done to a guest without a record of it. It is decided anew once there can be one.
+    """
+    runs_on = situation.run_state is not None and situation.run_state.executes
+    changes_nothing = decision.action is Action.NONE or decision.reason is Reason.HELD
+    if changes_nothing or (decision.action is Action.IGNORE and runs_on):
+        return decision
+    return Decision(decision.wanted, Action.PRESERVE, coredump=False, reason=Reason.JOURNAL)
+
+
 class ImpossibleError(Exception):
     """An operator asked for what can't be done; the message says why."""
 
@@ -284,6 +298,14 @@ def decide_for_operator(
         raise ImpossibleError("QEMU is gone")
     if situation.run_state in _MIGRATION_STATES:
         raise ImpossibleError(EXPLANATIONS[Reason.MIGRATION])
+    leaves = action is not None and (
+        action.coredump or action.action in {Action.PRESERVE, Action.IGNORE}
+    )
+    if situation.reset and leaves:
+        raise ImpossibleError(
+            "somebody else has reset the guest, so nothing is left of its panic: release, restart "
+            "or destroy it"
+        )
     if action is None or action.action is Action.IGNORE:
         if situation.run_state.executes:
             raise ImpossibleError("the guest runs already")

@@ -89,6 +89,8 @@ def recover(incident: Incident, found: Found) -> Recovery:
     ended = isinstance(step, RunRelaunch | AwaitReturn)  # they come after the process's end
     if found.run_state is None or not found.same_process or ended:
         return _process_gone(incident, found)
+    if incident.state is State.RESET:
+        return _reset_and_left(found)
     if incident.state in {State.PRESERVED, State.FAILED, State.RUNNING_ON, State.DETECTED}:
         return _settled(incident, found.run_state)
     if isinstance(step, AwaitGuestReset):
@@ -126,7 +128,7 @@ def _begun(incident: Incident, kind: type[AnyStep]) -> int | None:
 def _process_gone(incident: Incident, found: Found) -> Recovery:
     step, index = _last_step(incident)
     came_back = found.run_state is not None
-    waits = incident.state in {State.PRESERVED, State.FAILED}
+    waits = incident.state in {State.PRESERVED, State.FAILED, State.RESET}
     if isinstance(step, AwaitReturn) or (waits and isinstance(step, RunRelaunch)):
         return End(Ending.RELAUNCHED) if came_back else Stay()
     if waits:
@@ -191,6 +193,14 @@ def _settled(incident: Incident, run_state: RunState) -> Recovery:
     if run_state.executes:
         return Stay() if incident.state is State.RUNNING_ON else End(Ending.FOREIGN_RESUME)
     return Stay()
+
+
+def _reset_and_left(found: Found) -> Recovery:
+    """Return how a guest is found that somebody else had reset, and not let run."""
+    assert found.run_state is not None
+    if found.run_state is RunState.POSTMIGRATE:
+        return End(Ending.MIGRATED)
+    return End(Ending.FOREIGN_RESET) if found.run_state.executes or found.proves_panic else Stay()
 
 
 def _still_panicked(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from panicd.rules.settings import Policy
+from panicd.rules.shares import Kept, make_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +14,13 @@ class Summary:
 
     Attributes:
         id: it sorts by time, to a second.
-        domain: what its domain is counted under.
+        domain: what its domain is counted under (``identity.Vouched.key``; ``identity.owner_of``
+            reads the user from it).
         opened_at: in seconds since the epoch.
         closed_at: the same; None: it is open.
         restarted: it ended with panicd restarting the guest.
         acknowledged: somebody has looked at it.
+        owner: the user whose domain it is, as the host vouches for him; None: that is not known.
     """
 
     id: str
@@ -26,16 +29,21 @@ class Summary:
     closed_at: float | None
     restarted: bool
     acknowledged: bool
+    owner: int | None = None
 
 
 def expendable(
-    incidents: Sequence[Summary], sizes: Mapping[str, int], domain: str, policy: Policy
+    incidents: Sequence[Summary],
+    sizes: Mapping[str, int],
+    domain: str,
+    policy: Policy,
+    newest: str = "",
 ) -> dict[str, str]:
     """Return which bundles are to be removed after a panic, and why, the oldest first.
 
     Those of open incidents stay, and each domain's newest until it was acknowledged; the newest of
     the domain that panicked always does, and so does the first of its crash loop, which tells more
-    than those that follow from it.
+    than those that follow from it. Nobody's go because of another user's (``shares``).
 
     Args:
         incidents: all that are known.
@@ -43,11 +51,13 @@ def expendable(
             journal that is no more, or, if it is newer than all others, is yet to be written there.
         domain: which has panicked.
         policy: its.
+        newest: its incident whose evidence was just kept; the clock may have been set back since
+            the others.
     """
     settings = policy.evidence
     if settings is None or not incidents:
         return {}
-    kept = set(_open_or_unseen(incidents))
+    kept = {newest, *_open_or_unseen(incidents)}
     own = sorted((one for one in incidents if one.domain == domain), key=_age)
     if own:
         kept.add(own[-1].id)
@@ -58,20 +68,24 @@ def expendable(
     excess = len(bundles) - settings.keep
     for name in [name for name in bundles if name not in kept][: max(0, excess)]:
         removed[name] = f"more than {settings.keep} bundles of this domain (evidence.keep)"
-    total = sum(size for name, size in sizes.items() if name not in removed)
-    newest = max(_second(one.id) for one in incidents)
-    unknown = sizes.keys() - {one.id for one in incidents}
-    of_no_journal = sorted(name for name in unknown if _second(name) < newest)
+    owners = {one.id: one.owner for one in incidents}
+    latest = max(_second(one.id) for one in incidents)
+    unknown = sizes.keys() - owners.keys()
+    of_no_journal = sorted(name for name in unknown if _second(name) < latest)
     oldest_first = [*of_no_journal, *(one.id for one in sorted(incidents, key=_age))]
-    for name in oldest_first:
-        if total <= settings.max_total:
-            break
-        if name in sizes and name not in kept and name not in removed:
-            total -= sizes[name]
-            removed[name] = (
-                f"all bundles together took more than {settings.max_total} bytes "
-                "(evidence.max_total)"
-            )
+    may_go = [
+        Kept(name, sizes[name], owners.get(name))
+        for name in oldest_first
+        if name in sizes and name not in kept and name not in removed
+    ]
+    stays: dict[int | None, int] = {}
+    for name in sizes.keys() - removed.keys() - {one.thing for one in may_go}:
+        stays[owners.get(name)] = stays.get(owners.get(name), 0) + sizes[name]
+    owner = own[-1].owner if own else None
+    for name in make_room(may_go, stays, owner, settings.max_total):
+        removed[name] = (
+            f"all bundles together took more than {settings.max_total} bytes (evidence.max_total)"
+        )
     return removed
 
 

@@ -1,19 +1,89 @@
-"""The storm breaker: when many domains panic within a short time, they are not the cause."""
+"""The storm breaker: when many domains panic within a short time, they are not the cause.
 
-from collections.abc import Iterable
+Whoever has many domains can have many panic. So the domains of one user, as the host vouches for
+him, bring about a storm for that user's domains; for everybody else's they count as one, however
+many they are.
+"""
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from panicd.rules.identity import owner_of
 from panicd.rules.settings import Storm
 
 
-def is_storm(storm: Storm, panics: Iterable[float], domains: int, now: float) -> bool:
-    """Whether so many domains panicked lately that acting on each would do harm.
+@dataclass(frozen=True, slots=True)
+class StormOutlook:
+    """Whether the next panic of a domain would be one of a storm.
+
+    Attributes:
+        storm: the configured limits; None: there is none that leaves domains to an operator.
+        panicked: the keys of the domains that panicked lately, by their owner's uid.
+        domains: how many there are on the host, by their owner's uid.
+    """
+
+    storm: Storm | None
+    panicked: Mapping[int | None, frozenset[str]]
+    domains: Mapping[int | None, int]
+
+    def hits(self, domain: str) -> bool:
+        """Whether there would be a storm if a domain, by its key, panicked now."""
+        if self.storm is None:
+            return False
+        owner = owner_of(domain)
+        own = self.panicked.get(owner, frozenset())
+        others = len(self.panicked) - (owner in self.panicked)
+        panicked = len(own) + (domain not in own) + others
+        return panicked >= _enough(self.storm, self.domains, owner)
+
+
+NO_STORM: Final = StormOutlook(None, {}, {})
+
+
+def is_storm(
+    storm: Storm,
+    panics: Mapping[int | None, Iterable[float]],
+    domains: Mapping[int | None, int],
+    owner: int | None,
+    now: float,
+) -> bool:
+    """Whether so many domains panicked lately that acting on one more of an owner's would do harm.
 
     Args:
         storm: the configured limits.
-        panics: when each domain panicked last, in seconds since the epoch.
-        domains: how many the host has.
+        panics: when each domain panicked last, in seconds since the epoch, by its owner's uid.
+        domains: how many there are on the host, by their owner's uid; none of them 0.
+        owner: whose domain is to be acted on; None: it is not known.
         now: seconds since the epoch.
     """
-    enough = max(storm.minimum, storm.share * domains)
-    recent = (at for at in panics if now - at < storm.window)
-    return any(number >= enough for number, _ in enumerate(recent, 1))  # counts no further
+    recent = {
+        uid: count
+        for uid, times in panics.items()
+        if (count := sum(now - at < storm.window for at in times))
+    }
+    return _seen_by(owner, recent) >= _enough(storm, domains, owner)
+
+
+def storm_outlook(
+    storm: Storm,
+    panics: Iterable[tuple[str, float]],
+    domains: Mapping[int | None, int],
+    now: float,
+) -> StormOutlook:
+    """Return what the next panic would meet; arguments as of ``is_storm``, with keys."""
+    recent: dict[int | None, set[str]] = defaultdict(set)
+    for key, at in panics:
+        if now - at < storm.window:
+            recent[owner_of(key)].add(key)
+    return StormOutlook(storm, {uid: frozenset(keys) for uid, keys in recent.items()}, domains)
+
+
+def _enough(storm: Storm, domains: Mapping[int | None, int], owner: int | None) -> float:
+    return max(storm.minimum, storm.share * _seen_by(owner, domains))
+
+
+def _seen_by(owner: int | None, counts: Mapping[int | None, int]) -> int:
+    """Return a sum of counts, none of them 0, in which each other owner counts once."""
+    return counts.get(owner, 0) + len(counts) - (owner in counts)

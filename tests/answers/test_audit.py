@@ -16,8 +16,9 @@ from click.testing import CliRunner, Result
 from panicd.answers import audit
 from panicd.cli import main
 from panicd.rules.qemu_args import UNUSED_PORT
-from tests.parts.daemon import DaemonInside, ObservedDaemon
+from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.profile import QEMU_1_5, QEMU_1_6, QEMU_2_8
 from tests.parts.qemu import RealQemu
 
@@ -64,6 +65,7 @@ async def test_host_on_which_all_could_be_acted_on(socket_dir: Path) -> None:
 async def test_each_exposed_domain_with_its_remedy(socket_dir: Path) -> None:
     rules = [
         {"match": "ignored", "on_crash": "ignore"},
+        {"match": "unseen", "on_crash": "destroy"},
         {"match": "dumped", "on_crash": "coredump-restart", "coredump": {"min_free": "1000TiB"}},
     ]
     fakes = {
@@ -76,6 +78,7 @@ async def test_each_exposed_domain_with_its_remedy(socket_dir: Path) -> None:
         "fixed": FakeQemu(socket_dir / "fixed.qmp", name="fixed"),
         "dumped": FakeQemu(socket_dir / "dumped.qmp", name="dumped"),
         "good": FakeQemu(socket_dir / "good.qmp", name="good"),
+        "unseen": FakeQemu(socket_dir / "unseen.qmp", name="unseen"),
     }
     with socket.socket(socket.AF_UNIX) as silent:  # a monitor that nobody listens on
         silent.bind(str(socket_dir / "silent.qmp"))
@@ -99,6 +102,7 @@ async def test_each_exposed_domain_with_its_remedy(socket_dir: Path) -> None:
             "fixed": ["held"],
             "dumped": ["no-dump-space"],
             "silent": ["no-monitor"],
+            "unseen": ["no-signal"],  # its process is this test's: no QEMU
         }
         for reason in ("no-device", "irreversible", "no-dump-space", "no-monitor"):
             assert await daemon.metric("panicd_domains_exposed", reason=reason) == 1
@@ -107,7 +111,20 @@ async def test_each_exposed_domain_with_its_remedy(socket_dir: Path) -> None:
         shown = await panicd(daemon, "audit")
         assert shown.exit_code == FAILED
         assert "add -device pvpanic" in shown.output
+        shown = await panicd(daemon, "explain unseen")
+        assert "can't be ended by a signal: process" in shown.output
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.real
+async def test_qemu_that_can_be_ended_is_not_exposed(socket_dir: Path) -> None:
+    async with (
+        RunningDaemon.start(socket_dir, {"on_crash": "destroy"}) as daemon,
+        RealQemu.start(socket_dir),
+    ):
+        await daemon.wait_armed("vm")
+        assert (await daemon.domain("vm"))["beyond_signals"] == ""
+        assert await daemon.metric("panicd_domains_exposed", reason="no-signal") == 0
 
 
 @pytest.mark.real
@@ -150,7 +167,7 @@ async def test_probe_fails_where_the_configured_policy_can_not_be_obeyed(
 async def test_probe_warns_of_a_port_that_others_use(
     socket_dir: Path, port: int, shared: bool
 ) -> None:
-    with trio.fail_after(20):
+    with fail_after(20):
         async with RealQemu.start(
             socket_dir,
             devices=[f"pvpanic,ioport={port}"],
@@ -171,7 +188,7 @@ async def test_probe_warns_of_a_port_that_others_use(
 
 @pytest.mark.real
 async def test_port_0_raises_false_panics(socket_dir: Path) -> None:
-    with trio.fail_after(20):
+    with fail_after(20):
         async with RealQemu.start(
             socket_dir, devices=["pvpanic,ioport=0"], extra=("-action", "panic=none")
         ) as vm:

@@ -172,7 +172,8 @@ static void execute(struct machine *m, const char *message) {
                  "{\"id\": \"%s\", \"error\": {\"class\": \"GenericError\", \"desc\": \"not here\"}}\r\n",
                  id);
     say(m, line);
-    snprintf(m->heard, sizeof m->heard, "%s", name);
+    if (strcmp(name, "query-status")) /* asked now and then, of whoever is idle */
+        snprintf(m->heard, sizeof m->heard, "%s", name);
     if (!strcmp(name, "system_reset")) {
         tell(m, "RESET", "{\"guest\": false, \"reason\": \"host-qmp-system-reset\"}");
         if (strcmp(m->state, "running")) m->state = "prelaunch";

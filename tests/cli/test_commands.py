@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import yaml
 
 from panicd import __version__
 from panicd.cli import main
@@ -79,7 +82,26 @@ def test_check_says_that_a_configuration_is_good(tmp_path: Path) -> None:
     config.write_text("monitors: [{glob: /run/qemu/*.qmp}]\ndomains: [{match: web-*}]\n")
     result = panicd("--config", config, "check")
     assert result.exit_code == DONE
-    assert "good, 1 domain rules" in result.output
+    assert "good, 1 domain rule\n" in result.output
+
+
+def test_check_warns_of_a_glob_that_matches_nothing(socket_dir: Path) -> None:
+    config = socket_dir / "panicd.yaml"
+    (socket_dir / "no-socket.qmp").touch()
+    nowhere, reason = socket_dir / "nowhere", os.strerror(errno.ENOENT)
+    globs = ["*.qmp", "nowhere/*/qmp.sock", "*.sock", "plain.sock"]
+    monitors = [{"glob": str(socket_dir / name)} for name in globs]
+    config.write_text(yaml.safe_dump({"monitors": monitors}))
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
+        one.bind(str(socket_dir / "a.sock"))
+        other.bind(str(socket_dir / "plain.sock"))
+        result = panicd("--config", config, "check")
+    assert result.exit_code == DONE
+    assert result.output.splitlines() == [
+        f"{config}: monitors: {socket_dir}/*.qmp matches no socket now",
+        f"{config}: monitors: {nowhere}/*/qmp.sock matches no socket now ({nowhere}: {reason})",
+        f"{config}: good, 0 domain rules",
+    ]
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
@@ -198,6 +220,97 @@ async def test_operator_acts_releases_and_holds(socket_dir: Path) -> None:
         }
 
 
+async def test_hold_answers_what_it_is_on(socket_dir: Path) -> None:
+    web = FakeQemu(socket_dir / "web.qmp", name="web-1", uuid=UUID)
+    because = ("--why", "a test")
+    async with DaemonInside.start(socket_dir) as daemon, web.running():
+        await daemon.wait_armed("web-1")
+        said = await ask(daemon, "hold", "web-1", *because)
+        assert said == "Held until `panicd unhold`: web-1.\n"
+        said = await ask(daemon, "hold", UUID.upper(), "--for", "2h", *because)
+        assert said.startswith("Held until 20")
+        assert said.endswith(f": {UUID.upper()}.\nIt matches web-1.\n")
+        said = await ask(daemon, "hold", "--all", *because)
+        assert said == "Held until `panicd unhold`: the whole host.\nIt matches web-1.\n"
+
+        said = await ask(daemon, "unhold", "web-1", *because)
+        assert said == (
+            "No longer held: web-1.\nAnother hold still matches web-1; see `panicd status`.\n"
+        )
+        said = await ask(daemon, "unhold", "--all", *because)
+        assert said == "No longer held: the whole host.\n"
+        assert not (await daemon.domain("web-1"))["held_why"]
+
+        answer = await ask_json(daemon, "hold", "web-1", "--for", "1h", *because)
+        assert answer["domains"] == ["web-1"]
+        assert answer["until"] == (await daemon.domain("web-1"))["held_until"]
+
+
+async def test_hold_of_what_there_is_none_of_is_refused(socket_dir: Path) -> None:
+    because = ("--why", "a test")
+    vm = FakeQemu(socket_dir / "web.qmp", name="web-1", uuid=UUID)
+    async with DaemonInside.start(socket_dir) as daemon:
+        async with vm.running():
+            await daemon.wait_armed("web-1")
+            refused = await ask(daemon, "hold", "web-2", *because, status=FAILED)
+            assert "no domain is called 'web-2'; did you mean \"web-1\"?; --future" in refused
+            for pattern in ("web-*", "web-[12]", "web-?"):
+                refused = await ask(daemon, "hold", pattern, "--future", *because, status=FAILED)
+                assert "a hold is on one domain" in refused
+            for never_held in ("web-1", "web-2", "--all"):
+                refused = await ask(daemon, "unhold", never_held, *because, status=FAILED)
+                assert "there is no hold on" in refused
+            assert not (await daemon.domain("web-1"))["held_why"]
+            assert not daemon.logged("operator asked")
+            vm.exit()
+            vm.socket.unlink()
+        await daemon.wait_log("monitor is gone")
+
+        for name in ("web-1", UUID):
+            said = await ask(daemon, "hold", name, "--future", *because)
+            assert said.endswith("No domain matches now; one that comes will be held.\n")
+        mark = daemon.mark()
+        again = FakeQemu(socket_dir / "web.qmp", name="web-1", uuid=UUID)
+        async with again.running():
+            await daemon.wait_armed("web-1", since=mark)
+            assert (await daemon.domain("web-1"))["held_why"] == "a test"
+            assert await ask(daemon, "unhold", "web-1", *because) == "No longer held: web-1.\n"
+            assert not (await daemon.domain("web-1"))["held_why"]
+
+
+async def test_each_change_answers_what_it_did(socket_dir: Path) -> None:
+    because = ("--why", "a test")
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        incident = (await daemon.wait_incident("vm", state="preserved")).id
+        said = await ask(daemon, "ack", incident, *because)
+        assert said == f"Acknowledged: incident {incident} of vm.\n"
+        said = await ask(daemon, "act", "vm", "preserve", *because)
+        assert said == f"vm: preserved; incident {incident} stays open.\n"
+        said = await ask(daemon, "act", "vm", "restart", *because)
+        assert said == f"vm: restarted; incident {incident} is closed.\n"
+        said = await ask(daemon, "ack", incident, *because)
+        assert said == f"Acknowledged: incident {incident} of vm.\n"
+        mark = daemon.mark()
+        vm.panic()
+        incident = (await daemon.wait_incident("vm", state="preserved", since=mark)).id
+        said = await ask(daemon, "release", "vm", *because)
+        assert said == f"vm: released; incident {incident} is closed.\n"
+
+        assert await ask(daemon, "reload") == (
+            "In force: 1 monitor, 0 domain rules.\nThe policy of no domain changed.\n"
+        )
+        rules = [{"match": "vm", "on_crash": "restart"}, {"match": "x", "on_crash": "restart"}]
+        daemon.write_config(domains=rules, metrics={"listen": "off"})
+        assert await ask(daemon, "reload") == (
+            "In force: 1 monitor, 2 domain rules.\nThe policy of vm changed.\n"
+            "metrics_listen takes effect at the next start.\n"
+        )
+        assert (await ask_json(daemon, "reload"))["domains"] == []
+
+
 async def test_reload_is_all_or_nothing(socket_dir: Path) -> None:
     async with (
         DaemonInside.start(socket_dir, {"on_crash": "destroy"}) as daemon,
@@ -228,6 +341,45 @@ async def test_reload_is_all_or_nothing(socket_dir: Path) -> None:
         await ask(daemon, "reload")
         assert await daemon.metric("panicd_config_last_reload_successful") == 1
         assert (await daemon.call("status"))["domains"] == []
+
+
+async def test_commands_reach_the_daemon_whatever_is_wrong_with_the_file(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        incident = (await daemon.wait_incident("vm", state="preserved")).id
+        with daemon.config_file.open("a") as file:
+            file.write("domains: [\n")
+        because = ("--why", "a test")
+        for command in (
+            ("status",),
+            ("explain", "vm"),
+            ("incidents",),
+            ("incident", incident),
+            ("hold", "vm", *because),
+            ("unhold", "vm", *because),
+            ("ack", incident, *because),
+            ("release", "vm", *because),
+        ):
+            await ask(daemon, *command)
+        refused = await ask(daemon, "reload", status=BAD_USAGE)
+        assert f"{daemon.config_file}:" in refused
+        assert "expected valid YAML" in refused
+    refused = await ask(daemon, "status", status=FAILED)
+    assert f"can't reach panicd at {daemon.control_socket}" in refused
+    assert "expected valid YAML" in refused
+
+
+@pytest.mark.parametrize("command", ["check", "run", "probe /nowhere.sock", "export 1-2"])
+def test_file_that_is_no_yaml_is_an_error_with_its_place_where_it_is_needed(
+    tmp_path: Path, command: str
+) -> None:
+    config = tmp_path / "panicd.yaml"
+    config.write_text(f"control_socket: {tmp_path}/c.sock\ndomains: [\n")
+    result = panicd("--config", config, *command.split())
+    assert result.exit_code == BAD_USAGE
+    assert f"{config}:3:1: expected valid YAML" in result.output
 
 
 @pytest.mark.real

@@ -107,6 +107,25 @@ def test_dump_that_is_compressed_already_is_stored(record: dict[str, Any], tmp_p
     assert sizes[".kdump"] > 1_000_000
 
 
+def test_what_is_too_long_for_evidence_is_left_out_and_said(
+    record: dict[str, Any], tmp_path: Path
+) -> None:
+    screen = Path(record["evidence_directory"]) / "screen.png"
+    with screen.open("wb") as file:
+        file.truncate(1 << 40)  # what a QEMU could do that was handed the file itself
+    (told,) = (
+        what
+        for what in write_archive(
+            record, tmp_path / "out.tar.gz", dump=True, force=False, now=2000.0
+        )
+        if "no file" not in what
+    )
+    assert told == f"{screen}: {1 << 40} bytes are more than any evidence has"
+    with tarfile.open(tmp_path / "out.tar.gz") as archive:
+        assert f"panicd-{ID}/bundle/kernel.log" in archive.getnames()
+        assert not any("screen.png" in name for name in archive.getnames())
+
+
 def test_dump_can_be_left_out(record: dict[str, Any], tmp_path: Path) -> None:
     archived(record, tmp_path / "out.tar.gz", dump=False)
     with tarfile.open(tmp_path / "out.tar.gz") as archive:

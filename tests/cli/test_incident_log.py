@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ async def test_dump_without_a_log_and_dump_that_is_gone_say_so(socket_dir: Path)
         incident = await preserved(daemon, vm)
         said = await ask(daemon, "incident", incident.id, "--log", status=FAILED)
         assert said.startswith("panicd: no kernel log: no VMCOREINFO: the VM has no vmcoreinfo")
-        (dump,) = (socket_dir / "state" / "coredumps" / "vm").iterdir()
+        (dump,) = (socket_dir / "state" / "coredumps" / str(os.geteuid()) / "vm").iterdir()
         dump.unlink()
         said = await ask(daemon, "incident", incident.id, "--log", "--json", status=FAILED)
         assert said == f"panicd: no kernel log: its dump is no longer there: {dump}\n"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import trio
 
 from panicd.cli import probing
 from panicd.rules.on_crash import OnCrash
 from tests.parts.commands import FAILED, ask, ask_json, panicd
 from tests.parts.daemon import DaemonInside, ObservedDaemon
+from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
 
 TIME_LIMIT = 20.0
@@ -27,7 +27,7 @@ def test_probe_of_nothing_fails(socket_dir: Path) -> None:
 
 @pytest.mark.real
 async def test_probe_tells_what_a_real_qemu_can_do_and_changes_nothing(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(socket_dir, devices=["pvpanic", "pvpanic-pci"], uuid=UUID) as vm:
             daemon = ObservedDaemon(socket_dir)
             seen = await ask_json(daemon, "probe", str(vm.socket))
@@ -42,7 +42,7 @@ async def test_probe_tells_what_a_real_qemu_can_do_and_changes_nothing(socket_di
 
 @pytest.mark.real
 async def test_probe_says_what_is_missing(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(socket_dir, devices=[], extra=["-no-reboot"]) as vm:
             daemon = ObservedDaemon(socket_dir)
             seen = await ask_json(daemon, "probe", str(vm.socket), status=FAILED)
@@ -63,4 +63,4 @@ async def test_probe_of_a_monitor_that_is_taken_says_so(
     ):
         await daemon.wait_armed("vm")
         said = await ask(daemon, "probe", str(vm.socket), status=FAILED)
-        assert "another client may hold this monitor" in said
+        assert "another client has this monitor" in said

@@ -6,9 +6,9 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from panicd.cli.render_incident import duration, page, timeline
+from panicd.cli.terminal import Terminal
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_each_step_is_a_line_with_its_duration() -> None:
         ("repeated", None),
         ("Quit", None),
     ]
-    assert moments[1].about == r"done: \x1b[31m\[bold]"
+    assert moments[1].about.plain == r"done: \x1b[31m[bold]"
     assert "not ended" in moments[3].about
 
 
@@ -99,7 +99,7 @@ RECORD: dict[str, Any] = {
 
 def shown(**changed: Any) -> list[str]:
     text = StringIO()
-    console = Console(file=text, width=200, highlight=False, color_system=None)
+    console = Terminal(file=text, width=200, color_system=None)
     console.print(*page(RECORD | changed, 4600.0), sep="\n")
     return text.getvalue().splitlines()
 

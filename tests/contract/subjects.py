@@ -8,10 +8,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import trio
-
 from panicd.demo.guests import Guest
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.profile import RunState
 from tests.parts.qemu import RealQemu
 from tests.parts.qmp import QmpClient, connect_qmp
@@ -150,7 +149,7 @@ async def start_fake(directory: Path, setup: Setup) -> AsyncIterator[Subject]:
     )
     if setup.panics_at_boot:
         fake.panic_at_boot()
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with fake.running():
             yield FakeSubject(fake)
 
@@ -160,7 +159,7 @@ async def start_real(directory: Path, setup: Setup) -> AsyncIterator[Subject]:
     actions = f"reboot={setup.reboot},shutdown={setup.shutdown}"
     if setup.panic:
         actions += f",panic={setup.panic}"
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(
             directory,
             guest=Guest.PANIC_ONCE if setup.panics_at_boot else Guest.PANIC_ON_KEY,

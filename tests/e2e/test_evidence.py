@@ -15,6 +15,7 @@ import trio
 from panicd.demo.guests import Guest
 from tests.parts.daemon import RunningDaemon
 from tests.parts.linux import Kernel, linux_guest
+from tests.parts.patience import patiently
 from tests.parts.png import light_rows
 from tests.parts.qemu import RealQemu
 
@@ -25,7 +26,7 @@ WORDS = "Kernel panic - not syncing: sysrq triggered crash"
 
 
 def keeping(console: Path | None = None, **policy: Any) -> dict[str, Any]:
-    evidence: dict[str, Any] = {"budget": "5s"}
+    evidence: dict[str, Any] = {"budget": patiently(5)}
     if console is not None:
         evidence["consoles"] = [str(console)]
     return {"evidence": evidence, **policy}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from tests.host.journals import change
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
-from tests.parts.small_disk import small_disk
+from tests.parts.small_disk import fill, small_disk
 
 RESTART = {"on_crash": "restart"}
 
@@ -27,15 +26,6 @@ def small_disk_of_a_test(socket_dir: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
     with small_disk(socket_dir, "1m") as disk:
         yield disk
-
-
-def fill(disk: Path) -> Path:
-    """Write a file until the disk is full."""
-    path = disk / "filler"
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    return path
 
 
 async def check_unwritable(daemon: RunningDaemon) -> None:
@@ -51,11 +41,15 @@ async def test_nothing_is_done_while_the_disk_is_full(socket_dir: Path, disk: Pa
     async with (
         RunningDaemon.start(socket_dir, RESTART, state_directory=str(disk)) as daemon,
         fake.running(),
+        FakeQemu(socket_dir / "idle.qmp", name="idle").running(),
     ):
-        await daemon.wait_armed("vm")
+        for name in ("vm", "idle"):
+            await daemon.wait_armed(name)
         filler = fill(disk)
         fake.panic()
         await check_unwritable(daemon)
+        foreseen = (await daemon.call("explain", domain="idle"))["plan"]
+        assert (foreseen["action"], foreseen["reason"]) == ("preserve", "journal")
         # Connected anew, it tries again, and again finds that it can't.
         await daemon.wait_log("the journal can't be written", count=3)
         assert fake.acting_commands == []
@@ -188,6 +182,8 @@ async def test_damaged_journal_is_set_aside_and_destructive_actions_wait_for_peo
         assert await daemon.metric("panicd_journal_healthy") == 0
 
         await daemon.wait_armed("vm", since=daemon.began)
+        foreseen = await daemon.domain("vm")
+        assert (foreseen["effective_on_crash"], foreseen["reason"]) == ("preserve", "journal")
         fake.panic()
         incident = await daemon.wait_incident("vm", state="preserved")
         assert incident.decisions == [("preserve", "journal")]

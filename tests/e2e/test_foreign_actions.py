@@ -47,15 +47,15 @@ async def observed(daemon: ObservedDaemon, incident: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "ending", "action", "seen"),
+    ("commands", "ending", "action", "seen"),
     [
-        ("cont", "foreign-resume", "resume", []),
-        ("system_reset", "foreign-reset", "reset", []),
-        ("quit", "qemu-gone", "exit", ["shutdown, host-qmp-quit", "QEMU ended: host-quit"]),
+        (["cont"], "foreign-resume", "resume", []),
+        (["system_reset", "cont"], "foreign-reset", "reset", []),
+        (["quit"], "qemu-gone", "exit", ["shutdown, host-qmp-quit", "QEMU ended: host-quit"]),
     ],
 )
 async def test_what_others_do_to_a_panicked_guest_is_recorded(
-    socket_dir: Path, command: str, ending: str, action: str, seen: list[str]
+    socket_dir: Path, commands: list[str], ending: str, action: str, seen: list[str]
 ) -> None:
     async with (
         DaemonInside.start(socket_dir, {"on_crash": "preserve"}) as daemon,
@@ -64,7 +64,8 @@ async def test_what_others_do_to_a_panicked_guest_is_recorded(
         await daemon.wait_armed("vm")
         await vm.panic()
         incident = await daemon.wait_incident("vm", state="preserved")
-        await vm.witness.send(command)
+        for command in commands:
+            await vm.witness.send(command)
         ended = await daemon.wait_incident("vm", ending=ending)
         assert ended.id == incident.id
         await daemon.wait_kept(ended)

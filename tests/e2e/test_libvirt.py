@@ -17,6 +17,7 @@ import trio
 from tests.e2e.test_policies import ENOUGH_SPACE, dumps
 from tests.parts.daemon import ObservedDaemon, RunningDaemon
 from tests.parts.libvirt import ROOT, Libvirtd, LibvirtMissingError, LibvirtVm
+from tests.parts.patience import fail_after, patiently
 from tests.parts.qemu import RealQemu
 
 pytestmark = pytest.mark.real
@@ -43,7 +44,7 @@ def libvirtd() -> Iterator[Libvirtd]:
 
 @pytest.fixture(autouse=True)
 async def _in_time() -> Any:
-    with trio.fail_after(2 * TIME_LIMIT):
+    with fail_after(2 * TIME_LIMIT):
         yield
 
 
@@ -174,7 +175,7 @@ async def test_a_rule_of_panicd_s_goes_before_the_domain_s_own(
 
 @further
 async def test_grace_goes_before_its_own(libvirtd: Libvirtd, socket_dir: Path) -> None:
-    async with armed(libvirtd, socket_dir, "destroy", {"grace": "3s"}) as (vm, daemon):
+    async with armed(libvirtd, socket_dir, "destroy", {"grace": patiently(3)}) as (vm, daemon):
         await vm.press_key()
         await daemon.wait_log("guest is left to itself", domain="vm")
         assert await vm.state() == "running (unpaused)", "libvirt let it go on"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ async def test_dump_and_restart_on_every_version(socket_dir: Path, profile: Prof
         assert ("Dump", "done") in incident.steps
         dumped = ["getfd", "dump-guest-memory"]
         assert fake.changing_commands == [*dumped, "system_reset", "cont"]
-        (dump,) = (socket_dir / "state" / "coredumps" / "vm").iterdir()
+        (dump,) = (socket_dir / "state" / "coredumps" / str(os.geteuid()) / "vm").iterdir()
         assert dump.name.endswith(".elf.zst")
 
 

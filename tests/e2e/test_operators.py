@@ -14,6 +14,7 @@ from panicd.host.journal import Journal
 from panicd.rules.operation import Operation, OperationKind
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import patience
 
 RESTART = {"on_crash": "restart"}
 
@@ -49,7 +50,7 @@ async def test_hold_ends_by_itself(socket_dir: Path) -> None:
     async with RunningDaemon.start(socket_dir, RESTART) as daemon, fake.running():
         await daemon.wait_armed("vm")
         fake.panic_at_boot(1)  # one panic is dealt with before the hold, one finds it over
-        await daemon.call("hold", domain="vm", why="a moment", **{"for": 1.0})
+        await daemon.call("hold", domain="vm", why="a moment", **{"for": patience(1.0)})
         fake.panic()
         await daemon.wait_incident("vm", ending="restarted", count=2)
         first, second = daemon.incidents()
@@ -61,7 +62,7 @@ async def test_hold_that_ended_while_the_daemon_was_away_is_over(socket_dir: Pat
     fake = FakeQemu(socket_dir / "vm.qmp")
     async with RunningDaemon.start(socket_dir, RESTART) as daemon, fake.running():
         await daemon.wait_armed("vm")
-        asked = await daemon.call("hold", domain="*", why="an upgrade", **{"for": 0.5})
+        asked = await daemon.call("hold", domain="*", why="an upgrade", **{"for": patience(0.5)})
         fake.panic()
         held = await daemon.wait_incident("vm", state="preserved")
         assert held.decisions == [("preserve", "held")]
@@ -104,3 +105,25 @@ async def test_acknowledgement_is_kept_with_who_and_why(socket_dir: Path) -> Non
         (kept,) = daemon.journal()
         assert kept.acknowledged is not None
         assert (kept.acknowledged.uid, kept.acknowledged.why) == (os.getuid(), "it is known")
+
+
+UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f51"
+
+
+@pytest.mark.parametrize("named", ["vm", UUID, UUID.upper(), "{directory}/vm.qmp"])
+@pytest.mark.parametrize("before", [False, True], ids=["there", "to come"])
+async def test_a_hold_by_whatever_a_domain_is_called(
+    socket_dir: Path, named: str, before: bool
+) -> None:
+    fake, named = FakeQemu(socket_dir / "vm.qmp", uuid=UUID), named.format(directory=socket_dir)
+    async with RunningDaemon.start(socket_dir, RESTART) as daemon:
+        if before:
+            await daemon.call("hold", domain=named, why="it is to come", future=True)
+        async with fake.running():
+            await daemon.wait_armed("vm")
+            if not before:
+                await daemon.call("hold", domain=named, why="it is there")
+            assert (await daemon.domain("vm"))["held_why"]
+            await daemon.call("unhold", domain="vm" if not before else named, why="done")
+            left = (await daemon.domain("vm"))["held_why"]
+            assert not left

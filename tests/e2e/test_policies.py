@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def dumps(directory: Path) -> list[Path]:
 def only_dump(directory: Path, incident: LoggedIncident) -> Path:
     """Check that there is one dump, complete and nobody else's to read, and return its path."""
     (dump,) = dumps(directory)
-    assert dump == directory / "vm" / f"{incident.id}.elf"
+    assert dump == directory / str(os.geteuid()) / "vm" / f"{incident.id}.elf"
     assert dump.read_bytes()[:4] == b"\x7fELF"
     assert dump.stat().st_size > 16 * 2**20  # the guest's whole memory
     assert stat.S_IMODE(dump.stat().st_mode) == 0o600

@@ -13,6 +13,7 @@ from panicd.demo.guests import Guest
 from panicd.host.control import RefusedError
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
 
 RESTART = {"on_crash": "restart"}
@@ -76,7 +77,7 @@ async def test_stop_leaves_a_step_in_progress_to_the_next_start(
         fault = (fake.hold_reply if executed else fake.hold)("system_reset")
         fake.panic()
         await fault.reached.wait()
-        with trio.fail_after(STOPS_WITHIN):
+        with fail_after(STOPS_WITHIN):
             await daemon.terminate()
         fault.cut()
         await daemon.start_again()
@@ -95,12 +96,12 @@ async def test_stop_does_not_wait_for_a_dump(socket_dir: Path) -> None:
         fake.hold_dumps()
         fake.panic()
         await fake.wait_command("dump-guest-memory")
-        with trio.fail_after(STOPS_WITHIN):
+        with fail_after(STOPS_WITHIN):
             await daemon.terminate()
         await daemon.start_again()
         fake.release_dumps()
         await daemon.wait_incident("vm", ending="restarted")
-        (dump,) = (socket_dir / "state" / "coredumps" / "vm").iterdir()
+        (dump,) = (socket_dir / "state" / "coredumps" / str(os.geteuid()) / "vm").iterdir()
         assert dump.suffix == ".zst"
         assert fake.acting_commands[-2:] == ["system_reset", "cont"]
 
@@ -117,7 +118,7 @@ async def test_stop_does_not_wait_for_a_qemu_that_hangs(socket_dir: Path) -> Non
             await vm.wait_event("STOP")
             os.kill(vm.pid, signal.SIGSTOP)
         await daemon.wait_log("step begins", step="AwaitQuiet")
-        with trio.fail_after(STOPS_WITHIN):
+        with fail_after(STOPS_WITHIN):
             await daemon.terminate()
         os.kill(vm.pid, signal.SIGCONT)
         await daemon.start_again()
@@ -143,7 +144,7 @@ async def test_relaunch_that_a_stop_cut_short_is_not_begun_again(
             await vm.wait_exit()
             while not await told.exists():
                 await trio.lowlevel.checkpoint()  # nothing tells when it runs
-        with trio.fail_after(STOPS_WITHIN):
+        with fail_after(STOPS_WITHIN):
             await daemon.terminate()
         await daemon.start_again()
         async with RealQemu.start(socket_dir, guest=Guest.COUNT, uuid=uuid):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from panicd.demo.guests import Guest
+from panicd.host.sdnotify import OF_ONE_PROCESS
 from tests.parts.daemon import RunningDaemon
 from tests.parts.qemu import RealQemu
 
@@ -47,6 +48,33 @@ async def test_vm_that_cannot_reset_is_relaunched(socket_dir: Path, proxied: boo
             assert await again.status() == "running"
             await again.wait_counting()
             assert await daemon.metric("panicd_domain_restarts_total", domain="vm") == 1
+
+
+async def test_no_command_is_told_what_systemd_told_panicd(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in OF_ONE_PROCESS:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("INVOCATION_ID", "of the unit")
+
+    def telling(name: str) -> list[str]:
+        return ["/bin/sh", "-c", f"env >{socket_dir}/{name}"]
+
+    policy = {"on_crash": "restart", "relaunch": {"command": telling("relaunch")}}
+    hook = {"hook": {"command": telling("hook")}}
+    async with (
+        RunningDaemon.start(socket_dir, policy, notify=hook) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, extra=NO_REBOOT) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.press_key()
+        await daemon.wait_log("step ended", step="RunRelaunch", outcome="done")
+        await daemon.wait_log("notification delivered")
+    for name in ("relaunch", "hook"):
+        lines = (socket_dir / name).read_text().splitlines()
+        variables = dict(line.split("=", 1) for line in lines if "=" in line)
+        assert not set(OF_ONE_PROCESS) & set(variables), name
+        assert variables["INVOCATION_ID"] == "of the unit"
 
 
 async def test_vm_that_can_neither_reset_nor_be_relaunched_takes_the_fallback(

@@ -72,6 +72,12 @@ async def test_what_a_storm_hits_is_left_for_an_operator(socket_dir: Path) -> No
         assert await daemon.metric("panicd_storm") == 1
         assert (await daemon.call("status"))["storm"] is True
 
+        foreseen = [
+            (domain["effective_on_crash"], domain["reason"])
+            for domain in (await daemon.call("status"))["domains"]
+        ]
+        assert foreseen == [("preserve", "storm")] * DOMAINS
+
         preserved = {told.domain for told in incidents if told.state == "preserved"}
         kept = next(vm for vm in vms if vm.name in preserved)
         assert await kept.status() == "guest-panicked"

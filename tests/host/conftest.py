@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 
 import pytest
 
 from panicd.host.journal import Journal
+from tests.parts.patience import patience
 
 PATIENCE = 30  # seconds after which a test has failed instead of hanging
 
@@ -34,7 +36,7 @@ def time_limit() -> Iterator[None]:
         raise TimeoutError(f"{PATIENCE} s")
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(PATIENCE)
+    signal.alarm(ceil(patience(PATIENCE)))
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

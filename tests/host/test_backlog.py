@@ -14,6 +14,7 @@ import trio.testing
 from panicd.host import backlog
 from panicd.host.backlog import AT_ONCE, LATEST, Backlog
 from tests.parts.background import background
+from tests.parts.patience import fail_after
 
 Say = Callable[..., None]
 
@@ -34,7 +35,7 @@ def make() -> tuple[Backlog, Say, list[object]]:
 async def running() -> AsyncIterator[tuple[Say, list[object]]]:
     """A backlog that runs: what says something to it, and what it has written."""
     waiting, say, written = make()
-    with trio.fail_after(10):
+    with fail_after(10):
         async with background() as nursery:
             nursery.start_soon(waiting.run)
             await trio.testing.wait_all_tasks_blocked()

@@ -5,11 +5,20 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from panicd.host import config, config_file, yaml_document
-from panicd.host.config import Config, ConfigError, Dial, DomainRule, Listen, Places, parse
+from panicd.host.config import (
+    Config,
+    ConfigError,
+    Dial,
+    DomainRule,
+    Listen,
+    Places,
+    control_socket,
+    parse,
+)
 from panicd.host.config_section import Section
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.settings import (
@@ -354,7 +363,6 @@ FRAGMENTS = st.sampled_from(
 LOADERS = st.sampled_from([yaml.CSafeLoader, yaml.SafeLoader])
 
 
-@settings(deadline=None)
 @given(content=st.one_of(st.text(), st.lists(FRAGMENTS).map("".join)), loader=LOADERS)
 @example(content='a: "\\UFFFFFFFF"', loader=yaml.SafeLoader)
 @example(content=f"%YAML 1.{'9' * 5000}\n--- a", loader=yaml.SafeLoader)
@@ -373,7 +381,6 @@ def test_any_text_is_a_configuration_or_has_mistakes(
         assert len(outcome.mistakes) == len(str(outcome).splitlines()) > 0
 
 
-@settings(deadline=None)
 @given(st.binary())
 def test_any_file_is_a_configuration_or_has_mistakes(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
@@ -382,3 +389,34 @@ def test_any_file_is_a_configuration_or_has_mistakes(
     path.write_bytes(data)
     with pytest.raises(ConfigError):
         config.load(path)
+
+
+SPOILT = {
+    "not YAML": "control_socket: /run/x.sock\nmonitors: [\n",
+    "not YAML from the start": "a: b: c\ncontrol_socket: /run/x.sock # here\n",
+    "a tab": "defaults:\n\ton_crash: restart\ncontrol_socket: '/run/x.sock'\n",
+    "not UTF-8": "control_socket: /run/x.sock\ndefaults: \udcff\n",
+    "twice": "control_socket: /run/x.sock\ncontrol_socket: /run/y.sock\n",
+    "a merge conflict": "<<<<<<< HEAD\ncontrol_socket: /run/x.sock\n=======\n>>>>>>> b\n",
+    "a wrong value": "control_socket: /run/x.sock\nmonitors: no\n",
+}
+"""How a file that names the control socket may have been spoilt."""
+
+
+@pytest.mark.parametrize("content", SPOILT.values(), ids=SPOILT)
+def test_control_socket_is_found_in_a_spoilt_file(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "panicd.yaml"
+    file.write_text(content, errors="surrogateescape")
+    assert control_socket(file) == Path("/run/x.sock")
+
+
+@pytest.mark.parametrize(
+    "content", ["a: b: c\n", "control_socket: [\n", " control_socket: /x\n: :"]
+)
+def test_control_socket_is_where_it_is_by_default_if_the_file_does_not_tell(
+    tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "panicd.yaml"
+    assert control_socket(file) == Places.here().runtime_directory / "control.sock"
+    file.write_text(content)
+    assert control_socket(file) == Places.here().runtime_directory / "control.sock"

@@ -1,7 +1,7 @@
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from panicd.host import config_values as values
@@ -38,7 +38,6 @@ def test_durations(text: str, seconds: float) -> None:
     assert values.duration(quoted(text)) == seconds
 
 
-@settings(deadline=None)
 @given(st.integers(0, int(values.DURATION_MAX * 1000)))
 def test_a_duration_survives_being_written(milliseconds: int) -> None:
     text = values.written_duration(milliseconds / 1000)
@@ -69,7 +68,6 @@ def test_sizes(text: str, size: int) -> None:
     assert values.size(plain(text)) == size
 
 
-@settings(deadline=None)
 @given(st.integers(0, values.SIZE_MAX // 2**40), st.sampled_from(["TiB", "GiB", "MiB", "KiB"]))
 def test_a_size_is_the_same_in_bytes(number: int, unit: str) -> None:
     size = values.size(plain(f"{number}{unit}"))
@@ -78,7 +76,6 @@ def test_a_size_is_the_same_in_bytes(number: int, unit: str) -> None:
     assert values.free_space(plain(f"{number}{unit}")) == FreeSpaceFloor(size=size)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 99))
 def test_a_share_of_the_file_system(percent: int) -> None:
     floor = values.free_space(plain(f"{percent}%"))
@@ -91,7 +88,6 @@ def test_shares(text: str, share: float) -> None:
     assert values.share(plain(text)) == share
 
 
-@settings(deadline=None)
 @given(st.text(), st.booleans())
 def test_every_reader_takes_any_text_or_says_what_it_expects(text: str, bare: bool) -> None:
     scalar = Scalar(Position(1, 1), text, plain=bare)

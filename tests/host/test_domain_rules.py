@@ -1,6 +1,6 @@
 import fnmatch
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from panicd.host.domain_rules import RuleIndex
@@ -20,7 +20,6 @@ def matches(pattern: str, name: str, uuid: str | None) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
-@settings(deadline=None)
 @given(
     patterns=st.lists(PATTERNS, max_size=8),
     name=st.one_of(st.text("ab[]-", max_size=4), st.text(max_size=4), st.just(UUID)),

@@ -8,10 +8,11 @@ import trio
 
 from panicd.host.delivery import DeliveryError
 from panicd.host.hook import Hook, run_hook
+from tests.parts.patience import fail_after
 
 
 async def run(*command: str, timeout: float = 10.0, body: bytes = b"{}") -> None:
-    with trio.fail_after(20):
+    with fail_after(20):
         await run_hook(Hook(command, timeout), {"PANICD_X": "a b $HOME"}, body)
 
 
@@ -57,7 +58,7 @@ async def test_it_is_ended_with_its_group_when_its_time_is_over(tmp_path: Path) 
     try:
         with pytest.raises(DeliveryError, match=r"^/bin/sh: ran longer than 0\.5 s$"):
             await run("/bin/sh", "-c", script, timeout=0.5)
-        with trio.fail_after(10):
+        with fail_after(10):
             os.set_blocking(reader, True)
             read = await trio.to_thread.run_sync(_read_all, reader)
         assert read in {b"up\n", b""}

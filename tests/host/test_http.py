@@ -10,6 +10,7 @@ from panicd.host import http
 from panicd.host.http import HttpBindError, HttpServer, serve_http
 from panicd.host.web import SharedRender, WebApp
 from tests.parts.http import connect, get, read_answer, until_closed, until_reset
+from tests.parts.patience import fail_after, patience
 
 BODY = b"# HELP panicd_x A metric.\n# TYPE panicd_x gauge\npanicd_x 1\n"
 
@@ -17,7 +18,7 @@ BODY = b"# HELP panicd_x A metric.\n# TYPE panicd_x gauge\npanicd_x 1\n"
 @asynccontextmanager
 async def serving(body: bytes = BODY, *, healthy: bool = True) -> AsyncIterator[HttpServer]:
     app = WebApp(render=lambda: body, healthy=lambda: healthy)
-    with trio.fail_after(20):
+    with fail_after(20):
         async with serve_http("127.0.0.1", 0, app) as server:
             yield server
 
@@ -78,7 +79,7 @@ async def test_a_bug_in_rendering_is_a_500_and_no_more() -> None:
     def render() -> bytes:
         raise KeyError("bug")
 
-    with trio.fail_after(20):
+    with fail_after(20):
         app = WebApp(render=render, healthy=lambda: True)
         async with serve_http("127.0.0.1", 0, app) as server:
             assert (await get(server, "/metrics")).status == 500
@@ -94,13 +95,13 @@ def test_who_asks_during_a_rendering_shares_it() -> None:
 
     def render() -> bytes:
         begun.release()
-        assert finish.acquire(timeout=10)
+        assert finish.acquire(timeout=patience(10))
         renders.append(b"%d" % len(renders))
         return renders[-1]
 
     shared = SharedRender(render)
     first = shared.join()
-    assert begun.acquire(timeout=10)
+    assert begun.acquire(timeout=patience(10))
     second = shared.join()
     finish.release()
     assert [first.result(10).plain, second.result(10).plain] == [b"0", b"0"]
@@ -113,13 +114,13 @@ async def test_a_rendering_holds_up_no_health_check() -> None:
 
     def render() -> bytes:
         begun.set()
-        finish.wait(10)
+        finish.wait(patience(10))
         return BODY
 
     async def scrape(server: HttpServer) -> None:
         assert (await get(server, "/metrics")).body == BODY
 
-    with trio.fail_after(20):
+    with fail_after(20):
         app = WebApp(render=render, healthy=lambda: True)
         async with serve_http("127.0.0.1", 0, app) as server, trio.open_nursery() as nursery:
             nursery.start_soon(scrape, server)
@@ -231,11 +232,11 @@ async def test_it_stops_whatever_its_clients_do(client: str) -> None:
     def render() -> bytes:
         begun.set()
         if client == "waiting":
-            finish.wait(15)
+            finish.wait(patience(15))
         return b"x" * 10_000_000
 
     app = WebApp(render=render, healthy=lambda: True)
-    with trio.fail_after(10):  # less than the rendering above would wait
+    with fail_after(10):  # less than the rendering above would wait
         async with serve_http("127.0.0.1", 0, app) as server:
             stream = await connect(server)
             match client:
@@ -260,7 +261,7 @@ async def test_a_server_that_fails_ends_the_block(monkeypatch: pytest.MonkeyPatc
         raise KeyError("bug")
 
     monkeypatch.setattr(http._Server, "run", fail)
-    with trio.fail_after(10), pytest.RaisesGroup(KeyError):
+    with fail_after(10), pytest.RaisesGroup(KeyError):
         async with serve_http("127.0.0.1", 0, build_app_that_is_not_run()):
             await trio.sleep_forever()
 

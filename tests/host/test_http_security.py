@@ -3,11 +3,14 @@
 import base64
 import itertools
 import ssl
+import subprocess
 import threading
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import bcrypt
 import pytest
@@ -15,16 +18,21 @@ import trio
 import trio.testing
 
 from panicd.host import basic_auth, http
-from panicd.host.basic_auth import BasicAuth, Verdict
+from panicd.host.basic_auth import BasicAuth, Verdict, client_of, cost_of
 from panicd.host.http import HttpServer, serve_http
 from panicd.host.web import Request, Response, WebApp
 from panicd.host.web_config import WebConfig, load_web_config
 from tests.parts.http import Answer, basic, connect, get, read_answer, until_closed, until_reset
+from tests.parts.patience import fail_after, patience
 
 TLS = Path(__file__).parent / "tls"
 USERS = {"alice": bcrypt.hashpw(b"opensesame", bcrypt.gensalt(4))}
+GOOD = basic("alice", "opensesame").partition(" ")[2]
+WRONG = basic("alice", "guess").partition(" ")[2]
 BODY = b"panicd_x 1\n"
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+T = TypeVar("T")
 
 
 def with_tls(tmp_path: Path, more: str = "") -> WebConfig:
@@ -38,10 +46,14 @@ def with_tls(tmp_path: Path, more: str = "") -> WebConfig:
 CLIENTS = f", client_ca_file: {TLS}/ca.crt, client_auth_type: RequireAndVerifyClientCert"
 
 
-def client_context(*, certificate: bool = False) -> ssl.SSLContext:
+def client_context(
+    *, certificate: bool = False, shown: tuple[Path, Path] | None = None
+) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=TLS / "ca.crt")
     if certificate:
-        context.load_cert_chain(TLS / "client.crt", TLS / "client.key")
+        shown = TLS / "client.crt", TLS / "client.key"
+    if shown is not None:
+        context.load_cert_chain(*shown)
     return context
 
 
@@ -63,18 +75,18 @@ async def serving(web: WebConfig, body: bytes = BODY) -> AsyncIterator[Served]:
         return Response(b"page")
 
     app = WebApp(render=lambda: body, healthy=lambda: True, pages=page, web=lambda: force[0])
-    with trio.fail_after(20):
+    with fail_after(20):
         async with serve_http("127.0.0.1", 0, app) as server:
             yield Served(server, force, seen)
 
 
 @asynccontextmanager
 async def secured(
-    server: HttpServer, *, certificate: bool = False
+    server: HttpServer, *, certificate: bool = False, shown: tuple[Path, Path] | None = None
 ) -> AsyncIterator[trio.SSLStream[trio.SocketStream]]:
     stream = trio.SSLStream(
         await connect(server),
-        client_context(certificate=certificate),
+        client_context(certificate=certificate, shown=shown),
         server_hostname="localhost",
         https_compatible=True,
     )
@@ -102,6 +114,63 @@ async def test_a_client_without_its_certificate_is_turned_away(tmp_path: Path) -
         assert (await get_secured(served.server, certificate=True)).body == BODY
         with pytest.raises((trio.BrokenResourceError, AssertionError)):
             await get_secured(served.server)
+
+
+def openssl(*arguments: str | Path) -> None:
+    try:
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no openssl")
+
+
+def shown_certificate(
+    directory: Path, extension: str = "", *, days: int = 1, stranger: bool = False
+) -> tuple[Path, Path, Path]:
+    """A client's certificate, its key, and its CA's certificate: another CA's for a stranger."""
+    new = ("req", "-newkey", "rsa:2048", "-nodes")
+    for name in ("ca", "other"):
+        files = "-keyout", directory / f"{name}.key", "-out", directory / f"{name}.crt"
+        openssl(*new, "-x509", "-subj", "/CN=CA", *files)
+    certificate, key, request = (directory / f"client.{suffix}" for suffix in ("crt", "key", "csr"))
+    openssl(*new, "-subj", "/CN=client", "-keyout", key, "-out", request)
+    (directory / "extensions").write_text(f"basicConstraints=CA:FALSE\n{extension}\n")
+    ca = directory / ("other" if stranger else "ca")
+    signed = "-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days", str(days)
+    extensions = "-extfile", directory / "extensions"
+    openssl("x509", "-req", "-in", request, "-out", certificate, *signed, *extensions)
+    return certificate, key, directory / "ca.crt"
+
+
+@pytest.mark.parametrize("auth", ["RequireAndVerifyClientCert", "VerifyClientCertIfGiven"])
+@pytest.mark.parametrize(
+    ("made", "good"),
+    [
+        ({}, True),
+        ({"extension": "extendedKeyUsage=clientAuth"}, True),
+        ({"extension": "extendedKeyUsage=serverAuth"}, False),
+        ({"days": 0}, False),
+        ({"stranger": True}, False),
+    ],
+    ids=str,
+)
+async def test_a_client_with_a_certificate_that_is_not_good_is_turned_away(
+    tmp_path: Path, auth: str, made: dict[str, Any], good: bool
+) -> None:
+    certificate, key, ca = shown_certificate(tmp_path, **made)
+
+    async def ask(server: HttpServer) -> bytes:
+        async with secured(server, shown=(certificate, key)) as stream:
+            await stream.send_all(GET)
+            return (await read_answer(stream)).body
+
+    web = with_tls(tmp_path, f", client_ca_file: {ca}, client_auth_type: {auth}")
+    async with serving(web) as served:
+        if good:
+            assert await ask(served.server) == BODY
+        else:
+            with pytest.raises((trio.BrokenResourceError, AssertionError)):
+                await ask(served.server)
+            assert not served.seen
 
 
 async def test_a_verified_client_is_known_to_the_pages(tmp_path: Path) -> None:
@@ -334,31 +403,117 @@ async def test_a_good_password_is_computed_once(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_checks_hold_up_nobody_who_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(basic_auth, "WAITING_LIMIT", 1)
     finish = threading.Event()
     begun = trio.Event()
     token = trio.lowlevel.current_trio_token()
     verdicts: list[Verdict] = []
     auth = BasicAuth()
-    good = basic("alice", "opensesame").partition(" ")[2]
-    assert await auth.check(USERS, good) is Verdict.ADMITTED
+    assert await auth.check(USERS, GOOD, "192.0.2.1") is Verdict.ADMITTED
 
     def checkpw(_password: bytes, _hashed: bytes) -> bool:
         token.run_sync_soon(begun.set)
-        return not finish.wait(10)
+        return not finish.wait(patience(10))
 
-    async def guess() -> None:
-        verdicts.append(await auth.check(USERS, basic("alice", "guess").partition(" ")[2]))
+    async def guess(peer: str) -> None:
+        verdicts.append(await auth.check(USERS, WRONG, peer))
 
     monkeypatch.setattr(bcrypt, "checkpw", checkpw)
-    with trio.fail_after(10):
+    with fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(guess)
+            nursery.start_soon(guess, "192.0.2.1")
             await begun.wait()
-            nursery.start_soon(guess)
+            for number in range(basic_auth.WAITING_LIMIT):
+                nursery.start_soon(guess, f"192.0.2.{number}")
             await trio.testing.wait_all_tasks_blocked()
-            await guess()
+            await guess("192.0.2.99")
             assert verdicts == [Verdict.BUSY]
-            assert await auth.check(USERS, good) is Verdict.ADMITTED
+            assert await auth.check(USERS, GOOD, "192.0.2.1") is Verdict.ADMITTED
             finish.set()
-    assert verdicts == [Verdict.BUSY, Verdict.REFUSED, Verdict.REFUSED]
+    assert verdicts == [Verdict.BUSY, *[Verdict.REFUSED] * (basic_auth.WAITING_LIMIT + 1)]
+
+
+COSTS = {f"cost-{cost}": bcrypt.hashpw(b"x", bcrypt.gensalt(cost)) for cost in (6, 4, 9, 8)}
+
+
+@pytest.mark.parametrize("name", [*COSTS, "nobody", ""])
+async def test_a_refusal_costs_the_same_whoever_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rounds: list[int] = []
+
+    def computing(compute: Callable[[bytes, bytes], T]) -> Callable[[bytes, bytes], T]:
+        def computed(password: bytes, hashed: bytes) -> T:
+            rounds.append(2 ** cost_of(hashed))
+            return compute(password, hashed)
+
+        return computed
+
+    for function in ("checkpw", "hashpw"):
+        monkeypatch.setattr(bcrypt, function, computing(getattr(bcrypt, function)))
+    wrong = basic(name, "guess").partition(" ")[2]
+    assert await BasicAuth().check(COSTS, wrong, "") is Verdict.REFUSED
+    assert sum(rounds) == 2**9
+
+
+@pytest.mark.parametrize("name", COSTS)
+async def test_each_password_lets_in(name: str) -> None:
+    right = basic(name, "x").partition(" ")[2]
+    assert await BasicAuth().check(COSTS, right, "") is Verdict.ADMITTED
+
+
+async def test_refusals_take_a_share_of_one_cpu(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    seconds = 1.0
+
+    def verify(hashed: bytes, password: bytes, _highest: int) -> tuple[bool, float]:
+        return hashed != b"" and password == b"opensesame", seconds
+
+    monkeypatch.setattr(basic_auth, "verify", verify)
+    auth = BasicAuth()
+    for number in range(10):
+        assert await auth.check(USERS, WRONG, f"192.0.2.{number}") is Verdict.REFUSED
+    rest = seconds / basic_auth.SHARE - seconds
+    assert autojump_clock.current_time() == pytest.approx(9 * rest)
+    assert await auth.check(USERS, GOOD, "") is Verdict.ADMITTED
+    assert autojump_clock.current_time() == pytest.approx(10 * rest)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8::1", "2001:db8:0:0:ffff::2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::1%eth0", True),
+        ("", "192.0.2.1", False),
+    ],
+)
+def test_clients_are_told_apart(one: str, other: str, same: bool) -> None:
+    assert (client_of(one) == client_of(other)) is same
+
+
+async def test_wrong_passwords_keep_nobody_from_scraping() -> None:
+    """A flood over many connections, with a hash of a usual cost."""
+    users = {"alice": bcrypt.hashpw(b"opensesame", bcrypt.gensalt(10))}
+    statuses: Counter[int] = Counter()
+
+    async def flood(server: HttpServer, number: int) -> None:
+        while True:
+            name = "alice" if number % 2 else f"nobody-{number}"
+            answer = await get(server, "/metrics", basic(name, "guess"))
+            statuses[answer.status] += 1
+
+    async with serving(WebConfig(users=users)) as served:
+        assert (await get(served.server, "/metrics", basic("alice", "opensesame"))).status == 200
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(flood, served.server, number)
+            while statuses[401] < 3:
+                scraped = await get(served.server, "/metrics", basic("alice", "opensesame"))
+                assert (scraped.status, scraped.body) == (200, BODY)
+            nursery.cancel_scope.cancel()
+    assert statuses[503], "who comes too often is asked to come again"
+    assert set(statuses) == {401, 503}

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import count
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ import trio
 from panicd.host.journal import Journal, JournalError
 from panicd.host.journal_totals import DomainTotals
 from panicd.rules.incident import AnyEntry, Opened, Repeated, Source
+from tests.parts.patience import fail_after, patience
 
 PATIENCE = 60.0  # seconds after which a test has failed instead of hanging
 WRITERS = 8  # tasks that append at the same time, each to an incident of its own
@@ -78,7 +80,7 @@ def running(what: str, path: Path) -> Iterator[subprocess.Popen[bytes]]:
         [sys.executable, "-m", __name__, what, str(path)], stdout=subprocess.PIPE
     ) as process:
         timer = signal.signal(signal.SIGALRM, lambda *_: process.kill())
-        signal.alarm(int(PATIENCE))
+        signal.alarm(ceil(patience(PATIENCE)))
         try:
             yield process
         finally:
@@ -145,7 +147,7 @@ async def test_a_full_disk_is_a_fault_until_there_is_space(small_disk: Path) -> 
     ballast = trio.Path(small_disk / "ballast")
     await ballast.write_bytes(bytes(64 * 1024))
     path = small_disk / "journal.sqlite"
-    with trio.fail_after(PATIENCE):
+    with fail_after(PATIENCE):
         with closing(Journal.open(path)) as journal:
             acknowledged, why = await fill(journal, 0)
             assert acknowledged > 1

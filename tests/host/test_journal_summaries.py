@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from panicd.host import journal_database
@@ -25,10 +26,20 @@ async def test_summaries_tell_who_was_restarted_and_seen(tmp_path: Path) -> None
         await journal.append("i2", opened(2.0, "db", "u"), decided, Closed(30.0, Ending.RELAUNCHED))
         await journal.append("i3", opened(40.0), Closed(41.0, Ending.GUEST_RESET))
         await journal.append("i4", opened(50.0, "\udcff"))
+        await journal.append("i5", replace(opened(60.0), key="dialled:1000:/run/vm.qmp"))
         with journal_database.reader(journal.path) as database:
             assert summaries(database) == [
                 Summary("i1", "web-1", 1.0, 10.0, restarted=True, acknowledged=True),
                 Summary("i2", "u", 2.0, 30.0, restarted=True, acknowledged=False),
                 Summary("i3", "web-1", 40.0, 41.0, restarted=False, acknowledged=False),
                 Summary("i4", "\udcff", 50.0, None, restarted=False, acknowledged=False),
+                Summary(
+                    "i5",
+                    "dialled:1000:/run/vm.qmp",
+                    60.0,
+                    None,
+                    restarted=False,
+                    acknowledged=False,
+                    owner=1000,
+                ),
             ]

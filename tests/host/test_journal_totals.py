@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panicd.host.journal import Journal
@@ -149,7 +149,7 @@ def histories(draw: st.DrawFn) -> list[AnyEntry]:
 
 
 @pytest.mark.usefixtures("time_limit")
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(st.lists(histories(), max_size=5), st.randoms(use_true_random=False), times)
 def test_totals_are_those_of_a_replay(
     drawn: list[list[AnyEntry]], random: Random, pruned_before: float

@@ -1,19 +1,23 @@
 import contextlib
 import io
+import itertools
 import json
 import logging
+import os
 import select
 import socket
 import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import structlog
 
 from panicd.host import logs
+from panicd.host.log_stream import WAITING_LIMIT
+from tests.parts.patience import patience
 
 HOSTILE = (
     "oops\n\x1b[31m<6>panicd: all is well\r\x00\x9b\u202e\u2066\u200b\u2028\ufeff\udc80\U000e0041"
@@ -29,9 +33,17 @@ def logging_restored() -> Iterator[None]:
     root.handlers[:], root.level, qmp.level = before
 
 
+class Stream(io.StringIO):
+    """A stream in memory; what was said is in it whenever it is looked at."""
+
+    def getvalue(self) -> str:
+        assert logs.flush(10)
+        return super().getvalue()
+
+
 @pytest.fixture
 def stream() -> io.StringIO:
-    stream = io.StringIO()
+    stream = Stream()
     logs.configure(level="info", stream=stream)
     return stream
 
@@ -164,7 +176,7 @@ def test_a_long_traceback_keeps_its_end(stream: io.StringIO) -> None:
     assert event["exception"][-1] == "ValueError: 299"
 
 
-class FullDisk(io.StringIO):
+class FullDisk(Stream):
     full = True
 
     def write(self, text: str) -> int:
@@ -179,12 +191,65 @@ def test_what_cannot_be_written_is_counted_and_harms_nobody() -> None:
     log = logs.get_logger()
     log.info("lost")
     log.info("lost, too")
+    assert logs.flush(10)
     stream.full = False
     log.info("found")
     log.info("more")
     found, more = written(stream)
     assert (found["event"], found["entries_dropped"]) == ("found", 2)
     assert "entries_dropped" not in more
+
+
+def pipe_that_nobody_reads() -> tuple[int, TextIO]:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"\n" * 4096)
+    os.set_blocking(writing, True)
+    return reading, os.fdopen(writing, "w")
+
+
+def test_a_log_that_nobody_reads_is_not_waited_for() -> None:
+    before = logs.dropped.total
+    reading, stream = pipe_that_nobody_reads()
+    logs.configure(level="info", stream=stream)
+    log, text = logs.get_logger(), "x" * logs.VALUE_LIMIT
+
+    def say() -> None:
+        for n in range(2 * WAITING_LIMIT // logs.VALUE_LIMIT):  # more than may wait
+            log.error("said", n=n, text=text)
+
+    saying = threading.Thread(target=say, daemon=True)
+    saying.start()
+    saying.join(10)
+    assert not saying.is_alive(), "it waits"
+    assert not logs.flush(0)
+    dropped = logs.dropped.total - before
+    assert dropped > 0
+
+    with os.fdopen(reading) as file:
+        lines = (json.loads(line) for line in file if line != "\n")
+        read = list(itertools.takewhile(lambda line: line["event"] == "said", lines))
+        assert [line["n"] for line in read] == list(range(len(read)))
+        assert len(read) + dropped == 2 * WAITING_LIMIT // logs.VALUE_LIMIT
+    log.error("nobody reads any more, and nobody waits")
+
+
+def test_a_log_that_is_read_again_says_what_is_missing() -> None:
+    reading, stream = pipe_that_nobody_reads()
+    logs.configure(level="info", stream=stream)
+    log, before = logs.get_logger(), logs.dropped.total
+    while logs.dropped.total == before:
+        log.error("said", text="x" * logs.VALUE_LIMIT)
+    with os.fdopen(reading) as file:
+        lines = (json.loads(line) for line in file if line != "\n")
+        notice = next(line for line in lines if line["event"] != "said")
+        assert notice["event"] == "log is read again"
+        assert notice["entries_dropped"] == logs.dropped.total - before
+        log.info("said")
+        assert "entries_dropped" not in next(lines)
+    stream.close()
 
 
 # stdlib
@@ -245,7 +310,7 @@ class Journal:
     def bind(self) -> socket.socket:
         receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         receiver.bind(str(self.path))
-        receiver.settimeout(5)
+        receiver.settimeout(patience(5))
         return receiver
 
     def configure(self, level: str = "info") -> None:
@@ -377,6 +442,7 @@ def test_json_goes_to_stderr_when_journald_is_out_of_reach(journal: Journal) -> 
     journal.path.unlink()
     journal.configure()
     logs.get_logger().info("x")
+    assert logs.flush(10)
     assert json.loads(journal.stderr.read_text())["event"] == "x"
 
 
@@ -389,4 +455,5 @@ def test_json_goes_to_a_stderr_that_is_not_the_journal(
         monkeypatch.setenv("JOURNAL_STREAM", value)
     journal.configure()
     logs.get_logger().info("x")
+    assert logs.flush(10)
     assert json.loads(journal.stderr.read_text())["event"] == "x"

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from panicd.host.metrics import DomainSample, Metrics
+from tests.parts.patience import patience
 
 DB_1 = DomainSample(
     domain="db-1",
@@ -68,7 +69,7 @@ def test_promtool_finds_nothing_to_complain_of(domains: Sequence[DomainSample]) 
         input=make(domains=lambda: domains).render(),
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=patience(60),
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
@@ -107,6 +108,9 @@ def test_every_series_of_the_host_is_there_from_the_start() -> None:
         "panicd_config_last_reload_success_timestamp_seconds",
         "panicd_journal_healthy",
         "panicd_storm",
+        "panicd_problems",
+        "panicd_guests_left_reset",
+        "panicd_log_entries_dropped_total",
     }
     assert set(found.values()) == {0}
 
@@ -178,6 +182,18 @@ def test_no_name_breaks_the_format(name: str) -> None:
 def test_names_that_begin_alike_are_two_series() -> None:
     samples = [replace(DB_1, domain="x" * 300 + end) for end in "ab"]
     assert len(domain_series(make(domains=lambda: samples))) == 16
+
+
+def test_labels_are_printable() -> None:
+    hostile = "\x1b]0;x\x07\0\u202e\u2066\n\ud800:skull:"
+    samples = [replace(DB_1, domain=hostile, uuid=hostile, qemu_version=hostile)]
+    assert all(map(str.isprintable, make(domains=lambda: samples).render().decode().splitlines()))
+
+
+def test_names_that_look_alike_once_they_are_printable_are_two_series() -> None:
+    names = ["a\x1b", r"a\x1b", "a\u202e", r"a\u202e"]
+    samples = [replace(DB_1, domain=name) for name in names]
+    assert len(domain_series(make(domains=lambda: samples))) == 8 * len(names)
 
 
 def test_free_space_that_is_not_known_is_left_out() -> None:

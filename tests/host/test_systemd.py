@@ -24,6 +24,7 @@ from panicd.host.systemd import (
     _Bus,
     start_unit,
 )
+from tests.parts.patience import fail_after
 from tests.parts.systemd import SYSTEMD, Bus, job_removed
 
 LIMIT = 20.0
@@ -207,5 +208,5 @@ def with_a_field_of_the_future(message: Message) -> bytes:
 
 @pytest.fixture(autouse=True)
 async def _in_time() -> AsyncIterator[None]:
-    with trio.fail_after(3 * LIMIT):
+    with fail_after(3 * LIMIT):
         yield

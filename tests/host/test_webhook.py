@@ -4,10 +4,10 @@ import ssl
 from pathlib import Path
 
 import pytest
-import trio
 
 from panicd.host.delivery import DeliveryError
 from panicd.host.webhook import Webhook, post
+from tests.parts.patience import fail_after
 from tests.parts.receiver import Receiver, status
 
 TLS = Path(__file__).parent / "tls"
@@ -20,7 +20,7 @@ def server_context() -> ssl.SSLContext:
 
 
 async def send(webhook: Webhook) -> None:
-    with trio.fail_after(10):
+    with fail_after(10):
         await post(webhook, {"ce-id": "1"}, b"{}")
 
 

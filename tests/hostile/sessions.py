@@ -19,6 +19,7 @@ from panicd.qemu.monitor import MonitorError, open_monitor
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
+from tests.parts.patience import fail_after
 from tests.parts.wire import JsonSplitter
 
 ID = b"@ID@"
@@ -59,7 +60,7 @@ async def converse(greeting: bytes, replies: Sequence[bytes], last: bytes = b"")
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     course = Course()
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
                 _play, trio.socket.from_stdlib_socket(theirs), greeting, replies, last

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import trio
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from panicd.qemu.monitor import event_loop
@@ -85,7 +85,7 @@ def run(hello: bytes, script: list[bytes], last: bytes) -> Course:
     return trio.run(main)
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 @given(greetings, answers, st.binary(max_size=20) | lines)
 @example(greeting(), [encoded({"return": {}, "id": MARK}), encoded({"return": {}, "id": {}})], b"")
 @example(greeting(), [encoded({"return": {}, "id": MARK})] * 14, NESTED)

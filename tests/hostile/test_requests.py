@@ -14,6 +14,7 @@ import trio
 from tests.hostile.scale import whole
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import patience
 
 COMMANDS = ["status", "explain", "incidents", "incident", "hold", "unhold", "release", "act", "ack"]
 KEYS = ["domain", "incident", "why", "for", "action", "since", "until", "limit", "id", "open"]
@@ -58,7 +59,7 @@ async def test_every_request_is_answered(socket_dir: Path, *, panicked: bool) ->
 
 def asked(path: Path, request: bytes) -> Any:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(10)
+        sock.settimeout(patience(10))
         sock.connect(str(path))
         sock.sendall(request)
         with sock.makefile("rb") as answer:

@@ -24,6 +24,7 @@ from panicd.cli import main
 from panicd.host.journal import Journal
 from panicd.qemu import dump_writer, monitor
 from panicd.qemu.dump_directory import give_name
+from panicd.qemu.pending import Answers, Question
 from panicd.qemu.process import Peer
 from panicd.relaunch import run_relaunch
 from panicd.rules.incident import AnyEntry, StepBegun, StepEnded, StepResult
@@ -76,7 +77,7 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         return answers
 
     def gated_send(
-        self: monitor._Client, commands: Sequence[monitor.Command], answers: monitor._Answers
+        self: monitor._Client, commands: Sequence[monitor.Command], answers: Answers | Question
     ) -> list[str]:
         ids = send(self, commands, answers)
         for name, _ in commands:

@@ -6,7 +6,6 @@ import trio
 
 from panicd.host.journal import JournalError
 from panicd.host.journal_codec import decode, encode
-from panicd.host.journal_totals import domain_key
 from panicd.rules.incident import AnyEntry, Incident, Opened, apply
 from panicd.rules.operation import Operation
 from tests.model.clock import LATENCY
@@ -53,6 +52,6 @@ class MemoryJournal:
         found: dict[str, tuple[float, ...]] = {}
         for incident in self.incidents():
             if incident.restarted_at is not None:
-                key = domain_key(incident.opened)
+                key = incident.opened.domain_key
                 found[key] = (*found.get(key, ()), incident.restarted_at)
         return found

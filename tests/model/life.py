@@ -21,6 +21,7 @@ from panicd.host.journal_totals import ForeignAction, Totals
 from panicd.host.metrics import Metrics
 from panicd.libvirt import Libvirt
 from panicd.orphans import take_up_orphans
+from panicd.problems import Problems
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.monitor import Monitor, MonitorError
 from panicd.qemu.probe import probe
@@ -86,7 +87,7 @@ class Life:
             session = Session.from_probe(
                 cast("Monitor", monitor), cast("Peer", peer), answers, supervisor.listen
             )
-            self.fleet.identify(domain, session.name, session.uuid)
+            self.fleet.identify(domain, session)
             domain.problem = ""
             self.supervisor = supervisor
             await supervisor.run(session)
@@ -122,12 +123,13 @@ class Life:
             fleet=self.fleet,
             waiting=waiting,
             holds=self.holds,
-            storm=StormBreaker(lambda: None, lambda: 1),
+            storm=StormBreaker(lambda: None, dict),
             dumps=DumpQueue(1, now),
             bundles=BundleKeeper(Path("/journal"), Path("/bundles")),
             way=RightOfWay(),
             unrecorded=lambda: False,
             libvirt=Libvirt(lambda: None, dry_run=False),
+            problems=Problems(),
             dry_run=False,
         )
 
@@ -136,6 +138,8 @@ class ModelPeer:
     """The QEMU at the other end, as ``panicd.qemu.process.Peer`` is one."""
 
     unknown_because = None
+    uid = 0
+    pid = 1
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -144,6 +148,12 @@ class ModelPeer:
 
     def is_qemu(self) -> bool:
         return True
+
+    def confirm(self) -> None:
+        pass
+
+    def beyond_signals(self) -> str:
+        return ""
 
     def command_line(self) -> tuple[str, ...]:
         return ()

@@ -38,7 +38,8 @@ from panicd.qemu.monitor import (
     UnreachableError,
 )
 from panicd.qemu.pace import Pace
-from panicd.qemu.process import ProcessIdentity
+from panicd.qemu.pending import Question
+from panicd.qemu.process_identity import ProcessIdentity
 from panicd.qemu.session import Session
 from panicd.rules.capability import Version
 from panicd.rules.incident import Outcome, StepResult
@@ -395,6 +396,15 @@ class ModelMonitor:
             return exchange.answers
         error = SessionLostError if self._closed.is_set() else NoReplyError
         return [error("no answer") for _ in commands]
+
+    def ask(self, command: str) -> Question:
+        question = Question(self.events.nudge)
+        self._world._nursery.start_soon(self._answer, command, question)
+        return question
+
+    async def _answer(self, command: str, question: Question) -> None:
+        (answer,) = await self.execute_all([(command, {})], timeout=math.inf)
+        question.put(0, answer)
 
     @property
     def closed(self) -> bool:

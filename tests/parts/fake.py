@@ -31,6 +31,7 @@ import trio
 from tests.parts.background import background
 from tests.parts.dump_files import Dump
 from tests.parts.machine import CommandError, Machine
+from tests.parts.nobody import acting_as
 from tests.parts.profile import QEMU_7_2, Profile, RunState
 from tests.parts.proxy import listen, receive_with_fds
 from tests.parts.recorded import CutError, RecordedMonitor
@@ -66,6 +67,7 @@ class FakeQemu(RecordedMonitor):
         greeting: bytes | None = None,
         dial: Path | None = None,
         reconnect: float = 1.0,
+        uid: int | None = None,
     ) -> None:
         """Describe a QEMU, which :meth:`run` brings to life.
 
@@ -84,6 +86,7 @@ class FakeQemu(RecordedMonitor):
             greeting: Sent in place of the greeting; empty: nothing is.
             dial: Dial in to this listening socket instead of listening.
             reconnect: Seconds between two tries to dial in.
+            uid: The user who listens or dials in, where that is another (as root only).
         """
         super().__init__()
         self.socket = path
@@ -107,6 +110,7 @@ class FakeQemu(RecordedMonitor):
         self._greeting = greeting
         self._dial = dial
         self._reconnect = reconnect
+        self._uid = uid
         self._boot_panics = 0.0
         self._panics_before_reply = False
         self._dumps_held: trio.Event | None = None
@@ -126,7 +130,7 @@ class FakeQemu(RecordedMonitor):
         try:
             async with trio.open_nursery() as self._nursery:
                 if self._dial is None:
-                    self._listener = listen(self.socket)
+                    self._listener = listen(self.socket, self._uid)
                 self._nursery.start_soon(self._serve)
                 task_status.started()
                 await self.exited.wait()
@@ -256,14 +260,15 @@ class FakeQemu(RecordedMonitor):
 
     async def _dial_in(self, path: Path) -> trio.socket.SocketType:
         while True:
-            sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                await sock.connect(bytes(path))
+                with acting_as(self._uid):
+                    sock.connect(bytes(path))
             except (ConnectionRefusedError, FileNotFoundError):
                 sock.close()
                 await trio.sleep(self._reconnect)
             else:
-                return sock
+                return trio.socket.from_stdlib_socket(sock)
 
     async def _serve_session(self, session: _Session) -> None:
         with session.scope:

@@ -23,6 +23,7 @@ from panicd.demo.guests import Guest, write_rom
 from panicd.demo.process import kill_by_pid_file
 from panicd.demo.qemu import Watched
 from panicd.demo.qmp import connect_qmp
+from tests.parts.patience import fail_after, patience
 from tests.parts.qemu import qemu_binary
 
 STARTS_WITHIN: Final = 30.0  # seconds
@@ -44,6 +45,13 @@ for directory in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/
   mount -t tmpfs none "$root$directory"
 done
 cp "$1/qemu.conf" "$root/etc/libvirt/"
+if [ -z "$root" ]; then
+  for file in passwd group; do  # Debian's libvirt won't start without its own user
+    { cat /etc/$file; [ $file = group ] || echo "libvirt-qemu:x:64055:64055::/:/bin/false"
+      [ $file = passwd ] || echo "libvirt-qemu:x:64055:"; } >"$1/$file"
+    mount --bind "$1/$file" /etc/$file
+  done
+fi
 exec chroot "$root/" libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
 """
 _LIBVIRTD: Final = """
@@ -149,7 +157,7 @@ class Libvirtd:
         ready = directory / "ready"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(str(ready))
-            manager.settimeout(STARTS_WITHIN)
+            manager.settimeout(patience(STARTS_WITHIN))
             with (directory / "stderr").open("wb") as stderr:
                 process = subprocess.Popen(
                     ["unshare", "--mount", "sh", "-ec", _START, "sh", str(directory), root],
@@ -189,7 +197,7 @@ class Libvirtd:
 
     async def virsh(self, *arguments: str) -> str:
         """Run a virsh that must succeed, and return what it prints."""
-        with trio.fail_after(ANSWERS_WITHIN):
+        with fail_after(ANSWERS_WITHIN):
             finished = await trio.run_process(
                 ["virsh", "--quiet", "--connect", self.uri, *arguments],
                 capture_stdout=True,

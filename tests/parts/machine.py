@@ -68,6 +68,9 @@ class Machine:
         must_boot: Was reset or never ran, and boots as soon as it runs.
         dump: The dump in progress.
         received_fds: File descriptors that came over the monitor and that no command took yet.
+        fdset: Those of the only fd set there is.
+        dumps: Bytes of guest memory that a dump holds, if not all of ``memory``.
+        draw: Writes a picture of the screen to one of those.
     """
 
     profile: Profile
@@ -87,6 +90,9 @@ class Machine:
     must_boot: bool = False
     dump: Dump | None = None
     received_fds: list[int] = field(default_factory=list)
+    fdset: list[int] = field(default_factory=list)
+    dumps: int | None = None
+    draw: Callable[[int, bytes], object] = os.write
     _last_dump: Message = field(
         default_factory=lambda: {"status": "none", "completed": 0, "total": 0}
     )
@@ -231,6 +237,7 @@ class Machine:
     def close(self) -> None:
         """Close the file descriptors that are still held."""
         self.drop_received_fds()
+        self._remove_fd({})
         while self._fds:
             os.close(self._fds.popitem()[1])
 
@@ -326,7 +333,8 @@ class Machine:
             raise CommandError("kdump-compressed format doesn't support paging or filter")
         if kind not in (self.profile.dump_formats or ("elf",)):
             raise CommandError(f"{kind} is not available now")
-        return int(arguments.get("length", self.memory))
+        whole = self.memory if self.dumps is None else self.dumps
+        return int(arguments.get("length", whole))
 
     def _dump_fd(self, protocol: str) -> int:
         scheme, _, where = protocol.partition(":")
@@ -341,11 +349,25 @@ class Machine:
         except OSError as error:
             raise CommandError(f"Could not open '{where}': {error.strerror}") from error
 
+    def _add_fd(self, _arguments: Message) -> Message:
+        if not self.received_fds:
+            raise CommandError("No file descriptor supplied via SCM_RIGHTS")
+        self.fdset.append(self.received_fds.pop(0))
+        return {"fdset-id": 0, "fd": self.fdset[-1]}
+
+    def _remove_fd(self, _arguments: Message) -> Message:
+        while self.fdset:
+            os.close(self.fdset.pop())
+        return {}
+
     def _screendump(self, arguments: Message) -> Message:
         image = PNG if arguments.get("format") == "png" else PPM
         filename = arguments["filename"]
         try:
-            Path(filename).write_bytes(image)
+            if filename.startswith("/proc/self/fd/"):
+                self.draw(int(Path(filename).name), image)
+            else:
+                Path(filename).write_bytes(image)
         except OSError as error:
             raise CommandError(f"failed to open file '{filename}': {error.strerror}") from error
         return {}
@@ -374,10 +396,17 @@ class Machine:
         return [{"name": name} for name in self.commands()]
 
     def _query_dump(self, _arguments: Message) -> Message:
+        return self.query_dump()
+
+    def query_dump(self) -> Message:
+        """How far a dump is."""
         return dict(self._last_dump)
 
     def _query_dump_capability(self, _arguments: Message) -> Message:
         return {"formats": list(self.profile.dump_formats)}
+
+    def _query_memory_size_summary(self, _arguments: Message) -> Message:
+        return {"base-memory": self.memory}
 
     def _query_migrate(self, _arguments: Message) -> Message:
         return {"status": "completed"} if self.state is RunState.POSTMIGRATE else {}
@@ -469,6 +498,8 @@ _COMMANDS = {
     "set-action": Command(
         Machine._set_action, optional=tuple(_ACTIONS), known=lambda profile: profile.set_action
     ),
+    "add-fd": Command(Machine._add_fd, (), ("fdset-id", "opaque")),
+    "remove-fd": Command(Machine._remove_fd, ("fdset-id",), ("fd",)),
     "getfd": Command(Machine._getfd, ("fdname",)),
     "closefd": Command(Machine._closefd, ("fdname",)),
     "query-dump": Command(Machine._query_dump, known=lambda profile: profile.detached_dump),
@@ -482,6 +513,9 @@ _COMMANDS = {
     "qom-list": Command(Machine._qom_list, ("path",)),
     "qom-get": Command(Machine._qom_get, ("path", "property")),
     "query-commands": Command(Machine._query_commands),
+    "query-memory-size-summary": Command(
+        Machine._query_memory_size_summary, known=lambda profile: profile.version >= (2, 11, 0)
+    ),
     "query-migrate": Command(Machine._query_migrate),
     "query-name": Command(Machine._query_name),
     "query-qmp-schema": Command(Machine._query_qmp_schema, known=lambda profile: profile.schema),

@@ -1,9 +1,22 @@
 """Tests as another user: for root only, as only root can be somebody else."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 NOBODY = 65534
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes user or namespace: needs root")
+
+
+@contextmanager
+def acting_as(uid: int | None) -> Iterator[None]:
+    """Be another user for a moment in which nothing is waited for, as SO_PEERCRED shows it."""
+    before = os.geteuid()
+    os.seteuid(before if uid is None else uid)
+    try:
+        yield
+    finally:
+        os.seteuid(before)

@@ -25,6 +25,7 @@ import trio
 import yaml
 
 from tests.parts.background import background
+from tests.parts.patience import patience
 
 RULES = Path(__file__).parents[2] / "config/prometheus/panicd.rules.yaml"
 
@@ -230,7 +231,7 @@ def unused_port() -> int:
 
 
 def _get(port: int, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience(10))
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -20,6 +20,7 @@ from typing import Literal, Self
 import trio
 
 from tests.parts.background import background
+from tests.parts.nobody import acting_as
 from tests.parts.recorded import CutError, Fault, RecordedMonitor
 from tests.parts.wire import MAX_FDS, JsonSplitter, Message, encode
 
@@ -55,11 +56,12 @@ async def send_with_fds(sock: Socket, data: bytes, fds: list[int]) -> None:
             os.close(fd)
 
 
-def listen(path: Path) -> Socket:
-    """A socket that listens at ``path`` as QEMU's monitors do."""
+def listen(path: Path, uid: int | None = None) -> Socket:
+    """A socket that listens at ``path`` as QEMU's monitors do, as another user perhaps."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.bind(bytes(path))
-    sock.listen(_LISTEN_BACKLOG)
+    with acting_as(uid):
+        sock.listen(_LISTEN_BACKLOG)
     return trio.socket.from_stdlib_socket(sock)
 
 

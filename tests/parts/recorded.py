@@ -10,7 +10,7 @@ import trio
 
 from tests.parts.wire import Message
 
-_ASKING_PREFIXES = ("query-", "qom-", "qmp_capabilities", "device-list-")
+_ASKING_PREFIXES = ("query-", "x-query-", "qom-", "qmp_capabilities", "device-list-")
 
 
 class FaultKind(enum.Enum):

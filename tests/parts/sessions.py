@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import trio
-
 from panicd.connector import connect
 from panicd.qemu.event_buffer import Heard
 from panicd.qemu.monitor import event_loop, open_monitor
@@ -14,6 +12,7 @@ from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Listener, Session
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 
 TIME_LIMIT = 10.0
 """Seconds for everything inside one session."""
@@ -31,7 +30,7 @@ async def open_session(vm: FakeQemu, listener: Listener = ignore) -> AsyncIterat
         vm: The fake, not yet running.
         listener: Told of every event that the session takes.
     """
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with vm.running(), event_loop():
             sock = await connect(vm.socket)
             with Peer.of(sock) as peer:

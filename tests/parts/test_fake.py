@@ -11,6 +11,7 @@ import trio
 
 from tests.parts.fake import FakeQemu
 from tests.parts.machine import CommandError
+from tests.parts.patience import fail_after
 from tests.parts.profile import (
     QEMU_1_5,
     QEMU_1_6,
@@ -35,7 +36,7 @@ def path(socket_dir: Path) -> Path:
 
 
 async def test_a_cont_before_the_stop_freezes_the_guest(path: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with (
             FakeQemu(path, panic_action="pause").running() as fake,
             connect_qmp(path) as qmp,
@@ -53,7 +54,7 @@ async def test_a_cont_before_the_stop_freezes_the_guest(path: Path) -> None:
 
 
 async def test_a_held_stop_comes(path: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with (
             FakeQemu(path, panic_action="pause").running() as fake,
             connect_qmp(path) as qmp,
@@ -66,7 +67,7 @@ async def test_a_held_stop_comes(path: Path) -> None:
 
 
 async def test_others_act_unrecorded(path: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(path).running() as fake, connect_qmp(path) as qmp:
             await fake.foreign("stop")
             await qmp.wait_event("STOP")
@@ -79,7 +80,7 @@ async def test_others_act_unrecorded(path: Path) -> None:
 
 @pytest.mark.parametrize("before_reply", [False, True])
 async def test_panics_at_its_next_boots(path: Path, *, before_reply: bool) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with (
             FakeQemu(path, panic_action="pause").running() as fake,
             connect_qmp(path) as qmp,
@@ -101,7 +102,7 @@ async def test_panics_at_its_next_boots(path: Path, *, before_reply: bool) -> No
 
 
 async def test_dies_without_a_word(path: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(path).running() as fake:
             async with connect_qmp(path) as qmp:
                 fake.exit()
@@ -115,7 +116,7 @@ async def test_dies_without_a_word(path: Path) -> None:
 
 @pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-nonsense\r\n"])
 async def test_greets_as_told(path: Path, greeting: bytes) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(path, greeting=greeting).running() as fake:
             stream = await trio.open_unix_socket(str(path))
             async with stream:
@@ -126,7 +127,7 @@ async def test_greets_as_told(path: Path, greeting: bytes) -> None:
 
 
 async def test_sends_what_nobody_reads(path: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(path, panic_action="none").running() as fake:
             stream = await trio.open_unix_socket(str(path))
             async with stream:
@@ -140,7 +141,7 @@ async def test_sends_what_nobody_reads(path: Path) -> None:
 
 
 async def test_holds_dumps(path: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(path).running() as fake, connect_qmp(path) as qmp:
             fake.hold_dumps()
             await qmp.execute(
@@ -167,7 +168,7 @@ async def test_holds_dumps(path: Path) -> None:
 async def test_versions_differ_after_a_panic(
     path: Path, *, profile: Profile, resumes: bool, after_reset: str
 ) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with (
             FakeQemu(path, profile=profile, shutdown_action="pause").running() as fake,
             connect_qmp(path) as qmp,
@@ -203,7 +204,7 @@ async def test_versions_differ_after_a_panic(
 async def test_versions_differ_in_what_a_panic_does(
     path: Path, profile: Profile, events: list[str]
 ) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(path, profile=profile).running() as fake, connect_qmp(path) as qmp:
             fake.panic()
             await qmp.wait_event(events[-1])
@@ -212,7 +213,7 @@ async def test_versions_differ_in_what_a_panic_does(
 
 @pytest.mark.parametrize("profile", [QEMU_1_5, QEMU_1_7])
 async def test_old_versions_know_less(path: Path, profile: Profile) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(path, profile=profile, devices=()).running(), connect_qmp(path) as qmp:
             assert qmp.greeting["capabilities"] == []
             for unknown in ("set-action", "query-dump", "query-qmp-schema"):
@@ -240,7 +241,7 @@ def _many_files() -> Iterator[None]:
 @pytest.mark.usefixtures("_many_files")
 async def test_thousands_fit_in_one_process(socket_dir: Path) -> None:
     fakes = [FakeQemu(socket_dir / f"{number}.qmp", panic_action="pause") for number in range(MANY)]
-    with trio.fail_after(3 * TIME_LIMIT):
+    with fail_after(3 * TIME_LIMIT):
         async with trio.open_nursery() as nursery:
             for fake in fakes:
                 await nursery.start(fake.run)

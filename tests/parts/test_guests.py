@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import trio
 
 from panicd.demo.guests import SECTOR_SIZE, Guest, write_boot_sector
+from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
 
 pytestmark = pytest.mark.real
@@ -29,7 +29,7 @@ def test_a_boot_sector_is_one_sector_with_its_signature(guest: Guest, tmp_path: 
 
 @either_boot
 async def test_idle_panics_only_from_outside(socket_dir: Path, *, firmware: bool) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(socket_dir, firmware=firmware, extra=PAUSE) as vm:
             assert await vm.status() == "running"
             assert "GUEST_PANICKED" not in vm.witness.sequence()
@@ -39,14 +39,14 @@ async def test_idle_panics_only_from_outside(socket_dir: Path, *, firmware: bool
 
 @either_boot
 async def test_count_counts(socket_dir: Path, *, firmware: bool) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(socket_dir, guest=Guest.COUNT, firmware=firmware) as vm:
             await vm.wait_counting()
 
 
 @either_boot
 async def test_panic_once_panics_at_every_boot(socket_dir: Path, *, firmware: bool) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(
             socket_dir, guest=Guest.PANIC_ONCE, firmware=firmware, extra=PAUSE
         ) as vm:
@@ -58,7 +58,7 @@ async def test_panic_once_panics_at_every_boot(socket_dir: Path, *, firmware: bo
 
 @either_boot
 async def test_panic_and_count_counts_when_resumed(socket_dir: Path, *, firmware: bool) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(
             socket_dir, guest=Guest.PANIC_AND_COUNT, firmware=firmware, extra=PAUSE
         ) as vm:
@@ -69,7 +69,7 @@ async def test_panic_and_count_counts_when_resumed(socket_dir: Path, *, firmware
 
 @either_boot
 async def test_panics_on_its_first_boot_only(socket_dir: Path, *, firmware: bool) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(
             socket_dir, guest=Guest.PANIC_ONCE_THEN_BOOT_HEALTHY, firmware=firmware, extra=PAUSE
         ) as vm:
@@ -82,7 +82,7 @@ async def test_panics_on_its_first_boot_only(socket_dir: Path, *, firmware: bool
 
 @either_boot
 async def test_panics_on_each_key_press_from_inside(socket_dir: Path, *, firmware: bool) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(
             socket_dir, guest=Guest.PANIC_ON_KEY, firmware=firmware, extra=NONE
         ) as vm:
@@ -93,14 +93,14 @@ async def test_panics_on_each_key_press_from_inside(socket_dir: Path, *, firmwar
 
 
 async def test_flood_panics_without_end(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(socket_dir, guest=Guest.FLOOD, extra=NONE) as vm:
             await vm.wait_event("GUEST_PANICKED", count=5_000)
 
 
 @either_boot
 async def test_crashload_then_reset(socket_dir: Path, *, firmware: bool) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(
             socket_dir, guest=Guest.CRASHLOAD_THEN_RESET, firmware=firmware, extra=PAUSE
         ) as vm:
@@ -114,7 +114,7 @@ async def test_crashload_then_reset(socket_dir: Path, *, firmware: bool) -> None
 
 @either_boot
 async def test_crashload_then_hang(socket_dir: Path, *, firmware: bool) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(
             socket_dir, guest=Guest.CRASHLOAD_THEN_HANG, firmware=firmware, extra=PAUSE
         ) as vm:

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from tests.parts.linux import Kernel, linux_guest
+from tests.parts.patience import fail_after
 
 pytestmark = [pytest.mark.linux, pytest.mark.real]
 
@@ -16,7 +17,7 @@ TIME_LIMIT = 120.0
 
 @pytest.mark.parametrize("device", ["pvpanic", "pvpanic-pci"])
 async def test_linux_panics(socket_dir: Path, linux_kernel: Kernel, device: str) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with linux_guest(
             socket_dir, linux_kernel, devices=[device], extra=("-action", "panic=pause")
         ) as guest:
@@ -29,7 +30,7 @@ async def test_linux_panics(socket_dir: Path, linux_kernel: Kernel, device: str)
 
 
 async def test_linux_resets_itself_after_its_panic(socket_dir: Path, linux_kernel: Kernel) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with linux_guest(
             socket_dir, linux_kernel, reboots_after=1, extra=("-action", "panic=none")
         ) as guest:

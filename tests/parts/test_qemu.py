@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from panicd.demo.guests import Guest
+from tests.parts.patience import fail_after
 from tests.parts.qemu import QemuMissingError, QemuStartError, RealQemu
 from tests.parts.qmp import connect_qmp
 
@@ -32,15 +33,17 @@ async def test_a_long_socket_path_is_refused(socket_dir: Path) -> None:
 
 @pytest.mark.real
 async def test_a_qemu_that_does_not_start_says_why(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
-        with pytest.raises(QemuStartError, match=r"exit status 1(.|\n)*nonsense"):
-            async with RealQemu.start(socket_dir, devices=["nonsense"]):
-                pass
+    with (
+        fail_after(TIME_LIMIT),
+        pytest.raises(QemuStartError, match=r"exit status 1(.|\n)*nonsense"),
+    ):
+        async with RealQemu.start(socket_dir, devices=["nonsense"]):
+            pass
 
 
 @pytest.mark.real
 async def test_it_is_gone_in_the_end(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(socket_dir) as vm:
             os.kill(vm.pid, 0)
         assert vm.returncode == -signal.SIGKILL
@@ -50,7 +53,7 @@ async def test_it_is_gone_in_the_end(socket_dir: Path) -> None:
 
 @pytest.mark.real
 async def test_a_killed_qemu_leaves_its_socket(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(socket_dir) as vm:
             vm.kill()
             assert await vm.wait_exit() == -signal.SIGKILL
@@ -62,7 +65,7 @@ async def test_a_killed_qemu_leaves_its_socket(socket_dir: Path) -> None:
 
 @pytest.mark.real
 async def test_a_paused_guest_waits(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(socket_dir, guest=Guest.COUNT, paused=True) as vm:
             assert await vm.status() == "prelaunch"
             assert await vm.counter() == 0
@@ -72,7 +75,7 @@ async def test_a_paused_guest_waits(socket_dir: Path) -> None:
 
 @pytest.mark.real
 async def test_many_run_side_by_side(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with (
             RealQemu.start(socket_dir, name="one", guest=Guest.PANIC_ON_KEY) as one,
             RealQemu.start(socket_dir, name="two", uuid=UUID) as two,

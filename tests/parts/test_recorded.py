@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.proxy import listen
 from tests.parts.qemu import RealQemu
 from tests.parts.qmp import QmpCommandError, connect_qmp, qmp_over
@@ -25,14 +26,14 @@ StartRecorded = Callable[[], AbstractAsyncContextManager[tuple[RecordedMonitor, 
 
 @asynccontextmanager
 async def start_fake(directory: Path) -> AsyncIterator[tuple[RecordedMonitor, Path]]:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(directory / "vm.qmp").running() as fake:
             yield fake, fake.socket
 
 
 @asynccontextmanager
 async def start_proxied(directory: Path) -> AsyncIterator[tuple[RecordedMonitor, Path]]:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(directory, proxied=True) as vm:
             yield vm.proxy, vm.socket
 
@@ -176,7 +177,7 @@ async def test_passes_file_descriptors_on(start: StartRecorded) -> None:
 
 @pytest.mark.real
 async def test_a_proxied_qemu_that_ends_refuses_connections(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with RealQemu.start(socket_dir, proxied=True) as vm:
             async with connect_qmp(vm.socket) as qmp:
                 await qmp.send("quit")
@@ -193,7 +194,7 @@ async def test_a_proxied_qemu_that_ends_refuses_connections(socket_dir: Path) ->
 @pytest.mark.real
 async def test_a_proxied_qemu_dials_in(socket_dir: Path) -> None:
     path = socket_dir / "dial"
-    with trio.fail_after(TIME_LIMIT), listen(path) as listener:
+    with fail_after(TIME_LIMIT), listen(path) as listener:
         async with RealQemu.start(socket_dir, dial=path, proxied=True) as vm:
             sock, _address = await listener.accept()
             async with qmp_over(sock) as qmp:
@@ -204,7 +205,7 @@ async def test_a_proxied_qemu_dials_in(socket_dir: Path) -> None:
 
 async def test_the_fake_closes_in_the_end_what_it_received(socket_dir: Path) -> None:
     reading, writing = os.pipe()
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(socket_dir / "vm.qmp").running() as fake:
             async with connect_qmp(fake.socket) as qmp:
                 await qmp.execute("getfd", {"fdname": "core"}, fds=[writing])

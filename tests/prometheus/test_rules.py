@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from panicd.rules.policy import FALLBACK_REASONS
+from tests.parts.patience import patience
 
 ROOT = Path(__file__).parents[2]
 DIRECTORY = ROOT / "config/prometheus"
@@ -36,8 +37,8 @@ def alert(rule: dict[str, Any]) -> str:
                                        ["test", "rules", "panicd.rules.test.yaml"]])  # fmt: skip
 def test_promtool_is_content(arguments: list[str]) -> None:
     done = subprocess.run(
-        ["promtool", *arguments], cwd=DIRECTORY, capture_output=True, text=True, timeout=120,
-        check=False,
+        ["promtool", *arguments], cwd=DIRECTORY, capture_output=True, text=True,
+        check=False, timeout=patience(120),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -81,7 +82,7 @@ def test_the_example_leads_each_severity_to_its_receiver(severity: str, receiver
         ["amtool", "config", "routes", "test", f"--config.file={config}", f"severity={severity}"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, receiver), done.stderr

@@ -117,7 +117,7 @@ class Stage:
             case "panicd":
                 arguments = ["--config", str(self.daemon.config_file), *words]
                 return await trio.to_thread.run_sync(_panicd, arguments)
-            case "ls" | "df":
+            case "ls" | "df" | "find":
                 arguments = [program, *words]
             case "journalctl":  # it reads the words; the daemon under test logs elsewhere
                 (self.daemon.directory / "empty").mkdir(exist_ok=True)
@@ -133,6 +133,8 @@ class Stage:
         done = await trio.run_process(
             arguments, capture_stdout=True, capture_stderr=True, check=False
         )
+        if program == "find" and not done.stdout:
+            return "it found nothing"
         return "" if done.returncode == 0 else (done.stderr or done.stdout).decode()
 
     def _filled_in(self, command: str) -> list[str]:

@@ -25,6 +25,7 @@ from panicd.qemu.coredump import (
     FinishedDump,
     dump_guest_memory,
 )
+from panicd.qemu.dump_checks import GuestMemory
 from panicd.qemu.dump_directory import Space
 from panicd.qemu.dump_facts import dump_facts
 from panicd.qemu.event_buffer import Heard
@@ -41,6 +42,7 @@ from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, is_qemu_program
 from panicd.qemu.session import Session
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.parts.patience import fail_after, patience
 from tests.parts.qemu import RealQemu
 from tests.parts.small_disk import small_disk
 
@@ -82,7 +84,7 @@ async def stopped_vm(socket_dir: Path, name: str = "vm") -> AsyncIterator[RealQe
     noise = socket_dir / "noise"
     noise.write_bytes(NOISE)
     loaded = ("-device", f"loader,file={noise},addr={MIB:#x},force-raw=on")
-    with trio.fail_after(60):
+    with fail_after(60):
         async with (
             event_loop(),
             RealQemu.start(socket_dir, paused=True, name=name, extra=loaded) as vm,
@@ -125,7 +127,7 @@ class Hold:
         """What is called in the place of ``space``; its first call is the look beforehand."""
         if threading.get_ident() in self._looked:
             self._reached.set()
-            self._release.wait(60)
+            self._release.wait(patience(60))
         self._looked.add(threading.get_ident())
         return Space(1 << 40, 1 << 40)
 
@@ -194,7 +196,7 @@ async def test_dump_is_whole_and_nobody_elses_to_read(
             session, settings, "../vm", INCIDENT, kind, progress=progress
         )
     assert files(settings.directory) == [finished.path]
-    assert finished.path.parent.parent == settings.directory
+    assert finished.path.parent.parent == settings.directory / str(os.geteuid())
     assert finished.path.read_bytes().startswith(MAGIC[kind])
     assert finished.size == finished.path.stat().st_size > len(NOISE)
     assert stat.S_IMODE(finished.path.stat().st_mode) == 0o600
@@ -259,7 +261,7 @@ async def test_two_guests_are_dumped_at_once(socket_dir: Path, settings: Coredum
     finished = {
         path.relative_to(settings.directory).as_posix() for path in files(settings.directory)
     }
-    assert finished == {f"a/{INCIDENT}.elf.zst", f"b/{INCIDENT}.elf.zst"}
+    assert finished == {f"{os.geteuid()}/{name}/{INCIDENT}.elf.zst" for name in "ab"}
 
 
 async def test_what_a_killed_daemon_left_is_removed(
@@ -532,3 +534,39 @@ async def test_encrypted_guest(
                 await dump(session, settings)
     assert caught.value.failure is DumpFailure.ENCRYPTED
     assert not settings.directory.exists()
+
+
+async def test_host_and_qemu_tell_how_much_a_guest_may_write(socket_dir: Path) -> None:
+    qxl = ("-device", "qxl")
+    async with (
+        event_loop(),
+        RealQemu.start(socket_dir, paused=True, extra=qxl) as vm,
+        session_with(vm) as session,
+    ):
+        memory = await dump_checks.check_guest(session)
+    assert memory.size is not None
+    assert memory.blocks is not None
+    assert memory.size + 128 * MIB <= memory.blocks < memory.size + 132 * MIB  # qxl's two of 64
+    assert memory.possible is not None
+    most = memory.most_dump()
+    assert most is not None
+    assert memory.blocks < most < memory.blocks * 1.04 + 64 * MIB
+
+
+@pytest.mark.parametrize("answer", [None, {}, {"human-readable-text": 1}, "", {"a": 1}])
+def test_blocks_that_are_not_told_are_not_known(answer: object) -> None:
+    assert dump_checks.blocks_of(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("memory", "most"),
+    [
+        (GuestMemory(None, None), None),
+        (GuestMemory(32 * MIB, None), 33 * MIB + 64 * MIB),
+        (GuestMemory(32 * MIB, None, 64 * MIB), 66 * MIB + 64 * MIB),
+        (GuestMemory(1 << 60, None, 1 << 62, 32 * MIB), 33 * MIB + 64 * MIB),
+        (GuestMemory(None, None, None, 32 * MIB, 8), 33 * MIB + 64 * MIB + 8),
+    ],
+)
+def test_most_that_a_dump_may_take(memory: GuestMemory, most: int | None) -> None:
+    assert memory.most_dump() == most

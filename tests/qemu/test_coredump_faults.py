@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from panicd.dump_queue import DumpTurn, dump_status
+from panicd.qemu import coredump, dump_writer
 from panicd.qemu.coredump import (
     DumpError,
     DumpFailure,
+    DumpProgress,
     FinishedDump,
     dump_guest_memory,
 )
@@ -21,6 +26,7 @@ from panicd.qemu.session import Session
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.background import background
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.profile import QEMU_1_7, QEMU_2_5, QEMU_7_2, Profile, RunState
 from tests.parts.sessions import open_session
 
@@ -71,7 +77,7 @@ async def test_dump_of_every_version_is_complete(
 ) -> None:
     async with open_session(fake(socket_dir, profile)) as session:
         finished = await dump(session, settings, kind)
-    assert finished.path == dump_path(settings, "vm", INCIDENT, kind)
+    assert finished.path == dump_path(settings, os.geteuid(), "vm", INCIDENT, kind)
     content = finished.path.read_bytes()
     assert content.startswith(magic)
     assert len(content) == finished.size
@@ -171,7 +177,7 @@ async def test_directory_that_is_none_is_unwritable(
 async def test_what_a_killed_daemon_left_is_replaced(
     socket_dir: Path, settings: CoredumpSettings
 ) -> None:
-    path = dump_path(settings, "vm", INCIDENT, DumpFormat.ELF)
+    path = dump_path(settings, os.geteuid(), "vm", INCIDENT, DumpFormat.ELF)
     path.parent.mkdir(parents=True)
     path.with_name(path.name + PARTIAL).write_bytes(b"half of it")
     async with open_session(fake(socket_dir)) as session:
@@ -186,3 +192,52 @@ async def test_incident_is_dumped_once(socket_dir: Path, settings: CoredumpSetti
         first = await dump(session, settings)
         assert await dump(session, settings) == replace(first, selection=None)
     assert vm.commands.count("dump-guest-memory") == 1
+
+
+async def test_guest_writes_no_more_than_it_has(
+    socket_dir: Path, settings: CoredumpSettings
+) -> None:
+    vm = fake(socket_dir)
+    vm.machine.memory, vm.machine.dumps = 1 << 20, 100 << 20
+    async with open_session(vm) as session:
+        with pytest.raises(DumpError) as caught:
+            await dump(session, settings)
+        assert caught.value.failure is DumpFailure.TOO_LARGE
+        assert files(settings) == []
+
+
+@pytest.mark.parametrize("profile", [QEMU_2_5, QEMU_7_2])
+async def test_qemu_that_neither_writes_nor_gives_up_keeps_no_turn(
+    socket_dir: Path,
+    settings: CoredumpSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    profile: Profile,
+) -> None:
+    monkeypatch.setattr(dump_writer, "PATIENCE", 0.05)
+    monkeypatch.setattr(coredump, "CLEARING", 0.05)
+    vm = fake(socket_dir, profile)
+    async with open_session(vm) as session:
+        vm.hold_dumps()
+        with fail_after(30), pytest.raises(DumpError) as caught:
+            await dump(session, settings)
+        assert caught.value.failure is DumpFailure.TOO_SLOW
+        assert files(settings) == []
+
+
+@pytest.mark.parametrize("total", [10**400, -1, True, 1.5, "all"])
+async def test_progress_that_makes_no_sense_is_none(
+    socket_dir: Path, settings: CoredumpSettings, monkeypatch: pytest.MonkeyPatch, total: object
+) -> None:
+    monkeypatch.setattr(coredump, "PROGRESS_CHECK", 0.01)
+    vm, progress = fake(socket_dir), DumpProgress()
+    monkeypatch.setattr(
+        vm.machine, "query_dump", lambda: {"status": "active", "completed": 1, "total": total}
+    )
+    async with open_session(vm) as session, background() as nursery:
+        vm.hold_dumps()
+        make = partial(dump_guest_memory, session, settings, "vm", INCIDENT, DumpFormat.ELF)
+        nursery.start_soon(partial(make, progress=progress))
+        await vm.wait_command("query-dump", count=2)
+        turn = DumpTurn(lambda: None, DumpFormat.ELF, 0, 0.0, has_come=True, progress=progress)
+        assert dump_status(turn, 1.0).total == MEMORY
+        vm.release_dumps()

@@ -33,12 +33,13 @@ def dumped(
     settings: CoredumpSettings,
     seconds: float,
     *,
+    owner: int = 0,
     domain: str = "vm",
     kind: DumpFormat = DumpFormat.ELF_ZSTD,
     size: int = 4 * KIB,
 ) -> Path:
     """A finished dump, made at that time."""
-    path = dump_path(settings, domain, f"2027{int(seconds):08d}-abc", kind)
+    path = dump_path(settings, owner, domain, f"2027{int(seconds):08d}-abc", kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x" * size)
     os.utime(path, (NOW + seconds, NOW + seconds))
@@ -106,7 +107,7 @@ def test_a_domain_keeps_its_newest(settings: CoredumpSettings) -> None:
 
 
 def test_of_two_made_in_one_second_the_newest_is_kept(settings: CoredumpSettings) -> None:
-    newest, older = (settings.directory / "vm" / f"20270101T000000-{end}.elf" for end in "ab")
+    newest, older = (settings.directory / "0" / "vm" / f"20270101T000000-{end}.elf" for end in "ab")
     newest.parent.mkdir(parents=True)
     for path, at in ((older, NOW), (newest, NOW + 0.1)):
         path.touch()
@@ -146,6 +147,16 @@ def test_with_one_to_keep_it_is_the_newest(settings: CoredumpSettings) -> None:
     assert kept(settings) == {newest}
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_newest_is_kept_whatever_the_clock_says(settings: CoredumpSettings, keep: int) -> None:
+    settings = replace(settings, keep=keep)
+    for seconds in (10 * LOOP, 11 * LOOP, 0, 60, 120, 12 * LOOP, 180):  # ahead, back, ahead, back
+        newest = dumped(settings, seconds)
+        retire(settings, newest)
+        assert newest.exists()
+        assert len(kept(settings)) <= keep
+
+
 def test_formats_are_counted_together(settings: CoredumpSettings) -> None:
     dumps = [
         dumped(settings, number * (LOOP + 1), kind=kind) for number, kind in enumerate(DumpFormat)
@@ -161,6 +172,35 @@ def test_the_host_keeps_so_many_bytes_and_always_the_newest(settings: CoredumpSe
     assert retire(replace(settings, max_total=9 * KIB), newest) == [old]
     assert retire(replace(settings, max_total=1), newest) == [older]
     assert kept(settings) == {newest}
+
+
+def test_nobody_s_dumps_make_room_for_another_user_s(settings: CoredumpSettings) -> None:
+    only = dumped(settings, 0, owner=1, domain="db")
+    flood = [dumped(settings, 10 + n, owner=2, domain=f"db-{n}", size=400 * KIB) for n in range(5)]
+    limit = replace(settings, max_total=1000 * KIB)
+    assert retire(limit, flood[-1]) == flood[:3]
+    assert only.exists()
+    alike = dumped(settings, 20, owner=1, domain="db-4")
+    assert retire(replace(limit, keep=1), alike) == []
+    assert kept(settings) == {only, *flood[3:], alike}
+
+
+def test_share_of_a_user_is_his_whatever_others_take(settings: CoredumpSettings) -> None:
+    others = [dumped(settings, n, owner=2, domain=f"{n}", size=400 * KIB) for n in range(5)]
+    mine = [dumped(settings, 10 + n, owner=1, domain=f"{n}", size=100 * KIB) for n in range(8)]
+    # 2 users: 500 KiB each.
+    assert retire(replace(settings, max_total=1000 * KIB), mine[-1]) == mine[:3]
+    assert all(path.exists() for path in others)
+
+
+def test_dumps_of_nobody_go_first(settings: CoredumpSettings) -> None:
+    old = settings.directory / "vm" / "20260101T000000-abc.elf"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(bytes(4 * KIB))
+    of_user = dumped(settings, 0, owner=1, domain="other")
+    newest = dumped(settings, 20, owner=1)
+    assert retire(replace(settings, max_total=9 * KIB), newest) == [old]
+    assert of_user.exists()
 
 
 def test_holes_in_a_file_count_for_nothing(settings: CoredumpSettings) -> None:

@@ -164,7 +164,7 @@ def test_file_that_cant_be_read_says_so(tmp_path: Path) -> None:
 WHOLE = {make: make(guest(allocated=True)) for make in FORMATS}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data(), make=st.sampled_from(FORMATS))
 def test_damaged_file_ends_in_a_log_or_a_refusal(
     tmp_path: Path, data: st.DataObject, make: Callable[[LinuxMemory], bytes]

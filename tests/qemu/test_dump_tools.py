@@ -32,6 +32,7 @@ from panicd.rules.kernel_log import panic_line
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.linux import Kernel, linux_guest
+from tests.parts.patience import fail_after, patience
 from tests.qemu.test_coredump import elf_of, session_with
 
 pytestmark = [pytest.mark.real, pytest.mark.linux]
@@ -86,7 +87,7 @@ async def make_dumps(directory: Path, kernel: Kernel) -> dict[Variant, Path]:
     settings = CoredumpSettings(directory / "coredumps", min_free=FreeSpaceFloor())
     unpacked = directory / "unpacked.elf"
     made = {}
-    with trio.fail_after(300):
+    with fail_after(300):
         async with (
             event_loop(),
             linux_guest(directory, kernel, paused=True) as guest,
@@ -117,7 +118,7 @@ def run(*command: str, into: str = "") -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=patience(300),
         check=False,
     )
     assert finished.returncode == 0, finished.stdout

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from pathlib import Path
 
 import pytest
 import trio
 
+from panicd.qemu import dump_writer
 from panicd.qemu.dump_error import DumpFailure
 from panicd.qemu.dump_repair import ElfHead, repaired_kdump
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter
 from panicd.qemu.page_selection import PageSelection
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.parts.patience import fail_after
 from tests.parts.small_disk import small_disk
 from tests.qemu.test_dump_repair import MEMORY, NOTE, elf, kdump
 
@@ -44,13 +47,17 @@ KDUMP = b"".join(
 
 
 async def written(
-    directory: Path, kind: DumpFormat, data: bytes, selection: PageSelection = ALL
+    directory: Path,
+    kind: DumpFormat,
+    data: bytes,
+    selection: PageSelection = ALL,
+    most: int | None = None,
 ) -> DumpWriter:
     """A writer that has come to its end, QEMU having written so much."""
     reading, writing = os.pipe()
     settings = CoredumpSettings(directory, min_free=FreeSpaceFloor())
     path = directory / "vm" / "dump"
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         writer = DumpWriter(
             reading,
             path,
@@ -58,6 +65,7 @@ async def written(
             settings=settings,
             selection=selection,
             least=0,
+            most=most,
             progress=DumpProgress(),
         )
         await writer.ready.wait()
@@ -194,3 +202,73 @@ async def test_kdump_on_a_disk_that_fills_up_is_none(socket_dir: Path) -> None:
         assert writer.error is not None
         assert writer.error.failure is DumpFailure.NO_SPACE
         assert files(disk) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (DumpFormat.ELF, ELF),
+        (DumpFormat.ELF_ZSTD, ELF),
+        (DumpFormat.ELF_ZSTD, ELF_HEAD + bytes(64 << 20)),  # and takes next to nothing packed
+        (DumpFormat.KDUMP_LZO, KDUMP),
+        (DumpFormat.KDUMP_LZO, FLAT_HEADER + piece(1 << 40, b"x") + END),
+    ],
+)
+async def test_more_than_a_guest_has_is_no_dump(
+    tmp_path: Path, kind: DumpFormat, data: bytes
+) -> None:
+    writer = await written(tmp_path, kind, data, most=len(data) - 1)
+    assert writer.error is not None
+    assert writer.error.failure is DumpFailure.TOO_LARGE
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), [(DumpFormat.ELF, ELF[:100]), (DumpFormat.KDUMP_LZO, KDUMP[:5000])]
+)
+async def test_dump_that_comes_too_slowly_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: DumpFormat, data: bytes
+) -> None:
+    monkeypatch.setattr(dump_writer, "PATIENCE", 0.05)
+    reading, writing = os.pipe()
+    settings = CoredumpSettings(tmp_path, min_free=FreeSpaceFloor())
+    with fail_after(TIME_LIMIT):
+        writer = DumpWriter(
+            *(reading, tmp_path / "vm" / "dump", kind),
+            settings=settings,
+            selection=ALL,
+            least=0,
+            most=None,
+            progress=DumpProgress(),
+        )
+        os.write(writing, data)
+        await writer.ended.wait()
+    os.close(writing)
+    assert writer.error is not None
+    assert writer.error.failure is DumpFailure.TOO_SLOW
+    assert files(tmp_path) == []
+
+
+async def test_who_is_not_read_is_not_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dump_writer, "PATIENCE", 0.5)
+    reading, writing = os.pipe()
+    settings = CoredumpSettings(tmp_path, min_free=FreeSpaceFloor())
+    ways = iter([1.0])  # panicd itself lets others go first, for longer than QEMU may take
+
+    def give_way() -> None:
+        threading.Event().wait(next(ways, 0.0))
+
+    with fail_after(TIME_LIMIT):
+        writer = DumpWriter(
+            *(reading, tmp_path / "vm" / "dump", DumpFormat.ELF),
+            settings=settings,
+            selection=ALL,
+            least=0,
+            most=None,
+            progress=DumpProgress(),
+            give_way=give_way,
+        )
+        async with await trio.open_file(writing, "wb") as pipe:
+            await pipe.write(ELF)
+        await writer.ended.wait()
+    assert writer.error is None

@@ -17,6 +17,7 @@ from panicd.rules.qapi import (
     ResumeEvent,
     StopEvent,
 )
+from tests.parts.patience import fail_after
 
 PAUSE = GuestPanickedEvent(0.0, PanicAction.PAUSE)
 RUN = GuestPanickedEvent(0.0, PanicAction.RUN)
@@ -105,7 +106,7 @@ async def test_waiting_ends_with_an_event_a_nudge_or_the_end(wake: str) -> None:
 async def test_nudge_that_comes_before_the_wait_is_not_lost() -> None:
     buffer = EventBuffer()
     buffer.nudge()
-    with trio.fail_after(1):
+    with fail_after(1):
         await buffer.wait()
     assert buffer.pop() is None
     assert not buffer.ended

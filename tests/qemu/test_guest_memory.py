@@ -22,6 +22,7 @@ from panicd.rules.kernel_log import panic_line
 from panicd.rules.qapi import DumpCompletedEvent, RunState
 from tests.parts.fake import FakeQemu
 from tests.parts.linux import Kernel, linux_guest
+from tests.parts.patience import fail_after
 from tests.parts.profile import QEMU_2_8, QEMU_7_2, Profile
 from tests.parts.profile import RunState as State
 from tests.parts.qemu import RealQemu
@@ -48,7 +49,7 @@ async def session_at(path: Path, heard: list[Heard] | None = None) -> AsyncItera
 
 @asynccontextmanager
 async def fake_session(fake: FakeQemu) -> AsyncIterator[Session]:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with fake.running(), session_at(fake.socket) as session:
             yield session
 
@@ -68,7 +69,7 @@ async def test_reads_the_log_of_a_panicked_linux(
     socket_dir: Path, linux_kernel: Kernel, extra: tuple[str, ...], commands: int
 ) -> None:
     heard: list[Heard] = []
-    with trio.fail_after(LINUX_TIME_LIMIT):
+    with fail_after(LINUX_TIME_LIMIT):
         async with linux_guest(
             socket_dir, linux_kernel, proxied=True, extra=("-action", "panic=pause", *extra)
         ) as guest:
@@ -103,7 +104,7 @@ async def test_reads_the_log_of_a_panicked_linux(
 
 @pytest.mark.real
 async def test_a_guest_that_is_no_linux(socket_dir: Path) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with (
             RealQemu.start(socket_dir, paused=True) as vm,
             session_at(vm.socket) as session,

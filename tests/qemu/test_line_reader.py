@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from panicd.qemu.line_reader import read_lines
 from panicd.qemu.pace import Pace
+from tests.parts.patience import fail_after
 
 LIMIT = 1000
 
@@ -34,11 +35,11 @@ async def test_lines_are_handed_over_however_they_come(
             await trio.testing.wait_all_tasks_blocked()
         theirs.close()
 
-    def take(line: bytes) -> bool:
+    def take(line: bytes, _sender: int | None) -> bool:
         taken.append(line)
         return True
 
-    with trio.fail_after(10):
+    with fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(say)
             rest = await read_lines(ours, b"zero\n", take, LIMIT, Pace())
@@ -51,8 +52,8 @@ async def test_a_line_that_is_not_taken_is_left_with_what_follows(
 ) -> None:
     ours, theirs = pair
     theirs.send(b"good\nbad\ngood\npart")
-    with trio.fail_after(10):
-        rest = await read_lines(ours, b"", lambda line: line == b"good", LIMIT, Pace())
+    with fail_after(10):
+        rest = await read_lines(ours, b"", lambda line, _sender: line == b"good", LIMIT, Pace())
     assert rest == b"bad\ngood\npart"
 
 
@@ -61,8 +62,10 @@ async def test_a_line_without_an_end_is_given_up(
 ) -> None:
     ours, theirs = pair
     theirs.send(b"x" * (LIMIT + 1))
-    with trio.fail_after(10):
-        assert await read_lines(ours, b"", lambda _line: True, LIMIT, Pace()) == b"x" * (LIMIT + 1)
+    with fail_after(10):
+        assert await read_lines(ours, b"", lambda _line, _sender: True, LIMIT, Pace()) == b"x" * (
+            LIMIT + 1
+        )
 
 
 async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
@@ -77,7 +80,7 @@ async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
     theirs.send(b"one\ntwo\n")
     taken: list[float] = []
 
-    def take(_line: bytes) -> bool:
+    def take(_line: bytes, _sender: int | None) -> bool:
         taken.append(autojump_clock.current_time())
         return True
 
@@ -86,11 +89,38 @@ async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
     assert taken[1] - taken[0] == 60.0
 
 
+async def test_line_that_drips_without_end_costs_its_share(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    pace, pauses = Pace(share=0.1), list[float]()
+
+    class Counted(Pace):
+        def pause(self, began: float, now: float) -> float | None:
+            pauses.append(pace.pause(began, now) or 0.0)
+            return None
+
+    async def drip() -> None:
+        for _ in range(LIMIT + 1):
+            theirs.send(b"x")
+            await trio.testing.wait_all_tasks_blocked()
+
+    with fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drip)
+            await read_lines(ours, b"", lambda _line, _sender: True, LIMIT, Counted())
+    assert len(pauses) == LIMIT + 1
+    assert sum(pauses) > 0.0
+
+
 async def test_a_connection_that_fails_is_at_its_end() -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    with ours, trio.fail_after(10):
+    with ours, fail_after(10):
         ours.send(b"never read")
         theirs.send(b"last\n")
         theirs.close()  # with unread data: ECONNRESET
-        assert await read_lines(ours, b"", lambda _line: False, LIMIT, Pace()) in {b"last\n", b""}
+        assert await read_lines(ours, b"", lambda _line, _sender: False, LIMIT, Pace()) in {
+            b"last\n",
+            b"",
+        }

@@ -15,9 +15,9 @@ from panicd.qemu.event_buffer import Heard, Overflow
 from panicd.qemu.monitor import (
     CommandError,
     Monitor,
-    NoGreetingError,
     NoReplyError,
     SessionLostError,
+    SilentError,
     UncertainError,
     UnreachableError,
     event_loop,
@@ -26,6 +26,7 @@ from panicd.qemu.monitor import (
 )
 from panicd.rules.qapi import GuestPanickedEvent, StopEvent
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.profile import QEMU_7_2, QEMU_10_0, Profile
 
 TIME_LIMIT = 10.0
@@ -38,7 +39,7 @@ async def session(
     directory: Path, fake: FakeQemu | None = None
 ) -> AsyncIterator[tuple[Monitor, FakeQemu]]:
     vm = fake or FakeQemu(directory / "vm.qmp")
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with vm.running(), event_loop():
             sock = await connect(vm.socket)
             async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
@@ -152,14 +153,14 @@ async def test_garbage_leaves_the_command_uncertain_and_harms_no_other(
         (b"[]\r\n", UnreachableError, "no QMP session"),
         (b'{"QMP": []}\r\n', UnreachableError, "no QMP session"),
         (NESTED, UnreachableError, "no QMP session"),
-        (b"", NoGreetingError, "another client may hold this monitor"),
+        (b"", SilentError, "no greeting within"),
     ],
     ids=["text", "array", "object", "nesting", "none"],
 )
 async def test_without_a_greeting_there_is_no_session(
     socket_dir: Path, greeting: bytes, error: type[UnreachableError], says: str
 ) -> None:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with FakeQemu(socket_dir / "vm.qmp", greeting=greeting).running() as vm, event_loop():
             sock = await connect(vm.socket)
             with pytest.raises(UnreachableError, match=says) as caught:
@@ -167,6 +168,42 @@ async def test_without_a_greeting_there_is_no_session(
                     pass
             assert caught.type is error
             assert sock.fileno() == -1  # it was closed
+
+
+async def test_pretty_json_is_named(socket_dir: Path) -> None:
+    greeting = b'{\r\n    "QMP": {\r\n        "version": {}\r\n    }\r\n}\r\n'
+    with fail_after(TIME_LIMIT):
+        async with (
+            FakeQemu(socket_dir / "vm.qmp", greeting=greeting).running() as vm,
+            event_loop(),
+        ):
+            sock = await connect(vm.socket)
+            with pytest.raises(UnreachableError, match="-qmp-pretty"):
+                async with open_monitor(sock, timeout=TIME_LIMIT):
+                    pass
+
+
+async def test_a_greeting_without_an_answer_to_the_negotiation_is_named(socket_dir: Path) -> None:
+    with fail_after(TIME_LIMIT):
+        async with FakeQemu(socket_dir / "vm.qmp").running() as vm, event_loop():
+            vm.swallow("qmp_capabilities")
+            sock = await connect(vm.socket)
+            with pytest.raises(SilentError, match="did not answer qmp_capabilities") as caught:
+                async with open_monitor(sock, timeout=SOON):
+                    pass
+            assert caught.value.greeted
+
+
+async def test_event_before_the_negotiation_s_answer_is_named(socket_dir: Path) -> None:
+    event = b'{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 1}}\r\n'
+    with fail_after(TIME_LIMIT):
+        async with FakeQemu(socket_dir / "vm.qmp").running() as vm, event_loop():
+            vm.garble("qmp_capabilities", event)
+            sock = await connect(vm.socket)
+            with pytest.raises(UnreachableError) as caught:
+                async with open_monitor(sock, timeout=TIME_LIMIT):
+                    pass
+            assert "Error" not in str(caught.value)
 
 
 async def test_file_descriptor_is_handed_over(socket_dir: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from panicd.qemu.pace import BURST, HURRIED, PER_MESSAGE, SLICE, Pace
@@ -21,7 +21,6 @@ def read(pace: Pace, seconds: float, costs: list[float]) -> tuple[int, float]:
     return read, worked
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([0.01, 0.05, 0.1, 0.5]),
     st.lists(st.floats(1e-6, 0.05), min_size=1, max_size=5),

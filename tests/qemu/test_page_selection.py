@@ -15,6 +15,7 @@ from panicd.qemu.page_selection import PageSelection, selected_pages
 from panicd.qemu.session import Session
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 from tests.dumps.page_guests import ARRAY, LRU, MEMORY, PAGES, SIZE, Page, PageGuest
+from tests.parts.patience import fail_after
 
 CACHE = Page(flags=1 << LRU, mapping=0x1000)
 SCRIPT = "import signal, struct, sys; out = sys.stdout.buffer; out.write(struct.pack('<QQ', {})); "
@@ -57,7 +58,7 @@ async def select(
     monkeypatch.setattr(
         page_selection, "RangeReader", lambda _session, deadline, _longest: Ranges(guest, deadline)
     )
-    with trio.fail_after(60):
+    with fail_after(60):
         async with selected_pages(cast("Session", None), level, MEMORY, timeout) as selection:
             if selection.bitmap is None:
                 return selection, b""
@@ -129,3 +130,14 @@ async def test_no_process_at_all_leaves_a_whole_dump(monkeypatch: pytest.MonkeyP
     selection, _ = await select(monkeypatch, PageGuest())
     assert selection.level == 1
     assert "No such file" in selection.reason
+
+
+async def test_no_thread_to_start_it_leaves_a_whole_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_arguments: object, **_keywords: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", refuse)
+    selection, _ = await select(monkeypatch, PageGuest())
+    assert selection.level == 1
+    assert "no thread is left" in selection.reason

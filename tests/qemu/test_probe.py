@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from panicd.connector import connect
 from panicd.qemu.monitor import CommandError, event_loop, open_monitor
@@ -17,6 +16,7 @@ from panicd.rules.command_line import CommandLine, parse_command_line
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import fail_after
 from tests.parts.profile import (
     QEMU_1_5,
     QEMU_1_6,
@@ -35,7 +35,7 @@ UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f55"
 async def ask(
     fake: FakeQemu, command_line: CommandLine | None = None, *, arm: bool = True
 ) -> Probe:
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with fake.running(), event_loop():
             sock = await connect(fake.socket)
             async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
@@ -156,7 +156,7 @@ async def test_answers_of_the_wrong_shape_are_no_answers(
 
 async def test_panic_action_is_set_once_and_remembered(socket_dir: Path) -> None:
     vm = fake(socket_dir)
-    with trio.fail_after(TIME_LIMIT):
+    with fail_after(TIME_LIMIT):
         async with vm.running(), event_loop():
             sock = await connect(vm.socket)
             async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:

@@ -10,6 +10,7 @@ import pytest
 from panicd.qemu.event_buffer import LIMIT, Heard
 from panicd.qemu.monitor import CommandError
 from panicd.qemu.session import Session
+from panicd.rules.identity import Claim
 from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState as FakeState
@@ -29,7 +30,7 @@ async def until(session: Session, holds: Callable[[], bool]) -> None:
 
 async def test_it_knows_which_vm_it_is(vm: FakeQemu) -> None:
     async with open_session(vm) as session:
-        assert (session.name, session.uuid) == ("vm", UUID)
+        assert session.claim == Claim("vm", UUID)
         assert session.run_state is RunState.RUNNING
         # The fake is a thread of this test: no QEMU, so nothing is said of its process.
         assert (session.process_known, session.process) == (False, "")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts.patience import patience
 from tests.reference.files import FILES, ROOT
 from tests.reference.roff import man_body, plain
 
@@ -33,7 +34,7 @@ def test_manual_formats_without_a_warning(name: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=patience(60),
     )
 
     assert (formatted.returncode, formatted.stderr) == (0, "")
@@ -89,7 +90,7 @@ def test_bash_completes_a_command(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=patience(60),
     )
 
     assert completed.stdout.split() == ["explain", "export"]

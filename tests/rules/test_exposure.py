@@ -5,9 +5,9 @@ import pytest
 from panicd.rules.capability import Capability, PanicDevice
 from panicd.rules.exposure import REMEDIES, Exposure, exposures
 from panicd.rules.libvirt import LibvirtDomain
-from panicd.rules.on_crash import OnCrash
+from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.policy import Situation, decide
-from panicd.rules.settings import Budget, Policy
+from panicd.rules.settings import Budget, Policy, Relaunch
 from tests.rules.strategies import COREDUMP, IRREVERSIBLE, MODERN, NOW
 
 POLICY = Policy(COREDUMP, OnCrash.RESTART)
@@ -48,6 +48,27 @@ def test_why_a_domain_could_not_be_acted_on(
     policy: Policy, capability: Capability, expected: list[str]
 ) -> None:
     assert found(policy, capability) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "capability", "ends"),
+    [
+        (replace(POLICY, on_crash=OnCrash.DESTROY), MODERN, True),
+        (replace(POLICY, fallback=Action.DESTROY), MODERN, True),
+        (
+            replace(POLICY, relaunch=Relaunch(("/bin/x",))),
+            replace(MODERN, reboot_is_shutdown=True),
+            True,
+        ),
+        (POLICY, MODERN, False),
+        (replace(POLICY, on_crash=OnCrash.PRESERVE), MODERN, False),
+    ],
+)
+def test_signals_matter_where_qemu_is_to_be_ended(
+    policy: Policy, capability: Capability, ends: bool
+) -> None:
+    assert found(policy, capability) == []
+    assert found(policy, capability, may_signal=False) == (["no-signal"] if ends else [])
 
 
 @pytest.mark.parametrize(

@@ -47,21 +47,25 @@ OPENED = Opened(NOW, "vm", "", "/run/vm.qmp", "boot/1/2", Source.EVENT)
 NEW = Incident("20270115T080000-00000000", OPENED)
 RESTART = Policy(COREDUMP, OnCrash.COREDUMP_RESTART)
 PLAN = make_plan(decide(RESTART, MODERN, PANICKED, now=NOW), RESTART, MODERN, PANICKED)
-SETTLED: Final[dict[Mark, Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED]]] = {
+SETTLED: Final[
+    dict[Mark, Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED, State.RESET]]
+] = {
     Mark.PRESERVED: State.PRESERVED,
     Mark.RUNNING_ON: State.RUNNING_ON,
     Mark.FAILED: State.FAILED,
+    Mark.RESET: State.RESET,
 }
 
 # What each entry leads to; the entries that a state is not named for have no place in it.
 EXPECTED = {
-    "detected": {"decided": "decided", "closed": "closed"},
+    "detected": {"decided": "decided", "reset": "reset", "closed": "closed"},
     "decided": {
         "decided": "decided",
         "step": "acting",
         "preserved": "preserved",
         "running-on": "running-on",
         "failed": "failed",
+        "reset": "reset",
         "closed": "closed",
     },
     "acting": {
@@ -70,11 +74,13 @@ EXPECTED = {
         "preserved": "preserved",
         "running-on": "running-on",
         "failed": "failed",
+        "reset": "reset",
         "closed": "closed",
     },
-    "preserved": {"decided": "decided", "closed": "closed"},
-    "running-on": {"decided": "decided", "closed": "closed"},
-    "failed": {"decided": "decided", "closed": "closed"},
+    "preserved": {"decided": "decided", "reset": "reset", "closed": "closed"},
+    "running-on": {"decided": "decided", "reset": "reset", "closed": "closed"},
+    "failed": {"decided": "decided", "reset": "reset", "closed": "closed"},
+    "reset": {"decided": "decided", "closed": "closed"},
     "closed": {},
 }
 

@@ -13,8 +13,10 @@ from panicd.rules.libvirt import (
     LibvirtDomain,
     UnreadableXMLError,
     inherit,
+    is_own_monitor,
     parse_domain,
     parse_domains,
+    pid_file,
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import Cont, Dump, Quit, SystemReset, make_plan
@@ -202,3 +204,50 @@ def test_what_qemu_does_is_not_known_once_libvirt_was_told_something() -> None:
     armed = replace(taken_over, panic_setting=PanicSetting.PAUSE)
     assert run_by_libvirt(armed, armed.libvirt).panic_setting is PanicSetting.PAUSE
     assert run_by_libvirt(armed, domain("destroy")).panic_setting is None
+
+
+@pytest.mark.parametrize(
+    ("path", "own"),
+    [
+        ("/var/lib/libvirt/qemu/domain-7-web/monitor.sock", True),
+        ("/home/u/.config/libvirt/qemu/lib/domain-12-a b/monitor.sock", True),
+        ("/srv/embedded/lib/qemu/domain-1-x/monitor.sock", True),
+        ("/var/lib/libvirt/qemu/web.monitor", True),
+        ("/home/u/.config/libvirt/qemu/lib/web.monitor", True),
+        ("/run/qemu/monitor.sock", False),
+        ("/run/domain-7-web/qmp.sock", False),
+        ("/run/qemu/web.monitor", False),
+        ("/var/lib/libvirt/qemu/domain-7-web/panicd.sock", False),
+    ],
+)
+def test_libvirt_s_own_monitor_is_known_by_its_path(path: str, own: bool) -> None:
+    assert is_own_monitor(path) is own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own"),
+    [
+        (["qemu-kvm", "-chardev", "socket,id=charmonitor,path=/run/m,server=on,wait=off"], True),
+        (["qemu-kvm", "-chardev", "socket,path=/run/m,id=charmonitor,server=on"], True),
+        (["qemu-kvm", "-chardev", "socket,id=panicd,path=/run/m,server=on"], False),
+        (["qemu-kvm", "-chardev", "socket,id=charmonitor,path=/run/other,server=on"], False),
+        (["qemu-kvm", "-chardev", "socket,id=charmonitor,fd=22,server=on"], False),
+        (["/usr/sbin/libvirtd", "--timeout", "120"], True),
+        (["/usr/sbin/virtqemud"], True),
+        ([], False),
+    ],
+)
+def test_libvirt_s_own_monitor_is_known_by_who_listens(arguments: list[str], own: bool) -> None:
+    assert is_own_monitor("/run/m", arguments) is own
+
+
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [
+        ("qemu:///system", "/run/libvirt/qemu/vm.pid"),
+        ("qemu:///system?socket=/tmp/s", "/run/libvirt/qemu/vm.pid"),
+        ("qemu:///session", "/run/user/7/libvirt/qemu/run/vm.pid"),
+    ],
+)
+def test_where_libvirt_writes_a_domain_s_process_down(uri: str, place: str) -> None:
+    assert str(pid_file(uri, "vm", {"XDG_RUNTIME_DIR": "/run/user/7"})) == place

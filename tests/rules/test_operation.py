@@ -13,40 +13,40 @@ UNHOLD = Operation(NOW + 1, 0, OperationKind.UNHOLD, "vm", "done")
 
 def test_a_hold_holds_its_domain_until_its_time() -> None:
     holds = Holds([HOLD])
-    assert holds.on("vm", "vm", NOW + 59) == HOLD
-    assert holds.on("vm", "vm", NOW + 60) is None
-    assert holds.on("other", "other", NOW) is None
+    assert holds.on(["vm"], NOW + 59) == HOLD
+    assert holds.on(["vm"], NOW + 60) is None
+    assert holds.on(["other"], NOW) is None
 
 
 def test_a_hold_without_an_end_goes_on() -> None:
     endless = replace(HOLD, until=None)
-    assert Holds([endless]).on("vm", "vm", NOW + 1e9) == endless
+    assert Holds([endless]).on(["vm"], NOW + 1e9) == endless
 
 
 def test_a_domain_is_held_by_its_key_or_its_name() -> None:
     holds = Holds([replace(HOLD, domain="uuid-1"), replace(HOLD, domain="db-1")])
-    assert holds.on("uuid-1", "vm", NOW) is not None
-    assert holds.on("uuid-2", "db-1", NOW) is not None
-    assert holds.on("uuid-2", "db-2", NOW) is None
+    assert holds.on(["uuid-1", "vm"], NOW) is not None
+    assert holds.on(["uuid-2", "db-1"], NOW) is not None
+    assert holds.on(["uuid-2", "db-2"], NOW) is None
 
 
 def test_the_latest_counts() -> None:
-    assert Holds([HOLD, UNHOLD]).on("vm", "vm", NOW) is None
+    assert Holds([HOLD, UNHOLD]).on(["vm"], NOW) is None
     longer = replace(HOLD, until=NOW + 600)
-    assert Holds([HOLD, UNHOLD, longer]).on("vm", "vm", NOW + 100) == longer
+    assert Holds([HOLD, UNHOLD, longer]).on(["vm"], NOW + 100) == longer
 
 
 def test_the_host_s_maintenance_holds_every_domain_and_ends_for_itself() -> None:
     host = replace(HOLD, domain=EVERY_DOMAIN, until=None)
     holds = Holds([host, HOLD, UNHOLD])
-    assert holds.on("vm", "vm", NOW) == host
+    assert holds.on(["vm"], NOW) == host
     holds.add(replace(UNHOLD, domain=EVERY_DOMAIN))
-    assert holds.on("vm", "vm", NOW) is None
+    assert holds.on(["vm"], NOW) is None
 
 
 def test_other_operations_hold_nothing() -> None:
     others = [OperationKind.RELEASE, OperationKind.ACT, OperationKind.ACK]
-    assert Holds(replace(HOLD, kind=kind) for kind in others).on("vm", "vm", NOW) is None
+    assert Holds(replace(HOLD, kind=kind) for kind in others).on(["vm"], NOW) is None
 
 
 def test_when_the_next_hold_ends() -> None:
@@ -105,5 +105,5 @@ def test_no_hold_begins_or_ends_by_what_is_forgotten(asked: list[Operation], bef
         del left[position]
         for now in (before, before + 1, before + 50):
             for domain in ("a", "b"):
-                is_held = Holds(left.values()).on(domain, domain, now)
-                assert is_held == Holds(asked).on(domain, domain, now)
+                is_held = Holds(left.values()).on([domain], now)
+                assert is_held == Holds(asked).on([domain], now)

@@ -122,3 +122,18 @@ def test_what_is_never_removed(incidents: list[Summary], keep: int, max_total: i
             newest = max(own, key=lambda one: (one.opened_at, one.id))
             assert newest.id not in gone or (domain == "other" and newest.acknowledged)
     assert all(by_id[name].closed_at is not None for name in gone)
+
+
+def test_newest_stays_though_the_clock_was_set_back() -> None:
+    ahead = [closed(n, 1e6 + n) for n in range(3)]
+    newest = closed(9, 0.0)
+    there = dict.fromkeys((one.id for one in (*ahead, newest)), 10)
+    assert list(expendable([*ahead, newest], there, "vm", policy(keep=2), "i9")) == ["i0", "i1"]
+
+
+def test_nobody_s_evidence_goes_for_another_user_s() -> None:
+    own = [replace(closed(n, 100.0 + n), owner=1) for n in range(6)]
+    others = [replace(closed(10 + n, float(n), f"other-{n}"), owner=2) for n in range(6)]
+    using = policy(keep=10, max_total=60)
+    assert removed([*own, *others], using) == ["i0", "i1", "i2"]  # down to a half of 60
+    assert removed([*own[:3], *others], using) == []

@@ -10,6 +10,7 @@ from panicd.rules.plan import (
     AwaitGuestReset,
     AwaitQuiet,
     AwaitReturn,
+    Collect,
     Cont,
     Dump,
     EnsureStopped,
@@ -31,6 +32,7 @@ from panicd.rules.policy import (
     decide,
     decide_for_operator,
     fall_back,
+    while_unwritten,
 )
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import Policy
@@ -184,3 +186,15 @@ def test_a_decision_is_made_of_values_alone(
 ) -> None:
     first: Decision = decide(policy, capability, situation, now=NOW)
     assert decide(policy, capability, situation, now=NOW) == first
+
+
+@given(policies, capabilities, situations)
+def test_nothing_is_foreseen_to_be_done_without_a_record(
+    policy: Policy, capability: Capability, situation: Situation
+) -> None:
+    """What a decision comes to while the journal can't be written changes no guest."""
+    decided = decide(policy, capability, situation, now=NOW)
+    foreseen = while_unwritten(decided, situation)
+    plan = make_plan(foreseen, policy, capability, situation)
+    assert set(kinds(plan)) <= {EnsureStopped, Collect}
+    assert foreseen == decided or foreseen.reason is Reason.JOURNAL

@@ -1,6 +1,7 @@
 """What a clone is set up and checked with: Makefile, .ci/, the pinned requirements."""
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +17,7 @@ from tests.service.on_image import WRITTEN, documented
 
 ROOT = Path(__file__).parents[2]
 RUNTIME_PINS = ROOT / "config/requirements.txt"
+BUILD_PINS = ROOT / "config/build-requirements.txt"
 TEST_PINS = ROOT / "tests/requirements.txt"
 NOBODY = 65534
 REST = (
@@ -25,14 +27,16 @@ REST = (
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Return name -> version; a line that is not an exact pin fails here."""
+    """Return name -> version; a line that is not an exact pin, with hashes, fails here."""
     versions: dict[str, str] = {}
-    for line in path.read_text().splitlines():
-        text = line.partition("#")[0].strip()
-        if text:
-            requirement = Requirement(text)
+    for line in path.read_text().replace("\\\n", "").splitlines():
+        text, *hashes = line.partition("#")[0].split("--hash=")
+        if text.strip():
+            requirement = Requirement(text.strip())
             (specifier,) = requirement.specifier
             assert specifier.operator == "==", line
+            assert hashes, line
+            assert all(re.fullmatch("sha256:[0-9a-f]{64}", each.strip()) for each in hashes), line
             versions[canonicalize_name(requirement.name)] = specifier.version
     return versions
 
@@ -42,9 +46,11 @@ def project() -> dict[str, list[str]]:
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     runtime = document["project"]["dependencies"]
     test = document["project"]["optional-dependencies"]["test"]
+    build = document["build-system"]["requires"]
     return {
         "config/requirements.txt": runtime,
-        "tests/requirements.txt": runtime + test + document["build-system"]["requires"],
+        "config/build-requirements.txt": build,
+        "tests/requirements.txt": runtime + test + build,
     }
 
 
@@ -63,9 +69,25 @@ def test_each_dependency_is_pinned_within_its_bounds(path: str, requirement: str
 
 def test_the_tests_run_with_what_is_shipped() -> None:
     assert pins(RUNTIME_PINS).items() <= pins(TEST_PINS).items()
+    assert pins(BUILD_PINS).items() <= pins(TEST_PINS).items()
 
 
-@pytest.mark.parametrize("path", [RUNTIME_PINS, TEST_PINS], ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "file", [".ci/setup", "Containerfile", "docs/operations.md", "docs/guide.md"]
+)
+def test_nothing_is_installed_that_has_no_hash(file: str) -> None:
+    """A pip that fetches wants hashes; one that has them all by then is kept from fetching."""
+    text = (ROOT / file).read_text().replace("\\\n", "").replace('"${pip[@]}"', "pip install")
+    commands = re.findall(r"^(?:RUN)?[^#(\n]*pip (?:install|wheel) .*", text, re.MULTILINE)
+    commands = [each for line in commands for each in line.split("&&") if "pip" in each]
+    commands = [each for each in commands if "uninstall" not in each and "-m venv" not in each]
+    assert len(commands) >= 2
+    for command in commands:
+        fetches_nothing = "--no-build-isolation" in command or "--no-index" in command
+        assert "--require-hashes" in command or ("--no-deps" in command and fetches_nothing)
+
+
+@pytest.mark.parametrize("path", [RUNTIME_PINS, BUILD_PINS, TEST_PINS], ids=lambda path: path.stem)
 @pytest.mark.parametrize("forbidden", ["://", "file:", "--index-url", "--find-links", " @ "])
 def test_pins_name_no_place_to_fetch_from(path: Path, forbidden: str) -> None:
     assert forbidden not in path.read_text()

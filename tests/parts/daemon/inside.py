@@ -18,6 +18,7 @@ from panicd.host import logs
 from panicd.host.config import Config, load
 from tests.parts.background import background
 from tests.parts.daemon.observed import TIME_LIMIT, ObservedDaemon
+from tests.parts.patience import fail_after
 
 
 class DaemonInside(ObservedDaemon):
@@ -35,7 +36,7 @@ class DaemonInside(ObservedDaemon):
         """Run a daemon until this ends; arguments as for :meth:`RunningDaemon.start`."""
         daemon = cls(directory, *arguments, **keywords)
         try:
-            with trio.fail_after(time_limit), daemon._logging(), _switch_interval_kept():
+            with fail_after(time_limit), daemon._logging(), _switch_interval_kept():
                 inside = _StoppableDaemon(
                     daemon.config_file, load(daemon.config_file), dry_run=False
                 )

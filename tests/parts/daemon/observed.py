@@ -13,7 +13,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from panicd.host import control, journal_database
+from panicd.host.logs import escape
 from panicd.rules.incident import Incident
+from tests.parts.patience import patience
 from tests.parts.wire import Message
 
 TIME_LIMIT = 20.0
@@ -257,7 +259,7 @@ class ObservedDaemon:
         for told in self.incidents():
             kept = journal.pop(told.id)
             ending = kept.closed.ending if kept.closed else ""
-            assert (kept.opened.domain, ending) == (told.domain, told.ending), told
+            assert (escape(kept.opened.domain), ending) == (told.domain, told.ending), told
             if told.id not in self._told_before:
                 assert [(d.effective, d.reason) for d in kept.decisions] == told.decisions, told
         for before in self._told_before:
@@ -276,7 +278,7 @@ def _in_words(line: Message) -> str:
 
 
 def scrape(host: str, port: int) -> str:
-    with socket.create_connection((host, port), timeout=TIME_LIMIT) as sock:
+    with socket.create_connection((host, port), timeout=patience(TIME_LIMIT)) as sock:
         sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         with sock.makefile("rb") as answer:
             _, _, body = answer.read().partition(b"\r\n\r\n")

@@ -17,6 +17,7 @@ import trio
 
 from tests.parts.background import background
 from tests.parts.daemon.observed import TIME_LIMIT, ObservedDaemon
+from tests.parts.patience import fail_after
 
 _RECEIVE_SIZE = 64 * 1024
 
@@ -77,7 +78,7 @@ class RunningDaemon(ObservedDaemon):
         """
         daemon = cls(directory, *arguments, **keywords)
         try:
-            with trio.fail_after(time_limit):
+            with fail_after(time_limit):
                 async with background() as daemon._nursery:
                     await daemon.start_again()
                     yield daemon

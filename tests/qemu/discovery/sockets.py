@@ -3,9 +3,8 @@
 import socket
 from pathlib import Path
 
-import trio
-
 from panicd.qemu.discovery import Appeared, Change, Discovery, Vanished
+from tests.parts.patience import fail_after
 
 LIMIT = 20  # seconds a test may take before it counts as hung
 
@@ -18,7 +17,7 @@ def bind(path: Path) -> Path:
 
 
 async def take(discovery: Discovery, count: int) -> list[Change]:
-    with trio.fail_after(LIMIT):
+    with fail_after(LIMIT):
         return [await anext(discovery) for _ in range(count)]
 
 

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from panicd.qemu.discovery import Appeared, Change, Discovery, Unreadable, Vanished
@@ -52,7 +52,6 @@ def sockets(tree: Path, pattern: str) -> set[Path]:
     return {path for path in tree.glob(pattern) if stat.S_ISSOCK(path.lstat().st_mode)}
 
 
-@settings(deadline=None)
 @given(
     pattern=st.sampled_from(["*/*/*", "*/b/*", "a/*/x", "a/b/x"]),
     before=st.lists(STEPS, max_size=10),

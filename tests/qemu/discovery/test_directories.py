@@ -2,7 +2,7 @@ import os
 import shutil
 from pathlib import Path
 
-from panicd.qemu.discovery import Appeared, Discovery, Vanished
+from panicd.qemu.discovery import LINK, Appeared, Discovery, PassedOver, Vanished
 from tests.qemu.discovery.sockets import bind, nothing_more, take
 
 
@@ -103,8 +103,21 @@ async def test_wildcards_follow_no_links_and_plain_names_do(base: Path) -> None:
     socket_file = bind(base / "real" / "a.qmp")
     (base / "real" / "b.qmp").symlink_to("a.qmp")
     with Discovery(f"{base}/*/*.qmp") as discovery:
-        assert await take(discovery, 1) == [Appeared(socket_file)]
+        assert await take(discovery, 3) == [
+            PassedOver(base / "link", LINK),
+            Appeared(socket_file),
+            PassedOver(base / "real" / "b.qmp", LINK),
+        ]
         await nothing_more(discovery, base / "real")
+        (base / "link").unlink()
+        assert await take(discovery, 1) == [Vanished(base / "link")]
+        (base / "real" / "b.qmp").unlink()
+        second = bind(base / "real" / "b.qmp")
+        assert await take(discovery, 2) == [Vanished(second), Appeared(second)]
+        (base / "link").symlink_to("real")
+        second.unlink()
+        second.symlink_to("a.qmp")
+        await take(discovery, 3)
     with Discovery(f"{base}/link/b.qmp") as discovery:
         assert await take(discovery, 1) == [Appeared(base / "link" / "b.qmp")]
 

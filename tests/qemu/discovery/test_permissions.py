@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from panicd.qemu.discovery import Appeared, Discovery, Unreadable, Vanished
+from panicd.qemu.discovery import Appeared, Discovery, Readable, Unreadable, Vanished
 from tests.parts.nobody import NOBODY, needs_root
 from tests.qemu.discovery.sockets import bind, nothing_more, take
 
@@ -32,13 +32,14 @@ async def test_an_unreadable_directory_is_told_and_looked_at_again(base: Path, n
             assert await take(discovery, 1) == [Unreadable(directory, "Permission denied")]
             directory.chmod(0o100)  # still: and not told again
             directory.chmod(0o700)
-            assert await take(discovery, 1) == [Appeared(path)]
+            assert await take(discovery, 2) == [Appeared(path), Readable(directory)]
             await nothing_more(discovery, directory)
             directory.chmod(0o300)
             assert await take(discovery, 1) == [Unreadable(directory, "Permission denied")]
             path.unlink()  # what was watched still is
             assert await take(discovery, 1) == [Vanished(path)]
             directory.chmod(0o700)
+            assert await take(discovery, 1) == [Readable(directory)]
             await nothing_more(discovery, directory)
 
 
@@ -52,7 +53,7 @@ async def test_a_directory_that_may_be_read_and_not_entered(base: Path) -> None:
         with Discovery(f"{directory}/*.qmp") as discovery:
             assert await take(discovery, 1) == [Unreadable(directory, "Permission denied")]
             directory.chmod(0o700)
-            assert await take(discovery, 1) == [Appeared(path)]
+            assert await take(discovery, 2) == [Appeared(path), Readable(directory)]
 
 
 @needs_root
@@ -68,4 +69,5 @@ async def test_a_directory_above_need_not_be_readable(base: Path) -> None:
             assert await take(discovery, 1) == [Unreadable(above, "Permission denied")]
             above.chmod(0o700)
             directory.mkdir()
+            assert await take(discovery, 1) == [Readable(above)]
             await nothing_more(discovery, directory)

@@ -4,7 +4,8 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from panicd.qemu.discovery import Appeared, Change, Discovery, Vanished
+from panicd.qemu.discovery import UNPRINTABLE, Appeared, Change, Discovery, PassedOver, Vanished
+from tests.parts.patience import fail_after
 from tests.qemu.discovery.sockets import LIMIT, bind, nothing_more, take
 
 
@@ -72,10 +73,12 @@ async def test_a_socket_that_takes_a_files_place_appears(base: Path) -> None:
 async def test_wildcards_find_no_hidden_and_no_unprintable_names(base: Path) -> None:
     with Discovery(f"{base}/*.qmp") as discovery:
         bind(base / ".new.qmp")
-        bind(base / "a\nb.qmp")
-        bind(base / "a\x1b[31m.qmp")
-        bind(base / "a\udcff.qmp")
+        odd = [bind(base / f"a{odd}.qmp") for odd in ("\n", "\x1b[31m", "\udcff")]
+        (base / "file\n.qmp").touch()
+        assert await take(discovery, 3) == [PassedOver(path, UNPRINTABLE) for path in odd]
         await nothing_more(discovery, base)
+        odd[0].unlink()
+        assert await take(discovery, 1) == [Vanished(odd[0])]
         (base / ".new.qmp").rename(base / "new.qmp")
         assert await take(discovery, 1) == [Appeared(base / "new.qmp")]
     with Discovery(f"{base}/.*.qmp") as discovery:
@@ -133,7 +136,7 @@ async def test_other_permissions_are_no_change(base: Path) -> None:
 
 
 async def test_waiting_can_be_cancelled(base: Path) -> None:
-    with Discovery(f"{base}/*.qmp") as discovery, trio.fail_after(LIMIT):
+    with Discovery(f"{base}/*.qmp") as discovery, fail_after(LIMIT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(anext, discovery)
             await trio.testing.wait_all_tasks_blocked()

@@ -30,10 +30,16 @@ def fake_qemu() -> Iterator[Path]:
 def start(directory: Path) -> Iterator[Start]:
     programs: list[Program] = []
 
-    def start(executable: Path, *arguments: str, path: Path | None = None) -> Program:
+    def start(
+        executable: Path,
+        *arguments: str,
+        before: str = "",
+        then: str = "",
+        path: Path | None = None,
+    ) -> Program:
         path = path or directory / "monitor.sock"
         server = subprocess.Popen(
-            [executable, "-c", SERVER, path, *arguments],
+            [executable, "-c", SERVER, path, before, then, *arguments],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONHOME": sys.base_prefix},
         )

@@ -7,6 +7,7 @@ import pytest
 
 from panicd.qemu.process import NotQemuError, Peer, is_qemu_program
 from tests.parts.nobody import needs_root
+from tests.parts.patience import patience
 from tests.qemu.process.programs import LIMIT, Start, nobody
 
 
@@ -70,7 +71,7 @@ def test_the_caller_may_say_what_counts_as_a_qemu(start: Start) -> None:
 
     with Peer.of(program.sock, is_qemu_program=anything) as peer:
         assert peer.send_signal(signal.SIGKILL)
-    assert program.process.wait(LIMIT) == -signal.SIGKILL
+    assert program.process.wait(patience(LIMIT)) == -signal.SIGKILL
     assert asked == [Path(sys.executable).resolve().name]
 
 

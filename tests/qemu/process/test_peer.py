@@ -13,8 +13,10 @@ import trio
 import panicd
 from panicd.qemu import process
 from panicd.qemu.process import MAX_COMMAND_LINE, Peer, PeerUnknownError
+from panicd.qemu.process_identity import start_time_of
 from panicd.rules.command_line import parse_command_line
 from tests.parts.nobody import needs_root
+from tests.parts.patience import fail_after
 from tests.qemu.process.programs import LIMIT, Start
 
 # A program that holds the other end of a connection until its standard input closes.
@@ -68,8 +70,8 @@ def test_a_successor_on_the_same_path_is_another_process(
 
 def test_start_time_tells_a_reused_number_apart(start: Start, fake_qemu: Path) -> None:
     program = start(fake_qemu)
-    elder = process._start_time(os.getpid())
-    younger = process._start_time(program.process.pid)
+    elder = start_time_of(os.getpid())
+    younger = start_time_of(program.process.pid)
     assert elder is not None
     assert younger is not None
     assert elder < younger
@@ -86,7 +88,7 @@ def test_a_processs_name_does_not_disturb_its_start_time(tmp_path: Path) -> None
         assert child.stdout is not None
         child.stdout.readline()
         assert Path(f"/proc/{child.pid}/comm").read_text() == "a) b (c 1 2\n"
-        elder, younger = process._start_time(os.getpid()), process._start_time(child.pid)
+        elder, younger = start_time_of(os.getpid()), start_time_of(child.pid)
         assert elder is not None
         assert younger is not None
         assert elder < younger
@@ -158,7 +160,7 @@ def test_leaves_none_behind_either_where_there_is_none_left_to_look_with(
     def none_left(_pid: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(process, "_start_time", none_left)
+    monkeypatch.setattr(process, "start_time_of", none_left)
     one, other = socket.socketpair()
     with one, other:
         before = sorted(Path("/proc/self/fd").iterdir())
@@ -203,7 +205,7 @@ async def test_a_real_qemu(directory: Path) -> None:
         "qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "none", "-no-shutdown",
         "-qmp", f"unix:{path}",
     ]  # fmt: skip
-    with trio.fail_after(LIMIT), trio.socket.socket(socket.AF_UNIX) as server:
+    with fail_after(LIMIT), trio.socket.socket(socket.AF_UNIX) as server:
         await server.bind(str(path))
         server.listen()
         async with trio.open_nursery() as nursery:

@@ -7,19 +7,20 @@ import trio.testing
 
 from panicd.qemu.process import Peer, PeerUnknownError, SignalNotPermittedError
 from tests.parts.nobody import needs_root
+from tests.parts.patience import fail_after, patience
 from tests.qemu.process.programs import LIMIT, Start, nobody
 
 
 async def test_a_signal_ends_it_and_its_end_is_seen(start: Start, fake_qemu: Path) -> None:
     program = start(fake_qemu)
-    with trio.fail_after(LIMIT), Peer.of(program.sock) as peer:
+    with fail_after(LIMIT), Peer.of(program.sock) as peer:
         assert peer.is_qemu()
         assert peer.send_signal(signal.SIGTERM)
         await peer.wait_gone()
         assert peer.gone()  # as a zombie: nobody has reaped it yet
         assert not peer.is_qemu()
         assert not peer.send_signal(signal.SIGKILL)
-        assert program.process.wait(LIMIT) == -signal.SIGTERM
+        assert program.process.wait(patience(LIMIT)) == -signal.SIGTERM
         assert peer.gone()
         assert not peer.send_signal(signal.SIGKILL)
         await peer.wait_gone()
@@ -33,7 +34,7 @@ async def test_several_tasks_wait_and_one_is_cancelled(start: Start, fake_qemu: 
         await peer.wait_gone()
         ended.append(name)
 
-    with trio.fail_after(LIMIT), Peer.of(program.sock) as peer:
+    with fail_after(LIMIT), Peer.of(program.sock) as peer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait, peer, "one")
             nursery.start_soon(wait, peer, "two")
@@ -49,7 +50,7 @@ async def test_several_tasks_wait_and_one_is_cancelled(start: Start, fake_qemu: 
 async def test_a_wait_outlives_close(start: Start, fake_qemu: Path) -> None:
     program = start(fake_qemu)
     peer = Peer.of(program.sock)
-    with trio.fail_after(LIMIT):
+    with fail_after(LIMIT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(peer.wait_gone)
             await trio.testing.wait_all_tasks_blocked()

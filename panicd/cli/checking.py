@@ -1,0 +1,38 @@
+"""What ``panicd check`` warns of: nothing that is wrong, but most likely not what was meant."""
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from panicd.host.config import Config, Dial
+from panicd.libvirts_own import matches_libvirts_own
+
+
+def warnings(config: Config) -> Iterator[str]:
+    """Yield what is odd about a configuration, on this host and now."""
+    for monitor in config.monitors:
+        if not isinstance(monitor, Dial):
+            continue
+        if not _finds_a_socket(monitor.glob):
+            yield f"monitors: {monitor.glob} matches no socket now{_why_not(monitor.glob)}"
+        if matches_libvirts_own(monitor.glob):
+            yield f"monitors: {monitor.glob} matches libvirt's own monitors, which are not dialled"
+
+
+def _finds_a_socket(pattern: str) -> bool:
+    # As the daemon's, and unlike those of pathlib, these wildcards match no leading dot.
+    found = glob.iglob(pattern)  # noqa: PTH207 - as just said
+    return any(Path(path).is_socket() for path in found)
+
+
+def _why_not(pattern: str) -> str:
+    """Return what keeps a pattern from matching, if it is the directory before its wildcards."""
+    plain = Path(pattern).parent
+    while glob.has_magic(str(plain)):
+        plain = plain.parent
+    try:
+        os.scandir(plain).close()
+    except OSError as error:
+        return f" ({plain}: {error.strerror})"
+    return ""

@@ -1,0 +1,41 @@
+"""The monitors by which libvirt itself commands its VMs: never dialled.
+
+Such a monitor takes one client. Whoever else waits there is served first when libvirt is started
+anew, and libvirt is locked out of its VM.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from panicd.qemu.monitor import UnreachableError
+from panicd.rules.libvirt import OWN_MONITORS, is_own_monitor
+
+
+class LibvirtsOwnError(UnreachableError):
+    """This is libvirt's own monitor, and is left alone."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "libvirt's own monitor, which takes one client: not dialled; give the domain one more "
+            "for panicd by <qemu:commandline>"
+        )
+
+
+def leave_libvirts_own(path: Path, arguments: Sequence[str] = ()) -> None:
+    """See that a socket is none of libvirt's own, symbolic links followed.
+
+    Args:
+        path: the socket's.
+        arguments: of the process that listens there, as far as they are known.
+
+    Raises:
+        LibvirtsOwnError: it is one.
+    """
+    if any(is_own_monitor(name, arguments) for name in (str(path), os.path.realpath(path))):
+        raise LibvirtsOwnError
+
+
+def matches_libvirts_own(pattern: str) -> bool:
+    """Tell whether a configured pattern matches monitors where libvirt has its own."""
+    return any(PurePath(path).match(pattern) for path in OWN_MONITORS)

@@ -1,0 +1,62 @@
+"""What keeps panicd from finding VMs, or from being reached: each told once, and until it is over.
+
+May be asked for in any thread.
+"""
+
+from panicd.host.logs import get_logger
+
+_Place = tuple[str, str]  # what has it, and where in that
+
+
+class Problems:
+    """The problems that there are now, and what is passed over.
+
+    What is passed over is no problem: somebody may want it so.
+    """
+
+    def __init__(self) -> None:
+        self._problems: dict[_Place, str] = {}
+        self._passed_over: dict[_Place, str] = {}
+
+    @property
+    def current(self) -> list[str]:
+        """Each problem: what has it, and what it is."""
+        return [f"{part or whole}: {what}" for (whole, part), what in [*self._problems.items()]]
+
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """Sockets and directories that a glob matches and that are not taken, each with why not."""
+        return {path: why for (_, path), why in [*self._passed_over.items()]}
+
+    def begin(self, whole: str, what: str, part: str = "") -> None:
+        """Note a problem, in place of the one that was there.
+
+        Args:
+            whole: what has it: a glob, a socket.
+            what: it is, for people.
+            part: which part of it has it, where it is not the whole.
+        """
+        if self._problems.get((whole, part)) != what:
+            self._problems[whole, part] = what
+            get_logger().error("there is a problem", where=part or whole, what=what)
+
+    def end(self, whole: str, part: str = "") -> None:
+        """Note that there is no problem, or none any more."""
+        if self._problems.pop((whole, part), None) is not None:
+            get_logger().info("the problem is over", where=part or whole)
+
+    def pass_over(self, glob: str, path: str, why: str) -> None:
+        """Note that something a glob matches is not taken."""
+        self._passed_over[glob, path] = why
+        get_logger().warning("passed over", path=path, reason=why)
+
+    def forget(self, glob: str, path: str) -> None:
+        """Note that what was passed over is no longer there."""
+        self._passed_over.pop((glob, path), None)
+
+    def end_all(self, whole: str) -> None:
+        """Note that something is no longer made use of: it has no problems."""
+        for place in [place for place in self._problems if place[0] == whole]:
+            self.end(*place)
+        for place in [place for place in self._passed_over if place[0] == whole]:
+            self.forget(*place)

@@ -1,0 +1,125 @@
+"""Which process a number means, told so that it means that one for ever.
+
+Sources: proc(5), pidfd_open(2).
+"""
+
+import os
+import re
+import select
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """Which process this is: equal for one process only, on this host, for ever.
+
+    A socket's path and inode number don't tell one QEMU from its successor; this does. The boot
+    is part of it because the journal outlives it: virtual machines that start with the host get
+    much the same numbers at much the same time after each boot.
+
+    Attributes:
+        boot_id: ``/proc/sys/kernel/random/boot_id``, a UUID.
+        pid: Process number in this daemon's PID namespace.
+        start_time: Clock ticks since boot, field 22 of ``/proc/PID/stat``.
+    """
+
+    boot_id: str
+    pid: int
+    start_time: int
+
+    def __str__(self) -> str:
+        return f"{self.boot_id}/{self.pid}/{self.start_time}"
+
+    @classmethod
+    def parse(cls, text: str) -> "ProcessIdentity | None":
+        """Return the identity that was written as this text; None where none was."""
+        try:
+            boot_id, pid, start_time = text.split("/")
+            return cls(boot_id, int(pid), int(start_time))
+        except ValueError:
+            return None
+
+    def has_ended(self) -> bool:
+        """Tell whether the process has ended; doubts go as in ``wait_ended``.
+
+        Raises:
+            OSError: no file descriptor is left.
+        """
+        if self.boot_id != boot_id():
+            return True
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            return start_time_of(self.pid) not in {self.start_time, None} or has_ended(pidfd)
+        finally:
+            os.close(pidfd)
+
+    async def wait_ended(self) -> None:
+        """Wait until the process has ended (a zombie has), on this boot of this host.
+
+        A process that can't be looked at (hidepid, ProtectProc=) is taken for this one as long as
+        there is one of its number.
+
+        Raises:
+            OSError: no file descriptor is left.
+        """
+        await trio.lowlevel.checkpoint()
+        if self.boot_id != boot_id():
+            return
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if start_time_of(self.pid) in {self.start_time, None}:
+                await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+
+
+def has_ended(pidfd: int) -> bool:
+    """Tell whether a pidfd's process has ended (a zombie has)."""
+    # pidfd_open(2): readable once the process has ended; with POLLHUP once it was reaped too.
+    return _poll(pidfd, select.POLLIN) != 0
+
+
+def _poll(fd: int, mask: int) -> int:
+    poll = select.poll()
+    poll.register(fd, mask)
+    return next((events for _, events in poll.poll(0)), 0)
+
+
+def start_time_of(pid: int) -> int | None:
+    """Return field 22 of /proc/PID/stat, None where that can't be read."""
+    text = read_of(pid, "stat", 4096)
+    if not text:
+        return None
+    # Field 2 is the process's name in parentheses, and may itself hold spaces and parentheses.
+    _, _, rest = text.rpartition(b")")
+    return int(rest.split()[22 - 3])
+
+
+def uids_of(pid: int) -> set[int] | None:
+    """Return the users that a process is or may become: real, effective, saved; None unread."""
+    text = read_of(pid, "status", 4096)
+    found = re.search(rb"^Uid:\t(\d+)\t(\d+)\t(\d+)", text or b"", re.MULTILINE)
+    return set(map(int, found.groups())) if found else None
+
+
+def boot_id() -> str:
+    """Return what tells this boot of the host from every other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def read_of(pid: int, name: str, limit: int) -> bytes | None:
+    """Return the first bytes of a file in /proc/PID, None if it is not there or not to be read."""
+    try:
+        with Path(f"/proc/{pid}/{name}").open("rb") as file:
+            return file.read(limit)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None

@@ -1,0 +1,144 @@
+"""A picture of the guest's screen, from QEMU through a pipe.
+
+QEMU gets the writing end of a pipe and no file: who has a file can fill the disk that it lies on,
+for as long as he lives. What comes through the pipe is kept in memory, as much as a screen can be.
+
+``/dev/fdset/N``, QEMU's own name for a descriptor that it was handed, can't be used: QEMU empties
+what it opens so (ftruncate(2)), and a pipe can't be emptied. Its name in /proc can be, and then the
+pipe's mode counts, for QEMU may run as another user. The end of the file is not waited for, as
+QEMU closes what was in an fd set only when its guest runs: by its answer all was written.
+
+Sources: QAPI ``screendump`` (``qapi/ui.json``), ``add-fd`` and ``remove-fd`` (``qapi/misc.json``);
+QEMU ``util/osdep.c``, ``monitor/fds.c``; proc(5), pipe(7), splice(2).
+"""
+
+import os
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from panicd.qemu.monitor import MonitorError
+from panicd.qemu.session import Session
+
+MOST: Final = 32 << 20
+"""Bytes of a picture: those of 4K in all its colours, and of what is larger when it is packed."""
+
+SIGNATURES: Final = {"png": b"\x89PNG\r\n\x1a\n", "ppm": b"P6"}
+CHUNK: Final = 1 << 16  # bytes taken at once
+ANSWER_TIMEOUT: Final = 2.0  # seconds
+WRITABLE: Final = 0o622  # by QEMU's user; only who has it already can find it in /proc
+
+
+class Picture:
+    """A picture in memory, of which the last reference closes the descriptor.
+
+    A thread that hangs on a disk may be the last to have one.
+
+    Raises:
+        OSError: there is no memory or no descriptor left.
+    """
+
+    def __init__(self) -> None:
+        self._file = os.memfd_create("panicd-screen", os.MFD_CLOEXEC)
+        self._size = 0
+
+    def __del__(self) -> None:
+        if file := getattr(self, "_file", 0):
+            os.close(file)
+
+    def take(self, pipe: int) -> bool:
+        """Take what a pipe holds; return whether there was any.
+
+        Raises:
+            BlockingIOError: there is nothing now.
+            OSError: it is more than a screen can be.
+        """
+        taken = os.splice(pipe, self._file, CHUNK, flags=os.SPLICE_F_NONBLOCK)
+        self._size += taken
+        if self._size > MOST:
+            raise OSError(f"more than the {MOST} bytes that a screen can be")
+        return taken > 0
+
+    def begins_with(self, signature: bytes) -> bool:
+        """Tell whether it does."""
+        return os.pread(self._file, len(signature), 0) == signature
+
+    def write_to(self, file: int) -> None:
+        """Write it to a file. Blocking.
+
+        Raises:
+            OSError: that can't be written.
+        """
+        written = 0
+        while written < self._size:
+            written += os.sendfile(file, self._file, written, self._size - written)
+
+
+async def take_picture(session: Session, kind: str) -> Picture:
+    """Have QEMU make a picture of its guest's screen.
+
+    Args:
+        session: the VM.
+        kind: ``png`` (QEMU 7.1 and later) or ``ppm``.
+
+    Raises:
+        MonitorError: QEMU won't, or does not answer.
+        OSError: what it makes is no picture.
+    """
+    picture = Picture()
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        os.set_blocking(writing, True)  # QEMU's copies share the flag
+        os.fchmod(writing, WRITABLE)
+        try:
+            name, fdset = await _hand_over(session, writing)
+        finally:
+            os.close(writing)
+        await _dump_screen(session, name, kind, picture, reading)
+        await session.execute("remove-fd", {"fdset-id": fdset})
+    finally:
+        os.close(reading)
+    if not picture.begins_with(SIGNATURES[kind]):
+        raise OSError("what QEMU wrote is no picture")
+    return picture
+
+
+async def _hand_over(session: Session, pipe: int) -> tuple[str, object]:
+    """Hand QEMU the writing end; return what it is called there, and the fd set that it is in."""
+    answer = await session.monitor.execute_with_fd("add-fd", {}, pipe, timeout=ANSWER_TIMEOUT)
+    if not isinstance(answer, dict) or not isinstance(answer.get("fd"), int):
+        raise OSError("QEMU's answer to add-fd makes no sense")
+    return f"/proc/self/fd/{answer['fd']}", answer.get("fdset-id")
+
+
+async def _dump_screen(session: Session, name: str, kind: str, picture: Picture, pipe: int) -> None:
+    """Have QEMU write its screen, and take it from the pipe meanwhile."""
+    problem: Exception | None = None
+
+    async def take() -> None:
+        nonlocal problem
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(pipe)
+                if not picture.take(pipe):
+                    return
+        except OSError as error:
+            problem = error
+            nursery.cancel_scope.cancel()
+
+    arguments: dict[str, object] = {"filename": name}
+    if kind == "png":
+        arguments["format"] = kind
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        try:
+            await session.execute("screendump", arguments)
+        except MonitorError as error:
+            problem = error
+        nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
+    with suppress(BlockingIOError):
+        while picture.take(pipe):
+            pass

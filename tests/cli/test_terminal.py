@@ -1,0 +1,184 @@
+"""What is printed can neither be taken for markup nor act on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from panicd.cli import render, render_incident
+from panicd.cli.terminal import Terminal, line
+from tests.parts.commands import ask, panicd
+from tests.parts.daemon import DaemonInside
+from tests.parts.fake import FakeQemu
+
+HOSTILE = ":skull: [red]x[/red] [/] \x1b[2J\x07\x00\u202e\u2066\n\ud800"
+SHOWN = r":skull: [red]x[/red] [/] \x1b[2J\x07\x00\u202e\u2066\n\ud800"
+
+DUMP = {
+    "state": "writing",
+    "since": 0.0,
+    "total": 0,
+    "done": 1,
+    "rate": 1,
+    "left": None,
+    "left_out": 1 << 30,
+    "ahead": 0,
+}
+DOMAIN: dict[str, Any] = {
+    **dict.fromkeys(("domain", "uuid", "monitor", "problem", "run_state", "qemu_version"), HOSTILE),
+    **dict.fromkeys(("armed", "panic_device", "on_crash", "effective_on_crash"), HOSTILE),
+    **dict.fromkeys(("reason", "incident", "incident_state", "held_why", "libvirt"), HOSTILE),
+    "connected": True,
+    "silent": True,
+    "spare_of": "",
+    "beyond_signals": HOSTILE,
+    "held_until": 1.0,
+    "restarts_left": 1,
+    "inherited": False,
+    "dump": DUMP,
+}
+PLAN: dict[str, Any] = {
+    **dict.fromkeys(("action", "on_crash", "reason", "why"), HOSTILE),
+    "steps": [{"step": HOSTILE, "timeout": 1.0, "on_failure": HOSTILE}],
+}
+KINDS = ("opened", "decided", "settled", "closed", "asked", "acknowledged", "observed", HOSTILE)
+INCIDENT: dict[str, Any] = {
+    **dict.fromkeys(("id", "domain", "uuid", "monitor", "source", "state", "panic_line"), HOSTILE),
+    "opened_at": 0.0,
+    "closed_at": None,
+    "ending": None,
+    "repeats": 1,
+    "information": None,
+    "payload": {"summary": HOSTILE, "members": [[HOSTILE, HOSTILE]], "missing": [HOSTILE]},
+    "decisions": [PLAN],
+    "acknowledged": {"uid": 0, "why": HOSTILE},
+    "history": [
+        *({"kind": "step-begun", "at": 0.0, "index": i, "step": HOSTILE} for i in (0, 1)),
+        *(
+            {
+                "kind": "step-ended",
+                "at": 0.0,
+                "index": i,
+                "step": "Dump",
+                "outcome": HOSTILE,
+                "detail": HOSTILE,
+            }
+            for i in (0, 2)
+        ),
+        *(
+            {
+                **dict.fromkeys(("source", "state", "ending", "detail", "what", "why"), HOSTILE),
+                "kind": kind,
+                "at": 0.0,
+                "uid": 0,
+                "plan": PLAN,
+            }
+            for kind in KINDS
+        ),
+    ],
+    "evidence": {"files": {HOSTILE: HOSTILE}, "problems": {HOSTILE: HOSTILE}},
+    "evidence_directory": HOSTILE,
+    "screenshot": HOSTILE,
+    "dumps": [HOSTILE],
+    "dump_facts": [
+        {
+            "path": HOSTILE,
+            "size": 1,
+            "level": 31,
+            "left_out": {"free": 1},
+            "reason": HOSTILE,
+            "open": [HOSTILE],
+        }
+    ],
+}
+STATUS: dict[str, Any] = {
+    "journal_fault": HOSTILE,
+    "libvirt_problem": HOSTILE,
+    "problems": [HOSTILE],
+    "passed_over": {HOSTILE: HOSTILE},
+    "now": 1.0,
+    "domains": [
+        DOMAIN,
+        DOMAIN | {"connected": False, "dump": None},
+        DOMAIN | {"connected": False, "dump": None, "spare_of": HOSTILE},
+    ],
+    "waiting": [INCIDENT],
+}
+PROBED: dict[str, Any] = {
+    **DOMAIN,
+    "name": HOSTILE,
+    "device_types": [HOSTILE],
+    "why": HOSTILE,
+    "libvirt_acts": True,
+    "libvirt_problem": HOSTILE,
+    "policies": [PLAN],
+    "remedies": [HOSTILE],
+}
+EXPLAINED: dict[str, Any] = {
+    "status": DOMAIN,
+    "plan": PLAN,
+    "device_types": [HOSTILE],
+    "then": PLAN,
+    "budget": {"used": 0, "left": 3},
+}
+EXPOSED = {"domain": HOSTILE, "on_crash": HOSTILE, "reasons": {HOSTILE: HOSTILE}}
+COMMANDS: dict[str, Callable[[], None]] = {
+    "status": partial(render.status, STATUS),
+    "explain": partial(render.explanation, EXPLAINED),
+    "explain, not connected": partial(render.explanation, EXPLAINED | {"plan": None}),
+    "incidents": partial(render.incidents, [INCIDENT]),
+    "probe": partial(render.probe, PROBED),
+    "audit": partial(render.audit, {"domains": 1, "exposed": [EXPOSED]}),
+    "incident": lambda: render.console.print(*render_incident.page(INCIDENT, 9.0), sep="\n"),
+}
+"""What each command prints of an answer in which every text is hostile."""
+
+
+@pytest.mark.parametrize("width", [80, 240])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_text_acts_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, command: str, width: int
+) -> None:
+    out = StringIO()
+    terminal = Terminal(file=out, width=width, color_system=None, force_terminal=True)
+    monkeypatch.setattr(render, "console", terminal)
+    COMMANDS[command]()
+    shown = out.getvalue()
+    assert all(map(str.isprintable, shown.split("\n")))
+    assert ":skull:" in shown
+    assert "[red]" in shown
+    assert "\N{SKULL}" not in shown
+
+
+def test_line_keeps_texts_and_styles_apart() -> None:
+    made = line(HOSTILE, (HOSTILE, "bold"), line("ok"))
+    assert made.plain == SHOWN + SHOWN + "ok"
+    assert [(span.start, span.end, span.style) for span in made.spans] == [
+        (len(SHOWN), 2 * len(SHOWN), "bold"),
+    ]
+
+
+async def test_domain_with_a_hostile_name(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp", name=HOSTILE)
+    async with DaemonInside.start(socket_dir) as daemon, vm.running():
+        await daemon.wait_log("domain connected")
+        vm.panic()
+        incident = await daemon.wait_log("incident stays open")
+        await daemon.call("ack", incident=incident["incident"], why="it is in the journal by now")
+        answers = [
+            await ask(daemon, *words)
+            for words in (["status"], ["incidents"], ["incident", incident["incident"]])
+        ]
+        refused = await trio.to_thread.run_sync(
+            panicd, "--config", daemon.config_file, "release", HOSTILE[:10] + "\x1b", "--why", "x"
+        )
+        for answer in answers:
+            assert SHOWN in answer
+        for answer in (*answers, refused.output):
+            assert all(map(str.isprintable, answer.split("\n")))

@@ -1,0 +1,162 @@
+"""A QEMU that claims to be a domain of a real libvirt's: that one goes on running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.parts.daemon import Process, RunningDaemon
+from tests.parts.fake import FakeQemu
+from tests.parts.libvirt import Libvirtd, LibvirtMissingError
+from tests.parts.qemu import RealQemu
+
+pytestmark = pytest.mark.real
+
+TIME_LIMIT = 90.0  # seconds; virsh is a process of its own each time
+
+
+@pytest.fixture(scope="module")
+def libvirtd() -> Iterator[Libvirtd]:
+    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
+        try:
+            with Libvirtd.start(Path(directory)) as libvirtd:
+                yield libvirtd
+        except LibvirtMissingError as missing:
+            pytest.skip(f"no libvirt here: {missing}")
+
+
+class NeighbourDaemon(RunningDaemon):
+    """A daemon that sees the files of the libvirtd: they are in its mount namespace only."""
+
+    libvirtd: Libvirtd
+
+    async def _open_process(self, arguments: list[str], environment: dict[str, str]) -> Process:
+        inside = ["nsenter", "--target", str(self.libvirtd.pid), "--mount"]
+        return await trio.lowlevel.open_process(
+            [*inside, sys.executable, "-m", "panicd", *arguments],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
+
+
+@pytest.fixture(autouse=True)
+def _neighbour(libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NeighbourDaemon, "libvirtd", libvirtd, raising=False)
+
+
+def configured(libvirtd: Libvirtd, **config: Any) -> dict[str, Any]:
+    """Keywords for a daemon that knows this libvirt."""
+    return {"libvirt": {"uri": libvirtd.uri}, "time_limit": TIME_LIMIT, **config}
+
+
+async def uuid_of(libvirtd: Libvirtd) -> str:
+    return await libvirtd.virsh("domuuid", "vm")
+
+
+@pytest.mark.parametrize("dials_in", [False, True], ids=["dialled", "dials in"])
+async def test_its_uuid(libvirtd: Libvirtd, socket_dir: Path, dials_in: bool) -> None:
+    """The domain is libvirt's by its monitor, and not by what another QEMU says."""
+    listening = socket_dir / "dial-in.sock"
+    monitors = [{"glob": f"{socket_dir}/*.qmp"}, {"listen": str(listening)}]
+    async with (
+        libvirtd.domain(socket_dir, "destroy") as vm,
+        NeighbourDaemon.start(
+            socket_dir,
+            {"on_crash": "destroy"},
+            **configured(libvirtd, monitors=monitors),
+        ) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        assert (await daemon.domain("vm"))["libvirt"] == "preserve"
+        async with RealQemu.start(
+            socket_dir,
+            name="liar",
+            uuid=await uuid_of(libvirtd),
+            dial=listening if dials_in else None,
+        ) as liar:
+            await daemon.wait_armed("liar")
+            assert (await daemon.domain("liar"))["libvirt"] == ""
+            await liar.panic()
+            await daemon.wait_incident("liar", ending="destroyed")
+            await liar.wait_exit()
+        assert await vm.state() == "running (booted)"
+        own = await daemon.domain("vm")
+        assert (own["connected"], own["libvirt"]) == (True, "preserve")
+        await vm.press_key()
+        await daemon.wait_incident("vm", ending="destroyed")
+        assert await vm.state() == "shut off (destroyed)"
+
+
+async def test_its_monitor_s_path(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    """Whoever listens where the domain's monitor was is not the process that libvirt started."""
+    async with libvirtd.domain(socket_dir, "destroy") as vm:
+        (socket_dir / "vm.qmp").unlink()
+        async with (
+            NeighbourDaemon.start(
+                socket_dir, {"on_crash": "destroy"}, **configured(libvirtd)
+            ) as daemon,
+            RealQemu.start(
+                socket_dir,
+                name="vm",
+                uuid=await uuid_of(libvirtd),
+                # As libvirt's QEMUs are known: their arguments name its directories.
+                extra=("-fw_cfg", "name=opt/x,string=/libvirt/"),
+            ) as liar,
+        ):
+            await daemon.wait_log("not treated as libvirt's", domain="vm")
+            await daemon.wait_armed("vm")
+            assert (await daemon.domain("vm"))["libvirt"] == ""
+            await liar.panic()
+            await daemon.wait_incident("vm", ending="destroyed")
+            await liar.wait_exit()
+            assert await vm.state() == "running (booted)"
+
+
+async def test_a_domain_that_is_off_is_not_started(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    """A relaunch by libvirt starts the domain whose XML names the monitor."""
+    rules = {"on_crash": "restart", "relaunch": {"libvirt": libvirtd.uri, "timeout": "20s"}}
+    async with libvirtd.domain(socket_dir, "destroy") as vm:
+        uuid = await uuid_of(libvirtd)
+        await libvirtd.virsh("destroy", "vm")
+        liar = FakeQemu(socket_dir / "liar.qmp", name="liar", uuid=uuid, reboot_action="shutdown")
+        async with (
+            NeighbourDaemon.start(socket_dir, rules, **configured(libvirtd)) as daemon,
+            liar.running(),
+        ):
+            await daemon.wait_armed("liar")
+            liar.panic()
+            failed = await daemon.wait_incident("liar", state="failed")
+            assert "does not name the monitor" in failed.details[-1]
+            assert (await vm.state()).startswith("shut off")
+
+
+def sockets_of(name: str) -> int:
+    """How many ends the domain's own monitor has (proc(5), /proc/net/unix)."""
+    return Path("/proc/net/unix").read_text(encoding="utf-8").count(f"-{name}/monitor.sock")
+
+
+async def test_libvirt_s_own_monitor_is_not_dialled(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    pattern = "/var/lib/libvirt/qemu/domain-*/monitor.sock"
+    name = f"own-{os.getpid()}"  # /proc/net/unix shows those of everybody
+    async with (
+        libvirtd.domain(socket_dir, "destroy", name=name) as vm,
+        NeighbourDaemon.start(
+            socket_dir, **configured(libvirtd, monitors=[{"glob": pattern}])
+        ) as daemon,
+    ):
+        told = await daemon.wait_log("monitor is not connected")
+        assert told["reason"].startswith("libvirt's own monitor")
+        (domain,) = (await daemon.call("status"))["domains"]
+        assert domain["problem"] == told["reason"]
+        assert await libvirtd.virsh("qemu-monitor-command", name, '{"execute": "query-status"}')
+        assert await vm.state() == "running (booted)"
+        assert sockets_of(name) == 2, "who listens and who is connected, and nobody who waits"
