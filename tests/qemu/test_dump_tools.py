@@ -227,9 +227,10 @@ def test_a_full_dump_is_filtered_afterwards_as_it_would_have_been_before(
         write_filtered(path, 31, file)
     assert pages_of(target) == pages_of(dumps[Variant(DumpFormat.KDUMP_ZLIB, 31)])
     facts = dump_facts(target)
-    assert facts == replace(
-        dump_facts(dumps[Variant(DumpFormat.KDUMP_ZLIB, 31)]), path=str(target), open=facts.open
-    )
+    made = dump_facts(dumps[Variant(DumpFormat.KDUMP_ZLIB, 31)])
+    # Its pages are packed anew, not always to the same number of bytes.
+    assert facts == replace(made, path=str(target), open=facts.open, size=facts.size)
+    assert facts.size == pytest.approx(made.size, rel=0.01)
     assert (dump_facts(path).level, dump_facts(path).reason) == (
         (None, "") if variant is FULL else (1, "")
     )
