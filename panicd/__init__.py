@@ -8,6 +8,7 @@
     operators ───┘            one table)             └─► told afterwards: log, metric, notice
 
     rules/   pure: values in, values out; in rules/machine the one machine for a panic
+    dumps/   which pages a dump leaves out: page_classes, page_bitmap, page_filter, kdump_writer
     qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
     host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
     incident/ driver gives one domain's machine what happens and carries out what it says;
@@ -23,8 +24,8 @@
     page/    what a browser shows: pages, overview, panics, incident, evidence, parts,
              style
     cli/     what people type and see: commands, base, incident_commands, moment, checking,
-             probing, advising, export, render, render_changes, render_dumps, render_incident,
-             incident_log, terminal
+             probing, advising, export, filtering, render, render_changes, render_dumps,
+             render_incident, incident_log, terminal
     demo/    guests that panic, for people to look at
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.

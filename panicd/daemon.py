@@ -48,7 +48,7 @@ from panicd.qemu.dump_directory import Space, space
 from panicd.qemu.monitor import event_loop, pulse
 from panicd.records import BUNDLES, JOURNAL, read_groups
 from panicd.right_of_way import RightOfWay
-from panicd.rules.incident import Source, State
+from panicd.rules.incident import Incident, Source, State
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import Holds
 from panicd.rules.policy import FALLBACK_REASONS
@@ -118,7 +118,7 @@ class Daemon:
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._libvirt = Libvirt(lambda: self._config.libvirt, dry_run=dry_run)
         self._metrics.coredump_usable.set_function(self._coredump_usable_bytes)
-        self._metrics.incidents_open.set_function(self._incidents_open)
+        self._metrics.incidents_open.set_function(lambda: len(self._incidents_open()))
         self._metrics.pulse_age.set_function(self._pulse_age)
         self._metrics.storm.set_function(lambda: self._storm.raged)
         self._problems = Problems()
@@ -166,7 +166,7 @@ class Daemon:
                     self._config.control_socket,
                     api.handle,
                     self._way.give_way_async,
-                    partial(self._tell_problem, f"control socket {self._config.control_socket}"),
+                    partial(self._problems.tell, f"control socket {self._config.control_socket}"),
                 )
                 await nursery.start(self._serve_http, Pages(services))
                 await self._start_monitors(self._config)
@@ -248,22 +248,14 @@ class Daemon:
                     get_logger().info("old incidents removed", count=len(removed))
             await trio.sleep(PRUNE_EVERY)
 
-    def _incidents_open(self) -> int:
-        domains = list(self._fleet.domains.values())
-        acted_on = sum(domain.chronicle is not None for domain in domains)
-        return acted_on + len(self._services.waiting.chronicles)
-
-    def _guests_left_reset(self) -> int:
+    def _incidents_open(self) -> list[Incident]:
         domains = list(self._fleet.domains.values())
         chronicles = [domain.chronicle for domain in domains if domain.chronicle is not None]
         chronicles += self._services.waiting.chronicles
-        return sum(chronicle.incident.state is State.RESET for chronicle in chronicles)
+        return [chronicle.incident for chronicle in chronicles]
 
-    def _tell_problem(self, where: str, problem: str) -> None:
-        if problem:
-            self._problems.begin(where, problem)
-        else:
-            self._problems.end(where)
+    def _guests_left_reset(self) -> int:
+        return sum(incident.state is State.RESET for incident in self._incidents_open())
 
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, and nothing destructive is to be done without it."""

@@ -80,6 +80,15 @@ async def dump_in_turn(
     finally:
         domain.dump = None
     metrics.coredump_bytes.inc(dump.size)
+    if dump.selection is not None:
+        get_logger(domain=domain.name, incident=incident.id).info(
+            "memory dumped",
+            path=str(dump.path),
+            size=dump.size,
+            level=dump.selection.level,
+            pages_left_out=dict(dump.selection.left_out),
+            reason=dump.selection.reason,
+        )
     return dump
 
 

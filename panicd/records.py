@@ -3,7 +3,8 @@
 The daemon answers with it, and the commands read it themselves where no daemon runs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from typing import Final
 from panicd.host import journal_database, journal_signatures
 from panicd.host.journal_signatures import Group
 from panicd.qemu.dump_directory import PARTIAL
+from panicd.qemu.dump_facts import DumpFacts, dump_facts
 from panicd.qemu.evidence import SCREENS, read_manifest
 from panicd.rules.incident import AnyEntry, Decided, Incident, Outcome, StepBegun, StepEnded
 from panicd.rules.payload import describe
@@ -43,6 +45,7 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
     evidence = read_manifest(directory)
     files = evidence["files"] if evidence is not None else ()
     screens = (str(directory / name) for name in SCREENS if name in files)
+    dumps = list(_dumps(history, incident_id))
     return {
         **incident_view(incident),
         "same": (same := read_same(journal, incident)) and asdict(same),
@@ -50,7 +53,8 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
         "evidence_directory": str(directory),
         "evidence": evidence,
         "screenshot": next(screens, None),
-        "dumps": [str(path) for path in _dumps(history, incident_id)],
+        "dumps": [str(path) for path in dumps],
+        "dump_facts": [asdict(facts) for facts in _facts(dumps)],
     }
 
 
@@ -125,6 +129,13 @@ def _dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
         # Named after its incident, whatever became of its suffix when it was compressed.
         found = sorted(place.glob(f"{incident_id}.*"))
         yield from (path for path in found if path.suffix != PARTIAL)
+
+
+def _facts(dumps: Iterable[Path]) -> Iterator[DumpFacts]:
+    """Yield what the dumps are; those that can't be read are left out."""
+    for path in dumps:
+        with suppress(OSError):
+            yield dump_facts(path)
 
 
 def _steps(history: Sequence[AnyEntry]) -> Iterator[tuple[AnyEntry, AnyStep | None]]:

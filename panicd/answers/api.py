@@ -312,7 +312,7 @@ class Api:
         """Return the names of the domains to which another policy applies than before."""
         changed = []
         for number, domain in enumerate(tuple(self._services.fleet.domains.values()), 1):
-            known = domain.name, domain.uuid or None
+            known = domain.claim.name, domain.uuid or None
             if before.policy_for(*known) != after.policy_for(*known):
                 changed.append(domain.name)
             if number % SHOWN_AT_ONCE == 0:

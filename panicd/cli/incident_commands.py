@@ -130,10 +130,21 @@ def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Cal
     help="The archive.  [default: panicd-INCIDENT.tar.gz, here]",
 )
 @click.option("--no-dump", is_flag=True, help="Leave the memory dump out.")
+@click.option(
+    "--level",
+    type=click.IntRange(0, 31),
+    help="Leave out of a full dump what this dump level of makedumpfile's does, 31 for instance.",
+)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.pass_obj
 def export(
-    context: Context, incident_id: str, output: Path | None, no_dump: bool, force: bool
+    context: Context,
+    incident_id: str,
+    *,
+    output: Path | None,
+    no_dump: bool,
+    level: int | None,
+    force: bool,
 ) -> None:
     """Write all that is known of INCIDENT into one archive, to send to whoever debugs it.
 
@@ -145,7 +156,9 @@ def export(
     record = context.record(incident_id)
     target = output or Path(archive_name(incident_id))
     try:
-        left_out = write_archive(record, target, dump=not no_dump, force=force, now=time.time())
+        left_out = write_archive(
+            record, target, dump=not no_dump, force=force, now=time.time(), level=level
+        )
     except ExportError as error:
         fail(str(error))
     for what in left_out:

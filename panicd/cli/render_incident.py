@@ -6,6 +6,7 @@ evidence lies.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -13,6 +14,9 @@ from rich.text import Text
 
 from panicd.cli.render import Answer, configured, seen, signature, written_time
 from panicd.cli.terminal import line
+from panicd.rules.guest_memory.memory import PAGE
+
+MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,11 @@ def timeline(history: Iterable[Answer]) -> list[Moment]:
         after = entry["at"] - start
         match entry["kind"]:
             case "step-begun":
+                # Steps that are gone through once more: what was begun of them before is not told.
+                again = sorted(place for i, place in begun.items() if i >= entry["index"])
+                for place in reversed(again):
+                    del moments[place]
+                begun = {i: place for i, place in begun.items() if i < entry["index"]}
                 begun[entry["index"]] = len(moments)
                 moments.append(
                     Moment(after, None, str(entry["step"]), line(("not ended", "yellow")))
@@ -130,6 +139,9 @@ def _timeline_table(answer: Answer) -> Table:
 def _evidence(answer: Answer) -> Iterator[Text]:
     for dump in answer["dumps"]:
         yield line(f"Dump        {dump}")
+        for facts in answer["dump_facts"]:
+            if facts["path"] == dump:
+                yield from _dump(facts)
     if not answer["dumps"] and any(map(_was_dumped, answer["history"])):
         gone = ("The dump is no longer there:", "yellow")
         yield line(gone, " removed for newer ones, or by somebody.")
@@ -149,6 +161,21 @@ def _evidence(answer: Answer) -> Iterator[Text]:
         yield line(f"  {name}: {what}")
     for item, why in sorted(evidence["problems"].items()):
         yield line((f"  no {item}:", "yellow"), f" {why}")
+
+
+def _dump(facts: Answer) -> Iterator[Text]:
+    """Yield how large a dump is, what it leaves out and why, and how it is opened."""
+    size = f"  {facts['size'] / MIB:,.1f} MiB"
+    if facts["level"] is not None:
+        size += f", level {facts['level']}"
+    pages = {use.replace("_", " "): count for use, count in facts["left_out"].items() if count}
+    if pages:
+        parts = (f"{use} {count * PAGE / MIB:,.0f} MiB" for use, count in pages.items())
+        size += f"; left out: {', '.join(parts)}"
+    yield line(size)
+    if facts["reason"]:
+        yield line(("  less was left out than configured:", "yellow"), f" {facts['reason']}")
+    yield from (line(f"  {command}") for command in facts["open"])
 
 
 def _was_dumped(entry: Answer) -> bool:

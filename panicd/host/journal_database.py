@@ -20,6 +20,7 @@ from panicd.host.journal_codec import (
     encode,
     encode_operation,
 )
+from panicd.host.journal_error import JournalDamagedError, JournalError, faults_named
 from panicd.host.journal_schema import MIGRATIONS
 from panicd.host.journal_signatures import hash_of, keep
 from panicd.host.journal_totals import Total, Totals, collect, increments
@@ -36,14 +37,6 @@ BUSY_TIMEOUT: Final = 2.0
 
 ACKNOWLEDGED: Final = '"kind":"acknowledged"'
 """What the body of an ``Acknowledged`` has in it and no other: a text's quotes are escaped."""
-
-
-class JournalError(Exception):
-    """The journal can't be opened, read or written: it is full, read-only, broken or too new."""
-
-
-class JournalDamagedError(JournalError):
-    """What the journal holds can't be what was written."""
 
 
 class Stored(NamedTuple):
@@ -116,28 +109,6 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
         # After some failures SQLite has rolled back already (lang_transaction.html, section 3).
         if database.in_transaction:
             database.execute("ROLLBACK")
-
-
-@contextlib.contextmanager
-def faults_named(path: Path) -> Iterator[None]:
-    """Turn SQLite's faults into ``JournalError``.
-
-    Raises:
-        JournalDamagedError: SQLITE_CORRUPT, SQLITE_NOTADB (https://www.sqlite.org/rescode.html), or
-            text that is not UTF-8.
-        JournalError: a fault of the disk, the file system or its rights.
-    """
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if not hasattr(error, "sqlite_errorname"):  # the sqlite3 module's own: text is not UTF-8
-            raise JournalDamagedError(f"{path}: {error}") from error
-        raise JournalError(f"{path}: {error} ({error.sqlite_errorname})") from error
-    except sqlite3.DatabaseError as error:
-        # Misuse has subclasses of this; corruption has none.
-        if type(error) is not sqlite3.DatabaseError:
-            raise
-        raise JournalDamagedError(f"{path}: {error}") from error
 
 
 def _migrate(database: sqlite3.Connection, version: int) -> None:

@@ -23,6 +23,7 @@ class DumpFailure(StrEnum):
     )
     NO_TURN = "no-turn"  # not tried: others were dumped all the time
     OVERTAKEN = "overtaken"  # not tried: somebody has let the guest go meanwhile
+    UNFILTERED = "unfiltered"  # not tried: less could be left out than is required
     NO_SPACE = "no-space"
     UNWRITABLE = "unwritable"
     REFUSED = "refused"

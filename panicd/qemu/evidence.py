@@ -157,9 +157,9 @@ async def _kernel_log(
     session: Session, bundle: Bundle, by_other: DumpByOther | None = None
 ) -> None:
     log = await read_kernel_log(session, lines=LOG_LINES, timeout=2.0, by_other=by_other)
-    # Some milliseconds, in which others are responded to.
-    bundle.words = await trio.to_thread.run_sync(words_of_log, log.lines)
     _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
+    # Some milliseconds, in which others are responded to.
+    bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
 
 
 async def _screenshot(session: Session, bundle: Bundle) -> None:

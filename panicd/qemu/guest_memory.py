@@ -17,8 +17,9 @@ import fcntl
 import os
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,7 @@ import trio
 
 from panicd.qemu.dump_error import DumpByOther, DumpError
 from panicd.qemu.monitor import Command, CommandError, MonitorError, NoReplyError
-from panicd.qemu.session import Session
+from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import Version
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, find_vmcoreinfo
 from panicd.rules.guest_memory.memory import MAX_REQUEST, PAGE, Limits
@@ -37,7 +38,6 @@ from panicd.rules.kernel_log import KernelLog, read_log
 VMCOREINFO_SINCE: Final[Version] = (2, 11, 0)
 FD_NAME: Final = "panicd-range"
 HEAD: Final = 1 << 14  # bytes; the ELF headers of a range take some 300
-MAX_FILE: Final = HEAD + MAX_NOTES + MAX_REQUEST  # bytes that QEMU may write for a range
 ELF: Final = "elf"  # the format of which the beginning has the notes
 BEGINNING: Final = 64 * 1024  # bytes of a dump that are waited for: its headers, and some notes
 _WORD: Final = re.compile(r"\b0x([0-9a-f]{16})\b")
@@ -61,21 +61,20 @@ async def read_kernel_log(
         NotReadableError: there is no log to be had; the text says why, and may be the guest's.
         SessionLostError: the session ended.
     """
-    if session.capability.version < VMCOREINFO_SINCE:
-        raise NotReadableError("this QEMU has no vmcoreinfo device")
-    if session.run_state.executes:
-        raise NotReadableError("the guest is running")
     deadline = trio.current_time() + timeout
     if by_other is None:
-        read, notes = _read_range, await _notes(session, deadline)
+        ranges = RangeReader(session, deadline, MAX_REQUEST)
+        read, note = ranges.read, await ranges.vmcoreinfo()
     else:
-        read, notes = _read_words, await notes_of_dump(by_other, timeout)
-    reader = read_log(Vmcoreinfo.parse(find_vmcoreinfo(notes)), Limits(lines))
+        check_readable(session)
+        read = partial(_read_words, session, deadline=deadline)
+        note = find_vmcoreinfo(await notes_of_dump(by_other, timeout))
+    reader = read_log(Vmcoreinfo.parse(note), Limits(lines))
     try:
         request = next(reader)
         while True:
             try:
-                data = await read(session, request, deadline)
+                data = await read(request)
             except NotReadableError as error:
                 request = reader.throw(error)
             else:
@@ -85,10 +84,16 @@ async def read_kernel_log(
         return log
 
 
-async def _notes(session: Session, deadline: float) -> bytes:
-    with _open_file() as file:
-        dump = await _write_range(session, file, FIRST, deadline)
-        return os.pread(file, dump.notes.length, dump.notes.offset)
+def check_readable(session: Session) -> None:
+    """See that a guest's kernel can have left a note, and its memory may be read.
+
+    Raises:
+        NotReadableError: not so.
+    """
+    if session.capability.version < VMCOREINFO_SINCE:
+        raise NotReadableError("this QEMU has no vmcoreinfo device")
+    if session.run_state.executes:
+        raise NotReadableError("the guest is running")
 
 
 async def notes_of_dump(dump: DumpByOther, timeout: float) -> bytes:
@@ -139,7 +144,7 @@ async def _first_notes(stream: trio.lowlevel.FdStream) -> bytes | None:
     return None
 
 
-async def _read_words(session: Session, request: ReadRequest, deadline: float) -> bytes:
+async def _read_words(session: Session, request: ReadRequest, *, deadline: float) -> bytes:
     """Read a range by the human monitor, which prints it in words of eight bytes."""
     count = request.length // 8
     command = {"command-line": f"xp /{count}gx {request.physical:#x}"}
@@ -155,11 +160,62 @@ async def _read_words(session: Session, request: ReadRequest, deadline: float) -
     return struct.pack(f"<{count}Q", *words)
 
 
-async def _read_range(session: Session, request: ReadRequest, deadline: float) -> bytes:
-    with _open_file() as file:
-        dump = await _write_range(session, file, request, deadline)
-        pieces = dump.locate(request.physical, request.length)
-        return b"".join(os.pread(file, piece.length, piece.offset) for piece in pieces)
+class RangeReader:
+    """Reads ranges of a stopped guest's memory.
+
+    Args:
+        session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
+        deadline: until when it may be done, on trio's clock.
+        longest: bytes of a range.
+
+    Attributes:
+        deadline: the same.
+
+    Raises:
+        NotReadableError: this QEMU or this guest gives none.
+    """
+
+    def __init__(self, session: Session, deadline: float, longest: int) -> None:
+        self.deadline = deadline
+        self._session = session
+        self._file_size = HEAD + MAX_NOTES + longest
+
+    async def vmcoreinfo(self) -> bytes:
+        """Return the guest kernel's note on itself.
+
+        Raises:
+            NotReadableError: there is none.
+            SessionLostError: the session ended.
+        """
+        check_readable(self._session)
+        # Who does not answer this at once does not answer what follows.
+        deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
+        with _open_file(self._file_size) as file:
+            dump = await _write_range(self._session, file, FIRST, deadline)
+            return find_vmcoreinfo(os.pread(file, dump.notes.length, dump.notes.offset))
+
+    async def read(self, request: ReadRequest) -> bytes:
+        """Return a range.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+        async with self.range(request) as pieces:
+            return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
+
+    @asynccontextmanager
+    async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
+        """Yield where a range lies: files in memory, and from where to where in them.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+        with _open_file(self._file_size) as file:
+            dump = await _write_range(self._session, file, request, self.deadline)
+            pieces = dump.locate(request.physical, request.length)
+            yield [(file, piece.offset, piece.offset + piece.length) for piece in pieces]
 
 
 async def _write_range(
@@ -194,11 +250,11 @@ def _left(deadline: float) -> float:
 
 
 @contextmanager
-def _open_file() -> Iterator[int]:
-    """Make a file in memory that can't grow beyond ``MAX_FILE``, whatever QEMU writes."""
+def _open_file(size: int) -> Iterator[int]:
+    """Make a file in memory that can't grow beyond ``size`` bytes, whatever QEMU writes."""
     file = os.memfd_create("panicd-range", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(file, MAX_FILE)
+        os.ftruncate(file, size)
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
         yield file
     finally:

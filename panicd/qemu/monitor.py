@@ -4,15 +4,7 @@ qemu.qmp runs on asyncio, panicd on trio; ``trio_asyncio`` joins them. Functions
 flavoured unless their name ends in ``_aio``. A step from one to the other takes longer than a
 command does. So qemu.qmp opens a session and ends it, and while it lasts commands are written and
 lines are read from trio's side; from the first line on that makes no sense, qemu.qmp reads again.
-Errors say who must act and whether the command may have run::
-
-    MonitorError
-    ├── UnreachableError   no session could be made; try again later
-    │   └── SilentError          what was said was not answered, or nothing was said at all
-    ├── CommandError       QEMU answered that it won't; nothing was done
-    └── UncertainError     no answer: it may or may not have run, ask QEMU for its state
-        ├── SessionLostError     the session ended
-        └── NoReplyError         the time limit was reached, the session goes on
+Errors: ``monitor_error``.
 """
 
 import asyncio
@@ -46,10 +38,34 @@ from qemu.qmp.protocol import Runstate
 
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.line_reader import read_lines
+from panicd.qemu.monitor_error import (
+    CommandError,
+    MonitorError,
+    NoReplyError,
+    SessionLostError,
+    SilentError,
+    UncertainError,
+    UnreachableError,
+)
 from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
 from panicd.rules.capability import Version
 from panicd.rules.qapi import MAX_TEXT, parse_event
+
+__all__ = [
+    "Command",
+    "CommandError",
+    "Monitor",
+    "MonitorError",
+    "NoReplyError",
+    "SessionLostError",
+    "SilentError",
+    "UncertainError",
+    "UnreachableError",
+    "event_loop",
+    "open_monitor",
+    "pulse",
+]
 
 Command = tuple[str, Mapping[str, object]]
 _TakeLine = weakref.WeakMethod[Callable[[bytes, int | None], bool]]
@@ -68,52 +84,6 @@ PRETTY: Final = (
     "its JSON goes over many lines, which panicd does not read: use -qmp instead of -qmp-pretty, "
     "or pretty=off"
 )
-
-
-class MonitorError(Exception):
-    """Base of the faults of one monitor."""
-
-
-class UnreachableError(MonitorError):
-    """No session could be made."""
-
-
-class SilentError(UnreachableError):
-    """The monitor takes connections and does not answer: it is taken, or QEMU hangs.
-
-    Attributes:
-        greeted: it has said what it is, so it is not taken.
-    """
-
-    def __init__(self, message: str, *, greeted: bool) -> None:
-        super().__init__(message)
-        self.greeted = greeted
-
-
-class CommandError(MonitorError):
-    """QEMU answered with an error: the command was not carried out.
-
-    Attributes:
-        error_class: ``GenericError``, ``CommandNotFound``, … (QAPI ``QapiErrorClass``).
-        description: QEMU's text, for people.
-    """
-
-    def __init__(self, error_class: str, description: str) -> None:
-        super().__init__(f"{error_class}: {description}")
-        self.error_class = error_class
-        self.description = description
-
-
-class UncertainError(MonitorError):
-    """No answer came: the command may or may not have been carried out."""
-
-
-class SessionLostError(UncertainError):
-    """The session has ended."""
-
-
-class NoReplyError(UncertainError):
-    """No answer came in time; the session goes on."""
 
 
 class _Client(QMPClient):

@@ -99,6 +99,16 @@ RECORD: dict[str, Any] = {
     "evidence": {"files": {"screen.png": "the guest's screen"}, "problems": {"kernel log": "no"}},
     "screenshot": "/var/lib/panicd/incidents/x/screen.png",
     "dumps": ["/dumps/x.kdump"],
+    "dump_facts": [
+        {
+            "path": "/dumps/x.kdump",
+            "size": 17 << 20,
+            "level": 31,
+            "left_out": {"cache": 256, "cache_private": 512, "user": 0, "free": 25600},
+            "reason": "it [red]lies",
+            "open": ["crash vmlinux /dumps/x.kdump", "drgn -c /dumps/x.kdump"],
+        }
+    ],
 }
 
 
@@ -120,6 +130,10 @@ def test_panic_line_comes_first_and_all_that_an_operator_asks_follows() -> None:
         "now       restarted, after 2.50 s",
         "seen      by uid 0: ticket 42",
         "Dump        /dumps/x.kdump",
+        "  17.0 MiB, level 31; left out: cache 1 MiB, cache private 2 MiB, free 100 MiB",
+        "  less was left out than configured: it [red]lies",
+        "  crash vmlinux /dumps/x.kdump",
+        "  drgn -c /dumps/x.kdump",
         "Screenshot  /var/lib/panicd/incidents/x/screen.png",
         "Evidence    /var/lib/panicd/incidents/x",
         "  no kernel log: no",

@@ -27,6 +27,7 @@ DUMP = {
     "done": 1,
     "rate": 1,
     "left": None,
+    "left_out": 1 << 30,
     "ahead": 0,
 }
 DOMAIN: dict[str, Any] = {
@@ -87,6 +88,16 @@ INCIDENT: dict[str, Any] = {
     "evidence_directory": HOSTILE,
     "screenshot": HOSTILE,
     "dumps": [HOSTILE],
+    "dump_facts": [
+        {
+            "path": HOSTILE,
+            "size": 1,
+            "level": 31,
+            "left_out": {"free": 1},
+            "reason": HOSTILE,
+            "open": [HOSTILE],
+        }
+    ],
 }
 STATUS: dict[str, Any] = {
     "journal_fault": HOSTILE,

@@ -199,7 +199,7 @@ def memory_is_dumped() -> None:
     start_vm("dump", VM)
     panic("dump")
     until("the dump's end", lambda: incident("dump")["state"] == "preserved")
-    (dump,) = (STATE / "coredumps/dump").glob("*.elf.zst")
+    (dump,) = (STATE / "coredumps").glob("*/dump/*.elf.zst")
     assert dump.stat().st_size > 10_000
 
 

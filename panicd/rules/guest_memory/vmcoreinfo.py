@@ -59,6 +59,22 @@ class Vmcoreinfo:
         """Return the value of a variable or constant."""
         return self._number(f"NUMBER({name})")
 
+    def has_number(self, name: str) -> bool:
+        """Return whether the kernel tells of a variable or constant."""
+        return f"NUMBER({name})" in self._entries
+
+    def length(self, name: str) -> int:
+        """Return how many elements an array has."""
+        return self._number(f"LENGTH({name})")
+
+    def has_offset(self, structure: str, member: str) -> bool:
+        """Return whether the kernel tells where in a structure a member lies."""
+        return f"OFFSET({structure}.{member})" in self._entries
+
+    def offset(self, structure: str, member: str) -> int:
+        """Return where in a structure a member lies, in bytes, as the kernel says."""
+        return self._number(f"OFFSET({structure}.{member})")
+
     def structure(self, name: str, members: Mapping[str, int]) -> "Structure":
         """Return the layout of a structure.
 
@@ -71,7 +87,7 @@ class Vmcoreinfo:
             raise NotReadableError(f"a {name} of {size} bytes")
         places = {}
         for member, width in members.items():
-            offset = self._number(f"OFFSET({name}.{member})")
+            offset = self.offset(name, member)
             if not 0 <= offset <= size - width:
                 raise NotReadableError(f"{name}.{member} lies outside of it, at {offset}")
             places[member] = slice(offset, offset + width)
@@ -99,6 +115,11 @@ class Structure:
     def __init__(self, size: int, places: Mapping[str, slice]) -> None:
         self.size = size
         self._places = places
+
+    def offset(self, member: str) -> int:
+        """Return where a member lies, in bytes from the structure's beginning."""
+        start: int = self._places[member].start
+        return start
 
     def part(self, data: bytes, member: str) -> bytes:
         """Return a member's bytes; ``data`` holds the structure whole."""
