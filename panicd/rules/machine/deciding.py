@@ -501,9 +501,9 @@ def _stopped_again(turn: Turn, *, plan: bool) -> None:
         return
     incident = turn.open
     index = max(incident.steps)
-    outcome = incident.steps[index].outcome
-    if outcome is Outcome.FAILED and turn.step(index).on_failure is OnFailure.PRESERVE:
-        give_up(turn, Reason.DUMP_FAILED)
+    outcome, on_failure = incident.steps[index].outcome, turn.step(index).on_failure
+    if outcome is Outcome.FAILED and on_failure is not OnFailure.CONTINUE:
+        finish(turn, _AFTER_FAILURE[on_failure])
     else:
         hearing.begin_plan(turn)
         go_on(turn, index if outcome is Outcome.SKIPPED else index + 1)
