@@ -103,10 +103,9 @@ async def dump_guest_memory(
     progress = progress or DumpProgress()
     progress.began, progress.total = trio.current_time(), memory.size
     deadline = progress.began + settings.timeout
-    resets, resumes = session.seen.resets, session.seen.resumes
+    let_go = session.vm.times_let_go
     async with _selected(session, settings, kind, memory, by_other=by_other) as selection:
-        await session.drain()
-        if session.seen.resets > resets or session.seen.resumes > resumes:
+        if session.vm.times_let_go > let_go:
             why = "the guest was reset or resumed while its dump was prepared"
             raise DumpError(DumpFailure.OVERTAKEN, why)
         if selection.reason:

@@ -100,8 +100,7 @@ async def measure(
             session_with(vm) as session,
         ):
             await session.execute("cont")
-            while session.run_state is not RunState.GUEST_PANICKED:
-                await session.next_event()
+            await session.observe(lambda: session.run_state is RunState.GUEST_PANICKED, 60.0)
             dumps: Mapping[str, Callable[[], Awaitable[Path]]] = {
                 f"QEMU's own {kind}": partial(dump_by_qemu, vm, directory, kind) for kind in OWN
             } | {
