@@ -31,4 +31,4 @@
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
