@@ -24,9 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
-from panicd.cli.render import UNFOLDED, Answer
+from panicd.cli.render import UNFOLDED
 from panicd.cli.render_incident import page
 from panicd.cli.terminal import Terminal
+from panicd.host.control_client import Answer
 from panicd.qemu.screen import MOST
 
 FAST: Final = 1  # levels of gzip

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from shlex import quote
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -13,11 +12,9 @@ from rich.text import Text
 
 from panicd.cli.render_dumps import dumps
 from panicd.cli.terminal import Terminal, line
+from panicd.host.control_client import Answer
 from panicd.rules.capability import PanicDevice
 from panicd.rules.qemu_args import Argument
-
-Answer = dict[str, Any]
-"""An answer of the daemon's, as decoded from JSON."""
 
 UNBROKEN = {"incident", "panicked", "now"}  # columns that are no use in pieces
 WATCH_EVERY = 1.0  # seconds

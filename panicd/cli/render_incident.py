@@ -11,8 +11,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from panicd.cli.render import Answer, configured, written_time
+from panicd.cli.render import configured, written_time
 from panicd.cli.terminal import line
+from panicd.host.control_client import Answer
 
 
 @dataclass(frozen=True, slots=True)

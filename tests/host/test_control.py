@@ -13,14 +13,8 @@ import pytest
 import trio
 
 from panicd.host import control
-from panicd.host.control import (
-    AlreadyRunningError,
-    ControlSocketError,
-    DaemonUnreachableError,
-    PeerCredentials,
-    RefusedError,
-    Request,
-)
+from panicd.host.control import AlreadyRunningError, ControlSocketError, PeerCredentials, Request
+from panicd.host.control_client import DaemonUnreachableError, RefusedError
 from tests.parts.patience import fail_after, patience
 
 AT_ONCE = control.ENCODED_AT_ONCE

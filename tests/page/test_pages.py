@@ -15,7 +15,7 @@ import bcrypt
 import pytest
 import yaml
 
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from panicd.host.http import HttpServer
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu

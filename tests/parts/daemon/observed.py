@@ -13,8 +13,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from panicd.host import control, journal_database
-from panicd.host.logs import escape
 from panicd.rules.incident import Incident
+from panicd.rules.printable import escape
 from tests.parts.patience import patience
 from tests.parts.wire import Message
 
