@@ -23,7 +23,8 @@
     page/    what a browser shows: pages, overview, incident, evidence, parts, style
     cli/     what people type and see: program, deferred, commands, base, configured, moment,
              incident_commands, running, checking, probing, advising, arguments, demonstrating,
-             export, render, render_changes, render_dumps, render_incident, incident_log, terminal
+             export, render, render_changes, render_dumps, render_incident, incident_log, terminal,
+             watching
     demo/    guests that panic, for people to look at
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.

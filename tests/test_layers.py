@@ -60,6 +60,7 @@ ORDER = [
     "cli.render_dumps",
     "cli.incident_log",
     "cli.render",
+    "cli.watching",
     "cli.render_changes",
     "cli.render_incident",
     "cli.export",

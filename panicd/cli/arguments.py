@@ -1,11 +1,12 @@
 """``panicd qemu-args``: what a VM should be started with."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 
 import click
 
-from panicd.cli import render
-from panicd.rules.qemu_args import Wanted, qemu_arguments
+from panicd.rules.qemu_args import Argument, Wanted, qemu_arguments
 
 
 @click.command("qemu-args")
@@ -56,7 +57,16 @@ def qemu_args(  # noqa: PLR0917 - click calls it, each by its name
         arguments = qemu_arguments(wanted)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    render.arguments(name, arguments)
+    _show(name, arguments)
+
+
+def _show(name: str, wanted: Iterable[Argument]) -> None:
+    """Print QEMU arguments, as a shell takes them, each with its reason."""
+    lines = [("-name " + quote(name), "what panicd calls it")]
+    lines += [(f"{a.option} {quote(a.value)}" if a.value else a.option, a.why) for a in wanted]
+    width = max(len(argument) for argument, _ in lines)
+    for argument, why in lines:
+        print(f"{argument:{width}}  # {why}")
 
 
 def _version(text: str) -> tuple[int, int, int]:

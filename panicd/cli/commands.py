@@ -24,7 +24,9 @@ def status(context: Context, watch: bool) -> tuple[object, Callable[[], None]]:
     """Show every domain: whether it is armed, what a panic would lead to, what is open."""
     answer = cast("Answer", context.ask("status"))
     if watch:
-        return answer, lambda: render.watch(lambda: cast("Answer", context.ask("status")))
+        from panicd.cli.watching import show_again  # noqa: PLC0415 - rarely wanted
+
+        return answer, lambda: show_again(lambda: cast("Answer", context.ask("status")))
     return answer, lambda: render.status(answer)
 
 

@@ -106,11 +106,10 @@ def export(
     from panicd.cli.configured import record  # noqa: PLC0415 - slow to load
     from panicd.cli.export import ExportError, archive_name, write_archive  # noqa: PLC0415 - as above
 
+    known = record(context, incident_id)
     target = output or Path(archive_name(incident_id))
     try:
-        left_out = write_archive(
-            record(context, incident_id), target, dump=not no_dump, force=force, now=time.time()
-        )
+        left_out = write_archive(known, target, dump=not no_dump, force=force, now=time.time())
     except ExportError as error:
         fail(str(error))
     for what in left_out:
