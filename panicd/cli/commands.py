@@ -6,11 +6,11 @@ from typing import Final, cast
 
 import click
 
-from panicd.cli import render, render_changes
 from panicd.cli.base import Context, fails_on_findings, note_findings
 from panicd.cli.base import domain_names as _domain_names
 from panicd.cli.base import incident_ids as _incident_ids
 from panicd.cli.base import json_option as _json_option
+from panicd.cli.deferred import shown
 from panicd.cli.moment import SECONDS
 from panicd.host.control_client import Answer
 from panicd.rules.on_crash import OnCrash
@@ -22,12 +22,10 @@ from panicd.rules.operation import EVERY_DOMAIN
 @_json_option
 def status(context: Context, watch: bool) -> tuple[object, Callable[[], None]]:
     """Show every domain: whether it is armed, what a panic would lead to, what is open."""
-    answer = cast("Answer", context.ask("status"))
+    answer = context.ask("status")
     if watch:
-        from panicd.cli.watching import show_again  # noqa: PLC0415 - rarely wanted
-
-        return answer, lambda: show_again(lambda: cast("Answer", context.ask("status")))
-    return answer, lambda: render.status(answer)
+        return answer, shown("panicd.cli.watching:show_again", lambda: context.ask("status"))
+    return answer, shown("panicd.cli.render:status", answer)
 
 
 @click.command()
@@ -38,8 +36,8 @@ def explain(context: Context, domain: str) -> tuple[object, Callable[[], None]]:
 
     DOMAIN is a name, a UUID, or the path of its monitor, which no other domain has.
     """
-    answer = cast("Answer", context.ask("explain", domain=domain))
-    return answer, lambda: render.explanation(answer)
+    answer = context.ask("explain", domain=domain)
+    return answer, shown("panicd.cli.render:explanation", answer)
 
 
 WHY: Final = click.option("--why", required=True, help="The reason; it is kept in the journal.")
@@ -75,7 +73,7 @@ def hold(
     """
     held = _held(domain, whole_host)
     answer = context.ask("hold", domain=held, future=future, why=why, **{"for": duration})
-    return answer, lambda: render_changes.hold(cast("Answer", answer))
+    return answer, shown("panicd.cli.render_changes:hold", answer)
 
 
 @click.command()
@@ -88,7 +86,7 @@ def unhold(
 ) -> tuple[object, Callable[[], None]]:
     """End a hold: what is due is done at once."""
     answer = context.ask("unhold", domain=_held(domain, whole_host), why=why)
-    return answer, lambda: render_changes.unhold(cast("Answer", answer))
+    return answer, shown("panicd.cli.render_changes:unhold", answer)
 
 
 @click.command()
@@ -98,7 +96,7 @@ def unhold(
 def release(context: Context, domain: str, why: str) -> tuple[object, Callable[[], None]]:
     """Let the panicked guest of DOMAIN run as it is (`cont`), as `act DOMAIN ignore` does."""
     answer = context.ask("release", domain=domain, why=why)
-    return answer, lambda: render_changes.act(cast("Answer", answer))
+    return answer, shown("panicd.cli.render_changes:act", answer)
 
 
 @click.command()
@@ -109,7 +107,7 @@ def release(context: Context, domain: str, why: str) -> tuple[object, Callable[[
 def act(context: Context, domain: str, action: str, why: str) -> tuple[object, Callable[[], None]]:
     """Apply ACTION to the panicked guest of DOMAIN, whatever its policy, budget or hold say."""
     answer = context.ask("act", domain=domain, action=action, why=why)
-    return answer, lambda: render_changes.act(cast("Answer", answer))
+    return answer, shown("panicd.cli.render_changes:act", answer)
 
 
 @click.command()
@@ -119,7 +117,7 @@ def act(context: Context, domain: str, action: str, why: str) -> tuple[object, C
 def ack(context: Context, incident_id: str, why: str) -> tuple[object, Callable[[], None]]:
     """Note that INCIDENT was looked at."""
     answer = context.ask("ack", incident=incident_id, why=why)
-    return answer, lambda: render_changes.ack(cast("Answer", answer))
+    return answer, shown("panicd.cli.render_changes:ack", answer)
 
 
 @click.command()
@@ -127,7 +125,7 @@ def ack(context: Context, incident_id: str, why: str) -> tuple[object, Callable[
 def reload(context: Context) -> tuple[object, Callable[[], None]]:
     """Have the daemon read its configuration anew: all of it, or on a mistake nothing."""
     answer = context.ask("reload")
-    return answer, lambda: render_changes.reload(cast("Answer", answer))
+    return answer, shown("panicd.cli.render_changes:reload", answer)
 
 
 @click.command()
@@ -140,7 +138,7 @@ def audit(context: Context) -> tuple[object, Callable[[], None]]:
     """
     answer = cast("Answer", context.ask("audit"))
     note_findings(answer["exposed"])
-    return answer, lambda: render.audit(answer)
+    return answer, shown("panicd.cli.render:audit", answer)
 
 
 def _held(domain: str | None, whole_host: bool) -> str:

@@ -1,7 +1,12 @@
-"""Commands that are known by name and by a line of help, and loaded when they are called."""
+"""What is known by its place, ``module:name``, and loaded when it is called.
 
+So a list of commands loads none of them, and ``--json`` nothing that draws.
+"""
+
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
 import click
 
@@ -12,7 +17,7 @@ class Deferred(click.Command):
     Args:
         name: the command's.
         help: the first sentence of its help.
-        place: its module, a colon, and its name there.
+        place: where it is.
     """
 
     def __init__(self, name: str, help: str, place: str) -> None:  # noqa: A002 - click's word
@@ -21,8 +26,7 @@ class Deferred(click.Command):
 
     def load(self) -> click.Command:
         """Return the command itself."""
-        module, _, attribute = self._place.partition(":")
-        return cast("click.Command", getattr(import_module(module), attribute))
+        return cast("click.Command", _found(self._place))
 
 
 class DeferringGroup(click.Group):
@@ -34,3 +38,22 @@ class DeferringGroup(click.Group):
         """Return the command that is called, loaded, with its name and arguments."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.load() if isinstance(command, Deferred) else command, rest
+
+
+def shown(place: str, *arguments: object) -> Callable[[], None]:
+    """Return what prints an answer for people.
+
+    Args:
+        place: of a function that prints.
+        arguments: of that function.
+    """
+    return partial(_call, place, *arguments)
+
+
+def _call(place: str, *arguments: object) -> None:
+    _found(place)(*arguments)
+
+
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

@@ -56,13 +56,31 @@ def test_completing_a_command_loads_none() -> None:
     assert not loaded(env=env) & (DAEMONS | DRAWING | CONFIGURATION)
 
 
-async def test_status_loads_what_draws_it_and_no_more(socket_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "drawing"),
+    [
+        (["status"], DRAWING),
+        (["status", "--json"], set()),
+        (["explain", "vm"], DRAWING),
+        (["explain", "vm", "--json"], set()),
+        (["reload", "--json"], set()),
+    ],
+)
+async def test_a_question_loads_what_draws_the_answer_and_no_more(
+    socket_dir: Path, arguments: list[str], drawing: set[str]
+) -> None:
     vm = FakeQemu(socket_dir / "vm.qmp", name="vm")
     async with DaemonInside.start(socket_dir) as daemon, vm.running():
         await daemon.wait_armed("vm")
-        for arguments in (["status"], ["status", "--json"], ["explain", "vm"]):
-            run = partial(loaded, "--config", daemon.config_file, *arguments)
-            assert not await trio.to_thread.run_sync(run) & (DAEMONS | CONFIGURATION)
+        run = partial(loaded, "--config", daemon.config_file, *arguments)
+        there = await trio.to_thread.run_sync(run)
+    assert there & (DAEMONS | CONFIGURATION | DRAWING) == drawing
+
+
+def test_completing_a_domain_loads_what_asks_for_it_and_no_more(socket_dir: Path) -> None:
+    typed = f"panicd --socket {socket_dir}/nowhere explain --"
+    env = {"_PANICD_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": "4"}
+    assert not loaded(env=env) & (DAEMONS | DRAWING | CONFIGURATION)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
