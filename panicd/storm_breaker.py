@@ -123,7 +123,12 @@ class StormBreaker:
         return [owner for owner in panics if is_storm(storm, panics, domains, owner, now)]
 
     def _hits(self, storm: Storm, owner: int | None, now: float, also: str) -> bool:
-        """Whether there is a storm for an owner, one more domain's panic included."""
+        """Whether there is a storm for an owner, one more domain's panic included.
+
+        It is asked at each thing that happens to a domain, and then mostly answered at once.
+        """
+        if len(self._panics) + 1 < storm.minimum:
+            return False
         panics = self._panics_by_owner()
         if also not in self._panics:
             panics[owner_of(also)].append(now)

@@ -68,6 +68,10 @@ COMMANDS: Final = {
         "incident_commands:incident",
         "Show INCIDENT from the panic to its end: what was seen, decided and done, and when.",
     ),
+    "panics": (
+        "incident_commands:panics",
+        "List the panics that were told from each other: how often each was seen, and where.",
+    ),
     "export": (
         "incident_commands:export",
         "Write all that is known of INCIDENT into one archive, to send to whoever debugs it.",

@@ -12,7 +12,15 @@ from panicd.cli.terminal import Terminal, line
 from panicd.host.control_client import Answer
 from panicd.rules.panic_device import PanicDevice
 
-UNBROKEN = {"incident", "panicked", "now"}  # columns that are no use in pieces
+UNBROKEN = {
+    "incident",
+    "panicked",
+    "now",
+    "signature",
+    "newest incident",
+    "first",
+    "last",
+}  # columns that are no use in pieces
 SHORT_LINE = 64  # characters of a panic line that a list shows
 WIDE = 190  # columns of a terminal that has room for all that is known of incidents, in a table
 UNFOLDED = 240  # columns; what is piped into a file or another program is not folded
@@ -175,6 +183,49 @@ def _incidents_in_short(answer: list[Answer]) -> None:
         console.print(line((incident["id"], "bold"), head, _now(incident), seen))
         if words := _words(incident):
             console.print(f"    {short(words)}", no_wrap=True, overflow="ellipsis")
+
+
+def panics(answer: list[Answer]) -> None:
+    """Print what ``panicd panics`` shows."""
+    if not answer:
+        console.print("No panic of which enough is known to compare it.")
+        return
+    if console.width < WIDE:
+        _panics_in_short(answer)
+        return
+    table = _table("signature", "seen", "domains", "first", "last", "newest incident", "panic")
+    for group in answer:
+        table.add_row(
+            group["signature"],
+            str(group["count"]),
+            str(group["domains"]),
+            written_time(group["first_at"]),
+            written_time(group["last_at"]),
+            group["newest"],
+            signature(group),
+        )
+    console.print(table)
+
+
+def _panics_in_short(answer: list[Answer]) -> None:
+    """Print panics for a terminal that has no room for the table: two lines each."""
+    for group in answer:
+        last = written_time(group["last_at"])
+        head = f"  {last}  {group['newest']}: {seen(group)}"
+        console.print(line((group["signature"], "bold"), head))
+        console.print(f"    {signature(group)}", no_wrap=True, overflow="ellipsis")
+
+
+def seen(group: Answer) -> str:
+    """Return how often a panic was seen, and on how many domains."""
+    times = "seen once" if group["count"] == 1 else f"seen {group['count']} times"
+    domains = "1 domain" if group["domains"] == 1 else f"{group['domains']} domains"
+    return f"{times} on {domains}"
+
+
+def signature(known: Answer) -> str:
+    """Return what a panic is known by, as people read it: its title and its functions."""
+    return " in ".join(filter(None, (known["title"], " < ".join(known["frames"]))))
 
 
 def probe(answer: Answer) -> None:

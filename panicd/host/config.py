@@ -391,6 +391,8 @@ def _coredump(value: Value, base: CoredumpSettings) -> CoredumpSettings:
         return CoredumpSettings(
             directory=keys["directory"].read(absolute_path, base.directory),
             format=keys["format"].read(one_of(*DumpFormat), base.format),
+            level=keys["level"].read(whole_number(0, 31), base.level),
+            level_required=keys["level_required"].read(boolean, base.level_required),
             timeout=keys["timeout"].read(positive_duration, base.timeout),
             keep=keys["keep"].read(whole_number(1), base.keep),
             max_total=keys["max_total"].read(size, base.max_total),

@@ -49,8 +49,10 @@ async def end_hung_qemu(services: Services, peer: Peer) -> None:
         await _driver(services, chronicle, peer).adopt(chronicle, Plight.HANGS)
     finally:
         services.waiting.let_go(chronicle)
-        if chronicle.incident.is_open or not chronicle.is_written:
+        if chronicle.incident.is_open:
             services.waiting.park(chronicle)
+        elif not chronicle.is_written:
+            services.waiting.hand_over(chronicle)
 
 
 def _ends(chronicle: Chronicle, peer: Peer) -> bool:

@@ -66,6 +66,7 @@ from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation
 from panicd.rules.policy import applicable
 from panicd.rules.qapi import Event, GuestPanickedEvent, PanicAction, RunState
+from panicd.rules.settings import JournalFailure
 from panicd.services import Services
 from panicd.timers import Timer
 
@@ -159,10 +160,9 @@ class Driver:
                 self._liveness = Liveness(
                     services, domain, session, self._is_idle, lambda: self.feed(LookAgain())
                 )
-                self.feed(Attached(session.vm, incident))
+                heard = *self._heard_before(session), *lost
+                self.feed(Attached(session.vm, incident, heard))
                 session.listen(self._heard, self._session_ended)
-                for each in lost:
-                    self.feed(each)
                 await self._until_left()
         finally:
             self._leave()
@@ -354,8 +354,9 @@ class Driver:
         """Tell an operator how it went, once that is on the disk."""
 
         def written(problem: JournalError | None) -> None:
+            acts = self._services.keeping.journal_failure() is JournalFailure.ACT
             lost = f"it is not known whether it was done: {problem}"
-            request.refuse(lost if problem is not None else "")
+            request.refuse("" if problem is None or acts else lost)
 
         if refused or self._latest is None:
             request.refuse(refused)
@@ -365,7 +366,8 @@ class Driver:
     def _closed(self, chronicle: Chronicle, problem: JournalError | None) -> None:
         """See to it that the end of an incident is written, whatever becomes of the domain."""
         if problem is not None:
-            self._services.waiting.hand_over(chronicle)
+            if self._session is not None:  # else whoever has it adopted sees to that
+                self._services.waiting.hand_over(chronicle)
             self.feed(Undurable(0, str(problem)))
 
     def _commit(self, serial: int) -> None:
@@ -415,8 +417,9 @@ class Driver:
         session = self._session
         assert session is not None
 
-        async def take() -> str:
-            return await self._evidence.take(session, effect.step)
+        async def take() -> StepResult:
+            words = await self._evidence.take(session, effect.step)
+            return StepResult(Outcome.DONE, words.line, words.signature)
 
         self.feed(Finished(effect.serial, await _result_of(take)))
 
@@ -425,8 +428,9 @@ class Driver:
         assert session is not None
         overtaken = False
 
-        async def dump() -> str:
-            return str((await self._evidence.dump(session, effect.step)).path)
+        async def dump() -> StepResult:
+            finished = await self._evidence.dump(session, effect.step)
+            return StepResult(Outcome.DONE, str(finished.path))
 
         try:
             result = await _result_of(dump)
@@ -556,7 +560,14 @@ class Driver:
             if not chronicle.is_written:
                 waiting.hand_over(chronicle)
 
-    async def _what_was_lost(self, session: Session) -> list[Input]:
+    def _heard_before(self, session: Session) -> list[Heard]:
+        """Take the events that came while the session was made."""
+        kept = session.monitor.events.take_kept()
+        panics = (each.at for each in kept if isinstance(each.event, GuestPanickedEvent))
+        self._heard_at = next(panics, math.inf)
+        return [Heard(each.event, each.count) for each in kept]
+
+    async def _what_was_lost(self, session: Session) -> list[Heard]:
         """Make up for the events that were too many before anybody took them."""
         events = session.monitor.events
         if not events.lost:
@@ -574,16 +585,16 @@ class Driver:
         finally:
             self.feed(Stopping())
             self._nursery.cancel_scope.cancel()
-        if self._bug is not None:
-            raise self._bug
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._bug is not None:
+                raise self._bug
 
     def _leave(self) -> None:
         """Leave an open incident to wait for its domain."""
         domain = self._domain
         self._services.fleet.detach(domain)
         self._first.close()
-        if self._timer is not None:
-            self._timer.cancel()
         if self._liveness is not None:
             self._liveness.stop()
         if self._session is not None:
@@ -595,10 +606,10 @@ class Driver:
             domain.chronicle = None
 
 
-async def _result_of(work: Callable[[], Awaitable[str]]) -> StepResult:
-    """Do something with a VM, and return how that went, as a step's result."""
+async def _result_of(work: Callable[[], Awaitable[StepResult]]) -> StepResult:
+    """Do something with a VM, and return how that went."""
     try:
-        return StepResult(Outcome.DONE, await work())
+        return await work()
     except UncertainError as error:
         return StepResult(Outcome.UNKNOWN, str(error))
     except CommandError as error:

@@ -72,6 +72,12 @@ class EventOutlet:
             self.ended = True
             self._tell_end()
 
+    def take_kept(self) -> list[Heard]:
+        """Return what was kept, and keep it no longer."""
+        kept = list(self._entries)
+        self._entries.clear()
+        return kept
+
     def hand_over(self, take: Callable[[Heard], None], tell_end: Callable[[], None]) -> None:
         """Hand over what was kept, and all that follows at once, as it is read.
 

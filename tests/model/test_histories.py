@@ -354,6 +354,18 @@ def test_policy_is_carried_out_once_whatever_breaks(history: History) -> None:
 
 
 FOUND = {
+    "a guest is let run panicked, for its reset failed and somebody had let it run": History(
+        OnCrash.RESTART,
+        QEMU_2_6,
+        (
+            (3.2, "panic"),
+            (0.0, "lose the next answer"),
+            (3.0, "others bring it back"),
+            (0.2, "panic"),
+        ),
+        enforce=True,
+        resets=False,
+    ),
     "a guest that was reset while an incident waited for the journal is panicked": History(
         OnCrash.RESTART,
         QEMU_7_2,

@@ -31,6 +31,12 @@ INHERITS = Policy(CoredumpSettings(Path("/dumps")), inherits_on_crash=True)
 PANICKED = Situation(RunState.GUEST_PANICKED)
 
 
+QEMU_ARGUMENT = (
+    "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+    "<q:arg value='-device'/><q:arg value='{}'/></q:commandline>"
+)
+
+
 def xml(inside: str = "", number: str = "id='3'") -> str:
     return f"<domain type='kvm' {number}>\n<name>a</name><uuid>u</uuid>{inside}</domain>\n"
 
@@ -129,6 +135,21 @@ def test_only_a_policy_that_inherits_does() -> None:
     assert inherit(INHERITS, domain("something-new")).on_crash is OnCrash.PRESERVE
     assert inherit(INHERITS, None) is INHERITS
     assert inherit(POLICY, domain("destroy")) is POLICY
+
+
+@pytest.mark.parametrize(
+    ("inside", "has"),
+    [
+        ("", False),
+        ("<features><vmcoreinfo state='on'/></features>", True),
+        ("<features><acpi/><vmcoreinfo/></features>", True),
+        ("<features><vmcoreinfo state='off'/></features>", False),
+        (QEMU_ARGUMENT.format("vmcoreinfo"), True),
+        (QEMU_ARGUMENT.format("pvpanic"), False),
+    ],
+)
+def test_whether_the_guest_s_kernel_can_leave_a_note(inside: str, has: bool) -> None:
+    assert parse_domain(xml(inside)).has_vmcoreinfo is has
 
 
 def test_a_panic_device_of_libvirt_s_was_asked_for() -> None:

@@ -11,7 +11,7 @@ from panicd.rules.machine import deciding, effects, hearing
 from panicd.rules.machine.inputs import Adopted, Attached, Departed, Plight
 from panicd.rules.machine.state import Begun, Departing, Left, Relaunching, Stage
 from panicd.rules.machine.turn import Turn
-from panicd.rules.machine.vm import Vm, with_capability
+from panicd.rules.machine.vm import Vm, follow, with_capability
 from panicd.rules.plan import Kill, Terminate
 from panicd.rules.qapi import RunState
 from panicd.rules.recovery import End, Found, GiveUp, GoOn, Redecide, Stay, recover
@@ -23,7 +23,9 @@ UNKNOWN_QEMU: Final = Capability(version=(0, 0, 0))
 
 def attached(turn: Turn, _phase: Begun, came: Attached) -> None:
     """Go on with the incident that waits for this domain, and see whether it is panicked."""
-    turn.vm, turn.incident = came.vm, came.incident
+    turn.vm, turn.incident, turn.deferred = came.vm, came.incident, came.heard
+    for heard in came.heard:
+        turn.vm = follow(turn.vm, heard.event)
     turn.unseen = turn.stale = True
     take_up_policy(turn)
     incident = turn.incident

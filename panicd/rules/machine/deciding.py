@@ -38,6 +38,7 @@ from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.recovery import Found
 
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
+UNKNOWN_WHETHER: Final = "it is not known whether it was done: its incident goes on"
 GIVEN_UP: Final = "it was begun again and again, and it never became known how it ended"
 _AFTER_FAILURE: Final = {
     OnFailure.FALL_BACK: Course.FALL_BACK,
@@ -275,6 +276,8 @@ def interrupt(turn: Turn) -> None:
     """
     turn.enter(Interrupted())
     turn.commit()
+    if turn.granting is not None:
+        turn.answer(UNKNOWN_WHETHER)
     if turn.known.ended:
         turn.rest()
     else:
@@ -436,11 +439,12 @@ def _resumed_meanwhile(turn: Turn) -> None:
 
 def stop_again(turn: Turn, *, plan: bool = False) -> None:
     """Stop the guest that somebody else resumed, or end its incident."""
-    if not turn.moment.policy.enforce or turn.open.enforced >= ENFORCED_AT_MOST:
+    enforce = turn.moment.policy.enforce and not turn.moment.dry_run
+    if not enforce or turn.open.enforced >= ENFORCED_AT_MOST:
         turn.close(Ending.FOREIGN_RESUME)
         return
     turn.note(Enforced(turn.moment.now))
-    turn.enter(StoppingAgain(Stage.RECORDING, turn.known.resets, plan))
+    turn.enter(StoppingAgain(Stage.RECORDING, hearing.resets_taken(turn), plan))
     turn.commit()
 
 
@@ -501,9 +505,9 @@ def _stopped_again(turn: Turn, *, plan: bool) -> None:
         return
     incident = turn.open
     index = max(incident.steps)
-    outcome = incident.steps[index].outcome
-    if outcome is Outcome.FAILED and turn.step(index).on_failure is OnFailure.PRESERVE:
-        give_up(turn, Reason.DUMP_FAILED)
+    outcome, on_failure = incident.steps[index].outcome, turn.step(index).on_failure
+    if outcome is Outcome.FAILED and on_failure is not OnFailure.CONTINUE:
+        finish(turn, _AFTER_FAILURE[on_failure])
     else:
         hearing.begin_plan(turn)
         go_on(turn, index if outcome is Outcome.SKIPPED else index + 1)

@@ -48,7 +48,7 @@ def begin_plan(turn: Turn) -> None:
 
     What came since, while something was asked for, is dealt with as what comes during the plan.
     """
-    resets = turn.known.resets - _deferred(turn, ResetEvent)
+    resets = resets_taken(turn)
     resumes = turn.known.resumes - _deferred(turn, ResumeEvent)
     turn.base = (resets, resumes)
     turn.let_go = resets + resumes
@@ -60,6 +60,11 @@ def take_deferred(turn: Turn) -> None:
     deferred, turn.deferred = turn.deferred, ()
     for heard in deferred:
         while_acting(turn, heard)
+
+
+def resets_taken(turn: Turn) -> int:
+    """Return how often the guest was reset, as far as was dealt with."""
+    return turn.known.resets - _deferred(turn, ResetEvent)
 
 
 def _deferred(turn: Turn, kind: type[Event]) -> int:

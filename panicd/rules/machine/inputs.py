@@ -62,11 +62,26 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """An event of QEMU's, ``count`` times in a row."""
+
+    event: Event
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Attached:
-    """A VM is connected; ``incident`` waited for it, or None."""
+    """A VM is connected.
+
+    Attributes:
+        vm: as it said when it was asked.
+        incident: which waited for it, or None.
+        heard: events since the session began; some may be older than its answer.
+    """
 
     vm: Vm
     incident: Incident | None
+    heard: tuple[Heard, ...] = ()
 
 
 class Plight(StrEnum):
@@ -84,14 +99,6 @@ class Adopted:
 
     incident: Incident
     plight: Plight
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """An event of QEMU's, ``count`` times in a row."""
-
-    event: Event
-    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

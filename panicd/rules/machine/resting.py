@@ -162,6 +162,15 @@ def not_ended(turn: Turn, phase: SeeingEnd, _came: Elapsed) -> None:
     deciding.ask_state(turn, AskingState(Then.OPEN, phase.information, phase.count))
 
 
+def _ends_slowly(turn: Turn, phase: AskingState, answer: NoAnswer) -> None:
+    """QEMU said that it ends, and says nothing more: it does by now, or may take long for it."""
+    if answer.lost:
+        open_panic(turn, phase.information, None, phase.count)
+        return
+    turn.enter(SeeingEnd(phase.information, phase.count))
+    turn.wake(turn.moment.policy.timeouts.stop)
+
+
 # What others do.
 
 
@@ -328,6 +337,9 @@ def state_answered(turn: Turn, phase: AskingState, answered: Answered) -> str | 
     (answer,) = answered.answers
     if isinstance(answer, NoAnswer) and phase.then is Then.LOOK and answer.lost:
         turn.rest()  # its end is seen to where every session's is
+        return None
+    if isinstance(answer, NoAnswer) and phase.then is Then.OPEN:
+        _ends_slowly(turn, phase, answer)
         return None
     if isinstance(answer, Refused | NoAnswer):
         silent = isinstance(answer, NoAnswer) and not answer.lost

@@ -192,6 +192,7 @@ TABLE: Final[dict[type, dict[type, Handler]]] = {
     Begun: {
         Attached: arrival.attached,
         Adopted: arrival.adopted,
+        Reconsider: _ignore,  # it is looked up when the VM is known
     },
     Resting: {
         Heard: _take,

@@ -1,0 +1,190 @@
+"""The machine as a whole: what comes to it at an awkward moment, and what it has done then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from panicd.rules.capability import Capability
+from panicd.rules.incident import Opened
+from panicd.rules.incident import State as IncidentState
+from panicd.rules.machine import State, effects, step
+from panicd.rules.machine.inputs import (
+    Answered,
+    Asked,
+    Attached,
+    Durable,
+    Elapsed,
+    Heard,
+    Input,
+    Lost,
+    Moment,
+    NoAnswer,
+    Reconsider,
+)
+from panicd.rules.machine.state import AskingState, SettingPanic
+from panicd.rules.machine.vm import Vm
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.operation import Operation, OperationKind
+from panicd.rules.qapi import (
+    Event,
+    GuestPanickedEvent,
+    PanicAction,
+    PanicInformation,
+    ResetEvent,
+    ResumeEvent,
+    RunState,
+    ShutdownEvent,
+    StopEvent,
+)
+from panicd.rules.settings import CoredumpSettings, Policy
+
+E = TypeVar("E", bound=effects.Effect)
+
+PANIC = GuestPanickedEvent(0.0, PanicAction.PAUSE)
+STOP = StopEvent(0.0)
+RESUME = ResumeEvent(0.0)
+RESET = ResetEvent(0.0, guest=False, reason="host-qmp-system-reset")
+IDLE: tuple[object, ...] = ({}, [], {"status": "none"}, {"status": "guest-panicked"})
+"""QEMU's answers where it is busy with nothing."""
+
+
+class Machine:
+    """A machine, and the effects that nobody has looked at yet."""
+
+    def __init__(self, on_crash: OnCrash, *, enforce: bool = False, dry_run: bool = False) -> None:
+        policy = Policy(CoredumpSettings(Path("/dumps")), on_crash, enforce=enforce)
+        self.moment = Moment(1000.0, 0.0, policy, name="vm", token="t", dry_run=dry_run)  # noqa: S106 - a part of an id
+        self.state = State()
+        self.made: list[effects.Effect] = []
+
+    def attach(self, run_state: RunState = RunState.RUNNING, *events: Event) -> None:
+        vm = Vm(run_state, Capability(version=(7, 2, 0)), process="qemu")
+        self.tell(Attached(vm, None, tuple(map(Heard, events))))
+        if isinstance(self.state.phase, SettingPanic):
+            self.answer({})
+
+    def tell(self, *inputs: Input) -> None:
+        for came in inputs:
+            self.state, made = step(self.state, came, self.moment)
+            self.made.extend(made)
+
+    def hear(self, *events: Event) -> None:
+        self.tell(*map(Heard, events))
+
+    def answer(self, *answers: object) -> None:
+        self.tell(Answered(self.state.serial, answers))
+
+    def durable(self) -> None:
+        self.tell(Durable(self.state.serial))
+
+    def all(self, kind: type[E]) -> list[E]:
+        return [effect for effect in self.made if isinstance(effect, kind)]
+
+    @property
+    def opened(self) -> list[Opened]:
+        """The incidents that were begun."""
+        return [n.entry for n in self.all(effects.Note) if isinstance(n.entry, Opened)]
+
+    @property
+    def sent(self) -> list[str]:
+        """The commands that change something."""
+        return [name for send in self.all(effects.Send) if send.acts for name, _ in send.commands]
+
+    @property
+    def incident(self) -> IncidentState | None:
+        return self.state.incident.state if self.state.incident is not None else None
+
+    def preserve(self) -> None:
+        """Have a panicked guest preserved."""
+        self.attach()
+        self.hear(PANIC, STOP)
+        if isinstance(self.state.phase, AskingState):
+            self.answer({"status": "guest-panicked"})
+        assert self.incident is IncidentState.PRESERVED
+        self.made.clear()
+
+
+def test_a_change_of_policy_before_the_vm_is_known_changes_nothing() -> None:
+    machine = Machine(OnCrash.PRESERVE)
+    machine.tell(Reconsider())
+    machine.preserve()
+
+
+def test_a_panic_while_the_session_is_made_is_told_with_its_payload_and_once() -> None:
+    machine = Machine(OnCrash.PRESERVE)
+    information = PanicInformation("hyper-v", (("arg1", 1),))
+    machine.attach(RunState.GUEST_PANICKED, replace(PANIC, information=information), STOP)
+    (opened,) = machine.opened
+    assert opened.information == information
+    assert machine.state.incident is not None
+    assert (machine.state.incident.repeats, machine.state.repeats) == (0, 0)
+
+
+def test_a_guest_that_was_reset_while_the_session_was_made_is_left_alone() -> None:
+    machine = Machine(OnCrash.DESTROY)
+    machine.attach(RunState.GUEST_PANICKED, RESET, RESUME)
+    assert machine.incident is None
+    assert not machine.all(effects.Note)
+
+
+def test_a_guest_that_was_resumed_in_a_dry_run_is_not_stopped() -> None:
+    machine = Machine(OnCrash.PRESERVE, enforce=True, dry_run=True)
+    machine.preserve()
+    machine.hear(RESUME)
+    machine.durable()
+    assert (machine.incident, machine.sent) == (None, [])
+
+
+def test_a_guest_that_was_resumed_and_reset_while_qemu_was_asked_is_not_stopped() -> None:
+    machine = Machine(OnCrash.PRESERVE, enforce=True)
+    machine.preserve()
+    machine.tell(Elapsed(machine.state.serial))
+    machine.hear(RESUME, RESET)
+    machine.answer({"status": "running"})
+    machine.durable()
+    machine.answer({"status": "running"})
+    assert (machine.incident, machine.sent) == (None, [])
+
+
+def ending_slowly() -> Machine:
+    """A machine whose QEMU said that it ends with a panic, and does not answer."""
+    machine = Machine(OnCrash.RESTART)
+    machine.attach()
+    machine.hear(GuestPanickedEvent(0.0, PanicAction.POWEROFF))
+    machine.hear(ShutdownEvent(0.0, guest=False, reason=""))
+    machine.tell(Elapsed(machine.state.serial))
+    machine.answer(NoAnswer("no answer"))
+    return machine
+
+
+def test_a_panic_is_not_lost_where_qemu_takes_long_to_end_with_it() -> None:
+    machine = ending_slowly()
+    assert not machine.all(effects.Leave)
+    machine.tell(Lost())
+    assert machine.opened
+
+
+def test_nor_where_qemu_ends_before_it_answers() -> None:
+    machine = ending_slowly()
+    machine.tell(Elapsed(machine.state.serial), Lost())
+    machine.answer(NoAnswer("lost", lost=True))
+    assert machine.opened
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_operator_is_not_told_that_it_was_done_where_that_is_not_known(lost: bool) -> None:
+    machine = Machine(OnCrash.PRESERVE)
+    machine.preserve()
+    machine.tell(Asked(1, Operation(0.0, 0, OperationKind.RELEASE, "vm", "")))
+    machine.answer({"status": "guest-panicked"})
+    while "cont" not in machine.sent:
+        waits_for_answer = isinstance(machine.made[-1], effects.Send)
+        machine.answer(*IDLE) if waits_for_answer else machine.durable()
+    machine.answer(NoAnswer("cont: no answer", lost=lost))
+    machine.tell(*([Lost()] if lost else []), Elapsed(machine.state.serial))
+    (answer,) = machine.all(effects.Answer)
+    assert answer.refused
