@@ -14,7 +14,8 @@ from panicd.answers.snapshot import Outlook, budget_of, domain_status, foresee_d
 from panicd.fleet import Domain
 from panicd.host.config import Config, ConfigError
 from panicd.host.config_mistakes import did_you_mean
-from panicd.host.control import RefusedError, Request
+from panicd.host.control import Request
+from panicd.host.control_client import RefusedError
 from panicd.host.journal import JournalError
 from panicd.records import incident_view, plan_view, read_panics, read_record
 from panicd.rules.exposure import NO_MONITOR

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import IO, Final, cast
 
 from panicd.cli.filtering import leaves_out, write_filtered
-from panicd.cli.render import UNFOLDED, Answer
+from panicd.cli.render import UNFOLDED
 from panicd.cli.render_incident import page
 from panicd.cli.terminal import Terminal
+from panicd.host.control_client import Answer
 from panicd.qemu.screen import MOST
 from panicd.rules.guest_memory.reading import NotReadableError
 

@@ -12,8 +12,9 @@ from panicd.cli.base import Context, domain_names, fail, incident_ids, json_opti
 from panicd.cli.incident_log import incident_log
 from panicd.cli.moment import parse_moment
 from panicd.cli.render_incident import page
-from panicd.host.logs import escape
+from panicd.host.control_client import Answer
 from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.printable import escape
 
 
 def _moment(_context: object, _parameter: object, text: str | None) -> float | None:
@@ -72,7 +73,7 @@ def incidents(
     given = {"domain": domain, "since": since, "until": until, "same_as": same_as}
     wanted_too = {key: value for key, value in given.items() if value is not None}
     answer = context.ask("incidents", **wanted, **wanted_too)
-    return answer, lambda: render.incidents(cast("list[render.Answer]", answer))
+    return answer, lambda: render.incidents(cast("list[Answer]", answer))
 
 
 @click.command()
@@ -99,7 +100,7 @@ def panics(
     which too little is known are in no group.
     """
     answer = context.ask("panics", limit=limit, **({} if since is None else {"since": since}))
-    return answer, lambda: render.panics(cast("list[render.Answer]", answer))
+    return answer, lambda: render.panics(cast("list[Answer]", answer))
 
 
 @click.command()
@@ -112,7 +113,7 @@ def panics(
 @json_option
 def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:
     """Show INCIDENT from the panic to its end: what was seen, decided and done, and when."""
-    answer = cast("render.Answer", context.ask("incident", incident=incident_id))
+    answer = cast("Answer", context.ask("incident", incident=incident_id))
     if log:
         try:
             return incident_log(answer)
@@ -151,13 +152,14 @@ def export(
     It holds what the guest had in memory and on its screen: mind who gets it. Without a daemon the
     journal is read as it is.
     """
-    from panicd.cli.export import ExportError, archive_name, write_archive  # noqa: PLC0415 - slow to load
+    from panicd.cli.configured import record  # noqa: PLC0415 - slow to load
+    from panicd.cli.export import ExportError, archive_name, write_archive  # noqa: PLC0415 - as above
 
-    record = context.record(incident_id)
+    known = record(context, incident_id)
     target = output or Path(archive_name(incident_id))
     try:
         left_out = write_archive(
-            record, target, dump=not no_dump, force=force, now=time.time(), level=level
+            known, target, dump=not no_dump, force=force, now=time.time(), level=level
         )
     except ExportError as error:
         fail(str(error))

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from panicd.host.logs import escape
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.kernel_log import KernelLog, panic_line
+from panicd.rules.printable import escape
 
 
 def incident_log(incident: dict[str, Any]) -> tuple[object, Callable[[], None]]:

@@ -1,23 +1,16 @@
 """What the commands print for people; ``--json`` prints the answer itself."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from shlex import quote
-from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.live import Live
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from panicd.cli.render_dumps import dumps
 from panicd.cli.terminal import Terminal, line
-from panicd.rules.capability import PanicDevice
-from panicd.rules.qemu_args import Argument
-
-Answer = dict[str, Any]
-"""An answer of the daemon's, as decoded from JSON."""
+from panicd.host.control_client import Answer
+from panicd.rules.panic_device import PanicDevice
 
 UNBROKEN = {
     "incident",
@@ -28,7 +21,6 @@ UNBROKEN = {
     "first",
     "last",
 }  # columns that are no use in pieces
-WATCH_EVERY = 1.0  # seconds
 SHORT_LINE = 64  # characters of a panic line that a list shows
 WIDE = 190  # columns of a terminal that has room for all that is known of incidents, in a table
 UNFOLDED = 240  # columns; what is piped into a file or another program is not folded
@@ -38,20 +30,13 @@ if not console.is_terminal:
     console = Terminal(width=UNFOLDED)
 
 
-def watch(ask: Callable[[], Answer]) -> None:
-    """Show what ``panicd status`` shows, anew every second, until interrupted."""
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        while True:
-            live.update(Group(*_status(ask())), refresh=True)
-            time.sleep(WATCH_EVERY)
-
-
 def status(answer: Answer) -> None:
     """Print what ``panicd status`` shows."""
-    console.print(*_status(answer), sep="\n")
+    console.print(*status_parts(answer), sep="\n")
 
 
-def _status(answer: Answer) -> Iterator[RenderableType]:
+def status_parts(answer: Answer) -> Iterator[RenderableType]:
+    """Yield what ``panicd status`` shows."""
     if answer["journal_fault"]:
         yield line(("The journal can't be written: ", "bold red"), answer["journal_fault"])
     if answer["libvirt_problem"]:
@@ -307,15 +292,6 @@ def advice(answer: list[Answer]) -> None:
         for row in each["support"]:
             table.add_row(row["device"], row["verdict"], row["why"], row["source"])
         console.print(table)
-
-
-def arguments(name: str, wanted: Iterable[Argument]) -> None:
-    """Print QEMU arguments, as a shell takes them, each with its reason."""
-    lines = [("-name " + quote(name), "what panicd calls it")]
-    lines += [(f"{a.option} {quote(a.value)}" if a.value else a.option, a.why) for a in wanted]
-    width = max(len(argument) for argument, _ in lines)
-    for argument, why in lines:
-        print(f"{argument:{width}}  # {why}")
 
 
 def _table(*headings: str) -> Table:

@@ -12,8 +12,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from panicd.cli.render import Answer, configured, seen, signature, written_time
+from panicd.cli.render import configured, seen, signature, written_time
 from panicd.cli.terminal import line
+from panicd.host.control_client import Answer
 from panicd.rules.guest_memory.memory import PAGE
 
 MIB: Final = 1 << 20

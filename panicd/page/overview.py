@@ -24,8 +24,9 @@ from panicd.page.parts import (
     table,
     when,
 )
-from panicd.rules.capability import Armed, PanicDevice
+from panicd.rules.capability import Armed
 from panicd.rules.incident import Incident, State
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Reason
 from panicd.services import Services
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from panicd.demo.guests import Guest
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from panicd.rules.incident import State
 from panicd.rules.machine import resting
 from panicd.rules.machine.deciding import ENFORCED_AT_MOST

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from panicd.host.journal import Journal
 from panicd.rules.operation import Operation
 from tests.parts.background import background

@@ -16,7 +16,7 @@ import bcrypt
 import pytest
 import yaml
 
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from panicd.host.http import HttpServer
 from panicd.host.journal import Journal
 from panicd.rules.incident import (

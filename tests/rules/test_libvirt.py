@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from panicd.rules.capability import Capability, PanicDevice, PanicSetting, run_by_libvirt
+from panicd.rules.capability import Capability, PanicSetting, run_by_libvirt
 from panicd.rules.libvirt import (
     METADATA_URI,
     LibvirtDomain,
@@ -20,6 +20,7 @@ from panicd.rules.libvirt import (
     pid_file,
 )
 from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.plan import Cont, Dump, Quit, SystemReset, make_plan
 from panicd.rules.policy import Reason, Situation, decide, panic_setting
 from panicd.rules.qapi import RunState
