@@ -11,9 +11,11 @@
     dumps/   which pages a dump leaves out: page_classes, page_bitmap, page_filter, kdump_writer
     qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
     host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
-    incident/ driver gives one domain's machine what happens and carries out what it says;
-             chronicle is an incident's record; waiting, adoption: those without a connection;
-             liveness: whether an idle QEMU still answers
+    incident/ driver gives one domain's machine what happens and carries out what it says; errands
+             are what takes its time, outcome how that went; request: what an operator asks;
+             policy_in_force: what is said of it; chronicle is an incident's record;
+             waiting, adoption: those without a connection; liveness: whether an idle QEMU
+             still answers
     here     relaunch, libvirt; tally counts; bundle_keeper removes old evidence; services: what
              all share; timers; evidence, dump_queue, dumping: what is kept of a panic; connector
              finds and keeps domains, libvirts_own: what is never dialled; strangers: who dialled

@@ -58,11 +58,7 @@ from panicd.storm_breaker import StormBreaker
 from panicd.tally import Tally
 from panicd.timers import Timers
 
-AT_START_ONLY: Final = (
-    "metrics_listen",
-    "state_directory",
-    "control_socket",
-)
+AT_START_ONLY: Final = ("metrics_listen", "state_directory", "control_socket")
 SWITCH_INTERVAL: Final = 0.0005  # seconds (sys.setswitchinterval)
 # gc.set_threshold: the young as often as by default, for what a hostile monitor sent hangs on them.
 # A collection of all objects of 2,000 domains takes 0.1 to 1 s, in which nobody is responded to:

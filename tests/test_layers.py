@@ -34,6 +34,10 @@ ORDER = [
     "services",
     "evidence",
     "incident.liveness",
+    "incident.request",
+    "incident.outcome",
+    "incident.errands",
+    "incident.policy_in_force",
     "incident.driver",
     "incident.adoption",
     "incident",
@@ -225,7 +229,7 @@ def test_cont_is_born_in_plans_only() -> None:
     assert set(makers) == {"panicd/rules/plan.py"}
 
 
-def test_cont_is_sent_by_one_step_only() -> None:
+def test_cont_is_sent_by_its_step_and_to_ignored_guests_only() -> None:
     senders = [
         name_of(path)
         for path in modules()
@@ -233,10 +237,14 @@ def test_cont_is_sent_by_one_step_only() -> None:
         if isinstance(node, ast.Constant) and node.value == "cont"
     ]
     # The demonstration starts VMs of its own, which panicd has not yet seen.
-    assert senders == ["panicd/demo/qemu.py", "panicd/rules/machine/commands.py"]
+    assert senders == [
+        "panicd/demo/qemu.py",
+        "panicd/rules/machine/commands.py",
+        "panicd/rules/machine/ignoring.py",
+    ]
 
 
-def test_libvirt_is_told_to_act_by_the_driver_only() -> None:
+def test_libvirt_is_told_to_act_in_one_place_only() -> None:
     """It could let a guest run as well ('resume')."""
     tellers = [
         name_of(path)
@@ -244,7 +252,7 @@ def test_libvirt_is_told_to_act_by_the_driver_only() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("libvirt.act")
     ]
-    assert tellers == ["panicd/incident/driver.py"]
+    assert tellers == ["panicd/incident/errands.py"]
 
 
 def test_the_package_s_drawing_names_every_module() -> None:

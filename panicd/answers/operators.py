@@ -13,7 +13,7 @@ from panicd.fleet import Domain
 from panicd.host.control_client import RefusedError
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
-from panicd.incident.driver import Request
+from panicd.incident.request import Request
 from panicd.rules.incident import Acknowledged, IllegalTransitionError, Incident
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation

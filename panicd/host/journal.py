@@ -13,7 +13,6 @@ full or taken says so by a named error, and by ``fault``; it never loses an entr
 """
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import threading
@@ -29,7 +28,13 @@ import trio
 
 from panicd.host import journal_database, journal_outbox
 from panicd.host.journal_database import Batch, Stored
-from panicd.host.journal_error import JournalDamagedError, JournalError, faults_named
+from panicd.host.journal_error import (
+    JournalDamagedError,
+    JournalError,
+    JournalInUseError,
+    faults_named,
+)
+from panicd.host.journal_file import beside, identity, lock, sync_directory
 from panicd.host.journal_outbox import Pending
 from panicd.host.journal_totals import Totals
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident
@@ -45,10 +50,6 @@ __all__ = [
 
 PRUNED_AT_ONCE: Final = 200
 """Incidents, or operations, removed by one commit, so that no append waits long for it."""
-
-
-class JournalInUseError(JournalError):
-    """Another process has the journal open."""
 
 
 class JournalClosedError(JournalError):
@@ -77,13 +78,13 @@ class Journal:
         on_notification: called in trio's thread when there are new ones.
     """
 
-    def __init__(self, path: Path, database: sqlite3.Connection, lock: int) -> None:
+    def __init__(self, path: Path, database: sqlite3.Connection, held: int) -> None:
         self.path = path
         self.channels: tuple[str, ...] = ()
         self.on_notification: Callable[[], None] = lambda: None
         self._database = database
-        self._lock = lock
-        self._identity = _identity(path)
+        self._lock = held
+        self._identity = identity(path)
         self._closed = False
         self._fault: str | None = None
         self._has_news = False  # the writer thread's alone
@@ -107,16 +108,16 @@ class Journal:
         with contextlib.ExitStack() as undo:
             try:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                lock = _lock(path)
-                undo.callback(os.close, lock)
+                taken = lock(path)
+                undo.callback(os.close, taken)
                 # SQLite gives its -wal and -shm files the mode of the database.
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
             except OSError as error:
                 raise JournalError(f"{path}: {error.strerror}") from error
             database = journal_database.connect(path)
             undo.pop_all()
-        return cls(path, database, lock)
+        return cls(path, database, taken)
 
     @staticmethod
     def set_aside(path: Path) -> Path:
@@ -131,15 +132,15 @@ class Journal:
         """
         aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
         try:
-            lock = _lock(path)
+            taken = lock(path)
             try:
                 # The database goes last: a -wal left beside a new one would be replayed into it.
                 for suffix in ("-shm", "-wal", ""):
                     with contextlib.suppress(FileNotFoundError):
-                        _beside(path, suffix).rename(_beside(aside, suffix))
-                _sync_directory(path.parent)
+                        beside(path, suffix).rename(beside(aside, suffix))
+                sync_directory(path.parent)
             finally:
-                os.close(lock)
+                os.close(taken)
         except OSError as error:
             raise JournalError(f"{path}: {error.strerror}") from error
         return aside
@@ -449,7 +450,7 @@ class Journal:
 
     def _check_identity(self) -> None:
         """Refuse to write into a file that nobody will find again."""
-        if _identity(self.path) != self._identity:
+        if identity(self.path) != self._identity:
             raise JournalError(
                 f"{self.path}: was removed, replaced or hidden while panicd had it open"
             )
@@ -466,34 +467,3 @@ def _work(request: _Request, batch: Batch) -> None:
 def _wake(requests: list[_Request]) -> None:
     for request in requests:
         request.done(request.error)
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def _lock(path: Path) -> int:
-    """Return the open lock file: flock(2) ends with the process that holds it."""
-    descriptor = os.open(_beside(path, ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise JournalInUseError(f"{path}: another process has it open") from None
-    return descriptor
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -34,3 +34,7 @@ def faults_named(path: Path) -> Iterator[None]:
         if type(error) is not sqlite3.DatabaseError:
             raise
         raise JournalDamagedError(f"{path}: {error}") from error
+
+
+class JournalInUseError(JournalError):
+    """Another process has the journal open."""

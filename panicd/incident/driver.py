@@ -9,30 +9,25 @@ import math
 import secrets
 import signal
 from collections import deque
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, assert_never
 
 import trio
+from structlog.typing import FilteringBoundLogger
 
-from panicd.evidence import EvidenceKeeper
 from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
-from panicd.host.virsh import LibvirtRefusedError, LibvirtSilentError
 from panicd.incident.chronicle import Chronicle
+from panicd.incident.errands import Errands
 from panicd.incident.liveness import Liveness
-from panicd.libvirt import LibvirtAwayError
-from panicd.qemu.coredump import DumpError, DumpFailure
+from panicd.incident.outcome import answer_of
+from panicd.incident.policy_in_force import tell_policy
+from panicd.incident.request import Request
 from panicd.qemu.event_outlet import Heard as HeardAt
-from panicd.qemu.monitor import CommandError, SessionLostError, UncertainError
 from panicd.qemu.process import Peer, PeerError
 from panicd.qemu.session import Session
-from panicd.relaunch import relaunch_environment, run_relaunch
-from panicd.rules.capability import Armed
-from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.identity import owner_of
 from panicd.rules.incident import Closed, Opened, Outcome, Settled, StepResult
 from panicd.rules.incident import State as IncidentState
@@ -42,61 +37,28 @@ from panicd.rules.machine.inputs import (
     Answered,
     Asked,
     Attached,
-    Departed,
     Durable,
     Elapsed,
     Finished,
-    Gone,
     Heard,
     Input,
     LookAgain,
     Lost,
     Moment,
-    NoAnswer,
     Plight,
     Reconsider,
-    Refused,
     Stopping,
-    Told,
-    TurnCame,
     Undurable,
 )
 from panicd.rules.machine.state import Begun, Left, Resting
-from panicd.rules.on_crash import OnCrash
-from panicd.rules.operation import Operation
-from panicd.rules.policy import applicable
 from panicd.rules.qapi import Event, GuestPanickedEvent, PanicAction, RunState
 from panicd.rules.settings import JournalFailure
 from panicd.services import Services
 from panicd.timers import Timer
 
-GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
-REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
 GATHER: Final = 0.02  # seconds in which panics that follow each other are told of as one
 SETTLED: Final = frozenset({IncidentState.PRESERVED, IncidentState.FAILED, IncidentState.RESET})
 LOST: Final = "the domain's monitor was lost"
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """Something that an operator asks of a domain.
-
-    Attributes:
-        operation: who asks for what, and why.
-        action: of ``act``: what to do.
-        done: set when it was carried out, or refused.
-        refused: why, where it was.
-    """
-
-    operation: Operation
-    action: OnCrash | None = None
-    done: trio.Event = field(default_factory=trio.Event)
-    refused: str = ""
-
-    def refuse(self, why: str) -> None:
-        """Say why it is not carried out."""
-        self.refused = why
-        self.done.set()
 
 
 class Driver:
@@ -119,7 +81,6 @@ class Driver:
         self._bug: BaseException | None = None
         self._left = trio.Event()
         self._problem = ""
-        self._cause = Cause.DISCONNECTED
         self._nursery: trio.Nursery
         self._timer: Timer | None = None
         self._due, self._due_serial = math.inf, 0
@@ -134,7 +95,7 @@ class Driver:
         self._more = 0  # panics like the last, not yet told of
         self._token = secrets.token_hex(4)
         self._numbers = count(1)
-        self._evidence = EvidenceKeeper(services, domain)
+        self._errands = Errands(services, domain, peer, self.feed)
 
     # What is asked of it.
 
@@ -148,7 +109,7 @@ class Driver:
             JournalError: what was to be written before can't be.
         """
         services, domain = self._services, self._domain
-        self._session = session
+        self._session = self._errands.session = session
         domain.chronicle = None
         services.fleet.attach(domain, session)
         try:
@@ -166,7 +127,7 @@ class Driver:
                 await self._until_left()
         finally:
             self._leave()
-        return self._problem or str(self._cause)
+        return self._problem or str(self._errands.cause)
 
     async def adopt(self, chronicle: Chronicle, plight: Plight) -> None:
         """Take up an incident that has no connection, for as long as there is something to do.
@@ -295,13 +256,13 @@ class Driver:
             case effects.Wake(serial=serial, seconds=seconds):
                 self._wake(serial, seconds)
             case effects.Collect():
-                self._nursery.start_soon(self._collect, effect)
+                self._nursery.start_soon(self._errands.collect, effect)
             case effects.MakeDump():
                 self._act(True)
-                self._nursery.start_soon(self._dump, effect)
+                self._nursery.start_soon(self._errands.dump, effect)
             case effects.Relaunch():
                 self._act(True)
-                self._nursery.start_soon(self._relaunch, effect)
+                self._nursery.start_soon(self._errands.relaunch, effect)
             case effects.SendSignal():
                 self._act(True)
                 self._signal(effect)
@@ -309,19 +270,20 @@ class Driver:
                 self._watch_process()
             case effects.TellLibvirt():
                 self._act(True)
-                self._nursery.start_soon(self._tell_libvirt, effect)
+                self._nursery.start_soon(self._errands.tell_libvirt, effect)
             case effects.TakeTurn(serial=serial):
                 self._turn = trio.CancelScope()
-                self._nursery.start_soon(self._take_turn, serial, self._turn)
+                self._nursery.start_soon(self._errands.take_turn, serial, self._turn)
             case effects.LeaveTurn():
                 self._turn.cancel()
             case effects.Abort():
                 assert self._session is not None
                 self._session.monitor.abort()
             case effects.FindCause():
-                self._nursery.start_soon(self._find_cause)
+                self._nursery.start_soon(self._errands.find_cause)
             case effects.PolicyInForce():
-                self._tell_policy()
+                assert self._state.vm is not None
+                tell_policy(self._log, self._domain, self._state.vm.capability)
             case effects.Answer(request=number, refused=refused):
                 self._answer(self._requests.pop(number), refused)
             case effects.Say(level=level, text=text, facts=facts):
@@ -390,7 +352,7 @@ class Driver:
         def done(answers: list[object]) -> None:
             if limit is not None:
                 limit.cancel()
-            self.feed(Answered(send.serial, tuple(map(_answer, answers))))
+            self.feed(Answered(send.serial, tuple(map(answer_of, answers))))
 
         commands = [(name, dict(arguments)) for name, arguments in send.commands]
         question = self._session.monitor.ask(commands, done, timeout=send.timeout)
@@ -413,38 +375,6 @@ class Driver:
         else:
             self.feed(Elapsed(self._due_serial))
 
-    async def _collect(self, effect: effects.Collect) -> None:
-        session = self._session
-        assert session is not None
-
-        async def take() -> StepResult:
-            words = await self._evidence.take(session, effect.step)
-            return StepResult(Outcome.DONE, words.line, words.signature)
-
-        self.feed(Finished(effect.serial, await _result_of(take)))
-
-    async def _dump(self, effect: effects.MakeDump) -> None:
-        session = self._session
-        assert session is not None
-        overtaken = False
-
-        async def dump() -> StepResult:
-            finished = await self._evidence.dump(session, effect.step)
-            return StepResult(Outcome.DONE, str(finished.path))
-
-        try:
-            result = await _result_of(dump)
-        except DumpError as error:
-            result = StepResult(Outcome.FAILED, str(error))
-            overtaken = error.failure is DumpFailure.OVERTAKEN
-        self.feed(Finished(effect.serial, result, overtaken))
-
-    async def _relaunch(self, effect: effects.Relaunch) -> None:
-        chronicle = self._domain.chronicle
-        assert chronicle is not None
-        environment = relaunch_environment(chronicle.incident)
-        self.feed(Finished(effect.serial, await run_relaunch(effect.step, environment)))
-
     def _signal(self, effect: effects.SendSignal) -> None:
         assert self._peer is not None
         result = StepResult(Outcome.DONE)
@@ -458,57 +388,12 @@ class Driver:
         known = self._peer is not None and bool(self._state.vm and self._state.vm.process)
         if known and not self._watches:
             self._watches = True
-            self._nursery.start_soon(self._await_gone)
-
-    async def _await_gone(self) -> None:
-        assert self._peer is not None
-        await self._peer.wait_gone()
-        self.feed(Gone())
-
-    async def _tell_libvirt(self, effect: effects.TellLibvirt) -> None:
-        vm = self._state.vm
-        assert vm is not None
-        domain = vm.capability.libvirt
-        assert domain is not None
-        try:
-            await self._services.libvirt.act(domain, effect.verb, effect.timeout)
-        except LibvirtAwayError as error:
-            told = Told(effect.serial, "away", str(error))
-        except LibvirtSilentError as error:
-            told = Told(effect.serial, "silent", str(error))
-        except LibvirtRefusedError as error:
-            told = Told(effect.serial, "refused", str(error))
-        else:
-            told = Told(effect.serial, "done")
-        self.feed(told)
-
-    async def _take_turn(self, serial: int, scope: trio.CancelScope) -> None:
-        with scope:
-            async with self._services.storm.turn(self._owner):
-                self.feed(TurnCame(serial))
-                await trio.sleep_forever()
-
-    async def _find_cause(self) -> None:
-        session = self._session
-        assert session is not None
-        vm, peer = session.vm, session.peer
-        gone = await self._process_has_ended(session)
-        known = gone and session.process_known
-        status = await peer.exit_status(REAPED_FOLLOWS) if known else None
-        self._cause = cause_of_end(vm.shutdown, gone, status)
-        self.feed(Departed(gone, self._cause))
-
-    async def _process_has_ended(self, session: Session) -> bool:
-        if not session.process_known:  # then only QEMU's own word is left
-            return session.vm.shutdown is not None and not session.capability.no_shutdown
-        with trio.move_on_after(GONE_FOLLOWS):
-            await session.peer.wait_gone()
-        return session.peer.gone()
+            self._nursery.start_soon(self._errands.await_gone)
 
     # Its beginning and its end.
 
     @property
-    def _log(self):  # type: ignore[no-untyped-def]
+    def _log(self) -> FilteringBoundLogger:
         chronicle = self._domain.chronicle
         incident = {"incident": chronicle.incident.id} if chronicle is not None else {}
         return get_logger(domain=self._domain.name, **incident)
@@ -529,23 +414,6 @@ class Driver:
         domain.policy = self._services.policy_for(domain.claim, domain.address)
         if self._session is not None:
             self._session.monitor.pace.share = domain.policy.flood.share
-
-    def _tell_policy(self) -> None:
-        policy, vm = self._domain.policy, self._state.vm
-        assert policy is not None
-        assert vm is not None
-        capability = vm.capability
-        wanted, _ = applicable(policy, capability, None)
-        self._log.debug(
-            "policy in force",
-            on_crash=policy.on_crash,
-            applies=wanted,
-            panic=capability.panic_setting,
-        )
-        if capability.libvirt_forestalls(wanted):
-            self._log.warning("libvirt acts on this domain's panics before panicd can")
-        if capability.armed is not Armed.YES:
-            self._log.warning("domain is not known to be armed", armed=capability.armed)
 
     async def _claim_incident(self) -> None:
         """Take the incident that waits for this domain; what is not yet written of it, is now."""
@@ -604,22 +472,3 @@ class Driver:
         if domain.chronicle is not None:
             self._services.waiting.park(domain.chronicle)
             domain.chronicle = None
-
-
-async def _result_of(work: Callable[[], Awaitable[StepResult]]) -> StepResult:
-    """Do something with a VM, and return how that went."""
-    try:
-        return await work()
-    except UncertainError as error:
-        return StepResult(Outcome.UNKNOWN, str(error))
-    except CommandError as error:
-        return StepResult(Outcome.FAILED, str(error))
-
-
-def _answer(answer: object) -> object:
-    """Return an answer as the machine knows it."""
-    if isinstance(answer, CommandError):
-        return Refused(str(answer))
-    if isinstance(answer, UncertainError):
-        return NoAnswer(str(answer), lost=isinstance(answer, SessionLostError))
-    return answer

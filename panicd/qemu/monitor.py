@@ -4,7 +4,6 @@ qemu.qmp runs on asyncio, panicd on trio; ``trio_asyncio`` joins them. Functions
 flavoured unless their name ends in ``_aio``. A step from one to the other takes longer than a
 command does. So qemu.qmp opens a session and ends it, and while it lasts commands are written and
 lines are read from trio's side; from the first line on that makes no sense, qemu.qmp reads again.
-Errors: ``monitor_error``.
 """
 
 import asyncio
@@ -21,9 +20,8 @@ from typing import Final
 
 import trio
 
-# trio-asyncio 0.16 derives from two classes that Python 3.14 made private or dropped with child
-# watchers (docs.python.org, "What's New In Python 3.14", asyncio). panicd starts no process through
-# asyncio, so the names are all that is missed.
+# trio-asyncio 0.16 derives from two classes that Python 3.14 made private or dropped
+# ("What's New In Python 3.14"). panicd starts no process through asyncio: it needs the names only.
 if not hasattr(asyncio.events, "BaseDefaultEventLoopPolicy"):
     _policy = vars(asyncio.events)["_BaseDefaultEventLoopPolicy"]
     setattr(asyncio.events, "BaseDefaultEventLoopPolicy", _policy)  # noqa: B010 - unknown to mypy

@@ -6,7 +6,6 @@ that has no place in it raises.
 """
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Literal, assert_never
 
@@ -386,16 +385,6 @@ class Incident:
     def action(self) -> Action:
         """The action in force, ``none`` before one is decided."""
         return self.decision.action if self.decision else Action.NONE
-
-
-def new_id(at: float, token: str) -> str:
-    """Return the id of an incident: it sorts by time and is a safe file name.
-
-    Args:
-        at: when it begins, in seconds since the epoch.
-        token: letters and digits that no other incident of that second has.
-    """
-    return f"{datetime.fromtimestamp(at, UTC):%Y%m%dT%H%M%S}-{token}"
 
 
 OWN_TIME_OVER: Final = {

@@ -21,7 +21,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panicd.incident.driver import Request
+from panicd.incident.request import Request
 from panicd.rules.incident import Incident, State
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Operation, OperationKind

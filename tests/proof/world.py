@@ -412,7 +412,7 @@ def _deal(world: World) -> World:
 class _Answer(dict[str, object]):
     """An answer that can be compared and kept, as a state is."""
 
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __hash__(self) -> int:  # type: ignore[override]  # a dict has none
         return hash(tuple(sorted(self.items())))
 
 

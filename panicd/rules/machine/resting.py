@@ -13,7 +13,7 @@ from panicd.rules.incident import (
     Asked as AskedEntry,
 )
 from panicd.rules.incident import State as IncidentState
-from panicd.rules.machine import deciding
+from panicd.rules.machine import deciding, ignoring
 from panicd.rules.machine.hearing import announced_twice
 from panicd.rules.machine.inputs import (
     Answered,
@@ -35,6 +35,7 @@ from panicd.rules.qapi import (
     GuestPanickedEvent,
     GuestPvshutdownEvent,
     PanicAction,
+    PanicInformation,
     ResetEvent,
     ResumeEvent,
     RunState,
@@ -115,11 +116,11 @@ def _panicked(turn: Turn, event: GuestPanickedEvent, count: int) -> None:
     turn.commit()
     if incident.state is not IncidentState.RUNNING_ON or turn.known.has_gone:
         return
-    if _floods(turn, count) and deciding.stop_flood(turn):
+    if _floods(turn, count) and ignoring.stop_flood(turn):
         return
     stops = turn.known.run_state.executes or turn.known.run_state is RunState.GUEST_PANICKED
     if event.action is PanicAction.PAUSE and stops:
-        deciding.ignore_once_more(turn)
+        ignoring.ignore_once_more(turn)
 
 
 def _first_panic(turn: Turn, event: GuestPanickedEvent, count: int) -> None:
@@ -136,9 +137,11 @@ def _first_panic(turn: Turn, event: GuestPanickedEvent, count: int) -> None:
             turn.wake(turn.moment.policy.timeouts.stop)
 
 
-def open_panic(turn: Turn, information: object, run_state: RunState | None, count: int) -> None:
+def open_panic(
+    turn: Turn, information: PanicInformation | None, run_state: RunState | None, count: int
+) -> None:
     """Open an incident for a panic that was heard; more than one are repeats of the first."""
-    deciding.open_and_decide(turn, Source.EVENT, information, run_state)  # type: ignore[arg-type]
+    deciding.open_and_decide(turn, Source.EVENT, information, run_state)
     if count > 1 and turn.incident is not None:
         turn.repeat(count - 1)
 

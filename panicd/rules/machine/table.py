@@ -16,6 +16,7 @@ from panicd.rules.machine import (
     ending,
     halting,
     hearing,
+    ignoring,
     resting,
     steps,
 )
@@ -181,7 +182,7 @@ def _turn_came(turn: Turn, phase: AwaitingTurn, _came: TurnCame) -> None:
 
 def _while_running_again(turn: Turn, phase: RunningAgain, heard: Heard) -> None:
     hearing.while_acting(turn, heard)
-    deciding.running_again_heard(turn, phase, heard)
+    ignoring.running_again_heard(turn, phase, heard)
 
 
 def _session_over(turn: Turn, _phase: Phase, _came: Lost) -> None:
@@ -261,13 +262,13 @@ TABLE: Final[dict[type, dict[type, Handler]]] = {
     ),
     RunningAgain: _acting(
         _waits,
-        answered=deciding.running_again_answered,
-        elapsed=deciding.running_again_elapsed,
+        answered=ignoring.running_again_answered,
+        elapsed=ignoring.running_again_elapsed,
     )
     | {
         Heard: _while_running_again,
-        Lost: deciding.running_again_heard,
-        Gone: deciding.running_again_heard,
+        Lost: ignoring.running_again_heard,
+        Gone: ignoring.running_again_heard,
     },
     Interrupted: _acting(_waits, lost=_session_over),
     Departing: _asking(departed=arrival.departed),

@@ -5,6 +5,7 @@ A ``Turn`` lives within one call of ``step``; nobody else sees it change.
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from typing import Final, Literal, TypeVar
 
 from panicd.rules.incident import (
@@ -23,7 +24,6 @@ from panicd.rules.incident import (
     StepEnded,
     StepResult,
     apply,
-    new_id,
     own_time_over,
 )
 from panicd.rules.incident import (
@@ -177,7 +177,7 @@ class Turn:
             key=moment.key,
             name=moment.claim.name,
         )
-        self.incident = Incident(new_id(moment.now, moment.token), opened)
+        self.incident = Incident(_new_id(moment.now, moment.token), opened)
         self.repeats, self.flood, self.repeats_noted_at = 0, 0, 0.0
         self.effects.append(effects.Note(self.incident, opened))
 
@@ -289,3 +289,13 @@ class Turn:
     def action_is(self, *actions: Action) -> bool:
         """Whether one of these is the action in force."""
         return self.open.action in actions
+
+
+def _new_id(at: float, token: str) -> str:
+    """Return the id of an incident: it sorts by time and is a safe file name.
+
+    Args:
+        at: when it begins, in seconds since the epoch.
+        token: letters and digits that no other incident of that second has.
+    """
+    return f"{datetime.fromtimestamp(at, UTC):%Y%m%dT%H%M%S}-{token}"

@@ -1,0 +1,142 @@
+"""The errands of one domain's machine: what takes its time, and ends in one input.
+
+A driver starts each and goes on. Nothing is decided here.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from panicd.evidence import EvidenceKeeper
+from panicd.fleet import Domain
+from panicd.host.virsh import LibvirtRefusedError, LibvirtSilentError
+from panicd.incident.outcome import result_of
+from panicd.libvirt import LibvirtAwayError
+from panicd.qemu.coredump import DumpError, DumpFailure
+from panicd.qemu.process import Peer
+from panicd.qemu.session import Session
+from panicd.relaunch import relaunch_environment, run_relaunch
+from panicd.rules.ending import Cause, cause_of_end
+from panicd.rules.identity import owner_of
+from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.machine import effects
+from panicd.rules.machine.ending import GONE_FOLLOWS
+from panicd.rules.machine.inputs import Departed, Finished, Gone, Input, Told, TurnCame
+from panicd.services import Services
+
+REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
+
+
+class Errands:
+    """Runs the errands of one domain.
+
+    Args:
+        services: what it uses.
+        domain: which it is.
+        peer: the process that is waited for, where there is one.
+        feed: takes what an errand ends in.
+
+    Attributes:
+        session: that of a domain that has one.
+        cause: why the session ended, as far as that was found out.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        domain: Domain,
+        peer: Peer | None,
+        feed: Callable[[Input], None],
+    ) -> None:
+        self.session: Session | None = None
+        self.cause = Cause.DISCONNECTED
+        self._services = services
+        self._domain = domain
+        self._peer = peer
+        self._feed = feed
+        self._evidence = EvidenceKeeper(services, domain)
+
+    @property
+    def _of_qemu(self) -> Session:
+        assert self.session is not None
+        return self.session
+
+    async def collect(self, effect: effects.Collect) -> None:
+        """Save what the guest wrote and what QEMU knows of its panic."""
+        session = self._of_qemu
+
+        async def take() -> StepResult:
+            words = await self._evidence.take(session, effect.step)
+            return StepResult(Outcome.DONE, words.line, words.signature)
+
+        self._feed(Finished(effect.serial, await result_of(take)))
+
+    async def dump(self, effect: effects.MakeDump) -> None:
+        """Make a dump of the guest's memory."""
+        session = self._of_qemu
+        overtaken = False
+
+        async def dump() -> StepResult:
+            finished = await self._evidence.dump(session, effect.step)
+            return StepResult(Outcome.DONE, str(finished.path))
+
+        try:
+            result = await result_of(dump)
+        except DumpError as error:
+            result = StepResult(Outcome.FAILED, str(error))
+            overtaken = error.failure is DumpFailure.OVERTAKEN
+        self._feed(Finished(effect.serial, result, overtaken))
+
+    async def relaunch(self, effect: effects.Relaunch) -> None:
+        """Run the operator's command that starts the guest again."""
+        chronicle = self._domain.chronicle
+        assert chronicle is not None
+        environment = relaunch_environment(chronicle.incident)
+        self._feed(Finished(effect.serial, await run_relaunch(effect.step, environment)))
+
+    async def await_gone(self) -> None:
+        """Wait until QEMU's process is gone."""
+        assert self._peer is not None
+        await self._peer.wait_gone()
+        self._feed(Gone())
+
+    async def tell_libvirt(self, effect: effects.TellLibvirt) -> None:
+        """Have libvirt end, or reset, its domain."""
+        domain = self._of_qemu.capability.libvirt
+        assert domain is not None
+        try:
+            await self._services.libvirt.act(domain, effect.verb, effect.timeout)
+        except LibvirtAwayError as error:
+            told = Told(effect.serial, "away", str(error))
+        except LibvirtSilentError as error:
+            told = Told(effect.serial, "silent", str(error))
+        except LibvirtRefusedError as error:
+            told = Told(effect.serial, "refused", str(error))
+        else:
+            told = Told(effect.serial, "done")
+        self._feed(told)
+
+    async def take_turn(self, serial: int, scope: trio.CancelScope) -> None:
+        """Wait for a turn to restart, and keep it until ``scope`` is cancelled."""
+        with scope:
+            async with self._services.storm.turn(owner_of(self._domain.key)):
+                self._feed(TurnCame(serial))
+                await trio.sleep_forever()
+
+    async def find_cause(self) -> None:
+        """Find out why the session ended."""
+        session = self._of_qemu
+        vm, peer = session.vm, session.peer
+        gone = await self._process_has_ended(session)
+        known = gone and session.process_known
+        status = await peer.exit_status(REAPED_FOLLOWS) if known else None
+        self.cause = cause_of_end(vm.shutdown, gone, status)
+        self._feed(Departed(gone, self.cause))
+
+    async def _process_has_ended(self, session: Session) -> bool:
+        if not session.process_known:  # then only QEMU's own word is left
+            return session.vm.shutdown is not None and not session.capability.no_shutdown
+        with trio.move_on_after(GONE_FOLLOWS):
+            await session.peer.wait_gone()
+        return session.peer.gone()
