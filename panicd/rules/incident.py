@@ -305,7 +305,7 @@ class Incident:
         repeats: panics reported after the first.
         plan: the latest plan.
         steps: what is known of that plan's steps, by index.
-        begun: how often each of them was begun, by index.
+        begun: how often each of them was begun, by index, and not skipped after that.
         decisions: every decision so far, the latest last; one that is made again stands there once.
         closed: how it ended.
         acknowledged: who looked at it.
@@ -438,6 +438,8 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             if record is None or record.outcome is not None:
                 raise IllegalTransitionError(f"{incident.id}: step {index} ended before it began")
             steps = {**incident.steps, index: StepRecord(record.begun_at, at, outcome, detail)}
+            tries = incident.begun[index] - (outcome is Outcome.SKIPPED)
+            begun = {**incident.begun, index: tries}
             collected = incident.plan is not None and isinstance(
                 incident.plan.steps[index], Collect
             )
@@ -445,7 +447,8 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             panic_line = detail if says else incident.panic_line
             tells_more = signature is not None and (signature.hash or incident.told is None)
             told = signature if tells_more else incident.told
-            return replace(incident, state=state, steps=steps, panic_line=panic_line, told=told)
+            said = replace(incident, panic_line=panic_line, told=told)
+            return replace(said, state=state, steps=steps, begun=begun)
         case Settled(state=settled):
             ran_on = incident.ran_on or settled is State.RUNNING_ON
             return replace(incident, state=_next(incident, Mark(settled)), ran_on=ran_on)

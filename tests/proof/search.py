@@ -180,6 +180,8 @@ def _what_is_wrong(world: World) -> str:
     return ""
 
 
-def start(on_crash: OnCrash, limits: Limits) -> World:
+def start(
+    on_crash: OnCrash, limits: Limits, *, enforce: bool = False, process: str = "qemu"
+) -> World:
     """Return a world in which a healthy guest runs, and panicd is about to connect."""
-    return World(on_crash, limits)
+    return World(on_crash, limits, enforce=enforce, process=process)

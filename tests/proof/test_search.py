@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -44,6 +44,28 @@ def test_nothing_goes_wrong_in_any_order(on_crash: OnCrash, limits: Limits) -> N
 @pytest.mark.parametrize("on_crash", list(OnCrash))
 def test_nor_with_all_of_it_together_as_far_as_is_looked(on_crash: OnCrash) -> None:
     assert search(start(on_crash, TOGETHER), at_most=WORLDS).violation is None
+
+
+SILENT = Limits(panics=1, foreign=1, crashes=0, cuts=0, deaths=0, silences=2)
+ENFORCED = Limits(panics=1, foreign=2, crashes=0, cuts=1, deaths=0, silences=1)
+MORE_WORLDS = 7000
+
+
+@pytest.mark.parametrize("on_crash", POLICIES)
+def test_nor_where_answers_get_lost(on_crash: OnCrash) -> None:
+    assert search(start(on_crash, SILENT), at_most=MORE_WORLDS).violation is None
+
+
+@pytest.mark.parametrize("on_crash", [OnCrash.PRESERVE, OnCrash.RESTART])
+def test_nor_where_a_guest_is_stopped_again(on_crash: OnCrash) -> None:
+    world = start(on_crash, ENFORCED, enforce=True)
+    assert search(world, at_most=MORE_WORLDS).violation is None
+
+
+@pytest.mark.parametrize("on_crash", POLICIES)
+def test_nor_where_the_process_is_not_known(on_crash: OnCrash) -> None:
+    world = start(on_crash, replace(TOGETHER, silences=1), process="")
+    assert search(world, at_most=WORLDS).violation is None
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ class Limits:
     crashes: int
     cuts: int
     deaths: int
+    silences: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,8 @@ class World:
         departing: it is being found out why the session ended.
         late: panicd stopped a guest that others had reset a moment before.
         misread: and was not there to hear of it: nobody can tell the guest from a panicked one.
+        enforce: a panicked guest that others let run is stopped again.
+        process: what tells QEMU's process from others; empty: panicd does not know it.
     """
 
     on_crash: OnCrash
@@ -157,16 +160,19 @@ class World:
     departing: bool = False
     late: bool = False
     misread: bool = False
+    enforce: bool = False
+    process: str = "qemu"
 
 
-def policy_of(on_crash: OnCrash) -> Policy:
+def policy_of(world: World) -> Policy:
     """Return the policy that is tried."""
-    return Policy(CoredumpSettings(Path("/dumps")), on_crash, restart=Budget(max=9))
+    settings = CoredumpSettings(Path("/dumps"))
+    return Policy(settings, world.on_crash, restart=Budget(max=9), enforce=world.enforce)
 
 
 def moment_of(world: World) -> Moment:
     """Return what holds: the same at all times."""
-    return Moment(NOW, 0.0, policy_of(world.on_crash), "vm", token=f"{world.guest.number:08x}")
+    return Moment(NOW, 0.0, policy_of(world), "vm", token=f"{world.guest.number:08x}")
 
 
 CAPABILITY: Final = Capability(
@@ -337,6 +343,10 @@ def _outside_moves(world: World) -> Iterator[tuple[str, World]]:
         yield "the connection is cut", _cut(fewer)
     if not world.alive:
         return
+    if left.silences and world.connected and world.commands:
+        fewer = replace(world, left=replace(left, silences=left.silences - 1))
+        yield "an answer gets lost", _deal(fewer, answer_lost=True)
+        yield "commands get lost", _lose(fewer)
     runs = guest.state is RunState.RUNNING and not guest.stopping
     if left.panics and runs:
         fewer = replace(world, left=replace(left, panics=left.panics - 1))
@@ -389,7 +399,16 @@ def _execute(world: World, name: str) -> tuple[World, object]:
             return world, {}
 
 
-def _deal(world: World) -> World:
+def _lose(world: World) -> World:
+    """QEMU never sees some commands, and panicd does not wait for ever."""
+    (serial, names), *rest = world.commands
+    silence = Answered(serial, tuple(NoAnswer("no answer") for _ in names))
+    interruptions = world.interruptions + 1
+    world = replace(world, commands=tuple(rest), interruptions=interruptions)
+    return replace(world, channel=(*world.channel, Message(silence, None)))
+
+
+def _deal(world: World, *, answer_lost: bool = False) -> World:
     (serial, names), *rest = world.commands
     world = replace(world, commands=tuple(rest))
     answers: list[object] = []
@@ -403,7 +422,9 @@ def _deal(world: World) -> World:
         )
         world, answer = _execute(world, name)
         answers.append(answer)
-    if world.connected:
+    if answer_lost:
+        world = _lose(replace(world, commands=((serial, names), *rest)))
+    elif world.connected:
         answered = Answered(serial, tuple(map(_hashable, answers)))
         world = replace(world, channel=(*world.channel, Message(answered, world.guest)))
     return _die(world) if "quit" in names else world
@@ -499,7 +520,7 @@ def _connect(world: World) -> World:
         world = _deal(world)
         if not world.alive:
             return world
-    vm = Vm(world.guest.state, CAPABILITY, process="qemu")
+    vm = Vm(world.guest.state, CAPABILITY, process=world.process)
     incident = incident_of(world.entries)
     world = replace(world, connected=True, told=world.guest, state=State(), misread=world.late)
     return tell(world, Attached(vm, incident))

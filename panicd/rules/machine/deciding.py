@@ -209,7 +209,8 @@ def _end_step(turn: Turn, index: int, result: StepResult) -> None:
     if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
         begin_step(turn, index + 1)
         return
-    if result.outcome is Outcome.FAILED and (course := overtaken(turn)) is not None:
+    course = overtaken(turn)
+    if course is Course.RESET_BY_OTHERS or (course and result.outcome is Outcome.FAILED):
         finish(turn, course)  # it failed for others have reset the guest, or let it run
         return
     is_cut_off = cut_off(turn, step, result)
@@ -337,13 +338,19 @@ def reset_answered(turn: Turn) -> None:
     elif proves_panic(turn, state):  # of the kernel that was started since
         turn.close(Ending.FOREIGN_RESET)
         turn.unseen = True
-    elif turn.open.state is IncidentState.RESET:
-        turn.rest()
     else:
-        index = turn.open.step_in_progress
-        if index is not None and turn.open.state is IncidentState.ACTING:
-            turn.end(index, StepResult(Outcome.UNKNOWN, "somebody reset the guest"))
-        turn.settle(IncidentState.RESET)
+        settle_reset(turn)
+
+
+def settle_reset(turn: Turn) -> None:
+    """Have it on record that the guest is not the panicked one any more."""
+    if turn.open.state is IncidentState.RESET:
+        turn.rest()
+        return
+    index = turn.open.step_in_progress
+    if index is not None and turn.open.state is IncidentState.ACTING:
+        turn.end(index, StepResult(Outcome.UNKNOWN, "somebody reset the guest"))
+    turn.settle(IncidentState.RESET)
 
 
 def _resumed_meanwhile(turn: Turn) -> None:
@@ -390,6 +397,8 @@ def stop_again_answered(turn: Turn, phase: StoppingAgain, answered: Answered) ->
     """
     (answer,) = answered.answers
     if isinstance(answer, NoAnswer):
+        if turn.known.resets > phase.resets:
+            _know_reset(turn)
         return answer.text
     if phase.stage is Stage.GIVEN:  # refused or not: its run state tells what became of it
         turn.enter(replace(phase, stage=Stage.ASKING))
@@ -400,6 +409,13 @@ def stop_again_answered(turn: Turn, phase: StoppingAgain, answered: Answered) ->
     turn.learn_status(answer)
     _see_what_became(turn)
     return None
+
+
+def _know_reset(turn: Turn) -> None:
+    if turn.known.reset_by_guest:
+        turn.close(Ending.GUEST_RESET)
+    else:
+        settle_reset(turn)
 
 
 def _see_what_became(turn: Turn) -> None:

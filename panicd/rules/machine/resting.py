@@ -344,6 +344,9 @@ def state_answered(turn: Turn, phase: AskingState, answered: Answered) -> str | 
     if isinstance(answer, NoAnswer) and phase.then is Then.OPEN:
         _ends_slowly(turn, phase, answer)
         return None
+    if isinstance(answer, NoAnswer) and phase.then is Then.RESET:
+        deciding.settle_reset(turn)
+        return None if answer.lost else answer.text
     if isinstance(answer, Refused | NoAnswer):
         silent = isinstance(answer, NoAnswer) and not answer.lost
         if not (silent and phase.then in _MAY_BE_SILENT):

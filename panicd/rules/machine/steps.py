@@ -3,7 +3,7 @@
 Each function returns how the step came out, how the whole plan did, or None while it waits.
 """
 
-from typing import assert_never
+from typing import Final, assert_never
 
 from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.machine import commands, effects, ending, halting
@@ -35,6 +35,8 @@ from panicd.rules.plan import (
     SystemReset,
     Terminate,
 )
+
+NOT_GIVEN: Final = StepResult(Outcome.SKIPPED, "what goes before it is gone through step by step")
 
 
 def begin(turn: Turn, index: int) -> End:
@@ -151,6 +153,7 @@ def _readied_all(turn: Turn, phase: Readying) -> End:
 def _one_by_one(turn: Turn, phase: Readying) -> End:
     """Begin anew, a step at a time, where not all is well: nothing was given."""
     first = phase.quiet if phase.stop is None else phase.stop
+    turn.end(phase.act, NOT_GIVEN)  # so that it is not taken for a try
     turn.begin(first)
     if course := look(turn, first):
         return course
