@@ -16,17 +16,19 @@
     here     executor (with relaunch, libvirt) runs one plan; chronicle, tally: an incident's
              record, its counts; bundle_keeper removes old evidence; services: what all share;
              libvirts_own: what is never dialled;
-             responder (with sight, own_time, enforcing, evidence) responds to a panic; supervisor
-             (with liveness) looks after one domain; connector finds and keeps them; strangers: who
-             dialled in and said nothing yet; problems: what keeps panicd from finding VMs; fleet,
-             waiting, orphans, hung: who is there, waits, is gone or hangs;
+             responder (with sight, situation, own_time, enforcing, evidence) responds to a panic;
+             supervisor (with liveness) looks after one domain; connector finds and keeps them;
+             strangers: who dialled in and said nothing yet; problems: what keeps panicd from
+             finding VMs; fleet, waiting, orphans, hung: who is there, waits, is gone or hangs;
              dump_queue, dumping: whose dump comes when; right_of_way: who goes first;
              storm_breaker; records: an incident as plain values; notifier tells others; daemon
              wires it
     answers/ what a daemon is asked: api, operators, holding, snapshot, audit
-    page/    what a browser shows: pages, overview, incident, evidence, parts, style
+    page/    what a browser shows: pages, overview, panics, incident, evidence, parts,
+             style
     cli/     what people type and see: commands, base, incident_commands, moment, checking,
-             probing, export, filtering, render, render_changes, render_dumps, render_incident,
+             probing, advising, export, filtering, render, render_changes, render_dumps,
+             render_incident,
              incident_log, terminal
     demo/    guests that panic, for people to look at
 

@@ -33,6 +33,7 @@ from panicd.rules.incident import (
     apply,
 )
 from panicd.rules.payload import describe
+from panicd.rules.plan import AnyStep
 from panicd.rules.policy import EXPLANATIONS
 from panicd.rules.settings import JournalFailure
 from panicd.tally import Tally
@@ -40,6 +41,7 @@ from panicd.tally import Tally
 Clock = Callable[[], float]
 """Returns seconds since the epoch."""
 
+GIVEN_UP: Final = "it was begun again and again, and it never became known how it ended"
 REPEATS_EVERY: Final = 1.0  # seconds between two entries about repeated panics
 
 
@@ -142,7 +144,22 @@ class Chronicle:
 
     def end(self, index: int, result: StepResult) -> None:
         """Note how a step ended."""
-        self.note(StepEnded(self._keeping.clock(), index, result.outcome, result.detail))
+        self.note(
+            StepEnded(self._keeping.clock(), index, result.outcome, result.detail, result.signature)
+        )
+
+    def give_up(self, index: int) -> AnyStep:
+        """Note that a step has failed whose end never became known; return the step.
+
+        One that is known to have failed is noted already.
+        """
+        assert self.incident.plan is not None
+        record = self.incident.steps.get(index)
+        if record is None or record.outcome is not Outcome.FAILED:
+            if self.incident.step_in_progress != index:
+                self.begin(index)
+            self.end(index, StepResult(Outcome.FAILED, GIVEN_UP))
+        return self.incident.plan.steps[index]
 
     def repeat(self, count: int) -> None:
         """Count more panics; they are noted once in ``REPEATS_EVERY`` seconds, none is lost."""
@@ -175,7 +192,9 @@ class Chronicle:
                 decision = plan.decision
                 log.info(
                     "decided",
-                    on_crash=decision.wanted,
+                    on_crash=decision.on_crash,
+                    **({"unrequested": decision.unrequested} if decision.unrequested else {}),
+                    **({"relaunch": True} if decision.relaunch else {}),
                     action=decision.effective,
                     reason=decision.reason,
                     why=EXPLANATIONS[decision.reason],
@@ -187,9 +206,7 @@ class Chronicle:
                 good = outcome in {Outcome.DONE, Outcome.SKIPPED}
                 tell = log.info if good else log.warning
                 tell("step ended", step=self._step_name(index), outcome=outcome, detail=detail)
-                line = self.incident.panic_line
-                if line and (before is None or before.panic_line != line):
-                    log.warning("panic line", panic_line=line)
+                self._tell_words(before)
             case Settled(state=state):
                 log.info("incident stays open", state=state)
             case Asked(uid=uid, what=what, why=why):
@@ -204,6 +221,18 @@ class Chronicle:
                 log.info("incident closed", ending=ending, detail=detail)
             case _:
                 assert_never(entry)
+
+    def _tell_words(self, before: Incident | None) -> None:
+        """Tell what the guest said of its panic, when that is first known."""
+        line, known = self.incident.panic_line, self.incident.told
+        known_before = (before.panic_line, before.told) if before else ("", None)
+        if (line, known) != known_before:
+            named = (
+                {"signature": known.hash, "title": known.title, "frames": list(known.frames)}
+                if known
+                else {}
+            )
+            self._log.warning("panic line", panic_line=line, **named)
 
     def _step_name(self, index: int) -> str:
         assert self.incident.plan is not None

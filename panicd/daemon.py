@@ -32,7 +32,8 @@ from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction
 from panicd.host.logs import dropped, get_logger, write_late
-from panicd.host.metrics import DomainSample, Metrics
+from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
+from panicd.host.programs import missing_programs
 from panicd.host.sdnotify import ServiceManager
 from panicd.host.wall_clock import WallClock
 from panicd.host.web import WebApp
@@ -44,7 +45,7 @@ from panicd.problems import Problems
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.dump_directory import Space, space
 from panicd.qemu.monitor import event_loop, pulse
-from panicd.records import BUNDLES, JOURNAL
+from panicd.records import BUNDLES, JOURNAL, read_groups
 from panicd.right_of_way import RightOfWay
 from panicd.rules.incident import Source, State
 from panicd.rules.on_crash import Action
@@ -106,6 +107,8 @@ class Daemon:
             give_way=self._way.give_way,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
+        for group in read_groups(self._journal.path, 0.0, SIGNATURES):
+            self._metrics.note_signature(group.signature, group.last_at)
         self._storm = StormBreaker(lambda: self._config.storm, self._fleet.count_by_owner)
         self._remember_storm()
         self._clock = WallClock(
@@ -312,6 +315,13 @@ class Daemon:
         return later
 
     def _loaded(self) -> None:
+        for missing in missing_programs(self._config):
+            get_logger().warning(
+                "a program is missing",
+                program=missing.program,
+                wanted_by=missing.wanted_by,
+                package=missing.package,
+            )
         self._metrics.config_last_reload_successful.set(1)
         self._metrics.config_last_reload_success_timestamp.set(time.time())
         get_logger().info("configuration in force", file=str(self._config_file))

@@ -21,6 +21,7 @@ from panicd.qemu.process import PeerError
 from panicd.qemu.session import Session
 from panicd.relaunch import NOT_BEGUN, run_relaunch
 from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.last_words import LastWords
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.plan import (
     AnyStep,
@@ -60,6 +61,22 @@ class Record(Protocol):
         """Return when all that was told is durable."""
 
 
+class _Unnoted:
+    """A record of nothing, for steps that an entry of before stands for."""
+
+    def begin(self, index: int) -> None:
+        pass
+
+    def end(self, index: int, result: StepResult) -> None:
+        pass
+
+    async def commit(self) -> None:
+        pass
+
+
+UNNOTED: Final[Record] = _Unnoted()
+
+
 class Course(StrEnum):
     """How a plan's execution ended."""
 
@@ -73,7 +90,7 @@ class Course(StrEnum):
     RESUMED_BY_OTHERS = "resumed-by-others"  # nor here
 
 
-_AFTER_FAILURE: Final = {
+AFTER_FAILURE: Final = {
     OnFailure.FALL_BACK: Course.FALL_BACK,
     OnFailure.PRESERVE: Course.PRESERVE,
 }
@@ -95,7 +112,7 @@ class _OvertakenError(Exception):
 
 
 DumpMaker = Callable[[Session, Dump], Awaitable[FinishedDump]]
-EvidenceTaker = Callable[[Session, Collect], Awaitable[str]]
+EvidenceTaker = Callable[[Session, Collect], Awaitable[LastWords]]
 
 
 class Executor:
@@ -105,7 +122,7 @@ class Executor:
         session: the VM.
         record: told of every step.
         make_dump: writes the guest's memory to a file.
-        take_evidence: keeps what the guest still shows, and returns its panic line.
+        take_evidence: keeps what the guest still shows, and returns its last words.
         environment: what a relaunch command is told, beside panicd's own environment.
         libvirt: of this host.
         on_command: called before each command that changes the guest.
@@ -163,7 +180,7 @@ class Executor:
                 continue
             if result.outcome is Outcome.UNKNOWN or cut_off:
                 return Course.INTERRUPTED
-            return _AFTER_FAILURE[step.on_failure]
+            return AFTER_FAILURE[step.on_failure]
         if plan.steps and isinstance(plan.steps[-1], EnsureStopped | Collect | AwaitQuiet | Dump):
             try:  # it took its time, and the guest is to be as it was
                 await self._look()
@@ -216,7 +233,8 @@ class Executor:
                     return await self._ensure_stopped(step)
                 case Collect():
                     await self._record.commit()
-                    return StepResult(Outcome.DONE, await self._take_evidence(self._session, step))
+                    words = await self._take_evidence(self._session, step)
+                    return StepResult(Outcome.DONE, words.line, words.signature)
                 case AwaitQuiet():
                     return await self._await_quiet(step)
                 case Dump():

@@ -92,6 +92,7 @@ class Message:
             "PANICD_ACTION": decision.effective if decision else "",
             "PANICD_REASON": decision.reason if decision else "",
             "PANICD_ENDING": incident.closed.ending if incident.closed else "",
+            "PANICD_SIGNATURE": incident.signature.hash if incident.signature else "",
             "PANICD_DRY_RUN": "yes" if self.dry_run else "",
         }
 

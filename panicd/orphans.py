@@ -14,9 +14,10 @@ from panicd.rules.capability import Capability
 from panicd.rules.identity import Claim, owner_of
 from panicd.rules.incident import Closed, Decided, Ending, Outcome, Settled, State
 from panicd.rules.plan import AwaitReturn, RunRelaunch, make_plan
-from panicd.rules.policy import Situation, decide
-from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+from panicd.rules.policy import decide
+from panicd.rules.recovery import End, Found, GiveUp, GoOn, Redecide, Stay, recover
 from panicd.services import Services
+from panicd.situation import Whose, situation_of
 
 RETRY_EVERY: Final = 5.0  # seconds
 UNKNOWN_QEMU = Capability(version=(0, 0, 0))
@@ -62,21 +63,15 @@ async def _take_up(services: Services, chronicle: Chronicle) -> None:
             await _go_on(services, chronicle, index)
         case Redecide():
             await _decide(services, chronicle)
-        case Stay():
+        case Stay() | GiveUp():  # only a QEMU that is there has lost an answer
             services.waiting.park(chronicle, is_orphan=True)
 
 
 async def _decide(services: Services, chronicle: Chronicle) -> None:
     opened, now = chronicle.incident.opened, chronicle.now
     policy = services.policy_for(Claim(opened.called, opened.uuid), opened.monitor)
-    situation = Situation(
-        run_state=None,
-        information=opened.information,
-        restarts=services.keeping.tally.restarts(opened.domain_key),
-        held=services.holds.on(opened.names, now) is not None,
-        storm=services.storm.preserves(owner_of(opened.key), now),
-        unrecorded=services.unrecorded(),
-    )
+    whose = Whose(opened.domain_key, opened.names, owner_of(opened.key))
+    situation = situation_of(services, chronicle, policy, None, whose)
     decision = decide(policy, UNKNOWN_QEMU, situation, now=now)
     plan = make_plan(decision, policy, UNKNOWN_QEMU, situation)
     chronicle.note(Decided(now, plan))

@@ -1,5 +1,6 @@
 """What panicd does about one domain's panic: decide, make it durable, carry it out, conclude."""
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -7,10 +8,10 @@ from typing import Final, Literal
 
 import trio
 
-from panicd.chronicle import Chronicle
+from panicd.chronicle import REPEATS_EVERY, Chronicle
 from panicd.enforcing import stop_again
 from panicd.evidence import EvidenceKeeper
-from panicd.executor import Course, Executor
+from panicd.executor import AFTER_FAILURE, UNNOTED, Course, Executor, Record
 from panicd.fleet import Domain
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
@@ -29,11 +30,10 @@ from panicd.rules.incident import (
     Source,
     State,
     StepResult,
-    own_time_over,
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Operation
-from panicd.rules.plan import Dump, OnFailure, SystemReset, make_plan
+from panicd.rules.plan import Dump, OnFailure, Plan, SystemReset, make_plan
 from panicd.rules.policy import (
     DESTRUCTIVE,
     Decision,
@@ -43,13 +43,15 @@ from panicd.rules.policy import (
     decide_for_operator,
     end_flood,
     fall_back,
+    ignore_again,
     panic_setting,
 )
 from panicd.rules.qapi import PanicInformation, RunState
-from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+from panicd.rules.recovery import End, Found, GiveUp, GoOn, Redecide, Stay, recover
 from panicd.rules.settings import Policy
 from panicd.services import Services
 from panicd.sight import Sight
+from panicd.situation import Whose, situation_of
 
 _TO_STAY_STOPPED: Final = {Action.PRESERVE, Action.DESTROY, Action.RESTART}
 
@@ -79,6 +81,7 @@ class Responder:
         self.heard_at: float | None = None
         self.next_panic: Heard | None = None
         self._let_go_before = 0
+        self._ignored_at = -math.inf
         self._sight = Sight(session)
         self._evidence = EvidenceKeeper(services, domain)
 
@@ -89,7 +92,11 @@ class Responder:
 
     @property
     def _times_let_go(self) -> int:
-        return self._session.seen.resets + self._session.seen.resumes
+        return self._resets + self._session.seen.resumes
+
+    @property
+    def _resets(self) -> int:
+        return self._session.seen.resets
 
     @property
     def _chronicle(self) -> Chronicle:
@@ -203,14 +210,34 @@ class Responder:
             decision = fall_back(self._policy, capability, situation, failed, reason, now=self._now)
         await self._carry_out(decision, situation)
 
-    async def end_flood(self) -> None:
-        """Stop a guest whose panics were ignored and are too many, unless an operator holds it."""
+    async def ignore_again(self, run_state: RunState) -> None:
+        """Let a guest run again whose panic was ignored, and that a panic has stopped.
+
+        That is noted once in ``REPEATS_EVERY`` seconds, like the panics themselves: in between the
+        decision that is on record stands for those after it.
+        """
+        situation, ignored = self._situation(run_state), self._chronicle.incident.decision
+        assert ignored is not None
+        capability, now = self._session.capability, self._now
+        decision = ignore_again(self._policy, capability, situation, ignored, now=now)
+        with self._services.way.go_first():
+            if decision != ignored or now - self._ignored_at >= REPEATS_EVERY:
+                self._ignored_at = now
+                await self._carry_out(decision, situation)
+                return
+            plan, resets = make_plan(decision, self._policy, capability, situation), self._resets
+            if (course := await self._execute(plan, 0, UNNOTED)) is not Course.COMPLETED:
+                await self._follow(course, resets)
+
+    async def end_flood(self) -> bool:
+        """Stop a guest whose ignored panics are too many, if nobody holds it; return whether so."""
         self._chronicle.note_repeats()
         situation = self._situation(self._session.run_state)
         ignored = self._chronicle.incident.decision
         assert ignored is not None
         if not situation.held:
             await self._carry_out(end_flood(ignored), situation)
+        return not situation.held
 
     async def obey(self, operation: Operation, action: OnCrash | None) -> None:
         """Carry out what an operator asks.
@@ -242,10 +269,12 @@ class Responder:
             recovery=type(recovery).__name__,
         )
         match recovery:
-            case GoOn() if self._services.dry_run:
+            case GoOn() | GiveUp() if self._services.dry_run:
                 pass
             case GoOn(index=index):
                 await self._go_on(index)
+            case GiveUp(index=index):
+                await self._give_up(index)
             case Redecide():
                 await self.decide(found.run_state)
             case End(ending=Ending.FOREIGN_RESET):
@@ -288,23 +317,11 @@ class Responder:
             self._services.waiting.hand_over(chronicle)
 
     def _situation(self, run_state: RunState | None) -> Situation:
-        services, domain, now = self._services, self._domain, self._now
-        incident = self._chronicle.incident
-        return Situation(
-            run_state=run_state,
-            information=incident.opened.information,
-            restarts=services.keeping.tally.restarts(domain.key),
-            held=domain.hold(services.holds, now) is not None,
-            storm=services.storm.preserves(domain.owner, now),
-            unrecorded=services.unrecorded(),
-            kdump=incident.opened.source is Source.KDUMP,
-            own_time=own_time_over(incident),
-            flooded=incident.repeats > self._policy.flood.max,
-            reset=incident.state is State.RESET,
-        )
+        whose = Whose(self._domain.key, self._domain.names, self._domain.owner)
+        return situation_of(self._services, self._chronicle, self._policy, run_state, whose)
 
     async def _carry_out(self, decision: Decision, situation: Situation) -> None:
-        if self._dump_was_tried():
+        if self._chronicle.incident.has_begun(Dump):
             decision = replace(decision, coredump=False)
         plan = make_plan(decision, self._policy, self._session.capability, situation)
         self._chronicle.note(Decided(self._now, plan))
@@ -315,18 +332,26 @@ class Responder:
             await self._session.set_panic_action(self.panic_setting)
         await self._go_on(0)
 
-    def _dump_was_tried(self) -> bool:
-        incident = self._chronicle.incident
-        plan = incident.plan
-        return plan is not None and any(isinstance(plan.steps[i], Dump) for i in incident.steps)
-
     async def _go_on(self, index: int) -> None:
         """Carry out the incident's plan from a step on, and whatever follows from its course."""
-        resets = self._session.seen.resets
+        resets = self._resets
         async with self._turn():
-            course = await self._execute(index)
+            assert self._chronicle.incident.plan is not None
+            course = await self._execute(self._chronicle.incident.plan, index, self._chronicle)
+        await self._follow(course, resets)
+
+    async def _give_up(self, index: int) -> None:
+        """Take a step for failed, and do what follows that."""
+        step = self._chronicle.give_up(index)
+        if step.on_failure is OnFailure.CONTINUE:
+            await self._go_on(index + 1)
+        else:
+            await self._follow(AFTER_FAILURE[step.on_failure], self._resets)
+
+    async def _follow(self, course: Course, resets: int) -> None:
+        """Do what follows from a plan's course; ``resets`` were seen before it was gone on with."""
         match course:
-            case Course.WATCHING if self._session.seen.resets > resets:  # while it was let run
+            case Course.WATCHING if self._resets > resets:  # while it was let run
                 await self.close(Ending.GUEST_RESET)
             case Course.WATCHING:
                 until = self._chronicle.incident.watched_until
@@ -422,22 +447,20 @@ class Responder:
         async with turn:
             yield
 
-    async def _execute(self, index: int) -> Course:
-        incident = self._chronicle.incident
-        assert incident.plan is not None
+    async def _execute(self, plan: Plan, index: int, record: Record) -> Course:
         executor = Executor(
             self._session,
-            self._chronicle,
+            record,
             make_dump=self._evidence.dump,
             take_evidence=self._evidence.take,
-            environment=relaunch_environment(incident),
+            environment=relaunch_environment(self._chronicle.incident),
             libvirt=self._services.libvirt,
             on_command=self._note_reaction,
         )
         self.acting = True
         self._let_go_before = self._times_let_go
         try:
-            return await executor.run(incident.plan, index)
+            return await executor.run(plan, index)
         finally:
             self.acting = False
 

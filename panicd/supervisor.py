@@ -208,7 +208,12 @@ class Supervisor:
         wanted, _ = applicable(domain.policy, session.capability, None)
         if not services.dry_run:
             await session.set_panic_action(self._responder.panic_setting)
-        self._log.debug("policy in force", on_crash=wanted, panic=session.capability.panic_setting)
+        self._log.debug(
+            "policy in force",
+            on_crash=domain.policy.on_crash,
+            applies=wanted,
+            panic=session.capability.panic_setting,
+        )
         if session.capability.libvirt_forestalls(wanted):
             self._log.warning("libvirt acts on this domain's panics before panicd can")
         if session.capability.armed is not Armed.YES:
@@ -336,15 +341,15 @@ class Supervisor:
             return
         chronicle.repeat(heard.count)
         await chronicle.commit()
-        stopped = event.action is PanicAction.PAUSE and not self._session.has_gone()
-        if chronicle.incident.state is not State.RUNNING_ON:
+        if chronicle.incident.state is not State.RUNNING_ON or self._session.has_gone():
             return
-        if stopped:
-            # It was resumed, and the panic stopped it again: a second cont would not help either.
-            self._log.warning("ignored guest is stopped by a panic again")
-            await responder.fall_back(Reason.ACTION_FAILED)
-        elif self._flood.rises(self._policy.flood, heard.count, trio.current_time()):
-            await responder.end_flood()
+        too_many = self._flood.rises(self._policy.flood, heard.count, trio.current_time())
+        if too_many and await responder.end_flood():
+            return
+        if event.action is PanicAction.PAUSE:
+            run_state = await self._state_after(event)
+            if run_state is RunState.GUEST_PANICKED:
+                await responder.ignore_again(run_state)
 
     async def _state_after(self, event: GuestPanickedEvent) -> RunState | None:
         """Return the run state that a panic leaves the guest in; None where QEMU ends."""

@@ -16,6 +16,7 @@ from panicd.libvirt import Libvirt
 from panicd.qemu.coredump import DumpError, DumpFailure, FinishedDump
 from panicd.qemu.session import Session
 from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.last_words import SILENCE, LastWords
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import (
     AnyStep,
@@ -96,8 +97,8 @@ async def not_dumped(_session: Session, _step: Dump) -> FinishedDump:
     raise DumpError(DumpFailure.NO_SPACE, "full")
 
 
-async def nothing_taken(_session: Session, _step: Collect) -> str:
-    return ""
+async def nothing_taken(_session: Session, _step: Collect) -> LastWords:
+    return SILENCE
 
 
 async def run(

@@ -22,6 +22,7 @@ SLEEPS = {
     "tests/model/life.py",  # virtual time: how long a connection is not made again
     "tests/model/test_histories.py",  # virtual time: the moments between what happens
     "tests/model/world.py",  # virtual time: how long a command, a dump takes
+    "tests/qemu/test_coredump.py",  # how slow a disk is
     "tests/hostile/monitors.py",  # how slow a hostile monitor is
     "tests/hostile/soak.py",  # how often something happens
     "tests/parts/patience.py",  # until a limit is over

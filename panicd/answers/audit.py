@@ -19,8 +19,8 @@ from panicd.tally import Tally
 
 def exposed_domains(
     domains: Iterable[Domain], tally: Tally, holds: Holds, now: float
-) -> list[tuple[Domain, tuple[Exposure, ...]]]:
-    """Return the domains that could not be acted on, each with all the reasons why not."""
+) -> list[tuple[Domain, dict[Exposure, str]]]:
+    """Return the domains that could not be acted on, each with the reasons why, and remedies."""
     rooms: dict[tuple[Path, object], bool] = {}
     found = []
     for domain in domains:
@@ -57,13 +57,12 @@ def _exposures(
     *,
     held: bool,
     now: float,
-) -> tuple[Exposure, ...]:
+) -> dict[Exposure, str]:
     session, policy = domain.session, domain.policy
     if domain.spare_of:
-        return ()
+        return {}
     if session is None or policy is None:
-        away = Exposure.SILENT if domain.is_silent else Exposure.NO_MONITOR
-        return (away, *([Exposure.HELD] if held else []))
+        return exposures(policy, None, None, silent=domain.is_silent, held=held)
     capability = session.capability
     # What its own time comes to in the end, and what a hold, a storm or the journal would hide.
     situation = Situation(

@@ -19,6 +19,7 @@ from panicd.host.logs import escape
 FAILED: Final = 1
 BAD_USAGE: Final = 2  # also click's own
 
+LIBVIRT: Final = "qemu:///system"
 FINDINGS: Final = "panicd.findings"
 """Where a command notes in click's context that it found something amiss."""
 
@@ -44,6 +45,12 @@ class Context:
         except ConfigError as error:
             click.echo(str(error), err=True)
             sys.exit(BAD_USAGE)
+
+    @property
+    def libvirt_uri(self) -> str:
+        """The URI of libvirt: as configured, or the system's where nothing is."""
+        libvirt = self.load().libvirt if self.config_file.exists() else None
+        return libvirt.uri if libvirt is not None else LIBVIRT
 
     @property
     def socket(self) -> Path:

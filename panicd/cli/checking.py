@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from panicd.host.config import Config, Dial
+from panicd.host.programs import missing_programs
 from panicd.libvirts_own import matches_libvirts_own
 
 
@@ -18,6 +19,7 @@ def warnings(config: Config) -> Iterator[str]:
             yield f"monitors: {monitor.glob} matches no socket now{_why_not(monitor.glob)}"
         if matches_libvirts_own(monitor.glob):
             yield f"monitors: {monitor.glob} matches libvirt's own monitors, which are not dialled"
+    yield from map(str, missing_programs(config))
 
 
 def _finds_a_socket(pattern: str) -> bool:

@@ -15,10 +15,11 @@ from panicd.cli.base import fail as _fail
 from panicd.cli.base import incident_ids as _incident_ids
 from panicd.cli.base import json_option as _json_option
 from panicd.cli.checking import warnings
-from panicd.cli.incident_commands import export, incident, incidents
+from panicd.cli.incident_commands import export, incident, incidents, panics
 from panicd.cli.moment import SECONDS
 from panicd.cli.render_changes import counted
 from panicd.host.config import ConfigError, Places
+from panicd.rules.guest_system import parse_kernel
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
 from panicd.rules.qemu_args import Wanted, qemu_arguments
@@ -111,7 +112,8 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
 def check(context: Context) -> None:
     """Check the configuration; print every mistake with its line, and exit with 2.
 
-    A monitor's glob that matches no socket now is warned of, and no mistake.
+    A monitor's glob that matches no socket now, and a program that it names and that is not on this
+    machine, are warned of, and no mistake.
     """
     config = context.load()
     for warning in warnings(config):
@@ -196,7 +198,7 @@ def unhold(
 @WHY
 @_json_option
 def release(context: Context, domain: str, why: str) -> tuple[object, Callable[[], None]]:
-    """Let the panicked guest of DOMAIN run as it is (`cont`). Only `release` ever does that."""
+    """Let the panicked guest of DOMAIN run as it is (`cont`), as `act DOMAIN ignore` does."""
     answer = context.ask("release", domain=domain, why=why)
     return answer, lambda: render_changes.act(cast("render.Answer", answer))
 
@@ -265,6 +267,40 @@ def audit(context: Context) -> tuple[object, Callable[[], None]]:
     return answer, lambda: render.audit(answer)
 
 
+@main.command()
+@click.argument("domains", metavar="[DOMAIN]...", nargs=-1, shell_complete=_domain_names)
+@click.option(
+    "--os",
+    "system",
+    default="",
+    metavar="ID",
+    help="What the guest runs: libosinfo's id, such as debian11, or linux, windows, freebsd.",
+)
+@click.option("--kernel", metavar="X.Y", help="The version of a Linux guest's kernel.")
+@click.option("--libvirt", "uri", metavar="URI", help="The libvirt that has the domains.")
+@_json_option
+def advise(
+    context: Context, domains: tuple[str, ...], system: str, kernel: str | None, uri: str | None
+) -> tuple[object, Callable[[], None]]:
+    """Say which panic device the guest of a libvirt DOMAIN can use, and what suits it.
+
+    What it runs is known by libosinfo's id in libvirt's XML, by osinfo-query where that is
+    installed, by the guest's agent, or by --os. Without DOMAIN: each that libvirt has, or --os
+    alone. Nothing is changed.
+    """
+    from panicd.cli.advising import advise_on  # noqa: PLC0415 - slow to load
+    from panicd.host.virsh import LibvirtError  # noqa: PLC0415 - as above
+
+    version = parse_kernel(kernel) if kernel else None
+    if kernel and version is None:
+        raise click.BadParameter("expected a version such as 5.10", param_hint="--kernel")
+    try:
+        answer = advise_on(domains, uri or context.libvirt_uri, system, version)
+    except LibvirtError as error:
+        _fail(str(error))
+    return answer, lambda: render.advice(answer)
+
+
 @main.command("qemu-args")
 @click.option("--name", required=True, help="The VM's name.")
 @click.option(
@@ -328,7 +364,7 @@ def demo(context: click.Context) -> None:
     context.exit(tell())
 
 
-for command in (incidents, incident, export):
+for command in (incidents, incident, panics, export):
     main.add_command(command)
 
 

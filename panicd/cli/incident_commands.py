@@ -1,4 +1,4 @@
-"""The commands that show what has happened: ``incidents``, ``incident``, ``export``."""
+"""The commands that show what has happened: ``incidents``, ``incident``, ``panics``, ``export``."""
 
 import time
 from collections.abc import Callable
@@ -40,6 +40,12 @@ def _moment(_context: object, _parameter: object, text: str | None) -> float | N
     help="Only those that began before.",
 )
 @click.option(
+    "--same-as",
+    metavar="INCIDENT",
+    shell_complete=incident_ids,
+    help="Only those of the same panic as INCIDENT's, itself among them.",
+)
+@click.option(
     "--limit",
     type=click.IntRange(1, 10_000),
     default=20,
@@ -53,6 +59,7 @@ def incidents(
     domain: str | None,
     since: float | None,
     until: float | None,
+    same_as: str | None,
     **wanted: bool | int,
 ) -> tuple[object, Callable[[], None]]:
     """List incidents, the newest first.
@@ -62,15 +69,46 @@ def incidents(
     """
     if since is not None and until is not None and since >= until:
         raise click.UsageError("--since is not before --until")
-    given = {"domain": domain, "since": since, "until": until}
+    given = {"domain": domain, "since": since, "until": until, "same_as": same_as}
     wanted_too = {key: value for key, value in given.items() if value is not None}
     answer = context.ask("incidents", **wanted, **wanted_too)
     return answer, lambda: render.incidents(cast("list[render.Answer]", answer))
 
 
 @click.command()
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=_moment,
+    help="Only those seen then or later, as for `incidents`.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    help="At most so many, the latest seen.",
+)
+@json_option
+def panics(
+    context: Context, /, since: float | None, limit: int
+) -> tuple[object, Callable[[], None]]:
+    """List the panics that were told from each other: how often each was seen, and where.
+
+    Panics are the same where their signatures are: what happened, and in which function. Those of
+    which too little is known are in no group.
+    """
+    answer = context.ask("panics", limit=limit, **({} if since is None else {"since": since}))
+    return answer, lambda: render.panics(cast("list[render.Answer]", answer))
+
+
+@click.command()
 @click.argument("incident_id", metavar="INCIDENT", shell_complete=incident_ids)
-@click.option("--log", is_flag=True, help="Show the kernel's log from its memory dump instead.")
+@click.option(
+    "--log",
+    is_flag=True,
+    help="Show the kernel's log instead: whole from its memory dump, else its end.",
+)
 @json_option
 def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:
     """Show INCIDENT from the panic to its end: what was seen, decided and done, and when."""

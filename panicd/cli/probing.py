@@ -13,24 +13,44 @@ from panicd.host.config import Config
 from panicd.libvirt import Libvirt
 from panicd.libvirts_own import leave_libvirts_own
 from panicd.qemu.monitor import Monitor, MonitorError, SilentError, event_loop, open_monitor
-from panicd.qemu.probe import Probe, probe
+from panicd.qemu.probe import Probe, probe, pvpanics_in
 from panicd.qemu.process import Peer
 from panicd.qemu.session import ANSWER_TIMEOUT, confirm_peer
 from panicd.qemu.socket_table import SocketTable
 from panicd.records import plan_view
-from panicd.rules.capability import Armed, Capability, PanicSetting, run_by_libvirt
+from panicd.rules.capability import (
+    NEUTRAL_PORT,
+    UNREQUESTED,
+    Armed,
+    Capability,
+    PanicSetting,
+    run_by_libvirt,
+)
 from panicd.rules.command_line import parse_command_line
-from panicd.rules.exposure import REMEDIES, exposures
+from panicd.rules.exposure import exposures
 from panicd.rules.io_ports import devices_on
 from panicd.rules.libvirt import inherit
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.policy import Reason, panic_setting
-from panicd.rules.settings import Policy
+from panicd.rules.settings import PanicNotifier, Policy
 
 
 class UnreachableMonitorError(Exception):
     """The monitor could not be asked; the message says why."""
 
+
+BUILTIN_PLACE: Final = "/machine/unattached"
+PLACES: Final = ("/machine/peripheral", "/machine/peripheral-anon", BUILTIN_PLACE)
+MOVE: Final = (
+    "move the panic device from port {port:#x}, which {names} uses too: what the guest writes "
+    "there raises false panics (ioport=0x505 is its own; to be rid of it see "
+    "panicd qemu-args --no-notifier)"
+)
+LEFT_OPEN: Final = (
+    "nothing, if the guest is to report no panic: the builtin device was moved to port {port:#x}. "
+    "{names} uses that too, so a guest that writes 1 there by itself raises a false panic, to "
+    "which 'unrequested' applies"
+)
 
 ARMED_BECAUSE: Final = {
     Armed.YES: "a panic is left to panicd",
@@ -98,43 +118,35 @@ async def _port_conflicts(monitor: Monitor) -> list[str]:
     Raises:
         MonitorError: QEMU does not answer.
     """
-    places = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached")
-    ports = []
-    for place in places:
-        for name in await _pvpanics(monitor, place):
-            question = {"path": f"{place}/{name}", "property": "ioport"}
-            ports.append(await monitor.execute("qom-get", question, timeout=ANSWER_TIMEOUT))
-    if not ports:
+    found = [(place, port) for place in PLACES for port in await _pvpanic_ports(monitor, place)]
+    if not found:
         return []
     question = {"command-line": "info mtree"}
     mtree = await monitor.execute("human-monitor-command", question, timeout=ANSWER_TIMEOUT)
-    remedies = []
-    for port in ports:
-        others = devices_on(mtree, port) if isinstance(mtree, str) and isinstance(port, int) else ()
-        if names := sorted(set(others) - {"pvpanic"}):
-            remedies.append(
-                f"move the panic device from port {port:#x}, which {', '.join(names)} uses too: "
-                "what the guest writes there raises false panics (ioport=0x505 is its own; to be "
-                "rid of it see panicd qemu-args --no-notifier)"
-            )
-    return remedies
-
-
-async def _pvpanics(monitor: Monitor, place: str) -> list[str]:
-    """Return the names of the pvpanics on the ISA bus in a place of the QOM tree."""
-    entries = await monitor.execute("qom-list", {"path": place}, timeout=ANSWER_TIMEOUT)
+    if not isinstance(mtree, str):
+        return []
     return [
-        str(entry["name"])
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict) and entry.get("type") == "child<pvpanic>" and "name" in entry
+        (LEFT_OPEN if (place, port) == (BUILTIN_PLACE, NEUTRAL_PORT) else MOVE).format(
+            port=port, names=", ".join(names)
+        )
+        for place, port in found
+        if (names := sorted(set(devices_on(mtree, port)) - {"pvpanic"}))
     ]
+
+
+async def _pvpanic_ports(monitor: Monitor, place: str) -> list[int]:
+    """Return the I/O ports of the pvpanics on the ISA bus in a place of the QOM tree."""
+    listed = await monitor.execute("qom-list", {"path": place}, timeout=ANSWER_TIMEOUT)
+    questions = [{"path": f"{place}/{name}", "property": "ioport"} for name in pvpanics_in(listed)]
+    answers = [await monitor.execute("qom-get", q, timeout=ANSWER_TIMEOUT) for q in questions]
+    return [port for port in answers if isinstance(port, int)]
 
 
 def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, object]:
     capability = answers.capability
     policies = []
-    for on_crash in OnCrash:
-        wanted = replace(policy, on_crash=on_crash, grace=0.0)
+    for on_crash in OnCrash:  # what each does where it applies, be the device asked for or not
+        wanted = replace(policy, on_crash=on_crash, panic_notifier=PanicNotifier.ANY, grace=0.0)
         setting = panic_setting(wanted, capability, None)
         armed = replace(capability, panic_setting=setting if capability.can_set_action else None)
         policies.append(plan_view(foresee(wanted, armed, now=0.0)))
@@ -158,9 +170,12 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
         "libvirt_acts": capability.libvirt_acts,
         "on_crash": policy.on_crash,
         "policies": policies,
+        "on_crash_applies": capability.panic_device not in UNREQUESTED
+        or policy.panic_notifier is PanicNotifier.ANY,
+        "unrequested": policy.unrequested,
         "configured": plan_view(foresee(policy, connected, now=0.0)),
         "exposed": list(reasons),
-        "remedies": [REMEDIES[reason] for reason in reasons] + conflicts + _warnings(capability),
+        "remedies": [*reasons.values(), *conflicts, *_warnings(capability)],
     }
 
 

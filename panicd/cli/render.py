@@ -19,7 +19,15 @@ from panicd.rules.qemu_args import Argument
 Answer = dict[str, Any]
 """An answer of the daemon's, as decoded from JSON."""
 
-UNBROKEN = {"incident", "panicked", "now"}  # columns that are no use in pieces
+UNBROKEN = {
+    "incident",
+    "panicked",
+    "now",
+    "signature",
+    "newest incident",
+    "first",
+    "last",
+}  # columns that are no use in pieces
 WATCH_EVERY = 1.0  # seconds
 SHORT_LINE = 64  # characters of a panic line that a list shows
 WIDE = 190  # columns of a terminal that has room for all that is known of incidents, in a table
@@ -130,7 +138,7 @@ def explanation(answer: Answer) -> None:
     budget = answer["budget"]
     console.print(f"restarts      {budget['used']} made, {budget['left']} left in the window")
     console.print()
-    because = f" (on_crash {decided['on_crash']}, reason {decided['reason']}: {decided['why']})"
+    because = f" ({configured(decided)}, reason {decided['reason']}: {decided['why']})"
     console.print(line("If it panicked now: ", (decided["action"], "bold"), because))
     steps(decided["steps"])
     if then := answer["then"]:
@@ -192,6 +200,49 @@ def _incidents_in_short(answer: list[Answer]) -> None:
             console.print(f"    {short(words)}", no_wrap=True, overflow="ellipsis")
 
 
+def panics(answer: list[Answer]) -> None:
+    """Print what ``panicd panics`` shows."""
+    if not answer:
+        console.print("No panic of which enough is known to compare it.")
+        return
+    if console.width < WIDE:
+        _panics_in_short(answer)
+        return
+    table = _table("signature", "seen", "domains", "first", "last", "newest incident", "panic")
+    for group in answer:
+        table.add_row(
+            group["signature"],
+            str(group["count"]),
+            str(group["domains"]),
+            written_time(group["first_at"]),
+            written_time(group["last_at"]),
+            group["newest"],
+            signature(group),
+        )
+    console.print(table)
+
+
+def _panics_in_short(answer: list[Answer]) -> None:
+    """Print panics for a terminal that has no room for the table: two lines each."""
+    for group in answer:
+        last = written_time(group["last_at"])
+        head = f"  {last}  {group['newest']}: {seen(group)}"
+        console.print(line((group["signature"], "bold"), head))
+        console.print(f"    {signature(group)}", no_wrap=True, overflow="ellipsis")
+
+
+def seen(group: Answer) -> str:
+    """Return how often a panic was seen, and on how many domains."""
+    times = "seen once" if group["count"] == 1 else f"seen {group['count']} times"
+    domains = "1 domain" if group["domains"] == 1 else f"{group['domains']} domains"
+    return f"{times} on {domains}"
+
+
+def signature(known: Answer) -> str:
+    """Return what a panic is known by, as people read it: its title and its functions."""
+    return " in ".join(filter(None, (known["title"], " < ".join(known["frames"]))))
+
+
 def probe(answer: Answer) -> None:
     """Print what ``panicd probe`` shows."""
     console.print(line((answer["name"] or "(no name)", "bold"), "  ", answer["uuid"]))
@@ -211,6 +262,10 @@ def probe(answer: Answer) -> None:
     for plan in answer["policies"]:
         table.add_row(plan["on_crash"], _would_do(plan["action"], plan["reason"]), plan["why"])
     console.print(table)
+    if not answer["on_crash_applies"]:
+        instead = f"As configured none of these applies, but unrequested {answer['unrequested']}: "
+        did = (answer["configured"]["action"], "bold")
+        console.print(line(instead, did, ". Nobody asked for this VM's panic device."))
     for remedy in answer["remedies"]:
         console.print(line(("To change: ", "yellow"), remedy))
 
@@ -229,6 +284,31 @@ def audit(answer: Answer) -> None:
     console.print(table)
 
 
+def advice(answer: list[Answer]) -> None:
+    """Print what ``panicd advise`` shows."""
+    for number, each in enumerate(answer):
+        if number:
+            console.print()
+        system = each["system"]
+        console.print(line((each["domain"] or system["id"], "bold")))
+        console.print(f"runs     {system['name'] or '(not known)'}, as {system['known_by']} says")
+        if each["has"]:
+            console.print(f"has      a panic device: {', '.join(each['has'])}")
+        if each["device"]:
+            how = f" ({each['arguments']}, or {each['libvirt']}): {each['why']}"
+            console.print(line("give it  ", (each["device"], "bold"), how))
+        else:
+            console.print(line("give it  ", ("none: ", "yellow"), each["why"]))
+        for key in ("ignore", "grace", "kdump"):
+            console.print(f"{key:8} {each[key]}")
+        if not each["support"]:
+            continue
+        table = _table("device", "can it", "why", "source")
+        for row in each["support"]:
+            table.add_row(row["device"], row["verdict"], row["why"], row["source"])
+        console.print(table)
+
+
 def arguments(name: str, wanted: Iterable[Argument]) -> None:
     """Print QEMU arguments, as a shell takes them, each with its reason."""
     lines = [("-name " + quote(name), "what panicd calls it")]
@@ -243,6 +323,12 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, no_wrap=heading in UNBROKEN, overflow="fold")
     return table
+
+
+def configured(decision: Answer) -> str:
+    """Return what of the configuration led to a decision."""
+    instead = f", unrequested {decision['unrequested']}" if decision["unrequested"] else ""
+    return f"on_crash {decision['on_crash']}{instead}"
 
 
 def _words(incident: Answer) -> str:

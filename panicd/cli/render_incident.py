@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from panicd.cli.render import Answer, written_time
+from panicd.cli.render import Answer, configured, seen, signature, written_time
 from panicd.cli.terminal import line
 from panicd.rules.guest_memory.memory import PAGE
 
@@ -80,11 +80,12 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
     yield line((answer["id"], "bold"), f"  {answer['domain']}  {answer['uuid']}")
     yield line(f"monitor   {answer['monitor']}")
     yield line(f"panicked  {written_time(answer['opened_at'])}, known by {answer['source']}")
+    yield from map(line, _signature(answer))
     yield line(f"payload   {_payload(answer['payload'])}")
     if answer["repeats"]:
         yield line(f"again     {answer['repeats']} times within the incident")
     for decision in answer["decisions"]:
-        because = f"on_crash {decision['on_crash']}, reason {decision['reason']}: {decision['why']}"
+        because = f"{configured(decision)}, reason {decision['reason']}: {decision['why']}"
         yield line("decided   ", (decision["action"], "bold"), f" ({because})")
     closed_at = answer["closed_at"]
     lasted = duration((now if closed_at is None else closed_at) - answer["opened_at"])
@@ -92,8 +93,21 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
         yield line("now       ", (answer["state"], "yellow"), f", open for {lasted}")
     else:
         yield line(f"now       {answer['ending']}, after {lasted}")
-    if seen := answer["acknowledged"]:
-        yield line(f"seen      by uid {seen['uid']}: {seen['why']}")
+    if looked := answer["acknowledged"]:
+        yield line(f"seen      by uid {looked['uid']}: {looked['why']}")
+
+
+def _signature(answer: Answer) -> Iterator[str]:
+    known, same = answer["signature"], answer["same"]
+    if known is None:
+        return
+    yield f"panic     {signature(known)}"
+    if same is None:
+        yield "same      too little is known of it to compare it with others"
+    elif same["count"] > 1:
+        yield f"same      {seen(same)} since {written_time(same['first_at'])} ({known['hash']})"
+    else:
+        yield f"same      not seen before ({known['hash']})"
 
 
 def _payload(payload: Answer) -> str:

@@ -258,29 +258,28 @@ class Qemu(Watched):
         Raises:
             QemuStartError: QEMU ended at once.
         """
-        own, theirs = socket.socketpair()
-        own.setblocking(False)
-        arguments = [
-            *machine,
-            *("-name", name.replace(",", ",,"), "-uuid", uuid),
-            *monitor_arguments("witness", f"fd={theirs.fileno()}"),
-            *monitor_arguments("monitor", monitor_address),
-            "-S",
-        ]
         async with AsyncExitStack() as stack:
-            with theirs, stderr.open("wb") as stderr_file:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="panicd-"))
+            listener = stack.enter_context(_listen(Path(directory, "witness")))
+            arguments = [
+                *machine,
+                *("-name", name.replace(",", ",,"), "-uuid", uuid),
+                # It connects to the witness: those before 2.12 take no file descriptor (fd=).
+                *monitor_arguments("witness", f"path={directory}/witness"),
+                *monitor_arguments("monitor", monitor_address),
+                "-S",
+            ]
+            with stderr.open("wb") as stderr_file:
                 process = await trio.lowlevel.open_process(
                     arguments,
                     stdin=subprocess.DEVNULL,
                     stdout=stderr_file,
                     stderr=stderr_file,
-                    pass_fds=[theirs.fileno()],
                 )
             stack.push_async_callback(_kill, process)
             try:
-                witness = await stack.enter_async_context(
-                    qmp_over(trio.socket.from_stdlib_socket(own))
-                )
+                own = await _accept(listener, process)
+                witness = await stack.enter_async_context(qmp_over(own))
             except QmpClosedError as error:
                 await process.wait()
                 raise QemuStartError(_last_words(process, stderr)) from error
@@ -323,6 +322,36 @@ class Qemu(Watched):
     async def wait_exit(self) -> int:
         """Wait for QEMU's end and return its exit status, negative for a signal."""
         return await self._process.wait()
+
+
+def _listen(path: Path) -> trio.socket.SocketType:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener.bind(os.fspath(path))
+    listener.listen()
+    return trio.socket.from_stdlib_socket(listener)
+
+
+async def _accept(
+    listener: trio.socket.SocketType, process: trio.Process
+) -> trio.socket.SocketType:
+    """Take a QEMU's connection.
+
+    Raises:
+        QmpClosedError: It ended before it connected.
+    """
+    accepted: list[trio.socket.SocketType] = []
+    async with trio.open_nursery() as nursery:
+
+        async def until_it_ends() -> None:
+            await process.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(until_it_ends)
+        accepted.append((await listener.accept())[0])
+        nursery.cancel_scope.cancel()
+    if not accepted:
+        raise QmpClosedError
+    return accepted[0]
 
 
 async def _kill(process: trio.Process) -> None:

@@ -252,6 +252,7 @@ class Journal:
         since: float | None = None,
         until: float | None = None,
         limit: int = 100,
+        signature: str | None = None,
     ) -> list[Incident]:
         """Return incidents, the newest first.
 
@@ -262,6 +263,7 @@ class Journal:
             since: those that began then or later, in seconds since the epoch.
             until: those that began before.
             limit: at most so many; negative for all.
+            signature: those with this one's hash.
 
         Raises:
             JournalDamagedError: one can't be read; the message names it and the entry.
@@ -276,6 +278,7 @@ class Journal:
                 since=since,
                 until=until,
                 limit=limit,
+                signature=signature,
             )
 
     def totals(self) -> Totals:

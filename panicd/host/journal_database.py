@@ -21,6 +21,7 @@ from panicd.host.journal_codec import (
     encode_operation,
 )
 from panicd.host.journal_schema import MIGRATIONS
+from panicd.host.journal_signatures import hash_of, keep
 from panicd.host.journal_totals import Total, Totals, collect, increments
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
 from panicd.rules.notification import notice_of
@@ -173,6 +174,7 @@ class Batch:
         self._incidents: list[tuple[object, ...]] = []
         self._ends: list[tuple[object, ...]] = []
         self._entries: list[tuple[object, ...]] = []
+        self._signatures: list[tuple[str | bytes, str]] = []
         self._restarts: list[tuple[object, ...]] = []
         self._operations: list[tuple[object, ...]] = []
         self._counts: Counter[tuple[Total, str]] = Counter()
@@ -212,6 +214,8 @@ class Batch:
                     _column(opened.key),
                 )
             )
+        if (known_by := hash_of(incident)) != hash_of(before.incident):
+            self._signatures.append((_column(incident_id), known_by))
         ended_before = before.incident is not None and not before.incident.is_open
         if incident.closed is not None and not ended_before:
             self._ends.append((incident.closed.at, _column(incident_id)))
@@ -251,6 +255,7 @@ class Batch:
         self._database.executemany("UPDATE incident SET closed_at = ? WHERE id = ?", self._ends)
         _insert(self._database, "entry (incident, position, body)", self._entries)
         _insert(self._database, "restart (domain_key, at)", self._restarts)
+        keep(self._database, self._signatures)
         _insert(self._database, "operation (at, body)", self._operations)
         _insert(self._database, "notification (channel, incident, position)", self.notifications)
         _insert(
@@ -291,6 +296,7 @@ def prune(database: sqlite3.Connection, before: float, limit: int) -> list[str]:
     ).fetchall()
     database.executemany("DELETE FROM entry WHERE incident = ?", ids)
     database.executemany("DELETE FROM notification WHERE incident = ?", ids)
+    database.executemany("DELETE FROM signature WHERE incident = ?", ids)
     database.executemany("DELETE FROM incident WHERE id = ?", ids)
     return [text_of(column) for (column,) in ids]
 
@@ -331,14 +337,17 @@ def incidents(
     since: float | None,
     until: float | None,
     limit: int,
+    signature: str | None = None,
 ) -> list[Incident]:
     """Return incidents, the newest first; the arguments are ``Journal.incidents``'s.
 
     Raises:
         JournalDamagedError: an entry is missing, unreadable, or has no place in its incident.
     """
+    # Not named where it is not asked for: a journal that no newer daemon has had yet has none.
+    same = "1" if signature is None else "id IN (SELECT incident FROM signature WHERE hash = :hash)"
     rows = database.execute(
-        """SELECT id, position, CAST(body AS BLOB) FROM (
+        f"""SELECT id, position, CAST(body AS BLOB) FROM (
             SELECT id, opened_at FROM incident
             WHERE (:domain IS NULL OR :domain IN (domain, uuid))
                 AND (closed_at IS NULL OR NOT :open_only)
@@ -346,8 +355,9 @@ def incidents(
                     SELECT 1 FROM entry WHERE incident = id AND instr(body, :acknowledged)))
                 AND (:since IS NULL OR opened_at >= :since)
                 AND (:until IS NULL OR opened_at < :until)
+                AND {same}
             ORDER BY opened_at DESC, id DESC LIMIT :limit
-        ) LEFT JOIN entry ON incident = id ORDER BY opened_at DESC, id DESC, position""",
+        ) LEFT JOIN entry ON incident = id ORDER BY opened_at DESC, id DESC, position""",  # noqa: S608 - constants
         {
             "domain": None if domain is None else _column(domain),
             "open_only": open_only,
@@ -355,6 +365,7 @@ def incidents(
             "acknowledged": ACKNOWLEDGED,
             "since": since,
             "until": until,
+            "hash": signature,
             "limit": limit,
         },
     )

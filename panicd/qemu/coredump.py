@@ -18,9 +18,15 @@ import trio
 
 from panicd.qemu.dump_checks import GuestMemory, check_guest, is_size
 from panicd.qemu.dump_directory import dump_path
-from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter, enlarge
-from panicd.qemu.monitor import CommandError, MonitorError, NoReplyError, SessionLostError
+from panicd.qemu.monitor import (
+    CommandError,
+    MonitorError,
+    NoReplyError,
+    SessionLostError,
+    UncertainError,
+)
 from panicd.qemu.page_selection import PageSelection, selected_pages
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import DETACHED_DUMP_SINCE, DUMP_FORMATS_SINCE
@@ -39,14 +45,7 @@ OTHERWISE: Final = DumpFormat.ELF_ZSTD
 kdump, and it is what tools of other systems read."""
 NOT_BY_OTHERS: Final = "libvirt gives the memory from its beginning to its end only"
 CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
-
-
-DumpByOther = Callable[[Path, str, float], Awaitable[None]]
-"""Has somebody else (libvirt) have QEMU write its memory to a pipe: its path, format, seconds.
-
-Raises:
-    DumpError: it was not done.
-"""
+NOT_DONE: Final = "QEMU was not done in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,20 +132,23 @@ async def dump_guest_memory(
         except DumpError:
             os.close(writing)
             raise
+        asked = False
         try:
             if by_other is None:
                 await _hand_over(session, writer, writing)
+                _check_time(deadline)
                 run = partial(_run_dump, session, kind, deadline, progress)
             else:
                 left = deadline - trio.current_time()
                 run = partial(_have_dumped, by_other, writer, writing, kind, left)
+            asked = True
             await _while_it_is_written(writer, run)
             size = await _await_end(writer, deadline)
         except (DumpError, CommandError) as error:
             if isinstance(error, DumpError) and error.failure is DumpFailure.TIMEOUT:
                 writer.stop()
-                # Until then QEMU would refuse a cont.
-                await session.observe(lambda: _dump_ended(session), CLEARING)
+                if asked:
+                    await _await_clear(session)
             raise _cause(error, writer.error) from error
         finally:
             writer.stop()
@@ -201,6 +203,11 @@ async def _while_it_is_written(writer: DumpWriter, dump: Callable[[], Awaitable[
         raise problem
 
 
+def _check_time(deadline: float) -> None:
+    if trio.current_time() >= deadline:
+        raise DumpError(DumpFailure.TIMEOUT, "the time was over before QEMU was asked")
+
+
 async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
     """Give QEMU the writing end, as soon as there is a file for what comes through it."""
     try:
@@ -242,16 +249,19 @@ async def _run_dump(
     arguments: dict[str, object] = {"paging": False, "protocol": f"fd:{FD_NAME}"}
     if version >= DUMP_FORMATS_SINCE:
         arguments["format"] = kind.of_qemu
-    left = deadline - trio.current_time()
+    left = max(0.0, deadline - trio.current_time())
     if version < DETACHED_DUMP_SINCE:
-        await session.execute("dump-guest-memory", arguments, left)
+        try:
+            await session.execute("dump-guest-memory", arguments, left)
+        except NoReplyError as error:
+            raise DumpError(DumpFailure.TIMEOUT, NOT_DONE) from error
         return
     with suppress(NoReplyError):  # the event tells, if it comes
         await session.execute("dump-guest-memory", {**arguments, "detach": True})
     while not _dump_ended(session):
         left = deadline - trio.current_time()
         if left <= 0:
-            raise DumpError(DumpFailure.TIMEOUT, "QEMU was not done in time")
+            raise DumpError(DumpFailure.TIMEOUT, NOT_DONE)
         await session.observe(lambda: _dump_ended(session), min(left, PROGRESS_CHECK))
         if not _dump_ended(session):
             await _note_progress(session, progress)
@@ -259,6 +269,19 @@ async def _run_dump(
         raise SessionLostError("dump-guest-memory: the session ended before the dump did")
     if not session.seen.dump.completed:
         raise DumpError(DumpFailure.QEMU, session.seen.dump.error)
+
+
+async def _await_clear(session: Session) -> None:
+    """Wait until a dump that was given up has ended in QEMU too, though not for ever.
+
+    Until then QEMU refuses a ``cont``. Before 2.6 it answers nothing at all, and its next answer
+    tells that the dump is over.
+    """
+    if session.capability.version < DETACHED_DUMP_SINCE:
+        with suppress(UncertainError):
+            await session.query_status(CLEARING)
+    else:
+        await session.observe(lambda: _dump_ended(session), CLEARING)
 
 
 def _dump_ended(session: Session) -> bool:

@@ -1,7 +1,16 @@
-"""Why a dump of a guest's memory was not made."""
+"""Who else may make a dump of a guest's memory, and why one was not made."""
 
 import errno
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
+from pathlib import Path
+
+DumpByOther = Callable[[Path, str, float], Awaitable[None]]
+"""Has somebody else (libvirt) have QEMU write its memory to a pipe: its path, format, seconds.
+
+Raises:
+    DumpError: it was not done.
+"""
 
 
 class DumpFailure(StrEnum):

@@ -1,25 +1,31 @@
 """The kernel log of a stopped guest, over QMP and without a dump.
 
-``dump-guest-memory`` writes a range of a few pages into a memfd, in under a millisecond, and with
+``dump-guest-memory`` writes a range of a few pages into a memfd, in about a millisecond, and with
 each the guest kernel's note on itself. Not detached: QEMU does nothing else meanwhile, so ranges
 are small and few. Each takes a fresh file: QEMU 11.1 was seen to abort on one that is used again.
 
 QEMU sends DUMP_COMPLETED for every range, to every monitor, before its answer: whoever waits for
 the end of a dump afterwards takes the session's events first. A libvirtd of 9.0.0 dies of dumps
-that it did not ask for: there, this must not be called.
+that it did not ask for. Of its domains libvirt itself is asked for the note: for a dump into a
+pipe, of which the beginning is taken. The pages are then read by the human monitor.
 
-Source: QAPI ``dump-guest-memory`` (``qapi/dump.json``).
+Source: QAPI ``dump-guest-memory`` (``qapi/dump.json``); the human monitor's ``xp``
+(``hmp-commands.hx``).
 """
 
 import fcntl
 import os
+import re
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Final
 
 import trio
 
-from panicd.qemu.monitor import CommandError, NoReplyError
+from panicd.qemu.dump_error import DumpByOther, DumpError
+from panicd.qemu.monitor import Command, CommandError, MonitorError, NoReplyError
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import Version
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, find_vmcoreinfo
@@ -31,10 +37,15 @@ from panicd.rules.kernel_log import KernelLog, read_log
 VMCOREINFO_SINCE: Final[Version] = (2, 11, 0)
 FD_NAME: Final = "panicd-range"
 HEAD: Final = 1 << 14  # bytes; the ELF headers of a range take some 300
+ELF: Final = "elf"  # the format of which the beginning has the notes
+BEGINNING: Final = 64 * 1024  # bytes of a dump that are waited for: its headers, and some notes
+_WORD: Final = re.compile(r"\b0x([0-9a-f]{16})\b")
 FIRST: Final = ReadRequest(0, PAGE)  # any page will do for the note; a PC has this one
 
 
-async def read_kernel_log(session: Session, *, lines: int, timeout: float) -> KernelLog:
+async def read_kernel_log(
+    session: Session, *, lines: int, timeout: float, by_other: DumpByOther | None = None
+) -> KernelLog:
     """Read the last lines of a stopped guest's kernel log, within ``Limits``.
 
     Whoever reads the session's events finds a DUMP_COMPLETED for each range among them.
@@ -43,18 +54,28 @@ async def read_kernel_log(session: Session, *, lines: int, timeout: float) -> Ke
         session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
         lines: how many at most.
         timeout: seconds for all of it. What was read until then is returned.
+        by_other: who has QEMU dump, where others may not; None: panicd, by the monitor.
 
     Raises:
         NotReadableError: there is no log to be had; the text says why, and may be the guest's.
         SessionLostError: the session ended.
     """
-    ranges = RangeReader(session, trio.current_time() + timeout, MAX_REQUEST)
-    reader = read_log(Vmcoreinfo.parse(await ranges.vmcoreinfo()), Limits(lines))
+    _check_readable(session)
+    deadline = trio.current_time() + timeout
+    ranges = RangeReader(session, deadline, MAX_REQUEST)
+    if by_other is None:
+        note = await ranges.vmcoreinfo()
+    else:
+        note = find_vmcoreinfo(await notes_of_dump(by_other, timeout))
+    reader = read_log(Vmcoreinfo.parse(note), Limits(lines))
     try:
         request = next(reader)
         while True:
             try:
-                data = await ranges.read(request)
+                if by_other is None:
+                    data = await ranges.read(request)
+                else:
+                    data = await _read_words(session, request, deadline)
             except NotReadableError as error:
                 request = reader.throw(error)
             else:
@@ -91,10 +112,7 @@ class RangeReader:
             NotReadableError: there is none.
             SessionLostError: the session ended.
         """
-        if self._session.capability.version < VMCOREINFO_SINCE:
-            raise NotReadableError("this QEMU has no vmcoreinfo device")
-        if self._session.run_state.executes:
-            raise NotReadableError("the guest is running")
+        _check_readable(self._session)
         # Who does not answer this at once does not answer what follows.
         deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
         with _open_file(self._file_size) as file:
@@ -125,6 +143,77 @@ class RangeReader:
             yield [(file, piece.offset, piece.offset + piece.length) for piece in pieces]
 
 
+def _check_readable(session: Session) -> None:
+    if session.capability.version < VMCOREINFO_SINCE:
+        raise NotReadableError("this QEMU has no vmcoreinfo device")
+    if session.run_state.executes:
+        raise NotReadableError("the guest is running")
+
+
+async def notes_of_dump(dump: DumpByOther, timeout: float) -> bytes:
+    """Return the notes of a dump that somebody else makes, which is then given up.
+
+    Args:
+        dump: has QEMU dump into a path.
+        timeout: seconds for all of it.
+
+    Raises:
+        NotReadableError: no dump came, or not in time.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    why = ""
+
+    async def have_dumped() -> None:
+        nonlocal why
+        try:
+            await dump(Path(f"/proc/{os.getpid()}/fd/{writing}"), ELF, timeout)
+            why = "it ended early"
+        except DumpError as error:
+            why = str(error)
+        finally:
+            os.close(writing)
+
+    notes = None
+    with trio.move_on_after(timeout):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(have_dumped)
+            async with trio.lowlevel.FdStream(reading) as stream:
+                notes = await _first_notes(stream)
+            # The pipe is closed now, and the dump ends with that: it is waited for, for QEMU makes
+            # one at a time.
+    if notes is None:
+        raise NotReadableError(f"no dump's notes: {why or 'the time is over'}")
+    return notes
+
+
+async def _first_notes(stream: trio.lowlevel.FdStream) -> bytes | None:
+    """Return the notes of a dump as it comes; None where it ends before."""
+    came = b""
+    while data := await stream.receive_some(BEGINNING):
+        came += data
+        if len(came) >= BEGINNING:
+            notes = DumpFile.parse(came).notes
+            if len(came) >= notes.offset + notes.length:
+                return came[notes.offset : notes.offset + notes.length]
+    return None
+
+
+async def _read_words(session: Session, request: ReadRequest, deadline: float) -> bytes:
+    """Read a range by the human monitor, which prints it in words of eight bytes."""
+    count = request.length // 8
+    command = {"command-line": f"xp /{count}gx {request.physical:#x}"}
+    try:
+        printed = await session.execute("human-monitor-command", command, _left(deadline))
+    except CommandError as error:
+        raise NotReadableError(f"QEMU gives no memory: {error.description}") from error
+    except NoReplyError as error:
+        raise NotReadableError("the time is over") from error
+    words = [int(word, 16) for word in _WORD.findall(str(printed))]
+    if len(words) != count:
+        raise NotReadableError(f"no guest memory at {request.physical:#x}")
+    return struct.pack(f"<{count}Q", *words)
+
+
 async def _write_range(
     session: Session, file: int, request: ReadRequest, deadline: float
 ) -> DumpFile:
@@ -135,13 +224,17 @@ async def _write_range(
         "begin": request.physical,
         "length": request.length,
     }
-    try:
-        await session.monitor.send_fd(file, FD_NAME, timeout=_left(deadline))
-        await session.execute("dump-guest-memory", arguments, _left(deadline))
-    except CommandError as error:
-        raise NotReadableError(f"QEMU gives no memory: {error.description}") from error
-    except NoReplyError as error:
-        raise NotReadableError("the time is over") from error
+    # Both at once: QEMU takes them in their order, and one round trip is enough.
+    commands: list[Command] = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
+    answers = await session.monitor.execute_all_with_fd(commands, file, timeout=_left(deadline))
+    for answer in answers:
+        match answer:
+            case CommandError():
+                raise NotReadableError(f"QEMU gives no memory: {answer.description}") from answer
+            case NoReplyError():
+                raise NotReadableError("the time is over") from answer
+            case MonitorError():
+                raise answer
     return DumpFile.parse(os.pread(file, HEAD, 0))
 
 

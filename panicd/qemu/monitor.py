@@ -28,6 +28,16 @@ from functools import partial
 from typing import Final
 
 import trio
+
+# trio-asyncio 0.16 derives from two classes that Python 3.14 made private or dropped with child
+# watchers (docs.python.org, "What's New In Python 3.14", asyncio). panicd starts no process through
+# asyncio, so the names are all that is missed.
+if not hasattr(asyncio.events, "BaseDefaultEventLoopPolicy"):
+    _policy = vars(asyncio.events)["_BaseDefaultEventLoopPolicy"]
+    setattr(asyncio.events, "BaseDefaultEventLoopPolicy", _policy)  # noqa: B010 - unknown to mypy
+if not hasattr(asyncio, "AbstractChildWatcher"):
+    setattr(asyncio, "AbstractChildWatcher", object)  # noqa: B010 - as above
+
 import trio_asyncio
 from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.message import Message
@@ -357,6 +367,20 @@ class Monitor:
             raise SessionLostError(f"{command}: could not hand over the file: {error}") from error
         return await self.execute(command, arguments, timeout=timeout)
 
+    async def execute_all_with_fd(
+        self, commands: Sequence[Command], fd: int, *, timeout: float
+    ) -> list[object]:
+        """Send several commands at once, of which the first takes a file descriptor; see above.
+
+        Raises:
+            SessionLostError: the session ended.
+        """
+        try:
+            self._client.send_fd_scm(fd)
+        except (OSError, QMPError) as error:
+            raise SessionLostError(f"could not hand over the file: {error}") from error
+        return await self.execute_all(commands, timeout=timeout)
+
     async def send_fd(self, fd: int, name: str, *, timeout: float) -> None:
         """Hand QEMU a copy of a file descriptor under a name (``getfd``); see above."""
         await self.execute_with_fd("getfd", {"fdname": name}, fd, timeout=timeout)
@@ -368,9 +392,18 @@ class Monitor:
 
 @asynccontextmanager
 async def event_loop() -> AsyncIterator[None]:
-    """Run the asyncio loop that every monitor needs around it."""
-    async with trio_asyncio.open_loop():
-        yield
+    """Run the asyncio loop that every monitor needs around it.
+
+    From Python 3.14 on a task runs only in the loop that asyncio knows to be running in its thread.
+    asyncio has a function for loops to say so, which trio-asyncio 0.16 does not call.
+    """
+    outer = asyncio._get_running_loop()  # noqa: SLF001 - for those who write loops
+    try:
+        async with trio_asyncio.open_loop() as loop:
+            asyncio._set_running_loop(loop)  # noqa: SLF001 - as above
+            yield
+    finally:  # not before the loop has ended: its last tasks run until then
+        asyncio._set_running_loop(outer)  # noqa: SLF001 - as above
 
 
 async def pulse() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from panicd.qemu.monitor import CommandError, Monitor, MonitorError
+from panicd.qemu.monitor import Command, CommandError, Monitor, MonitorError
 from panicd.rules.capability import (
     BUILTIN_UNTIL,
     DUMP_FORMATS_SINCE,
@@ -20,6 +20,7 @@ from panicd.rules.capability import (
     PanicDevice,
     PanicSetting,
     is_backport,
+    is_neutral,
     platform_notifier,
 )
 from panicd.rules.command_line import HYPERV_CRASH, PANIC_DEVICE_TYPES, CommandLine
@@ -101,12 +102,35 @@ async def probe(
     )
     if isinstance(answers["status"], MonitorError):
         raise answers["status"]
+    capability = _capability(monitor, answers, command_line)
+    if capability.panic_device is PanicDevice.BUILTIN:
+        ports = await _builtin_ports(monitor, answers["unattached"], timeout)
+        if ports and all(is_neutral(port, capability.version) for port in ports):
+            capability = replace(capability, panic_device=PanicDevice.NEUTRALISED)
     return Probe(
         name=_member(answers["name"], "name"),
         uuid=parse_uuid(_member(answers["uuid"], "UUID")),
         run_state=RunState.parse(_member(answers["status"], "status")),
-        capability=_capability(monitor, answers, command_line),
+        capability=capability,
     )
+
+
+async def _builtin_ports(monitor: Monitor, unattached: object, timeout: float) -> list[int]:
+    """Ask for the I/O ports of the panic devices that a machine has built in."""
+    questions: list[Command] = [
+        ("qom-get", {"path": f"/machine/unattached/{name}", "property": "ioport"})
+        for name in pvpanics_in(unattached)
+    ]
+    answers = await monitor.execute_all(questions, timeout=timeout)
+    return [port for port in answers if isinstance(port, int)]
+
+
+def pvpanics_in(listed: object) -> list[str]:
+    """Return the names of the pvpanics on the ISA bus in a ``qom-list`` answer."""
+    entries = listed if isinstance(listed, list) else []
+    return [
+        _member(entry, "name") for entry in entries if _member(entry, "type") == "child<pvpanic>"
+    ]
 
 
 async def set_panic_action(

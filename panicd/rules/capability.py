@@ -31,8 +31,19 @@ class PanicDevice(StrEnum):
     REQUESTED = "requested"  # under /machine/peripheral*, or a CPU property such as hv-crash
     PLATFORM = "platform"  # the machine itself reports panics: s390, pseries, TDX
     BUILTIN = "builtin"  # under /machine/unattached: QEMU 1.5 and 1.6, pc-*-1.5 machines
+    NEUTRALISED = "neutralised"  # such a one, moved to where no guest's driver finds it
     NONE = "none"
 
+
+UNREQUESTED: Final = frozenset({PanicDevice.BUILTIN, PanicDevice.NEUTRALISED})
+"""Devices that nobody asked for; one that was neutralised can still report a false panic."""
+
+PVPANIC_PORT: Final = 0x505
+NEUTRAL_PORT: Final = 0
+"""On this port ACPI tells the guest that there is no device (``_STA``), measured on 1.5 and 1.6."""
+
+ACPI_NODE_SINCE: Final[Version] = (1, 6, 0)
+"""The firmware that comes with QEMU 1.5 does not tell the guest of pvpanic: measured."""
 
 PLATFORMS: Final[dict[str, str]] = {
     "s390-ccw": "s390",  # the disabled wait of a CPU
@@ -56,6 +67,18 @@ def is_backport(package: str) -> bool:
         package: from the greeting, such as `` (qemu-kvm-1.5.3-175.el7_9.6)``.
     """
     return _BACKPORTED.search(package) is not None
+
+
+def is_neutral(port: int, version: Version) -> bool:
+    """Tell whether a builtin pvpanic is where no guest's driver finds it.
+
+    On any other port than 0 the firmware's ACPI tables lead the driver to it, where they have it.
+
+    Args:
+        port: its I/O port.
+        version: of a QEMU that has one, so not of a backport.
+    """
+    return port == NEUTRAL_PORT or (version < ACPI_NODE_SINCE and port != PVPANIC_PORT)
 
 
 def platform_notifier(machine: str) -> str | None:
@@ -119,6 +142,15 @@ class Capability:
     def behaves_like(self) -> Version:
         """The upstream version that a panic, and what follows it, is like."""
         return max(self.version, REVERSIBLE_SINCE) if self.backport else self.version
+
+    @property
+    def firmware_hides_device(self) -> bool:
+        """Whether a guest's driver, which looks for pvpanic in ACPI, does not find it.
+
+        A hint: another firmware than QEMU's own may have been given (``-bios``).
+        """
+        asked_for = self.panic_device in {PanicDevice.REQUESTED, PanicDevice.BUILTIN}
+        return asked_for and "pvpanic" in self.device_types and self.behaves_like < ACPI_NODE_SINCE
 
     @property
     def can_set_action(self) -> bool:

@@ -17,6 +17,7 @@ class Exposure(StrEnum):
     SILENT = "silent"  # QEMU does not answer
     NO_DEVICE = "no-device"  # the guest can't report a panic
     BUILTIN_DEVICE = "builtin-device"  # 'unrequested' applies: nobody asked for the device
+    FIRMWARE = "firmware"  # QEMU's own firmware does not tell the guest of the device
     NOT_ARMED = "not-armed"  # QEMU exits on a panic, or may
     IRREVERSIBLE = "irreversible"  # on_crash is ignore, and this QEMU can't
     RESET_IMPOSSIBLE = "reset-impossible"  # on_crash is restart, and this QEMU can't
@@ -27,16 +28,19 @@ class Exposure(StrEnum):
     HELD = "held"  # an operator suspended automation
 
 
-REMEDIES: Final[dict[Exposure, str]] = {
+_REMEDIES: Final[dict[Exposure, str]] = {
     Exposure.NO_MONITOR: "give panicd a QMP monitor of its own: see `panicd qemu-args`, and "
     "`panicd status` for why there is no connection",
     Exposure.SILENT: "its QEMU is stopped, or hangs (in its storage, mostly), and would not tell "
     "of a panic: see `ps -o stat,wchan PID`",
     Exposure.NO_DEVICE: "add -device pvpanic (or pvpanic-pci), or the guest can't report a panic",
     Exposure.BUILTIN_DEVICE: "add -device pvpanic to ask for the builtin device, or set "
-    "panic_notifier: any, or on_crash does not apply",
-    Exposure.NOT_ARMED: "add -no-shutdown, or this QEMU exits on a panic, or let panicd read its "
-    "command line to see that it is there",
+    "panic_notifier: any, or on_crash does not apply; to be rid of the device see "
+    "`panicd qemu-args --no-notifier`",
+    Exposure.FIRMWARE: "take QEMU 1.6 or later: the firmware of 1.5 does not tell the guest of "
+    "pvpanic (ACPI), so a Linux guest's driver does not find it and its panic goes unseen",
+    Exposure.NOT_ARMED: "let panicd read QEMU's command line, to see whether -no-shutdown is "
+    "there: without it this QEMU exits on a panic",
     Exposure.IRREVERSIBLE: "choose another on_crash than ignore, or QEMU 1.7 or later: the "
     "fallback applies",
     Exposure.RESET_IMPOSSIBLE: "drop -no-reboot, or configure relaunch, or restart can't be obeyed",
@@ -51,6 +55,21 @@ REMEDIES: Final[dict[Exposure, str]] = {
     Exposure.HELD: "`panicd unhold`, when the work is done",
 }
 
+NOT_ARMED: Final = "add -no-shutdown: without it this QEMU exits on a panic"
+NO_MONITOR: Final = {Exposure.NO_MONITOR: _REMEDIES[Exposure.NO_MONITOR]}
+"""Of a QEMU that panicd is not connected to."""
+
+
+def _remedy(exposure: Exposure, capability: Capability | None, decision: Decision | None) -> str:
+    text = _REMEDIES[exposure]
+    known_unarmed = capability is not None and capability.armed is Armed.NO
+    if exposure is Exposure.NOT_ARMED and known_unarmed:
+        return NOT_ARMED
+    if exposure is Exposure.IRREVERSIBLE and decision is not None and decision.unrequested:
+        return text.replace("on_crash", "unrequested")
+    return text
+
+
 _OF_REASON: Final = {
     Reason.IRREVERSIBLE: Exposure.IRREVERSIBLE,
     Reason.RESET_IMPOSSIBLE: Exposure.RESET_IMPOSSIBLE,
@@ -61,7 +80,7 @@ _OF_REASON: Final = {
 
 
 def exposures(
-    policy: Policy,
+    policy: Policy | None,
     capability: Capability | None,
     decision: Decision | None,
     *,
@@ -69,12 +88,12 @@ def exposures(
     held: bool = False,
     dump_space: bool = True,
     may_signal: bool = True,
-) -> tuple[Exposure, ...]:
-    """Return why a domain could not be acted on; nothing where it could.
+) -> dict[Exposure, str]:
+    """Return why a domain could not be acted on, and what to do about each; nothing where it could.
 
     Args:
-        policy: the domain's configuration.
-        capability: what its QEMU can do; None while panicd is not connected.
+        policy: the domain's configuration; None while panicd is not connected.
+        capability: what its QEMU can do; None as well.
         decision: what would be decided if it panicked now, whether it is held or not.
         silent: its QEMU does not answer.
         held: an operator suspended automation.
@@ -82,11 +101,11 @@ def exposures(
         may_signal: its process is known, and panicd may end it by a signal.
     """
     found = list(_exposures(policy, capability, decision, silent=silent, dump_space=dump_space))
-    if decision is not None and not may_signal and _ends(policy, decision):
+    if policy is not None and decision is not None and not may_signal and _ends(policy, decision):
         found.append(Exposure.NO_SIGNAL)
     if held:
         found.append(Exposure.HELD)
-    return tuple(found)
+    return {exposure: _remedy(exposure, capability, decision) for exposure in found}
 
 
 def _ends(policy: Policy, decision: Decision) -> bool:
@@ -96,7 +115,7 @@ def _ends(policy: Policy, decision: Decision) -> bool:
 
 
 def _exposures(
-    policy: Policy,
+    policy: Policy | None,
     capability: Capability | None,
     decision: Decision | None,
     *,
@@ -105,16 +124,19 @@ def _exposures(
 ) -> Iterator[Exposure]:
     if silent:
         yield Exposure.SILENT
-    elif capability is None or decision is None:
+    elif policy is None or capability is None or decision is None:
         yield Exposure.NO_MONITOR
-    if capability is not None and decision is not None:
+    if policy is not None and capability is not None and decision is not None:
         if capability.panic_device is PanicDevice.NONE:
             yield Exposure.NO_DEVICE
+        if capability.firmware_hides_device:
+            yield Exposure.FIRMWARE
         if capability.armed is not Armed.YES:
             yield Exposure.NOT_ARMED
         if capability.libvirt_forestalls(decision.wanted):
             yield Exposure.LIBVIRT
-        if decision.reason in _OF_REASON:
+        on_purpose = capability.panic_device is PanicDevice.NEUTRALISED
+        if decision.reason in _OF_REASON and not on_purpose:
             yield _OF_REASON[decision.reason]
         if (decision.coredump or policy.on_crash.coredump) and not dump_space:
             yield Exposure.NO_DUMP_SPACE

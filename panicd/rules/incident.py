@@ -10,9 +10,10 @@ from enum import StrEnum
 from typing import Final, Literal, assert_never
 
 from panicd.rules.on_crash import Action
-from panicd.rules.plan import AwaitGuestReset, Collect, Plan
+from panicd.rules.plan import AnyStep, AwaitGuestReset, Collect, Plan
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.qapi import PanicInformation
+from panicd.rules.signature import Signature, signature_of_payload
 
 
 class State(StrEnum):
@@ -116,6 +117,7 @@ class StepResult:
 
     outcome: Outcome
     detail: str = ""
+    signature: Signature | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +202,13 @@ class StepEnded(Entry):
         index: of the step in the plan.
         outcome: how it ended.
         detail: what there is to say about it: an error's text, a dump's path.
+        signature: what the panic is known by, where evidence that was taken tells.
     """
 
     index: int
     outcome: Outcome
     detail: str = ""
+    signature: Signature | None = None
     kind: Literal["step-ended"] = "step-ended"
 
 
@@ -301,11 +305,14 @@ class Incident:
         repeats: panics reported after the first.
         plan: the latest plan.
         steps: what is known of that plan's steps, by index.
-        decisions: every decision so far, the latest last.
+        begun: how often each of them was begun, by index.
+        decisions: every decision so far, the latest last; one that is made again stands there once.
         closed: how it ended.
         acknowledged: who looked at it.
         panic_line: the guest's own words for it, from its kernel log; empty where unknown.
+        told: what the panic is known by, as the evidence tells.
         enforced: how often it was stopped again after somebody else resumed it.
+        ran_on: it was ignored already, and has run on.
     """
 
     id: str
@@ -314,11 +321,21 @@ class Incident:
     repeats: int = 0
     plan: Plan | None = None
     steps: dict[int, StepRecord] = field(default_factory=dict)
+    begun: dict[int, int] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
     closed: Closed | None = None
     acknowledged: Acknowledged | None = None
     enforced: int = 0
     panic_line: str = ""
+    ran_on: bool = False
+    told: Signature | None = None
+
+    @property
+    def signature(self) -> Signature | None:
+        """What the panic is known by: its own words, or else those of its payload."""
+        if self.told is not None and self.told.hash:
+            return self.told
+        return signature_of_payload(self.opened.information) or self.told
 
     @property
     def is_open(self) -> bool:
@@ -335,6 +352,11 @@ class Incident:
         """The index of the step that was begun last, if it is not known to have ended."""
         last = max(self.steps, default=None)
         return last if last is not None and self.steps[last].outcome is None else None
+
+    def has_begun(self, kind: type[AnyStep]) -> bool:
+        """Whether a step of this kind was begun in the plan in force."""
+        plan = self.plan
+        return plan is not None and any(isinstance(plan.steps[i], kind) for i in self.steps)
 
     @property
     def watched_until(self) -> float | None:
@@ -392,12 +414,14 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
                 raise IllegalTransitionError(f"{incident.id}: repeated after its end")
             return replace(incident, repeats=incident.repeats + count)
         case Decided(plan=plan):
+            again = plan.decision == incident.decision
             return replace(
                 incident,
                 state=_next(incident, Mark.DECIDED),
                 plan=plan,
                 steps={},
-                decisions=(*incident.decisions, plan.decision),
+                begun={},
+                decisions=incident.decisions if again else (*incident.decisions, plan.decision),
             )
         case StepBegun(at=at, index=index):
             state = _next(incident, Mark.STEP)
@@ -405,21 +429,26 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
                 raise IllegalTransitionError(f"{incident.id}: the plan has no step {index}")
             # What is known of later steps is from before they are gone through once more.
             earlier = {i: record for i, record in incident.steps.items() if i < index}
-            return replace(incident, state=state, steps={**earlier, index: StepRecord(at)})
-        case StepEnded(at=at, index=index, outcome=outcome, detail=detail):
+            begun = {**incident.begun, index: incident.begun.get(index, 0) + 1}
+            steps = {**earlier, index: StepRecord(at)}
+            return replace(incident, state=state, steps=steps, begun=begun)
+        case StepEnded(at=at, index=index, outcome=outcome, detail=detail, signature=signature):
             state = _next(incident, Mark.STEP)
-            begun = incident.steps.get(index)
-            if begun is None or begun.outcome is not None:
+            record = incident.steps.get(index)
+            if record is None or record.outcome is not None:
                 raise IllegalTransitionError(f"{incident.id}: step {index} ended before it began")
-            steps = {**incident.steps, index: StepRecord(begun.begun_at, at, outcome, detail)}
+            steps = {**incident.steps, index: StepRecord(record.begun_at, at, outcome, detail)}
             collected = incident.plan is not None and isinstance(
                 incident.plan.steps[index], Collect
             )
             says = collected and outcome is Outcome.DONE and detail
             panic_line = detail if says else incident.panic_line
-            return replace(incident, state=state, steps=steps, panic_line=panic_line)
+            tells_more = signature is not None and (signature.hash or incident.told is None)
+            told = signature if tells_more else incident.told
+            return replace(incident, state=state, steps=steps, panic_line=panic_line, told=told)
         case Settled(state=settled):
-            return replace(incident, state=_next(incident, Mark(settled)))
+            ran_on = incident.ran_on or settled is State.RUNNING_ON
+            return replace(incident, state=_next(incident, Mark(settled)), ran_on=ran_on)
         case Acknowledged():
             return replace(incident, acknowledged=entry)
         case Asked() | Observed():

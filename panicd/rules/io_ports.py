@@ -4,19 +4,22 @@ A pvpanic can be put on any port (``ioport=``). On one that another device has, 
 writes for that device raises a panic: port 0, which was once proposed to be rid of the device, is
 the DMA controller's.
 
-Source: QEMU, ``softmmu/memory.c``, ``mtree_print_mr``; seen on 7.2 and 10.0.
+Source: QEMU, ``softmmu/memory.c``, ``mtree_print_mr``; seen on 1.5, 1.6, 1.7, 7.2 and 10.0.
 """
 
 import re
 from typing import Final
 
-_SPACE: Final = re.compile(r"^address-space: I/O\r?$|^I/O\r?$", re.MULTILINE)
-_END: Final = re.compile(r"^[^\s]", re.MULTILINE)
-# What is nested more deeply is part of a device, and need not be where it says.
-_DEVICE: Final = re.compile(
-    r"^    ([0-9a-f]{8,16})-([0-9a-f]{8,16}) \(prio -?\d+, (?:i/o|RW)\): ([^\r\n]+?)\r?$",
-    re.MULTILINE | re.IGNORECASE,
+INDENTS: Final = {"I/O": 2, "address-space: I/O": 4}
+"""How deep a space's devices stand below its heading: up to 1.7, and later.
+
+What is nested more deeply is part of a device, and need not be where it says.
+"""
+
+_REGION: Final = re.compile(
+    r"( *)([0-9a-f]{8,16})-([0-9a-f]{8,16}) \(prio -?\d+, ([^)]+)\): (.+)", re.IGNORECASE
 )
+_PORTS: Final = {"i/o", "RW"}
 
 
 def devices_on(mtree: str, port: int) -> tuple[str, ...]:
@@ -26,13 +29,15 @@ def devices_on(mtree: str, port: int) -> tuple[str, ...]:
         mtree: what ``info mtree`` printed.
         port: the port.
     """
-    start = _SPACE.search(mtree)
-    if start is None:
-        return ()
-    end = _END.search(mtree, start.end() + 1)
-    section = mtree[start.end() : end.start() if end is not None else len(mtree)]
-    return tuple(
-        match[3]
-        for match in _DEVICE.finditer(section)
-        if int(match[1], 16) <= port <= int(match[2], 16) and "[disabled]" not in match[3]
-    )
+    indent, found = None, []
+    for line in mtree.splitlines():
+        region = _REGION.fullmatch(line)
+        if region is None:
+            indent = INDENTS.get(line, indent if line.startswith(" ") else None)
+            continue
+        depth, first, last, kind, name = region.groups()
+        if len(depth) != indent or kind not in _PORTS or "[disabled]" in name:
+            continue
+        if int(first, 16) <= port <= int(last, 16):
+            found.append(name)
+    return tuple(found)

@@ -68,6 +68,7 @@ class LibvirtDomain:
         monitors: the sockets of the QMP monitors that it was given by ``<qemu:commandline>``; first
             that of the character device ``panicd``.
         panic_models: of each ``<panic>`` device; ``default`` where it has no model.
+        has_vmcoreinfo: its guest's kernel can leave a note on itself (``<vmcoreinfo/>``).
     """
 
     id: int
@@ -77,6 +78,7 @@ class LibvirtDomain:
     kept: str = ""
     monitors: tuple[str, ...] = ()
     panic_models: tuple[str, ...] = ()
+    has_vmcoreinfo: bool = False
 
     @property
     def acts(self) -> bool:
@@ -133,6 +135,11 @@ def parse_domain(text: str) -> LibvirtDomain:
     except (ET.ParseError, ValueError) as error:
         raise UnreadableXMLError(f"no running domain's XML: {error}") from error
     policy = root.find(f"metadata/{{{METADATA_URI}}}policy")
+    arguments = [e.get("value", "") for e in root.iterfind(QEMU_ARGUMENTS)]
+    note = root.find("features/vmcoreinfo")
+    has_vmcoreinfo = "vmcoreinfo" in arguments or (
+        note is not None and note.get("state", "on") == "on"
+    )
     return LibvirtDomain(
         id=number,
         name=root.findtext("name", ""),
@@ -140,6 +147,52 @@ def parse_domain(text: str) -> LibvirtDomain:
         handling=root.findtext("on_crash", DEFAULT),
         kept="" if policy is None else policy.get("on_crash", ""),
         monitors=_monitors(root),
+        panic_models=tuple(e.get("model", "default") for e in root.findall("devices/panic")),
+        has_vmcoreinfo=has_vmcoreinfo,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedGuest:
+    """What a domain's XML, running or not, says of its guest.
+
+    Attributes:
+        osinfo: libosinfo's id of what it runs, as virt-install keeps it; empty where there is none.
+        architecture: of its CPU.
+        has_agent: it has a channel for a guest agent.
+        runs: it runs.
+        panic_models: of each ``<panic>`` device; ``default`` where it has no model.
+    """
+
+    osinfo: str
+    architecture: str
+    has_agent: bool
+    runs: bool
+    panic_models: tuple[str, ...]
+
+
+OSINFO: Final = "{http://libosinfo.org/xmlns/libvirt/domain/1.0}"
+AGENT: Final = "org.qemu.guest_agent.0"
+
+
+def parse_guest(text: str) -> DescribedGuest:
+    """Read what a domain's XML says of its guest (``virsh dumpxml``).
+
+    Raises:
+        UnreadableXMLError: it is none.
+    """
+    try:
+        root = ET.fromstring(text)  # noqa: S314 - libvirt's own output, which it escapes
+    except ET.ParseError as error:
+        raise UnreadableXMLError(f"no domain's XML: {error}") from error
+    osinfo = root.find(f"metadata/{OSINFO}libosinfo/{OSINFO}os")
+    kind = root.find("os/type")
+    channels = root.iterfind("devices/channel/target")
+    return DescribedGuest(
+        osinfo="" if osinfo is None else osinfo.get("id", ""),
+        architecture="" if kind is None else kind.get("arch", ""),
+        has_agent=any(target.get("name") == AGENT for target in channels),
+        runs=root.get("id") is not None,
         panic_models=tuple(e.get("model", "default") for e in root.findall("devices/panic")),
     )
 

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from panicd.rules.incident import AnyEntry, Closed, Decided, Incident, Settled
+from panicd.rules.incident import AnyEntry, Closed, Decided, Incident, Settled, State
 
 
 class Notice(StrEnum):
@@ -18,6 +18,8 @@ def notice_of(before: Incident | None, entry: AnyEntry) -> Notice | None:
     match entry:
         case Decided() if before is not None and not before.decisions:
             return Notice.PANICKED
+        case Settled(state=State.RUNNING_ON) if before is not None and before.ran_on:
+            return None  # ignored once more: told at the first time
         case Settled():
             return Notice.SETTLED
         case Closed():

@@ -232,7 +232,8 @@ def _ignore(
     """Return nothing for a guest that runs on; whoever else stopped it keeps it stopped."""
     assert situation.run_state is not None
     stop, quiet = EnsureStopped(policy.timeouts.stop), AwaitQuiet(policy.timeouts.quiet)
-    first: tuple[AnyStep, ...] = (stop, *_collect(policy), quiet)
+    collect = () if situation.again else _collect(policy)
+    first: tuple[AnyStep, ...] = (stop, *collect, quiet)
     stopped_by_panic = situation.run_state is RunState.GUEST_PANICKED
     if stopped_by_panic or (dump and situation.run_state.executes):
         return (*first, *dump, cont)

@@ -4,12 +4,12 @@ Every decision carries an enumerated ``Reason``, which reappears word for word i
 journal and the metrics.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from panicd.rules.budget import balance
-from panicd.rules.capability import Capability, PanicDevice, PanicSetting
+from panicd.rules.capability import UNREQUESTED, Capability, PanicSetting
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.settings import PanicNotifier, Policy
@@ -107,6 +107,7 @@ class Situation:
             had none yet.
         flooded: it panicked so often that many panics may not yet have been read.
         reset: somebody else has reset the guest since its panic, and not let it run.
+        again: its panic was ignored before in this incident, and evidence was taken then.
     """
 
     run_state: RunState | None
@@ -119,6 +120,7 @@ class Situation:
     own_time: Reason | None = None
     flooded: bool = False
     reset: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +128,12 @@ class Decision:
     """What will be done, and why.
 
     Attributes:
-        wanted: the ``on_crash`` that applies to this domain.
+        wanted: the ``on_crash`` that applies to this domain, or its ``unrequested``.
         action: what is done.
         coredump: whether memory is dumped first.
         reason: why ``action`` is what it is.
         relaunch: ``restart`` is done by ending QEMU, if it is still there, and starting it anew.
+        set_aside: the domain's ``on_crash``, where ``wanted`` is its ``unrequested``; else None.
     """
 
     wanted: OnCrash
@@ -138,6 +141,17 @@ class Decision:
     coredump: bool
     reason: Reason
     relaunch: bool = False
+    set_aside: OnCrash | None = None
+
+    @property
+    def on_crash(self) -> OnCrash:
+        """The domain's ``on_crash``, whether it applies or not."""
+        return self.set_aside or self.wanted
+
+    @property
+    def unrequested(self) -> OnCrash | None:
+        """What applies in its place, as nobody asked for the panic device; None: it applies."""
+        return self.wanted if self.set_aside else None
 
     @property
     def is_fallback(self) -> bool:
@@ -175,7 +189,7 @@ def applicable(
     only in VMs that were built to report, so they count as asked for.
     """
     gated = policy.panic_notifier is PanicNotifier.REQUIRED and information is None
-    if gated and capability.panic_device is PanicDevice.BUILTIN:
+    if gated and capability.panic_device in UNREQUESTED:
         return policy.unrequested, Reason.UNREQUESTED_DEVICE
     return policy.on_crash, Reason.ON_CRASH
 
@@ -209,6 +223,18 @@ def decide(policy: Policy, capability: Capability, situation: Situation, *, now:
         situation: the domain as it stands.
         now: seconds since the epoch.
     """
+    decision = _decide(policy, capability, situation, now)
+    _, reason = applicable(policy, capability, situation.information)
+    set_aside = policy.on_crash if reason is Reason.UNREQUESTED_DEVICE else None
+    return replace(decision, set_aside=set_aside)
+
+
+def _decide(
+    policy: Policy,
+    capability: Capability,
+    situation: Situation,
+    now: float,
+) -> Decision:
     wanted, reason = applicable(policy, capability, situation.information)
     own_hands = _own_hands(policy, capability, situation, wanted)
     if own_hands in WATCHING:
@@ -261,7 +287,7 @@ def restrain(decision: Decision, situation: Situation) -> Decision:
         reason = Reason.STORM
     else:
         return decision
-    return Decision(decision.wanted, Action.PRESERVE, coredump=False, reason=reason)
+    return replace(decision, action=Action.PRESERVE, coredump=False, reason=reason, relaunch=False)
 
 
 def while_unwritten(decision: Decision, situation: Situation) -> Decision:
@@ -273,7 +299,8 @@ def while_unwritten(decision: Decision, situation: Situation) -> Decision:
     changes_nothing = decision.action is Action.NONE or decision.reason is Reason.HELD
     if changes_nothing or (decision.action is Action.IGNORE and runs_on):
         return decision
-    return Decision(decision.wanted, Action.PRESERVE, coredump=False, reason=Reason.JOURNAL)
+    action, reason = Action.PRESERVE, Reason.JOURNAL
+    return replace(decision, action=action, coredump=False, reason=reason, relaunch=False)
 
 
 class ImpossibleError(Exception):
@@ -349,12 +376,40 @@ def fall_back(
         action = Action.PRESERVE
     if action is Action.RESTART and not _restartable(policy, capability, situation, now):
         action = Action.PRESERVE
-    return Decision(failed.wanted, action, failed.coredump, reason)
+    return replace(failed, action=action, reason=reason, relaunch=False)
+
+
+def ignore_again(
+    policy: Policy,
+    capability: Capability,
+    situation: Situation,
+    ignored: Decision,
+    *,
+    now: float,
+) -> Decision:
+    """Return what is to be done about a guest whose panic was ignored and that one stops again.
+
+    It is let run again, each time. Its memory was dumped at the first panic, if it was to be.
+
+    Args:
+        policy: the domain's configuration.
+        capability: what its QEMU can do.
+        situation: the domain as it stands, stopped by this panic.
+        ignored: the decision in force.
+        now: seconds since the epoch.
+    """
+    again = replace(ignored, coredump=False)
+    if situation.held:
+        return replace(again, action=Action.PRESERVE, reason=Reason.HELD)
+    if capability.libvirt_forestalls(ignored.wanted):
+        return replace(again, action=Action.PRESERVE, reason=Reason.LIBVIRT)
+    decision = _ignore(policy, capability, situation, again, now)
+    return replace(decision, set_aside=ignored.set_aside)
 
 
 def end_flood(ignored: Decision) -> Decision:
     """Return what follows the decision to ignore a guest's panics when they become too many."""
-    return Decision(ignored.wanted, Action.PRESERVE, coredump=False, reason=Reason.FLOOD)
+    return replace(ignored, action=Action.PRESERVE, coredump=False, reason=Reason.FLOOD)
 
 
 def _restartable(policy: Policy, capability: Capability, situation: Situation, now: float) -> bool:

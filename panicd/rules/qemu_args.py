@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from panicd.rules.capability import (
+    ACPI_NODE_SINCE,
     EXITS_ON_PANIC_SINCE,
+    NEUTRAL_PORT,
     SET_ACTION_SINCE,
     Version,
     platform_notifier,
@@ -13,15 +15,14 @@ from panicd.rules.capability import (
 PVPANIC_SINCE: Final[Version] = (1, 5, 0)
 VMCOREINFO_SINCE: Final[Version] = (2, 11, 0)
 PVPANIC_PCI_SINCE: Final[Version] = (6, 0, 0)
+RECONNECT_SINCE: Final[Version] = (2, 2, 0)
+"""``-chardev socket,reconnect=`` (QEMU commit 5dd1f02b); 1.5 to 2.0 were seen to exit on it."""
 
 BUILTIN_MACHINES: Final = frozenset({"pc-i440fx-1.5", "pc-q35-1.5"})
 """Machine types that have a panic device nobody asked for, in QEMU 1.5 and 1.6."""
 
 DEFAULT_MACHINES: Final = frozenset({"", "pc", "q35"})
 """Names that stood for ``BUILTIN_MACHINES`` in QEMU 1.5."""
-
-UNUSED_PORT: Final = 0xFFF0
-"""No device of a PC's answers there. Port 0, which was once proposed, is the DMA controller's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ def qemu_arguments(wanted: Wanted) -> list[Argument]:
     """Return the arguments for a VM.
 
     Raises:
-        ValueError: this QEMU has no such device, or its machine can't be without.
+        ValueError: this QEMU has no such device, or its machine can't be without, or it can't dial
+            in.
     """
     monitor = [
         Argument(
@@ -83,6 +85,10 @@ def has_builtin_device(version: Version, machine: str) -> bool:
 
 
 def _connects(wanted: Wanted) -> str:
+    if wanted.dial_in and wanted.version < RECONNECT_SINCE:
+        raise ValueError(
+            "QEMU before 2.2 can't connect again (reconnect=): have panicd dial, without --dial-in"
+        )
     if wanted.dial_in:
         return "reconnect-ms=1000" if wanted.version >= (9, 2, 0) else "reconnect=1"
     return "server=on,wait=off" if wanted.version >= (2, 12, 0) else "server,nowait"
@@ -104,6 +110,11 @@ def _reported(wanted: Wanted) -> list[Argument]:
             why = (
                 "asks for the panic device that this machine has built in, so that on_crash applies"
             )
+        if version < ACPI_NODE_SINCE:
+            why += (
+                ". But the firmware of QEMU 1.5 does not tell the guest of it (ACPI): a Linux "
+                "guest's driver does not find it, and its panic goes unseen before QEMU 1.6"
+            )
         device = "pvpanic-pci" if wanted.pci else "pvpanic"
         arguments.append(Argument("-device", device, why))
     if version >= SET_ACTION_SINCE:
@@ -122,7 +133,8 @@ def _neutralised(wanted: Wanted) -> list[Argument]:
     if not has_builtin_device(wanted.version, wanted.machine):
         return []
     why = (
-        "moves the builtin panic device to a port that nothing else has; where the firmware tells "
-        "the guest of it, only another machine type is without, such as pc-i440fx-1.4"
+        "tells the guest that there is no panic device (ACPI); that stays on port 0, the DMA "
+        "controller's, where a guest that writes 1 by itself raises a false panic, to which "
+        "'unrequested' applies. Without any is another machine type only, such as pc-i440fx-1.4"
     )
-    return [Argument("-global", f"pvpanic.ioport={UNUSED_PORT:#x}", why)]
+    return [Argument("-global", f"pvpanic.ioport={NEUTRAL_PORT}", why)]

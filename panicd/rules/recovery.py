@@ -3,9 +3,11 @@
 The daemon was restarted, the connection was lost, or the VM was relaunched: the journal tells how
 far the plan had come, and the VM tells how it stands. From the two ``recover`` says what to do, so
 that nothing is done twice and nothing is forgotten. A step without a known outcome is judged by
-the state it should have led to.
+the state it should have led to. Where that tells nothing the step is begun again, but not for ever:
+what loses its answer each time has failed.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,10 +19,12 @@ from panicd.rules.plan import (
     AwaitGuestReset,
     AwaitQuiet,
     AwaitReturn,
+    Collect,
     Cont,
     Dump,
     EnsureStopped,
     Kill,
+    OnFailure,
     Quit,
     RunRelaunch,
     SystemReset,
@@ -30,6 +34,15 @@ from panicd.rules.qapi import RunState
 
 # QEMU's run state after a system_reset of a panicked guest: measured, see docs/qemu.md.
 RESET_LEAVES_PANICKED: Final = ((1, 7, 0), (2, 6, 0))
+
+MOST_TRIES: Final[dict[type, float]] = {
+    Collect: 2,  # these two take long, and may be what ends the connection
+    Dump: 2,
+    SystemReset: 3,
+    Cont: 3,
+    Quit: 3,
+}
+"""How often a step is begun whose end never becomes known; then it counts as failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,13 @@ class GoOn:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveUp:
+    """This step counts as failed, if it is not known to be: what follows a failure follows."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Redecide:
     """Decide anew: the plan came to nothing."""
 
@@ -80,11 +100,24 @@ class End:
     ending: Ending
 
 
-Recovery = GoOn | Redecide | Stay | End
+Recovery = GoOn | GiveUp | Redecide | Stay | End
 
 
 def recover(incident: Incident, found: Found) -> Recovery:
     """Return how an open incident goes on."""
+    recovery = _recover(incident, found)
+    if isinstance(recovery, GoOn) and _was_tried_enough(incident, recovery.index):
+        return GiveUp(recovery.index)
+    return recovery
+
+
+def _was_tried_enough(incident: Incident, index: int) -> bool:
+    assert incident.plan is not None
+    step = incident.plan.steps[index] if index < len(incident.plan.steps) else None
+    return incident.begun.get(index, 0) >= MOST_TRIES.get(type(step), math.inf)
+
+
+def _recover(incident: Incident, found: Found) -> Recovery:
     step, index = _last_step(incident)
     ended = isinstance(step, RunRelaunch | AwaitReturn)  # they come after the process's end
     if found.run_state is None or not found.same_process or ended:
@@ -224,7 +257,7 @@ def _still_panicked(
     if _let_go(incident):
         return End(_let_run(incident))
     first_of_end = _begun(incident, Quit)
-    return GoOn(_unfinished(incident, index) if first_of_end is None else first_of_end)
+    return _unfinished(incident, index) if first_of_end is None else GoOn(first_of_end)
 
 
 def _running(incident: Incident, step: AnyStep | None) -> Recovery:
@@ -253,17 +286,23 @@ def _made_for_stopped_guest(incident: Incident) -> bool:
     )
 
 
-def _unfinished(incident: Incident, index: int) -> int:
+def _unfinished(incident: Incident, index: int) -> Recovery:
     """Return the step to go on with: the one that was begun.
 
-    A dump that is done is not made again; one that is not may still be under way in QEMU.
+    Evidence whose end is known is not taken again, be it that there is none. A dump whose end is
+    not known may still be under way in QEMU.
     """
     assert incident.plan is not None
-    if not isinstance(incident.plan.steps[index], Dump):
-        return index
-    record = incident.steps.get(index)
-    done = record is not None and record.outcome is Outcome.DONE
-    return index + 1 if done else _index_of(incident, AwaitQuiet)
+    step, record = incident.plan.steps[index], incident.steps.get(index)
+    if not isinstance(step, Collect | Dump) or record is None:
+        return GoOn(index)
+    if record.outcome is Outcome.FAILED and step.on_failure is not OnFailure.CONTINUE:
+        return GiveUp(index)
+    if record.outcome not in {None, Outcome.UNKNOWN}:
+        return GoOn(index + 1)
+    if _was_tried_enough(incident, index):
+        return GiveUp(index)
+    return GoOn(_index_of(incident, AwaitQuiet) if isinstance(step, Dump) else index)
 
 
 def _let_go(incident: Incident) -> bool:
@@ -303,7 +342,7 @@ def _stopped(
     if isinstance(step, Cont) and incident.action is Action.IGNORE and not _dumps(incident):
         # This cont was for a panicked guest, so it ran, and somebody paused it since.
         return End(_let_run(incident))
-    return GoOn(_unfinished(incident, index))
+    return _unfinished(incident, index)
 
 
 def _dumps(incident: Incident) -> bool:

@@ -15,7 +15,6 @@ from click.testing import CliRunner, Result
 
 from panicd.answers import audit
 from panicd.cli import main
-from panicd.rules.qemu_args import UNUSED_PORT
 from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.patience import fail_after
@@ -96,7 +95,7 @@ async def test_each_exposed_domain_with_its_remedy(socket_dir: Path) -> None:
         assert status == FAILED
         assert exposed == {
             "bare": ["no-device"],
-            "builtin": ["builtin-device"],
+            "builtin": ["firmware", "builtin-device"],
             "ignored": ["irreversible"],
             "unarmed": ["not-armed"],
             "fixed": ["held"],
@@ -163,7 +162,7 @@ async def test_probe_fails_where_the_configured_policy_can_not_be_obeyed(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("port", "shared"), [(0, True), (0x505, False), (UNUSED_PORT, False)])
+@pytest.mark.parametrize(("port", "shared"), [(0, True), (0x505, False), (0xFFF0, False)])
 async def test_probe_warns_of_a_port_that_others_use(
     socket_dir: Path, port: int, shared: bool
 ) -> None:

@@ -39,6 +39,8 @@ def record(tmp_path: Path) -> dict[str, Any]:
         "source": "event",
         "payload": {"summary": "none", "members": [], "missing": []},
         "panic_line": "Kernel panic - not syncing: \x1b[31m[red]\ud800",
+        "signature": None,
+        "same": None,
         "repeats": 0,
         "decisions": [],
         "state": "preserved",

@@ -72,9 +72,24 @@ RECORD: dict[str, Any] = {
         "missing": ["arg3"],
     },
     "panic_line": "Kernel panic - not syncing: Oops",
+    "signature": {"title": "oops", "frames": ["queue_put", "[red]"], "hash": "1-0a1b2c3d4e"},
+    "same": {
+        "signature": "1-0a1b2c3d4e",
+        "count": 14,
+        "domains": 9,
+        "first_at": 86400.0,
+        "last_at": 1000.0,
+        "newest": "x",
+    },
     "repeats": 2,
     "decisions": [
-        {"on_crash": "restart", "action": "preserve", "reason": "held", "why": "an operator"}
+        {
+            "on_crash": "restart",
+            "unrequested": None,
+            "action": "preserve",
+            "reason": "held",
+            "why": "an operator",
+        }
     ],
     "state": "closed",
     "ending": "restarted",
@@ -124,6 +139,22 @@ def test_panic_line_comes_first_and_all_that_an_operator_asks_follows() -> None:
         "  no kernel log: no",
     ):
         assert line in lines
+
+
+def test_what_a_panic_is_known_by_is_shown_and_how_often_it_was_seen() -> None:
+    def told(**changed: Any) -> list[str]:
+        return [line for line in shown(**changed) if line.startswith(("panic ", "same "))]
+
+    panic, same = told()
+    assert panic == "panic     oops in queue_put < [red]"
+    assert same.startswith("same      seen 14 times on 9 domains since 1970-01-0")
+    assert same.endswith(" (1-0a1b2c3d4e)")
+    once = RECORD["same"] | {"count": 1, "domains": 1}
+    assert told(same=once)[1] == "same      not seen before (1-0a1b2c3d4e)"
+    twice = RECORD["same"] | {"count": 2, "domains": 1}
+    assert "seen 2 times on 1 domain since" in told(same=twice)[1]
+    assert "too little is known" in told(same=None)[1]
+    assert told(signature=None, same=None) == []
 
 
 def test_open_incident_says_for_how_long() -> None:

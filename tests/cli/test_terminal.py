@@ -44,7 +44,7 @@ DOMAIN: dict[str, Any] = {
     "dump": DUMP,
 }
 PLAN: dict[str, Any] = {
-    **dict.fromkeys(("action", "on_crash", "reason", "why"), HOSTILE),
+    **dict.fromkeys(("action", "on_crash", "unrequested", "reason", "why"), HOSTILE),
     "steps": [{"step": HOSTILE, "timeout": 1.0, "on_failure": HOSTILE}],
 }
 KINDS = ("opened", "decided", "settled", "closed", "asked", "acknowledged", "observed", HOSTILE)
@@ -55,6 +55,8 @@ INCIDENT: dict[str, Any] = {
     "ending": None,
     "repeats": 1,
     "information": None,
+    "signature": {"hash": HOSTILE, "title": HOSTILE, "frames": [HOSTILE]},
+    "same": {"count": 2, "domains": 1, "first_at": 0.0},
     "payload": {"summary": HOSTILE, "members": [[HOSTILE, HOSTILE]], "missing": [HOSTILE]},
     "decisions": [PLAN],
     "acknowledged": {"uid": 0, "why": HOSTILE},
@@ -118,6 +120,9 @@ PROBED: dict[str, Any] = {
     "libvirt_acts": True,
     "libvirt_problem": HOSTILE,
     "policies": [PLAN],
+    "on_crash_applies": False,
+    "unrequested": HOSTILE,
+    "configured": PLAN,
     "remedies": [HOSTILE],
 }
 EXPLAINED: dict[str, Any] = {
@@ -127,14 +132,31 @@ EXPLAINED: dict[str, Any] = {
     "then": PLAN,
     "budget": {"used": 0, "left": 3},
 }
+ADVISED: dict[str, Any] = {
+    **dict.fromkeys(("domain", "device", "arguments", "libvirt", "why"), HOSTILE),
+    **dict.fromkeys(("ignore", "grace", "kdump"), HOSTILE),
+    "system": dict.fromkeys(("id", "name", "known_by"), HOSTILE),
+    "has": [HOSTILE],
+    "support": [dict.fromkeys(("device", "verdict", "why", "source"), HOSTILE)],
+}
+GROUP: dict[str, Any] = {
+    **dict.fromkeys(("signature", "newest", "title"), HOSTILE),
+    "frames": [HOSTILE],
+    "count": 2,
+    "domains": 1,
+    "first_at": 0.0,
+    "last_at": 1.0,
+}
 EXPOSED = {"domain": HOSTILE, "on_crash": HOSTILE, "reasons": {HOSTILE: HOSTILE}}
 COMMANDS: dict[str, Callable[[], None]] = {
     "status": partial(render.status, STATUS),
     "explain": partial(render.explanation, EXPLAINED),
     "explain, not connected": partial(render.explanation, EXPLAINED | {"plan": None}),
     "incidents": partial(render.incidents, [INCIDENT]),
+    "panics": partial(render.panics, [GROUP]),
     "probe": partial(render.probe, PROBED),
     "audit": partial(render.audit, {"domains": 1, "exposed": [EXPOSED]}),
+    "advise": partial(render.advice, [ADVISED, ADVISED | {"device": ""}]),
     "incident": lambda: render.console.print(*render_incident.page(INCIDENT, 9.0), sep="\n"),
 }
 """What each command prints of an answer in which every text is hostile."""

@@ -286,6 +286,7 @@ def check(history: History, trial: Trial) -> None:
     ours = all(what in OURS for _, what in history.happenings)
     if ours and history.resets:
         check_restarts(history, world, incidents)
+        check_ignored(history, world)
         check_policy(history, world, incidents)
 
 
@@ -295,6 +296,13 @@ def check_restarts(history: History, world: World, incidents: list[Incident]) ->
     assert world.boots <= BUDGET, "more restarts than the budget allows"
     if history.profile is not QEMU_2_5:  # whose guests read alike before and after a restart
         assert restarts == world.boots, "restarts are counted wrong"
+
+
+def check_ignored(history: History, world: World) -> None:
+    """Check that a guest whose panics are ignored runs on after each of them."""
+    if history.on_crash.action is Action.IGNORE and history.profile is not QEMU_1_6:
+        assert world.machine is not None
+        assert world.machine.state is RunState.RUNNING, "an ignored guest is left stopped"
 
 
 def check_policy(history: History, world: World, incidents: list[Incident]) -> None:
@@ -437,6 +445,9 @@ FOUND = {
 
 
 SAFEGUARDS = {
+    "an ignored guest is let run each time": History(
+        OnCrash.IGNORE, QEMU_2_5, ((3.0, "panic"), (0.2, "panic"), (0.004, "panic"), (3.0, "panic"))
+    ),
     "the guest is looked at again after a commit": History(
         OnCrash.DESTROY, QEMU_7_2, ((3.0, "panic"), (0.0025, "foreign system_reset"))
     ),

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import socket
+import stat
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
@@ -58,6 +59,7 @@ class FakeQemu(RecordedMonitor):
         name: str = "vm",
         uuid: str | None = None,
         devices: Sequence[str] = ("pvpanic",),
+        builtin_port: int = 0x505,
         memory: int = 64 * 1024,
         state: RunState = RunState.RUNNING,
         panic_action: str = "shutdown",
@@ -77,6 +79,7 @@ class FakeQemu(RecordedMonitor):
             name: The VM's name, ``-name``; empty: none was given.
             uuid: ``-uuid``; None: none was given.
             devices: A ``-device`` each.
+            builtin_port: ``-global pvpanic.ioport``, for a builtin panic device.
             memory: Guest memory in bytes.
             state: The run state that it begins with.
             panic_action: ``-action panic=``; QEMU's default is shutdown.
@@ -98,6 +101,7 @@ class FakeQemu(RecordedMonitor):
             name=name,
             uuid=uuid,
             devices=devices,
+            builtin_port=builtin_port,
             memory=memory,
             state=state,
             panic_action=panic_action,
@@ -112,6 +116,7 @@ class FakeQemu(RecordedMonitor):
         self._reconnect = reconnect
         self._uid = uid
         self._boot_panics = 0.0
+        self._resume_panics = 0.0
         self._panics_before_reply = False
         self._dumps_held: trio.Event | None = None
         self._listener: trio.socket.SocketType | None = None
@@ -164,6 +169,16 @@ class FakeQemu(RecordedMonitor):
             before_reply: So quickly that the event comes before the reply to ``cont``.
         """
         self._boot_panics = times
+        self._panics_before_reply = before_reply
+
+    def panic_when_resumed(self, times: float = FOR_EVER, *, before_reply: bool = False) -> None:
+        """The guest will panic again as soon as a ``cont`` resumes it, so many times.
+
+        Args:
+            times: How many conts.
+            before_reply: So quickly that the event comes before the reply to ``cont``.
+        """
+        self._resume_panics = times
         self._panics_before_reply = before_reply
 
     def crashload(self) -> None:
@@ -222,7 +237,10 @@ class FakeQemu(RecordedMonitor):
             self._session.send(data)
 
     def hold_dumps(self) -> None:
-        """Let no dump come to its end until :meth:`release_dumps`."""
+        """Let no dump come to its end until :meth:`release_dumps`, or until nobody reads it.
+
+        One that is not detached keeps QEMU from answering anybody meanwhile.
+        """
         self._dumps_held = trio.Event()
 
     def release_dumps(self) -> None:
@@ -319,6 +337,8 @@ class FakeQemu(RecordedMonitor):
         else:
             self._settle()
             session.send(await fault.after(reply))
+        if call["execute"] == "cont" and not self._panics_before_reply:
+            self._panic_again()
 
     async def _carry_out(self, session: _Session, call: Message) -> Message:
         command = call["execute"]
@@ -339,6 +359,7 @@ class FakeQemu(RecordedMonitor):
         """What a command still has to do that takes time; returns its error, if it failed."""
         if command == "cont" and self._panics_before_reply:
             self._boot()
+            self._panic_again()
         if command != "dump-guest-memory":
             return None
         dump = self.machine.dump
@@ -351,7 +372,7 @@ class FakeQemu(RecordedMonitor):
     async def _write_dump(self, dump: Dump) -> str | None:
         with os.fdopen(dump.fd, "wb", buffering=0) as file:
             if self._dumps_held is not None:
-                await self._dumps_held.wait()
+                await _held(self._dumps_held, dump.fd)
             error = await trio.to_thread.run_sync(_write_chunks, dump, file, abandon_on_cancel=True)
         self.machine.finish_dump(error)
         return error
@@ -374,6 +395,12 @@ class FakeQemu(RecordedMonitor):
         self._has_booted = True
         if self._boot_panics > 0:
             self._boot_panics -= 1
+            self.machine.panic()
+
+    def _panic_again(self) -> None:
+        """A guest that was resumed panics, where it was told to."""
+        if self._resume_panics > 0 and self.machine.state is RunState.RUNNING:
+            self._resume_panics -= 1
             self.machine.panic()
 
     # -- events and ends
@@ -458,6 +485,21 @@ class _Session:
                 self._unsent.clear()  # the client is gone; reading will find that too
                 return
             del self._unsent[:sent]
+
+
+async def _held(released: trio.Event, fd: int) -> None:
+    """Wait until a dump is released, or nobody reads the pipe that it goes to (POLLERR)."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_until_released, released, nursery.cancel_scope)
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            # Nothing can be read from a writing end: it wakes up when the reading end is closed.
+            await trio.lowlevel.wait_readable(fd)
+            nursery.cancel_scope.cancel()
+
+
+async def _until_released(released: trio.Event, scope: trio.CancelScope) -> None:
+    await released.wait()
+    scope.cancel()
 
 
 def _write_chunks(dump: Dump, file: FileIO) -> str | None:

@@ -58,6 +58,7 @@ class Machine:
         devices: As ``-device``, one each.
         machine_type: The QOM type of ``/machine``.
         objects: As ``-object``, the type of each.
+        builtin_port: The I/O port of the builtin panic device, where there is one.
         memory: Guest memory in bytes.
         state: The run state.
         panic_action: ``set-action``'s and ``-action``'s panic.
@@ -80,6 +81,7 @@ class Machine:
     devices: Sequence[str] = ("pvpanic",)
     machine_type: str = "pc-i440fx-7.2-machine"
     objects: Sequence[str] = ()
+    builtin_port: int = qom.PORT
     memory: int = 64 * 1024
     state: RunState = RunState.RUNNING
     panic_action: str = "shutdown"
@@ -448,16 +450,37 @@ class Machine:
         return node[name]
 
     def _qom_node(self, path: str) -> Message:
-        tree = qom.tree(self.profile, self.machine_type, self.devices, self.objects)
-        node = qom.find(tree, path)
+        node = qom.find(self._qom_tree(), path)
         if node is None:
             raise CommandError(f"Device '{path}' not found", "DeviceNotFound")
         return node
+
+    def _qom_tree(self) -> Message:
+        return qom.tree(
+            self.profile, self.machine_type, self.devices, self.objects, self.builtin_port
+        )
+
+    def _mtree(self) -> str:
+        """The I/O ports as ``info mtree`` prints them: by two up to 1.7, by four since."""
+        old = self.profile.version < (2, 0, 0)
+        regions = [
+            (0, 0xFFFF, "io"),
+            *((port, port, "pvpanic") for port in qom.ports(self._qom_tree())),
+        ]
+        regions += [(0, 7, "dma-chan"), (8, 0xF, "dma-cont")]
+        lines = ["I/O" if old else "address-space: I/O"]
+        for first, last, name in regions:
+            indent = 2 * (name != "io") + 2 * (not old)
+            access = "RW" if old else "i/o"
+            lines.append(f"{'':{indent}}{first:016x}-{last:016x} (prio 0, {access}): {name}")
+        return "\r\n".join([*lines, ""])
 
     def _human_monitor_command(self, arguments: Message) -> str:
         command = arguments["command-line"]
         if command in ("info registers", "info registers -a"):
             return "\r\nCPU#0\r\nEAX=00000000 EBX=00000000 ECX=00000000 EDX=00000505\r\n"
+        if command == "info mtree":
+            return self._mtree()
         return f"unknown command: '{command.split(maxsplit=1)[0]}'\r\n"
 
     # -- inside

@@ -11,9 +11,15 @@ from typing import Any
 from tests.parts.profile import Profile
 from tests.parts.wire import Message
 
+PORT = 0x505
+
 
 def tree(
-    profile: Profile, machine_type: str, devices: Sequence[str], objects: Sequence[str]
+    profile: Profile,
+    machine_type: str,
+    devices: Sequence[str],
+    objects: Sequence[str],
+    builtin_port: int = PORT,
 ) -> Message:
     """Return the tree of a machine.
 
@@ -22,12 +28,13 @@ def tree(
         machine_type: The QOM type of ``/machine``.
         devices: As ``-device``, one each.
         objects: As ``-object``, the type of each.
+        builtin_port: Where the builtin panic device is, if there is one: ``-global``.
     """
     peripheral: Message = {"type": "container"}
     anonymous: Message = {"type": "container"}
     unattached: Message = {"type": "container", "device[0]": {"type": "qemu64-x86_64-cpu"}}
     if profile.builtin_pvpanic:
-        unattached["device[3]"] = _panic_device(profile, "pvpanic")
+        unattached["device[3]"] = _panic_device(profile, "pvpanic", builtin_port)
     for index, device in enumerate(devices):
         driver, *options = device.split(",")
         given = dict(option.split("=", 1) for option in options)
@@ -48,6 +55,14 @@ def tree(
             **{f"o{index}": {"type": kind} for index, kind in enumerate(objects)},
         },
     }
+
+
+def ports(tree: Message) -> list[int]:
+    """Return the I/O ports of the panic devices of a machine."""
+    found = [tree["ioport"]] if "ioport" in tree else []
+    return found + [
+        port for node in tree.values() if isinstance(node, dict) for port in ports(node)
+    ]
 
 
 def find(tree: Message, path: str) -> Message | None:
@@ -73,7 +88,7 @@ def listed(node: Message) -> list[Message]:
     return [*properties, *children]
 
 
-def _panic_device(profile: Profile, driver: str, ioport: int = 0x505) -> Message:
+def _panic_device(profile: Profile, driver: str, ioport: int = PORT) -> Message:
     node: Message = {"type": driver}
     if driver == "pvpanic":
         node["ioport"] = ioport

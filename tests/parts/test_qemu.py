@@ -11,7 +11,7 @@ import trio
 
 from panicd.demo.guests import Guest
 from tests.parts.patience import fail_after
-from tests.parts.qemu import QemuMissingError, QemuStartError, RealQemu
+from tests.parts.qemu import QemuMissingError, QemuStartError, RealQemu, qemu_binary
 from tests.parts.qmp import connect_qmp
 
 TIME_LIMIT = 20.0
@@ -39,6 +39,32 @@ async def test_a_qemu_that_does_not_start_says_why(socket_dir: Path) -> None:
     ):
         async with RealQemu.start(socket_dir, devices=["nonsense"]):
             pass
+
+
+OLD = """#!/bin/sh
+# As those before 2.12, which exit on a file descriptor (fd=), and before 2.2 (reconnect=).
+for argument in "$@"; do
+  case "$argument" in
+    *,fd=*|*,reconnect*) echo "Invalid parameter: $argument" >&2; exit 1 ;;
+    -action|*set-action*) echo "invalid option: $argument" >&2; exit 1 ;;
+  esac
+done
+exec "{qemu}" "$@"
+"""
+
+
+@pytest.mark.real
+async def test_an_old_qemu_can_be_run(socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = socket_dir / "old-qemu"
+    old.write_text(OLD.format(qemu=qemu_binary()))
+    old.chmod(0o755)
+    monkeypatch.setenv("PANICD_TEST_QEMU", str(old))
+    with fail_after(TIME_LIMIT):
+        async with RealQemu.start(
+            socket_dir, guest=Guest.PANIC_ON_KEY, extra=["-no-shutdown"]
+        ) as vm:
+            await vm.press_key()
+            await vm.wait_status("guest-panicked")
 
 
 @pytest.mark.real

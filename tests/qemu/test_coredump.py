@@ -8,7 +8,8 @@ import socket
 import stat
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -41,6 +42,7 @@ from panicd.qemu.page_selection import PageSelection, selected_pages
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, is_qemu_program
 from panicd.qemu.session import Session
+from panicd.rules.capability import Version
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.patience import fail_after, patience
 from tests.parts.qemu import RealQemu
@@ -156,16 +158,27 @@ async def dump(
     kind: DumpFormat = DumpFormat.ELF,
     *,
     progress: DumpProgress | None = None,
+    give_way: Callable[[], None] = lambda: None,
 ) -> FinishedDump:
-    return await dump_guest_memory(session, settings, "vm", INCIDENT, kind, progress=progress)
+    return await dump_guest_memory(
+        session, settings, "vm", INCIDENT, kind, progress=progress, give_way=give_way
+    )
+
+
+def slowly() -> None:
+    """Wait before each part of a dump, of which there are sixteen or more: 0.8 s in all."""
+    time.sleep(0.05)
 
 
 async def dump_fails(
-    session: Session, settings: CoredumpSettings, kind: DumpFormat = DumpFormat.ELF
+    session: Session,
+    settings: CoredumpSettings,
+    kind: DumpFormat = DumpFormat.ELF,
+    give_way: Callable[[], None] = lambda: None,
 ) -> DumpError:
     """Try a dump; see that nothing is left of it, and that QEMU does as it is told again."""
     with pytest.raises(DumpError) as caught:
-        await dump(session, settings, kind)
+        await dump(session, settings, kind, give_way=give_way)
     assert files(settings.directory) == []
     await session.execute("cont")
     return caught.value
@@ -351,8 +364,28 @@ async def test_dump_that_takes_too_long(
     socket_dir: Path, settings: CoredumpSettings, kind: DumpFormat
 ) -> None:
     async with stopped_guest(socket_dir) as session:
-        error = await dump_fails(session, replace(settings, timeout=0.001), kind)
+        error = await dump_fails(session, replace(settings, timeout=0.2), kind, slowly)
     assert error.failure is DumpFailure.TIMEOUT
+
+
+@pytest.mark.parametrize("version", [(2, 0, 0), (7, 2, 0)])
+async def test_dump_that_was_out_of_time_before_it_began(
+    socket_dir: Path, settings: CoredumpSettings, version: Version
+) -> None:
+    async with stopped_guest(socket_dir) as session:
+        session.capability = replace(session.capability, version=version)
+        error = await dump_fails(session, replace(settings, timeout=1e-9))
+    assert error.failure is DumpFailure.TIMEOUT
+
+
+async def test_blocking_dump_that_takes_too_long(
+    socket_dir: Path, settings: CoredumpSettings
+) -> None:
+    async with stopped_guest(socket_dir) as session:
+        # Dumps as panicd has those dump that are older than 2.6.
+        session.capability = replace(session.capability, version=(2, 0, 0))
+        error = await dump_fails(session, replace(settings, timeout=0.2), DumpFormat.ELF, slowly)
+        assert error.failure is DumpFailure.TIMEOUT
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tests.parts.profile import (
     QEMU_10_0,
     Profile,
 )
+
+BUILTIN_1_6 = replace(QEMU_1_6, builtin_pvpanic=True)
 
 TIME_LIMIT = 10.0
 UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f55"
@@ -116,6 +119,24 @@ async def test_where_the_panic_device_comes_from(
 ) -> None:
     capability = (await ask(fake(socket_dir, profile=profile, devices=devices))).capability
     assert (capability.panic_device, capability.device_types) == (source, types)
+
+
+@pytest.mark.parametrize(
+    ("profile", "port", "source"),
+    [
+        (QEMU_1_5, 0x505, PanicDevice.BUILTIN),
+        (QEMU_1_5, 0, PanicDevice.NEUTRALISED),
+        (QEMU_1_5, 0xFFF0, PanicDevice.NEUTRALISED),  # its firmware tells no guest
+        (BUILTIN_1_6, 0x505, PanicDevice.BUILTIN),
+        (BUILTIN_1_6, 0, PanicDevice.NEUTRALISED),
+        (BUILTIN_1_6, 0xFFF0, PanicDevice.BUILTIN),  # ACPI leads the guest's driver there
+    ],
+)
+async def test_builtin_device_that_was_neutralised(
+    socket_dir: Path, profile: Profile, port: int, source: PanicDevice
+) -> None:
+    vm = fake(socket_dir, profile=profile, devices=(), builtin_port=port)
+    assert (await ask(vm)).capability.panic_device is source
 
 
 async def test_qemu_that_refuses_to_be_armed_is_not_said_to_be(socket_dir: Path) -> None:

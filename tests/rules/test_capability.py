@@ -2,7 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from panicd.rules.capability import Armed, Capability, PanicSetting, Version, is_backport
+from panicd.rules.capability import (
+    Armed,
+    Capability,
+    PanicDevice,
+    PanicSetting,
+    Version,
+    is_backport,
+    is_neutral,
+)
 from panicd.rules.qapi import RunState
 from tests.rules.strategies import MODERN
 
@@ -79,3 +87,38 @@ def test_backport_behaves_like_what_it_carries() -> None:
     assert capability.reversible
     assert capability.behaves_like == (1, 7, 0)
     assert Capability((2, 6, 0), backport=True).behaves_like == (2, 6, 0)
+
+
+@pytest.mark.parametrize(
+    ("port", "version", "neutral"),
+    [
+        (0, (1, 5, 3), True),
+        (0, (1, 6, 1), True),
+        (0x505, (1, 5, 3), False),
+        (0x505, (1, 6, 1), False),
+        (0xFFF0, (1, 5, 3), True),  # its firmware tells no guest of it
+        (0xFFF0, (1, 6, 1), False),  # ACPI leads the guest's driver there
+    ],
+)
+def test_port_on_which_no_guest_s_driver_finds_a_builtin_device(
+    port: int, version: Version, neutral: bool
+) -> None:
+    assert is_neutral(port, version) is neutral
+
+
+@pytest.mark.parametrize(
+    ("version", "device", "types", "backport", "hides"),
+    [
+        ((1, 5, 3), PanicDevice.REQUESTED, ("pvpanic",), False, True),
+        ((1, 5, 0), PanicDevice.BUILTIN, ("pvpanic",), False, True),
+        ((1, 5, 3), PanicDevice.REQUESTED, ("pvpanic",), True, False),
+        ((1, 6, 0), PanicDevice.BUILTIN, ("pvpanic",), False, False),
+        ((1, 5, 3), PanicDevice.NEUTRALISED, ("pvpanic",), False, False),
+        ((1, 5, 3), PanicDevice.NONE, (), False, False),
+    ],
+)
+def test_firmware_that_does_not_tell_the_guest_of_its_device(
+    version: Version, device: PanicDevice, types: tuple[str, ...], backport: bool, hides: bool
+) -> None:
+    capability = Capability(version, device, types, backport=backport)
+    assert capability.firmware_hides_device is hides

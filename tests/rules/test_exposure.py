@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from panicd.rules.capability import Capability, PanicDevice
-from panicd.rules.exposure import REMEDIES, Exposure, exposures
+from panicd.rules.exposure import Exposure, exposures
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.policy import Situation, decide
@@ -27,7 +27,11 @@ def found(policy: Policy, capability: Capability, **how: bool) -> list[str]:
         (POLICY, MODERN, []),
         (POLICY, replace(MODERN, panic_device=PanicDevice.NONE), ["no-device"]),
         (POLICY, replace(MODERN, panic_device=PanicDevice.PLATFORM), []),
-        (POLICY, BUILTIN, ["builtin-device"]),
+        (POLICY, BUILTIN, ["firmware", "builtin-device"]),
+        (POLICY, replace(BUILTIN, version=(1, 6, 2)), ["builtin-device"]),
+        (POLICY, replace(BUILTIN, panic_device=PanicDevice.REQUESTED), ["firmware"]),
+        (POLICY, replace(BUILTIN, panic_device=PanicDevice.REQUESTED, backport=True), []),
+        (POLICY, replace(BUILTIN, panic_device=PanicDevice.NEUTRALISED), []),
         (POLICY, UNARMED, ["not-armed"]),
         (POLICY, UNKNOWN, ["not-armed"]),
         (POLICY, replace(MODERN, reboot_is_shutdown=True), ["reset-impossible"]),
@@ -81,8 +85,29 @@ def test_room_for_a_dump_matters_to_who_wants_one(on_crash: OnCrash, expected: l
 
 def test_held_domain_and_one_without_a_monitor() -> None:
     assert found(POLICY, MODERN, held=True) == ["held"]
-    assert exposures(POLICY, None, None, held=True) == (Exposure.NO_MONITOR, Exposure.HELD)
+    assert list(exposures(None, None, None, held=True)) == [Exposure.NO_MONITOR, Exposure.HELD]
 
 
-def test_every_reason_has_a_remedy() -> None:
-    assert set(REMEDIES) == set(Exposure)
+IGNORES = replace(POLICY, on_crash=OnCrash.IGNORE)
+UNREQUESTED = replace(POLICY, unrequested=OnCrash.IGNORE)
+BUILTIN_1_6 = replace(BUILTIN, version=(1, 6, 2))
+
+
+@pytest.mark.parametrize(
+    ("policy", "capability", "exposure", "said", "not_said"),
+    [
+        (POLICY, UNARMED, "not-armed", "add -no-shutdown", "command line"),
+        (POLICY, UNKNOWN, "not-armed", "let panicd read QEMU's command line", "add -no-shutdown"),
+        (POLICY, BUILTIN_1_6, "builtin-device", "--no-notifier", "ioport"),
+        (IGNORES, IRREVERSIBLE, "irreversible", "another on_crash than ignore", "unrequested"),
+        (UNREQUESTED, BUILTIN_1_6, "irreversible", "another unrequested than ignore", "on_crash"),
+        (POLICY, BUILTIN, "firmware", "QEMU 1.6 or later", "-device"),
+    ],
+)
+def test_remedy_suits_what_is_known(
+    policy: Policy, capability: Capability, exposure: str, said: str, not_said: str
+) -> None:
+    decision = decide(policy, capability, Situation(capability.panic_leaves), now=NOW)
+    remedy = exposures(policy, capability, decision)[Exposure(exposure)]
+    assert said in remedy
+    assert not_said not in remedy

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import groupby
 from typing import Final, Literal
 
 import pytest
@@ -265,7 +266,8 @@ class History(RuleBasedStateMachine):
         plan = self.plans[-1] if self.plans else None
         assert incident.opened == OPENED
         assert incident.plan == plan
-        assert incident.decisions == tuple(plan.decision for plan in self.plans)
+        made = [plan.decision for plan in self.plans]
+        assert incident.decisions == tuple(decision for decision, _ in groupby(made))
         assert incident.decision == (plan.decision if plan else None)
         assert incident.action is (plan.decision.action if plan else Action.NONE)
         assert set(incident.steps) <= set(range(len(plan.steps) if plan else 0))

@@ -16,6 +16,7 @@ from panicd.rules.libvirt import (
     is_own_monitor,
     parse_domain,
     parse_domains,
+    parse_guest,
     pid_file,
 )
 from panicd.rules.on_crash import Action, OnCrash
@@ -27,6 +28,12 @@ from panicd.rules.settings import CoredumpSettings, Policy
 POLICY = Policy(CoredumpSettings(Path("/dumps")), on_crash=OnCrash.COREDUMP_RESTART)
 INHERITS = Policy(CoredumpSettings(Path("/dumps")), inherits_on_crash=True)
 PANICKED = Situation(RunState.GUEST_PANICKED)
+
+
+QEMU_ARGUMENT = (
+    "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+    "<q:arg value='-device'/><q:arg value='{}'/></q:commandline>"
+)
 
 
 def xml(inside: str = "", number: str = "id='3'") -> str:
@@ -127,6 +134,21 @@ def test_only_a_policy_that_inherits_does() -> None:
     assert inherit(INHERITS, domain("something-new")).on_crash is OnCrash.PRESERVE
     assert inherit(INHERITS, None) is INHERITS
     assert inherit(POLICY, domain("destroy")) is POLICY
+
+
+@pytest.mark.parametrize(
+    ("inside", "has"),
+    [
+        ("", False),
+        ("<features><vmcoreinfo state='on'/></features>", True),
+        ("<features><acpi/><vmcoreinfo/></features>", True),
+        ("<features><vmcoreinfo state='off'/></features>", False),
+        (QEMU_ARGUMENT.format("vmcoreinfo"), True),
+        (QEMU_ARGUMENT.format("pvpanic"), False),
+    ],
+)
+def test_whether_the_guest_s_kernel_can_leave_a_note(inside: str, has: bool) -> None:
+    assert parse_domain(xml(inside)).has_vmcoreinfo is has
 
 
 def test_a_panic_device_of_libvirt_s_was_asked_for() -> None:
@@ -251,3 +273,32 @@ def test_libvirt_s_own_monitor_is_known_by_who_listens(arguments: list[str], own
 )
 def test_where_libvirt_writes_a_domain_s_process_down(uri: str, place: str) -> None:
     assert str(pid_file(uri, "vm", {"XDG_RUNTIME_DIR": "/run/user/7"})) == place
+
+
+DESCRIBED = """
+<domain type='kvm'>
+  <name>vm</name>
+  <metadata>
+    <libosinfo:libosinfo xmlns:libosinfo="http://libosinfo.org/xmlns/libvirt/domain/1.0">
+      <libosinfo:os id="http://debian.org/debian/12"/>
+    </libosinfo:libosinfo>
+  </metadata>
+  <os><type arch='aarch64' machine='virt'>hvm</type></os>
+  <devices>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <panic model='pvpanic'/>
+  </devices>
+</domain>
+"""
+
+
+def test_what_a_domain_s_xml_says_of_its_guest() -> None:
+    guest = parse_guest(DESCRIBED)
+    assert guest.osinfo == "http://debian.org/debian/12"
+    assert (guest.architecture, guest.panic_models) == ("aarch64", ("pvpanic",))
+    assert guest.has_agent
+    assert not guest.runs
+    bare = parse_guest("<domain id='3'><name>vm</name></domain>")
+    assert (bare.osinfo, bare.architecture, bare.has_agent, bare.runs) == ("", "", False, True)
+    with pytest.raises(UnreadableXMLError):
+        parse_guest("no XML")

@@ -4,7 +4,7 @@ import pytest
 
 from panicd.rules.capability import Capability
 from panicd.rules.on_crash import Action, OnCrash
-from panicd.rules.plan import Dump, Plan, RunRelaunch, make_plan
+from panicd.rules.plan import Collect, Dump, Plan, RunRelaunch, make_plan
 from panicd.rules.policy import Decision, Reason, Situation
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat, Evidence, Policy, Timeouts
@@ -158,6 +158,13 @@ def test_evidence_is_taken_of_a_stopped_guest_before_anything_is_changed(effecti
     made = steps(make_plan(decision(effective), keeping, MODERN, PANICKED))
     without = steps(make_plan(decision(effective), POLICY, MODERN, PANICKED))
     assert made == [without[0], "Collect 0.5 continue", *without[1:]]
+
+
+def test_evidence_of_an_ignored_guest_is_taken_at_its_first_panic() -> None:
+    keeping = replace(POLICY, evidence=Evidence(budget=0.5))
+    again = replace(PANICKED, again=True)
+    assert steps(make_plan(decision("ignore"), keeping, MODERN, again)) == expected(CONT)
+    assert Collect in map(type, make_plan(decision("preserve"), keeping, MODERN, again).steps)
 
 
 @pytest.mark.parametrize("effective", ["coredump-destroy", "coredump-restart", "coredump-ignore"])

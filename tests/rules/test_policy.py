@@ -13,13 +13,16 @@ from panicd.rules.policy import (
     applicable,
     decide,
     decide_for_operator,
+    end_flood,
     fall_back,
+    ignore_again,
 )
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.settings import Budget, PanicNotifier, Policy
 from tests.rules.strategies import COREDUMP, IRREVERSIBLE, MODERN, NOW, PANICKED, RELAUNCH
 
 PLAIN = Policy(COREDUMP)
+OLD_REVERSIBLE = replace(IRREVERSIBLE, version=(2, 0, 0))
 NO_RESET = replace(MODERN, reboot_is_shutdown=True)
 ONE_RESTART = Budget(max=1, window=3600, min_uptime=60)
 AN_HOUR_OLD = replace(PANICKED, restarts=(NOW - 3600,))
@@ -234,6 +237,10 @@ def test_no_run_state_is_left_out_above() -> None:
     [
         (PanicNotifier.REQUIRED, PanicDevice.REQUESTED, None, "destroy on-crash"),
         (PanicNotifier.REQUIRED, PanicDevice.BUILTIN, None, "coredump-preserve unrequested-device"),
+        (
+            *(PanicNotifier.REQUIRED, PanicDevice.NEUTRALISED, None),
+            "coredump-preserve unrequested-device",
+        ),
         (PanicNotifier.REQUIRED, PanicDevice.BUILTIN, HYPER_V, "destroy on-crash"),
         (PanicNotifier.REQUIRED, PanicDevice.NONE, None, "destroy on-crash"),
         (PanicNotifier.ANY, PanicDevice.BUILTIN, None, "destroy on-crash"),
@@ -256,6 +263,36 @@ def test_a_builtin_device_does_not_bring_on_crash_about(
     situation = replace(PANICKED, information=information)
     decision = decide(policy, capability, situation, now=NOW)
     assert f"{decision.effective} {decision.reason}" == expected
+    unrequested = decision.reason is Reason.UNREQUESTED_DEVICE
+    assert decision.on_crash is OnCrash.DESTROY
+    assert decision.unrequested is (OnCrash.COREDUMP_PRESERVE if unrequested else None)
+
+
+def test_what_follows_still_tells_on_crash_from_unrequested() -> None:
+    policy = replace(PLAIN, on_crash=OnCrash.RESTART, unrequested=OnCrash.IGNORE)
+    builtin = replace(IRREVERSIBLE, panic_device=PanicDevice.BUILTIN)
+    given_up = decide(policy, builtin, PANICKED, now=NOW)
+    assert (given_up.action, given_up.reason) == (Action.PRESERVE, Reason.IRREVERSIBLE)
+    failed = fall_back(policy, builtin, PANICKED, given_up, Reason.ACTION_FAILED, now=NOW)
+    for found in (given_up, failed, end_flood(given_up)):
+        assert (found.on_crash, found.unrequested) == (OnCrash.RESTART, OnCrash.IGNORE)
+
+
+@pytest.mark.parametrize(
+    ("situation", "expected"),
+    [
+        (PANICKED, "ignore on-crash"),
+        (replace(PANICKED, held=True), "preserve held"),
+        (replace(PANICKED, run_state=RunState.FINISH_MIGRATE), "preserve migration"),
+        (replace(PANICKED, storm=True), "ignore on-crash"),
+    ],
+)
+def test_a_guest_that_panics_again_is_ignored_again(situation: Situation, expected: str) -> None:
+    policy = replace(PLAIN, on_crash=OnCrash.COREDUMP_IGNORE, fallback=Action.DESTROY)
+    ignored = decide(policy, OLD_REVERSIBLE, PANICKED, now=NOW)
+    assert ignored.coredump
+    again = ignore_again(policy, OLD_REVERSIBLE, situation, ignored, now=NOW)
+    assert f"{again.effective} {again.reason}" == expected
 
 
 def decision(action: str, reason: Reason = Reason.ON_CRASH, *, relaunch: bool = False) -> Decision:

@@ -56,12 +56,25 @@ def test_a_vm_started_with_them_leaves_its_panic_to_panicd(version: Version) -> 
     assert paused or armed
 
 
+@pytest.mark.parametrize("version", [(1, 5, 3), (2, 0, 0), (2, 1, 3)])
+def test_qemu_that_cannot_connect_again_is_not_told_to_dial_in(version: Version) -> None:
+    with pytest.raises(ValueError, match="without --dial-in"):
+        arguments(version, dial_in=True)
+    assert CHARDEV + "reconnect=1" in arguments((2, 2, 0), dial_in=True)
+
+
+@pytest.mark.parametrize(("version", "said"), [((1, 5, 3), True), ((1, 6, 0), False)])
+def test_firmware_that_does_not_tell_the_guest_of_the_device(version: Version, said: bool) -> None:
+    why = " ".join(argument.why for argument in qemu_arguments(Wanted(version, "/vm.qmp")))
+    assert ("goes unseen" in why) is said
+
+
 def test_a_pci_device_where_there_is_none() -> None:
     with pytest.raises(ValueError, match="on the ISA bus"):
         arguments((5, 2, 0), pci=True)
 
 
-MOVED = "-global pvpanic.ioport=0xfff0"
+MOVED = "-global pvpanic.ioport=0"
 
 
 @pytest.mark.parametrize(

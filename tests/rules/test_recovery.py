@@ -1,5 +1,5 @@
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -30,8 +30,8 @@ from panicd.rules.plan import (
 )
 from panicd.rules.policy import Decision, Reason, Situation, decide
 from panicd.rules.qapi import RunState
-from panicd.rules.recovery import End, Found, GoOn, Recovery, Redecide, Stay, recover
-from panicd.rules.settings import Policy
+from panicd.rules.recovery import End, Found, GiveUp, GoOn, Recovery, Redecide, Stay, recover
+from panicd.rules.settings import Evidence, Policy
 from tests.rules.strategies import (
     COREDUMP,
     MODERN,
@@ -43,6 +43,8 @@ from tests.rules.strategies import (
 )
 
 POLICY = Policy(COREDUMP, relaunch=RELAUNCH, grace=900.0)
+REQUIRED = replace(POLICY, coredump=replace(COREDUMP, required=True))
+COLLECTS = replace(POLICY, evidence=Evidence())
 SETTLED = tuple(Settled(NOW, state) for state in (State.PRESERVED, State.RUNNING_ON, State.FAILED))
 NEW = Incident("20270115T080000-00000000", Opened(NOW, "vm", "", "", "b/1/2", Source.EVENT))
 
@@ -53,13 +55,14 @@ def plan(
     reason: Reason = Reason.ON_CRASH,
     *,
     relaunch: bool = False,
+    policy: Policy = POLICY,
 ) -> Plan:
     coredump = effective.startswith("coredump-")
     action = Action(effective.removeprefix("coredump-"))
     if action is Action.GRACE:
         reason = Reason.GRACE
     decision = Decision(OnCrash.PRESERVE, action, coredump, reason, relaunch)
-    return make_plan(decision, POLICY, MODERN, Situation(run_state))
+    return make_plan(decision, policy, MODERN, Situation(run_state))
 
 
 PLANS = {
@@ -70,6 +73,8 @@ PLANS = {
     "relaunch": plan("restart", relaunch=True),
     "coredump-relaunch": plan("coredump-restart", relaunch=True),
     "preserve": plan("preserve"),
+    "required-restart": plan("coredump-restart", policy=REQUIRED),
+    "collect-restart": plan("restart", policy=COLLECTS),
     "coredump-preserve": plan("coredump-preserve"),
     "ignore": plan("ignore"),
     "coredump-ignore": plan("coredump-ignore"),
@@ -119,6 +124,8 @@ def told(recovery: Recovery, plan: Plan) -> str:
             return "conclude"
         case GoOn(index=index):
             return type(plan.steps[index]).__name__
+        case GiveUp(index=index):
+            return f"give up {type(plan.steps[index]).__name__}"
         case Redecide():
             return "redecide"
         case Stay():
@@ -156,7 +163,15 @@ TABLE = [
         restart                 Cont done         | restarted
         coredump-restart        Dump ?            | AwaitQuiet
         coredump-restart        Dump unknown      | AwaitQuiet
-        coredump-restart        Dump failed       | AwaitQuiet
+        coredump-restart        Dump failed       | SystemReset
+        coredump-preserve       Dump failed       | conclude
+        required-restart        Dump failed       | give up Dump
+        required-restart        Dump unknown      | AwaitQuiet
+        collect-restart         Collect ?         | Collect
+        collect-restart         Collect unknown   | Collect
+        collect-restart         Collect done      | AwaitQuiet
+        collect-restart         Collect failed    | AwaitQuiet
+        coredump-ignore         Dump failed       | Cont
         coredump-restart        Dump done         | SystemReset
         coredump-preserve       Dump done         | conclude
         destroy                 -                 | EnsureStopped
@@ -292,6 +307,45 @@ def test_same_qemu(
 ) -> None:
     found = Found(RunState(run_state), same_process=True, version=version)
     assert told(recover(incident(PLANS[name], progress), found), PLANS[name]) == expected
+
+
+@pytest.mark.parametrize("last", [None, Outcome.UNKNOWN])
+@pytest.mark.parametrize(
+    ("name", "step", "tries", "gone_on_with"),
+    [
+        ("coredump-restart", "Dump", 2, "AwaitQuiet"),
+        ("required-restart", "Dump", 2, "AwaitQuiet"),
+        ("collect-restart", "Collect", 2, "Collect"),
+        ("destroy", "Quit", 3, "Quit"),
+        ("restart", "SystemReset", 3, "SystemReset"),
+    ],
+)
+def test_what_loses_its_answer_each_time_is_given_up(
+    name: str, step: str, tries: int, gone_on_with: str, last: Outcome | None
+) -> None:
+    plan, version = PLANS[name], MODERN.version
+    index = [type(step).__name__ for step in plan.steps].index(step)
+    stands = incident(plan, f"{step} ?")
+    founds = [
+        Found(run_state, same_process=True, version=version)
+        for run_state in (RunState.GUEST_PANICKED, RunState.PAUSED)
+    ]
+    for tried in range(1, tries + 1):
+        if last is not None:
+            stands = apply(stands, StepEnded(NOW, index, last))
+        follows = gone_on_with if tried < tries else f"give up {step}"
+        assert {told(recover(stands, found), plan) for found in founds} == {follows}
+        for again in range(min(index, 1), index + 1):  # what comes before it is begun again too
+            stands = apply(stands, StepBegun(NOW, again))
+            if again < index:
+                stands = apply(stands, StepEnded(NOW, again, Outcome.DONE))
+
+
+def test_another_plan_begins_anew_to_count() -> None:
+    stands = incident(PLANS["coredump-restart"], "Dump ?")
+    stands = apply(stands, StepBegun(NOW, max(stands.steps)))
+    assert set(stands.begun.values()) == {1, 2}
+    assert apply(stands, Decided(NOW, PLANS["destroy"])).begun == {}
 
 
 def test_no_run_state_is_left_out_above() -> None:
@@ -457,6 +511,10 @@ def check(recovery: Recovery, stands: Incident, found: Found) -> None:
             assert 0 <= index <= len(stands.plan.steps)
             if index < len(stands.plan.steps):
                 check_next_step(stands.plan.steps[index], stands, found)
+        case GiveUp(index=index):
+            assert stands.state in {State.DECIDED, State.ACTING}
+            assert found.same_process
+            check_next_step(stands.plan.steps[index], stands, found)
         case Redecide():
             panicked = found.same_process and found.run_state is RunState.GUEST_PANICKED
             assert panicked or found.run_state is None

@@ -41,6 +41,7 @@ from panicd.rules.plan import (
     Dump,
     EnsureStopped,
     Kill,
+    OnFailure,
     Quit,
     RunRelaunch,
     SystemReset,
@@ -49,7 +50,7 @@ from panicd.rules.plan import (
 )
 from panicd.rules.policy import Situation, decide
 from panicd.rules.qapi import RunState
-from panicd.rules.recovery import End, Found, GoOn, Redecide, Stay, recover
+from panicd.rules.recovery import End, Found, GiveUp, GoOn, Redecide, Stay, recover
 from panicd.rules.settings import Evidence, Policy
 from tests.rules.strategies import COREDUMP, NOW, RELAUNCH
 
@@ -214,6 +215,8 @@ class Domain:
             match recover(self.incident, found):
                 case GoOn(index=index):
                     self.next = index
+                case GiveUp(index=index):
+                    self.give_up(index)
                 case Redecide():
                     self.decide()
                 case Stay():
@@ -224,6 +227,19 @@ class Domain:
         self.connected = run_state is not None or self.acting()
         if self.incident is None and run_state is RunState.GUEST_PANICKED:
             self.open()
+
+    def give_up(self, index: int) -> None:
+        """Take a step for failed, as the responder does."""
+        assert self.incident is not None
+        assert self.incident.plan is not None
+        step = self.incident.plan.steps[index]
+        assert self.incident.begun[index] > 1
+        self.add(StepBegun(NOW, index))
+        self.add(StepEnded(NOW, index, Outcome.FAILED))
+        if step.on_failure is OnFailure.CONTINUE:
+            self.next = index + 1
+        else:
+            self.add(Settled(NOW, State.PRESERVED))
 
     def open(self) -> None:
         self.incident = Incident("i", Opened(NOW, "vm", "", "", "b/1/2", Source.EVENT))

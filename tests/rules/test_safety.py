@@ -1,5 +1,7 @@
 """What no policy, capability, situation and history may ever lead to."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +34,7 @@ from panicd.rules.policy import (
     decide,
     decide_for_operator,
     fall_back,
+    ignore_again,
     while_unwritten,
 )
 from panicd.rules.qapi import RunState
@@ -51,6 +54,15 @@ STOPPED_BY_OTHERS = {
 DESTRUCTIVE = (SystemReset, Quit, Terminate, Kill)
 
 fallback_reasons = st.sampled_from([Reason.ACTION_FAILED, Reason.DUMP_FAILED])
+
+
+ignored = st.builds(
+    Decision,
+    st.sampled_from(OnCrash),
+    st.just(Action.IGNORE),
+    st.booleans(),
+    st.sampled_from([Reason.ON_CRASH, Reason.UNREQUESTED_DEVICE, Reason.ACTION_FAILED]),
+)
 
 
 def kinds(plan: Plan) -> list[type]:
@@ -164,6 +176,37 @@ def test_what_fails_is_preserved_in_the_end(
         plan = make_plan(decision, policy, capability, situation)
         check(plan, policy, capability, situation, operator=False)
     assert decision.action is Action.PRESERVE
+
+
+@given(policies, capabilities, situations, ignored, st.integers(1, 5))
+def test_ignored_guest_is_let_run_once_for_each_stop_by_a_panic(
+    policy: Policy, capability: Capability, situation: Situation, decision: Decision, stops: int
+) -> None:
+    for _ in range(stops):
+        wanted = decision.wanted
+        decision = ignore_again(policy, capability, situation, decision, now=NOW)
+        plan = make_plan(decision, policy, capability, situation)
+        check(plan, policy, capability, situation, operator=False)
+        assert decision.wanted is wanted
+        assert Dump not in kinds(plan), "its memory was dumped at the first panic"
+        stopped = situation.run_state is RunState.GUEST_PANICKED
+        obeyed = decision.action is Action.IGNORE
+        assert kinds(plan).count(Cont) == (stopped and obeyed)
+        if not obeyed:
+            return
+    forestalled = capability.libvirt_forestalls(decision.wanted)
+    assert not situation.held
+    assert not forestalled
+
+
+@given(policies, capabilities, situations, ignored)
+def test_held_guest_is_not_let_run_again(
+    policy: Policy, capability: Capability, situation: Situation, ignored: Decision
+) -> None:
+    held = replace(situation, held=True)
+    decision = ignore_again(policy, capability, held, ignored, now=NOW)
+    assert decision.reason is Reason.HELD
+    assert make_plan(decision, policy, capability, held).steps == ()
 
 
 @given(policies, capabilities, situations, st.none() | st.sampled_from(OnCrash))

@@ -96,7 +96,7 @@ def test_the_wheel_says_what_it_is(wheel: dict[str, bytes]) -> None:
 
     assert (said["Name"], said["Version"]) == ("panicd", __version__)
     assert said["License-Expression"] == "Apache-2.0"
-    assert said["Requires-Python"] == ">=3.11"
+    assert said["Requires-Python"] == "<3.15,>=3.11"
     assert f"{STEM}.dist-info/licenses/LICENSE" in wheel
     # The README is its long description. Its links lead to files of the repository.
     assert str(said.get_payload()).startswith("# panicd\n")

@@ -4,6 +4,7 @@ Source: Linux, ``Documentation/admin-guide/kdump/vmcoreinfo.rst``.
 """
 
 import re
+import struct
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,6 +16,7 @@ MAX_RELEASE: Final = 64  # characters: Linux, __NEW_UTS_LEN
 
 _ADDRESS: Final = re.compile(r"[0-9a-fA-F]{1,16}", re.ASCII)
 _NUMBER: Final = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+_CODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}  # of the module struct, by bytes
 
 
 class Vmcoreinfo:
@@ -122,6 +124,20 @@ class Structure:
     def part(self, data: bytes, member: str) -> bytes:
         """Return a member's bytes; ``data`` holds the structure whole."""
         return data[self._places[member]]
+
+    def inner(self, member: str, structure: "Structure") -> "Structure":
+        """Return the layout of this one, with the members of the structure that a member is."""
+        begin = self._places[member].start
+        places = structure._places.items()  # noqa: SLF001 - of its own class
+        moved = {name: slice(begin + at.start, begin + at.stop) for name, at in places}
+        return Structure(self.size, moved)
+
+    def column(self, data: bytes, member: str) -> list[int]:
+        """Return a member of each of several structures, one behind the other, as ``unsigned``."""
+        place = self._places[member]
+        code = _CODES[place.stop - place.start]
+        layout = struct.Struct(f"<{place.start}x{code}{self.size - place.stop}x")
+        return [number for (number,) in layout.iter_unpack(data)]
 
     def unsigned(self, data: bytes, member: str) -> int:
         """Return a member as an unsigned number, little endian."""

@@ -25,6 +25,9 @@ _NOTED = 60
 """So many of the last lines of the log are noted when a test fails."""
 
 
+_DECISION = ("on_crash", "unrequested", "action", "reason", "relaunch")
+
+
 @dataclass
 class LoggedIncident:
     """One incident, as the log tells it.
@@ -33,7 +36,7 @@ class LoggedIncident:
         id: The incident's.
         domain: The domain's name.
         source: ``event`` or ``reconciliation``; empty where another run of the daemon told it.
-        decisions: ``(action, reason)`` of each.
+        decisions: ``(action, reason)`` of each; one that is made again stands there once.
         steps: ``(step, outcome)`` of each step that ended, over all plans.
         details: What was said about each of them.
         state: Where the incident stays open; empty: nowhere yet.
@@ -48,6 +51,7 @@ class LoggedIncident:
     details: list[str] = field(default_factory=list)
     state: str = ""
     ending: str = ""
+    _decided: tuple[object, ...] = ()
 
     def take(self, line: Message) -> None:
         """Take in one line that bears the incident's id."""
@@ -55,7 +59,10 @@ class LoggedIncident:
             case "guest panicked":
                 self.source = line["source"]
             case "decided":
-                self.decisions.append((line["action"], line["reason"]))
+                decided = tuple(map(line.get, _DECISION))
+                if decided != self._decided:
+                    self.decisions.append((line["action"], line["reason"]))
+                self._decided = decided
                 self.state = ""
             case "step ended":
                 self.steps.append((line["step"], line["outcome"]))
