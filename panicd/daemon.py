@@ -41,7 +41,7 @@ from panicd.orphans import take_up_orphans
 from panicd.page import Pages
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.discovery import DiscoveryError
-from panicd.qemu.dump_directory import Space, space
+from panicd.qemu.dump_directory import Space, existing_part, space
 from panicd.qemu.monitor import event_loop, pulse
 from panicd.records import BUNDLES, JOURNAL
 from panicd.right_of_way import RightOfWay
@@ -235,11 +235,22 @@ class Daemon:
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, and nothing destructive is to be done without it."""
         wait = self._config.journal_failure is JournalFailure.PRESERVE
-        return wait and self._unrecorded is not None and self._unrecorded.exists()
+        return wait and self._damaged_one_is_there()
+
+    def _damaged_one_is_there(self) -> bool:
+        """Whether a damaged journal still lies beside this one; where that can't be told, it does."""
+        if self._unrecorded is None:
+            return False
+        try:
+            self._unrecorded.stat()
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def _journal_healthy(self) -> bool:
-        damaged = self._unrecorded is not None and self._unrecorded.exists()
-        return self._journal.fault is None and not damaged
+        return self._journal.fault is None and not self._damaged_one_is_there()
 
     def _domain_samples(self) -> list[DomainSample]:
         waiting = self._waiting.chronicles
@@ -396,8 +407,7 @@ class Daemon:
     def _coredump_space(self) -> Space | None:
         directory = self._config.defaults.coredump.directory
         try:
-            existing = next(p for p in (directory, *directory.parents) if p.exists())
-            return space(existing)
+            return space(existing_part(directory))
         except OSError:
             return None
 
