@@ -238,7 +238,7 @@ class Daemon:
         return wait and self._damaged_one_is_there()
 
     def _damaged_one_is_there(self) -> bool:
-        """Whether a damaged journal still lies beside this one; where that can't be told, it does."""
+        """Whether a damaged journal lies beside this one; where that can't be told, it does."""
         if self._unrecorded is None:
             return False
         try:
