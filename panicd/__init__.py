@@ -14,8 +14,8 @@
     qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
     host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
     here     executor (with relaunch, libvirt) runs one plan; chronicle, tally: an incident's
-             record, its counts; bundle_keeper removes old evidence; services: what all share;
-             libvirts_own: what is never dialled;
+             record, its counts; bundle_keeper removes old evidence; damaged_journal: what is
+             set aside; services: what all share; libvirts_own: what is never dialled;
              responder (with sight, situation, own_time, enforcing, evidence) responds to a panic;
              supervisor (with liveness) looks after one domain; connector finds and keeps them;
              strangers: who dialled in and said nothing yet; problems: what keeps panicd from
