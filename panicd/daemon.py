@@ -23,12 +23,13 @@ from panicd.answers.operators import Operators
 from panicd.answers.snapshot import Outlook, domain_samples
 from panicd.bundle_keeper import BundleKeeper
 from panicd.connector import Connector
+from panicd.damaged_journal import open_journal
 from panicd.dump_queue import DumpQueue
 from panicd.fleet import Domain, Fleet
 from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
 from panicd.host.http import serve_http
-from panicd.host.journal import Journal, JournalDamagedError, JournalError
+from panicd.host.journal import JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction
 from panicd.host.logs import dropped, get_logger, write_late
 from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
@@ -44,7 +45,7 @@ from panicd.notifier import Notifier
 from panicd.page import Pages
 from panicd.problems import Problems
 from panicd.qemu.coredump import DumpFailure
-from panicd.qemu.dump_directory import Space, space
+from panicd.qemu.dump_directory import Space, existing_part, space
 from panicd.qemu.monitor import event_loop, pulse
 from panicd.records import BUNDLES, JOURNAL, read_groups
 from panicd.right_of_way import RightOfWay
@@ -85,7 +86,7 @@ class Daemon:
     def __init__(self, config_file: Path, config: Config, *, dry_run: bool) -> None:
         self._config_file = config_file
         self._config = config
-        self._journal, self._unrecorded = _open_journal(config.state_directory / JOURNAL)
+        self._journal, self._damaged = open_journal(config.state_directory / JOURNAL)
         self._fleet = Fleet()
         self._holds = Holds(self._journal.operations())
         self._way = RightOfWay()
@@ -256,11 +257,10 @@ class Daemon:
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, and nothing destructive is to be done without it."""
         wait = self._config.journal_failure is JournalFailure.PRESERVE
-        return wait and self._unrecorded is not None and self._unrecorded.exists()
+        return wait and self._damaged.is_there
 
     def _journal_healthy(self) -> bool:
-        damaged = self._unrecorded is not None and self._unrecorded.exists()
-        return self._journal.fault is None and not damaged
+        return self._journal.fault is None and not self._damaged.is_there
 
     def _domain_samples(self) -> list[DomainSample]:
         waiting = self._services.waiting.chronicles
@@ -426,8 +426,7 @@ class Daemon:
     def _coredump_space(self) -> Space | None:
         directory = self._config.defaults.coredump.directory
         try:
-            existing = next(p for p in (directory, *directory.parents) if p.exists())
-            return space(existing)
+            return space(existing_part(directory))
         except OSError:
             return None
 
@@ -441,34 +440,3 @@ def _tell_libvirt_problem(problem: str) -> None:
         get_logger().warning("libvirt does not answer", problem=problem)
     else:
         get_logger().info("libvirt answers again")
-
-
-def _open_journal(path: Path) -> tuple[Journal, Path | None]:
-    """Open the journal; set a damaged one aside, loudly, and begin a new one.
-
-    Returns:
-        The journal, and where the latest damaged one lies, for as long as it does: whoever has
-        looked at it moves it away, and so says that panicd may act again.
-
-    Raises:
-        JournalError: it can't be opened.
-    """
-    try:
-        journal = _readable_journal(path)
-    except JournalDamagedError as error:
-        aside = Journal.set_aside(path)
-        get_logger().critical("the journal is damaged", problem=str(error), set_aside=str(aside))
-        return Journal.open(path), aside
-    damaged = sorted(path.parent.glob(f"{path.name}.damaged-*"))
-    return journal, damaged[-1] if damaged else None
-
-
-def _readable_journal(path: Path) -> Journal:
-    journal = Journal.open(path)
-    try:
-        for needed_at_start in (journal.load_open, journal.operations, journal.totals):
-            needed_at_start()
-    except BaseException:
-        journal.close()
-        raise
-    return journal

@@ -17,6 +17,7 @@ ROOT = PACKAGE.parent
 # Modules above rules, qemu and host. Each imports from those before it only.
 ORDER = [
     "problems",
+    "damaged_journal",
     "libvirt",
     "libvirts_own",
     "right_of_way",

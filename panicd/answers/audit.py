@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from panicd.fleet import Domain, Fleet
-from panicd.qemu.dump_directory import space
+from panicd.qemu.dump_directory import existing_part, space
 from panicd.qemu.process_list import RunningQemu, running_qemus
 from panicd.rules.exposure import Exposure, exposures
 from panicd.rules.operation import Holds
@@ -89,8 +89,8 @@ def _exposures(
 def has_room(settings: CoredumpSettings) -> bool:
     """Tell whether anything could be written where dumps lie, above what is to stay free there."""
     directory = settings.directory
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
     try:
+        existing = existing_part(directory)
         return (
             os.access(existing, os.W_OK | os.X_OK) and space(existing).above(settings.min_free) > 0
         )

@@ -10,7 +10,7 @@ left by a panicd that was killed, and is removed before the next dump.
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -53,6 +53,21 @@ def space(path: Path | int) -> Space:
     """
     stat = os.statvfs(path)
     return Space(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
+
+
+def existing_part(path: Path) -> Path:
+    """Return a path, or the nearest above it that is there.
+
+    Not by ``Path.exists``, which from Python 3.14 on takes whatever can't be looked at for missing.
+
+    Raises:
+        OSError: it can't be told whether one is there.
+    """
+    for part in (path, *path.parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            part.stat()
+            return part
+    raise FileNotFoundError(path)
 
 
 def folder_name(domain: str) -> str:

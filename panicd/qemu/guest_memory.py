@@ -66,7 +66,7 @@ async def read_kernel_log(
         ranges = RangeReader(session, deadline, MAX_REQUEST)
         read, note = ranges.read, await ranges.vmcoreinfo()
     else:
-        check_readable(session)
+        _check_readable(session)
         read = partial(_read_words, session, deadline=deadline)
         note = find_vmcoreinfo(await notes_of_dump(by_other, timeout))
     reader = read_log(Vmcoreinfo.parse(note), Limits(lines))
@@ -84,7 +84,7 @@ async def read_kernel_log(
         return log
 
 
-def check_readable(session: Session) -> None:
+def _check_readable(session: Session) -> None:
     """See that a guest's kernel can have left a note, and its memory may be read.
 
     Raises:
@@ -187,7 +187,7 @@ class RangeReader:
             NotReadableError: there is none.
             SessionLostError: the session ended.
         """
-        check_readable(self._session)
+        _check_readable(self._session)
         # Who does not answer this at once does not answer what follows.
         deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
         with _open_file(self._file_size) as file:
