@@ -6,11 +6,11 @@ Each function returns how the step came out, how the whole plan did, or None whi
 from typing import Final
 
 from panicd.rules.capability import DETACHED_DUMP_SINCE
-from panicd.rules.incident import Outcome
+from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.machine import effects
 from panicd.rules.machine.answers import work_in_progress
 from panicd.rules.machine.inputs import Answered, Finished, NoAnswer, Refused
-from panicd.rules.machine.results import Came, End, done, failed, look, skipped, unknown
+from panicd.rules.machine.results import Came, End, done, failed, look, unknown
 from panicd.rules.machine.state import (
     Collecting,
     Dumping,
@@ -27,6 +27,7 @@ from panicd.rules.qapi import RunState
 STOP_FOLLOWS: Final = 0.05  # seconds; STOP was seen 60 to 500 µs after GUEST_PANICKED
 QUIET_CHECK: Final = 1.0  # seconds between two looks at whether a migration or a job has ended
 MIGRATED_AWAY: Final = {RunState.FINISH_MIGRATE, RunState.POSTMIGRATE}
+SAYS_NOTHING: Final = StepResult(Outcome.SKIPPED, "QEMU does not say what it is busy with")
 
 
 # The guest's stop.
@@ -123,7 +124,7 @@ def quieting_answered(turn: Turn, phase: Quieting, answered: Answered) -> End:
     if isinstance(busy, NoAnswer):
         if busy.lost or phase.busy:
             return unknown(index, busy.text)
-        return skipped(index, "QEMU does not say what it is busy with")
+        return Came(index, SAYS_NOTHING)
     if not busy:
         # A panic lets a migration end at once: it may be over already. To let the guest run here
         # too would be a second copy of it.

@@ -81,7 +81,8 @@ class Readying:
         stop: the step that waits for the guest's stop; None: it has stopped.
         quiet: the step that asks what QEMU is busy with.
         act: the step of the command; it is on record as begun.
-        quiet_known: QEMU has answered.
+        quiet_known: QEMU has answered, or is silent.
+        silent: it does not say what it is busy with.
         durable: all that is on the disk.
     """
 
@@ -89,6 +90,7 @@ class Readying:
     quiet: int
     act: int
     quiet_known: bool = False
+    silent: bool = False
     durable: bool = False
 
 

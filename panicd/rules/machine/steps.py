@@ -123,6 +123,8 @@ def readying_answered(turn: Turn, phase: Readying, answered: Answered) -> End:
     """QEMU said what it is busy with."""
     busy = halting.busy_with(turn, answered)
     vm = turn.known
+    if isinstance(busy, NoAnswer) and not busy.lost and not vm.run_state.executes:
+        return _readied_all(turn, turn.update(phase, quiet_known=True, silent=True))
     if (
         busy
         or isinstance(busy, NoAnswer)
@@ -144,7 +146,7 @@ def _readied_all(turn: Turn, phase: Readying) -> End:
         return None
     if phase.stop is not None:
         turn.done(phase.stop, str(turn.known.run_state))
-    turn.done(phase.quiet)
+    turn.end(phase.quiet, halting.SAYS_NOTHING if phase.silent else StepResult(Outcome.DONE))
     if course := look(turn, phase.act):
         return course
     return _give_act(turn, phase.act)

@@ -188,3 +188,14 @@ def test_an_operator_is_not_told_that_it_was_done_where_that_is_not_known(lost: 
     machine.tell(*([Lost()] if lost else []), Elapsed(machine.state.serial))
     (answer,) = machine.all(effects.Answer)
     assert answer.refused
+
+
+def test_a_hung_qemu_is_waited_for_once_before_it_is_ended() -> None:
+    machine = Machine(OnCrash.DESTROY)
+    machine.attach()
+    machine.hear(PANIC, STOP)
+    machine.made.clear()
+    machine.answer(*[NoAnswer("no answer")] * 4)
+    machine.durable()
+    assert machine.sent == ["quit"]
+    assert len(machine.all(effects.Send)) == 1
