@@ -3,8 +3,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 ARGS ?=
+# Debian's, for what runs in another than this machine's: bookworm, trixie, sid.
+RELEASE ?= bookworm
+RELEASES ?= bookworm trixie sid
 
-.PHONY: help test service-test image-test kill-matrix hostile demo lint reference requirements clean
+.PHONY: help test panics release-test service-test package-test image-test kill-matrix hostile demo \
+  deb rpm release lint reference requirements clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -21,15 +25,35 @@ hostile: ## the whole suite of hostile guests, monitors and clients; the soak is
 	@.ci/setup test
 	@PANICD_HOSTILE=whole .venv/bin/python -m pytest tests/hostile $(ARGS)
 
-service-test: ## try the service under systemd, in a container (root; debootstrap, systemd-container)
-	@tests/service/container /var/tmp/panicd-service-test
+panics: ## real Linux guests panic of eight kinds of trouble, three boots each: the line, the signature
+	@.ci/setup test
+	@PANICD_LINUX=whole .venv/bin/python -m pytest tests/e2e/test_panic_words.py $(ARGS)
+
+release-test: ## run the tests on RELEASE=trixie, in a fresh root of it (root; debootstrap)
+	@.ci/on $(RELEASE) make test ARGS='$(ARGS)'
+
+service-test: ## try the service of RELEASE under systemd, in a container (root; debootstrap, systemd-container)
+	@RELEASE=$(RELEASE) tests/service/container /var/tmp/panicd-service-$(RELEASE) $(ARGS)
+
+package-test: ## install, upgrade, downgrade, remove the package of RELEASE; ARGS=upgrade-release: from Debian 12
+	@tests/service/package $(RELEASE) $(ARGS)
 
 image-test: ## build the container image and run it beside real QEMUs (root; as service-test)
-	@tests/service/image /var/tmp/panicd-image-test
+	@RELEASE=$(RELEASE) tests/service/image /var/tmp/panicd-image-$(RELEASE)
 
 demo: ## panic a real QEMU and see panicd decide; ARGS goes to panicd demo
 	@.ci/setup demo
 	@.venv/bin/panicd demo $(ARGS)
+
+deb: ## build the Debian packages for RELEASES, to dist/ (root; debootstrap)
+	@package/deb $(RELEASES)
+
+rpm: ## build rpms for the Pythons of RELEASES (3.11, 3.13, 3.14), to dist/ (root; debootstrap)
+	@package/rpm $(RELEASES)
+
+release: ## everything that is published, to dist/, and the tag (root; debootstrap)
+	@.ci/setup test
+	@package/release
 
 lint: ## ruff and mypy over the whole tree
 	@.ci/setup test

@@ -8,6 +8,7 @@
     operators ───┘            one table)             └─► told afterwards: log, metric, notice
 
     rules/   pure: values in, values out; in rules/machine the one machine for a panic
+    dumps/   which pages a dump leaves out: page_classes, page_bitmap, page_filter, kdump_writer
     qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
     host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
     incident/ driver gives one domain's machine what happens and carries out what it says;
@@ -20,13 +21,15 @@
              there; right_of_way: who goes first; storm_breaker; records: an incident as plain
              values; notifier tells others; daemon wires it
     answers/ what a daemon is asked: api, operators, holding, snapshot, audit
-    page/    what a browser shows: pages, overview, incident, evidence, parts, style
-    cli/     what people type and see: commands, base, incident_commands, moment, checking,
-             probing, advising, export, render, render_changes, render_dumps, render_incident,
-             incident_log, terminal
+    page/    what a browser shows: pages, overview, panics, incident, evidence, parts,
+             style
+    cli/     what people type and see: program, deferred, commands, base, configured, moment,
+             incident_commands, running, checking, probing, advising, arguments, demonstrating,
+             export, filtering, render, render_changes, render_dumps, render_incident,
+             incident_log, terminal, watching
     demo/    guests that panic, for people to look at
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

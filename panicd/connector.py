@@ -211,12 +211,7 @@ class Connector:
         """
         listener = _listen(path)
         where, problems = f"listening socket {path}", self._services.problems
-
-        def tell(problem: str) -> None:
-            if problem:
-                problems.begin(where, problem)
-            else:
-                problems.end(where)
+        tell = partial(problems.tell, where)
 
         async with trio.open_nursery() as connections:
             numbers = count(1)

@@ -31,7 +31,8 @@ from panicd.host.http import serve_http
 from panicd.host.journal import Journal, JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction
 from panicd.host.logs import dropped, get_logger, write_late
-from panicd.host.metrics import DomainSample, Metrics
+from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
+from panicd.host.programs import missing_programs
 from panicd.host.sdnotify import ServiceManager
 from panicd.host.wall_clock import WallClock
 from panicd.host.web import WebApp
@@ -45,9 +46,9 @@ from panicd.problems import Problems
 from panicd.qemu.coredump import DumpFailure
 from panicd.qemu.dump_directory import Space, space
 from panicd.qemu.monitor import event_loop, pulse
-from panicd.records import BUNDLES, JOURNAL
+from panicd.records import BUNDLES, JOURNAL, read_groups
 from panicd.right_of_way import RightOfWay
-from panicd.rules.incident import Source, State
+from panicd.rules.incident import Incident, Source, State
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import Holds
 from panicd.rules.policy import FALLBACK_REASONS
@@ -107,6 +108,8 @@ class Daemon:
             give_way=self._way.give_way,
         )
         self._tally = Tally(self._metrics, self._journal.totals(), self._journal.all_restarts())
+        for group in read_groups(self._journal.path, 0.0, SIGNATURES):
+            self._metrics.note_signature(group.signature, group.last_at)
         self._storm = StormBreaker(lambda: self._config.storm, self._fleet.count_by_owner)
         self._remember_storm()
         self._clock = WallClock(
@@ -115,7 +118,7 @@ class Daemon:
         self._metrics.journal_healthy.set_function(self._journal_healthy)
         self._libvirt = Libvirt(lambda: self._config.libvirt, dry_run=dry_run)
         self._metrics.coredump_usable.set_function(self._coredump_usable_bytes)
-        self._metrics.incidents_open.set_function(self._incidents_open)
+        self._metrics.incidents_open.set_function(lambda: len(self._incidents_open()))
         self._metrics.pulse_age.set_function(self._pulse_age)
         self._metrics.storm.set_function(lambda: self._storm.raged)
         self._problems = Problems()
@@ -163,7 +166,7 @@ class Daemon:
                     self._config.control_socket,
                     api.handle,
                     self._way.give_way_async,
-                    partial(self._tell_problem, f"control socket {self._config.control_socket}"),
+                    partial(self._problems.tell, f"control socket {self._config.control_socket}"),
                 )
                 await nursery.start(self._serve_http, Pages(services))
                 await self._start_monitors(self._config)
@@ -245,22 +248,14 @@ class Daemon:
                     get_logger().info("old incidents removed", count=len(removed))
             await trio.sleep(PRUNE_EVERY)
 
-    def _incidents_open(self) -> int:
-        domains = list(self._fleet.domains.values())
-        acted_on = sum(domain.chronicle is not None for domain in domains)
-        return acted_on + len(self._services.waiting.chronicles)
-
-    def _guests_left_reset(self) -> int:
+    def _incidents_open(self) -> list[Incident]:
         domains = list(self._fleet.domains.values())
         chronicles = [domain.chronicle for domain in domains if domain.chronicle is not None]
         chronicles += self._services.waiting.chronicles
-        return sum(chronicle.incident.state is State.RESET for chronicle in chronicles)
+        return [chronicle.incident for chronicle in chronicles]
 
-    def _tell_problem(self, where: str, problem: str) -> None:
-        if problem:
-            self._problems.begin(where, problem)
-        else:
-            self._problems.end(where)
+    def _guests_left_reset(self) -> int:
+        return sum(incident.state is State.RESET for incident in self._incidents_open())
 
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, and nothing destructive is to be done without it."""
@@ -315,6 +310,13 @@ class Daemon:
         return later
 
     def _loaded(self) -> None:
+        for missing in missing_programs(self._config):
+            get_logger().warning(
+                "a program is missing",
+                program=missing.program,
+                wanted_by=missing.wanted_by,
+                package=missing.package,
+            )
         self._metrics.config_last_reload_successful.set(1)
         self._metrics.config_last_reload_success_timestamp.set(time.time())
         get_logger().info("configuration in force", file=str(self._config_file))

@@ -118,6 +118,7 @@ class DumpStatus:
         total: bytes of guest memory; None where QEMU has not told.
         rate: bytes of guest memory a second, since it began; None before there are any.
         left: seconds that the rest will take at that rate; None where that can't be told.
+        left_out: bytes of guest memory that the dump will not hold, empty pages apart.
     """
 
     state: DumpState
@@ -128,6 +129,7 @@ class DumpStatus:
     total: int | None
     rate: float | None
     left: float | None
+    left_out: int
 
 
 def dump_status(turn: DumpTurn, now: float) -> DumpStatus:
@@ -153,4 +155,5 @@ def dump_status(turn: DumpTurn, now: float) -> DumpStatus:
         total=total,
         rate=rate,
         left=(total - done) / rate if rate and total is not None else None,
+        left_out=progress.left_out,
     )

@@ -10,13 +10,8 @@ from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
 from panicd.host.virsh import LibvirtError, LibvirtSilentError
 from panicd.libvirt import Libvirt
-from panicd.qemu.coredump import (
-    DumpByOther,
-    DumpError,
-    DumpFailure,
-    FinishedDump,
-    dump_guest_memory,
-)
+from panicd.qemu.coredump import FinishedDump, dump_guest_memory
+from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.monitor import SessionLostError, UncertainError
 from panicd.qemu.session import Session
 from panicd.rules.incident import Incident
@@ -57,7 +52,7 @@ async def dump_in_turn(
     """
     metrics.coredumps.inc()
     try:
-        by_other = _dump_by_libvirt(session, libvirt)
+        by_other = dump_by_libvirt(session, libvirt)
         with queue.turn(session.nudge, kind, session.peer.uid) as turn:
             domain.dump = turn
             if not turn.has_come:
@@ -85,10 +80,19 @@ async def dump_in_turn(
     finally:
         domain.dump = None
     metrics.coredump_bytes.inc(dump.size)
+    if dump.selection is not None:
+        get_logger(domain=domain.name, incident=incident.id).info(
+            "memory dumped",
+            path=str(dump.path),
+            size=dump.size,
+            level=dump.selection.level,
+            pages_left_out=dict(dump.selection.left_out),
+            reason=dump.selection.reason,
+        )
     return dump
 
 
-def _dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
+def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
     """Return what has libvirt dump a VM that it runs; None where it runs none.
 
     Raises:

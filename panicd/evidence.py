@@ -4,16 +4,18 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from panicd import __version__
-from panicd.dumping import dump_in_turn
+from panicd.dumping import dump_by_libvirt, dump_in_turn
 from panicd.fleet import Domain
 from panicd.host.logs import get_logger
 from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.dump_directory import retire
+from panicd.qemu.dump_error import DumpByOther, DumpError
 from panicd.qemu.evidence import collect
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
 from panicd.records import plan_view
 from panicd.rules.incident import Incident
+from panicd.rules.last_words import LastWords
 from panicd.rules.payload import describe
 from panicd.rules.plan import Collect, Dump
 from panicd.rules.settings import Policy
@@ -42,9 +44,10 @@ class EvidenceKeeper:
         assert self._domain.chronicle is not None
         return self._domain.chronicle.incident
 
-    async def take(self, session: Session, step: Collect) -> str:
-        """Keep what the guest still shows, within the step's time; return its panic line."""
+    async def take(self, session: Session, step: Collect) -> LastWords:
+        """Keep what the guest still shows, within the step's time; return its last words."""
         incident, evidence = self._incident, self._policy.evidence
+        by_other, no_log = self._reader(session)
         bundle = await collect(
             session,
             bundle_directory(self._services.config(), incident.id),
@@ -56,9 +59,21 @@ class EvidenceKeeper:
                 "panicd": __version__,
             },
             budget=step.timeout,
+            by_other=by_other,
+            no_log=no_log,
         )
         self._services.bundles.taken(self._domain.key, self._policy, incident.id)
-        return bundle.panic_line
+        return bundle.words
+
+    def _reader(self, session: Session) -> tuple[DumpByOther | None, str]:
+        """Return who dumps for the kernel log's sake, if not panicd, and why nobody may."""
+        domain = session.capability.libvirt
+        if domain is not None and not domain.has_vmcoreinfo:
+            return None, "the domain has no <vmcoreinfo/> among its <features>"
+        try:
+            return dump_by_libvirt(session, self._services.libvirt), ""
+        except DumpError as error:
+            return None, str(error)
 
     async def dump(self, session: Session, step: Dump) -> FinishedDump:
         """Write the guest's memory to a file when it is its turn, and retire older dumps.

@@ -25,12 +25,13 @@ from panicd.host.delivery import DeliveryError
 from panicd.host.hook import run_hook
 from panicd.host.journal import Journal, JournalError
 from panicd.host.journal_outbox import Pending
-from panicd.host.logs import escape, get_logger
+from panicd.host.logs import get_logger
 from panicd.host.webhook import post
 from panicd.incident.chronicle import Clock
 from panicd.records import incident_view
 from panicd.rules.incident import Incident, Opened, apply
 from panicd.rules.notification import Notice, notice_of
+from panicd.rules.printable import escape
 
 FIRST_DELAY: Final = 1.0  # seconds after the first failure; doubled with each that follows
 LONGEST_DELAY: Final = 300.0  # seconds
@@ -92,6 +93,7 @@ class Message:
             "PANICD_ACTION": decision.effective if decision else "",
             "PANICD_REASON": decision.reason if decision else "",
             "PANICD_ENDING": incident.closed.ending if incident.closed else "",
+            "PANICD_SIGNATURE": incident.signature.hash if incident.signature else "",
             "PANICD_DRY_RUN": "yes" if self.dry_run else "",
         }
 

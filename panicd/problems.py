@@ -28,6 +28,13 @@ class Problems:
         """Sockets and directories that a glob matches and that are not taken, each with why not."""
         return {path: why for (_, path), why in [*self._passed_over.items()]}
 
+    def tell(self, whole: str, what: str) -> None:
+        """Note a problem, or with an empty text that there is none any more."""
+        if what:
+            self.begin(whole, what)
+        else:
+            self.end(whole)
+
     def begin(self, whole: str, what: str, part: str = "") -> None:
         """Note a problem, in place of the one that was there.
 

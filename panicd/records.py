@@ -3,18 +3,22 @@
 The daemon answers with it, and the commands read it themselves where no daemon runs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from panicd.host import journal_database
+from panicd.host import journal_database, journal_signatures
+from panicd.host.journal_signatures import Group
 from panicd.qemu.dump_directory import PARTIAL
+from panicd.qemu.dump_facts import DumpFacts, dump_facts
 from panicd.qemu.evidence import SCREENS, read_manifest
 from panicd.rules.incident import AnyEntry, Decided, Incident, Outcome, StepBegun, StepEnded
 from panicd.rules.payload import describe
 from panicd.rules.plan import AnyStep, Dump, Plan
 from panicd.rules.policy import EXPLANATIONS
+from panicd.rules.signature import Signature
 
 JOURNAL: Final = "journal.sqlite3"
 BUNDLES: Final = "incidents"
@@ -41,14 +45,74 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
     evidence = read_manifest(directory)
     files = evidence["files"] if evidence is not None else ()
     screens = (str(directory / name) for name in SCREENS if name in files)
+    dumps = list(_dumps(history, incident_id))
     return {
         **incident_view(incident),
+        "same": (same := read_same(journal, incident)) and asdict(same),
         "history": history_view(history),
         "evidence_directory": str(directory),
         "evidence": evidence,
         "screenshot": next(screens, None),
-        "dumps": [str(path) for path in _dumps(history, incident_id)],
+        "dumps": [str(path) for path in dumps],
+        "dump_facts": [asdict(facts) for facts in _facts(dumps)],
     }
+
+
+def read_same(journal: Path, incident: Incident | None) -> Group | None:
+    """Return the incidents of the same panic as one; None where too little is known. Blocking.
+
+    Raises:
+        JournalError: the journal can't be read.
+    """
+    signature = journal_signatures.hash_of(incident)
+    return read_group(journal, signature) if signature else None
+
+
+def read_group(journal: Path, signature: str) -> Group | None:
+    """Return the incidents of a signature's hash; None where there are none. Blocking.
+
+    Raises:
+        JournalError: the journal can't be read.
+    """
+    with journal_database.reader(journal) as database:
+        return journal_signatures.group(database, signature)
+
+
+def read_groups(journal: Path, since: float, limit: int) -> list[Group]:
+    """Return the incidents by their signatures, the latest seen first. Blocking.
+
+    Args:
+        journal: its file.
+        since: only what began then or later, in seconds since the epoch.
+        limit: at most so many signatures; negative for all.
+
+    Raises:
+        JournalError: the journal can't be read.
+    """
+    with journal_database.reader(journal) as database:
+        return journal_signatures.groups(database, since, limit)
+
+
+def read_panics(journal: Path, since: float, limit: int) -> list[tuple[Group, Signature]]:
+    """Return the panics that were told from each other, the latest seen first. Blocking.
+
+    Args:
+        journal: its file, which a daemon may have open meanwhile.
+        since: only what began then or later, in seconds since the epoch.
+        limit: at most so many; negative for all.
+
+    Raises:
+        JournalDamagedError: an incident can't be read.
+        JournalError: the journal can't be read.
+    """
+    found: list[tuple[Group, Signature]] = []
+    with journal_database.reader(journal) as database:
+        for group in journal_signatures.groups(database, since, limit):
+            newest = journal_database.stored(database, group.newest).incident
+            assert newest is not None, "the group is of incidents"
+            assert newest.signature is not None, "as above"
+            found.append((group, newest.signature))
+    return found
 
 
 def _dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
@@ -65,6 +129,13 @@ def _dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
         # Named after its incident, whatever became of its suffix when it was compressed.
         found = sorted(place.glob(f"{incident_id}.*"))
         yield from (path for path in found if path.suffix != PARTIAL)
+
+
+def _facts(dumps: Iterable[Path]) -> Iterator[DumpFacts]:
+    """Yield what the dumps are; those that can't be read are left out."""
+    for path in dumps:
+        with suppress(OSError):
+            yield dump_facts(path)
 
 
 def _steps(history: Sequence[AnyEntry]) -> Iterator[tuple[AnyEntry, AnyStep | None]]:
@@ -110,6 +181,7 @@ def incident_view(incident: Incident) -> dict[str, object]:
         "information": opened.information and asdict(opened.information),
         "payload": asdict(describe(opened.information)),
         "panic_line": incident.panic_line,
+        "signature": incident.signature and asdict(incident.signature),
         "repeats": incident.repeats,
         "state": incident.state,
         "decisions": [

@@ -6,8 +6,9 @@ Both counts, and the journal's own, follow from one function of an incident and 
 
 from panicd.host.journal_totals import DomainTotals, Total, Totals, increments
 from panicd.host.metrics import Metrics
-from panicd.rules.incident import AnyEntry, Closed, Ending, Incident
+from panicd.rules.incident import AnyEntry, Closed, Ending, Incident, Opened, StepEnded
 from panicd.rules.policy import Reason
+from panicd.rules.signature import Signature, signature_of_payload
 
 SUPPRESSED = frozenset({Reason.BUDGET_SPENT, Reason.CRASH_LOOP})
 
@@ -46,8 +47,15 @@ class Tally:
         """Count an entry; ``before`` is its incident without it."""
         for total, label, count in increments(before, entry):
             self._add(total, label, count)
-        if isinstance(entry, Closed) and before is not None:
-            self._count_end(before, entry)
+        match entry:
+            case Opened(at=at, information=information):
+                self._note_signature(signature_of_payload(information), at)
+            case StepEnded(signature=signature) if before is not None:
+                self._note_signature(signature, before.opened.at)
+            case Closed() if before is not None:
+                self._count_end(before, entry)
+            case _:
+                pass
 
     def go_on_from(self, key: str, before: str) -> None:
         """Have a domain's counts go on from what 0.1.0 counted, by what its QEMU claims.
@@ -99,6 +107,10 @@ class Tally:
                 metrics.foreign_actions.labels(action=label).inc(count)
             case Total.DOMAIN_PANICS | Total.DOMAIN_RESTARTS | Total.DOMAIN_ACTION_FAILURES:
                 self._counts[total, label] = self._counts.get((total, label), 0) + count
+
+    def _note_signature(self, signature: Signature | None, at: float) -> None:
+        if signature is not None and signature.hash:
+            self._metrics.note_signature(signature.hash, at)
 
     def _count_end(self, incident: Incident, closed: Closed) -> None:
         duration = max(0.0, closed.at - incident.opened.at)

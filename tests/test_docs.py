@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 POLICIES = (ROOT / "docs/policies.md").read_text(encoding="utf-8")
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+MACHINE = (ROOT / "docs/machine.md").read_text(encoding="utf-8")
 
 
 def metric_names() -> set[str]:
@@ -75,7 +75,7 @@ def test_every_cause_of_an_end_is_listed(cause: Cause) -> None:
 
 @pytest.mark.parametrize("state", State)
 def test_every_state_of_an_incident_is_listed(state: State) -> None:
-    assert f"| {state} |" in ARCHITECTURE
+    assert f"| {state} |" in MACHINE
 
 
 @pytest.mark.parametrize("on_crash", OnCrash)

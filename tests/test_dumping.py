@@ -51,7 +51,7 @@ async def one_at_a_time(
 async def test_dumps_are_made_in_the_order_of_the_panics(socket_dir: Path) -> None:
     async with one_at_a_time(socket_dir, "z", "y", "x") as (daemon, vms):
         dumped, *waiting = [(await daemon.domain(name))["dump"] for name in "zyx"]
-        assert (dumped["state"], dumped["format"]) == ("dumping", "elf-zstd")
+        assert (dumped["state"], dumped["format"]) == ("dumping", "kdump-zlib")
         assert [(dump["state"], dump["ahead"]) for dump in waiting] == [
             ("waiting", 0),
             ("waiting", 1),
@@ -102,7 +102,7 @@ async def test_guest_that_others_resume_is_stopped_again_and_dumped_in_its_turn(
         vms[0].release_dumps()
         incident = await daemon.wait_incident("second", ending="destroyed")
         assert incident.steps[2:5] == [("Dump", "skipped"), ("Dump", "done"), ("Quit", "done")]
-        assert vms[1].commands.count("dump-guest-memory") == 1
+        assert vms[1].commands.count("dump-guest-memory") == 2  # what can be left out is looked for
 
 
 async def test_domain_that_is_gone_leaves_the_queue(socket_dir: Path) -> None:

@@ -189,7 +189,7 @@ async def what_became(daemon: ObservedDaemon, directory: Path, on_crash: OnCrash
             if incident.domain == on_crash and (incident.ending or incident.state):
                 _, reason = incident.decisions[-1]
                 text = BECAME[incident.ending or incident.state]
-                dumps = list((directory / "state/coredumps" / on_crash).glob("*.elf*"))
+                dumps = list((directory / "state/coredumps").glob(f"*/{on_crash}/*.*"))
                 why = "" if reason in {"on-crash", "qemu-exited"} else f" ({reason})"
                 return f"{'dump, ' if dumps else ''}{text}{why}"
         await daemon._wait_line(mark)

@@ -296,8 +296,12 @@ async def test_a_command_is_told_too(socket_dir: Path) -> None:
     script, kept = socket_dir / "hook.py", socket_dir / "kept"
     script.write_text(HOOK)
     hook = {"command": [sys.executable, str(script), str(kept)]}
+    console = socket_dir / "console"
+    console.write_text("Kernel panic - not syncing: lost 7 of 8\n")
+    evidence = {"budget": "3s", "consoles": [str(console)]}
+    policy = {"on_crash": "destroy", "evidence": evidence}
     async with (
-        DaemonInside.start(socket_dir, {"on_crash": "destroy"}, notify={"hook": hook}) as daemon,
+        DaemonInside.start(socket_dir, policy, notify={"hook": hook}) as daemon,
         FakeQemu(socket_dir / "vm.qmp").running() as vm,
     ):
         await daemon.wait_armed("vm")
@@ -305,6 +309,7 @@ async def test_a_command_is_told_too(socket_dir: Path) -> None:
         await daemon.wait_log("notification delivered", count=2, channel="hook")
     (first, _), (last, body) = map(json.loads, kept.read_text().splitlines())
     assert first["PANICD_NOTICE"] == "panicked"
+    assert first["PANICD_SIGNATURE"] == ""
     assert first["PANICD_ACTION"] == "destroy"
     assert last == {
         **first,
@@ -312,8 +317,10 @@ async def test_a_command_is_told_too(socket_dir: Path) -> None:
         "PANICD_NOTICE": "closed",
         "PANICD_STATE": "closed",
         "PANICD_ENDING": "destroyed",
+        "PANICD_SIGNATURE": body["incident"]["signature"]["hash"],
     }
     assert body["incident"]["id"] == first["PANICD_INCIDENT"]
+    assert body["incident"]["signature"]["title"] == "panic: lost # of #"
 
 
 async def test_a_command_that_fails_is_run_again(socket_dir: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -14,15 +14,18 @@ from panicd.answers.snapshot import Outlook, budget_of, domain_status, foresee_d
 from panicd.fleet import Domain
 from panicd.host.config import Config, ConfigError
 from panicd.host.config_mistakes import did_you_mean
-from panicd.host.control import RefusedError, Request
+from panicd.host.control import Request
+from panicd.host.control_client import RefusedError
 from panicd.host.journal import JournalError
-from panicd.records import incident_view, plan_view, read_record
+from panicd.records import incident_view, plan_view, read_panics, read_record
 from panicd.rules.exposure import NO_MONITOR
 from panicd.rules.incident import OWN_TIME_OVER
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
 from panicd.rules.plan import Plan
 from panicd.services import Services
+
+T = TypeVar("T")
 
 SHOWN_AT_ONCE: Final = 8  # domains; each takes some 70 µs, in which nobody is responded to
 
@@ -66,6 +69,8 @@ class Api:
                 return self._explain(await self._domain(_text(arguments, "domain")))
             case "incidents":
                 return await self._incidents(arguments)
+            case "panics":
+                return await self._panics(arguments)
             case "incident":
                 return await self._incident(_text(arguments, "incident"))
             case "hold":
@@ -167,7 +172,8 @@ class Api:
         }
 
     async def _incidents(self, arguments: Mapping[str, object]) -> object:
-        limit = arguments.get("limit", 20)
+        same_as = _text(arguments, "same_as") if "same_as" in arguments else None
+        signature = await self._signature(same_as) if same_as is not None else None
         read = partial(
             self._keeping.journal.incidents,
             domain=_text(arguments, "domain") if "domain" in arguments else None,
@@ -175,23 +181,36 @@ class Api:
             unacknowledged=arguments.get("unacknowledged") is True,
             since=_seconds(arguments, "since", "seconds since the epoch"),
             until=_seconds(arguments, "until", "seconds since the epoch"),
-            limit=limit if isinstance(limit, int) else 20,
+            limit=_limit(arguments),
+            signature=signature,
         )
-        try:
-            incidents = await trio.to_thread.run_sync(read)
-        except JournalError as error:
-            raise RefusedError("journal", str(error)) from error
-        return [incident_view(incident) for incident in incidents]
+        return [incident_view(incident) for incident in await _read(read)]
+
+    async def _signature(self, incident_id: str) -> str:
+        """Return what an incident's panic is compared by."""
+        incident = await _read(partial(self._keeping.journal.incident, incident_id))
+        if incident is None:
+            raise _no_such_incident(incident_id)
+        if incident.signature is None or not incident.signature.hash:
+            why = "too little is known of its panic to say that another is the same"
+            raise RefusedError("no-signature", f"incident {incident_id}: {why}")
+        return incident.signature.hash
+
+    async def _panics(self, arguments: Mapping[str, object]) -> object:
+        since = _seconds(arguments, "since", "seconds since the epoch") or 0.0
+        journal = self._keeping.journal.path
+        groups = await _read(partial(read_panics, journal, since, _limit(arguments)))
+        return [
+            {**asdict(group), "title": known.title, "frames": known.frames}
+            for group, known in groups
+        ]
 
     async def _incident(self, incident_id: str) -> object:
         state_directory = self._services.config().state_directory
-        read = partial(read_record, self._keeping.journal.path, state_directory, incident_id)
-        try:
-            record = await trio.to_thread.run_sync(read)
-        except JournalError as error:
-            raise RefusedError("journal", str(error)) from error
+        journal = self._keeping.journal.path
+        record = await _read(partial(read_record, journal, state_directory, incident_id))
         if record is None:
-            raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
+            raise _no_such_incident(incident_id)
         return record
 
     async def _hold(self, request: Request) -> object:
@@ -294,7 +313,7 @@ class Api:
         """Return the names of the domains to which another policy applies than before."""
         changed = []
         for number, domain in enumerate(tuple(self._services.fleet.domains.values()), 1):
-            known = domain.name, domain.uuid or None
+            known = domain.claim.name, domain.uuid or None
             if before.policy_for(*known) != after.policy_for(*known):
                 changed.append(domain.name)
             if number % SHOWN_AT_ONCE == 0:
@@ -307,6 +326,23 @@ def _after_grace(domain: Domain, plan: Plan, outlook: Outlook) -> Plan | None:
     if plan.decision.action is not Action.GRACE:
         return None
     return foresee_domain(domain, outlook, own_time=OWN_TIME_OVER[plan.decision.reason])
+
+
+async def _read(read: Callable[[], T]) -> T:
+    """Return what is read from the journal, in a thread."""
+    try:
+        return await trio.to_thread.run_sync(read)
+    except JournalError as error:
+        raise RefusedError("journal", str(error)) from error
+
+
+def _no_such_incident(incident_id: str) -> RefusedError:
+    return RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
+
+
+def _limit(arguments: Mapping[str, object]) -> int:
+    limit = arguments.get("limit", 20)
+    return limit if isinstance(limit, int) else 20
 
 
 def _seconds(arguments: Mapping[str, object], key: str, expected: str) -> float | None:

@@ -10,7 +10,7 @@ import trio
 
 from panicd.connector import Connector
 from panicd.fleet import Domain
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
 from panicd.incident.driver import Request

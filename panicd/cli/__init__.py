@@ -1,9 +1,9 @@
 """What people type, and what they see: the commands.
 
-``commands`` has the tree of them, ``base`` what they share, ``render`` what they print. Importing
-it is cheap: what only the daemon or one command needs is loaded by that command.
+``program`` knows where each of them is, ``base`` has what they share, ``render`` what they print. A
+command's module is loaded when the command is called: a line of help needs no event loop.
 """
 
-from panicd.cli.commands import main
+from panicd.cli.program import main
 
 __all__ = ["main"]

@@ -1,12 +1,16 @@
 """``panicd advise``: which panic device a guest can use, and what suits it, from what it runs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Final
 
+import click
 import trio
 
+from panicd.cli import render
+from panicd.cli.base import Context, domain_names, fail, json_option
+from panicd.cli.configured import libvirt_uri
 from panicd.host.osinfo import look_up
 from panicd.host.virsh import LibvirtError, virsh
 from panicd.rules.guest_system import (
@@ -16,6 +20,7 @@ from panicd.rules.guest_system import (
     from_id,
     merge,
     parse_agent,
+    parse_kernel,
 )
 from panicd.rules.libvirt import DescribedGuest, UnreadableXMLError, parse_guest
 
@@ -24,6 +29,37 @@ AGENT_WITHIN: Final = 3.0  # seconds; an agent that is not there is waited for a
 ASK_AGENT: Final = json.dumps({"execute": "guest-get-osinfo"})
 LIBVIRT: Final = "libosinfo, in libvirt's XML"
 OPERATOR: Final = "the operator"
+
+
+@click.command("advise")
+@click.argument("domains", metavar="[DOMAIN]...", nargs=-1, shell_complete=domain_names)
+@click.option(
+    "--os",
+    "system",
+    default="",
+    metavar="ID",
+    help="What the guest runs: libosinfo's id, such as debian11, or linux, windows, freebsd.",
+)
+@click.option("--kernel", metavar="X.Y", help="The version of a Linux guest's kernel.")
+@click.option("--libvirt", "uri", metavar="URI", help="The libvirt that has the domains.")
+@json_option
+def advise_command(
+    context: Context, domains: tuple[str, ...], system: str, kernel: str | None, uri: str | None
+) -> tuple[object, Callable[[], None]]:
+    """Say which panic device the guest of a libvirt DOMAIN can use, and what suits it.
+
+    What it runs is known by libosinfo's id in libvirt's XML, by osinfo-query where that is
+    installed, by the guest's agent, or by --os. Without DOMAIN: each that libvirt has, or --os
+    alone. Nothing is changed.
+    """
+    version = parse_kernel(kernel) if kernel else None
+    if kernel and version is None:
+        raise click.BadParameter("expected a version such as 5.10", param_hint="--kernel")
+    try:
+        answer = advise_on(domains, uri or libvirt_uri(context.config_file), system, version)
+    except LibvirtError as error:
+        fail(str(error))
+    return answer, lambda: render.advice(answer)
 
 
 def advise_on(

@@ -10,16 +10,13 @@ from typing import Concatenate, Final, NoReturn, ParamSpec, cast
 import click
 from click.shell_completion import CompletionItem
 
-from panicd.cli import render
-from panicd.host import config as configuration
-from panicd.host.config import Config, ConfigError
-from panicd.host.control import DaemonUnreachableError, RefusedError, call
-from panicd.host.logs import escape
+from panicd.host.control_client import Answer, DaemonUnreachableError, RefusedError, call
+from panicd.host.control_place import control_socket
+from panicd.rules.printable import escape
 
 FAILED: Final = 1
 BAD_USAGE: Final = 2  # also click's own
 
-LIBVIRT: Final = "qemu:///system"
 FINDINGS: Final = "panicd.findings"
 """Where a command notes in click's context that it found something amiss."""
 
@@ -38,24 +35,10 @@ class Context:
         self.config_file = config_file
         self._socket = socket
 
-    def load(self) -> Config:
-        """Return the configuration, or print its mistakes and exit with 2."""
-        try:
-            return configuration.load(self.config_file)
-        except ConfigError as error:
-            click.echo(str(error), err=True)
-            sys.exit(BAD_USAGE)
-
-    @property
-    def libvirt_uri(self) -> str:
-        """The URI of libvirt: as configured, or the system's where nothing is."""
-        libvirt = self.load().libvirt if self.config_file.exists() else None
-        return libvirt.uri if libvirt is not None else LIBVIRT
-
     @property
     def socket(self) -> Path:
         """The daemon's control socket: as given, as configured, or where it is by default."""
-        return self._socket or configuration.control_socket(self.config_file)
+        return self._socket or control_socket(self.config_file)
 
     def ask(self, command: str, **arguments: object) -> object:
         """Return the daemon's answer, or say why there is none and exit with 1."""
@@ -70,30 +53,13 @@ class Context:
         """Return what is wrong with the configuration, as it may be why no daemon is found."""
         if self._socket is not None:
             return []
+        from panicd.host.config import ConfigError, read  # noqa: PLC0415 - slow to load
+
         try:
-            configuration.read(self.config_file)
+            read(self.config_file)
         except ConfigError as error:
             return str(error).split("\n")
         return []
-
-    def record(self, incident_id: str) -> render.Answer:
-        """Return an incident's record: the daemon's, or without one the journal's."""
-        from panicd.host.journal import JournalError  # noqa: PLC0415 - slow to load
-        from panicd.records import JOURNAL, read_record  # noqa: PLC0415 - as above
-
-        try:
-            answer = call(self.socket, "incident", {"incident": incident_id})
-        except RefusedError as error:
-            fail(str(error))
-        except DaemonUnreachableError as unreachable:
-            state_directory = self.load().state_directory
-            try:
-                answer = read_record(state_directory / JOURNAL, state_directory, incident_id)
-            except JournalError as error:
-                fail(f"{unreachable}, and the journal can't be read: {error}")
-            if answer is None:
-                fail(f"{unreachable}, and the journal has no incident {incident_id!r}")
-        return cast("render.Answer", answer)
 
 
 def fail(message: str, status: int = FAILED) -> NoReturn:
@@ -126,7 +92,7 @@ def domain_names(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete a domain's name."""
-    answer = cast("render.Answer", _ask_quietly(context, "status") or {"domains": []})
+    answer = cast("Answer", _ask_quietly(context, "status") or {"domains": []})
     return _completions([domain["domain"] for domain in answer["domains"]], incomplete)
 
 
@@ -134,7 +100,7 @@ def incident_ids(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Complete an incident's id."""
-    answer = cast("list[render.Answer]", _ask_quietly(context, "incidents") or [])
+    answer = cast("list[Answer]", _ask_quietly(context, "incidents") or [])
     return _completions([incident["id"] for incident in answer], incomplete)
 
 

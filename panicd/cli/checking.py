@@ -1,12 +1,32 @@
-"""What ``panicd check`` warns of: nothing that is wrong, but most likely not what was meant."""
+"""``panicd check``: what is wrong, and what is most likely not what was meant."""
 
 import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
+from panicd.cli.base import Context
+from panicd.cli.configured import load
+from panicd.cli.render_changes import counted
 from panicd.host.config import Config, Dial
+from panicd.host.programs import missing_programs
 from panicd.libvirts_own import matches_libvirts_own
+
+
+@click.command()
+@click.pass_obj
+def check(context: Context) -> None:
+    """Check the configuration; print every mistake with its line, and exit with 2.
+
+    A monitor's glob that matches no socket now, and a program that it names and that is not on this
+    machine, are warned of, and no mistake.
+    """
+    config = load(context.config_file)
+    for warning in warnings(config):
+        click.echo(f"{context.config_file}: {warning}", err=True)
+    click.echo(f"{context.config_file}: good, {counted(len(config.domains), 'domain rule')}")
 
 
 def warnings(config: Config) -> Iterator[str]:
@@ -18,6 +38,7 @@ def warnings(config: Config) -> Iterator[str]:
             yield f"monitors: {monitor.glob} matches no socket now{_why_not(monitor.glob)}"
         if matches_libvirts_own(monitor.glob):
             yield f"monitors: {monitor.glob} matches libvirt's own monitors, which are not dialled"
+    yield from map(str, missing_programs(config))
 
 
 def _finds_a_socket(pattern: str) -> bool:

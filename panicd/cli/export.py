@@ -20,14 +20,18 @@ import os
 import secrets
 import stat
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
-from panicd.cli.render import UNFOLDED, Answer
+from panicd.cli.filtering import leaves_out, write_filtered
+from panicd.cli.render import UNFOLDED
 from panicd.cli.render_incident import page
 from panicd.cli.terminal import Terminal
+from panicd.host.control_client import Answer
 from panicd.qemu.screen import MOST
+from panicd.rules.guest_memory.reading import NotReadableError
 
 FAST: Final = 1  # levels of gzip
 STORED: Final = 0
@@ -48,7 +52,13 @@ def archive_name(incident_id: str) -> str:
 
 
 def write_archive(
-    record: Answer, target: Path, *, dump: bool, force: bool, now: float
+    record: Answer,
+    target: Path,
+    *,
+    dump: bool,
+    force: bool,
+    now: float,
+    level: int | None = None,
 ) -> list[str]:
     """Write an incident's archive: mode 0600, and all of it or nothing.
 
@@ -58,6 +68,8 @@ def write_archive(
         dump: with the memory dumps.
         force: replace a file that is there.
         now: in seconds since the epoch.
+        level: makedumpfile's dump level, what full dumps are filtered by; None: they go as they
+            are.
 
     Returns:
         What was left out, each with the reason.
@@ -72,7 +84,7 @@ def write_archive(
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
             try:
-                left_out = _write(file, record, dump=dump, now=now)
+                left_out = _write(file, record, target.parent, dump=dump, now=now, level=level)
                 file.flush()
                 os.fsync(file.fileno())
                 _publish(partial, target, force=force)
@@ -81,6 +93,8 @@ def write_archive(
                     partial.unlink()
     except FileExistsError as error:
         raise ExportError(f"{target}: {THERE}") from error
+    except NotReadableError as error:
+        raise ExportError(f"the dump can't be filtered: {error}") from error
     except OSError as error:
         raise ExportError(f"{error.filename or target}: {error.strerror or error}") from error
     return left_out
@@ -99,7 +113,9 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
         partial.rename(target)  # a file system without links has nothing better
 
 
-def _write(file: IO[bytes], record: Answer, *, dump: bool, now: float) -> list[str]:
+def _write(
+    file: IO[bytes], record: Answer, room: Path, *, dump: bool, now: float, level: int | None
+) -> list[str]:
     folder = f"panicd-{record['id']}"
     left_out: list[str] = []
     with (
@@ -120,6 +136,10 @@ def _write(file: IO[bytes], record: Answer, *, dump: bool, now: float) -> list[s
         if dump:
             sources += [("dump", Path(path)) for path in record["dumps"]]
         for kind, path in sources:
+            if kind == "dump" and level is not None and not leaves_out(path, level):
+                packed.level = STORED
+                _add_filtered(archive, f"{folder}/dump", path, level, room)
+                continue
             packed.level = STORED if kind == "dump" and path.suffix not in UNCOMPRESSED else FAST
             why_not = _add_file(
                 archive,
@@ -196,3 +216,15 @@ def _add(archive: tarfile.TarFile, name: str, content: IO[bytes], size: int, at:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mtime, entry.mode = size, at, 0o600
     archive.addfile(entry, content)
+
+
+def _add_filtered(
+    archive: tarfile.TarFile, folder: str, path: Path, level: int, room: Path
+) -> None:
+    """Add what is made of a dump, for a moment beside the archive: there is room for it there."""
+    with tempfile.TemporaryFile(dir=room) as filtered:
+        write_filtered(path, level, filtered)
+        size = filtered.seek(0, os.SEEK_END)
+        filtered.seek(0)
+        name = f"{folder}/{path.name.partition('.')[0]}.kdump"
+        _add(archive, name, filtered, size, path.stat().st_mtime)

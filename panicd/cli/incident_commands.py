@@ -1,4 +1,4 @@
-"""The commands that show what has happened: ``incidents``, ``incident``, ``export``."""
+"""The commands that show what has happened: ``incidents``, ``incident``, ``panics``, ``export``."""
 
 import time
 from collections.abc import Callable
@@ -12,8 +12,9 @@ from panicd.cli.base import Context, domain_names, fail, incident_ids, json_opti
 from panicd.cli.incident_log import incident_log
 from panicd.cli.moment import parse_moment
 from panicd.cli.render_incident import page
-from panicd.host.logs import escape
+from panicd.host.control_client import Answer
 from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.printable import escape
 
 
 def _moment(_context: object, _parameter: object, text: str | None) -> float | None:
@@ -40,6 +41,12 @@ def _moment(_context: object, _parameter: object, text: str | None) -> float | N
     help="Only those that began before.",
 )
 @click.option(
+    "--same-as",
+    metavar="INCIDENT",
+    shell_complete=incident_ids,
+    help="Only those of the same panic as INCIDENT's, itself among them.",
+)
+@click.option(
     "--limit",
     type=click.IntRange(1, 10_000),
     default=20,
@@ -53,6 +60,7 @@ def incidents(
     domain: str | None,
     since: float | None,
     until: float | None,
+    same_as: str | None,
     **wanted: bool | int,
 ) -> tuple[object, Callable[[], None]]:
     """List incidents, the newest first.
@@ -62,19 +70,50 @@ def incidents(
     """
     if since is not None and until is not None and since >= until:
         raise click.UsageError("--since is not before --until")
-    given = {"domain": domain, "since": since, "until": until}
+    given = {"domain": domain, "since": since, "until": until, "same_as": same_as}
     wanted_too = {key: value for key, value in given.items() if value is not None}
     answer = context.ask("incidents", **wanted, **wanted_too)
-    return answer, lambda: render.incidents(cast("list[render.Answer]", answer))
+    return answer, lambda: render.incidents(cast("list[Answer]", answer))
+
+
+@click.command()
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=_moment,
+    help="Only those seen then or later, as for `incidents`.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    help="At most so many, the latest seen.",
+)
+@json_option
+def panics(
+    context: Context, /, since: float | None, limit: int
+) -> tuple[object, Callable[[], None]]:
+    """List the panics that were told from each other: how often each was seen, and where.
+
+    Panics are the same where their signatures are: what happened, and in which function. Those of
+    which too little is known are in no group.
+    """
+    answer = context.ask("panics", limit=limit, **({} if since is None else {"since": since}))
+    return answer, lambda: render.panics(cast("list[Answer]", answer))
 
 
 @click.command()
 @click.argument("incident_id", metavar="INCIDENT", shell_complete=incident_ids)
-@click.option("--log", is_flag=True, help="Show the kernel's log from its memory dump instead.")
+@click.option(
+    "--log",
+    is_flag=True,
+    help="Show the kernel's log instead: whole from its memory dump, else its end.",
+)
 @json_option
 def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:
     """Show INCIDENT from the panic to its end: what was seen, decided and done, and when."""
-    answer = cast("render.Answer", context.ask("incident", incident=incident_id))
+    answer = cast("Answer", context.ask("incident", incident=incident_id))
     if log:
         try:
             return incident_log(answer)
@@ -92,22 +131,36 @@ def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Cal
     help="The archive.  [default: panicd-INCIDENT.tar.gz, here]",
 )
 @click.option("--no-dump", is_flag=True, help="Leave the memory dump out.")
+@click.option(
+    "--level",
+    type=click.IntRange(0, 31),
+    help="Leave out of a full dump what this dump level of makedumpfile's does, 31 for instance.",
+)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.pass_obj
 def export(
-    context: Context, incident_id: str, output: Path | None, no_dump: bool, force: bool
+    context: Context,
+    incident_id: str,
+    *,
+    output: Path | None,
+    no_dump: bool,
+    level: int | None,
+    force: bool,
 ) -> None:
     """Write all that is known of INCIDENT into one archive, to send to whoever debugs it.
 
     It holds what the guest had in memory and on its screen: mind who gets it. Without a daemon the
     journal is read as it is.
     """
-    from panicd.cli.export import ExportError, archive_name, write_archive  # noqa: PLC0415 - slow to load
+    from panicd.cli.configured import record  # noqa: PLC0415 - slow to load
+    from panicd.cli.export import ExportError, archive_name, write_archive  # noqa: PLC0415 - as above
 
-    record = context.record(incident_id)
+    known = record(context, incident_id)
     target = output or Path(archive_name(incident_id))
     try:
-        left_out = write_archive(record, target, dump=not no_dump, force=force, now=time.time())
+        left_out = write_archive(
+            known, target, dump=not no_dump, force=force, now=time.time(), level=level
+        )
     except ExportError as error:
         fail(str(error))
     for what in left_out:

@@ -1,7 +1,7 @@
-"""The guest kernel's log of an incident, from the dump that was made of it.
+"""What the guest of an incident had in its kernel log: whole from its dump, else the end of it.
 
-It is read here, in the process of whoever asks, and not in the daemon: unpacking a large dump takes
-minutes. Whoever asks needs the right to read the dump, which is panicd's user's.
+A dump is read here, in the process of whoever asks, and not in the daemon: unpacking a large one
+takes minutes. Whoever asks needs the right to read it, which is panicd's user's.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ import click
 
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.kernel_log import KernelLog, panic_line
+from panicd.rules.printable import escape
 
 
 def incident_log(incident: dict[str, Any]) -> tuple[object, Callable[[], None]]:
@@ -26,18 +27,20 @@ def incident_log(incident: dict[str, Any]) -> tuple[object, Callable[[], None]]:
     """
     from panicd.qemu.dump_reader import read_dumped_log  # noqa: PLC0415 - slow to load
 
-    path = _dump_of(incident)
-    log = read_dumped_log(path)
-    answer = {"dump": str(path), "panic_line": panic_line(log.lines), **asdict(log)}
-    return answer, lambda: _show(log)
+    path, why_not = _dump_of(incident)
+    if path is not None:
+        try:
+            log = read_dumped_log(path)
+        except NotReadableError as error:
+            why_not = str(error)
+        else:
+            answer = {"dump": str(path), "panic_line": panic_line(log.lines), **asdict(log)}
+            return answer, lambda: _show(log)
+    return _kept(incident, why_not)
 
 
-def _dump_of(incident: dict[str, Any]) -> Path:
-    """Return the newest finished dump of an incident, which is there.
-
-    Raises:
-        NotReadableError: none is.
-    """
+def _dump_of(incident: dict[str, Any]) -> tuple[Path | None, str]:
+    """Return the newest finished dump of an incident that is there, or why there is none."""
     made = [
         Path(entry["detail"])
         for entry in incident["history"]
@@ -45,10 +48,35 @@ def _dump_of(incident: dict[str, Any]) -> Path:
         == ("step-ended", "Dump", "done")
     ]
     if not made:
-        raise NotReadableError(f"incident {incident['id']} has no memory dump")
+        return None, f"incident {incident['id']} has no memory dump"
     if not made[-1].exists():
-        raise NotReadableError(f"its dump is no longer there: {made[-1]}")
-    return made[-1]
+        return None, f"its dump is no longer there: {made[-1]}"
+    return made[-1], ""
+
+
+def _kept(incident: dict[str, Any], why_not: str) -> tuple[object, Callable[[], None]]:
+    """Return what was kept of the log, or of a console, when the guest panicked.
+
+    Raises:
+        NotReadableError: nothing was; the text says why there is none in a dump either.
+    """
+    evidence = incident["evidence"] or {"files": {}}
+    names = [name for name in ("kernel.log", "console-0.log") if name in evidence["files"]]
+    if not names:
+        raise NotReadableError(f"{why_not}, and its evidence has none")
+    path = Path(incident["evidence_directory"], names[0])
+    try:
+        lines = path.read_bytes().decode(errors="replace").splitlines()
+    except OSError as error:
+        raise NotReadableError(f"{path}: {error.strerror}") from error
+    answer = {"file": str(path), "panic_line": incident["panic_line"], "lines": lines}
+
+    def show() -> None:
+        click.echo(f"panicd: the end of it, from {path}: {why_not}", err=True)
+        for line in lines:
+            click.echo(escape(line))
+
+    return answer, show
 
 
 def _show(log: KernelLog) -> None:

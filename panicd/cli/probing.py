@@ -1,13 +1,18 @@
 """``panicd probe``: what one VM can do, asked directly and without changing anything."""
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import click
 import trio
 
 from panicd.answers.snapshot import foresee
+from panicd.cli import render
+from panicd.cli.base import Context, fail, fails_on_findings, json_option, note_findings
+from panicd.cli.configured import load
 from panicd.connector import GREETING_TIMEOUT, connect
 from panicd.host.config import Config
 from panicd.libvirt import Libvirt
@@ -58,6 +63,26 @@ ARMED_BECAUSE: Final = {
     Armed.UNKNOWN: "whether this QEMU exits on a panic can't be told: its command line is not "
     "readable",
 }
+
+
+@click.command("probe")
+@fails_on_findings
+@click.argument("socket_path", metavar="SOCKET", type=click.Path(path_type=Path))
+@json_option
+def probe_command(context: Context, socket_path: Path) -> tuple[object, Callable[[], None]]:
+    """Ask the VM behind a monitor SOCKET what it can do, and change nothing.
+
+    Exit status 1 where what is configured for it could not be obeyed if it panicked.
+
+    QEMU serves one client on each monitor: one that the daemon is connected to does not answer
+    here. Ask `panicd explain` for such a domain.
+    """
+    try:
+        answer = probe_socket(socket_path, load(context.config_file))
+    except UnreachableMonitorError as error:
+        fail(str(error))
+    note_findings(answer["exposed"])
+    return answer, lambda: render.probe(answer)
 
 
 def probe_socket(path: Path, config: Config) -> dict[str, object]:

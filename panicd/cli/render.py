@@ -1,26 +1,26 @@
 """What the commands print for people; ``--json`` prints the answer itself."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from shlex import quote
-from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.live import Live
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from panicd.cli.render_dumps import dumps
 from panicd.cli.terminal import Terminal, line
-from panicd.rules.capability import PanicDevice
-from panicd.rules.qemu_args import Argument
+from panicd.host.control_client import Answer
+from panicd.rules.panic_device import PanicDevice
 
-Answer = dict[str, Any]
-"""An answer of the daemon's, as decoded from JSON."""
-
-UNBROKEN = {"incident", "panicked", "now"}  # columns that are no use in pieces
-WATCH_EVERY = 1.0  # seconds
+UNBROKEN = {
+    "incident",
+    "panicked",
+    "now",
+    "signature",
+    "newest incident",
+    "first",
+    "last",
+}  # columns that are no use in pieces
 SHORT_LINE = 64  # characters of a panic line that a list shows
 WIDE = 190  # columns of a terminal that has room for all that is known of incidents, in a table
 UNFOLDED = 240  # columns; what is piped into a file or another program is not folded
@@ -30,20 +30,13 @@ if not console.is_terminal:
     console = Terminal(width=UNFOLDED)
 
 
-def watch(ask: Callable[[], Answer]) -> None:
-    """Show what ``panicd status`` shows, anew every second, until interrupted."""
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        while True:
-            live.update(Group(*_status(ask())), refresh=True)
-            time.sleep(WATCH_EVERY)
-
-
 def status(answer: Answer) -> None:
     """Print what ``panicd status`` shows."""
-    console.print(*_status(answer), sep="\n")
+    console.print(*status_parts(answer), sep="\n")
 
 
-def _status(answer: Answer) -> Iterator[RenderableType]:
+def status_parts(answer: Answer) -> Iterator[RenderableType]:
+    """Yield what ``panicd status`` shows."""
     if answer["journal_fault"]:
         yield line(("The journal can't be written: ", "bold red"), answer["journal_fault"])
     if answer["libvirt_problem"]:
@@ -192,6 +185,49 @@ def _incidents_in_short(answer: list[Answer]) -> None:
             console.print(f"    {short(words)}", no_wrap=True, overflow="ellipsis")
 
 
+def panics(answer: list[Answer]) -> None:
+    """Print what ``panicd panics`` shows."""
+    if not answer:
+        console.print("No panic of which enough is known to compare it.")
+        return
+    if console.width < WIDE:
+        _panics_in_short(answer)
+        return
+    table = _table("signature", "seen", "domains", "first", "last", "newest incident", "panic")
+    for group in answer:
+        table.add_row(
+            group["signature"],
+            str(group["count"]),
+            str(group["domains"]),
+            written_time(group["first_at"]),
+            written_time(group["last_at"]),
+            group["newest"],
+            signature(group),
+        )
+    console.print(table)
+
+
+def _panics_in_short(answer: list[Answer]) -> None:
+    """Print panics for a terminal that has no room for the table: two lines each."""
+    for group in answer:
+        last = written_time(group["last_at"])
+        head = f"  {last}  {group['newest']}: {seen(group)}"
+        console.print(line((group["signature"], "bold"), head))
+        console.print(f"    {signature(group)}", no_wrap=True, overflow="ellipsis")
+
+
+def seen(group: Answer) -> str:
+    """Return how often a panic was seen, and on how many domains."""
+    times = "seen once" if group["count"] == 1 else f"seen {group['count']} times"
+    domains = "1 domain" if group["domains"] == 1 else f"{group['domains']} domains"
+    return f"{times} on {domains}"
+
+
+def signature(known: Answer) -> str:
+    """Return what a panic is known by, as people read it: its title and its functions."""
+    return " in ".join(filter(None, (known["title"], " < ".join(known["frames"]))))
+
+
 def probe(answer: Answer) -> None:
     """Print what ``panicd probe`` shows."""
     console.print(line((answer["name"] or "(no name)", "bold"), "  ", answer["uuid"]))
@@ -256,15 +292,6 @@ def advice(answer: list[Answer]) -> None:
         for row in each["support"]:
             table.add_row(row["device"], row["verdict"], row["why"], row["source"])
         console.print(table)
-
-
-def arguments(name: str, wanted: Iterable[Argument]) -> None:
-    """Print QEMU arguments, as a shell takes them, each with its reason."""
-    lines = [("-name " + quote(name), "what panicd calls it")]
-    lines += [(f"{a.option} {quote(a.value)}" if a.value else a.option, a.why) for a in wanted]
-    width = max(len(argument) for argument, _ in lines)
-    for argument, why in lines:
-        print(f"{argument:{width}}  # {why}")
 
 
 def _table(*headings: str) -> Table:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from panicd.cli import render
-from panicd.cli.render import Answer, written_time
+from panicd.cli.render import written_time
+from panicd.host.control_client import Answer
 from panicd.rules.operation import EVERY_DOMAIN
 
 NAMED: Final = 10

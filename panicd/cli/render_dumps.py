@@ -34,6 +34,8 @@ def dumps(domains: Iterable[dict[str, Any]], now: float) -> Iterator[RenderableT
         total, done = dump["total"], dump["done"]
         bar: RenderableType = ProgressBar(total, done, width=BAR) if total else ""
         size = f"{done / GIB:.2f} of {total / GIB:.2f} GiB" if total else f"{done / GIB:.2f} GiB"
+        if dump["left_out"]:
+            size += f", {dump['left_out'] / GIB:.2f} left out"
         rate = f"{dump['rate'] / MIB:.0f} MiB/s" if dump["rate"] else ""
         table.add_row("dump of", name, bar, size, rate, _left(dump, now))
     yield ""

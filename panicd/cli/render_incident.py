@@ -6,13 +6,18 @@ evidence lies.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from panicd.cli.render import Answer, configured, written_time
+from panicd.cli.render import configured, seen, signature, written_time
 from panicd.cli.terminal import line
+from panicd.host.control_client import Answer
+from panicd.rules.guest_memory.memory import PAGE
+
+MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,11 @@ def timeline(history: Iterable[Answer]) -> list[Moment]:
         after = entry["at"] - start
         match entry["kind"]:
             case "step-begun":
+                # Steps that are gone through once more: what was begun of them before is not told.
+                again = sorted(place for i, place in begun.items() if i >= entry["index"])
+                for place in reversed(again):
+                    del moments[place]
+                begun = {i: place for i, place in begun.items() if i < entry["index"]}
                 begun[entry["index"]] = len(moments)
                 moments.append(
                     Moment(after, None, str(entry["step"]), line(("not ended", "yellow")))
@@ -76,6 +86,7 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
     yield line((answer["id"], "bold"), f"  {answer['domain']}  {answer['uuid']}")
     yield line(f"monitor   {answer['monitor']}")
     yield line(f"panicked  {written_time(answer['opened_at'])}, known by {answer['source']}")
+    yield from map(line, _signature(answer))
     yield line(f"payload   {_payload(answer['payload'])}")
     if answer["repeats"]:
         yield line(f"again     {answer['repeats']} times within the incident")
@@ -88,8 +99,21 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
         yield line("now       ", (answer["state"], "yellow"), f", open for {lasted}")
     else:
         yield line(f"now       {answer['ending']}, after {lasted}")
-    if seen := answer["acknowledged"]:
-        yield line(f"seen      by uid {seen['uid']}: {seen['why']}")
+    if looked := answer["acknowledged"]:
+        yield line(f"seen      by uid {looked['uid']}: {looked['why']}")
+
+
+def _signature(answer: Answer) -> Iterator[str]:
+    known, same = answer["signature"], answer["same"]
+    if known is None:
+        return
+    yield f"panic     {signature(known)}"
+    if same is None:
+        yield "same      too little is known of it to compare it with others"
+    elif same["count"] > 1:
+        yield f"same      {seen(same)} since {written_time(same['first_at'])} ({known['hash']})"
+    else:
+        yield f"same      not seen before ({known['hash']})"
 
 
 def _payload(payload: Answer) -> str:
@@ -116,6 +140,9 @@ def _timeline_table(answer: Answer) -> Table:
 def _evidence(answer: Answer) -> Iterator[Text]:
     for dump in answer["dumps"]:
         yield line(f"Dump        {dump}")
+        for facts in answer["dump_facts"]:
+            if facts["path"] == dump:
+                yield from _dump(facts)
     if not answer["dumps"] and any(map(_was_dumped, answer["history"])):
         gone = ("The dump is no longer there:", "yellow")
         yield line(gone, " removed for newer ones, or by somebody.")
@@ -135,6 +162,21 @@ def _evidence(answer: Answer) -> Iterator[Text]:
         yield line(f"  {name}: {what}")
     for item, why in sorted(evidence["problems"].items()):
         yield line((f"  no {item}:", "yellow"), f" {why}")
+
+
+def _dump(facts: Answer) -> Iterator[Text]:
+    """Yield how large a dump is, what it leaves out and why, and how it is opened."""
+    size = f"  {facts['size'] / MIB:,.1f} MiB"
+    if facts["level"] is not None:
+        size += f", level {facts['level']}"
+    pages = {use.replace("_", " "): count for use, count in facts["left_out"].items() if count}
+    if pages:
+        parts = (f"{use} {count * PAGE / MIB:,.0f} MiB" for use, count in pages.items())
+        size += f"; left out: {', '.join(parts)}"
+    yield line(size)
+    if facts["reason"]:
+        yield line(("  less was left out than configured:", "yellow"), f" {facts['reason']}")
+    yield from (line(f"  {command}") for command in facts["open"])
 
 
 def _was_dumped(entry: Answer) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.text import Text
 
-from panicd.host.logs import escape
+from panicd.rules.printable import escape
 
 Part: TypeAlias = str | Text | tuple[str, str]
 """Text, or text with its style."""

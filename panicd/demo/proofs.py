@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import Final
@@ -106,7 +107,7 @@ async def _runs(vm: Watched) -> str:
 
 
 def _dump(scene: Scene) -> Path:
-    folder = scene.directory / COREDUMPS / scene.case.name
+    folder = scene.directory / COREDUMPS / str(os.geteuid()) / scene.case.name
     files = list(folder.iterdir()) if folder.exists() else []
     if len(files) != 1 or files[0].suffix not in {".elf", ".zst"}:
         raise UnprovenError(f"no finished dump in {folder}, but {[file.name for file in files]}")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from panicd.demo.qmp import Message
 from panicd.demo.scene import Answer, Scene, stamp
-from panicd.host.logs import escape
+from panicd.rules.printable import escape
 
 _WIDTH_WITHOUT_TERMINAL: Final = 120
 _IDLE_SECONDS: Final = 0.05

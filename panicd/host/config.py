@@ -8,9 +8,7 @@ yields nothing, and the checks across keys (a rule that never matches, two equal
 reported together with the mistakes in single values.
 """
 
-import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -69,15 +67,10 @@ __all__ = [
     "Listen",
     "Mistake",
     "Places",
-    "control_socket",
     "load",
     "parse",
     "read",
 ]
-
-CONTROL_SOCKET: Final = "control.sock"
-
-_CONTROL_SOCKET_LINE: Final = re.compile(r"^control_socket[ \t]*:.*", re.MULTILINE)
 
 METRICS_LISTEN: Final = ("127.0.0.1", 10077)
 
@@ -186,28 +179,6 @@ def read(path: Path) -> Config:
     return parse(read_text(path), str(path), Places.here())
 
 
-def control_socket(path: Path) -> Path:
-    """Return where the control socket is, as far as a file tells, whatever is wrong with the file.
-
-    A command that asks the daemon must reach it when somebody has just spoilt the file, or when the
-    file is not this user's to read. Of a file that is no YAML as a whole, the one line counts that
-    names the socket.
-    """
-    default = Places.here().runtime_directory / CONTROL_SOCKET
-    try:
-        content = path.read_text("utf-8-sig", errors="replace")
-    except OSError:
-        return default
-    for text in (content, *_CONTROL_SOCKET_LINE.findall(content)):
-        mistakes = MistakeList(str(path))
-        start = Position(1, 1)
-        with suppress(ConfigError):
-            root = read_document(text, mistakes) or Mapping(start, {})
-            with Value(root, "", start, mistakes).section() as keys:
-                return keys["control_socket"].read(socket_path, default)
-    return default
-
-
 def parse(content: str, file_name: str, places: Places) -> Config:
     """Read a configuration.
 
@@ -232,9 +203,7 @@ def parse(content: str, file_name: str, places: Places) -> Config:
 def _config(keys: Section, places: Places) -> Config:
     monitors = keys["monitors"]
     state_directory = keys["state_directory"].read(absolute_path, places.state_directory)
-    control_socket = keys["control_socket"].read(
-        socket_path, places.runtime_directory / CONTROL_SOCKET
-    )
+    control_socket = keys["control_socket"].read(socket_path, places.control_socket)
     with keys["metrics"].section() as metrics:
         metrics_listen = metrics["listen"].read(metrics_endpoint, METRICS_LISTEN)
         web_config = metrics["web_config"].read(absolute_path, None)
@@ -422,6 +391,8 @@ def _coredump(value: Value, base: CoredumpSettings) -> CoredumpSettings:
         return CoredumpSettings(
             directory=keys["directory"].read(absolute_path, base.directory),
             format=keys["format"].read(one_of(*DumpFormat), base.format),
+            level=keys["level"].read(whole_number(0, 31), base.level),
+            level_required=keys["level_required"].read(boolean, base.level_required),
             timeout=keys["timeout"].read(positive_duration, base.timeout),
             keep=keys["keep"].read(whole_number(1), base.keep),
             max_total=keys["max_total"].read(size, base.max_total),

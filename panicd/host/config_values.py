@@ -138,14 +138,14 @@ def share_above_zero(scalar: Scalar) -> float:
     return int(match[1]) / 100
 
 
-def whole_number(minimum: int) -> Callable[[Scalar], int]:
-    """Make a reader of whole numbers from ``minimum`` to ``NUMBER_MAX``."""
+def whole_number(minimum: int, maximum: int = NUMBER_MAX) -> Callable[[Scalar], int]:
+    """Make a reader of whole numbers from ``minimum`` to ``maximum``."""
 
     def read(scalar: Scalar) -> int:
         if not scalar.plain:
             raise WrongValueError("a whole number without quotes")
-        if not _WHOLE_NUMBER.fullmatch(scalar.text) or int(scalar.text) < minimum:
-            raise WrongValueError(f"a whole number from {minimum} to {NUMBER_MAX}")
+        if not _WHOLE_NUMBER.fullmatch(scalar.text) or not (minimum <= int(scalar.text) <= maximum):
+            raise WrongValueError(f"a whole number from {minimum} to {maximum}")
         return int(scalar.text)
 
     return read

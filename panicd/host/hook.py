@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from panicd.host.delivery import DeliveryError
-from panicd.host.logs import escape
+from panicd.rules.printable import escape
 
 OUTPUT_GRACE: Final = 0.5
 """Seconds for which the output is read on after the command has ended."""

@@ -11,7 +11,7 @@ from functools import lru_cache
 from html import escape as escape_markup
 from typing import Final
 
-from panicd.host.logs import escape
+from panicd.rules.printable import escape
 
 TEXT_LIMIT: Final = 2000
 """Characters of a text that are shown, unless it is ``block``."""

@@ -28,7 +28,8 @@ from typing import Final, Self
 import trio
 
 from panicd.host import journal_database, journal_outbox
-from panicd.host.journal_database import Batch, JournalDamagedError, JournalError, Stored
+from panicd.host.journal_database import Batch, Stored
+from panicd.host.journal_error import JournalDamagedError, JournalError, faults_named
 from panicd.host.journal_outbox import Pending
 from panicd.host.journal_totals import Totals
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident
@@ -267,6 +268,7 @@ class Journal:
         since: float | None = None,
         until: float | None = None,
         limit: int = 100,
+        signature: str | None = None,
     ) -> list[Incident]:
         """Return incidents, the newest first.
 
@@ -277,6 +279,7 @@ class Journal:
             since: those that began then or later, in seconds since the epoch.
             until: those that began before.
             limit: at most so many; negative for all.
+            signature: those with this one's hash.
 
         Raises:
             JournalDamagedError: one can't be read; the message names it and the entry.
@@ -291,6 +294,7 @@ class Journal:
                 since=since,
                 until=until,
                 limit=limit,
+                signature=signature,
             )
 
     def totals(self) -> Totals:
@@ -414,7 +418,7 @@ class Journal:
     def _commit(self, requests: list[_Request]) -> None:
         batch = Batch(self._database, self._open, self.channels)
         try:
-            with journal_database.faults_named(self.path):
+            with faults_named(self.path):
                 self._check_identity()
                 with journal_database.transaction(self._database):
                     for request in requests:

@@ -20,7 +20,9 @@ from panicd.host.journal_codec import (
     encode,
     encode_operation,
 )
+from panicd.host.journal_error import JournalDamagedError, JournalError, faults_named
 from panicd.host.journal_schema import MIGRATIONS
+from panicd.host.journal_signatures import hash_of, keep
 from panicd.host.journal_totals import Total, Totals, collect, increments
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
 from panicd.rules.notification import notice_of
@@ -35,14 +37,6 @@ BUSY_TIMEOUT: Final = 2.0
 
 ACKNOWLEDGED: Final = '"kind":"acknowledged"'
 """What the body of an ``Acknowledged`` has in it and no other: a text's quotes are escaped."""
-
-
-class JournalError(Exception):
-    """The journal can't be opened, read or written: it is full, read-only, broken or too new."""
-
-
-class JournalDamagedError(JournalError):
-    """What the journal holds can't be what was written."""
 
 
 class Stored(NamedTuple):
@@ -117,28 +111,6 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
             database.execute("ROLLBACK")
 
 
-@contextlib.contextmanager
-def faults_named(path: Path) -> Iterator[None]:
-    """Turn SQLite's faults into ``JournalError``.
-
-    Raises:
-        JournalDamagedError: SQLITE_CORRUPT, SQLITE_NOTADB (https://www.sqlite.org/rescode.html), or
-            text that is not UTF-8.
-        JournalError: a fault of the disk, the file system or its rights.
-    """
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if not hasattr(error, "sqlite_errorname"):  # the sqlite3 module's own: text is not UTF-8
-            raise JournalDamagedError(f"{path}: {error}") from error
-        raise JournalError(f"{path}: {error} ({error.sqlite_errorname})") from error
-    except sqlite3.DatabaseError as error:
-        # Misuse has subclasses of this; corruption has none.
-        if type(error) is not sqlite3.DatabaseError:
-            raise
-        raise JournalDamagedError(f"{path}: {error}") from error
-
-
 def _migrate(database: sqlite3.Connection, version: int) -> None:
     for number, statements in enumerate(MIGRATIONS[version:], version + 1):
         with transaction(database):
@@ -173,6 +145,7 @@ class Batch:
         self._incidents: list[tuple[object, ...]] = []
         self._ends: list[tuple[object, ...]] = []
         self._entries: list[tuple[object, ...]] = []
+        self._signatures: list[tuple[str | bytes, str]] = []
         self._restarts: list[tuple[object, ...]] = []
         self._operations: list[tuple[object, ...]] = []
         self._counts: Counter[tuple[Total, str]] = Counter()
@@ -212,6 +185,8 @@ class Batch:
                     _column(opened.key),
                 )
             )
+        if (known_by := hash_of(incident)) != hash_of(before.incident):
+            self._signatures.append((_column(incident_id), known_by))
         ended_before = before.incident is not None and not before.incident.is_open
         if incident.closed is not None and not ended_before:
             self._ends.append((incident.closed.at, _column(incident_id)))
@@ -251,6 +226,7 @@ class Batch:
         self._database.executemany("UPDATE incident SET closed_at = ? WHERE id = ?", self._ends)
         _insert(self._database, "entry (incident, position, body)", self._entries)
         _insert(self._database, "restart (domain_key, at)", self._restarts)
+        keep(self._database, self._signatures)
         _insert(self._database, "operation (at, body)", self._operations)
         _insert(self._database, "notification (channel, incident, position)", self.notifications)
         _insert(
@@ -291,6 +267,7 @@ def prune(database: sqlite3.Connection, before: float, limit: int) -> list[str]:
     ).fetchall()
     database.executemany("DELETE FROM entry WHERE incident = ?", ids)
     database.executemany("DELETE FROM notification WHERE incident = ?", ids)
+    database.executemany("DELETE FROM signature WHERE incident = ?", ids)
     database.executemany("DELETE FROM incident WHERE id = ?", ids)
     return [text_of(column) for (column,) in ids]
 
@@ -331,14 +308,17 @@ def incidents(
     since: float | None,
     until: float | None,
     limit: int,
+    signature: str | None = None,
 ) -> list[Incident]:
     """Return incidents, the newest first; the arguments are ``Journal.incidents``'s.
 
     Raises:
         JournalDamagedError: an entry is missing, unreadable, or has no place in its incident.
     """
+    # Not named where it is not asked for: a journal that no newer daemon has had yet has none.
+    same = "1" if signature is None else "id IN (SELECT incident FROM signature WHERE hash = :hash)"
     rows = database.execute(
-        """SELECT id, position, CAST(body AS BLOB) FROM (
+        f"""SELECT id, position, CAST(body AS BLOB) FROM (
             SELECT id, opened_at FROM incident
             WHERE (:domain IS NULL OR :domain IN (domain, uuid))
                 AND (closed_at IS NULL OR NOT :open_only)
@@ -346,8 +326,9 @@ def incidents(
                     SELECT 1 FROM entry WHERE incident = id AND instr(body, :acknowledged)))
                 AND (:since IS NULL OR opened_at >= :since)
                 AND (:until IS NULL OR opened_at < :until)
+                AND {same}
             ORDER BY opened_at DESC, id DESC LIMIT :limit
-        ) LEFT JOIN entry ON incident = id ORDER BY opened_at DESC, id DESC, position""",
+        ) LEFT JOIN entry ON incident = id ORDER BY opened_at DESC, id DESC, position""",  # noqa: S608 - constants
         {
             "domain": None if domain is None else _column(domain),
             "open_only": open_only,
@@ -355,6 +336,7 @@ def incidents(
             "acknowledged": ACKNOWLEDGED,
             "since": since,
             "until": until,
+            "hash": signature,
             "limit": limit,
         },
     )

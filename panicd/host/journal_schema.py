@@ -2,6 +2,11 @@
 
 from typing import Final
 
+DOMAIN_KEY: Final = (
+    "CASE WHEN domain_key != '' THEN domain_key WHEN uuid != '' THEN uuid ELSE domain END"
+)
+"""An incident's ``Opened.domain_key``, of a row of ``incident``."""
+
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
         """CREATE TABLE incident (
@@ -43,5 +48,9 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) WITHOUT ROWID""",
     ),
     ("ALTER TABLE incident ADD COLUMN domain_key TEXT NOT NULL DEFAULT ''",),
+    (
+        "CREATE TABLE signature (incident TEXT PRIMARY KEY, hash TEXT NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX signature_hash ON signature (hash)",
+    ),
 )
 """Statements that lead from each schema version to the next. Only ever appended to."""

@@ -3,6 +3,7 @@
 import sqlite3
 
 from panicd.host.journal_database import ACKNOWLEDGED, text_of
+from panicd.host.journal_schema import DOMAIN_KEY
 from panicd.rules.identity import owner_of
 from panicd.rules.retention import Summary
 
@@ -10,14 +11,12 @@ from panicd.rules.retention import Summary
 def summaries(database: sqlite3.Connection) -> list[Summary]:
     """Return every incident, the oldest first."""
     rows = database.execute(
-        """SELECT id, key, opened_at, closed_at,
+        f"""SELECT id, key, opened_at, closed_at,
             EXISTS (SELECT 1 FROM restart WHERE restart.domain_key = key AND at = closed_at),
             EXISTS (SELECT 1 FROM entry WHERE incident = id AND instr(body, :acknowledged))
         FROM (
-            SELECT id, opened_at, closed_at, CASE
-                WHEN domain_key != '' THEN domain_key WHEN uuid != '' THEN uuid ELSE domain
-            END AS key FROM incident
-        ) ORDER BY id""",
+            SELECT id, opened_at, closed_at, {DOMAIN_KEY} AS key FROM incident
+        ) ORDER BY id""",  # noqa: S608 - a constant
         {"acknowledged": ACKNOWLEDGED},
     )
     return [

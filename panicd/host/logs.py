@@ -37,9 +37,7 @@ from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, WrappedLo
 
 from panicd.host.backlog import Backlog
 from panicd.host.log_stream import StreamSink
-
-VALUE_LIMIT: Final = 2048
-"""Bytes of UTF-8 that one value may take, its own 'cut' mark not counted."""
+from panicd.rules.printable import VALUE_LIMIT, escape
 
 ITEM_LIMIT: Final = 256
 """Bytes that an item of a list or mapping may take."""
@@ -150,28 +148,6 @@ def get_logger(**bound: object) -> FilteringBoundLogger:
     It is set up at each event, so it may be made before `configure`.
     """
     return cast("FilteringBoundLogger", structlog.get_logger(**bound))
-
-
-def escape(text: str, limit: int = VALUE_LIMIT) -> str:
-    r"""Return `text` printable on one line, and bounded.
-
-    What Unicode counts as not printable (categories C and Z but for the space: controls,
-    separators, direction marks, zero-width characters, surrogates) is written as Python would:
-    `\n`, `\x1b`, `\u202e`. Longer text is cut and says so.
-
-    Args:
-        text: Any text.
-        limit: Bytes of UTF-8 at most, the mark not counted.
-    """
-    if len(text) * 4 <= limit and text.isprintable():
-        return text
-    kept = text[:limit]
-    if not kept.isprintable():
-        kept = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept)
-    encoded = kept.encode()
-    if len(text) <= limit and len(encoded) <= limit:
-        return kept
-    return f"{encoded[:limit].decode(errors='ignore')}… (cut from {len(text)} characters)"
 
 
 # The way out

@@ -28,7 +28,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from panicd.host.logs import escape
+from panicd.rules.printable import escape
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of what `Metrics.render` returns (Prometheus' 'Exposition formats')."""
@@ -45,6 +45,9 @@ INCIDENT_BUCKETS: Final = (
 
 LABEL_LIMIT: Final = 200
 """Characters of a label's value; a libvirt name has at most 80."""
+
+SIGNATURES: Final = 20
+"""Panic signatures that have a series at most; the least recent goes for a new one."""
 
 WRITTEN_AT_ONCE: Final = 16
 """Samples that are written before anybody else's turn; they take some 0.1 ms."""
@@ -226,7 +229,29 @@ class Metrics:
         )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})
-        registry.register(_Snapshot(domains, coredump_free_bytes, exposed, log_dropped, give_way))
+        self._signatures: dict[str, float] = {}
+        registry.register(
+            _Snapshot(
+                domains,
+                coredump_free_bytes,
+                exposed,
+                log_dropped,
+                give_way,
+                signatures=lambda: dict(self._signatures),
+            )
+        )
+
+    def note_signature(self, signature: str, at: float) -> None:
+        """Have a series say when a panic of a signature was last seen.
+
+        Args:
+            signature: its hash; never a guest's text.
+            at: in Unix time.
+        """
+        known = self._signatures
+        known[signature] = max(at, known.get(signature, 0.0))
+        if len(known) > SIGNATURES:
+            del known[min(known, key=lambda each: known[each])]
 
     def render(self) -> bytes:
         """Write all metrics in the text format `CONTENT_TYPE`. May be called from any thread."""
@@ -243,9 +268,12 @@ class _Snapshot(Collector):
         exposed: Callable[[], Mapping[str, int]],
         log_dropped: Callable[[], int],
         give_way: Callable[[], None],
+        *,
+        signatures: Callable[[], Mapping[str, float]],
     ) -> None:
         self._log_dropped = log_dropped
         self._give_way = give_way
+        self._signatures = signatures
         self._domains = domains
         self._coredump_free_bytes = coredump_free_bytes
         self._exposed = exposed
@@ -257,6 +285,7 @@ class _Snapshot(Collector):
             _free_space(None),
             _exposed({}),
             _log_dropped(0),
+            _last_panics({}),
         ]
 
     def collect(self) -> Iterable[Metric]:
@@ -265,6 +294,7 @@ class _Snapshot(Collector):
             _free_space(self._coredump_free_bytes()),
             _exposed(self._exposed()),
             _log_dropped(self._log_dropped()),
+            _last_panics(self._signatures()),
         ]
 
 
@@ -295,6 +325,18 @@ def _log_dropped(count: int) -> Metric:
         "Log entries dropped because nobody read the log, or it could not be written.",
         value=count,
     )
+
+
+def _last_panics(times: Mapping[str, float]) -> Metric:
+    metric = GaugeMetricFamily(
+        "panicd_signature_last_panic_timestamp_seconds",
+        "When a panic of the signature was last seen on this host, in Unix time; "
+        f"the {SIGNATURES} latest signatures.",
+        labels=("signature",),
+    )
+    for signature, at in times.items():
+        metric.add_metric((signature,), at)
+    return metric
 
 
 _Value = Callable[[DomainSample], float | None]

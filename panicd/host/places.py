@@ -20,6 +20,11 @@ class Places:
     runtime_directory: Path
     state_directory: Path
 
+    @property
+    def control_socket(self) -> Path:
+        """Where the commands ask the daemon."""
+        return self.runtime_directory / "control.sock"
+
     @classmethod
     def of(cls, euid: int, env: Mapping[str, str]) -> "Places":
         """Return the places of a user.

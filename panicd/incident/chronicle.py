@@ -205,9 +205,7 @@ class Chronicle:
                 good = outcome in {Outcome.DONE, Outcome.SKIPPED}
                 tell = log.info if good else log.warning
                 tell("step ended", step=self._step_name(index), outcome=outcome, detail=detail)
-                line = self.incident.panic_line
-                if line and (before is None or before.panic_line != line):
-                    log.warning("panic line", panic_line=line)
+                self._tell_words(before)
             case Settled(state=state):
                 log.info("incident stays open", state=state)
             case Asked(uid=uid, what=what, why=why):
@@ -222,6 +220,18 @@ class Chronicle:
                 log.info("incident closed", ending=ending, detail=detail)
             case _:
                 assert_never(entry)
+
+    def _tell_words(self, before: Incident | None) -> None:
+        """Tell what the guest said of its panic, when that is first known."""
+        line, known = self.incident.panic_line, self.incident.told
+        known_before = (before.panic_line, before.told) if before else ("", None)
+        if (line, known) != known_before:
+            named = (
+                {"signature": known.hash, "title": known.title, "frames": list(known.frames)}
+                if known
+                else {}
+            )
+            self._log.warning("panic line", panic_line=line, **named)
 
     def _step_name(self, index: int) -> str:
         assert self.incident.plan is not None

@@ -417,8 +417,9 @@ class Driver:
         session = self._session
         assert session is not None
 
-        async def take() -> str:
-            return await self._evidence.take(session, effect.step)
+        async def take() -> StepResult:
+            words = await self._evidence.take(session, effect.step)
+            return StepResult(Outcome.DONE, words.line, words.signature)
 
         self.feed(Finished(effect.serial, await _result_of(take)))
 
@@ -427,8 +428,9 @@ class Driver:
         assert session is not None
         overtaken = False
 
-        async def dump() -> str:
-            return str((await self._evidence.dump(session, effect.step)).path)
+        async def dump() -> StepResult:
+            finished = await self._evidence.dump(session, effect.step)
+            return StepResult(Outcome.DONE, str(finished.path))
 
         try:
             result = await _result_of(dump)
@@ -595,6 +597,7 @@ class Driver:
         self._first.close()
         if self._liveness is not None:
             self._liveness.stop()
+            self._liveness = None  # or each would keep the other until Python looks for such
         if self._session is not None:
             self._session.leave()
         for request in self._requests.values():
@@ -604,10 +607,10 @@ class Driver:
             domain.chronicle = None
 
 
-async def _result_of(work: Callable[[], Awaitable[str]]) -> StepResult:
-    """Do something with a VM, and return how that went, as a step's result."""
+async def _result_of(work: Callable[[], Awaitable[StepResult]]) -> StepResult:
+    """Do something with a VM, and return how that went."""
     try:
-        return StepResult(Outcome.DONE, await work())
+        return await work()
     except UncertainError as error:
         return StepResult(Outcome.UNKNOWN, str(error))
     except CommandError as error:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Final, assert_never
 
 from panicd.host.html import Content, Html, element, joined
+from panicd.host.journal_signatures import Group
 from panicd.page.parts import (
     BAD,
     GOOD,
@@ -18,6 +19,7 @@ from panicd.page.parts import (
     incident_state,
     moment,
     notice,
+    seen,
     table,
 )
 from panicd.rules.incident import (
@@ -38,6 +40,7 @@ from panicd.rules.incident import (
 )
 from panicd.rules.plan import Plan
 from panicd.rules.policy import EXPLANATIONS, Decision
+from panicd.rules.signature import Signature
 
 _OUTCOMES: Final = {
     Outcome.DONE: GOOD,
@@ -49,12 +52,17 @@ _KINDS: Final = {"opened": "panicked", "repeated": "panicked again", "settled": 
 
 
 def incident_page(
-    incident: Incident, history: list[AnyEntry], evidence: Iterable[Html], shows_guests: bool
+    incident: Incident,
+    same: Group | None,
+    history: list[AnyEntry],
+    evidence: Iterable[Html],
+    shows_guests: bool,
 ) -> Html:
     """Return an incident's page, of which the evidence is read as it is put in.
 
     Args:
         incident: which.
+        same: those of the same panic, where enough is known of it.
         history: its entries.
         evidence: what is shown of it, as ``panicd.page.evidence`` yields it.
         shows_guests: whether it is known who asks.
@@ -66,6 +74,7 @@ def incident_page(
         ("Again", f"{incident.repeats} times" if incident.repeats else ""),
         ("Action", _decided(decision) if decision else "none"),
         ("Reason", EXPLANATIONS[decision.reason] if decision else ""),
+        *_signature(incident.signature, same, shows_guests),
         ("UUID", opened.uuid),
         ("Monitor", opened.monitor),
         ("Incident", incident.id),
@@ -96,6 +105,17 @@ def incident_page(
 def _decided(decision: Decision) -> str:
     instead = f", unrequested {decision.unrequested}" if decision.unrequested else ""
     return f"{decision.effective} (on_crash {decision.on_crash}{instead})"
+
+
+def _signature(
+    known: Signature | None, same: Group | None, shows_guests: bool
+) -> Iterable[tuple[str, Content]]:
+    if known is not None and shows_guests:
+        yield "Panic", element("span", known.full, class_="words")
+    if same is not None:
+        address = f"/panics/{same.signature}"
+        told = element("a", f"seen {seen(same)}", href=address)
+        yield "The same", joined(told, " since ", moment(same.first_at))
 
 
 def _timeline(history: list[AnyEntry], shows_guests: bool) -> Html:

@@ -24,8 +24,9 @@ from panicd.page.parts import (
     table,
     when,
 )
-from panicd.rules.capability import Armed, PanicDevice
+from panicd.rules.capability import Armed
 from panicd.rules.incident import Incident, State
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Reason
 from panicd.services import Services
 
@@ -91,10 +92,10 @@ def _incidents(journal: Journal, shows_guests: bool) -> Iterable[Html]:
     except JournalError as error:
         yield notice(BAD, f"The journal can't be read: {error}")
         return
-    yield _incident_table(going_on, shows_guests) if going_on else element("p", "None.")
+    yield incident_table(going_on, shows_guests) if going_on else element("p", "None.")
     over = [incident for incident in latest if not incident.is_open][:INCIDENTS_SHOWN]
     yield element("h2", "Recent incidents")
-    yield _incident_table(over, shows_guests) if over else element("p", "None.")
+    yield incident_table(over, shows_guests) if over else element("p", "None.")
 
 
 def _domains(statuses: list[tuple[Domain, DomainStatus]]) -> Html:
@@ -117,7 +118,13 @@ def _domains(statuses: list[tuple[Domain, DomainStatus]]) -> Html:
     )
 
 
-def _incident_table(incidents: Iterable[Incident], shows_guests: bool) -> Html:
+def incident_table(incidents: Iterable[Incident], shows_guests: bool) -> Html:
+    """Make a table of incidents.
+
+    Args:
+        incidents: in their order.
+        shows_guests: whether it is known who asks.
+    """
     return table(
         ("Domain", "State", "Panicked", "Action", "Panic", "Incident"),
         [

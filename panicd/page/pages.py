@@ -17,10 +17,13 @@ from panicd.host.web import NOT_FOUND, Request, Response
 from panicd.page.evidence import evidence, screen
 from panicd.page.incident import incident_page
 from panicd.page.overview import overview
+from panicd.page.panics import panic, panics
 from panicd.page.parts import BAD, notice, when
 from panicd.page.style import PICTURE_POLICY, POLICY, SHEET
+from panicd.records import read_same
 from panicd.services import Services, bundle_directory
 
+_PANIC_PATH: Final = re.compile(r"/panics/([0-9]+-[0-9a-f]{10})")
 _INCIDENT_PATH: Final = re.compile(r"/incident/([0-9]{8}T[0-9]{6}-[0-9a-f]{8})(/screen\.png)?")
 
 
@@ -41,12 +44,18 @@ class Pages:
         shows_guests = request.authenticated
         if request.path == "/":
             return self._page(f"panicd on {self._host}", overview(self._services, shows_guests))
+        if request.path == "/panics":
+            return self._page("panicd: panics", panics(self._journal, shows_guests))
+        if match := _PANIC_PATH.fullmatch(request.path):
+            found = panic(self._journal, match[1], shows_guests)
+            return NOT_FOUND if found is None else self._page(f"panicd: {match[1]}", found)
         match = _INCIDENT_PATH.fullmatch(request.path)
         if match is None:
             return NOT_FOUND
         try:
             incident = self._journal.incident(match[1])
             history = self._journal.history(match[1])
+            same = read_same(self._journal.path, incident)
         except JournalError as error:
             trouble = notice(BAD, f"The journal can't be read: {error}")
             status = HTTPStatus.SERVICE_UNAVAILABLE
@@ -58,7 +67,7 @@ class Pages:
             return _picture(directory) if shows_guests else Response(b"Who are you?\n", 403)
         kept = evidence(directory, incident.id, self._host, shows_guests)
         title = f"{incident.opened.domain}: incident {incident.id}"
-        return self._page(title, incident_page(incident, history, kept, shows_guests))
+        return self._page(title, incident_page(incident, same, history, kept, shows_guests))
 
     def _page(self, title: str, main: Html, status: int = HTTPStatus.OK) -> Response:
         now = self._services.keeping.clock()
@@ -70,6 +79,7 @@ class Pages:
                 element(
                     "nav",
                     element("a", "Host", href="/"),
+                    element("a", "Panics", href="/panics"),
                     element("a", "Metrics", href="/metrics"),
                     element("a", "Health", href="/healthz"),
                     aria_label="Pages",

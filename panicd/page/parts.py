@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Final
 
 from panicd.host.html import Content, Html, element
+from panicd.host.journal_signatures import Group
 from panicd.rules.incident import Incident, State
 
 # How a state is marked: nothing to do, to be looked at, something is wrong.
@@ -106,6 +107,13 @@ def incident_state(incident: Incident) -> Html:
 def notice(mark: str, text: str) -> Html:
     """Make a notice."""
     return element("p", text, class_=f"notice {mark}".strip())
+
+
+def seen(group: Group) -> str:
+    """Return how often a panic was seen, and on how many domains."""
+    times = "once" if group.count == 1 else f"{group.count} times"
+    domains = "1 domain" if group.domains == 1 else f"{group.domains} domains"
+    return f"{times} on {domains}"
 
 
 def when(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import Final
 from panicd.qemu.evidence import MANIFEST, read_manifest
 
 PARTIAL: Final = ".removed.partial"
-STAYS: Final = ("panic_line", "facts")  # of the list
+STAYS: Final = ("panic_line", "signature", "facts")  # of the list
 
 
 def sizes(root: Path) -> dict[str, int]:

@@ -7,8 +7,8 @@ Source: QAPI ``dump-guest-memory``, ``query-dump``, ``DUMP_COMPLETED`` (``qapi/d
 """
 
 import os
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Final
 
 import trio
 
-from panicd.qemu.dump_checks import check_guest, is_size
+from panicd.qemu.dump_checks import GuestMemory, check_guest, is_size
 from panicd.qemu.dump_directory import dump_path
-from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter, enlarge
 from panicd.qemu.monitor import (
     CommandError,
@@ -27,32 +27,40 @@ from panicd.qemu.monitor import (
     SessionLostError,
     UncertainError,
 )
+from panicd.qemu.page_selection import PageSelection, selected_pages
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import DETACHED_DUMP_SINCE, DUMP_FORMATS_SINCE
+from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 __all__ = ["DumpError", "DumpFailure", "DumpProgress", "FinishedDump", "dump_guest_memory"]
 
 FD_NAME: Final = "panicd-dump"
 PROGRESS_CHECK: Final = 1.0  # seconds between two looks at how far a dump is
+LOOKING: Final = 30.0  # seconds that finding out what is left out may take at most, and besides
+LOOKING_RATE: Final = 6.25 * 2**30  # bytes of guest memory a second: a tenth of what was seen
+LOOKING_SHARE: Final = 1 / 4  # and of a dump's own time at most
+OTHERWISE: Final = DumpFormat.ELF_ZSTD
+"""What is written where pages can't be left out: of all of them it is faster and smaller than a
+kdump, and it is what tools of other systems read."""
+NOT_BY_OTHERS: Final = "libvirt gives the memory from its beginning to its end only"
 CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
 NOT_DONE: Final = "QEMU was not done in time"
 
 
-DumpByOther = Callable[[Path, str, float], Awaitable[None]]
-"""Has somebody else (libvirt) have QEMU write its memory to a pipe: its path, format, seconds.
-
-Raises:
-    DumpError: it was not done.
-"""
-
-
 @dataclass(frozen=True, slots=True)
 class FinishedDump:
-    """A complete dump; ``size`` in bytes."""
+    """A complete dump.
+
+    Attributes:
+        path: where it lies.
+        size: in bytes.
+        selection: what it leaves out; None where it was there already.
+    """
 
     path: Path
     size: int
+    selection: PageSelection | None = None
 
 
 async def dump_guest_memory(
@@ -85,52 +93,89 @@ async def dump_guest_memory(
         DumpError: no dump could be made, or it was not tried.
         UncertainError: the session ended, or QEMU said nothing.
     """
-    path = dump_path(settings, session.peer.uid, domain, incident, kind)
-    if path.exists():
-        # It is complete, though panicd was interrupted before it could say so.
-        return FinishedDump(path, path.stat().st_size)
+    owner = session.peer.uid
+    for made in (kind, OTHERWISE):
+        path = dump_path(settings, owner, domain, incident, made)
+        if path.exists():
+            # It is complete, though panicd was interrupted before it could say so.
+            return FinishedDump(path, path.stat().st_size)
     memory = await check_guest(session)
     progress = progress or DumpProgress()
     progress.began, progress.total = trio.current_time(), memory.size
     deadline = progress.began + settings.timeout
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    enlarge(reading)
-    try:
-        writer = DumpWriter(
-            reading,
-            path,
-            kind,
-            settings=settings,
-            least=memory.least_dump(kind),
-            most=memory.most_dump(),
-            progress=progress,
-            give_way=give_way,
-        )
-    except DumpError:
-        os.close(writing)
-        raise
-    asked = False
-    try:
-        if by_other is None:
-            await _hand_over(session, writer, writing)
-            _check_time(deadline)
-            run = partial(_run_dump, session, kind, deadline, progress)
-        else:
-            run = partial(_have_dumped, by_other, writer, writing, kind, settings.timeout)
-        asked = True
-        await _while_it_is_written(writer, run)
-        size = await _await_end(writer, deadline)
-    except (DumpError, CommandError) as error:
-        if isinstance(error, DumpError) and error.failure is DumpFailure.TIMEOUT:
+    let_go = session.vm.times_let_go
+    async with _selected(session, settings, kind, memory, by_other=by_other) as selection:
+        if session.vm.times_let_go > let_go:
+            why = "the guest was reset or resumed while its dump was prepared"
+            raise DumpError(DumpFailure.OVERTAKEN, why)
+        if selection.reason:
+            if settings.level_required:
+                raise DumpError(DumpFailure.UNFILTERED, selection.reason)
+            kind = OTHERWISE
+        progress.left_out = sum(selection.left_out.values()) * PAGE
+        path = dump_path(settings, owner, domain, incident, kind)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        enlarge(reading)
+        try:
+            writer = DumpWriter(
+                reading,
+                path,
+                kind,
+                settings=settings,
+                selection=selection,
+                least=memory.least_dump(kind, selection.level, progress.left_out),
+                most=memory.most_dump(),
+                progress=progress,
+                give_way=give_way,
+            )
+        except DumpError:
+            os.close(writing)
+            raise
+        asked = False
+        try:
+            if by_other is None:
+                await _hand_over(session, writer, writing)
+                _check_time(deadline)
+                run = partial(_run_dump, session, kind, deadline, progress)
+            else:
+                left = deadline - trio.current_time()
+                run = partial(_have_dumped, by_other, writer, writing, kind, left)
+            asked = True
+            await _while_it_is_written(writer, run)
+            size = await _await_end(writer, deadline)
+        except (DumpError, CommandError) as error:
+            if isinstance(error, DumpError) and error.failure is DumpFailure.TIMEOUT:
+                writer.stop()
+                if asked:
+                    await _await_clear(session)
+            raise _cause(error, writer.error) from error
+        finally:
             writer.stop()
-            if asked:
-                await _await_clear(session)
-        raise _cause(error, writer.error) from error
-    finally:
-        writer.stop()
-        with trio.move_on_after(CLEARING, shield=True):
-            await writer.ended.wait()
-    return FinishedDump(path, size)
+            with trio.move_on_after(CLEARING, shield=True):
+                await writer.ended.wait()
+        return FinishedDump(path, size, selection)
+
+
+@asynccontextmanager
+async def _selected(
+    session: Session,
+    settings: CoredumpSettings,
+    kind: DumpFormat,
+    memory: GuestMemory,
+    *,
+    by_other: DumpByOther | None,
+) -> AsyncIterator[PageSelection]:
+    """Find out what is left out."""
+    level = kind.level(settings.level)
+    if kind is not DumpFormat.KDUMP_ZLIB:
+        yield PageSelection(level)
+    elif by_other is not None:
+        yield PageSelection(level & 1, reason=NOT_BY_OTHERS)
+    else:
+        expected = LOOKING + (memory.size or 0) / LOOKING_RATE
+        timeout = min(expected, settings.timeout * LOOKING_SHARE)
+        async with selected_pages(session, level, memory.size, timeout) as selection:
+            yield selection
 
 
 async def _while_it_is_written(writer: DumpWriter, dump: Callable[[], Awaitable[None]]) -> None:

@@ -77,13 +77,19 @@ class GuestMemory:
             return None
         return int(min(bounds) * (1 + MARGIN_SHARE)) + MARGIN + self.untold
 
-    def least_dump(self, kind: DumpFormat) -> int:
-        """Return how many bytes its dump is expected to take at least."""
+    def least_dump(self, kind: DumpFormat, level: int, left_out: int) -> int:
+        """Return how many bytes its dump is expected to take at least.
+
+        Args:
+            kind: the format.
+            level: the dump level in force.
+            left_out: bytes of memory that are not in it.
+        """
         if self.size is None:
             return 0
-        if kind is DumpFormat.ELF:
+        if kind is DumpFormat.ELF and level == 0:
             return self.size
-        return int(LEAST_SHARE * min(self.size, self.resident or 0))
+        return int(LEAST_SHARE * max(0, min(self.size, self.resident or 0) - left_out))
 
     def growth(self) -> int:
         """Return how many bytes more the host will hold after a dump; 0 where it can't be told."""

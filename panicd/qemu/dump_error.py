@@ -1,7 +1,16 @@
-"""Why a dump of a guest's memory was not made."""
+"""Who else may make a dump of a guest's memory, and why one was not made."""
 
 import errno
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
+from pathlib import Path
+
+DumpByOther = Callable[[Path, str, float], Awaitable[None]]
+"""Has somebody else (libvirt) have QEMU write its memory to a pipe: its path, format, seconds.
+
+Raises:
+    DumpError: it was not done.
+"""
 
 
 class DumpFailure(StrEnum):
@@ -14,6 +23,7 @@ class DumpFailure(StrEnum):
     )
     NO_TURN = "no-turn"  # not tried: others were dumped all the time
     OVERTAKEN = "overtaken"  # not tried: somebody has let the guest go meanwhile
+    UNFILTERED = "unfiltered"  # not tried: less could be left out than is required
     NO_SPACE = "no-space"
     UNWRITABLE = "unwritable"
     REFUSED = "refused"

@@ -57,9 +57,11 @@ class Dump(Protocol):
 
     Attributes:
         vmcoreinfo: the guest kernel's note on itself.
+        size: bytes of guest memory that it may have at most.
     """
 
     vmcoreinfo: bytes
+    size: int
 
     def memory(self, physical: int, length: int) -> bytes:
         """Return guest memory; whole pages.
@@ -81,7 +83,7 @@ def read_dumped_log(path: Path, limits: Limits = WHOLE_LOG) -> KernelLog:
         NotReadableError: there is no log to be had; the text says why, and may be the guest's.
     """
     try:
-        with _open_dump(path) as dump:
+        with open_dump(path) as dump:
             reader = read_log(Vmcoreinfo.parse(dump.vmcoreinfo), limits)
             request = next(reader)
             while True:
@@ -99,7 +101,13 @@ def read_dumped_log(path: Path, limits: Limits = WHOLE_LOG) -> KernelLog:
 
 
 @contextmanager
-def _open_dump(path: Path) -> Iterator[Dump]:
+def open_dump(path: Path) -> Iterator[Dump]:
+    """Open a dump.
+
+    Raises:
+        NotReadableError: it is none, or of another kind of guest.
+        OSError: it can't be read.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         file = _PlainFile(descriptor)
@@ -130,6 +138,7 @@ class _ElfReader:
         self._layout = DumpFile.parse(file.read(0, HEAD))
         notes = self._layout.notes
         self.vmcoreinfo = find_vmcoreinfo(file.read(notes.offset, notes.length))
+        self.size = sum(piece.length for piece in self._layout.memory)
 
     def memory(self, physical: int, length: int) -> bytes:
         pieces = self._layout.locate(physical, length)
@@ -159,6 +168,7 @@ class _ZstdFile:
         self._passes += 1
         self._unpacker = zstd.ZstdDecompressor()
         self._packed_at = 0
+        self._ended = False
         self._next = 0
 
     def _block(self, number: int) -> bytes:
@@ -166,7 +176,7 @@ class _ZstdFile:
             if number < self._next:
                 self._begin()
             while self._next <= number:
-                if self._unpacker.eof:
+                if self._ended:
                     return b""
                 self._keep(self._unpack())
         self._blocks.move_to_end(number)
@@ -183,11 +193,16 @@ class _ZstdFile:
         """Return the next block; less than a whole one at the end."""
         parts = []
         missing = BLOCK
-        while missing and not self._unpacker.eof:
+        while missing:
             packed = b""
-            if self._unpacker.needs_input:
-                packed = self._packed.read(self._packed_at, READ)
-                self._packed_at += len(packed)
+            if self._unpacker.eof:  # there may be another frame behind it
+                packed = self._unpacker.unused_data or self._read_packed()
+                if not packed:
+                    self._ended = True
+                    break
+                self._unpacker = zstd.ZstdDecompressor()
+            elif self._unpacker.needs_input:
+                packed = self._read_packed()
                 if not packed:
                     raise NotReadableError("the packed dump is cut off")
             try:
@@ -197,3 +212,8 @@ class _ZstdFile:
             parts.append(part)
             missing -= len(part)
         return b"".join(parts)
+
+    def _read_packed(self) -> bytes:
+        packed = self._packed.read(self._packed_at, READ)
+        self._packed_at += len(packed)
+        return packed

@@ -7,11 +7,12 @@ nothing behind as soon as the disk lets go.
 ::
 
     elf         QEMU ── pipe ──► head repaired, the rest by splice(2) ──► file
-    elf-zstd    QEMU ── pipe ──► the same ── pipe ──► zstd_filter.py ──► file
+    elf-zstd    QEMU ── pipe ──► the same ── pipe ──► elf_filter.py ──► file; so elf of level 1
+    kdump-zlib  QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.page_filter ──► file
     kdump-*     QEMU ── pipe ──► pieces to their places ──► file, then its head repaired
 
-QEMU writes a kdump to a pipe in makedumpfile's flattened format: pieces, each with its place in the
-real file. Put there, they make the file that all tools read; the flattened one is read by few.
+QEMU writes the last to a pipe in makedumpfile's flattened format: pieces, each with its place in
+the real file. Put there, they make the file that all tools read; the flattened one is read by few.
 
 Sources: splice(2), pipe(7), flock(2); makedumpfile(8), ``-F``; QEMU ``dump/dump.c``.
 """
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +37,14 @@ import trio
 from panicd.qemu import dump_repair
 from panicd.qemu.dump_directory import give_name, partial_file, remove_abandoned, space
 from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.qemu.page_selection import ONE_THREAD, PageSelection
 from panicd.qemu.threads import NoThreadError, needing_a_thread
 from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 CHUNK: Final = 1 << 20  # bytes moved at once, and in the pipe: the most that pipe(7) lets users ask
 SPACE_CHECK: Final = 64 << 20  # bytes written between two looks at the free space
-FILTER: Final = Path(__file__).with_name("zstd_filter.py")
+ELF_FILTER: Final = (str(Path(__file__).with_name("elf_filter.py")),)
+PAGE_FILTER: Final = ("-m", "panicd.dumps.page_filter")
 
 PATIENCE: Final = 60.0
 """Seconds that QEMU may let a dump wait for it, besides those that ``LEAST_RATE`` gives it."""
@@ -71,12 +74,14 @@ class DumpProgress:
         total: bytes of guest memory; None where QEMU doesn't tell.
         completed: bytes of guest memory dumped, from ``query-dump``; 0 before QEMU 2.6.
         received: bytes that came from QEMU so far, in its own format.
+        left_out: bytes of guest memory that the dump leaves out, empty pages apart.
     """
 
     began: float | None = None
     total: int | None = None
     completed: int = 0
     received: int = 0
+    left_out: int = 0
 
 
 class _StoppedError(Exception):
@@ -92,6 +97,7 @@ class DumpWriter:
         path: the finished file.
         kind: what QEMU writes, and what is made of it.
         settings: for ``directory`` and ``min_free``.
+        selection: what is left out.
         least: bytes that the file is expected to take at least.
         most: bytes that QEMU may write; None: as many as there is space for.
         progress: kept up.
@@ -114,6 +120,7 @@ class DumpWriter:
         kind: DumpFormat,
         *,
         settings: CoredumpSettings,
+        selection: PageSelection,
         least: int,
         most: int | None,
         progress: DumpProgress,
@@ -127,6 +134,9 @@ class DumpWriter:
         self._path = path
         self._kind = kind
         self._settings = settings
+        self._selection = selection
+        # One of its own: the thread may outlive whoever gave it.
+        self._bitmap = None if selection.bitmap is None else os.dup(selection.bitmap)
         self._least = least
         self._most = most
         self._waited = 0.0  # seconds, for QEMU
@@ -164,6 +174,8 @@ class DumpWriter:
             self.error = DumpError(DumpFailure.INCOMPLETE, "given up")
         finally:
             os.close(self._pipe)
+            if self._bitmap is not None:
+                os.close(self._bitmap)
             with self._stop_lock:
                 os.close(self._stop)
                 self._stop = -1
@@ -181,11 +193,17 @@ class DumpWriter:
         with partial_file(self._path) as file:
             self._check_space(file, self._least)
             self._tell(self.ready)
+            about = [str(self._selection.level), self._selection.about()]
             match self._kind:
-                case DumpFormat.ELF:
+                case DumpFormat.ELF if self._selection.level == 0:
                     self._copy_elf(file, file)
+                case DumpFormat.ELF:
+                    self._filter_elf(file, [*ELF_FILTER, "plain", *about])
                 case DumpFormat.ELF_ZSTD:
-                    self._compress_elf(file)
+                    self._filter_elf(file, [*ELF_FILTER, "zstd", *about])
+                case DumpFormat.KDUMP_ZLIB:
+                    bitmap = [] if self._bitmap is None else [str(self._bitmap)]
+                    self._filter_elf(file, [*PAGE_FILTER, *about, *bitmap])
                 case _:
                     self._place_pieces(file)
                     self._repair_kdump(file)
@@ -276,14 +294,17 @@ class DumpWriter:
         if missing > 0:
             raise DumpError(DumpFailure.INCOMPLETE, f"QEMU's dump is {missing} bytes short")
 
-    def _compress_elf(self, file: int) -> None:
+    def _filter_elf(self, file: int, program: Sequence[str]) -> None:
+        """Have a program write to the file what it makes of the core."""
         with self._stop_lock:
             self._filter = subprocess.Popen(
-                [sys.executable, "-I", str(FILTER)],
+                [sys.executable, "-I", *program],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 bufsize=0,
                 cwd="/",
+                env=os.environ | ONE_THREAD,
+                pass_fds=() if self._bitmap is None else (self._bitmap,),
             )
         with self._filter as process:
             assert process.stdin is not None
@@ -302,7 +323,7 @@ class DumpWriter:
         if status > 1:
             raise OSError(status, os.strerror(status), str(self._path))
         if status:
-            raise DumpError(DumpFailure.UNWRITABLE, f"the compressor ended with status {status}")
+            raise DumpError(DumpFailure.UNWRITABLE, f"the filter ended with status {status}")
 
     def _place_pieces(self, file: int) -> None:
         """Put the pieces of a flattened kdump to their places in the file."""

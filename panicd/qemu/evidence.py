@@ -9,7 +9,7 @@ Source: QEMU's human monitor for ``info registers``; of the screen see ``screen`
 import json
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,19 +17,20 @@ from typing import Any, Final
 import trio
 
 from panicd.qemu.console_log import find_logs, read_end
+from panicd.qemu.dump_error import DumpByOther
 from panicd.qemu.guest_memory import read_kernel_log
 from panicd.qemu.monitor import MonitorError
 from panicd.qemu.screen import Picture, take_picture
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
 from panicd.rules.capability import Version
-from panicd.rules.consoles import console_panic_line
-from panicd.rules.kernel_log import KernelLog, NotReadableError, panic_line
+from panicd.rules.kernel_log import KernelLog, NotReadableError
+from panicd.rules.last_words import SILENCE, LastWords, words_of_console, words_of_log
 
 PNG_SINCE: Final[Version] = (7, 1, 0)
 ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
 CONSOLE_KEPT: Final = 64 * 1024  # bytes of the console's end
-LOG_LINES: Final = 60  # lines of the kernel log, the newest
+LOG_LINES: Final = 512  # lines of the kernel log, the newest
 THREADS: Final = trio.CapacityLimiter(16)  # of its own: those that hang are missed by nobody else
 OWN_PART: Final = 0.25  # of the budget: kept back for what needs no QEMU
 HOST_FILES: Final = (
@@ -80,17 +81,24 @@ class Bundle:
         directory: where it lies.
         files: what is in each file, by its name.
         problems: why an item is missing, by item.
-        panic_line: the line of the guest's kernel log that says why; empty where it is not known.
+        words: what the guest said of its panic.
     """
 
     directory: Path
     files: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
-    panic_line: str = ""
+    words: LastWords = SILENCE
 
 
 async def collect(
-    session: Session, directory: Path, *, consoles: tuple[Path, ...], facts: object, budget: float
+    session: Session,
+    directory: Path,
+    *,
+    consoles: tuple[Path, ...],
+    facts: object,
+    budget: float,
+    by_other: DumpByOther | None = None,
+    no_log: str = "",
 ) -> Bundle:
     """Take what can be had of a stopped guest, and of its host, in the time given.
 
@@ -100,6 +108,8 @@ async def collect(
         consoles: logs of the guest's console.
         facts: panicd's own: the panic's payload, the decision; what JSON can hold.
         budget: seconds.
+        by_other: who has QEMU dump, where libvirt runs the VM.
+        no_log: why the kernel's log is not to be read from memory; empty: it is.
     """
     bundle = Bundle(directory)
     items: dict[str, Callable[[Session, Bundle], Awaitable[None]]] = {
@@ -110,9 +120,12 @@ async def collect(
         "block devices": _block_devices,
     }
     limit = trio.current_time() + budget
-    if session.by_libvirt:
+    if no_log:
         del items["kernel log"]
-        bundle.problems["kernel log"] = "libvirt runs this VM, and its 9.0 dies of foreign dumps"
+        bundle.problems["kernel log"] = no_log
+    elif by_other is not None:  # last: libvirt takes its time
+        del items["kernel log"]
+        items["kernel log"] = partial(_kernel_log, by_other=by_other)
     with trio.move_on_at(limit):
         try:
             await in_thread(partial(_make, directory), THREADS)
@@ -140,10 +153,13 @@ async def collect(
     return bundle
 
 
-async def _kernel_log(session: Session, bundle: Bundle) -> None:
-    log = await read_kernel_log(session, lines=LOG_LINES, timeout=2.0)
-    bundle.panic_line = panic_line(log.lines)
+async def _kernel_log(
+    session: Session, bundle: Bundle, by_other: DumpByOther | None = None
+) -> None:
+    log = await read_kernel_log(session, lines=LOG_LINES, timeout=2.0, by_other=by_other)
     _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
+    # Some milliseconds, in which others are responded to.
+    bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
 
 
 async def _screenshot(session: Session, bundle: Bundle) -> None:
@@ -189,10 +205,10 @@ def _keep_the_rest(
             bundle.problems[str(log.path)] = error.strerror or str(error)
             continue
         _write(bundle, f"console-{number}.log", content, str(log.path))
-        if not bundle.panic_line:
-            bundle.panic_line = console_panic_line(content)
+        bundle.words = bundle.words.or_better(words_of_console(content))
     everything = {
-        "panic_line": bundle.panic_line,
+        "panic_line": bundle.words.line,
+        "signature": bundle.words.signature and asdict(bundle.words.signature),
         "files": bundle.files,
         "problems": bundle.problems,
         "facts": facts,

@@ -1,26 +1,33 @@
 """The kernel log of a stopped guest, over QMP and without a dump.
 
-``dump-guest-memory`` writes a range of a few pages into a memfd, in under a millisecond, and with
+``dump-guest-memory`` writes a range of a few pages into a memfd, in about a millisecond, and with
 each the guest kernel's note on itself. Not detached: QEMU does nothing else meanwhile, so ranges
 are small and few. Each takes a fresh file: QEMU 11.1 was seen to abort on one that is used again.
 
 QEMU sends DUMP_COMPLETED for every range, to every monitor, before its answer: whoever waits for
 the end of a dump afterwards takes the session's events first. A libvirtd of 9.0.0 dies of dumps
-that it did not ask for: there, this must not be called.
+that it did not ask for. Of its domains libvirt itself is asked for the note: for a dump into a
+pipe, of which the beginning is taken. The pages are then read by the human monitor.
 
-Source: QAPI ``dump-guest-memory`` (``qapi/dump.json``).
+Source: QAPI ``dump-guest-memory`` (``qapi/dump.json``); the human monitor's ``xp``
+(``hmp-commands.hx``).
 """
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import struct
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
 
-from panicd.qemu.monitor import CommandError, NoReplyError
-from panicd.qemu.session import Session
+from panicd.qemu.dump_error import DumpByOther, DumpError
+from panicd.qemu.monitor import Command, CommandError, MonitorError, NoReplyError
+from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import Version
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, find_vmcoreinfo
 from panicd.rules.guest_memory.memory import MAX_REQUEST, PAGE, Limits
@@ -31,11 +38,15 @@ from panicd.rules.kernel_log import KernelLog, read_log
 VMCOREINFO_SINCE: Final[Version] = (2, 11, 0)
 FD_NAME: Final = "panicd-range"
 HEAD: Final = 1 << 14  # bytes; the ELF headers of a range take some 300
-MAX_FILE: Final = HEAD + MAX_NOTES + MAX_REQUEST  # bytes that QEMU may write for a range
+ELF: Final = "elf"  # the format of which the beginning has the notes
+BEGINNING: Final = 64 * 1024  # bytes of a dump that are waited for: its headers, and some notes
+_WORD: Final = re.compile(r"\b0x([0-9a-f]{16})\b")
 FIRST: Final = ReadRequest(0, PAGE)  # any page will do for the note; a PC has this one
 
 
-async def read_kernel_log(session: Session, *, lines: int, timeout: float) -> KernelLog:
+async def read_kernel_log(
+    session: Session, *, lines: int, timeout: float, by_other: DumpByOther | None = None
+) -> KernelLog:
     """Read the last lines of a stopped guest's kernel log, within ``Limits``.
 
     Whoever reads the session's events finds a DUMP_COMPLETED for each range among them.
@@ -44,25 +55,26 @@ async def read_kernel_log(session: Session, *, lines: int, timeout: float) -> Ke
         session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
         lines: how many at most.
         timeout: seconds for all of it. What was read until then is returned.
+        by_other: who has QEMU dump, where others may not; None: panicd, by the monitor.
 
     Raises:
         NotReadableError: there is no log to be had; the text says why, and may be the guest's.
         SessionLostError: the session ended.
     """
-    if session.capability.version < VMCOREINFO_SINCE:
-        raise NotReadableError("this QEMU has no vmcoreinfo device")
-    if session.run_state.executes:
-        raise NotReadableError("the guest is running")
     deadline = trio.current_time() + timeout
-    with _open_file() as file:
-        dump = await _write_range(session, file, FIRST, deadline)
-        notes = os.pread(file, dump.notes.length, dump.notes.offset)
-    reader = read_log(Vmcoreinfo.parse(find_vmcoreinfo(notes)), Limits(lines))
+    if by_other is None:
+        ranges = RangeReader(session, deadline, MAX_REQUEST)
+        read, note = ranges.read, await ranges.vmcoreinfo()
+    else:
+        check_readable(session)
+        read = partial(_read_words, session, deadline=deadline)
+        note = find_vmcoreinfo(await notes_of_dump(by_other, timeout))
+    reader = read_log(Vmcoreinfo.parse(note), Limits(lines))
     try:
         request = next(reader)
         while True:
             try:
-                data = await _read_range(session, request, deadline)
+                data = await read(request)
             except NotReadableError as error:
                 request = reader.throw(error)
             else:
@@ -72,11 +84,138 @@ async def read_kernel_log(session: Session, *, lines: int, timeout: float) -> Ke
         return log
 
 
-async def _read_range(session: Session, request: ReadRequest, deadline: float) -> bytes:
-    with _open_file() as file:
-        dump = await _write_range(session, file, request, deadline)
-        pieces = dump.locate(request.physical, request.length)
-        return b"".join(os.pread(file, piece.length, piece.offset) for piece in pieces)
+def check_readable(session: Session) -> None:
+    """See that a guest's kernel can have left a note, and its memory may be read.
+
+    Raises:
+        NotReadableError: not so.
+    """
+    if session.capability.version < VMCOREINFO_SINCE:
+        raise NotReadableError("this QEMU has no vmcoreinfo device")
+    if session.run_state.executes:
+        raise NotReadableError("the guest is running")
+
+
+async def notes_of_dump(dump: DumpByOther, timeout: float) -> bytes:
+    """Return the notes of a dump that somebody else makes, which is then given up.
+
+    Args:
+        dump: has QEMU dump into a path.
+        timeout: seconds for all of it.
+
+    Raises:
+        NotReadableError: no dump came, or not in time.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    why = ""
+
+    async def have_dumped() -> None:
+        nonlocal why
+        try:
+            await dump(Path(f"/proc/{os.getpid()}/fd/{writing}"), ELF, timeout)
+            why = "it ended early"
+        except DumpError as error:
+            why = str(error)
+        finally:
+            os.close(writing)
+
+    notes = None
+    with trio.move_on_after(timeout):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(have_dumped)
+            async with trio.lowlevel.FdStream(reading) as stream:
+                notes = await _first_notes(stream)
+            # The pipe is closed now, and the dump ends with that: it is waited for, for QEMU makes
+            # one at a time.
+    if notes is None:
+        raise NotReadableError(f"no dump's notes: {why or 'the time is over'}")
+    return notes
+
+
+async def _first_notes(stream: trio.lowlevel.FdStream) -> bytes | None:
+    """Return the notes of a dump as it comes; None where it ends before."""
+    came = b""
+    while data := await stream.receive_some(BEGINNING):
+        came += data
+        if len(came) >= BEGINNING:
+            notes = DumpFile.parse(came).notes
+            if len(came) >= notes.offset + notes.length:
+                return came[notes.offset : notes.offset + notes.length]
+    return None
+
+
+async def _read_words(session: Session, request: ReadRequest, *, deadline: float) -> bytes:
+    """Read a range by the human monitor, which prints it in words of eight bytes."""
+    count = request.length // 8
+    command = {"command-line": f"xp /{count}gx {request.physical:#x}"}
+    try:
+        printed = await session.execute("human-monitor-command", command, _left(deadline))
+    except CommandError as error:
+        raise NotReadableError(f"QEMU gives no memory: {error.description}") from error
+    except NoReplyError as error:
+        raise NotReadableError("the time is over") from error
+    words = [int(word, 16) for word in _WORD.findall(str(printed))]
+    if len(words) != count:
+        raise NotReadableError(f"no guest memory at {request.physical:#x}")
+    return struct.pack(f"<{count}Q", *words)
+
+
+class RangeReader:
+    """Reads ranges of a stopped guest's memory.
+
+    Args:
+        session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
+        deadline: until when it may be done, on trio's clock.
+        longest: bytes of a range.
+
+    Attributes:
+        deadline: the same.
+
+    Raises:
+        NotReadableError: this QEMU or this guest gives none.
+    """
+
+    def __init__(self, session: Session, deadline: float, longest: int) -> None:
+        self.deadline = deadline
+        self._session = session
+        self._file_size = HEAD + MAX_NOTES + longest
+
+    async def vmcoreinfo(self) -> bytes:
+        """Return the guest kernel's note on itself.
+
+        Raises:
+            NotReadableError: there is none.
+            SessionLostError: the session ended.
+        """
+        check_readable(self._session)
+        # Who does not answer this at once does not answer what follows.
+        deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
+        with _open_file(self._file_size) as file:
+            dump = await _write_range(self._session, file, FIRST, deadline)
+            return find_vmcoreinfo(os.pread(file, dump.notes.length, dump.notes.offset))
+
+    async def read(self, request: ReadRequest) -> bytes:
+        """Return a range.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+        async with self.range(request) as pieces:
+            return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
+
+    @asynccontextmanager
+    async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
+        """Yield where a range lies: files in memory, and from where to where in them.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+        with _open_file(self._file_size) as file:
+            dump = await _write_range(self._session, file, request, self.deadline)
+            pieces = dump.locate(request.physical, request.length)
+            yield [(file, piece.offset, piece.offset + piece.length) for piece in pieces]
 
 
 async def _write_range(
@@ -89,13 +228,17 @@ async def _write_range(
         "begin": request.physical,
         "length": request.length,
     }
-    try:
-        await session.monitor.send_fd(file, FD_NAME, timeout=_left(deadline))
-        await session.execute("dump-guest-memory", arguments, _left(deadline))
-    except CommandError as error:
-        raise NotReadableError(f"QEMU gives no memory: {error.description}") from error
-    except NoReplyError as error:
-        raise NotReadableError("the time is over") from error
+    # Both at once: QEMU takes them in their order, and one round trip is enough.
+    commands: list[Command] = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
+    answers = await session.monitor.execute_all_with_fd(commands, file, timeout=_left(deadline))
+    for answer in answers:
+        match answer:
+            case CommandError():
+                raise NotReadableError(f"QEMU gives no memory: {answer.description}") from answer
+            case NoReplyError():
+                raise NotReadableError("the time is over") from answer
+            case MonitorError():
+                raise answer
     return DumpFile.parse(os.pread(file, HEAD, 0))
 
 
@@ -107,11 +250,11 @@ def _left(deadline: float) -> float:
 
 
 @contextmanager
-def _open_file() -> Iterator[int]:
-    """Make a file in memory that can't grow beyond ``MAX_FILE``, whatever QEMU writes."""
+def _open_file(size: int) -> Iterator[int]:
+    """Make a file in memory that can't grow beyond ``size`` bytes, whatever QEMU writes."""
     file = os.memfd_create("panicd-range", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(file, MAX_FILE)
+        os.ftruncate(file, size)
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
         yield file
     finally:

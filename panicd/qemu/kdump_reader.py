@@ -42,6 +42,7 @@ class KdumpReader:
 
     Attributes:
         vmcoreinfo: the guest kernel's note on itself.
+        size: bytes of guest memory that it may have at most.
 
     Raises:
         NotReadableError: it is none, not of such a guest, or has no such note.
@@ -64,6 +65,7 @@ class KdumpReader:
                 "no VMCOREINFO: the VM has no vmcoreinfo device, or its guest no driver"
             )
         self.vmcoreinfo = self._read(at, size)
+        self.size = bitmap * 8 * PAGE
         bitmaps = block * (1 + sub_blocks)
         self._dumped = self._read(bitmaps + bitmap, bitmap)
         self._before = [0]  # descriptors of pages before each chunk of the bitmap

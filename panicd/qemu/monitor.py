@@ -4,15 +4,7 @@ qemu.qmp runs on asyncio, panicd on trio; ``trio_asyncio`` joins them. Functions
 flavoured unless their name ends in ``_aio``. A step from one to the other takes longer than a
 command does. So qemu.qmp opens a session and ends it, and while it lasts commands are written and
 lines are read from trio's side; from the first line on that makes no sense, qemu.qmp reads again.
-Errors say who must act and whether the command may have run::
-
-    MonitorError
-    ├── UnreachableError   no session could be made; try again later
-    │   └── SilentError          what was said was not answered, or nothing was said at all
-    ├── CommandError       QEMU answered that it won't; nothing was done
-    └── UncertainError     no answer: it may or may not have run, ask QEMU for its state
-        ├── SessionLostError     the session ended
-        └── NoReplyError         the time limit was reached, the session goes on
+Errors: ``monitor_error``.
 """
 
 import asyncio
@@ -28,6 +20,16 @@ from functools import partial
 from typing import Final
 
 import trio
+
+# trio-asyncio 0.16 derives from two classes that Python 3.14 made private or dropped with child
+# watchers (docs.python.org, "What's New In Python 3.14", asyncio). panicd starts no process through
+# asyncio, so the names are all that is missed.
+if not hasattr(asyncio.events, "BaseDefaultEventLoopPolicy"):
+    _policy = vars(asyncio.events)["_BaseDefaultEventLoopPolicy"]
+    setattr(asyncio.events, "BaseDefaultEventLoopPolicy", _policy)  # noqa: B010 - unknown to mypy
+if not hasattr(asyncio, "AbstractChildWatcher"):
+    setattr(asyncio, "AbstractChildWatcher", object)  # noqa: B010 - as above
+
 import trio_asyncio
 from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.message import Message
@@ -36,10 +38,34 @@ from qemu.qmp.protocol import Runstate
 
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.line_reader import read_lines
+from panicd.qemu.monitor_error import (
+    CommandError,
+    MonitorError,
+    NoReplyError,
+    SessionLostError,
+    SilentError,
+    UncertainError,
+    UnreachableError,
+)
 from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
 from panicd.rules.capability import Version
 from panicd.rules.qapi import MAX_TEXT, parse_event
+
+__all__ = [
+    "Command",
+    "CommandError",
+    "Monitor",
+    "MonitorError",
+    "NoReplyError",
+    "SessionLostError",
+    "SilentError",
+    "UncertainError",
+    "UnreachableError",
+    "event_loop",
+    "open_monitor",
+    "pulse",
+]
 
 Command = tuple[str, Mapping[str, object]]
 _TakeLine = weakref.WeakMethod[Callable[[bytes, int | None], bool]]
@@ -58,52 +84,6 @@ PRETTY: Final = (
     "its JSON goes over many lines, which panicd does not read: use -qmp instead of -qmp-pretty, "
     "or pretty=off"
 )
-
-
-class MonitorError(Exception):
-    """Base of the faults of one monitor."""
-
-
-class UnreachableError(MonitorError):
-    """No session could be made."""
-
-
-class SilentError(UnreachableError):
-    """The monitor takes connections and does not answer: it is taken, or QEMU hangs.
-
-    Attributes:
-        greeted: it has said what it is, so it is not taken.
-    """
-
-    def __init__(self, message: str, *, greeted: bool) -> None:
-        super().__init__(message)
-        self.greeted = greeted
-
-
-class CommandError(MonitorError):
-    """QEMU answered with an error: the command was not carried out.
-
-    Attributes:
-        error_class: ``GenericError``, ``CommandNotFound``, … (QAPI ``QapiErrorClass``).
-        description: QEMU's text, for people.
-    """
-
-    def __init__(self, error_class: str, description: str) -> None:
-        super().__init__(f"{error_class}: {description}")
-        self.error_class = error_class
-        self.description = description
-
-
-class UncertainError(MonitorError):
-    """No answer came: the command may or may not have been carried out."""
-
-
-class SessionLostError(UncertainError):
-    """The session has ended."""
-
-
-class NoReplyError(UncertainError):
-    """No answer came in time; the session goes on."""
 
 
 class _Client(QMPClient):
@@ -372,6 +352,20 @@ class Monitor:
             raise SessionLostError(f"{command}: could not hand over the file: {error}") from error
         return await self.execute(command, arguments, timeout=timeout)
 
+    async def execute_all_with_fd(
+        self, commands: Sequence[Command], fd: int, *, timeout: float
+    ) -> list[object]:
+        """Send several commands at once, of which the first takes a file descriptor; see above.
+
+        Raises:
+            SessionLostError: the session ended.
+        """
+        try:
+            self._client.send_fd_scm(fd)
+        except (OSError, QMPError) as error:
+            raise SessionLostError(f"could not hand over the file: {error}") from error
+        return await self.execute_all(commands, timeout=timeout)
+
     async def send_fd(self, fd: int, name: str, *, timeout: float) -> None:
         """Hand QEMU a copy of a file descriptor under a name (``getfd``); see above."""
         await self.execute_with_fd("getfd", {"fdname": name}, fd, timeout=timeout)
@@ -383,9 +377,18 @@ class Monitor:
 
 @asynccontextmanager
 async def event_loop() -> AsyncIterator[None]:
-    """Run the asyncio loop that every monitor needs around it."""
-    async with trio_asyncio.open_loop():
-        yield
+    """Run the asyncio loop that every monitor needs around it.
+
+    From Python 3.14 on a task runs only in the loop that asyncio knows to be running in its thread.
+    asyncio has a function for loops to say so, which trio-asyncio 0.16 does not call.
+    """
+    outer = asyncio._get_running_loop()  # noqa: SLF001 - for those who write loops
+    try:
+        async with trio_asyncio.open_loop() as loop:
+            asyncio._set_running_loop(loop)  # noqa: SLF001 - as above
+            yield
+    finally:  # not before the loop has ended: its last tasks run until then
+        asyncio._set_running_loop(outer)  # noqa: SLF001 - as above
 
 
 async def pulse() -> None:

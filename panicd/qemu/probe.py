@@ -16,7 +16,6 @@ from panicd.rules.capability import (
     TDX,
     TDX_SINCE,
     Capability,
-    PanicDevice,
     PanicSetting,
     is_backport,
     is_neutral,
@@ -24,6 +23,7 @@ from panicd.rules.capability import (
 )
 from panicd.rules.command_line import HYPERV_CRASH, PANIC_DEVICE_TYPES, CommandLine
 from panicd.rules.identity import parse_uuid
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.qapi import MAX_TEXT, RunState
 from panicd.rules.settings import DumpFormat
 

@@ -15,6 +15,8 @@ from typing import Final
 
 import trio
 
+from panicd.qemu.threads import NoThreadError, in_thread
+
 TABLE: Final = Path("/proc/net/unix")
 READ_AGAIN_AFTER: Final = 5.0  # seconds
 TAKEN: Final = "another client has this monitor, and QEMU serves one at a time"
@@ -44,7 +46,10 @@ class SocketTable:
         """Return what the owner of the socket at a path does, by a table some seconds old."""
         async with self._reading:
             if trio.current_time() - self._read_at >= READ_AGAIN_AFTER:
-                self._services = await trio.to_thread.run_sync(_read)
+                try:
+                    self._services = await in_thread(_read)
+                except NoThreadError:
+                    return Service.UNKNOWN
                 self._read_at = trio.current_time()
         return self._services.get(path, Service.UNKNOWN)
 

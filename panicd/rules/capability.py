@@ -11,6 +11,7 @@ from typing import Final
 
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import OnCrash
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
 
@@ -23,16 +24,6 @@ DUMP_FORMATS_SINCE: Final[Version] = (2, 0, 0)
 DETACHED_DUMP_SINCE: Final[Version] = (2, 6, 0)
 SET_ACTION_SINCE: Final[Version] = (6, 0, 0)
 TDX_SINCE: Final[Version] = (10, 1, 0)
-
-
-class PanicDevice(StrEnum):
-    """Where a VM's panic device comes from."""
-
-    REQUESTED = "requested"  # under /machine/peripheral*, or a CPU property such as hv-crash
-    PLATFORM = "platform"  # the machine itself reports panics: s390, pseries, TDX
-    BUILTIN = "builtin"  # under /machine/unattached: QEMU 1.5 and 1.6, pc-*-1.5 machines
-    NEUTRALISED = "neutralised"  # such a one, moved to where no guest's driver finds it
-    NONE = "none"
 
 
 UNREQUESTED: Final = frozenset({PanicDevice.BUILTIN, PanicDevice.NEUTRALISED})

@@ -4,17 +4,10 @@ Source: qemu-options.hx (``-chardev``, ``-serial``), Linux ``kernel/printk/print
 before each line.
 """
 
-import re
 from collections.abc import Sequence
-from typing import Final
 
 from panicd.rules.command_line import options, properties
-from panicd.rules.kernel_log import LogLine, panic_line, printable
-
-_STAMPED: Final = re.compile(
-    rb"\[ *(?P<seconds>[0-9]{1,12}\.[0-9]{6})\](?:\[ *[TC][0-9]+\])? (?P<text>.*)"
-)
-BOOT_ANEW: Final = 5.0  # seconds by which a time is before the last one only in another boot
+from panicd.rules.last_words import words_of_console
 
 
 def console_files(arguments: Sequence[str]) -> tuple[str, ...]:
@@ -48,20 +41,5 @@ def console_files(arguments: Sequence[str]) -> tuple[str, ...]:
 
 
 def console_panic_line(end: bytes) -> str:
-    """Return the line at a console's end that says why the kernel panicked; empty: none does.
-
-    Only what bears the kernel's time counts, and only the last boot, for a log goes on over many.
-
-    Args:
-        end: the end of what the guest wrote. Anybody in the guest may have.
-    """
-    lines: list[LogLine] = []
-    for number, line in enumerate(end.splitlines()):
-        stamped = _STAMPED.match(line)
-        if stamped is None:
-            continue
-        at = float(stamped["seconds"])
-        if lines and at < lines[-1].timestamp - BOOT_ANEW:
-            lines.clear()
-        lines.append(LogLine(number, at, 0, "", printable(stamped["text"])))
-    return panic_line(lines)
+    """Return the line at a console's end that says why the guest panicked; empty: none does."""
+    return words_of_console(end).line

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
-from panicd.rules.capability import Armed, Capability, PanicDevice
+from panicd.rules.capability import Armed, Capability
 from panicd.rules.on_crash import Action
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.settings import Policy
 

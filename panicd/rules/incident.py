@@ -14,6 +14,7 @@ from panicd.rules.on_crash import Action
 from panicd.rules.plan import AnyStep, AwaitGuestReset, Collect, Plan
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.qapi import PanicInformation
+from panicd.rules.signature import Signature, signature_of_payload
 
 
 class State(StrEnum):
@@ -117,6 +118,7 @@ class StepResult:
 
     outcome: Outcome
     detail: str = ""
+    signature: Signature | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +203,13 @@ class StepEnded(Entry):
         index: of the step in the plan.
         outcome: how it ended.
         detail: what there is to say about it: an error's text, a dump's path.
+        signature: what the panic is known by, where evidence that was taken tells.
     """
 
     index: int
     outcome: Outcome
     detail: str = ""
+    signature: Signature | None = None
     kind: Literal["step-ended"] = "step-ended"
 
 
@@ -307,6 +311,7 @@ class Incident:
         closed: how it ended.
         acknowledged: who looked at it.
         panic_line: the guest's own words for it, from its kernel log; empty where unknown.
+        told: what the panic is known by, as the evidence tells.
         enforced: how often it was stopped again after somebody else resumed it.
         ran_on: it was ignored already, and has run on.
     """
@@ -324,6 +329,14 @@ class Incident:
     enforced: int = 0
     panic_line: str = ""
     ran_on: bool = False
+    told: Signature | None = None
+
+    @property
+    def signature(self) -> Signature | None:
+        """What the panic is known by: its own words, or else those of its payload."""
+        if self.told is not None and self.told.hash:
+            return self.told
+        return signature_of_payload(self.opened.information) or self.told
 
     @property
     def is_open(self) -> bool:
@@ -430,7 +443,7 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             begun = {**incident.begun, index: incident.begun.get(index, 0) + 1}
             steps = {**earlier, index: StepRecord(at)}
             return replace(incident, state=state, steps=steps, begun=begun)
-        case StepEnded(at=at, index=index, outcome=outcome, detail=detail):
+        case StepEnded(at=at, index=index, outcome=outcome, detail=detail, signature=signature):
             state = _next(incident, Mark.STEP)
             record = incident.steps.get(index)
             if record is None or record.outcome is not None:
@@ -443,7 +456,16 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             )
             says = collected and outcome is Outcome.DONE and detail
             panic_line = detail if says else incident.panic_line
-            return replace(incident, state=state, steps=steps, begun=begun, panic_line=panic_line)
+            tells_more = signature is not None and (signature.hash or incident.told is None)
+            told = signature if tells_more else incident.told
+            return replace(
+                incident,
+                state=state,
+                steps=steps,
+                begun=begun,
+                panic_line=panic_line,
+                told=told,
+            )
         case Settled(state=settled):
             ran_on = incident.ran_on or settled is State.RUNNING_ON
             return replace(incident, state=_next(incident, Mark(settled)), ran_on=ran_on)

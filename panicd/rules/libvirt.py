@@ -68,6 +68,7 @@ class LibvirtDomain:
         monitors: the sockets of the QMP monitors that it was given by ``<qemu:commandline>``; first
             that of the character device ``panicd``.
         panic_models: of each ``<panic>`` device; ``default`` where it has no model.
+        has_vmcoreinfo: its guest's kernel can leave a note on itself (``<vmcoreinfo/>``).
     """
 
     id: int
@@ -77,6 +78,7 @@ class LibvirtDomain:
     kept: str = ""
     monitors: tuple[str, ...] = ()
     panic_models: tuple[str, ...] = ()
+    has_vmcoreinfo: bool = False
 
     @property
     def acts(self) -> bool:
@@ -133,6 +135,11 @@ def parse_domain(text: str) -> LibvirtDomain:
     except (ET.ParseError, ValueError) as error:
         raise UnreadableXMLError(f"no running domain's XML: {error}") from error
     policy = root.find(f"metadata/{{{METADATA_URI}}}policy")
+    arguments = [e.get("value", "") for e in root.iterfind(QEMU_ARGUMENTS)]
+    note = root.find("features/vmcoreinfo")
+    has_vmcoreinfo = "vmcoreinfo" in arguments or (
+        note is not None and note.get("state", "on") == "on"
+    )
     return LibvirtDomain(
         id=number,
         name=root.findtext("name", ""),
@@ -141,6 +148,7 @@ def parse_domain(text: str) -> LibvirtDomain:
         kept="" if policy is None else policy.get("on_crash", ""),
         monitors=_monitors(root),
         panic_models=tuple(e.get("model", "default") for e in root.findall("devices/panic")),
+        has_vmcoreinfo=has_vmcoreinfo,
     )
 
 

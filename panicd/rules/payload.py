@@ -75,11 +75,29 @@ def describe(information: PanicInformation | None) -> Payload:
     return Payload(_SUMMARIES[information.type](good), members, missing)
 
 
+def windows_bug_check(information: PanicInformation | None) -> tuple[int, tuple[int, ...]] | None:
+    """Return the code and the parameters of a Windows' bug check; None where a payload has none."""
+    if information is None or information.type != "hyper-v":
+        return None
+    fields = dict(information.fields)
+    numbers = [fields.get(name) for name in MEMBERS["hyper-v"]]
+    if not all(isinstance(number, int) for number in numbers):
+        return None
+    code, *parameters = (number % 2**64 for number in numbers if isinstance(number, int))
+    if _is_linux(parameters[0]):
+        return None
+    return code % 2**32, tuple(parameters)
+
+
+def _is_linux(guest_id: int) -> bool:
+    return (guest_id % 2**64) >> 56 == LINUX_GUEST_ID
+
+
 def _hyper_v(fields: Mapping[str, int | str]) -> str:
     code, guest_id = fields.get("arg1"), fields.get("arg2")
     if not isinstance(code, int):
         return "Hyper-V crash registers without a code"
-    if isinstance(guest_id, int) and (guest_id % 2**64) >> 56 == LINUX_GUEST_ID:
+    if isinstance(guest_id, int) and _is_linux(guest_id):
         return f"a Linux kernel's crash, error {code:#x}"
     # A 64-bit Windows may leave the code sign-extended.
     name = BUG_CHECKS.get(code % 2**32, "a code that is not known here")

@@ -20,8 +20,8 @@ class PanicNotifier(StrEnum):
 class DumpFormat(StrEnum):
     """What a dump is written as.
 
-    QAPI ``DumpGuestMemoryFormat``, those that QEMU can write to a pipe; and ``elf-zstd``, which is
-    panicd's own: QEMU's ``elf``, compressed on its way.
+    ``elf``, ``kdump-lzo`` and ``kdump-snappy`` are QEMU's own (QAPI ``DumpGuestMemoryFormat``).
+    ``kdump-zlib`` and ``elf-zstd`` panicd makes of QEMU's ``elf`` on its way.
     """
 
     ELF = "elf"
@@ -33,7 +33,16 @@ class DumpFormat(StrEnum):
     @property
     def of_qemu(self) -> str:
         """What QEMU is asked for."""
-        return "elf" if self is DumpFormat.ELF_ZSTD else self.value
+        own = self in {DumpFormat.ELF_ZSTD, DumpFormat.KDUMP_ZLIB}
+        return DumpFormat.ELF.value if own else self.value
+
+    def level(self, wanted: int) -> int:
+        """Return as much of a dump level as it can hold.
+
+        Args:
+            wanted: makedumpfile's dump level.
+        """
+        return wanted if self is DumpFormat.KDUMP_ZLIB else wanted & 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,8 @@ class CoredumpSettings:
     Attributes:
         directory: where finished dumps lie, one folder a domain.
         format: what a dump is written as.
+        level: what is left out: makedumpfile's dump level, 0 to 31.
+        level_required: no dump is made where less than that can be left out.
         timeout: after this long a dump is given up.
         keep: finished dumps kept of each domain, at least 1; of two or more, one is the first of a
             crash loop.
@@ -99,7 +110,9 @@ class CoredumpSettings:
     """
 
     directory: Path
-    format: DumpFormat = DumpFormat.ELF_ZSTD
+    format: DumpFormat = DumpFormat.KDUMP_ZLIB
+    level: int = 31
+    level_required: bool = False
     timeout: float = 1800.0
     keep: int = 2
     max_total: int = 50 * 2**30

@@ -16,22 +16,41 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import trio
 
+from panicd.qemu import coredump
 from panicd.qemu.coredump import dump_guest_memory
 from panicd.qemu.monitor import event_loop
+from panicd.qemu.page_selection import PageSelection
 from panicd.qemu.session import Session
+from panicd.rules.qapi import RunState
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.qemu import RealQemu
 from tests.qemu.test_coredump import session_with
 
 MIB = 1 << 20
 OWN = ("elf", "kdump-zlib")
-MADE = (DumpFormat.ELF, DumpFormat.ELF_ZSTD, DumpFormat.KDUMP_ZLIB)
+MADE = (
+    (DumpFormat.ELF, 0),
+    (DumpFormat.ELF, 1),
+    (DumpFormat.ELF_ZSTD, 0),
+    (DumpFormat.ELF_ZSTD, 1),
+    (DumpFormat.KDUMP_ZLIB, 1),
+)
+"""Formats and levels; the others leave out what a Linux tells of, and these guests are none."""
+ROM_SIZE = 1 << 16
+TO_64_BITS = bytes.fromhex(
+    "fa31c08ec066bf001000000f22df6631c066b9000c000066f3ab2666c70600100320000026"
+    "66c7060020033000002666c7060030830000000f20e06683c8200f22e066b9800000c00f32"
+    "660d000100000f300f20c0660d010000800f22c0ba0505b001eef4"
+)
+"""Machine code that maps 2 MiB, switches a processor to 64 bits, panics and halts."""
 SHARES = {
     "zeros": (0.0, 0.0),
     "files": (0.6, 0.1),  # a guest whose memory is mostly its page cache
@@ -70,14 +89,24 @@ async def measure(
     taken: dict[str, list[float]] = defaultdict(list)
     sizes = {}
     try:
+        rom = directory / "rom"
+        rom.write_bytes(TO_64_BITS.ljust(ROM_SIZE - 16, b"\xf4") + bytes.fromhex("ea000000f0") * 4)
+        os.truncate(rom, ROM_SIZE)
         async with (
             event_loop(),
-            RealQemu.start(directory, paused=True, extra=extra) as vm,
+            RealQemu.start(
+                directory, guest=None, paused=True, extra=(*extra, "-bios", str(rom))
+            ) as vm,
             session_with(vm) as session,
         ):
+            await session.execute("cont")
+            await session.observe(lambda: session.run_state is RunState.GUEST_PANICKED, 60.0)
             dumps: Mapping[str, Callable[[], Awaitable[Path]]] = {
                 f"QEMU's own {kind}": partial(dump_by_qemu, vm, directory, kind) for kind in OWN
-            } | {f"panicd's {kind}": partial(dump, session, directory, kind) for kind in MADE}
+            } | {
+                f"panicd's {kind}, level {level}": partial(dump, session, directory, kind, level)
+                for kind, level in MADE
+            }
             for _ in range(rounds):
                 for name, make in dumps.items():
                     began = time.perf_counter()
@@ -103,10 +132,17 @@ async def dump_by_qemu(vm: RealQemu, directory: Path, kind: str) -> Path:
     return path
 
 
-async def dump(session: Session, directory: Path, kind: DumpFormat) -> Path:
+async def dump(session: Session, directory: Path, kind: DumpFormat, level: int) -> Path:
     """Have panicd dump."""
-    settings = CoredumpSettings(directory / "coredumps", min_free=FreeSpaceFloor())
-    return (await dump_guest_memory(session, settings, "vm", kind, kind)).path
+    settings = CoredumpSettings(directory / "coredumps", min_free=FreeSpaceFloor(), level=level)
+    with patch.object(coredump, "selected_pages", taken_for_linux):
+        return (await dump_guest_memory(session, settings, "vm", kind, kind)).path
+
+
+@asynccontextmanager
+async def taken_for_linux(*_: object) -> AsyncIterator[PageSelection]:
+    """What makes a kdump of any guest of 64 bits, with all of its pages."""
+    yield PageSelection(1)
 
 
 def write_memory(image: Path, content: str, size: int) -> None:

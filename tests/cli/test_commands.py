@@ -351,7 +351,9 @@ async def test_commands_reach_the_daemon_whatever_is_wrong_with_the_file(socket_
     async with DaemonInside.start(socket_dir) as daemon, vm.running():
         await daemon.wait_armed("vm")
         vm.panic()
-        incident = (await daemon.wait_incident("vm", state="preserved")).id
+        preserved = await daemon.wait_incident("vm", state="preserved")
+        await daemon.wait_kept(preserved)
+        incident = preserved.id
         with daemon.config_file.open("a") as file:
             file.write("domains: [\n")
         because = ("--why", "a test")

@@ -39,6 +39,8 @@ def record(tmp_path: Path) -> dict[str, Any]:
         "source": "event",
         "payload": {"summary": "none", "members": [], "missing": []},
         "panic_line": "Kernel panic - not syncing: \x1b[31m[red]\ud800",
+        "signature": None,
+        "same": None,
         "repeats": 0,
         "decisions": [],
         "state": "preserved",
@@ -49,6 +51,7 @@ def record(tmp_path: Path) -> dict[str, Any]:
         "evidence": {"files": {"kernel.log": "the log"}, "problems": {}},
         "screenshot": None,
         "dumps": [str(dumps / f"{ID}.kdump")],
+        "dump_facts": [],
     }
 
 
@@ -164,6 +167,16 @@ def test_what_fails_leaves_nothing_behind(record: dict[str, Any], tmp_path: Path
     place.mkdir()
     with pytest.raises(ExportError, match=r"kdump: No such file"):
         archived(record, place / "out.tar.gz")
+    assert list(place.iterdir()) == []
+
+
+def test_dump_that_can_t_be_filtered_is_said_to_be_so(
+    record: dict[str, Any], tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with pytest.raises(ExportError, match=r"can't be filtered: only ELF cores"):
+        write_archive(record, place / "out.tar.gz", dump=True, force=False, now=2000.0, level=31)
     assert list(place.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from tests.parts.commands import FAILED, ask, ask_json, panicd
 from tests.parts.daemon import DaemonInside, ObservedDaemon
 from tests.parts.fake import FakeQemu
@@ -89,3 +89,58 @@ def test_export_says_why_the_journal_cannot_be_read(socket_dir: Path) -> None:
     result = panicd("--config", daemon.config_file, "export", "20261123T040000-0a1b2c3d")
     assert result.exit_code == FAILED
     assert "the journal can't be read" in result.output
+
+
+async def test_panics_are_told_from_each_other(socket_dir: Path) -> None:
+    console = socket_dir / "console"
+    policy = {
+        "on_crash": "restart",
+        "restart": {"max": 10, "min_uptime": "0s"},
+        "evidence": {"budget": "3s", "consoles": [str(console)]},
+    }
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    found = []
+    async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        assert "No panic" in await ask(daemon, "panics")
+        for number, text in enumerate([LOOKUP, "oops\n", STUCK, LOOKUP], 1):
+            console.write_text(text)
+            vm.panic()
+            incident = await daemon.wait_incident("vm", ending="restarted", count=number)
+            await daemon.wait_kept(incident)
+            found.append(incident.id)
+        lookup, stuck = await ask_json(daemon, "panics")
+        assert lookup == {
+            "signature": lookup["signature"],
+            "count": 2,
+            "domains": 1,
+            "first_at": lookup["first_at"],
+            "last_at": lookup["last_at"],
+            "newest": found[3],
+            "title": "NULL pointer dereference",
+            "frames": ["queue_put", "queue_flush"],
+        }
+        assert (stuck["title"], stuck["count"], stuck["newest"]) == ("panic: stuck #", 1, found[2])
+        shown = await ask(daemon, "panics", "--limit", "1")
+        assert "NULL pointer dereference in queue_put < queue_flush" in shown
+        assert "stuck" not in shown
+        assert await ask_json(daemon, "panics", "--since", "0s") == []
+
+        same = await ask_json(daemon, "incidents", "--same-as", found[0])
+        assert [one["id"] for one in same] == [found[3], found[0]]
+        assert "seen 2 times on 1 domain" in await ask(daemon, "incident", found[0])
+        for none in (found[1], "no-such"):
+            await ask(daemon, "incidents", "--same-as", none, status=FAILED)
+        told = daemon.logged("panic line", incident=found[3])[-1]
+        assert told["signature"] == lookup["signature"]
+        assert told["frames"] == lookup["frames"]
+
+
+LOOKUP = """\
+[    1.000000] BUG: kernel NULL pointer dereference, address: 0000000000000008
+[    1.000010] RIP: 0010:queue_put+0x12/0x40
+[    1.000020] Call Trace:
+[    1.000030]  queue_flush+0x12/0x40
+[    1.000040] Kernel panic - not syncing: Fatal exception
+"""
+STUCK = "Kernel panic - not syncing: stuck 7\n"

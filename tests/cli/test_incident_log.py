@@ -23,12 +23,30 @@ async def preserved(daemon: DaemonInside, vm: FakeQemu) -> LoggedIncident:
     return incident
 
 
-async def test_incident_without_a_dump_says_so(socket_dir: Path) -> None:
+async def test_incident_without_a_dump_or_evidence_says_so(socket_dir: Path) -> None:
     vm = FakeQemu(socket_dir / "vm.qmp")
     async with DaemonInside.start(socket_dir) as daemon, vm.running():
         incident = await preserved(daemon, vm)
         said = await ask(daemon, "incident", incident.id, "--log", status=FAILED)
-        assert said == f"panicd: no kernel log: incident {incident.id} has no memory dump\n"
+        why = f"incident {incident.id} has no memory dump, and its evidence has none"
+        assert said == f"panicd: no kernel log: {why}\n"
+
+
+async def test_without_a_dump_the_log_that_was_kept_is_shown(socket_dir: Path) -> None:
+    console = socket_dir / "console"
+    console.write_bytes(b"boot\x1b[2J\n" + b"[    1.000000] " + PANIC.encode() + b"\n")
+    policy = {"evidence": {"budget": "3s", "consoles": [str(console)]}}
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
+        incident = await preserved(daemon, vm)
+        shown = await ask(daemon, "incident", incident.id, "--log")
+        assert shown.splitlines()[-2:] == [r"boot\x1b[2J", f"[    1.000000] {PANIC}"]
+        answer = await ask_json(daemon, "incident", incident.id, "--log")
+        assert answer["panic_line"] == PANIC
+        kept = socket_dir / "state" / "incidents" / incident.id / "console-0.log"
+        assert answer["file"] == str(kept)
+        kept.unlink()
+        await ask(daemon, "incident", incident.id, "--log", status=FAILED)
 
 
 async def test_dump_without_a_log_and_dump_that_is_gone_say_so(socket_dir: Path) -> None:
@@ -41,7 +59,7 @@ async def test_dump_without_a_log_and_dump_that_is_gone_say_so(socket_dir: Path)
         (dump,) = (socket_dir / "state" / "coredumps" / str(os.geteuid()) / "vm").iterdir()
         dump.unlink()
         said = await ask(daemon, "incident", incident.id, "--log", "--json", status=FAILED)
-        assert said == f"panicd: no kernel log: its dump is no longer there: {dump}\n"
+        assert said.startswith(f"panicd: no kernel log: its dump is no longer there: {dump}")
 
 
 @pytest.mark.real

@@ -103,6 +103,33 @@ def test_status_says_what_is_amiss_with_panicd(monkeypatch: pytest.MonkeyPatch) 
     assert r"Passed over: /run/a\x1b: link" in shown
 
 
+PANIC: dict[str, Any] = {
+    "signature": "1-0a1b2c3d4e", "count": 14, "domains": 9, "first_at": 1795308990.0,
+    "last_at": 1795408990.0, "newest": "20261123T044310-42eeaf45", "title": "oops\x1b[2J",
+    "frames": ["[red]queue_put", "queue_flush"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 120, 240])
+def test_each_panic_is_told_with_how_often_it_was_seen(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    out = StringIO()
+    console = Terminal(file=out, width=width, force_terminal=True, no_color=True)
+    monkeypatch.setattr(render, "console", console)
+    render.panics([PANIC])
+    shown = out.getvalue()
+    for part in (
+        "1-0a1b2c3d4e",
+        "14",
+        "9",
+        PANIC["newest"],
+        r"oops\x1b[2J in [red]queue_put < queue",
+    ):
+        assert part in shown
+    assert "\x1b[2J" not in shown
+
+
 def test_long_words_are_cut() -> None:
     assert render.short("Kernel panic - not syncing: Oops") == "Oops"
     assert render.short("x" * 65) == "x" * 63 + "…"

@@ -72,6 +72,15 @@ RECORD: dict[str, Any] = {
         "missing": ["arg3"],
     },
     "panic_line": "Kernel panic - not syncing: Oops",
+    "signature": {"title": "oops", "frames": ["queue_put", "[red]"], "hash": "1-0a1b2c3d4e"},
+    "same": {
+        "signature": "1-0a1b2c3d4e",
+        "count": 14,
+        "domains": 9,
+        "first_at": 86400.0,
+        "last_at": 1000.0,
+        "newest": "x",
+    },
     "repeats": 2,
     "decisions": [
         {
@@ -90,6 +99,16 @@ RECORD: dict[str, Any] = {
     "evidence": {"files": {"screen.png": "the guest's screen"}, "problems": {"kernel log": "no"}},
     "screenshot": "/var/lib/panicd/incidents/x/screen.png",
     "dumps": ["/dumps/x.kdump"],
+    "dump_facts": [
+        {
+            "path": "/dumps/x.kdump",
+            "size": 17 << 20,
+            "level": 31,
+            "left_out": {"cache": 256, "cache_private": 512, "user": 0, "free": 25600},
+            "reason": "it [red]lies",
+            "open": ["crash vmlinux /dumps/x.kdump", "drgn -c /dumps/x.kdump"],
+        }
+    ],
 }
 
 
@@ -111,11 +130,31 @@ def test_panic_line_comes_first_and_all_that_an_operator_asks_follows() -> None:
         "now       restarted, after 2.50 s",
         "seen      by uid 0: ticket 42",
         "Dump        /dumps/x.kdump",
+        "  17.0 MiB, level 31; left out: cache 1 MiB, cache private 2 MiB, free 100 MiB",
+        "  less was left out than configured: it [red]lies",
+        "  crash vmlinux /dumps/x.kdump",
+        "  drgn -c /dumps/x.kdump",
         "Screenshot  /var/lib/panicd/incidents/x/screen.png",
         "Evidence    /var/lib/panicd/incidents/x",
         "  no kernel log: no",
     ):
         assert line in lines
+
+
+def test_what_a_panic_is_known_by_is_shown_and_how_often_it_was_seen() -> None:
+    def told(**changed: Any) -> list[str]:
+        return [line for line in shown(**changed) if line.startswith(("panic ", "same "))]
+
+    panic, same = told()
+    assert panic == "panic     oops in queue_put < [red]"
+    assert same.startswith("same      seen 14 times on 9 domains since 1970-01-0")
+    assert same.endswith(" (1-0a1b2c3d4e)")
+    once = RECORD["same"] | {"count": 1, "domains": 1}
+    assert told(same=once)[1] == "same      not seen before (1-0a1b2c3d4e)"
+    twice = RECORD["same"] | {"count": 2, "domains": 1}
+    assert "seen 2 times on 1 domain since" in told(same=twice)[1]
+    assert "too little is known" in told(same=None)[1]
+    assert told(signature=None, same=None) == []
 
 
 def test_open_incident_says_for_how_long() -> None:

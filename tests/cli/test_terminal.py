@@ -27,6 +27,7 @@ DUMP = {
     "done": 1,
     "rate": 1,
     "left": None,
+    "left_out": 1 << 30,
     "ahead": 0,
 }
 DOMAIN: dict[str, Any] = {
@@ -54,6 +55,8 @@ INCIDENT: dict[str, Any] = {
     "ending": None,
     "repeats": 1,
     "information": None,
+    "signature": {"hash": HOSTILE, "title": HOSTILE, "frames": [HOSTILE]},
+    "same": {"count": 2, "domains": 1, "first_at": 0.0},
     "payload": {"summary": HOSTILE, "members": [[HOSTILE, HOSTILE]], "missing": [HOSTILE]},
     "decisions": [PLAN],
     "acknowledged": {"uid": 0, "why": HOSTILE},
@@ -85,6 +88,16 @@ INCIDENT: dict[str, Any] = {
     "evidence_directory": HOSTILE,
     "screenshot": HOSTILE,
     "dumps": [HOSTILE],
+    "dump_facts": [
+        {
+            "path": HOSTILE,
+            "size": 1,
+            "level": 31,
+            "left_out": {"free": 1},
+            "reason": HOSTILE,
+            "open": [HOSTILE],
+        }
+    ],
 }
 STATUS: dict[str, Any] = {
     "journal_fault": HOSTILE,
@@ -126,12 +139,21 @@ ADVISED: dict[str, Any] = {
     "has": [HOSTILE],
     "support": [dict.fromkeys(("device", "verdict", "why", "source"), HOSTILE)],
 }
+GROUP: dict[str, Any] = {
+    **dict.fromkeys(("signature", "newest", "title"), HOSTILE),
+    "frames": [HOSTILE],
+    "count": 2,
+    "domains": 1,
+    "first_at": 0.0,
+    "last_at": 1.0,
+}
 EXPOSED = {"domain": HOSTILE, "on_crash": HOSTILE, "reasons": {HOSTILE: HOSTILE}}
 COMMANDS: dict[str, Callable[[], None]] = {
     "status": partial(render.status, STATUS),
     "explain": partial(render.explanation, EXPLAINED),
     "explain, not connected": partial(render.explanation, EXPLAINED | {"plan": None}),
     "incidents": partial(render.incidents, [INCIDENT]),
+    "panics": partial(render.panics, [GROUP]),
     "probe": partial(render.probe, PROBED),
     "audit": partial(render.audit, {"domains": 1, "exposed": [EXPOSED]}),
     "advise": partial(render.advice, [ADVISED, ADVISED | {"device": ""}]),

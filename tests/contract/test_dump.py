@@ -167,28 +167,39 @@ class TestDump:
         assert core.stat().st_mode & 0o777 == 0o400
 
     @pytest.mark.parametrize(
-        ("arguments", "desc"),
+        ("arguments", "descriptions"),  # by QEMU 7.2, and by later ones that say it otherwise
         [
-            ({"protocol": "fd:nofd"}, "File descriptor named 'nofd' has not been found"),
+            ({"protocol": "fd:nofd"}, ["File descriptor named 'nofd' has not been found"]),
             (
                 {"protocol": "file:/nonexistent/core"},
-                "Could not open '/nonexistent/core': No such file or directory",
+                [
+                    "Could not open '/nonexistent/core': No such file or directory",
+                    "Could not create '/nonexistent/core': No such file or directory",
+                ],
             ),
-            ({"protocol": "bad:core"}, "Invalid parameter 'protocol'"),
+            (
+                {"protocol": "bad:core"},
+                [
+                    "Invalid parameter 'protocol'",
+                    "parameter 'protocol' must start with 'file:' or 'fd:'",
+                ],
+            ),
             (
                 {"protocol": "fd:nofd", "format": "nope"},
-                "Parameter 'format' does not accept value 'nope'",
+                ["Parameter 'format' does not accept value 'nope'"],
             ),
-            ({"protocol": "fd:nofd", "format": "kdump-lzo"}, "kdump-lzo is not available now"),
-            ({"protocol": "fd:nofd", "begin": 0}, "Parameter 'length' is missing"),
-            ({"protocol": "fd:nofd", "length": 4096}, "Parameter 'begin' is missing"),
+            ({"protocol": "fd:nofd", "format": "kdump-lzo"}, ["kdump-lzo is not available now"]),
+            ({"protocol": "fd:nofd", "begin": 0}, ["Parameter 'length' is missing"]),
+            ({"protocol": "fd:nofd", "length": 4096}, ["Parameter 'begin' is missing"]),
             (
                 {"protocol": "fd:nofd", "begin": 0, "length": 4096, "format": "kdump-zlib"},
-                "kdump-compressed format doesn't support paging or filter",
+                ["kdump-compressed format doesn't support paging or filter"],
             ),
         ],
     )
-    async def test_refuses(self, start: Start, arguments: Message, desc: str) -> None:
+    async def test_refuses(self, start: Start, arguments: Message, descriptions: list[str]) -> None:
         async with start(PAUSES) as vm, vm.client() as qmp:
             full = {"paging": False, "detach": True} | arguments
-            assert await refusal(qmp, "dump-guest-memory", full) == ("GenericError", desc)
+            error_class, described = await refusal(qmp, "dump-guest-memory", full)
+            assert error_class == "GenericError"
+            assert described in descriptions

@@ -21,7 +21,8 @@ class TestPanic:
             assert qmp.events[0]["data"] == {"action": "pause"}
             assert "data" not in qmp.events[1]
             answer = await qmp.execute("query-status")
-            assert answer == {"status": "guest-panicked", "running": False, "singlestep": False}
+            answer.pop("singlestep", None)  # QEMU before 9.0 tells whether TCG takes single steps
+            assert answer == {"status": "guest-panicked", "running": False}
 
     async def test_none_lets_it_run(self, start: Start) -> None:
         async with start(Setup(panic="none")) as vm, vm.client() as qmp:

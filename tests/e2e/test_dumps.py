@@ -96,7 +96,7 @@ async def test_directory_that_cannot_be_written_costs_the_dump_only(
 async def test_full_disk_costs_the_dump_and_leaves_no_part_of_it(
     socket_dir: Path, disk: Path
 ) -> None:
-    incident = await dump_fails(socket_dir, coredump(disk, min_free="0%"))
+    incident = await dump_fails(socket_dir, coredump(disk, min_free="0%", level=0))
     assert incident.decisions == [("coredump-destroy", "on-crash")]
     assert "no-space: room for " in str(incident.details)
     assert files(disk) == []

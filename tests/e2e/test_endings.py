@@ -43,6 +43,8 @@ async def end(vm: RealQemu, how: str) -> None:
             await vm.witness.send("human-monitor-command", {"command-line": "o /b 0x64 0xfe"})
         case "exit":
             await vm.witness.send("human-monitor-command", {"command-line": "o /b 0xf4 1"})
+        case "bad migration":
+            await vm.witness.send("migrate-incoming", {"uri": "exec:echo no machine"})
 
 
 @pytest.mark.real
@@ -57,7 +59,8 @@ async def end(vm: RealQemu, how: str) -> None:
         ("panic", "guest-panic"),
         ("power-off", "guest-shutdown"),
         ("reboot", "guest-reset"),
-        ("exit", "qemu-error"),
+        ("exit", "guest-shutdown or qemu-error"),
+        ("bad migration", "qemu-error"),
     ],
 )
 async def test_ends_of_a_qemu_are_told_apart(socket_dir: Path, how: str, cause: str) -> None:
@@ -66,7 +69,11 @@ async def test_ends_of_a_qemu_are_told_apart(socket_dir: Path, how: str, cause: 
         RealQemu.start(
             socket_dir,
             guest=Guest.COUNT,
-            extra=("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
+            paused=how == "bad migration",
+            extra=(
+                *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
+                *(("-incoming", "defer") if how == "bad migration" else ()),
+            ),
         ) as vm,
     ):
         await daemon.wait_armed("vm")
@@ -75,6 +82,11 @@ async def test_ends_of_a_qemu_are_told_apart(socket_dir: Path, how: str, cause: 
         ended = await daemon.wait_log("domain ended", domain="vm")
         if ended["cause"] == "gone":
             pytest.skip("this kernel does not tell how a process ended (Linux 6.15 on)")
+        if how == "exit":
+            # Before 9.1 the device ended QEMU's process; now QEMU says that its guest shut down.
+            said = [event["data"]["reason"] for event in vm.events if event["event"] == "SHUTDOWN"]
+            cause = said[0] if said else "qemu-error"
+            assert cause in {"guest-shutdown", "qemu-error"}
         assert ended["cause"] == cause
         assert len(daemon.incidents()) == (how == "panic")
 

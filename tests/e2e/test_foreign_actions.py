@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from panicd.demo.guests import Guest
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from panicd.rules.incident import State
 from panicd.rules.machine import resting
 from panicd.rules.machine.deciding import ENFORCED_AT_MOST
@@ -213,7 +213,8 @@ async def panicked_during(
 async def test_guest_that_is_resumed_during_a_plan_is_stopped_again(
     socket_dir: Path, on_crash: str
 ) -> None:
-    async with panicked_during(Backup, socket_dir, on_crash, enforce=True) as (daemon, vm):
+    policy = {"enforce": True, "coredump": {"format": "elf-zstd"}}
+    async with panicked_during(Backup, socket_dir, on_crash, **policy) as (daemon, vm):
         await daemon.wait_log("waiting", until_the_end_of=Backup.told)
         for count in range(1, ENFORCED_AT_MOST + 1):
             mark = daemon.mark()

@@ -17,6 +17,7 @@ import trio
 from tests.e2e.test_policies import ENOUGH_SPACE, dumps
 from tests.parts.daemon import ObservedDaemon, RunningDaemon
 from tests.parts.libvirt import ROOT, Libvirtd, LibvirtMissingError, LibvirtVm
+from tests.parts.linux import Kernel, Trouble
 from tests.parts.patience import fail_after, patiently
 from tests.parts.qemu import RealQemu
 
@@ -379,3 +380,31 @@ async def test_probe_says_what_libvirt_would_do(
         }
         assert bool(seen["remedies"]) is not take_over
         assert await vm.live("on_crash") == "coredump-destroy", "nothing was changed"
+
+
+@pytest.mark.linux
+async def test_the_words_of_a_linux_are_read_and_it_is_dumped_afterwards(
+    libvirtd: Libvirtd, socket_dir: Path, linux_kernel: Kernel
+) -> None:
+    policy = {"evidence": {"budget": "6s"}, "coredump": ENOUGH_SPACE}
+    guest = linux_kernel, Trouble()
+    async with (
+        RunningDaemon.start(socket_dir, policy, **configured(libvirtd)) as daemon,
+        libvirtd.domain(socket_dir, "coredump-restart", guest=guest),
+    ):
+        found = await daemon.wait_incident("vm", ending="restarted")
+        assert ("Dump", "done") in found.steps
+        assert libvirtd.running
+        incident: Any = await daemon.call("incident", incident=found.id)
+        assert incident["panic_line"] == PANIC
+        assert incident["signature"]["title"] == "crash key"
+        kept = await trio.Path(incident["evidence_directory"], "kernel.log").read_text()
+        assert len(kept.splitlines()) > 300
+        command = [sys.executable, "-m", "panicd", "--config", str(daemon.config_file)]
+        whole = await trio.run_process(
+            [*command, "incident", found.id, "--log"], capture_stdout=True
+        )
+        assert whole.stdout.decode().splitlines()[-40:] == kept.splitlines()[-40:]
+
+
+PANIC = "Kernel panic - not syncing: sysrq triggered crash"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.parts.commands import ask
 from tests.parts.daemon import RunningDaemon
 from tests.parts.linux import Kernel, linux_guest
 
@@ -41,3 +42,25 @@ async def test_linux_panic_leads_to_its_policy(
             assert await guest.vm.status() == "running"
         console = await trio.Path(guest.console).read_text(errors="replace")
         assert "Kernel panic - not syncing: sysrq triggered crash" in console
+
+
+async def test_a_dump_holds_what_a_kernel_panic_is_debugged_with(
+    socket_dir: Path, linux_kernel: Kernel
+) -> None:
+    policy = {"on_crash": "coredump-destroy", "coredump": {"min_free": "1MiB"}}
+    async with (
+        RunningDaemon.start(socket_dir, policy, time_limit=TIME_LIMIT) as daemon,
+        linux_guest(socket_dir, linux_kernel),
+    ):
+        incident = await daemon.wait_incident(NAME, ending="destroyed")
+        record = await daemon.call("incident", incident=incident.id)
+        (dump,) = record["dump_facts"]
+        assert dump["path"].endswith(f"{incident.id}.kdump")
+        assert (dump["level"], dump["reason"]) == (31, "")
+        assert 1 << 20 < dump["size"] < 32 << 20
+        assert dump["left_out"]["free"] > 1000
+        assert dump["open"][0].startswith("crash /usr/lib/debug/boot/vmlinux-")
+        (line,) = daemon.logged("memory dumped")
+        assert line["pages_left_out"] == dump["left_out"]
+        log = await ask(daemon, "incident", incident.id, "--log")
+        assert "Kernel panic - not syncing: sysrq triggered crash" in log

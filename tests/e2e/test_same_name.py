@@ -74,3 +74,12 @@ async def test_a_vm_that_is_renamed_leaves_a_socket_and_no_panics(socket_dir: Pa
             for name, panics in (("new", 1), ("old", 0)):
                 assert await daemon.metric("panicd_domain_panics_total", domain=name) == panics
                 assert await daemon.metric("panicd_domain_panicked", domain=name) == panics
+
+
+async def test_a_reload_names_each_that_its_rule_applies_to(socket_dir: Path) -> None:
+    one, other = (FakeQemu(socket_dir / f"{monitor}.qmp", name="db") for monitor in ("a", "b"))
+    async with RunningDaemon.start(socket_dir, DESTROYED) as daemon, one.running(), other.running():
+        await daemon.wait_log("policy in force", count=2)
+        daemon.write_config(domains=KEPT)
+        answer = await daemon.call("reload")
+        assert len(answer["domains"]) == 2

@@ -42,6 +42,7 @@ async def written(directory: Path, incidents: dict[str, list[AnyEntry]], *held: 
                 "UPDATE entry SET body = ? WHERE incident = ? AND position = 0",
                 (json.dumps(fields), incident_id),
             )
+        database.execute("DROP TABLE signature")
         database.execute("ALTER TABLE incident DROP COLUMN domain_key")
         database.execute("PRAGMA user_version = 3")
         database.commit()

@@ -16,10 +16,10 @@ from panicd.host.config import (
     DomainRule,
     Listen,
     Places,
-    control_socket,
     parse,
 )
 from panicd.host.config_section import Section
+from panicd.host.control_place import control_socket
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.settings import (
     Budget,
@@ -398,9 +398,13 @@ SPOILT = {
     "not UTF-8": "control_socket: /run/x.sock\ndefaults: \udcff\n",
     "twice": "control_socket: /run/x.sock\ncontrol_socket: /run/y.sock\n",
     "a merge conflict": "<<<<<<< HEAD\ncontrol_socket: /run/x.sock\n=======\n>>>>>>> b\n",
+    "a comment above": "# control_socket: /run/y.sock\ncontrol_socket: /run/x.sock\n",
+    "escaped": '"control\\x5fsocket": /run/x.sock\n',
+    "a mapping of one line": "{monitors: no, control_socket: /run/x.sock}\n",
+    "quoted": "control_socket: '/run/x.sock'\n",
     "a wrong value": "control_socket: /run/x.sock\nmonitors: no\n",
 }
-"""How a file that names the control socket may have been spoilt."""
+"""How a file that names the control socket may have been written, or spoilt."""
 
 
 @pytest.mark.parametrize("content", SPOILT.values(), ids=SPOILT)
@@ -411,7 +415,8 @@ def test_control_socket_is_found_in_a_spoilt_file(tmp_path: Path, content: str) 
 
 
 @pytest.mark.parametrize(
-    "content", ["a: b: c\n", "control_socket: [\n", " control_socket: /x\n: :"]
+    "content",
+    ["a: b: c\n", "control_socket: [\n", "control_socket: /run/x/\n", " control_socket: /x\n: :"],
 )
 def test_control_socket_is_where_it_is_by_default_if_the_file_does_not_tell(
     tmp_path: Path, content: str

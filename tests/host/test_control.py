@@ -12,15 +12,9 @@ from typing import Any
 import pytest
 import trio
 
-from panicd.host import control
-from panicd.host.control import (
-    AlreadyRunningError,
-    ControlSocketError,
-    DaemonUnreachableError,
-    PeerCredentials,
-    RefusedError,
-    Request,
-)
+from panicd.host import control, control_client
+from panicd.host.control import AlreadyRunningError, ControlSocketError, PeerCredentials, Request
+from panicd.host.control_client import DaemonUnreachableError, RefusedError
 from tests.parts.patience import fail_after, patience
 
 AT_ONCE = control.ENCODED_AT_ONCE
@@ -48,7 +42,7 @@ async def serving(path: Path, handler: control.Handler = echo) -> AsyncIterator[
 
 
 async def call(path: Path, command: str, arguments: dict[str, object] | None = None) -> object:
-    return await trio.to_thread.run_sync(control.call, path, command, arguments)
+    return await trio.to_thread.run_sync(control_client.call, path, command, arguments)
 
 
 async def exchange(path: Path, data: bytes, *, eof: bool = False) -> dict[str, Any]:
@@ -367,12 +361,12 @@ async def test_a_socket_that_cannot_be_made_is_named(
 
 def test_without_a_daemon_the_message_says_what_to_do(path: Path) -> None:
     with pytest.raises(DaemonUnreachableError, match="is panicd running") as missing:
-        control.call(path, "x")
+        control_client.call(path, "x")
     assert str(path) in str(missing.value)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     with pytest.raises(DaemonUnreachableError, match="is panicd running"):
-        control.call(path, "x")
+        control_client.call(path, "x")
 
 
 def test_without_the_right_the_message_says_whose_it_is(
@@ -383,7 +377,7 @@ def test_without_the_right_the_message_says_whose_it_is(
 
     monkeypatch.setattr(socket.socket, "connect", denied)
     with pytest.raises(DaemonUnreachableError, match="as root or in the group"):
-        control.call(path, "x")
+        control_client.call(path, "x")
 
 
 def answering(path: Path, answer: Callable[[socket.socket], None]) -> threading.Thread:
@@ -417,7 +411,7 @@ def answering(path: Path, answer: Callable[[socket.socket], None]) -> threading.
 def test_what_does_not_answer_as_panicd_is_said_so(path: Path, data: bytes, message: str) -> None:
     other = answering(path, lambda connection: connection.sendall(data))
     with pytest.raises(DaemonUnreachableError, match=message):
-        control.call(path, "x")
+        control_client.call(path, "x")
     other.join()
 
 
@@ -429,7 +423,7 @@ def test_a_daemon_that_says_nothing_is_not_waited_for(path: Path) -> None:
 
     other = answering(path, say_nothing)
     with pytest.raises(DaemonUnreachableError, match=r"no answer within 0\.05 seconds"):
-        control.call(path, "x", timeout=0.05)
+        control_client.call(path, "x", timeout=0.05)
     done.set()
     other.join()
 
@@ -442,5 +436,5 @@ def test_a_daemon_that_trickles_is_not_waited_for(path: Path) -> None:
 
     other = answering(path, trickle)
     with pytest.raises(DaemonUnreachableError):
-        control.call(path, "x", timeout=0.05)
+        control_client.call(path, "x", timeout=0.05)
     other.join()

@@ -101,7 +101,7 @@ class TestDamage:
         ("page", "message"),
         [
             pytest.param(-1, "database disk image is malformed", id="sqlite fails"),
-            pytest.param(2, "main .* Page 3: ", id="sqlite complains"),
+            pytest.param(2, "main .* [Pp]age 3: ", id="sqlite complains"),  # small from 3.43 on
         ],
     )
     async def test_a_damaged_page_is_found_on_opening(

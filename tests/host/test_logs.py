@@ -17,6 +17,7 @@ import structlog
 
 from panicd.host import logs
 from panicd.host.log_stream import WAITING_LIMIT
+from panicd.rules.printable import VALUE_LIMIT, escape
 from tests.parts.patience import patience
 
 HOSTILE = (
@@ -120,19 +121,19 @@ def test_hostile_text_is_escaped_wherever_it_stands(stream: io.StringIO, where: 
 
 
 def test_escapes_can_be_read() -> None:
-    assert logs.escape("a\n\x1b[0m é\u202e\U000e0041 \\n") == r"a\n\x1b[0m é\u202e\U000e0041 \n"
+    assert escape("a\n\x1b[0m é\u202e\U000e0041 \\n") == r"a\n\x1b[0m é\u202e\U000e0041 \n"
 
 
 @pytest.mark.parametrize("text", ["x" * 3000, "é" * 3000, "\x00" * 3000, "\U0001f4a5" * 3000])
 def test_a_long_value_is_cut_and_says_so(text: str) -> None:
-    cut = logs.escape(text)
+    cut = escape(text)
     kept, mark = cut.split("… ")
     assert mark == "(cut from 3000 characters)"
-    assert logs.VALUE_LIMIT - 4 < len(kept.encode()) <= logs.VALUE_LIMIT
+    assert VALUE_LIMIT - 4 < len(kept.encode()) <= VALUE_LIMIT
 
 
 def test_a_value_of_the_full_length_is_whole() -> None:
-    assert logs.escape("x" * logs.VALUE_LIMIT) == "x" * logs.VALUE_LIMIT
+    assert escape("x" * VALUE_LIMIT) == "x" * VALUE_LIMIT
 
 
 def test_no_value_is_too_deep_too_long_or_too_large(stream: io.StringIO) -> None:
@@ -214,10 +215,10 @@ def test_a_log_that_nobody_reads_is_not_waited_for() -> None:
     before = logs.dropped.total
     reading, stream = pipe_that_nobody_reads()
     logs.configure(level="info", stream=stream)
-    log, text = logs.get_logger(), "x" * logs.VALUE_LIMIT
+    log, text = logs.get_logger(), "x" * VALUE_LIMIT
 
     def say() -> None:
-        for n in range(2 * WAITING_LIMIT // logs.VALUE_LIMIT):  # more than may wait
+        for n in range(2 * WAITING_LIMIT // VALUE_LIMIT):  # more than may wait
             log.error("said", n=n, text=text)
 
     saying = threading.Thread(target=say, daemon=True)
@@ -232,7 +233,7 @@ def test_a_log_that_nobody_reads_is_not_waited_for() -> None:
         lines = (json.loads(line) for line in file if line != "\n")
         read = list(itertools.takewhile(lambda line: line["event"] == "said", lines))
         assert [line["n"] for line in read] == list(range(len(read)))
-        assert len(read) + dropped == 2 * WAITING_LIMIT // logs.VALUE_LIMIT
+        assert len(read) + dropped == 2 * WAITING_LIMIT // VALUE_LIMIT
     log.error("nobody reads any more, and nobody waits")
 
 
@@ -241,7 +242,7 @@ def test_a_log_that_is_read_again_says_what_is_missing() -> None:
     logs.configure(level="info", stream=stream)
     log, before = logs.get_logger(), logs.dropped.total
     while logs.dropped.total == before:
-        log.error("said", text="x" * logs.VALUE_LIMIT)
+        log.error("said", text="x" * VALUE_LIMIT)
     with os.fdopen(reading) as file:
         lines = (json.loads(line) for line in file if line != "\n")
         notice = next(line for line in lines if line["event"] != "said")

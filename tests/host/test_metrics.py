@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from panicd.host.metrics import DomainSample, Metrics
+from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
 from tests.parts.patience import patience
 
 DB_1 = DomainSample(
@@ -232,3 +232,18 @@ def test_it_can_be_rendered_in_another_thread_while_it_counts() -> None:
     thread.join()
     assert len(results) >= 5
     assert results == sorted(results)
+
+
+def test_the_latest_signatures_have_a_time_and_no_more_than_that() -> None:
+    metrics = make()
+    for number in range(SIGNATURES + 5):
+        metrics.note_signature(f"1-{number:010x}", 1000.0 + number)
+    metrics.note_signature("1-0000000005", 5000.0)  # seen again: it stays
+    metrics.note_signature("1-ffffffffff", 6000.0)
+    metrics.note_signature("1-0000000005", 4000.0)  # an older one, heard of later
+    name = "panicd_signature_last_panic_timestamp_seconds"
+    times = {key: at for key, at in series(metrics).items() if key.startswith(name)}
+    assert len(times) == SIGNATURES
+    assert times[f"{name}{{signature=1-0000000005}}"] == 5000.0
+    assert times[f"{name}{{signature=1-ffffffffff}}"] == 6000.0
+    assert f"{name}{{signature=1-0000000006}}" not in times

@@ -1,6 +1,7 @@
 """One request to a receiver of webhooks, over TLS and in vain."""
 
 import ssl
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
         with pytest.raises(DeliveryError, match="certificate verify failed"):
             await send(Webhook(f"https://localhost:{receiver.port}"))
         assert receiver.requests == []
+
+
+async def test_an_authority_without_key_usage() -> None:
+    """Python holds authorities to RFC 5280, 4.2.1.3, from 3.13 on (``VERIFY_X509_STRICT``)."""
+    async with Receiver.start(tls=server_context()) as receiver:
+        lax = Webhook(
+            f"https://localhost:{receiver.port}", ca_file=TLS / "ca_without_key_usage.crt"
+        )
+        if sys.version_info >= (3, 13):
+            with pytest.raises(DeliveryError, match="CA cert does not include key usage extension"):
+                await send(lax)
+        else:
+            await send(lax)
 
 
 async def test_a_certificate_of_another_name_is_refused() -> None:

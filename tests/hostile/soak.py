@@ -24,7 +24,7 @@ from typing import Any
 
 import trio
 
-from panicd.host.control import DaemonUnreachableError, RefusedError
+from panicd.host.control_client import DaemonUnreachableError, RefusedError
 from panicd.rules.incident import Incident, Outcome
 from tests.hostile.monitors import FUTILE, TOLERABLE, event, serving
 from tests.parts.daemon import Process, RunningDaemon

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from panicd.qemu.evidence import MANIFEST
 from tests.parts.background import background
 from tests.parts.daemon import RunningDaemon

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from panicd.host.log_stream import WAITING_LIMIT
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from panicd.host.journal import Journal
 from panicd.rules.operation import Operation
 from tests.parts.background import background
@@ -36,7 +36,11 @@ async def connected(
     directory: Path, on_crash: str, fake: FakeQemu | None = None, **policy: Any
 ) -> AsyncIterator[tuple[DaemonInside, FakeQemu]]:
     """A daemon, and one VM that is armed."""
-    policy = {"on_crash": on_crash, "coredump": {"min_free": "1MiB"}, **policy}
+    policy = {
+        "on_crash": on_crash,
+        "coredump": {"min_free": "1MiB", "format": "elf-zstd"},
+        **policy,
+    }
     vm = fake or FakeQemu(directory / "vm.qmp", uuid=UUID)
     async with DaemonInside.start(directory, policy) as daemon, vm.running():
         await daemon.wait_armed("vm")
@@ -159,7 +163,10 @@ async def test_nothing_is_done_twice_and_nothing_forgotten(
 async def test_dump_whose_commands_are_not_answered_is_made_once(socket_dir: Path) -> None:
     # Panicd waits some seconds for these answers: for both at once, on one daemon.
     vms = {command: FakeQemu(socket_dir / f"{command}.qmp", name=command) for command in DUMP}
-    policy = {"on_crash": "coredump-destroy", "coredump": {"min_free": "1MiB"}}
+    policy = {
+        "on_crash": "coredump-destroy",
+        "coredump": {"min_free": "1MiB", "format": "elf-zstd"},
+    }
     async with DaemonInside.start(socket_dir, policy) as daemon, background() as nursery:
         for command, vm in vms.items():
             nursery.start_soon(vm.run)

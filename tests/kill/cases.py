@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import trio
 
-from panicd.host.control import DaemonUnreachableError, RefusedError
+from panicd.host.control_client import DaemonUnreachableError, RefusedError
 from panicd.qemu.dump_directory import PARTIAL
 from panicd.rules.incident import Incident, Source
 from panicd.rules.on_crash import Action

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,8 +16,23 @@ import bcrypt
 import pytest
 import yaml
 
-from panicd.host.control import RefusedError
+from panicd.host.control_client import RefusedError
 from panicd.host.http import HttpServer
+from panicd.host.journal import Journal
+from panicd.rules.incident import (
+    Closed,
+    Decided,
+    Ending,
+    Opened,
+    Outcome,
+    Source,
+    StepBegun,
+    StepEnded,
+)
+from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.plan import Collect, Plan
+from panicd.rules.policy import Decision, Reason
+from panicd.rules.signature import Signature
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.html import Reader
@@ -236,3 +252,46 @@ async def test_a_bad_web_configuration_leaves_the_old_in_force(socket_dir: Path)
         (socket_dir / "web.yaml").write_text("")
         await seen.daemon.call("reload")
         assert (await seen.get("/")).status == 200
+
+
+KINDS = 12
+INCIDENTS = 200
+
+
+async def many_panics(directory: Path) -> None:
+    """A journal with 200 incidents of 12 kinds of panics, on 40 domains."""
+    decision = Decision(OnCrash.DESTROY, Action.DESTROY, False, Reason.ON_CRASH)
+    plan = Plan(decision, (Collect(3.0),))
+    with Journal.open(directory / "state" / "journal.sqlite3") as journal:
+        for number in range(INCIDENTS):
+            kind, at = number % KINDS, time.time() - 3600 + number
+            known = Signature(f"kind {kind} {PAYLOAD}", (f"function_{kind}",), f"1-{kind:010x}")
+            await journal.append(
+                f"20231114T000000-{number:08x}",
+                Opened(at, f"vm-{number % 40}", "", "/run/m.qmp", "1:2", Source.EVENT),
+                Decided(at, plan),
+                StepBegun(at, 0),
+                StepEnded(at, 0, Outcome.DONE, "Oops", known),
+                Closed(at + 1, Ending.DESTROYED),
+            )
+
+
+@pytest.mark.parametrize("users", [False, True])
+async def test_panics_are_shown_in_groups(socket_dir: Path, users: bool) -> None:
+    await many_panics(socket_dir)
+    async with watched(socket_dir, users=users) as seen:
+        given = [ALICE] if users else []
+        read = await seen.page("/panics", *given)
+        rows = [attributes for tag, attributes in read.elements if tag == "tr"]
+        assert len(rows) == KINDS + 1
+        assert "17 times on 10 domains" in read.text
+        assert ("function_7" in read.text) is users
+        assert all(tag in ELEMENTS for tag, _ in read.elements)
+        one = await seen.page("/panics/1-0000000007", *given)
+        links = [attributes.get("href") or "" for tag, attributes in one.elements if tag == "a"]
+        incidents = [link for link in links if link.startswith("/incident/")]
+        assert len(incidents) == len(range(7, INCIDENTS, KINDS))
+        incident = await seen.page(incidents[0], *given)
+        assert "/panics/1-0000000007" in {a.get("href") for _, a in incident.elements}
+        assert (PAYLOAD in incident.text) is users
+        assert (await seen.get("/panics/1-ffffffffff", *given)).status == 404

@@ -23,6 +23,7 @@ from panicd.demo.guests import Guest, write_rom
 from panicd.demo.process import kill_by_pid_file
 from panicd.demo.qemu import Watched
 from panicd.demo.qmp import connect_qmp
+from tests.parts.linux import Kernel, Trouble, make_initramfs
 from tests.parts.patience import fail_after, patience
 from tests.parts.qemu import qemu_binary
 
@@ -70,11 +71,12 @@ cgroup_controllers = []
 _DOMAIN: Final = """
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name>
-  <memory unit='MiB'>32</memory>
+  <memory unit='MiB'>{memory}</memory>
   <os>
     <type arch='x86_64' machine='pc'>hvm</type>
-    <loader type='rom' readonly='yes'>{rom}</loader>
+    {boots}
   </os>
+  <features><acpi/><vmcoreinfo state='on'/></features>
   <on_reboot>{on_reboot}</on_reboot>
   <on_crash>{on_crash}</on_crash>
   <devices>
@@ -222,7 +224,7 @@ class Libvirtd:
         *,
         name: str = "vm",
         on_reboot: str = "restart",
-        guest: Guest = Guest.PANIC_ON_KEY,
+        guest: Guest | tuple[Kernel, Trouble] = Guest.PANIC_ON_KEY,
     ) -> AsyncIterator[LibvirtVm]:
         """Define a domain and start it; in the end it is gone.
 
@@ -231,15 +233,21 @@ class Libvirtd:
             on_crash: libvirt's own policy.
             name: the domain's.
             on_reboot: what libvirt does when it is reset.
-            guest: what runs in it.
+            guest: what runs in it: a small one, or a Linux, and of what it panics.
         """
         witness = directory / f"{name}.witness"
         rom, xml = directory / f"{name}.rom", directory / f"{name}.xml"
-        write_rom(guest, rom)
+        if isinstance(guest, Guest):
+            write_rom(guest, rom)
+            memory, boots = 32, f"<loader type='rom' readonly='yes'>{rom}</loader>"
+        else:
+            rom.write_bytes(make_initramfs(*guest))
+            memory, boots = 128, f"<kernel>{guest[0].image}</kernel><initrd>{rom}</initrd>"
         xml.write_text(
             _DOMAIN.format(
                 name=name,
-                rom=rom,
+                memory=memory,
+                boots=boots,
                 on_crash=on_crash,
                 on_reboot=on_reboot,
                 emulator=qemu_binary(),

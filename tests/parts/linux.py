@@ -2,8 +2,9 @@
 
 The kernel is downloaded once by apt and unpacked into ``$PANICD_TEST_CACHE``, or else
 ``~/.cache/panicd-tests``; nothing is installed. The initramfs holds busybox, the modules for the
-panic devices, and an init that ends in ``echo c > /proc/sysrq-trigger``. It runs under TCG, where a
-panic takes some seconds: under a nested KVM, Linux may stall.
+panic devices, and an init that ends in some trouble: ``echo c > /proc/sysrq-trigger``, if no other
+is wanted (``tests.parts.linux_trouble``). It runs under TCG, where a panic takes some seconds:
+under a nested KVM, Linux may stall.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ _BUSYBOX_PLACES = ("/bin/busybox", "/usr/bin/busybox")
 _MODULES = ("pvpanic", "pvpanic-mmio", "pvpanic-pci", "qemu_fw_cfg")
 """What the panic devices and vmcoreinfo need, in the order of loading; some may be built in."""
 
-_INIT = """#!/bin/busybox sh
+_SCRIPT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 for module in {modules}; do /bin/busybox insmod /$module.ko; done
-/bin/busybox echo c > /proc/sysrq-trigger
+{then}
 """
+
+CRASH_KEY = "/bin/busybox echo c > /proc/sysrq-trigger"
 
 _DOWNLOAD_SECONDS = 120.0
 _MEMORY = "128M"
@@ -58,6 +61,25 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """How a guest comes to panic.
+
+    Attributes:
+        then: What its init does once the panic devices have their drivers.
+        append: Further arguments for its kernel.
+        cpus: How many it has.
+        module: A module more, which init loads itself.
+        script: The file in its root that is its init; another one is run by its kernel.
+    """
+
+    then: str = CRASH_KEY
+    append: str = ""
+    cpus: int = 1
+    module: Path | None = None
+    script: str = "init"
+
+
+@dataclass(frozen=True)
 class LinuxGuest:
     """A QEMU with a Linux guest.
 
@@ -79,11 +101,7 @@ def find_kernel() -> Kernel:
     busybox = next((Path(place) for place in _BUSYBOX_PLACES if Path(place).exists()), None)
     if busybox is None:
         raise LinuxMissingError("no busybox: apt-get install busybox-static")
-    cache = Path(
-        os.environ.get("PANICD_TEST_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "panicd-tests"
-    )
-    unpacked = cache / "linux"
+    unpacked = cache_directory() / "linux"
     if not unpacked.exists():
         _unpack_kernel(unpacked)
     image = next(unpacked.glob("boot/vmlinuz-*"), None)
@@ -91,6 +109,14 @@ def find_kernel() -> Kernel:
         raise LinuxMissingError(f"no kernel in {unpacked}, which may be deleted")
     found = (next(unpacked.rglob(f"{name}.ko*"), None) for name in _MODULES)
     return Kernel(image, tuple(path for path in found if path is not None), busybox)
+
+
+def cache_directory() -> Path:
+    """Where what is downloaded for the tests is kept."""
+    return Path(
+        os.environ.get("PANICD_TEST_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "panicd-tests"
+    )
 
 
 @asynccontextmanager
@@ -103,6 +129,7 @@ async def linux_guest(
     paused: bool = False,
     proxied: bool = False,
     screen: bool = False,
+    trouble: Trouble = Trouble(),
     extra: Sequence[str] = (),
 ) -> AsyncIterator[LinuxGuest]:
     """Start a Linux guest, which panics as soon as it has booted.
@@ -116,12 +143,13 @@ async def linux_guest(
         paused: As for ``RealQemu.start``.
         proxied: As for ``RealQemu.start``.
         screen: It has a VGA adapter, in text mode, with the kernel's console on it too.
+        trouble: How it comes to panic.
         extra: Further arguments for QEMU.
     """
     # 60 lines, so that a panic and its trace are seen whole (admin-guide/svga.rst).
     screen_console = "vga=0x0f07 console=tty0 " if screen else ""
     initramfs, console = directory / "initramfs", directory / "console"
-    initramfs.write_bytes(_initramfs(kernel))
+    initramfs.write_bytes(make_initramfs(kernel, trouble))
     async with RealQemu.start(
         directory,
         guest=None,
@@ -132,7 +160,8 @@ async def linux_guest(
         accel="tcg",
         extra=(
             *("-m", _MEMORY, "-kernel", str(kernel.image), "-initrd", str(initramfs)),
-            *("-append", f"{screen_console}console=ttyS0 panic={reboots_after}"),
+            *("-append", f"{screen_console}console=ttyS0 panic={reboots_after} {trouble.append}"),
+            *("-smp", str(trouble.cpus)),
             *(("-device", "VGA") if screen else ()),
             *("-serial", f"file:{console}"),
             *extra,
@@ -147,20 +176,21 @@ def _unpack_kernel(target: Path) -> None:
             raise LinuxMissingError(f"no {tool}, with which Debian's cloud kernel is fetched")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        depends = _run(scratch, "apt-cache", "depends", "--important", _META_PACKAGE)
+        depends = run(scratch, "apt-cache", "depends", "--important", _META_PACKAGE)
         package = next(
             (line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line),
             None,
         )
         if package is None:
             raise LinuxMissingError(f"apt knows no {_META_PACKAGE}: apt-get update, on Debian")
-        _run(scratch, "apt-get", "download", package)
+        run(scratch, "apt-get", "download", package)
         archive = next(Path(scratch).glob("*.deb"))
-        _run(scratch, "dpkg-deb", "-x", archive.name, "unpacked")
+        run(scratch, "dpkg-deb", "-x", archive.name, "unpacked")
         Path(scratch, "unpacked").rename(target)
 
 
-def _run(directory: str, *command: str) -> str:
+def run(directory: str | Path, *command: str) -> str:
+    """What a command prints; raises LinuxMissingError where it fails."""
     try:
         done = subprocess.run(
             command,
@@ -178,21 +208,21 @@ def _run(directory: str, *command: str) -> str:
     return done.stdout
 
 
-def _initramfs(kernel: Kernel) -> bytes:
+def make_initramfs(kernel: Kernel, trouble: Trouble) -> bytes:
     """A cpio archive in the 'newc' format, which the kernel unpacks as its root."""
     names = [_module_name(path) for path in kernel.modules]
-    init = _INIT.format(modules=" ".join(names)).encode()
+    script = _SCRIPT.format(modules=" ".join(names), then=trouble.then).encode()
+    modules = [*zip(names, kernel.modules, strict=True)]
+    if trouble.module is not None:
+        modules.append((_module_name(trouble.module), trouble.module))
     executable, file = stat.S_IFREG | 0o755, stat.S_IFREG | 0o644
     return b"".join(
         (
-            *(_cpio_entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc")),
+            *(_cpio_entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sbin")),
             _cpio_entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
             _cpio_entry("bin/busybox", executable, kernel.busybox.read_bytes()),
-            *(
-                _cpio_entry(f"{name}.ko", file, _module(path))
-                for name, path in zip(names, kernel.modules, strict=True)
-            ),
-            _cpio_entry("init", executable, init),
+            *(_cpio_entry(f"{name}.ko", file, _module(path)) for name, path in modules),
+            _cpio_entry(trouble.script, executable, script),
             _cpio_entry("TRAILER!!!", 0),
         )
     )

@@ -60,6 +60,15 @@ def accelerator() -> str:
     return os.environ.get("PANICD_TEST_ACCEL") or usable_accelerator(qemu_binary())
 
 
+@functools.cache
+def _redials(binary: str) -> str:
+    """How a QEMU is told to dial in again each second: it was renamed in 9.2."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"version (\d+)\.(\d+)", said)
+    assert found is not None, said
+    return "reconnect-ms=1000" if (int(found[1]), int(found[2])) >= (9, 2) else "reconnect=1"
+
+
 class RealQemu(Qemu):
     """A running QEMU. Made by :meth:`start`, and killed and reaped when that ends.
 
@@ -104,7 +113,7 @@ class RealQemu(Qemu):
             name: The VM's name and the stem of its socket.
             uuid: Its UUID; None: a random one.
             paused: Leave the guest waiting for a ``cont``, as ``-S`` does.
-            dial: Dial in to this listening socket (``reconnect=1``) instead of listening.
+            dial: Dial in to this listening socket, each second, instead of listening.
             proxied: Put a :class:`RecordingProxy` between panicd and the monitor.
             accel: ``kvm`` or ``tcg``; None: see :func:`accelerator`.
             extra: Further arguments.
@@ -137,7 +146,7 @@ class RealQemu(Qemu):
                     uuid=uuid or str(uuid_module.uuid4()),
                     monitor=public,
                     monitor_address=(
-                        f"path={private if proxied else dial},reconnect=1"
+                        f"path={private if proxied else dial},{_redials(qemu_binary())}"
                         if dial
                         else f"path={private if proxied else public},server=on,wait=off"
                     ),

@@ -44,10 +44,15 @@ async def watched(
 ) -> AsyncIterator[tuple[RunningDaemon, Alerting]]:
     """A daemon that Prometheus scrapes."""
     target = f"127.0.0.1:{unused_port()}"
+    console = directory / "console"
+    console.write_text("Kernel panic - not syncing: all alike\n")
     async with (
         RunningDaemon.start(
             directory,
-            {"coredump": {"min_free": "1MiB", "format": "elf"}},
+            {
+                "coredump": {"min_free": "1MiB", "format": "elf"},
+                "evidence": {"budget": "3s", "consoles": [str(console)]},
+            },
             domains=DOMAINS,
             metrics={"listen": target},
             time_limit=time_limit,
@@ -97,6 +102,7 @@ async def test_a_panic_reaches_alertmanager(socket_dir: Path) -> None:
             'panicd_actions_total{action="restart"} == 1': 1,
             'panicd_actions_total{action="destroy"} == 1': 1,
             "panicd_coredumps_total == 1": 1,
+            "time() - panicd_signature_last_panic_timestamp_seconds < 60": 1,
             "panicd_coredump_bytes_total > 16 * 1024 ^ 2": 1,
             "sum(panicd_action_failures_total) == 0": 1,
             "count by (domain) ({domain=~'.+', __name__=~'panicd_.*'}) > 8": 0,

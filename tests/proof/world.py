@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from panicd.rules.capability import Capability, PanicDevice, PanicSetting
+from panicd.rules.capability import Capability, PanicSetting
 from panicd.rules.ending import Cause
 from panicd.rules.incident import (
     AnyEntry,
@@ -48,6 +48,7 @@ from panicd.rules.machine.inputs import (
 from panicd.rules.machine.state import Left
 from panicd.rules.machine.vm import Vm
 from panicd.rules.on_crash import OnCrash
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.qapi import (
     Event,
     GuestPanickedEvent,

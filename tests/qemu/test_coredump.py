@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.qemu import dump_checks, dump_writer
+from panicd.qemu import coredump, dump_checks, dump_writer
 from panicd.qemu.coredump import (
     DumpError,
     DumpFailure,
@@ -28,6 +28,7 @@ from panicd.qemu.coredump import (
 )
 from panicd.qemu.dump_checks import GuestMemory
 from panicd.qemu.dump_directory import Space
+from panicd.qemu.dump_facts import dump_facts
 from panicd.qemu.monitor import (
     Command,
     CommandError,
@@ -36,6 +37,7 @@ from panicd.qemu.monitor import (
     event_loop,
     open_monitor,
 )
+from panicd.qemu.page_selection import PageSelection, selected_pages
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, is_qemu_program
 from panicd.qemu.session import Session
@@ -101,6 +103,17 @@ async def stopped_guest(socket_dir: Path) -> AsyncIterator[Session]:
 @pytest.fixture
 def settings(socket_dir: Path) -> CoredumpSettings:
     return CoredumpSettings(socket_dir / "coredumps", min_free=FreeSpaceFloor())
+
+
+@pytest.fixture(autouse=True)
+def taken_for_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guests here are none; a kdump is made of them all the same, of level 1."""
+
+    @asynccontextmanager
+    async def select(*_: object) -> AsyncIterator[PageSelection]:
+        yield PageSelection(1)
+
+    monkeypatch.setattr(coredump, "selected_pages", select)
 
 
 class Hold:
@@ -185,7 +198,7 @@ def elf_of(dump: FinishedDump) -> bytes:
 # -- what is made
 
 
-@pytest.mark.parametrize("kind", OFFERED)
+@pytest.mark.parametrize("kind", [DumpFormat.ELF, DumpFormat.ELF_ZSTD])
 async def test_dump_is_whole_and_nobody_elses_to_read(
     socket_dir: Path, settings: CoredumpSettings, kind: DumpFormat
 ) -> None:
@@ -316,9 +329,10 @@ async def test_too_little_space_is_seen_beforehand(
     socket_dir: Path, disk: Path, settings: CoredumpSettings
 ) -> None:
     progress = DumpProgress()
+    settings = replace(settings, directory=disk, level=0)
     async with stopped_guest(socket_dir) as session:
         with pytest.raises(DumpError, match=f"of the {MEMORY} bytes that it takes") as caught:
-            await dump(session, replace(settings, directory=disk), progress=progress)
+            await dump(session, settings, progress=progress)
     assert caught.value.failure is DumpFailure.NO_SPACE
     assert progress.received == 0
     assert files(disk) == []
@@ -387,7 +401,7 @@ async def test_compressor_that_fails(
 ) -> None:
     program = socket_dir / "fails.py"
     program.write_text(f"import os; os.read(0, 1); raise SystemExit({status})")
-    monkeypatch.setattr(dump_writer, "FILTER", program)
+    monkeypatch.setattr(dump_writer, "ELF_FILTER", (str(program),))
     async with stopped_guest(socket_dir) as session:
         error = await dump_fails(session, settings, DumpFormat.ELF_ZSTD)
     assert error.failure is failure
@@ -412,6 +426,45 @@ async def test_qemu_that_is_killed_in_the_middle(
         vm.kill()
         await vm.wait_exit()
         hold.release()
+    assert files(settings.directory) == []
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_guest_of_which_nothing_can_be_left_out(
+    socket_dir: Path, settings: CoredumpSettings, required: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coredump, "selected_pages", selected_pages)
+    settings = replace(settings, level_required=required)
+    async with stopped_guest(socket_dir) as session:
+        if required:
+            error = await dump_fails(session, settings, DumpFormat.KDUMP_ZLIB)
+            assert error.failure is DumpFailure.UNFILTERED
+            return
+        finished = await dump(session, settings, DumpFormat.KDUMP_ZLIB)
+    assert NOISE in elf_of(finished)
+    facts = dump_facts(finished.path)
+    assert (facts.level, facts.left_out) == (1, {})
+    assert finished.selection is not None
+    assert facts.reason == finished.selection.reason == "not a guest of 64-bit x86"
+    assert facts.open[0] == f"zstd -d {finished.path}"
+
+
+@pytest.mark.parametrize("act", ["system_reset", "cont"])
+async def test_guest_that_others_let_go_meanwhile_is_not_dumped(
+    socket_dir: Path, settings: CoredumpSettings, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stopped_vm(socket_dir) as vm, session_with(vm) as session:
+
+        @asynccontextmanager
+        async def select(*_: object) -> AsyncIterator[PageSelection]:
+            await vm.witness.execute(act)
+            await session.execute("query-status")  # what was sent before its answer is there
+            yield PageSelection(1)
+
+        monkeypatch.setattr(coredump, "selected_pages", select)
+        with pytest.raises(DumpError) as caught:
+            await dump(session, settings, DumpFormat.KDUMP_ZLIB)
+    assert caught.value.failure is DumpFailure.OVERTAKEN
     assert files(settings.directory) == []
 
 

@@ -14,11 +14,14 @@ from panicd.qemu import dump_writer
 from panicd.qemu.dump_error import DumpFailure
 from panicd.qemu.dump_repair import ElfHead, repaired_kdump
 from panicd.qemu.dump_writer import DumpProgress, DumpWriter
+from panicd.qemu.page_selection import PageSelection
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.patience import fail_after
+from tests.parts.small_disk import small_disk
 from tests.qemu.test_dump_repair import MEMORY, NOTE, elf, kdump
 
 TIME_LIMIT = 30
+ALL = PageSelection(0)
 ELF_HEAD = elf()
 ELF = ELF_HEAD + bytes(NOTE) + os.urandom(MEMORY)
 FLAT_HEADER = struct.pack(">16sQQ", b"makedumpfile", 1, 1).ljust(4096, b"\0")
@@ -44,7 +47,11 @@ KDUMP = b"".join(
 
 
 async def written(
-    directory: Path, kind: DumpFormat, data: bytes, most: int | None = None
+    directory: Path,
+    kind: DumpFormat,
+    data: bytes,
+    selection: PageSelection = ALL,
+    most: int | None = None,
 ) -> DumpWriter:
     """A writer that has come to its end, QEMU having written so much."""
     reading, writing = os.pipe()
@@ -52,7 +59,14 @@ async def written(
     path = directory / "vm" / "dump"
     with fail_after(TIME_LIMIT):
         writer = DumpWriter(
-            reading, path, kind, settings=settings, least=0, most=most, progress=DumpProgress()
+            reading,
+            path,
+            kind,
+            settings=settings,
+            selection=selection,
+            least=0,
+            most=most,
+            progress=DumpProgress(),
         )
         await writer.ready.wait()
         async with await trio.open_file(writing, "wb", buffering=0) as pipe:
@@ -98,7 +112,7 @@ async def test_compressed_elf_is_the_plain_one(tmp_path: Path) -> None:
 
 
 async def test_pieces_of_a_kdump_come_to_their_places(tmp_path: Path) -> None:
-    writer = await written(tmp_path, DumpFormat.KDUMP_ZLIB, KDUMP)
+    writer = await written(tmp_path, DumpFormat.KDUMP_LZO, KDUMP)
     assert writer.error is None
     made = content(tmp_path)
     assert made == repaired_kdump(KDUMP_HEAD) + PAGES
@@ -118,7 +132,7 @@ async def test_elf_that_is_cut_short_is_none(
 
 @pytest.mark.parametrize("missing", [1, len(END), len(END) + 1, len(PAGES), len(KDUMP) - 1])
 async def test_kdump_that_is_cut_short_is_none(tmp_path: Path, missing: int) -> None:
-    writer = await written(tmp_path, DumpFormat.KDUMP_ZLIB, KDUMP[: len(KDUMP) - missing])
+    writer = await written(tmp_path, DumpFormat.KDUMP_LZO, KDUMP[: len(KDUMP) - missing])
     assert writer.error is not None
     assert writer.error.failure is DumpFailure.INCOMPLETE
     assert files(tmp_path) == []
@@ -129,11 +143,11 @@ async def test_kdump_that_is_cut_short_is_none(tmp_path: Path, missing: int) -> 
     [
         (DumpFormat.ELF, KDUMP, DumpFailure.QEMU),
         (DumpFormat.ELF_ZSTD, bytes(1 << 20), DumpFailure.QEMU),
-        (DumpFormat.KDUMP_ZLIB, ELF, DumpFailure.QEMU),
-        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + piece(-2, b"x") + END, DumpFailure.QEMU),
-        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + struct.pack(">qq", 0, 1 << 62), DumpFailure.QEMU),
-        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + struct.pack(">qq", 0, -9), DumpFailure.QEMU),
-        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + piece(1 << 40, b"x") + END, DumpFailure.INCOMPLETE),
+        (DumpFormat.KDUMP_LZO, ELF, DumpFailure.QEMU),
+        (DumpFormat.KDUMP_LZO, FLAT_HEADER + piece(-2, b"x") + END, DumpFailure.QEMU),
+        (DumpFormat.KDUMP_LZO, FLAT_HEADER + struct.pack(">qq", 0, 1 << 62), DumpFailure.QEMU),
+        (DumpFormat.KDUMP_LZO, FLAT_HEADER + struct.pack(">qq", 0, -9), DumpFailure.QEMU),
+        (DumpFormat.KDUMP_LZO, FLAT_HEADER + piece(1 << 40, b"x") + END, DumpFailure.INCOMPLETE),
     ],
 )
 async def test_nonsense_is_no_dump(
@@ -145,14 +159,59 @@ async def test_nonsense_is_no_dump(
     assert files(tmp_path) == []
 
 
+EMPTY_RUNS = (0, 1, 100_000, 1 << 20, (1 << 20) + 1, 40 << 20)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("empty", EMPTY_RUNS)
+@pytest.mark.parametrize("kind", [DumpFormat.ELF, DumpFormat.ELF_ZSTD])
+async def test_empty_memory_comes_out_as_such(
+    tmp_path: Path, kind: DumpFormat, level: int, empty: int
+) -> None:
+    inside = bytes(empty) + b"x" * 5000 + bytes(empty)
+    writer = await written(tmp_path, kind, ELF + inside, PageSelection(level))
+    assert writer.error is None
+    made = content(tmp_path)
+    if kind is DumpFormat.ELF_ZSTD:
+        unpack = ["zstd", "--decompress", "--stdout"]
+        made = (await trio.run_process(unpack, stdin=made, capture_stdout=True)).stdout
+    head = ElfHead.read(ELF)
+    assert head is not None
+    assert made[head.size :] == ELF[head.size :] + inside
+
+
+@pytest.mark.parametrize("kind", [DumpFormat.ELF, DumpFormat.ELF_ZSTD])
+async def test_empty_memory_takes_no_disk(tmp_path: Path, kind: DumpFormat) -> None:
+    data = ELF + bytes(64 << 20)
+    await written(tmp_path, kind, data, PageSelection(1))
+    (file,) = files(tmp_path)
+    assert file.stat().st_blocks * 512 < len(ELF) + (1 << 20)
+
+
+@pytest.mark.parametrize("missing", [1, MEMORY, MEMORY + NOTE])
+async def test_core_that_is_cut_short_makes_no_kdump(tmp_path: Path, missing: int) -> None:
+    writer = await written(tmp_path, DumpFormat.KDUMP_ZLIB, ELF[: len(ELF) - missing])
+    assert writer.error is not None
+    assert writer.error.failure is DumpFailure.INCOMPLETE
+    assert files(tmp_path) == []
+
+
+async def test_kdump_on_a_disk_that_fills_up_is_none(socket_dir: Path) -> None:
+    with small_disk(socket_dir, "1m") as disk:
+        writer = await written(disk, DumpFormat.KDUMP_ZLIB, ELF)
+        assert writer.error is not None
+        assert writer.error.failure is DumpFailure.NO_SPACE
+        assert files(disk) == []
+
+
 @pytest.mark.parametrize(
     ("kind", "data"),
     [
         (DumpFormat.ELF, ELF),
         (DumpFormat.ELF_ZSTD, ELF),
         (DumpFormat.ELF_ZSTD, ELF_HEAD + bytes(64 << 20)),  # and takes next to nothing packed
-        (DumpFormat.KDUMP_ZLIB, KDUMP),
-        (DumpFormat.KDUMP_ZLIB, FLAT_HEADER + piece(1 << 40, b"x") + END),
+        (DumpFormat.KDUMP_LZO, KDUMP),
+        (DumpFormat.KDUMP_LZO, FLAT_HEADER + piece(1 << 40, b"x") + END),
     ],
 )
 async def test_more_than_a_guest_has_is_no_dump(
@@ -165,7 +224,7 @@ async def test_more_than_a_guest_has_is_no_dump(
 
 
 @pytest.mark.parametrize(
-    ("kind", "data"), [(DumpFormat.ELF, ELF[:100]), (DumpFormat.KDUMP_ZLIB, KDUMP[:5000])]
+    ("kind", "data"), [(DumpFormat.ELF, ELF[:100]), (DumpFormat.KDUMP_LZO, KDUMP[:5000])]
 )
 async def test_dump_that_comes_too_slowly_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: DumpFormat, data: bytes
@@ -177,6 +236,7 @@ async def test_dump_that_comes_too_slowly_is_given_up(
         writer = DumpWriter(
             *(reading, tmp_path / "vm" / "dump", kind),
             settings=settings,
+            selection=ALL,
             least=0,
             most=None,
             progress=DumpProgress(),
@@ -202,6 +262,7 @@ async def test_who_is_not_read_is_not_slow(tmp_path: Path, monkeypatch: pytest.M
         writer = DumpWriter(
             *(reading, tmp_path / "vm" / "dump", DumpFormat.ELF),
             settings=settings,
+            selection=ALL,
             least=0,
             most=None,
             progress=DumpProgress(),

@@ -41,7 +41,7 @@ async def test_file_system_that_hangs_keeps_nobody_from_anything(
 
 async def test_panic_s_words_are_found_on_the_console(socket_dir: Path) -> None:
     console = socket_dir / "console"
-    console.write_bytes(b"[    1.000000] Kernel panic - not syncing: VFS\x1b[2J\r\n")
+    console.write_bytes(b"[    1.000000] Kernel panic - not syncing: VFS\x07\r\n")
     policy = {"on_crash": "restart", "evidence": {"budget": "3s", "consoles": [str(console)]}}
     vm = FakeQemu(socket_dir / "vm.qmp")
     async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
@@ -49,7 +49,7 @@ async def test_panic_s_words_are_found_on_the_console(socket_dir: Path) -> None:
         vm.panic({"type": "s390", "core": 1, "psw-mask": 1, "psw-addr": 2, "reason": "pgmint-loop"})
         incident = await daemon.wait_incident("vm", ending="restarted")
         (told,) = daemon.logged("panic line", incident=incident.id)
-        assert told["panic_line"] == r"Kernel panic - not syncing: VFS\x1b[2J"
+        assert told["panic_line"] == r"Kernel panic - not syncing: VFS\x07"
         record: Any = await daemon.call("incident", incident=incident.id)
         assert record["panic_line"] == told["panic_line"]
         facts = record["evidence"]["facts"]

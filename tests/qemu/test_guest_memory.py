@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,13 +12,19 @@ from pathlib import Path
 import pytest
 import trio
 
+from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.event_outlet import Heard
-from panicd.qemu.guest_memory import MAX_FILE, _open_file, read_kernel_log
+from panicd.qemu.guest_memory import (
+    _open_file,
+    _read_words,
+    notes_of_dump,
+    read_kernel_log,
+)
 from panicd.qemu.monitor import SessionLostError, event_loop, open_monitor
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
-from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 from panicd.rules.kernel_log import panic_line
 from panicd.rules.qapi import DumpCompletedEvent, RunState
 from tests.parts.fake import FakeQemu
@@ -159,12 +166,12 @@ async def test_qemu_refuses(socket_dir: Path) -> None:
 
 
 def test_qemu_can_t_write_without_bound() -> None:
-    with _open_file() as file:
-        assert os.pwrite(file, b"xx", MAX_FILE - 1) == 1
+    with _open_file(4096) as file:
+        assert os.pwrite(file, b"xx", 4096 - 1) == 1
         with pytest.raises(PermissionError):
-            os.pwrite(file, b"x", MAX_FILE)
+            os.pwrite(file, b"x", 4096)
         with pytest.raises(PermissionError):
-            os.ftruncate(file, MAX_FILE + 1)
+            os.ftruncate(file, 4096 + 1)
 
 
 async def test_qemu_dies(socket_dir: Path) -> None:
@@ -173,3 +180,70 @@ async def test_qemu_dies(socket_dir: Path) -> None:
         fake.cut_before("dump-guest-memory")
         with pytest.raises(SessionLostError):
             await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+
+
+async def test_the_notes_are_those_of_a_dump_that_another_makes_and_it_is_given_up() -> None:
+    written = 0
+
+    async def dump(path: Path, kind: str, _timeout: float) -> None:
+        nonlocal written
+        assert kind == "elf"
+        async with await trio.open_file(path, "wb", buffering=0) as file:
+            try:
+                for part in (DUMP_HEAD, *[bytes(65536)] * 1000):
+                    written += await file.write(part)
+            except BrokenPipeError as error:
+                raise DumpError(DumpFailure.REFUSED, "an error occurred") from error
+
+    notes = await notes_of_dump(dump, TIME_LIMIT)
+    assert notes == NOTE
+    assert written < 1 << 20
+
+
+async def test_no_dump_no_notes() -> None:
+    async def refused(_path: Path, _kind: str, _timeout: float) -> None:
+        raise DumpError(DumpFailure.REFUSED, "domain is not running")
+
+    async def short(path: Path, _kind: str, _timeout: float) -> None:
+        await trio.Path(path).write_bytes(DUMP_HEAD)
+
+    async def silent(_path: Path, _kind: str, _timeout: float) -> None:
+        await trio.sleep_forever()
+
+    for dump, limit, why in (
+        (refused, TIME_LIMIT, "no dump's notes: refused: domain is not running"),
+        (short, TIME_LIMIT, "no dump's notes: it ended early"),
+        (silent, 0.05, "no dump's notes: the time is over"),
+    ):
+        with pytest.raises(NotReadableError, match=why):
+            await notes_of_dump(dump, limit)
+
+
+NOTE = struct.pack("<III8s", 5, 0, 1, b"CORE")
+DUMP_HEAD = (
+    struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 4, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0
+    )
+    + struct.pack("<IIQQQQQQ", 4, 0, 176, 0, 0, len(NOTE), len(NOTE), 0)
+    + struct.pack("<IIQQQQQQ", 1, 0, 176 + len(NOTE), 0, 0, 1 << 20, 1 << 20, 0)
+    + NOTE
+)
+
+
+@pytest.mark.real
+async def test_the_human_monitor_shows_what_is_there(socket_dir: Path) -> None:
+    with fail_after(TIME_LIMIT):
+        async with (
+            RealQemu.start(socket_dir, paused=True) as vm,
+            session_at(vm.socket) as session,
+        ):
+            deadline = trio.current_time() + TIME_LIMIT
+            for request in (ReadRequest(0xF0000, 64 * 1024), ReadRequest(0, 4096)):
+                saved = trio.Path(socket_dir) / f"{request.physical:x}"
+                where = {"val": request.physical, "size": request.length, "filename": str(saved)}
+                await session.execute("pmemsave", where)
+                assert await saved.read_bytes() == await _read_words(
+                    session, request, deadline=deadline
+                )
+            with pytest.raises(NotReadableError, match="no guest memory at"):
+                await _read_words(session, ReadRequest(1 << 51, 4096), deadline=deadline)

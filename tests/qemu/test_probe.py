@@ -12,8 +12,9 @@ import pytest
 from panicd.connector import connect
 from panicd.qemu.monitor import CommandError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe
-from panicd.rules.capability import Armed, PanicDevice
+from panicd.rules.capability import Armed
 from panicd.rules.command_line import CommandLine, parse_command_line
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
 from tests.parts.fake import FakeQemu

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from panicd.qemu.socket_table import DOES_NOT_ANSWER, TAKEN, Service, SocketTable, services
 
@@ -68,6 +70,17 @@ async def test_why_a_monitor_says_nothing(listener: socket.socket) -> None:
             why = "QEMU does not answer: no answer to it"
             greeted = await SocketTable().why_silent(path, "no answer to it", greeted=True)
             assert greeted == (why, True)
+
+
+async def test_without_a_thread_to_read_it_nothing_is_known(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_arguments: Any, **_keywords: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
+    assert await SocketTable().service(listener.getsockname()) is Service.UNKNOWN
 
 
 def test_a_path_with_spaces_and_lines_that_make_no_sense() -> None:

@@ -16,7 +16,8 @@ def commands_page(group: click.Group, name: str) -> str:
         "Each command takes `-h` and `--help` too.",
         *(
             _section(click.Context(command, info_name=child, parent=root), command)
-            for child, command in sorted(group.commands.items())
+            for child in group.list_commands(root)
+            if (command := group.resolve_command(root, [child])[1])
         ),
     ]
     return "\n\n".join(sections) + "\n"

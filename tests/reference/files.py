@@ -1,5 +1,6 @@
 """Which files there are, and how each is written."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -91,17 +92,34 @@ def completion(shell: str) -> str:
     return found.source_template % variables.source_vars()
 
 
+def _released() -> str:
+    """When this version was released, as the changelog's first heading has it, or 'unreleased'."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    found = re.search(r"^## (\S+) \((.+)\)$", changelog, re.MULTILINE)
+    assert found is not None, "CHANGELOG.md: no heading like '## 1.2.3 (2026-01-31)'"
+    assert found[1] == __version__, (
+        f"CHANGELOG.md begins with {found[1]}, and this is {__version__}"
+    )
+    return found[2]
+
+
 def _commands() -> str:
     return commands_page(main, PROGRAM)
 
 
 def _page(section: int, name: str, purpose: str, manual: str, markdown: str) -> str:
-    heading = f'.TH "{plain(name.upper())}" {section} "" "panicd {__version__}" "{manual}"'
+    heading = (
+        f'.TH "{plain(name.upper())}" {section} "{plain(_released())}" '
+        f'"panicd {__version__}" "{manual}"'
+    )
     return "\n".join(
         [
             r".\" Written by `make reference`.",
             heading,
-            ".ad l",  # long words of code would tear gaps into justified lines
+            # Long words of code would tear gaps into justified lines. groff from 1.23 on asks a
+            # string with each paragraph; older ones and mandoc take the request.
+            ".ds AD l",
+            ".ad l",
             ".SH NAME",
             f"{plain(name)} \\- {purpose}",
             man_body(markdown),

@@ -5,9 +5,10 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from panicd.rules.capability import Capability, PanicDevice, PanicSetting, Version
+from panicd.rules.capability import Capability, PanicSetting, Version
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Reason, Situation
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.settings import (

@@ -5,12 +5,12 @@ import pytest
 from panicd.rules.capability import (
     Armed,
     Capability,
-    PanicDevice,
     PanicSetting,
     Version,
     is_backport,
     is_neutral,
 )
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.qapi import RunState
 from tests.rules.strategies import MODERN
 

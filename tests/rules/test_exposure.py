@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from panicd.rules.capability import Capability, PanicDevice
+from panicd.rules.capability import Capability
 from panicd.rules.exposure import Exposure, exposures
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Situation, decide
 from panicd.rules.settings import Budget, Policy, Relaunch
 from tests.rules.strategies import COREDUMP, IRREVERSIBLE, MODERN, NOW

@@ -1,10 +1,12 @@
+from typing import cast
+
 import pytest
 
 from panicd.rules.guest_memory.memory import MAX_REQUEST, PAGE, Limits
-from panicd.rules.guest_memory.reading import NotReadableError
-from panicd.rules.kernel_log import read_log
+from panicd.rules.guest_memory.reading import NotReadableError, Reading
+from panicd.rules.kernel_log import KernelLog, read_log
 from tests.rules.kernel_logs import LIMITS, PANIC, guest, read, texts
-from tests.rules.linux_memory import RING, TOP_TABLE, LinuxMemory, Served
+from tests.rules.linux_memory import RING, TOP_TABLE, LinuxMemory, Served, serve
 
 
 def many() -> LinuxMemory:
@@ -14,7 +16,7 @@ def many() -> LinuxMemory:
 @pytest.mark.parametrize(
     "limits",
     [
-        Limits(lines=1000, requests=12),
+        Limits(lines=1000, requests=7),
         Limits(lines=1000, size=200_000),
         Limits(lines=1000, records=300),
     ],
@@ -59,6 +61,27 @@ def test_time_is_over() -> None:
     with pytest.raises(StopIteration) as end:
         reader.throw(NotReadableError("the time is over"))
     assert texts(end.value.value)[-1] == f"{999:4}" * 50
+
+
+def test_the_newest_are_read_where_what_is_older_can_not_be() -> None:
+    def refused() -> Reading[KernelLog]:
+        reader = read_log(memory.info(), Limits(lines=1000))
+        request = next(reader)
+        try:
+            while True:
+                data = yield request
+                if old in data:
+                    request = reader.throw(NotReadableError("no guest memory there"))
+                else:
+                    request = reader.send(data)
+        except StopIteration as end:
+            return cast("KernelLog", end.value)
+
+    memory, old = many(), f"{700:4}".encode() * 50
+    log = serve(refused(), memory)
+    assert texts(log) == [f"{n:4}" * 50 for n in range(1000 - len(log.lines), 1000)]
+    assert 150 <= len(log.lines) < 300
+    assert not log.complete
 
 
 def test_one_page_for_all_addresses_ends_too() -> None:

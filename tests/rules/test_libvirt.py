@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from panicd.rules.capability import Capability, PanicDevice, PanicSetting, run_by_libvirt
+from panicd.rules.capability import Capability, PanicSetting, run_by_libvirt
 from panicd.rules.libvirt import (
     METADATA_URI,
     LibvirtDomain,
@@ -20,6 +20,7 @@ from panicd.rules.libvirt import (
     pid_file,
 )
 from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.plan import Cont, Dump, Quit, SystemReset, make_plan
 from panicd.rules.policy import Reason, Situation, decide, panic_setting
 from panicd.rules.qapi import RunState
@@ -28,6 +29,12 @@ from panicd.rules.settings import CoredumpSettings, Policy
 POLICY = Policy(CoredumpSettings(Path("/dumps")), on_crash=OnCrash.COREDUMP_RESTART)
 INHERITS = Policy(CoredumpSettings(Path("/dumps")), inherits_on_crash=True)
 PANICKED = Situation(RunState.GUEST_PANICKED)
+
+
+QEMU_ARGUMENT = (
+    "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+    "<q:arg value='-device'/><q:arg value='{}'/></q:commandline>"
+)
 
 
 def xml(inside: str = "", number: str = "id='3'") -> str:
@@ -128,6 +135,21 @@ def test_only_a_policy_that_inherits_does() -> None:
     assert inherit(INHERITS, domain("something-new")).on_crash is OnCrash.PRESERVE
     assert inherit(INHERITS, None) is INHERITS
     assert inherit(POLICY, domain("destroy")) is POLICY
+
+
+@pytest.mark.parametrize(
+    ("inside", "has"),
+    [
+        ("", False),
+        ("<features><vmcoreinfo state='on'/></features>", True),
+        ("<features><acpi/><vmcoreinfo/></features>", True),
+        ("<features><vmcoreinfo state='off'/></features>", False),
+        (QEMU_ARGUMENT.format("vmcoreinfo"), True),
+        (QEMU_ARGUMENT.format("pvpanic"), False),
+    ],
+)
+def test_whether_the_guest_s_kernel_can_leave_a_note(inside: str, has: bool) -> None:
+    assert parse_domain(xml(inside)).has_vmcoreinfo is has
 
 
 def test_a_panic_device_of_libvirt_s_was_asked_for() -> None:

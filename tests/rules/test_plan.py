@@ -177,10 +177,11 @@ def test_a_required_dump_stands_in_the_way_of_the_action(effective: str) -> None
 @pytest.mark.parametrize(
     ("wanted", "offered", "written"),
     [
-        (DumpFormat.KDUMP_ZLIB, (DumpFormat.ELF, DumpFormat.KDUMP_ZLIB), DumpFormat.KDUMP_ZLIB),
-        (DumpFormat.KDUMP_ZLIB, (DumpFormat.ELF, DumpFormat.KDUMP_LZO), DumpFormat.ELF),
+        (DumpFormat.KDUMP_LZO, (DumpFormat.ELF, DumpFormat.KDUMP_LZO), DumpFormat.KDUMP_LZO),
+        (DumpFormat.KDUMP_LZO, (DumpFormat.ELF, DumpFormat.KDUMP_ZLIB), DumpFormat.ELF),
         (DumpFormat.ELF_ZSTD, (DumpFormat.ELF,), DumpFormat.ELF_ZSTD),
-        (DumpFormat.KDUMP_ZLIB, (), DumpFormat.ELF),
+        (DumpFormat.KDUMP_ZLIB, (DumpFormat.ELF,), DumpFormat.KDUMP_ZLIB),
+        (DumpFormat.KDUMP_LZO, (), DumpFormat.ELF),
     ],
 )
 def test_a_dump_is_in_a_format_that_this_qemu_writes(

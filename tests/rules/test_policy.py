@@ -2,8 +2,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from panicd.rules.capability import Capability, PanicDevice
+from panicd.rules.capability import Capability
 from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import (
     EXPLANATIONS,
     Decision,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panicd.rules.capability import Capability, PanicDevice, Version
+from panicd.rules.capability import Capability, Version
 from panicd.rules.incident import (
     Closed,
     Decided,
@@ -31,6 +31,7 @@ from panicd.rules.incident import (
     own_time_over,
 )
 from panicd.rules.on_crash import Action, OnCrash
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.plan import (
     AnyStep,
     AwaitGuestReset,

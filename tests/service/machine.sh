@@ -1,26 +1,21 @@
-# A Debian 12 machine in a folder, with systemd and QEMU, for the scripts that source this.
+# A Debian machine in a folder, with systemd and QEMU, for the scripts that source this.
 # Takes root and the packages debootstrap and systemd-container.
 # shellcheck shell=bash
+source .ci/root.sh
+
+release=${RELEASE:-bookworm}
 
 # make_machine DIRECTORY PACKAGE...
 #
-# Unpack it (about 1 GB, some minutes, once: it is used again), with this tree in /src.
+# Unpack the release that $RELEASE names (about 1 GB, some minutes, once: it is used again), with
+# this tree in /src.
 make_machine() {
   root=$1
   shift
-  if [[ ! -e $root/.complete ]]; then
-    debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,python3,qemu-system-x86 \
-      bookworm "$root" >/dev/null || { echo "remove $root and try again" >&2; exit 1; }
-    # By apt-get, which finds its way where debootstrap's own way with dependencies ends.
-    DEBIAN_FRONTEND=noninteractive chroot "$root" \
-      apt-get -qq install -y --no-install-recommends "$@" </dev/null &>"$root.log" \
-      || { tail -n 30 "$root.log" >&2; exit 1; }
-    touch "$root/.complete"
-  fi
+  make_root "$release" "$root" systemd systemd-sysv dbus python3 qemu-system-x86 "$@"
   rm -rf "$root/src"
   mkdir "$root/src"
   cp -r config panicd pyproject.toml README.md LICENSE share systemd tests "$root/src"
-  cp /etc/resolv.conf "$root/etc/resolv.conf"
 }
 
 # boot_machine: boot what make_machine made, without a network. It is powered off when the script ends.

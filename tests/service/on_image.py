@@ -190,11 +190,16 @@ def as_root_it_starts_with_two_capabilities() -> None:
     assert status["NoNewPrivs"] == ["1"]
 
 
+def it_says_that_it_is_healthy() -> None:
+    assert "status" in inspected(".Config.Healthcheck")
+    run("podman", "healthcheck", "run", "panicd")
+
+
 def memory_is_dumped() -> None:
     start_vm("dump", VM)
     panic("dump")
     until("the dump's end", lambda: incident("dump")["state"] == "preserved")
-    (dump,) = (STATE / "coredumps/dump").glob("*.elf.zst")
+    (dump,) = (STATE / "coredumps").glob("*/dump/*.elf.zst")
     assert dump.stat().st_size > 10_000
 
 
@@ -275,6 +280,7 @@ STEPS = (
     the_image_is_small,
     the_image_holds_no_trace_of_its_build,
     as_root_it_starts_with_two_capabilities,
+    it_says_that_it_is_healthy,
     memory_is_dumped,
     a_panicked_guest_is_destroyed,
     another_user_s_hung_qemu_is_ended,

@@ -1,7 +1,7 @@
 """The installed service, tried on a machine that systemd runs: ``python3 on_systemd.py``.
 
 For a machine that may be spoiled, such as the one that `make service-test` makes. It takes root,
-panicd installed as docs/operations.md says, a QEMU, and nothing beyond Python's own library. The
+panicd's package, a QEMU, and nothing beyond Python's own library. The
 names of steps may be given, to take only those.
 """
 
@@ -150,7 +150,7 @@ def set_up() -> None:
     hook.write_text(f'#!/bin/sh\necho "$PANICD_NOTICE $PANICD_DOMAIN nice $(nice)" >>{HOOKED}\n')
     hook.chmod(0o755)
     hashed = run(
-        "/opt/panicd/bin/python3",
+        "/usr/lib/panicd/bin/python3",
         *("-c", "import bcrypt; print(bcrypt.hashpw(b'secret', bcrypt.gensalt(6)).decode())"),
     )
     (CONFIG.parent / "web.yaml").write_text(f"basic_auth_users: {{ops: {hashed.strip()}}}\n")
@@ -191,7 +191,7 @@ def memory_is_dumped() -> None:
     start_vm("dump")
     panic("dump")
     until("the dump's end", lambda: incident("dump")["state"] == "preserved")
-    dumps = list(Path("/var/lib/panicd/coredumps/dump").iterdir())
+    dumps = list(Path("/var/lib/panicd/coredumps").glob("*/dump/*"))
     assert any(path.stat().st_size > 10_000 for path in dumps), dumps
 
 

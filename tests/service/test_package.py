@@ -1,5 +1,7 @@
 """The wheel and the sdist: what they hold, built without a network."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -96,10 +98,31 @@ def test_the_wheel_says_what_it_is(wheel: dict[str, bytes]) -> None:
 
     assert (said["Name"], said["Version"]) == ("panicd", __version__)
     assert said["License-Expression"] == "Apache-2.0"
-    assert said["Requires-Python"] == ">=3.11"
+    assert said["Requires-Python"] == "<3.15,>=3.11"
     assert f"{STEM}.dist-info/licenses/LICENSE" in wheel
     # The README is its long description. Its links lead to files of the repository.
     assert str(said.get_payload()).startswith("# panicd\n")
     assert "panicd = panicd.cli:main" in wheel[f"{STEM}.dist-info/entry_points.txt"].decode()
     # Any Linux, any Python that is new enough: nothing is compiled.
     assert b"Tag: py3-none-any" in wheel[f"{STEM}.dist-info/WHEEL"]
+
+
+def test_the_bill_of_materials_names_each_wheel(tmp_path: Path) -> None:
+    wheel = build("wheel", ROOT, tmp_path)
+
+    told = [
+        subprocess.run(
+            [ROOT / "package/sbom", tmp_path], capture_output=True, check=True, timeout=60
+        ).stdout
+        for _ in range(2)
+    ]
+
+    assert told[0] == told[1]
+    bom = json.loads(told[0])
+    assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.5")
+    assert bom["metadata"]["component"]["version"] == __version__
+    (component,) = bom["components"]
+    assert component["purl"] == f"pkg:pypi/panicd@{__version__}"
+    assert component["licenses"] == [{"expression": "Apache-2.0"}]
+    assert component["hashes"][0]["content"] == hashlib.sha256(wheel.read_bytes()).hexdigest()
+    assert bom["dependencies"][0]["dependsOn"] == [component["bom-ref"]]

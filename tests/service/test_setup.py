@@ -13,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.parts.nobody import needs_root
 from tests.service.on_image import WRITTEN, documented
 
 ROOT = Path(__file__).parents[2]
@@ -73,15 +74,16 @@ def test_the_tests_run_with_what_is_shipped() -> None:
 
 
 @pytest.mark.parametrize(
-    "file", [".ci/setup", "Containerfile", "docs/operations.md", "docs/guide.md"]
+    ("file", "count"),
+    [(".ci/setup", 2), ("Containerfile", 4), ("package/stage", 1), ("package/version.sh", 1)],
 )
-def test_nothing_is_installed_that_has_no_hash(file: str) -> None:
+def test_nothing_is_installed_that_has_no_hash(file: str, count: int) -> None:
     """A pip that fetches wants hashes; one that has them all by then is kept from fetching."""
     text = (ROOT / file).read_text().replace("\\\n", "").replace('"${pip[@]}"', "pip install")
-    commands = re.findall(r"^(?:RUN)?[^#(\n]*pip (?:install|wheel) .*", text, re.MULTILINE)
+    commands = re.findall(r"^(?:RUN)?[^#(\n]*pip (?:install|wheel|download) .*", text, re.MULTILINE)
     commands = [each for line in commands for each in line.split("&&") if "pip" in each]
     commands = [each for each in commands if "uninstall" not in each and "-m venv" not in each]
-    assert len(commands) >= 2
+    assert len(commands) == count
     for command in commands:
         fetches_nothing = "--no-build-isolation" in command or "--no-index" in command
         assert "--require-hashes" in command or ("--no-deps" in command and fetches_nothing)
@@ -96,8 +98,8 @@ def test_pins_name_no_place_to_fetch_from(path: Path, forbidden: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        *("help", "test", "service-test", "image-test", "demo"),
-        *("lint", "reference", "requirements", "clean"),
+        *("help", "test", "release-test", "service-test", "package-test", "image-test", "demo"),
+        *("deb", "rpm", "release", "lint", "reference", "requirements", "clean"),
     ],
 )
 def test_make_target_exists(target: str) -> None:
@@ -110,7 +112,7 @@ def test_make_target_exists(target: str) -> None:
 
 def test_make_test_sets_up_and_passes_arguments_to_pytest() -> None:
     dry_run = subprocess.run(
-        ["make", "--dry-run", "test", "ARGS=-k policy"],
+        ["make", "--no-print-directory", "--dry-run", "test", "ARGS=-k policy"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -123,9 +125,16 @@ def test_make_test_sets_up_and_passes_arguments_to_pytest() -> None:
     ]
 
 
-@pytest.mark.parametrize("script", ["run", "setup", "install"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        *(".ci/run", ".ci/setup", ".ci/install", ".ci/on"),
+        *("package/deb", "package/rpm", "package/stage", "package/release"),
+        *("tests/service/container", "tests/service/image", "tests/service/package"),
+    ],
+)
 def test_script_can_be_run(script: str) -> None:
-    path = ROOT / ".ci" / script
+    path = ROOT / script
 
     assert os.access(path, os.X_OK)
     assert "set -euo pipefail" in path.read_text()
@@ -197,6 +206,46 @@ def test_another_user_is_told_exactly_what_is_missing(
         f"panicd's set-up: these Debian packages are missing: {missing}",
         "Install them, as root, with:",
         f"  apt-get install --no-install-recommends {missing}",
+    ]
+
+
+INSTALLED_APART = """
+mount -t tmpfs none /etc/systemd/system
+mount -t tmpfs none /usr/sbin
+mkdir /etc/systemd/system/multi-user.target.wants
+ln -s /lib/systemd/system/here.service /etc/systemd/system/multi-user.target.wants/
+exec "$1" virtual-machines
+"""
+APT_GET = """#!/bin/sh
+case "$*" in *virtual-machines)
+  mkdir -p /etc/systemd/system/sockets.target.wants
+  ln -s /lib/systemd/system/virtlogd.socket /etc/systemd/system/sockets.target.wants/
+  ln -s /lib/systemd/system/libvirt-guests.service /etc/systemd/system/multi-user.target.wants/
+esac
+"""
+SYSTEMCTL = """#!/bin/sh
+echo "systemctl $*"
+"""
+
+
+@needs_root
+def test_what_is_installed_does_not_start_at_the_next_boot(tmp_path: Path) -> None:
+    for name, text in (("apt-get", APT_GET), ("systemctl", SYSTEMCTL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-euc", INSTALLED_APART, "bash", ROOT / ".ci/install"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+
+    assert done.stdout.splitlines() == [
+        "panicd's set-up: installing virtual-machines",
+        "systemctl disable --quiet libvirt-guests.service virtlogd.socket",
     ]
 
 

@@ -7,6 +7,9 @@
     reading      one request for memory, and how a reader asks for it
     memory       guest-physical pages, each read once, within limits; the walk of the page tables
     printk       the kernel's ring buffer of log records
+    page_layout  what the kernel writes about each page
+    page_map     where it does
+    kdump_head   the beginning of a dump in the kdump-compressed format
 
 ``panicd.rules.kernel_log`` makes lines of it. Nothing here reads anything: a reader is a generator
 that yields ``ReadRequest`` and is sent the bytes. The guest wrote all of it and may lie, so every

@@ -4,7 +4,7 @@ Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3, 
 and 5-level paging'; Linux, ``Documentation/arch/x86/x86_64/mm.rst``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,6 +49,11 @@ class PhysicalMemory:
         self._pages: dict[int, bytes] = {}
         self._requests_left = limits.requests
         self._pages_left = limits.size // PAGE
+
+    @property
+    def pages(self) -> Collection[int]:
+        """The numbers of the pages that were read."""
+        return self._pages.keys()
 
     def read(self, address: int, length: int) -> Reading[bytes]:
         """Return a range of guest-physical memory.
@@ -122,7 +127,7 @@ class KernelMemory:
         """
         runs: list[range] = []
         while length > 0:
-            mapped = yield from self._translate(address)
+            mapped = yield from self.locate(address)
             size = min(len(mapped), length)
             start = mapped.start
             if runs and runs[-1].stop == start:
@@ -135,7 +140,7 @@ class KernelMemory:
             data += yield from self._physical.read(run.start, len(run))
         return data
 
-    def _translate(self, address: int) -> Reading[range]:
+    def locate(self, address: int) -> Reading[range]:
         """Return the physical memory that is mapped from an address on, to its mapping's end."""
         if 0 <= address - KERNEL_MAP < KERNEL_MAP_SIZE:
             return range(self._in_image(address), self._in_image(KERNEL_MAP + KERNEL_MAP_SIZE))

@@ -9,7 +9,7 @@ Source: Linux, ``kernel/printk/printk_ringbuffer.[ch]``, 5.10 and later.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from panicd.rules.guest_memory.memory import PAGE, KernelMemory
 from panicd.rules.guest_memory.reading import NotReadableError, Reading
@@ -28,10 +28,10 @@ _EMPTY_LINE: Final = 3  # a text position of a record without text
 _NO_BLOCK: Final = 1  # in a text position: there is no block
 _MAX_BITS: Final = 31  # Linux, LOG_BUF_LEN_MAX
 _CALLER_IS_CPU: Final = 1 << 31
+_TEXT_LENGTH: Final = 0xFFFF  # the bits of it beside what kind of record it is
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A log record.
 
     Attributes:
@@ -108,37 +108,45 @@ class PrintkRing:
         descriptors = yield from self._entries(self._descriptors, layout.descriptor, first, count)
         infos = yield from self._entries(self._infos, layout.info, first, count)
         ids = [id_ & _ID_MASK for id_ in range(first, first + count)]
+        states = layout.descriptor.column(descriptors, "state_var")
+        begins = layout.positions.column(descriptors, "begin")
+        ends = layout.positions.column(descriptors, "next")
+        lengths = layout.info.column(infos, "text_len")
         places = []
-        for id_, descriptor, info in zip(ids, descriptors, infos, strict=True):
-            state = layout.state(descriptor)
+        for id_, state, begin, end, length in zip(ids, states, begins, ends, lengths, strict=True):
             if state == _REUSABLE << _ID_BITS | id_:
                 self.lost -= 1  # the oldest may be there without being a record any longer
             elif state in {_COMMITTED << _ID_BITS | id_, _FINALIZED << _ID_BITS | id_}:
-                places += self._place(id_, descriptor, info)
+                places += self._place(id_, begin, end, length & _TEXT_LENGTH)
         texts = yield from self._read_texts(places)
         self.lost += count - len(texts)
+        sequence = layout.info.column(infos, "seq")
+        times = layout.info.column(infos, "ts_nsec")
+        callers = layout.info.column(infos, "caller_id")
+        described = zip(ids, sequence, times, lengths, callers, strict=True)
         return [
-            layout.record(info, texts[id_])
-            for id_, info in zip(ids, infos, strict=True)
+            _record(seq, time, length, caller, texts[id_])
+            for id_, seq, time, length, caller in described
             if id_ in texts
         ]
 
-    def _entries(
-        self, array: int, entry: Structure, first: int, count: int
-    ) -> Reading[list[bytes]]:
+    def _entries(self, array: int, entry: Structure, first: int, count: int) -> Reading[bytes]:
         """Return the entries of an array that belong to ``count`` ids, which may wrap around."""
         start = first % self._capacity
         before_end = min(count, self._capacity - start)
         data = yield from self._memory.read(array + start * entry.size, before_end * entry.size)
         data += yield from self._memory.read(array, (count - before_end) * entry.size)
-        return [data[i : i + entry.size] for i in range(0, len(data), entry.size)]
+        return data
 
-    def _place(self, id_: int, descriptor: bytes, info: bytes) -> list[_Place]:
-        """Return where a record's text lies; nothing where it has no block that makes sense."""
-        layout = self._layout
-        position = layout.descriptor.part(descriptor, "text_blk_lpos")
-        begin = layout.position.unsigned(position, "begin")
-        end = layout.position.unsigned(position, "next")
+    def _place(self, id_: int, begin: int, end: int, text_length: int) -> list[_Place]:
+        """Return where a record's text lies; nothing where it has no block that makes sense.
+
+        Args:
+            id_: of its descriptor.
+            begin: its block's position, as it stands there.
+            end: the next one's.
+            text_length: bytes.
+        """
         if begin == end == _EMPTY_LINE:
             return [_Place(id_, 0, 0)]
         if begin & _NO_BLOCK or end & _NO_BLOCK:
@@ -155,7 +163,7 @@ class PrintkRing:
                 start, room = 0, last % size + 1
             case _:
                 return []
-        length = _LONG + layout.text_length(info)
+        length = _LONG + text_length
         if length > room or start + length > size:
             return []
         return [_Place(id_, start, min(length, _LONG + MAX_TEXT))]
@@ -211,30 +219,24 @@ class _Layout:
             "printk_ringbuffer",
             {"desc_ring": self.descriptors.size, "text_data_ring": self.texts.size},
         )
-        self.position = info.structure("prb_data_blk_lpos", {"begin": _LONG, "next": _LONG})
+        position = info.structure("prb_data_blk_lpos", {"begin": _LONG, "next": _LONG})
         self.descriptor = info.structure(
-            "prb_desc", {"state_var": _LONG, "text_blk_lpos": self.position.size}
+            "prb_desc", {"state_var": _LONG, "text_blk_lpos": position.size}
         )
+        self.positions = self.descriptor.inner("text_blk_lpos", position)
         # Behind text_len's 16 bits lie facility (8), flags (5) and level (3), without an offset
         # of their own.
         self.info = info.structure(
             "printk_info", {"seq": 8, "ts_nsec": 8, "text_len": 4, "caller_id": 4}
         )
 
-    def state(self, descriptor: bytes) -> int:
-        return self.descriptor.unsigned(descriptor, "state_var")
 
-    def text_length(self, info: bytes) -> int:
-        return self.info.unsigned(info, "text_len") & 0xFFFF
-
-    def record(self, info: bytes, text: bytes) -> Record:
-        length_and_kind = self.info.unsigned(info, "text_len")
-        caller = self.info.unsigned(info, "caller_id")
-        return Record(
-            self.info.unsigned(info, "seq"),
-            self.info.unsigned(info, "ts_nsec"),
-            length_and_kind >> 29,
-            length_and_kind >> 16 & 0xFF,
-            f"C{caller - _CALLER_IS_CPU}" if caller & _CALLER_IS_CPU else f"T{caller}",
-            text,
-        )
+def _record(seq: int, time: int, length_and_kind: int, caller: int, text: bytes) -> Record:
+    return Record(
+        seq,
+        time,
+        length_and_kind >> 29,
+        length_and_kind >> 16 & 0xFF,
+        f"C{caller - _CALLER_IS_CPU}" if caller & _CALLER_IS_CPU else f"T{caller}",
+        text,
+    )

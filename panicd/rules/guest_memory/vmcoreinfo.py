@@ -4,6 +4,7 @@ Source: Linux, ``Documentation/admin-guide/kdump/vmcoreinfo.rst``.
 """
 
 import re
+import struct
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,6 +16,7 @@ MAX_RELEASE: Final = 64  # characters: Linux, __NEW_UTS_LEN
 
 _ADDRESS: Final = re.compile(r"[0-9a-fA-F]{1,16}", re.ASCII)
 _NUMBER: Final = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+_CODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}  # of the module struct, by bytes
 
 
 class Vmcoreinfo:
@@ -57,6 +59,22 @@ class Vmcoreinfo:
         """Return the value of a variable or constant."""
         return self._number(f"NUMBER({name})")
 
+    def has_number(self, name: str) -> bool:
+        """Return whether the kernel tells of a variable or constant."""
+        return f"NUMBER({name})" in self._entries
+
+    def length(self, name: str) -> int:
+        """Return how many elements an array has."""
+        return self._number(f"LENGTH({name})")
+
+    def has_offset(self, structure: str, member: str) -> bool:
+        """Return whether the kernel tells where in a structure a member lies."""
+        return f"OFFSET({structure}.{member})" in self._entries
+
+    def offset(self, structure: str, member: str) -> int:
+        """Return where in a structure a member lies, in bytes, as the kernel says."""
+        return self._number(f"OFFSET({structure}.{member})")
+
     def structure(self, name: str, members: Mapping[str, int]) -> "Structure":
         """Return the layout of a structure.
 
@@ -69,7 +87,7 @@ class Vmcoreinfo:
             raise NotReadableError(f"a {name} of {size} bytes")
         places = {}
         for member, width in members.items():
-            offset = self._number(f"OFFSET({name}.{member})")
+            offset = self.offset(name, member)
             if not 0 <= offset <= size - width:
                 raise NotReadableError(f"{name}.{member} lies outside of it, at {offset}")
             places[member] = slice(offset, offset + width)
@@ -98,9 +116,28 @@ class Structure:
         self.size = size
         self._places = places
 
+    def offset(self, member: str) -> int:
+        """Return where a member lies, in bytes from the structure's beginning."""
+        start: int = self._places[member].start
+        return start
+
     def part(self, data: bytes, member: str) -> bytes:
         """Return a member's bytes; ``data`` holds the structure whole."""
         return data[self._places[member]]
+
+    def inner(self, member: str, structure: "Structure") -> "Structure":
+        """Return the layout of this one, with the members of the structure that a member is."""
+        begin = self._places[member].start
+        places = structure._places.items()  # noqa: SLF001 - of its own class
+        moved = {name: slice(begin + at.start, begin + at.stop) for name, at in places}
+        return Structure(self.size, moved)
+
+    def column(self, data: bytes, member: str) -> list[int]:
+        """Return a member of each of several structures, one behind the other, as ``unsigned``."""
+        place = self._places[member]
+        code = _CODES[place.stop - place.start]
+        layout = struct.Struct(f"<{place.start}x{code}{self.size - place.stop}x")
+        return [number for (number,) in layout.iter_unpack(data)]
 
     def unsigned(self, data: bytes, member: str) -> int:
         """Return a member as an unsigned number, little endian."""

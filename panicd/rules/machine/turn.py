@@ -191,7 +191,9 @@ class Turn:
 
     def end(self, index: int, result: StepResult) -> None:
         """Note how a step ended."""
-        self.note(StepEnded(self.moment.now, index, result.outcome, result.detail))
+        self.note(
+            StepEnded(self.moment.now, index, result.outcome, result.detail, result.signature)
+        )
 
     def done(self, index: int, detail: str = "") -> None:
         """Note that a step is done."""

@@ -12,9 +12,9 @@ import trio
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from panicd.host import control, journal_database
-from panicd.host.logs import escape
+from panicd.host import control_client, journal_database
 from panicd.rules.incident import Incident
+from panicd.rules.printable import escape
 from tests.parts.patience import patience
 from tests.parts.wire import Message
 
@@ -153,7 +153,7 @@ class ObservedDaemon:
             DaemonUnreachableError: It did not answer.
         """
         return await trio.to_thread.run_sync(
-            control.call, self.control_socket, command, arguments, abandon_on_cancel=True
+            control_client.call, self.control_socket, command, arguments, abandon_on_cancel=True
         )
 
     async def domain(self, name: str) -> Any:

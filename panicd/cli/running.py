@@ -1,0 +1,55 @@
+"""``panicd run``: the daemon itself."""
+
+from collections.abc import Iterator
+
+import click
+import trio
+
+from panicd.cli.base import Context, fail
+from panicd.cli.configured import load
+from panicd.daemon import Daemon
+from panicd.host.config import ConfigError
+from panicd.host.control import ControlSocketError
+from panicd.host.http import HttpBindError
+from panicd.host.journal import JournalError
+from panicd.host.logs import configure, last_words
+
+
+@click.command()
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What is logged: this, and what is graver.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Decide, record and report, and do nothing to any VM."
+)
+@click.pass_obj
+def run(context: Context, log_level: str, dry_run: bool) -> None:
+    """Run the daemon, in the foreground.
+
+    It logs to standard error, one JSON object a line; under systemd, fields to the journal. SIGHUP
+    has it read its configuration anew, SIGTERM has it stop; guests keep what arming gave them.
+    """
+    config = load(context.config_file)
+    configure(level=log_level)
+    problems: list[str] = []
+    try:
+        with last_words():
+            daemon = Daemon(context.config_file, config, dry_run=dry_run)
+            trio.run(daemon.run)
+    except* (ConfigError, ControlSocketError, HttpBindError, JournalError, OSError) as errors:
+        problems += map(str, _leaves(errors))
+    if problems:  # what is raised within except* comes out in a group
+        fail("; ".join(problems))
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """Return the exceptions themselves that nested groups hold."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

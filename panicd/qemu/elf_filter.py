@@ -1,0 +1,150 @@
+"""Writes an ELF core from standard input to standard output: a program, run by path, in a process.
+
+Its arguments are what is written (``zstd``: compressed; ``plain``), the dump's level, and what the
+dump says of itself. With bit 1 of the level set, what is empty never reaches compressor or disk: in
+a compressed file it is frames that were compressed before, in a plain one a hole.
+
+The end of a compressed file is a frame that unpackers pass over: what the dump says of itself, the
+length of that, and ``MARK``. Source: RFC 8878, 3.1.2 'Skippable Frames'.
+
+A process of its own keeps the work out of the daemon's interpreter, which many monitors wait for.
+It imports nothing of panicd. Exit status: 0 done, else the errno of what failed; 1, with a
+traceback, for anything else.
+"""
+
+import os
+import struct
+import sys
+from contextlib import suppress
+from typing import Final, Protocol
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+LEVEL: Final = 1
+WORKERS: Final = 2  # threads, where that leaves as many processors to others
+CHUNK: Final = 1 << 17  # bytes
+EMPTY: Final = bytes(CHUNK)
+RUNS: Final = (1 << 24, 1 << 20)
+"""Bytes of the frames for what is empty; what is so for less is not worth one of its own."""
+NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
+LEAVE_OUT_EMPTY: Final = 1  # of a dump level
+MARK: Final = b"panicd"
+SKIPPABLE: Final = struct.Struct("<II")  # magic number, length
+SKIPPABLE_MAGIC: Final = 0x184D2A50
+LENGTH: Final = struct.Struct("<I")
+
+
+class Output(Protocol):
+    """Where the core goes to."""
+
+    def write(self, data: bytes) -> None:
+        """Write what comes next."""
+
+    def skip(self, size: int) -> None:
+        """Write so many empty bytes."""
+
+    def end(self) -> None:
+        """Write what is still waiting."""
+
+
+class Packed:
+    """A file of zstd frames."""
+
+    def __init__(self, about: bytes) -> None:
+        self._about = about
+        self._compressor = zstd.ZstdCompressor(options=_options(_workers()))
+        self._empty = {size: zstd.compress(bytes(size), options=_options(0)) for size in RUNS}
+
+    def write(self, data: bytes) -> None:
+        """Compress it."""
+        _write(self._compressor.compress(data))
+
+    def skip(self, size: int) -> None:
+        """Write frames that were compressed before."""
+        if size >= min(RUNS):
+            _write(self._compressor.flush())
+        for run, frame in self._empty.items():
+            count, size = divmod(size, run)
+            _write(frame * count)
+        if size:
+            self.write(bytes(size))
+
+    def end(self) -> None:
+        """End the last frame, and say what the dump is."""
+        _write(self._compressor.flush())
+        said = self._about + LENGTH.pack(len(self._about)) + MARK
+        _write(SKIPPABLE.pack(SKIPPABLE_MAGIC, len(said)) + said)
+
+
+class Plain:
+    """A file with holes."""
+
+    def __init__(self) -> None:
+        self._at = 0
+
+    def write(self, data: bytes) -> None:
+        """Write it behind what was there."""
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(1, rest, self._at)
+            self._at += written
+            rest = rest[written:]
+
+    def skip(self, size: int) -> None:
+        """Leave a hole."""
+        self._at += size
+
+    def end(self) -> None:
+        """Make a hole at the end part of the file."""
+        os.ftruncate(1, self._at)
+
+
+def main(arguments: list[str]) -> int:
+    """Filter until the input ends; return the exit status."""
+    with suppress(OSError):  # panicd.service's filter of system calls has none
+        os.nice(NICENESS)
+    kind, level, about = arguments
+    output: Output = Packed(about.encode()) if kind == "zstd" else Plain()
+    skips = bool(int(level) & LEAVE_OUT_EMPTY)
+    empty = 0
+    try:
+        while chunk := os.read(0, CHUNK):
+            if skips and chunk == (EMPTY if len(chunk) == CHUNK else EMPTY[: len(chunk)]):
+                empty += len(chunk)
+                continue
+            output.skip(empty)
+            empty = 0
+            output.write(chunk)
+            os.sched_yield()  # where niceness can't be had, and where this thread compresses
+        output.skip(empty)
+        output.end()
+    except OSError as error:
+        return error.errno or 1
+    return 0
+
+
+def _options(workers: int) -> dict[int, int]:
+    return {
+        zstd.CompressionParameter.compression_level: LEVEL,
+        zstd.CompressionParameter.nb_workers: workers,
+        zstd.CompressionParameter.checksum_flag: 1,
+    }
+
+
+def _workers() -> int:
+    """Return how many threads compress; 0: this one does, so on few processors."""
+    _, most = zstd.CompressionParameter.nb_workers.bounds()  # 0 where libzstd was built without
+    return min(WORKERS, most) if len(os.sched_getaffinity(0)) >= 2 * WORKERS else 0
+
+
+def _write(data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(1, rest) :]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""Faults of one monitor.
+
+They say who must act and whether the command may have run::
+
+    MonitorError
+    ├── UnreachableError   no session could be made; try again later
+    │   └── SilentError          what was said was not answered, or nothing was said at all
+    ├── CommandError       QEMU answered that it won't; nothing was done
+    └── UncertainError     no answer: it may or may not have run, ask QEMU for its state
+        ├── SessionLostError     the session ended
+        └── NoReplyError         the time limit was reached, the session goes on
+"""
+
+
+class MonitorError(Exception):
+    """Base of the faults of one monitor."""
+
+
+class UnreachableError(MonitorError):
+    """No session could be made."""
+
+
+class SilentError(UnreachableError):
+    """The monitor takes connections and does not answer: it is taken, or QEMU hangs.
+
+    Attributes:
+        greeted: it has said what it is, so it is not taken.
+    """
+
+    def __init__(self, message: str, *, greeted: bool) -> None:
+        super().__init__(message)
+        self.greeted = greeted
+
+
+class CommandError(MonitorError):
+    """QEMU answered with an error: the command was not carried out.
+
+    Attributes:
+        error_class: ``GenericError``, ``CommandNotFound``, … (QAPI ``QapiErrorClass``).
+        description: QEMU's text, for people.
+    """
+
+    def __init__(self, error_class: str, description: str) -> None:
+        super().__init__(f"{error_class}: {description}")
+        self.error_class = error_class
+        self.description = description
+
+
+class UncertainError(MonitorError):
+    """No answer came: the command may or may not have been carried out."""
+
+
+class SessionLostError(UncertainError):
+    """The session has ended."""
+
+
+class NoReplyError(UncertainError):
+    """No answer came in time; the session goes on."""

@@ -1,0 +1,125 @@
+"""What tells one panic from another, and the same panic elsewhere or last Tuesday from a new one.
+
+A signature has a *title*, the kind of trouble without what differs from guest to guest, and up to
+three *frames*, the functions that it happened in. Its *hash* is made of the title and the first
+frame; the others tell people more, and differ with how the kernel came there. Where neither frames
+nor the title tell it from others of its kind, a signature is *weak*: it has no hash, and nothing is
+said to be the same as it.
+
+The hash begins with the version of how it is made, so that two of different versions never compare.
+
+What is measured of it stands in docs/panics.md.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from panicd.rules.bug_check import BUG_CHECKS
+from panicd.rules.panic_text.cause import Cause, Worth
+from panicd.rules.panic_text.consequences import PANIC
+from panicd.rules.panic_text.heads import LOOKED_AT, Head, Nature, head_of
+from panicd.rules.panic_text.line import LogLine
+from panicd.rules.panic_text.trace import frames
+from panicd.rules.payload import windows_bug_check
+from panicd.rules.qapi import PanicInformation
+
+VERSION: Final = 1
+DIGITS: Final = 10  # of the hash: of 1,000 panics two share one with a chance of 1 in 2 million
+TITLE_KEPT: Final = 120  # characters
+NEXT: Final = 4  # lines of a report that say whether memory was read or written
+_ACCESS: Final = re.compile(r"(Read|Write) (?:of size|at addr) ")
+_STATUS: Final = 1 << 32  # a bug check's parameters below are codes, those above are addresses
+
+_DIFFERS: Final = re.compile(
+    r"\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?|0x[0-9a-f]+|\b(?=[a-z]*[0-9])[0-9a-f]{8,}\b|[0-9]+|\"[^\"]*\"",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a panic is known by.
+
+    Attributes:
+        title: the kind of trouble.
+        frames: functions it happened in, the most telling first.
+        hash: what it is compared by; empty: it is weak, and not compared.
+    """
+
+    title: str
+    frames: tuple[str, ...] = ()
+    hash: str = ""
+
+    @property
+    def full(self) -> str:
+        """What it is, with all its frames."""
+        return " in ".join(filter(None, (self.title, " < ".join(self.frames))))
+
+
+def signature_of(lines: Sequence[LogLine], cause: Cause) -> Signature | None:
+    """Return the signature of the panic that a log ends with; None where it names no cause.
+
+    Args:
+        lines: the log's last lines, oldest first.
+        cause: what was found to be why, among them.
+    """
+    if cause.worth < Worth.LATER:
+        return None
+    head = cause.head or head_of(lines[cause.at].text)
+    if head is None:
+        return _strong(_own_reason(lines[cause.at].text))
+    found = frames(lines, cause.at, head.nature)
+    title = head.title + _access(lines[cause.at : cause.at + NEXT])
+    if cause.worth is Worth.LATER or not _tells(head, found):
+        return Signature(title[:TITLE_KEPT], found)
+    if head.nature is Nature.REASON:
+        return _strong(title, found, told_by=())
+    return _strong(title, found)
+
+
+def signature_of_payload(information: PanicInformation | None) -> Signature | None:
+    """Return the signature of a Windows' bug check, by its code and small parameters."""
+    check = windows_bug_check(information)
+    if check is None:
+        return None
+    bug_check, parameters = check
+    name = BUG_CHECKS.get(bug_check, "of no known name")
+    # A status code may be sign-extended, as the bug check itself.
+    codes = [
+        number - 2**64 + _STATUS if number >= 2**64 - _STATUS else number for number in parameters
+    ]
+    small = [f"{code:#x}" if code < _STATUS else "…" for code in codes]
+    title = f"bug check {bug_check:#x} {name} ({', '.join(small)})"
+    return _strong(title)
+
+
+def _access(report: Sequence[LogLine]) -> str:
+    """Return whether a sanitizer saw a read or a write, as the line after a report's head says."""
+    first, *others = report
+    said = (_ACCESS.match(line.text) for line in others if line.caller == first.caller)
+    return next((f" ({access[1].lower()})" for access in said if access), "")
+
+
+def _tells(head: Head, found: tuple[str, ...]) -> bool:
+    """Return whether a panic is told from others of its kind."""
+    if head.nature is Nature.NOTE:
+        return False
+    return bool(found) or head.nature is Nature.REASON or "file" in head.words
+
+
+def _own_reason(text: str) -> str:
+    panic = PANIC.match(text)
+    reason = (panic["reason"] if panic else text)[:LOOKED_AT]
+    return "panic: " + " ".join(_DIFFERS.sub("#", reason).split())
+
+
+def _strong(
+    title: str, found: tuple[str, ...] = (), told_by: tuple[str, ...] | None = None
+) -> Signature:
+    title = title[:TITLE_KEPT]
+    parts = (title, *(found[:1] if told_by is None else told_by))
+    digest = hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()
+    return Signature(title, found, f"{VERSION}-{digest[:DIGITS]}")
