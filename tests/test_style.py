@@ -21,6 +21,7 @@ SLEEPS = {
     "tests/model/journal.py",  # virtual time: how long a commit takes
     "tests/model/life.py",  # virtual time: how long a connection is not made again
     "tests/model/test_histories.py",  # virtual time: the moments between what happens
+    "tests/incident/test_leaving.py",  # virtual time: how long a session lasts
     "tests/model/world.py",  # virtual time: how long a command, a dump takes
     "tests/qemu/test_coredump.py",  # how slow a disk is
     "tests/hostile/monitors.py",  # how slow a hostile monitor is

@@ -465,6 +465,7 @@ class Driver:
         self._first.close()
         if self._liveness is not None:
             self._liveness.stop()
+            self._liveness = None  # or each would keep the other until Python looks for such
         if self._session is not None:
             self._session.leave()
         for request in self._requests.values():

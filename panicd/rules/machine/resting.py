@@ -97,7 +97,7 @@ def _heard(turn: Turn, heard: Heard) -> None:
         case ShutdownEvent(reason=reason):
             turn.observed(f"shutdown, {reason or 'no reason given'}")
         case GuestPvshutdownEvent():
-            turn.observed("guest shuts itself down, and says so (pvpanic)")
+            _shuts_down(turn)
         case _:
             pass
 
@@ -196,6 +196,14 @@ def _reset(turn: Turn, *, by_guest: bool) -> None:
 
 
 # A guest that handles its panic itself.
+
+
+def _shuts_down(turn: Turn) -> None:
+    """Note once in an incident that the guest says so; flooding it adds nothing."""
+    incident = turn.incident.id if turn.incident is not None else ""
+    if not incident or incident != turn.shutting_in:
+        turn.observed("guest shuts itself down, and says so (pvpanic)")
+    turn.shutting_in = incident
 
 
 def _crashloaded(turn: Turn, event: GuestCrashloadedEvent) -> None:

@@ -302,6 +302,7 @@ class State:
         resets_before: RESET events before it.
         has_turn: it takes one of few places, or waits for one.
         crashloaded_in: the incident in which a kdump was told of.
+        shutting_in: the incident in which the guest told that it shuts itself down.
         flood: panics of an ignored guest within the present window.
         flood_began: when that began, in ticks.
         ignored_at: when it was last noted that an ignored guest runs again; since the epoch.
@@ -327,6 +328,7 @@ class State:
     resets_before: int = 0
     has_turn: bool = False
     crashloaded_in: str = ""
+    shutting_in: str = ""
     flood: int = 0
     flood_began: float = 0.0
     ignored_at: float = 0.0

@@ -87,6 +87,7 @@ class Turn:
     resets_before: int
     has_turn: bool
     crashloaded_in: str
+    shutting_in: str
     flood: int
     flood_began: float
     ignored_at: float

@@ -32,6 +32,7 @@ from panicd.rules.operation import Operation, OperationKind
 from panicd.rules.qapi import (
     Event,
     GuestPanickedEvent,
+    GuestPvshutdownEvent,
     PanicAction,
     PanicInformation,
     ResetEvent,
@@ -148,6 +149,13 @@ def test_a_guest_that_was_resumed_and_reset_while_qemu_was_asked_is_not_stopped(
     machine.durable()
     machine.answer({"status": "running"})
     assert (machine.incident, machine.sent) == (None, [])
+
+
+def test_a_guest_that_says_for_ever_that_it_shuts_down_fills_no_journal() -> None:
+    machine = Machine(OnCrash.PRESERVE)
+    machine.preserve()
+    machine.hear(*[GuestPvshutdownEvent(0.0)] * 100)
+    assert len(machine.all(effects.Note)) == 1
 
 
 def ending_slowly() -> Machine:
