@@ -15,9 +15,9 @@ from tests.hostile.monitors import FUTILE, TOLERABLE, Behaviour, serving
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.vitals import open_files, resident_bytes
-from tests.test_connector import NOT_CONNECTED, Tries, tries
+from tests.test_connector import NOT_CONNECTED, Tries, impatient, tries
 
-__all__ = ["tries"]
+__all__ = ["impatient", "tries"]
 
 ROUNDS = 10
 GROWTH = 32 << 20
@@ -57,6 +57,7 @@ async def test_all_at_once_are_borne_and_leave_nothing(socket_dir: Path) -> None
         assert [d["domain"] for d in (await daemon.call("status"))["domains"]] == ["good"]
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("behaviour", [b for n, b in FUTILE.items()], ids=list(FUTILE))
 async def test_trying_again_and_again_leaks_nothing(
     socket_dir: Path, tries: Tries, behaviour: Behaviour, monkeypatch: pytest.MonkeyPatch

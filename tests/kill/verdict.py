@@ -63,7 +63,16 @@ class Evidence:
 
 
 PREPARING = frozenset(
-    {"set-action", "getfd", "closefd", "add-fd", "remove-fd", "screendump", f"{DUMP} of a range"}
+    {
+        "set-action",
+        "getfd",
+        "closefd",
+        "add-fd",
+        "remove-fd",
+        "screendump",
+        f"{DUMP} of a range",
+        "x-query-ramblock",
+    }
 )
 """Commands that change what may become of a guest later, or only look at it, and nothing now."""
 
