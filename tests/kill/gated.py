@@ -18,7 +18,7 @@ from signal import Signals
 from unittest.mock import patch
 
 import panicd.daemon
-import panicd.incident.driver
+import panicd.incident.errands
 from panicd.cli import main
 from panicd.host.journal import Journal
 from panicd.qemu import dump_writer, monitor
@@ -119,7 +119,7 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         (monitor.Monitor, "ask", gated_ask),
         (monitor._Client, "send", gated_send),
         (Peer, "send_signal", gated_signal),
-        (panicd.incident.driver, "run_relaunch", gated_relaunch),
+        (panicd.incident.errands, "run_relaunch", gated_relaunch),
         (dump_writer, "give_name", gated_give_name),
     ):
         stack.enter_context(patch.object(owner, name, gated))

@@ -23,7 +23,7 @@ from unittest.mock import patch
 import trio
 
 import panicd.evidence
-import panicd.incident.driver
+import panicd.incident.errands
 import panicd.incident.waiting
 from panicd.qemu.coredump import FinishedDump
 from panicd.qemu.event_outlet import EventOutlet
@@ -130,7 +130,7 @@ class World:
         with (
             patch.object(panicd.incident.waiting, "ProcessIdentity", _identities(self)),
             patch.object(panicd.evidence.EvidenceKeeper, "dump", self.dump),
-            patch.object(panicd.incident.driver, "run_relaunch", self.relaunch),
+            patch.object(panicd.incident.errands, "run_relaunch", self.relaunch),
         ):
             yield
 
