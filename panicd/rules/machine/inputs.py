@@ -230,12 +230,14 @@ class Asked:
         operation: who asks for what, and why.
         action: of ``act``: what to do.
         about: the incident that was open when it was asked; empty: none was.
+        resets: RESET events of the session before it was asked.
     """
 
     request: int
     operation: Operation
     action: OnCrash | None = None
     about: str = ""
+    resets: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,8 @@ def _defer(turn: Turn, _phase: Phase, heard: Heard) -> None:
 
 def _queue(turn: Turn, _phase: Phase, asked: Asked) -> None:
     about = turn.incident.id if turn.incident is not None else ""
-    turn.requests = (*turn.requests, replace(asked, about=about))
+    resets = turn.vm.resets if turn.vm is not None else 0
+    turn.requests = (*turn.requests, replace(asked, about=about, resets=resets))
 
 
 def _refuse(turn: Turn, _phase: Phase, asked: Asked) -> None:

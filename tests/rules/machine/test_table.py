@@ -207,3 +207,15 @@ def test_a_hung_qemu_is_waited_for_once_before_it_is_ended() -> None:
     machine.durable()
     assert machine.sent == ["quit"]
     assert len(machine.all(effects.Send)) == 1
+
+
+def test_what_was_asked_for_a_panicked_guest_is_not_done_to_one_that_was_reset_since() -> None:
+    machine = Machine(OnCrash.PRESERVE)
+    machine.preserve()
+    act = Operation(0.0, 0, OperationKind.ACT, "vm", "")
+    machine.tell(Asked(1, act, OnCrash.DESTROY))
+    machine.hear(RESET)
+    machine.answer({"status": "paused"})
+    (answer,) = machine.all(effects.Answer)
+    assert "reset after this was asked for" in answer.refused
+    assert machine.sent == []
