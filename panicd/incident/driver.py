@@ -9,7 +9,9 @@ import math
 import secrets
 import signal
 from collections import deque
+from collections.abc import Awaitable
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from typing import Final, assert_never
 
@@ -48,10 +50,11 @@ from panicd.rules.machine.inputs import (
     Plight,
     Reconsider,
     Stopping,
+    TurnCame,
     Undurable,
 )
 from panicd.rules.machine.state import Begun, Left, Resting
-from panicd.rules.qapi import Event, GuestPanickedEvent, PanicAction, RunState
+from panicd.rules.qapi import Event, GuestPanickedEvent
 from panicd.rules.settings import JournalFailure
 from panicd.services import Services
 from panicd.timers import Timer
@@ -95,7 +98,7 @@ class Driver:
         self._more = 0  # panics like the last, not yet told of
         self._token = secrets.token_hex(4)
         self._numbers = count(1)
-        self._errands = Errands(services, domain, peer, self.feed)
+        self._errands = Errands(services, domain, peer)
 
     # What is asked of it.
 
@@ -114,7 +117,7 @@ class Driver:
         services.fleet.attach(domain, session)
         try:
             await self._claim_incident()
-            lost = await self._what_was_lost(session)
+            lost = await self._errands.what_was_lost()
             async with trio.open_nursery() as self._nursery:
                 self._look_up_policy()
                 incident = domain.chronicle.incident if domain.chronicle is not None else None
@@ -256,13 +259,13 @@ class Driver:
             case effects.Wake(serial=serial, seconds=seconds):
                 self._wake(serial, seconds)
             case effects.Collect():
-                self._nursery.start_soon(self._errands.collect, effect)
+                self._run(self._errands.collect(effect))
             case effects.MakeDump():
                 self._act(True)
-                self._nursery.start_soon(self._errands.dump, effect)
+                self._run(self._errands.dump(effect))
             case effects.Relaunch():
                 self._act(True)
-                self._nursery.start_soon(self._errands.relaunch, effect)
+                self._run(self._errands.relaunch(effect))
             case effects.SendSignal():
                 self._act(True)
                 self._signal(effect)
@@ -270,17 +273,18 @@ class Driver:
                 self._watch_process()
             case effects.TellLibvirt():
                 self._act(True)
-                self._nursery.start_soon(self._errands.tell_libvirt, effect)
+                self._run(self._errands.tell_libvirt(effect))
             case effects.TakeTurn(serial=serial):
                 self._turn = trio.CancelScope()
-                self._nursery.start_soon(self._errands.take_turn, serial, self._turn)
+                came = partial(self.feed, TurnCame(serial))
+                self._nursery.start_soon(self._errands.take_turn, came, self._turn)
             case effects.LeaveTurn():
                 self._turn.cancel()
             case effects.Abort():
                 assert self._session is not None
                 self._session.monitor.abort()
             case effects.FindCause():
-                self._nursery.start_soon(self._errands.find_cause)
+                self._run(self._errands.find_cause())
             case effects.PolicyInForce():
                 assert self._state.vm is not None
                 tell_policy(self._log, self._domain, self._state.vm.capability)
@@ -293,6 +297,12 @@ class Driver:
                 self._left.set()
             case _:
                 assert_never(effect)
+
+    def _run(self, errand: Awaitable[Input]) -> None:
+        async def run() -> None:
+            self.feed(await errand)
+
+        self._nursery.start_soon(run)
 
     def _note(self, note: effects.Note) -> None:
         domain, entry = self._domain, note.entry
@@ -388,7 +398,7 @@ class Driver:
         known = self._peer is not None and bool(self._state.vm and self._state.vm.process)
         if known and not self._watches:
             self._watches = True
-            self._nursery.start_soon(self._errands.await_gone)
+            self._run(self._errands.await_gone())
 
     # Its beginning and its end.
 
@@ -434,18 +444,6 @@ class Driver:
         panics = (each.at for each in kept if isinstance(each.event, GuestPanickedEvent))
         self._heard_at = next(panics, math.inf)
         return [Heard(each.event, each.count) for each in kept]
-
-    async def _what_was_lost(self, session: Session) -> list[Heard]:
-        """Make up for the events that were too many before anybody took them."""
-        events = session.monitor.events
-        if not events.lost:
-            return []
-        state = await session.query_status()
-        if not events.lost_panics:
-            return []
-        stopped = state is RunState.GUEST_PANICKED
-        action = PanicAction.PAUSE if stopped else PanicAction.RUN
-        return [Heard(GuestPanickedEvent(0.0, action), events.lost_panics)]
 
     async def _until_left(self) -> None:
         try:

@@ -1,6 +1,6 @@
 """The errands of one domain's machine: what takes its time, and ends in one input.
 
-A driver starts each and goes on. Nothing is decided here.
+A driver starts each, goes on, and feeds its machine what it returns. Nothing is decided here.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ from panicd.rules.identity import owner_of
 from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.machine import effects
 from panicd.rules.machine.ending import GONE_FOLLOWS
-from panicd.rules.machine.inputs import Departed, Finished, Gone, Input, Told, TurnCame
+from panicd.rules.machine.inputs import Departed, Finished, Gone, Heard, Told
+from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState
 from panicd.services import Services
 
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
@@ -35,26 +36,18 @@ class Errands:
         services: what it uses.
         domain: which it is.
         peer: the process that is waited for, where there is one.
-        feed: takes what an errand ends in.
 
     Attributes:
         session: that of a domain that has one.
         cause: why the session ended, as far as that was found out.
     """
 
-    def __init__(
-        self,
-        services: Services,
-        domain: Domain,
-        peer: Peer | None,
-        feed: Callable[[Input], None],
-    ) -> None:
+    def __init__(self, services: Services, domain: Domain, peer: Peer | None) -> None:
         self.session: Session | None = None
         self.cause = Cause.DISCONNECTED
         self._services = services
         self._domain = domain
         self._peer = peer
-        self._feed = feed
         self._evidence = EvidenceKeeper(services, domain)
 
     @property
@@ -62,7 +55,20 @@ class Errands:
         assert self.session is not None
         return self.session
 
-    async def collect(self, effect: effects.Collect) -> None:
+    async def what_was_lost(self) -> list[Heard]:
+        """Make up for the events that were too many before anybody took them."""
+        session = self._of_qemu
+        events = session.monitor.events
+        if not events.lost:
+            return []
+        state = await session.query_status()
+        if not events.lost_panics:
+            return []
+        stopped = state is RunState.GUEST_PANICKED
+        action = PanicAction.PAUSE if stopped else PanicAction.RUN
+        return [Heard(GuestPanickedEvent(0.0, action), events.lost_panics)]
+
+    async def collect(self, effect: effects.Collect) -> Finished:
         """Save what the guest wrote and what QEMU knows of its panic."""
         session = self._of_qemu
 
@@ -70,9 +76,9 @@ class Errands:
             words = await self._evidence.take(session, effect.step)
             return StepResult(Outcome.DONE, words.line, words.signature)
 
-        self._feed(Finished(effect.serial, await result_of(take)))
+        return Finished(effect.serial, await result_of(take))
 
-    async def dump(self, effect: effects.MakeDump) -> None:
+    async def dump(self, effect: effects.MakeDump) -> Finished:
         """Make a dump of the guest's memory."""
         session = self._of_qemu
         overtaken = False
@@ -86,22 +92,22 @@ class Errands:
         except DumpError as error:
             result = StepResult(Outcome.FAILED, str(error))
             overtaken = error.failure is DumpFailure.OVERTAKEN
-        self._feed(Finished(effect.serial, result, overtaken))
+        return Finished(effect.serial, result, overtaken)
 
-    async def relaunch(self, effect: effects.Relaunch) -> None:
+    async def relaunch(self, effect: effects.Relaunch) -> Finished:
         """Run the operator's command that starts the guest again."""
         chronicle = self._domain.chronicle
         assert chronicle is not None
         environment = relaunch_environment(chronicle.incident)
-        self._feed(Finished(effect.serial, await run_relaunch(effect.step, environment)))
+        return Finished(effect.serial, await run_relaunch(effect.step, environment))
 
-    async def await_gone(self) -> None:
+    async def await_gone(self) -> Gone:
         """Wait until QEMU's process is gone."""
         assert self._peer is not None
         await self._peer.wait_gone()
-        self._feed(Gone())
+        return Gone()
 
-    async def tell_libvirt(self, effect: effects.TellLibvirt) -> None:
+    async def tell_libvirt(self, effect: effects.TellLibvirt) -> Told:
         """Have libvirt end, or reset, its domain."""
         domain = self._of_qemu.capability.libvirt
         assert domain is not None
@@ -115,16 +121,16 @@ class Errands:
             told = Told(effect.serial, "refused", str(error))
         else:
             told = Told(effect.serial, "done")
-        self._feed(told)
+        return told
 
-    async def take_turn(self, serial: int, scope: trio.CancelScope) -> None:
-        """Wait for a turn to restart, and keep it until ``scope`` is cancelled."""
+    async def take_turn(self, came: Callable[[], None], scope: trio.CancelScope) -> None:
+        """Wait for a turn to restart, say when it ``came``, and keep it until all is cancelled."""
         with scope:
             async with self._services.storm.turn(owner_of(self._domain.key)):
-                self._feed(TurnCame(serial))
+                came()
                 await trio.sleep_forever()
 
-    async def find_cause(self) -> None:
+    async def find_cause(self) -> Departed:
         """Find out why the session ended."""
         session = self._of_qemu
         vm, peer = session.vm, session.peer
@@ -132,7 +138,7 @@ class Errands:
         known = gone and session.process_known
         status = await peer.exit_status(REAPED_FOLLOWS) if known else None
         self.cause = cause_of_end(vm.shutdown, gone, status)
-        self._feed(Departed(gone, self.cause))
+        return Departed(gone, self.cause)
 
     async def _process_has_ended(self, session: Session) -> bool:
         if not session.process_known:  # then only QEMU's own word is left
