@@ -47,6 +47,8 @@ class EvidenceKeeper:
     async def take(self, session: Session, step: Collect) -> LastWords:
         """Keep what the guest still shows, within the step's time; return its last words."""
         incident, evidence = self._incident, self._policy.evidence
+        chronicle = self._domain.chronicle
+        assert chronicle is not None
         by_other, no_log = self._reader(session)
         bundle = await collect(
             session,
@@ -62,7 +64,9 @@ class EvidenceKeeper:
             by_other=by_other,
             no_log=no_log,
         )
-        self._services.bundles.taken(self._domain.key, self._policy, incident.id)
+        # The keeper reads the journal, and would pass over an incident that is not yet there.
+        taken = partial(self._services.bundles.taken, self._domain.key, self._policy, incident.id)
+        chronicle.commit_soon(lambda _problem: taken())
         return bundle.words
 
     def _reader(self, session: Session) -> tuple[DumpByOther | None, str]:
