@@ -46,14 +46,14 @@ demo: ## panic a real QEMU and see panicd decide; ARGS goes to panicd demo
 	@.venv/bin/panicd demo $(ARGS)
 
 deb: ## build the Debian packages for RELEASES, to dist/ (root; debootstrap)
-	@package/deb $(RELEASES)
+	@share/package/deb $(RELEASES)
 
 rpm: ## build rpms for the Pythons of RELEASES (3.11, 3.13, 3.14), to dist/ (root; debootstrap)
-	@package/rpm $(RELEASES)
+	@share/package/rpm $(RELEASES)
 
 release: ## everything that is published, to dist/, and the tag (root; debootstrap)
 	@.ci/setup test
-	@package/release
+	@share/package/release
 
 lint: ## ruff and mypy over the whole tree
 	@.ci/setup test

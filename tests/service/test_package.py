@@ -112,7 +112,7 @@ def test_the_bill_of_materials_names_each_wheel(tmp_path: Path) -> None:
 
     told = [
         subprocess.run(
-            [ROOT / "package/sbom", tmp_path], capture_output=True, check=True, timeout=60
+            [ROOT / "share/package/sbom", tmp_path], capture_output=True, check=True, timeout=60
         ).stdout
         for _ in range(2)
     ]

@@ -17,7 +17,7 @@ release_number() {
   esac
 }
 
-# deb_of RELEASE: where package/deb leaves the package for a release.
+# deb_of RELEASE: where share/package/deb leaves the package for a release.
 deb_of() { echo "dist/panicd_$version~deb$(release_number "$1")_$(dpkg --print-architecture).deb"; }
 
 # copy_tree DIRECTORY: the tree as it is here, without what git ignores, all as old as its commit.
