@@ -75,7 +75,12 @@ def test_the_tests_run_with_what_is_shipped() -> None:
 
 @pytest.mark.parametrize(
     ("file", "count"),
-    [(".ci/setup", 2), ("Containerfile", 4), ("share/package/stage", 1), ("share/package/version.sh", 1)],
+    [
+        (".ci/setup", 2),
+        ("Containerfile", 4),
+        ("share/package/stage", 1),
+        ("share/package/version.sh", 1),
+    ],
 )
 def test_nothing_is_installed_that_has_no_hash(file: str, count: int) -> None:
     """A pip that fetches wants hashes; one that has them all by then is kept from fetching."""
