@@ -57,7 +57,7 @@ def key(world: World) -> object:
         else each
         for each in world.channel
     )
-    rest = None if state is None else replace(state, incident=None, serial=0)
+    rest = None if state is None else state._replace(incident=None, serial=0)
     return tuple(values.values()), rest
 
 
