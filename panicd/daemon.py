@@ -27,7 +27,17 @@ from panicd.damaged_journal import open_journal
 from panicd.dump_queue import DumpQueue
 from panicd.fleet import Domain, Fleet
 from panicd.host import control
-from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
+from panicd.host.config import (
+    ByLibvirt,
+    Config,
+    ConfigError,
+    Dial,
+    Found,
+    Listen,
+    Mistake,
+    Monitor,
+    load,
+)
 from panicd.host.http import serve_http
 from panicd.host.journal import JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction
@@ -323,7 +333,7 @@ class Daemon:
         Raises:
             ConfigError: some can't be begun with.
         """
-        wanted = set(config.monitors)
+        wanted = {*config.monitors, *([ByLibvirt()] if config.libvirt is not None else [])}
         new = {monitor: trio.CancelScope() for monitor in wanted - set(self._monitors)}
         for monitor, scope in new.items():
             try:
@@ -351,6 +361,8 @@ class Daemon:
                     await self._connector.listen(path, task_status=task_status)
                 case Found():
                     await self._connector.dial_found(task_status=task_status)
+                case ByLibvirt():
+                    await self._connector.by_libvirt.look_after(task_status=task_status)
 
     async def _serve_http(
         self, pages: Pages, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -8,8 +8,9 @@ from panicd.dump_queue import DumpQueue, DumpTurn
 from panicd.fleet import Domain
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
-from panicd.host.virsh import LibvirtError, LibvirtSilentError
 from panicd.libvirt import Libvirt
+from panicd.libvirt_rpc import beside
+from panicd.libvirt_rpc.errors import LibvirtError, LibvirtSilentError
 from panicd.qemu.coredump import FinishedDump, dump_guest_memory
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.monitor import SessionLostError, UncertainError
@@ -107,7 +108,7 @@ def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
 
     async def dump(path: Path, kind: str, timeout: float) -> None:
         try:
-            await libvirt.dump(domain, path, kind, timeout)
+            await beside.dump(libvirt.client, domain, path, kind, timeout)
         except LibvirtSilentError as error:
             raise DumpError(DumpFailure.TIMEOUT, str(error)) from error
         except LibvirtError as error:

@@ -10,9 +10,13 @@ import trio
 
 from panicd.evidence import EvidenceKeeper
 from panicd.fleet import Domain
-from panicd.host.virsh import LibvirtRefusedError, LibvirtSilentError
 from panicd.incident.outcome import result_of
-from panicd.libvirt import LibvirtAwayError
+from panicd.libvirt_rpc.beside import act
+from panicd.libvirt_rpc.errors import (
+    LibvirtAwayError,
+    LibvirtRefusedError,
+    LibvirtSilentError,
+)
 from panicd.qemu.coredump import DumpError, DumpFailure
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
@@ -112,7 +116,7 @@ class Errands:
         domain = self._of_qemu.capability.libvirt
         assert domain is not None
         try:
-            await self._services.libvirt.act(domain, effect.verb, effect.timeout)
+            await act(self._services.libvirt.client, domain, effect.verb, effect.timeout)
         except LibvirtAwayError as error:
             told = Told(effect.serial, "away", str(error))
         except LibvirtSilentError as error:

@@ -31,6 +31,8 @@ SYSTEM_RUN: Final = "/run/libvirt/qemu"
 METADATA_URI: Final = "urn:panicd:libvirt:1"
 """The XML namespace of panicd's element in a domain's ``<metadata>``: ``<policy on_crash=…/>``."""
 
+METADATA_KEY: Final = "panicd"  # the prefix of its element
+
 TAKEN_FROM: Final = "taken_from"
 """Its attribute: libvirt's word of before panicd had it preserve. It goes along with a saved image
 and with a migration, and tells what panicd did from a word that somebody else wrote there."""
@@ -113,20 +115,15 @@ class LibvirtDomain:
             return OnCrash.PRESERVE
 
     @property
-    def takeover(self) -> tuple[tuple[str, ...], ...]:
-        """The commands (virsh(1)) that have libvirt preserve; none where it does.
+    def takeover(self) -> str:
+        """The element for the metadata, before libvirt is told to preserve; empty where it does.
 
         What the policy was is kept first: if the second command is not carried out, libvirt still
         acts as before.
         """
         if not self.acts or self.on_crash is None:
-            return ()
-        number = str(self.id)
-        element = f'<policy on_crash="{self.on_crash}" {TAKEN_FROM}="{self.handling}"/>'
-        return (
-            ("metadata", number, METADATA_URI, "--live", "--key", "panicd", "--set", element),
-            ("set-lifecycle-action", number, "crash", PRESERVE, "--live"),
-        )
+            return ""
+        return f'<policy on_crash="{self.on_crash}" {TAKEN_FROM}="{self.handling}"/>'
 
     def taken_over(self) -> "LibvirtDomain":
         """Return the domain as it is after ``takeover``."""
