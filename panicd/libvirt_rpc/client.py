@@ -22,7 +22,12 @@ import trio
 from panicd.host.logs import get_logger
 from panicd.libvirt_rpc import requests
 from panicd.libvirt_rpc.connection import UNDER_WAY_MOST, Awaited, Call, Connection, Credentials
-from panicd.libvirt_rpc.errors import LibvirtAwayError, LibvirtError, LibvirtSilentError
+from panicd.libvirt_rpc.errors import (
+    LibvirtAwayError,
+    LibvirtError,
+    LibvirtRefusedError,
+    LibvirtSilentError,
+)
 from panicd.libvirt_rpc.protocol import Event, EventId
 from panicd.libvirt_rpc.requests import Lane, Request
 from panicd.libvirt_rpc.sockets import Place, find_place
@@ -108,6 +113,7 @@ class Client:
         standing: see there.
         problem: why it is not ``UP``; empty where it is.
         generation: grows with each connection: between two something may have been missed.
+        tells_qemu_events: ``qemu_events`` are told; libvirt may not let everybody have them.
         peer: the process at the other end; None where there is no connection.
 
     Raises:
@@ -138,6 +144,7 @@ class Client:
         self.standing = Standing.AWAY
         self.problem = "it was not yet connected to"
         self.generation = 0
+        self.tells_qemu_events = False
 
     @property
     def peer(self) -> Credentials | None:
@@ -281,12 +288,18 @@ class Client:
             LibvirtError: they can't be made.
         """
         self._have_ended = trio.Event()
+        self.tells_qemu_events = False
         events = await self._open(self._look_at_events)
         for event in EventId:
             await events.execute(requests.listen(event), timeout=OPENED_WITHIN)
         if self._qemu_events:
             asked = requests.listen_to_qemu(self._qemu_events)
-            await events.execute(asked, timeout=OPENED_WITHIN)
+            try:
+                await events.execute(asked, timeout=OPENED_WITHIN)
+            except LibvirtRefusedError as error:
+                get_logger().warning("libvirt tells nothing of QEMU's events", problem=str(error))
+            else:
+                self.tells_qemu_events = True
         self._lines = [await self._open(self._look_at_lines)]
         self._events = events
         self.generation += 1

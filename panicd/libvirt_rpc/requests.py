@@ -15,7 +15,11 @@ from enum import Enum, auto
 from typing import Final, Generic, TypeVar
 
 from panicd.libvirt_rpc.protocol import (
+    AUTH_TYPES_MOST,
+    CPU_MAP_MOST,
     DOMAINS_MOST,
+    IO_THREADS_MOST,
+    JOB_FACTS_MOST,
     PEEK_MOST,
     STATISTICS_MOST,
     DomainRef,
@@ -95,16 +99,18 @@ class Request(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What libvirt is busy with of a domain (``remote_domain_get_job_info_ret``).
+    """What libvirt is busy with of a domain (``VIR_DOMAIN_JOB_…``).
 
     Attributes:
         type: ``virDomainJobType``; 0: nothing.
+        operation: ``virDomainJobOperation``: 5 a migration out, 8 a dump, 9 a backup; 0: not known.
         elapsed: milliseconds.
         processed: bytes that are done.
         total: bytes in all.
     """
 
     type: int
+    operation: int
     elapsed: int
     processed: int
     total: int
@@ -152,7 +158,7 @@ def list_auth() -> Request[list[int]]:
     """Ask how one has to prove who one is: ``AUTH_NONE``, ``AUTH_POLKIT``. High."""
 
     def read(items: Decoder) -> list[int]:
-        return items.array(items.int32, 20)  # REMOTE_AUTH_TYPE_LIST_MAX
+        return items.array(items.int32, AUTH_TYPES_MOST)
 
     return Request("auth list", Procedure.AUTH_LIST, b"", read)
 
@@ -297,10 +303,27 @@ def job(domain: DomainRef) -> Request[Job]:
 
     def read(items: Decoder) -> Job:
         kind = items.int32()
-        elapsed, _remaining, total, processed, *_ = [items.uint64() for _ in range(11)]
-        return Job(kind, elapsed, processed, total)
+        said = dict(items.array(lambda: read_typed(items), JOB_FACTS_MOST))
+        names = ("operation", "time_elapsed", "data_processed", "data_total")
+        return Job(kind, *(_whole(said.get(name)) for name in names))
 
-    return _of(Procedure.DOMAIN_GET_JOB_INFO, domain, read)
+    return _of(Procedure.DOMAIN_GET_JOB_STATS, domain, read, pack_uint(0))
+
+
+def io_threads(domain: DomainRef) -> Request[int]:
+    """Have QEMU itself asked something: how many I/O threads it has. Nothing is changed by it."""
+
+    def thread(items: Decoder) -> int:
+        number = items.uint32()
+        items.opaque(CPU_MAP_MOST)
+        return number
+
+    def read(items: Decoder) -> int:
+        threads = items.array(lambda: thread(items), IO_THREADS_MOST)
+        items.uint32()  # how many there are
+        return len(threads)
+
+    return _of(Procedure.DOMAIN_GET_IOTHREAD_INFO, domain, read, pack_uint(AFFECT_LIVE))
 
 
 def block_job(domain: DomainRef, disk: str) -> Request[int | None]:
@@ -470,6 +493,10 @@ def monitor_command(domain: DomainRef, command: str, *, human: bool = False) -> 
     return Request(
         "monitor command", procedure, arguments, read_text, QEMU_PROGRAM, domain.uuid, Lane.JOB
     )
+
+
+def _whole(value: float | str | None) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _boolean(items: Decoder) -> bool:
