@@ -11,6 +11,7 @@
     dumps/   which pages a dump leaves out: page_classes, page_bitmap, page_filter, kdump_writer
     qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
     host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
+    libvirt_rpc/ libvirt's own RPC: xdr, wire, protocol, requests, connection, client
     incident/ driver gives one domain's machine what happens and carries out what it says; errands
              are what takes its time, outcome how that went; request: what an operator asks;
              policy_in_force: what is said of it; chronicle is an incident's record;
