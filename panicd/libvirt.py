@@ -7,6 +7,7 @@ timer. While libvirtd is away or silent, what was known last holds.
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +37,7 @@ from panicd.libvirt_rpc.takeover import give_back, take_over
 from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.identity import parse_uuid
 from panicd.rules.libvirt import (
+    METADATA_URI,
     LibvirtDomain,
     UnreadableXMLError,
     parse_domain,
@@ -114,7 +116,9 @@ class Libvirt:
         self._domains: dict[str, LibvirtDomain] = {}  # by monitor
         self._looked_after: set[str] = set()  # monitors
         self._generation = 0
-        self._list_now = trio.Event()
+        self._wake = trio.Event()
+        self._is_to_list = False
+        self._stale: set[str] = set()
         self._listed = trio.Event()
         self._changed = trio.lowlevel.ParkingLot()
         self.problem = ""
@@ -131,10 +135,6 @@ class Libvirt:
             monitor: the path that was dialled, or ``address_of`` the domain.
         """
         return self._domains.get(monitor) if self._settings() is not None else None
-
-    def address_of(self, uuid: str) -> str:
-        """Return what a domain without a monitor for panicd goes by: its place in libvirt."""
-        return f"{self._uri}#{uuid}"
 
     def start_of(self, uuid: str) -> Start | None:
         """Return the start of a domain that there is, as far as is known."""
@@ -220,7 +220,8 @@ class Libvirt:
             await self._listed.wait()
             while (start := self._starts.get(parse_uuid(uuid))) is None:
                 await self._changed.park()
-            await start.described.wait()
+            with suppress(LibvirtError):
+                await self.describe(start)
         start = self._starts.get(parse_uuid(uuid))
         if start is not None and start.domain is not None and self._is_its(start, monitor, process):
             self.look_after(monitor, start.domain)
@@ -234,7 +235,8 @@ class Libvirt:
         settings = self._settings()
         if (settings.uri if settings is not None else "") != self._uri:
             self._other_uri.set()
-        self._list_now.set()
+        self._is_to_list = True
+        self._wake.set()
         for start in self._starts.values():
             start.move()  # it may be looked after otherwise
 
@@ -322,7 +324,8 @@ class Libvirt:
             for start in self._starts.values():
                 self.renew(start)  # so that what is heard from here on is kept
                 start.move()
-            self._list_now.set()
+            self._is_to_list = True
+            self._wake.set()
         elif standing is Standing.AWAY:
             for start in self._starts.values():
                 start.monitor.end(f"libvirt is away: {self._client.problem}")
@@ -331,27 +334,25 @@ class Libvirt:
 
     async def _keep_listed(self) -> None:
         """List the domains when libvirt is connected, and describe them anew now and then."""
-        wait = RETRY_EVERY
+        due = trio.current_time()
         while True:
-            with trio.move_on_after(wait):
-                await self._list_now.wait()
-            self._list_now = trio.Event()
-            wait = RETRY_EVERY
+            with trio.move_on_at(due):
+                await self._wake.wait()
+            self._wake = trio.Event()
             if self.client.standing is not Standing.UP:
+                due = trio.current_time() + RETRY_EVERY
                 continue
             try:
-                await self._list()
-                self._listed.set()
-                for monitor in set(self._domains) - self._looked_after:
-                    del self._domains[monitor]
-                for start in list(self._starts.values()):
-                    if start.domain is not None:
-                        await self._describe_anew(start)
+                if self._is_to_list or trio.current_time() >= due:
+                    self._is_to_list = False
+                    await self._list()
+                    due = trio.current_time() + REFRESH_EVERY
+                await self._describe_stale()
             except LibvirtError as error:
                 self._note_problem(str(error))
+                self._is_to_list, due = True, trio.current_time() + RETRY_EVERY
             else:
                 self._note_problem("")
-                wait = REFRESH_EVERY
 
     async def _list(self) -> None:
         """Learn which domains run: those that have panicked first.
@@ -367,12 +368,24 @@ class Libvirt:
         for uuid in set(before) - {ref.uuid for ref, _ in running}:
             if uuid in self._starts and self._starts[uuid].ref.id == before[uuid]:
                 self._ended(uuid, ENDED)
+        self._listed.set()
+        for monitor in set(self._domains) - self._looked_after:
+            del self._domains[monitor]
+        self._stale |= {uuid for uuid, start in self._starts.items() if start.described.is_set()}
 
-    async def _describe_anew(self, start: Start) -> None:
-        try:
-            await self.describe(start)
-        except LibvirtRefusedError as error:  # it ends, most likely
-            get_logger(domain=start.ref.name).debug("not described", problem=str(error))
+    async def _describe_stale(self) -> None:
+        """Describe those anew that may have changed.
+
+        Raises:
+            LibvirtError: libvirt does not say.
+        """
+        while self._stale:
+            start = self._starts.get(self._stale.pop())
+            try:
+                if start is not None:
+                    await self.describe(start)
+            except LibvirtRefusedError as error:  # it ends, most likely
+                get_logger().debug("not described", problem=str(error))
 
     # What is heard.
 
@@ -386,8 +399,11 @@ class Libvirt:
                 self._ended(ref.uuid, ENDED)
             case Lifecycle(domain=ref, event=EventKind.CRASHED) if ref.uuid in self._starts:
                 self._starts[ref.uuid].monitor.taken_in()
-            case MetadataChanged(domain=ref) if ref.uuid in self._starts:
-                self._list_now.set()
+            case MetadataChanged(domain=ref, uri=uri) if uri == METADATA_URI:
+                start = self._starts.get(ref.uuid)
+                if start is not None and start.described.is_set():  # else panicd does it itself
+                    self._stale.add(ref.uuid)
+                    self._wake.set()
             case _:
                 pass
 

@@ -19,7 +19,7 @@ from panicd.qemu.monitor import MonitorError
 from panicd.qemu.session import Session
 from panicd.rules.capability import Capability, Version, run_by_libvirt
 from panicd.rules.identity import Claim
-from panicd.rules.libvirt import LibvirtDomain
+from panicd.rules.libvirt import LibvirtDomain, address_of
 from panicd.rules.libvirt_state import run_state
 from panicd.rules.machine.vm import Vm
 from panicd.rules.qapi import RunState
@@ -77,7 +77,7 @@ class LibvirtDomains:
             while (start := libvirt.start_of(uuid)) is not None:
                 moved, began = start.moved, trio.current_time()
                 if domain is None and not self._is_dialled(start.domain):
-                    address, now = libvirt.address_of(uuid), self._services.keeping.clock()
+                    address, now = address_of(libvirt.uri, uuid), self._services.keeping.clock()
                     domain = fleet.add(address, start.ref.name, now)
                 if domain is not None:
                     await self._try(domain, start)

@@ -307,11 +307,25 @@ def _data(details: str) -> object:
 
 
 def _migration(job: Job) -> object:
-    return {"status": "active" if job.type else "none"}
+    """Return what is under way besides: saving and restoring are migrations of QEMU's."""
+    moves = job.type in _ACTIVE and job.operation not in {_DUMP, _BACKUP}
+    return {"status": "active" if moves else "none"}
 
 
-_ABOUT_JOB: Final[dict[str, Callable[[Any], object]]] = {
+def _block_jobs(job: Job) -> object:
+    return [{"ready": False}] if job.type in _ACTIVE and job.operation == _BACKUP else []
+
+
+def _dump(job: Job) -> object:
+    return {"status": "active" if job.type in _ACTIVE and job.operation == _DUMP else "none"}
+
+
+# libvirt-domain.h, 'virDomainJobType' and 'virDomainJobOperation':
+_ACTIVE: Final = frozenset({1, 2})  # its length is known, or not
+_DUMP, _BACKUP = 8, 9
+
+_ABOUT_JOB: Final[dict[str, Callable[[Job], object]]] = {
     "query-migrate": _migration,
-    "query-block-jobs": lambda _job: [],
-    "query-dump": lambda _job: {"status": "none"},
+    "query-block-jobs": _block_jobs,
+    "query-dump": _dump,
 }

@@ -304,6 +304,11 @@ def pid_file(uri: str, name: str, environment: Mapping[str, str]) -> PurePosixPa
     return PurePosixPath(run) / f"{name}.pid"
 
 
+def address_of(uri: str, uuid: str) -> str:
+    """Return what a domain goes by that has no monitor for panicd: its place in libvirt."""
+    return f"{uri}#{uuid}"
+
+
 def inherit(policy: Policy, domain: LibvirtDomain | None) -> Policy:
     """Return a policy with the domain's own ``on_crash``, where it is to be inherited."""
     if domain is None or domain.on_crash is None or not policy.inherits_on_crash:
