@@ -186,8 +186,12 @@ def lib_version() -> Request[int]:
 
 
 def hypervisor_version() -> Request[int]:
-    """Ask for QEMU's version, counted likewise: of the host's own. High."""
-    return Request("QEMU's version", Procedure.CONNECT_GET_VERSION, b"", Decoder.uint64)
+    """Ask for the version of the host's own QEMU, counted likewise.
+
+    The first time it may take a minute: libvirt asks every QEMU that is installed what it can do.
+    """
+    procedure = Procedure.CONNECT_GET_VERSION
+    return Request("QEMU's version", procedure, b"", Decoder.uint64, lane=Lane.JOB)
 
 
 def listen(event: EventId) -> Request[int]:
