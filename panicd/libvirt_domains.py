@@ -7,12 +7,13 @@ from typing import Final
 import trio
 
 from panicd.backoff import Backoff
-from panicd.fleet import Domain
-from panicd.host.config import Dial, Found
-from panicd.host.journal import JournalError
+from panicd.config.config import Dial, Found
 from panicd.host.logs import get_logger
+from panicd.incident.domains import Domain
 from panicd.incident.driver import Driver
-from panicd.libvirt import Start
+from panicd.incident.services import Services
+from panicd.journal.journal import JournalError
+from panicd.libvirt.known_domains import Start
 from panicd.libvirt_rpc import requests
 from panicd.libvirt_rpc.errors import LibvirtError
 from panicd.qemu.monitor import MonitorError
@@ -24,7 +25,6 @@ from panicd.rules.libvirt_state import run_state
 from panicd.rules.machine.vm import Vm
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
-from panicd.services import Services
 from panicd.supervision import SpareError, note_absence, supervise
 
 ANSWERS_WITHIN: Final = 5.0  # seconds; it takes a few milliseconds

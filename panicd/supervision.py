@@ -4,12 +4,12 @@ from typing import Final
 
 import trio
 
-from panicd.fleet import CONNECTING, Domain
 from panicd.host.logs import get_logger
+from panicd.incident.domains import CONNECTING, Domain
 from panicd.incident.driver import Driver
+from panicd.incident.services import Services
 from panicd.qemu.monitor import UnreachableError
 from panicd.qemu.session import Session
-from panicd.services import Services
 
 TWIN_LEAVES: Final = 5.0  # seconds; it takes one or two to find out why a session ended
 TOLD_AT_MOST: Final = 5  # reasons in a row for one absence; the status has the latest
@@ -48,7 +48,7 @@ async def supervise(
     await _wait_for_twin(services, domain, session)
     services.fleet.identify(domain, session)
     # Where 0.1.0 left off: it went by what it showed, a nameless VM's socket.
-    services.keeping.tally.go_on_from(domain.key, domain.uuid or domain.claim.name)
+    services.keeping.counters.go_on_from(domain.key, domain.uuid or domain.claim.name)
     libvirt = services.libvirt
     if not domain.dials_in and not session.capability.by_api:
         uuid = domain.uuid if session.by_libvirt else ""

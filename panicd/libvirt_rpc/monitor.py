@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import trio
 
+from panicd.host.timers import Timer, Timers
 from panicd.libvirt_rpc import requests
 from panicd.libvirt_rpc.client import Asked, Client
 from panicd.libvirt_rpc.errors import (
@@ -33,7 +34,6 @@ from panicd.qemu.pending import Question
 from panicd.rules.libvirt_state import Stand, expected, run_state, stand_of
 from panicd.rules.machine.vm import Vm
 from panicd.rules.qapi import GuestPanickedEvent, PanicAction, parse_event
-from panicd.timers import Timer, Timers
 
 TAKEN_IN_WITHIN: Final = 2.0
 """Seconds that libvirt is given to take in a panic. It does so in a thread of its own; one that

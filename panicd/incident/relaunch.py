@@ -1,0 +1,123 @@
+"""Starts a VM again, by the command, the systemd unit or the libvirt that is configured for it.
+
+A unit is started over D-Bus. The QEMU that the unit ran has ended by then, and systemd takes in the
+end of a process before it takes a request, so its start is never met by a unit that seems to run.
+"""
+
+import os
+import subprocess
+import tempfile
+from typing import Final
+
+import trio
+
+from panicd.host.systemd import SystemdError, start_unit
+from panicd.libvirt.known_domains import names_monitor
+from panicd.libvirt_rpc import requests
+from panicd.libvirt_rpc.client import Client
+from panicd.libvirt_rpc.errors import LibvirtError
+from panicd.libvirt_rpc.once import connected
+from panicd.libvirt_rpc.protocol import DomainRef, State
+from panicd.rules.incident import Incident, Outcome, StepResult
+from panicd.rules.libvirt import address_of, monitors_of
+from panicd.rules.plan import RunRelaunch
+from panicd.rules.unit_name import UnitNameError, unit_name
+
+LOOK_EVERY: Final = 0.2  # seconds between two looks whether libvirt has taken in a domain's end
+ANSWERS_WITHIN: Final = 5.0  # seconds for libvirt to say how a domain stands
+OUTPUT_KEPT: Final = 1024  # bytes of the command's output that are kept where it fails
+
+
+def relaunch_environment(incident: Incident) -> dict[str, str]:
+    """Return what a relaunch command is told about an incident."""
+    return {
+        "PANICD_DOMAIN": incident.opened.domain,
+        "PANICD_UUID": incident.opened.uuid,
+        "PANICD_MONITOR": incident.opened.monitor,
+        "PANICD_INCIDENT": incident.id,
+    }
+
+
+async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepResult:
+    """Start a VM and say how that went.
+
+    Args:
+        step: how, and its time limit in seconds.
+        environment: which VM; the command is told, beside panicd's own environment.
+    """
+    if step.unit:
+        return await _start_unit(step, environment)
+    if step.libvirt_uri:
+        monitor = environment.get("PANICD_MONITOR", "")
+        return await _start_domain(step, environment.get("PANICD_UUID", ""), monitor)
+    command = list(step.command)
+    # A file and not a pipe: a QEMU that the command leaves behind inherits it.
+    with tempfile.TemporaryFile() as output:
+        try:
+            with trio.fail_after(step.timeout):
+                finished = await trio.run_process(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    check=False,
+                    env={**os.environ, **environment},
+                    start_new_session=True,
+                )
+        except trio.TooSlowError:
+            return StepResult(Outcome.FAILED, f"{command[0]}: ran {step.timeout:g} s")
+        except (OSError, ValueError) as error:  # ValueError: a name that no environment can hold
+            return StepResult(Outcome.FAILED, str(error))
+        if finished.returncode == 0:
+            return StepResult(Outcome.DONE)
+        output.seek(0)
+        said = output.read(OUTPUT_KEPT).decode(errors="replace")
+        detail = f"{command[0]}: exit status {finished.returncode}: {said}"
+        return StepResult(Outcome.FAILED, detail)
+
+
+async def _start_unit(step: RunRelaunch, environment: dict[str, str]) -> StepResult:
+    domain, uuid = environment["PANICD_DOMAIN"], environment.get("PANICD_UUID", "")
+    try:
+        await start_unit(unit_name(step.unit, domain, uuid), step.timeout)
+    except (UnitNameError, SystemdError) as error:
+        return StepResult(Outcome.FAILED, str(error))
+    return StepResult(Outcome.DONE)
+
+
+async def _start_domain(step: RunRelaunch, uuid: str, monitor: str) -> StepResult:
+    """Start the domain that is meant.
+
+    That is the one of this UUID, if it is libvirt's own word; else, for a QEMU could claim any
+    UUID, only where the domain's own XML names the monitor.
+    """
+    is_libvirts = monitor == address_of(step.libvirt_uri, uuid)
+    try:
+        with trio.fail_after(step.timeout):
+            async with connected(step.libvirt_uri) as client:
+                domain = await client.call(requests.look_up(uuid), timeout=ANSWERS_WITHIN)
+                await _await_off(client, domain)
+                described = requests.describe(domain, inactive=True)
+                its = monitors_of(await client.call(described, timeout=ANSWERS_WITHIN))
+                if not is_libvirts and not names_monitor(its, monitor):
+                    detail = f"the XML of libvirt's domain {uuid} does not name {monitor}"
+                    return StepResult(Outcome.FAILED, detail)
+                await client.call(requests.start(domain), timeout=step.timeout)
+    except trio.TooSlowError:
+        return StepResult(Outcome.FAILED, f"not started in {step.timeout:g} s")
+    except LibvirtError as error:
+        return StepResult(Outcome.FAILED, f"libvirt: {error}")
+    return StepResult(Outcome.DONE)
+
+
+async def _await_off(client: Client, domain: DomainRef) -> None:
+    """Wait until libvirt has taken in the end of its QEMU; it refuses to start it before.
+
+    Raises:
+        LibvirtError: it does not say.
+    """
+    while True:
+        state = await client.call(requests.state_of(domain), timeout=ANSWERS_WITHIN)
+        if state.state == State.SHUTOFF:
+            return
+        await trio.sleep(LOOK_EVERY)

@@ -1,0 +1,460 @@
+"""The libvirt of this host: its domains as they start and end, and what it says of each, in memory.
+
+Nothing here stands between a panic and its decision. Domains are listed when libvirtd is connected,
+and told of by its events after that; each is described once at its start, and again by a slow
+timer. While libvirtd is away or silent, what was known last holds.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from panicd.host.logs import get_logger
+from panicd.host.timers import Timers
+from panicd.libvirt_rpc import requests
+from panicd.libvirt_rpc.client import Client, Standing
+from panicd.libvirt_rpc.errors import (
+    LibvirtAwayError,
+    LibvirtError,
+    LibvirtRefusedError,
+)
+from panicd.libvirt_rpc.monitor import ENDED, DomainMonitor
+from panicd.libvirt_rpc.once import connected
+from panicd.libvirt_rpc.process import DomainProcess
+from panicd.libvirt_rpc.protocol import (
+    DomainRef,
+    Event,
+    EventKind,
+    Lifecycle,
+    MetadataChanged,
+    QemuEvent,
+)
+from panicd.libvirt_rpc.sockets import UnusableUriError
+from panicd.libvirt_rpc.takeover import give_back, take_over
+from panicd.qemu.process_identity import ProcessIdentity
+from panicd.rules.identity import parse_uuid
+from panicd.rules.libvirt import (
+    METADATA_URI,
+    LibvirtDomain,
+    UnreadableXMLError,
+    parse_domain,
+)
+from panicd.rules.settings import LibvirtSettings, OnStop
+
+KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its policy
+ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes a few milliseconds
+LISTED_WITHIN: Final = 30.0  # seconds
+REFRESH_EVERY: Final = 300.0  # seconds; nothing tells of an ``<on_crash>`` that somebody sets
+RETRY_EVERY: Final = 5.0  # seconds
+GIVEN_BACK_WITHIN: Final = 5.0  # seconds, for all domains, when panicd stops
+
+QEMU_EVENTS: Final = (
+    "GUEST_PANICKED",
+    "GUEST_CRASHLOADED",
+    "GUEST_PVSHUTDOWN",
+    "STOP",
+    "RESUME",
+    "RESET",
+    "SHUTDOWN",
+)
+
+
+@dataclass(eq=False, slots=True)
+class Start:
+    """One start of a domain.
+
+    Attributes:
+        ref: which.
+        monitor: the way to it, of the session that there is or will be.
+        domain: what libvirt says of it; None before that is known.
+        was_taken_over: panicd has had libvirt preserve it in this start.
+        process: of a session that there is.
+        described: ``domain`` is known.
+        moved: set when it ends, or libvirt is connected anew; then there is another.
+    """
+
+    ref: DomainRef
+    monitor: DomainMonitor
+    domain: LibvirtDomain | None = None
+    was_taken_over: bool = False
+    process: DomainProcess | None = None
+    described: trio.Event = field(default_factory=trio.Event)
+    moved: trio.Event = field(default_factory=trio.Event)
+
+    def move(self) -> None:
+        """Wake who waits for something to happen to it."""
+        self.moved.set()
+        self.moved = trio.Event()
+
+
+class Libvirt:
+    """The libvirt of this host, if one is configured.
+
+    Args:
+        settings: returns what is configured; None: no libvirt.
+        dry_run: nothing is changed.
+
+    Attributes:
+        problem: why libvirt does not answer; empty where it does, or was not asked.
+        on_change: called when a domain is not as it was known.
+        on_problem: called with ``problem`` when that has changed.
+        on_appeared: called with the UUID of a domain that runs, at its start or when it is found.
+    """
+
+    def __init__(self, settings: Callable[[], LibvirtSettings | None], *, dry_run: bool) -> None:
+        self._settings = settings
+        self._dry_run = dry_run
+        self._uri = ""
+        self._other_uri = trio.Event()
+        self._client: Client | None = None
+        self._timers = Timers()
+        self._starts: dict[str, Start] = {}  # by UUID
+        self._domains: dict[str, LibvirtDomain] = {}  # by monitor
+        self._looked_after: set[str] = set()  # monitors
+        self._generation = 0
+        self._wake = trio.Event()
+        self._is_to_list = False
+        self._stale: set[str] = set()
+        self._listed = trio.Event()
+        self._changed = trio.lowlevel.ParkingLot()
+        self.problem = ""
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_problem: Callable[[str], None] = lambda _problem: None
+        self.on_appeared: Callable[[str], None] = lambda _uuid: None
+
+    # What is known.
+
+    def known(self, monitor: str) -> LibvirtDomain | None:
+        """Return the domain whose monitor this is; None where libvirt is not known to run it.
+
+        Args:
+            monitor: the path that was dialled, or ``address_of`` the domain.
+        """
+        return self._domains.get(monitor) if self._settings() is not None else None
+
+    def start_of(self, uuid: str) -> Start | None:
+        """Return the start of a domain that there is, as far as is known."""
+        return self._starts.get(uuid)
+
+    @property
+    def uri(self) -> str:
+        """Where it is reached."""
+        return self._uri
+
+    @property
+    def client(self) -> Client:
+        """The connections.
+
+        Raises:
+            LibvirtAwayError: there are none.
+        """
+        if self._client is None:
+            raise LibvirtAwayError(self.problem or "libvirt was not yet connected to")
+        return self._client
+
+    @property
+    def running(self) -> list[str]:
+        """The UUIDs of the domains that run."""
+        return list(self._starts)
+
+    @property
+    def monitors(self) -> set[str]:
+        """The monitors that domains were given for panicd, one of each."""
+        described = (start.domain for start in self._starts.values())
+        return {domain.monitors[0] for domain in described if domain and domain.monitors}
+
+    async def changes(self) -> None:
+        """Wait until a domain starts, is described or ends, or libvirt is connected anew."""
+        await self._changed.park()
+
+    async def describe(self, start: Start) -> LibvirtDomain:
+        """Ask what a domain is, and have libvirt preserve it, if that is wanted.
+
+        Raises:
+            LibvirtError: libvirt does not say.
+        """
+        text = await self.client.call(requests.describe(start.ref), timeout=ANSWERS_WITHIN)
+        try:
+            domain = parse_domain(text)
+        except UnreadableXMLError as error:
+            raise LibvirtAwayError(str(error)) from error
+        if domain.id != start.ref.id:
+            raise LibvirtAwayError("it was started anew meanwhile")
+        domain = await self._arrange(start, domain)
+        before, start.domain = start.domain, domain
+        if not start.described.is_set():
+            start.described.set()
+            self._changed.unpark_all()
+        if before not in {None, domain}:
+            for monitor, known in self._domains.items():
+                if known.uuid == domain.uuid:
+                    self._domains[monitor] = domain
+            self.on_change()
+        return domain
+
+    def look_after(self, monitor: str, domain: LibvirtDomain) -> None:
+        """Note whose domain's a monitor is."""
+        self._domains[monitor] = domain
+        self._looked_after.add(monitor)
+
+    async def learn(self, uuid: str, monitor: str, process: str) -> None:
+        """Find out about a domain whose own monitor was just connected; wait, but briefly.
+
+        The UUID says no more than whom to ask about: any QEMU can claim another one's. The domain
+        is the one at the other end only where its own XML names this monitor, and where the process
+        there is the one that libvirt started, as far as both are known.
+
+        Args:
+            uuid: as its QEMU says; empty where nothing tells that libvirt runs it.
+            monitor: the path that was dialled.
+            process: at the other end (``ProcessIdentity``); empty where it is not known.
+        """
+        self._domains.pop(monitor, None)
+        if self._settings() is None or not parse_uuid(uuid):
+            return
+        with trio.move_on_after(0.0 if self.problem else KNOWN_WITHIN):
+            await self._listed.wait()
+            while (start := self._starts.get(parse_uuid(uuid))) is None:
+                await self._changed.park()
+            with suppress(LibvirtError):
+                await self.describe(start)
+        start = self._starts.get(parse_uuid(uuid))
+        if start is not None and start.domain is not None and self._is_its(start, monitor, process):
+            self.look_after(monitor, start.domain)
+
+    def forget(self, monitor: str) -> None:
+        """A domain is looked after no more; what is known of it holds until the timer's turn."""
+        self._looked_after.discard(monitor)
+
+    def refresh_soon(self) -> None:
+        """Ask about every domain anew, now and not by the timer."""
+        settings = self._settings()
+        if (settings.uri if settings is not None else "") != self._uri:
+            self._other_uri.set()
+        self._is_to_list = True
+        self._wake.set()
+        for start in self._starts.values():
+            start.move()  # it may be looked after otherwise
+
+    def _is_its(self, start: Start, monitor: str, process: str) -> bool:
+        assert start.domain is not None
+        if not names_monitor(start.domain.monitors, monitor):
+            return False
+        its, known = self.process_of(start), ProcessIdentity.parse(process)
+        with its:
+            alike = known is None or its.identity is None or its.identity == known
+        if not alike:
+            get_logger(monitor=monitor).warning(
+                "not treated as libvirt's",
+                domain=start.ref.name,
+                reason="another process answers there",
+            )
+        return alike
+
+    def process_of(self, start: Start) -> DomainProcess:
+        """Return the process of a domain's QEMU."""
+        peer = self._client.peer if self._client is not None else None
+        owner, libvirtd = (peer.uid, peer.pid) if peer is not None else (0, 0)
+        return DomainProcess.find(self._uri, start.ref, owner, libvirtd, os.environ)
+
+    # Taking over, and giving back.
+
+    async def _arrange(self, start: Start, domain: LibvirtDomain) -> LibvirtDomain:
+        """Have libvirt preserve the panicked domain, or do what it did before, as is wanted."""
+        settings = self._settings()
+        if settings is None or self._dry_run:
+            return domain
+        try:
+            if settings.take_over and domain.takeover:
+                start.was_taken_over = True
+                return await take_over(self.client, start.ref, domain)
+            if not settings.take_over and domain.gives_back:
+                return await give_back(self.client, start.ref, domain)
+        except LibvirtError as error:
+            get_logger(domain=domain.name).warning(
+                "libvirt goes on as it does on this domain's panics", problem=str(error)
+            )
+        return domain
+
+    # Being connected.
+
+    async def run(self) -> None:
+        """Keep connected, and what is known up to date, until cancelled."""
+        while True:
+            settings, self._other_uri = self._settings(), trio.Event()
+            async with trio.open_nursery() as nursery:
+                if settings is not None:
+                    nursery.start_soon(self._be_connected, settings)
+                await self._other_uri.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _be_connected(self, settings: LibvirtSettings) -> None:
+        self._uri, self._timers = settings.uri, Timers()
+        try:
+            client = Client(
+                self._uri, heard=self._hear, changed=self._stand, qemu_events=QEMU_EVENTS
+            )
+        except UnusableUriError as error:
+            self._note_problem(str(error))
+            return
+        self._client, self._generation = client, client.generation
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.run)
+                nursery.start_soon(self._timers.run)
+                await self._keep_listed()
+        finally:
+            self._client = None
+            starts = list(self._starts.values())
+            for uuid in self.running:
+                self._ended(uuid, "panicd has left libvirt")
+            if settings.on_stop is OnStop.RESTORE and not self._dry_run:
+                with trio.move_on_after(GIVEN_BACK_WITHIN, shield=True):
+                    await _give_back(settings.uri, starts)
+
+    def _stand(self, standing: Standing) -> None:
+        """Take note of how it is with libvirt."""
+        assert self._client is not None
+        if standing is Standing.UP and self._client.generation != self._generation:
+            self._generation = self._client.generation
+            for start in self._starts.values():
+                self.renew(start)  # so that what is heard from here on is kept
+                start.move()
+            self._is_to_list = True
+            self._wake.set()
+        elif standing is Standing.AWAY:
+            for start in self._starts.values():
+                start.monitor.end(f"libvirt is away: {self._client.problem}")
+        self._note_problem(self._client.problem)
+        self._changed.unpark_all()
+
+    async def _keep_listed(self) -> None:
+        """List the domains when libvirt is connected, and describe them anew now and then."""
+        due = trio.current_time()
+        while True:
+            with trio.move_on_at(due):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            if self.client.standing is not Standing.UP:
+                due = trio.current_time() + RETRY_EVERY
+                continue
+            try:
+                if self._is_to_list or trio.current_time() >= due:
+                    self._is_to_list = False
+                    await self._list()
+                    due = trio.current_time() + REFRESH_EVERY
+                await self._describe_stale()
+            except LibvirtError as error:
+                self._note_problem(str(error))
+                self._is_to_list, due = True, trio.current_time() + RETRY_EVERY
+            else:
+                self._note_problem("")
+
+    async def _list(self) -> None:
+        """Learn which domains run: those that have panicked first.
+
+        Raises:
+            LibvirtError: libvirt does not say.
+        """
+        before = {uuid: start.ref.id for uuid, start in self._starts.items()}
+        listed = await self.client.call(requests.states(), timeout=LISTED_WITHIN)
+        running = [(ref, state) for ref, state in listed if ref.id >= 0]
+        for ref, _ in sorted(running, key=lambda each: not each[1].panicked):
+            self._started(ref)
+        for uuid in set(before) - {ref.uuid for ref, _ in running}:
+            if uuid in self._starts and self._starts[uuid].ref.id == before[uuid]:
+                self._ended(uuid, ENDED)
+        self._listed.set()
+        for monitor in set(self._domains) - self._looked_after:
+            del self._domains[monitor]
+        self._stale |= {uuid for uuid, start in self._starts.items() if start.described.is_set()}
+
+    async def _describe_stale(self) -> None:
+        """Describe those anew that may have changed.
+
+        Raises:
+            LibvirtError: libvirt does not say.
+        """
+        while self._stale:
+            start = self._starts.get(self._stale.pop())
+            try:
+                if start is not None:
+                    await self.describe(start)
+            except LibvirtRefusedError as error:  # it ends, most likely
+                get_logger().debug("not described", problem=str(error))
+
+    # What is heard.
+
+    def _hear(self, event: Event) -> None:
+        match event:
+            case QemuEvent(domain=ref):
+                self._started(ref).monitor.hear(event)
+            case Lifecycle(domain=ref, event=EventKind.STARTED):
+                self._started(ref)
+            case Lifecycle(domain=ref, event=EventKind.STOPPED):
+                self._ended(ref.uuid, ENDED)
+            case Lifecycle(domain=ref, event=EventKind.CRASHED) if ref.uuid in self._starts:
+                self._starts[ref.uuid].monitor.taken_in()
+            case MetadataChanged(domain=ref, uri=uri) if uri == METADATA_URI:
+                start = self._starts.get(ref.uuid)
+                if start is not None and start.described.is_set():  # else panicd does it itself
+                    self._stale.add(ref.uuid)
+                    self._wake.set()
+            case _:
+                pass
+
+    def _started(self, ref: DomainRef) -> Start:
+        """Take in a start of a domain, if it is a new one."""
+        start = self._starts.get(ref.uuid)
+        if start is not None and start.ref.id != ref.id:
+            self._ended(ref.uuid, ENDED)
+            start = None
+        if start is None:
+            start = Start(ref, self._new_monitor(ref))
+            self._starts[ref.uuid] = start
+            self.on_appeared(ref.uuid)
+            self._changed.unpark_all()
+        return start
+
+    def _ended(self, uuid: str, why: str) -> None:
+        start = self._starts.pop(uuid, None)
+        if start is not None:
+            if start.process is not None and why is ENDED:
+                start.process.note_stopped()
+            start.monitor.end(why)
+            start.move()
+            self._changed.unpark_all()
+
+    def renew(self, start: Start) -> None:
+        """Have a way to a start of a domain whose session has ended, though it runs."""
+        if start.monitor.events.ended and self.client.standing is Standing.UP:
+            start.monitor = self._new_monitor(start.ref)
+
+    def _new_monitor(self, ref: DomainRef) -> DomainMonitor:
+        return DomainMonitor(self.client, ref, self._timers)
+
+    def _note_problem(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            self.on_problem(problem)
+
+
+def names_monitor(monitors: Iterable[str], monitor: str) -> bool:
+    """Tell whether one of a domain's monitors is this path, symbolic links followed."""
+    path = os.path.realpath(monitor)
+    return path in {os.path.realpath(named) for named in monitors}
+
+
+async def _give_back(uri: str, starts: Iterable[Start]) -> None:
+    """Give every domain back, as panicd stops."""
+    try:
+        async with connected(uri) as client:
+            for start in starts:
+                if start.domain is not None and start.domain.gives_back:
+                    await give_back(client, start.ref, start.domain)
+    except LibvirtError as error:
+        get_logger().warning("libvirt goes on leaving panics be", problem=str(error))
