@@ -12,11 +12,11 @@ from panicd.cli import render
 from panicd.cli.base import Context, domain_names, fail, json_option
 from panicd.cli.configured import libvirt_uri
 from panicd.host.osinfo import look_up
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.client import Client
-from panicd.libvirt_rpc.errors import LibvirtAwayError, LibvirtError
-from panicd.libvirt_rpc.once import connected
-from panicd.libvirt_rpc.protocol import DomainRef
+from panicd.libvirt import requests
+from panicd.libvirt.client import Client
+from panicd.libvirt.errors import LibvirtAwayError, LibvirtError
+from panicd.libvirt.once import connected
+from panicd.libvirt.protocol import DomainRef
 from panicd.rules.guest_system import (
     GuestSystem,
     Kernel,

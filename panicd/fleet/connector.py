@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from panicd.backoff import Backoff
+from panicd.fleet.backoff import Backoff
 from panicd.fleet.discovery import (
     Appeared,
     Change,
@@ -25,6 +25,8 @@ from panicd.fleet.discovery import (
     Unreadable,
     Vanished,
 )
+from panicd.fleet.libvirt_domains import LibvirtDomains
+from panicd.fleet.supervision import SpareError, note_absence, supervise
 from panicd.fleet.unidentified import UnidentifiedConnections
 from panicd.fleet.watches import mount_changes
 from panicd.host.listening import keep_listening
@@ -35,7 +37,6 @@ from panicd.incident.driver import Driver
 from panicd.incident.services import Services
 from panicd.journal.journal import JournalError
 from panicd.libvirt.own_monitor import LibvirtsOwnError, leave_libvirts_own
-from panicd.libvirt_domains import LibvirtDomains
 from panicd.qemu.monitor import MonitorError, SilentError, open_monitor, pulse
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, uid_of
@@ -43,7 +44,6 @@ from panicd.qemu.session import ANSWER_TIMEOUT, Session, confirm_peer
 from panicd.qemu.socket_table import SocketTable
 from panicd.rules.command_line import parse_command_line
 from panicd.rules.socket_path import path_problem
-from panicd.supervision import SpareError, note_absence, supervise
 
 GREETING_TIMEOUT: Final = 5.0  # seconds; QEMU greets within a millisecond unless it is taken
 LASTING: Final = 10.0  # seconds of a session after which its loss counts as a first failure

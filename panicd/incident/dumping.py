@@ -9,9 +9,9 @@ from panicd.dumps.queue import DumpQueue, DumpTurn
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
 from panicd.incident.domains import Domain
+from panicd.libvirt import beside
+from panicd.libvirt.errors import LibvirtError, LibvirtSilentError
 from panicd.libvirt.known_domains import Libvirt
-from panicd.libvirt_rpc import beside
-from panicd.libvirt_rpc.errors import LibvirtError, LibvirtSilentError
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.monitor import SessionLostError, UncertainError
 from panicd.qemu.session import Session

@@ -14,8 +14,8 @@ from panicd.incident.domains import Domain
 from panicd.incident.outcome import result_of
 from panicd.incident.relaunch import relaunch_environment, run_relaunch
 from panicd.incident.services import Services
-from panicd.libvirt_rpc.beside import act
-from panicd.libvirt_rpc.errors import (
+from panicd.libvirt import beside
+from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtRefusedError,
     LibvirtSilentError,
@@ -116,7 +116,7 @@ class Errands:
         domain = self._of_qemu.capability.libvirt
         assert domain is not None
         try:
-            await act(self._services.libvirt.client, domain, effect.verb, effect.timeout)
+            await beside.act(self._services.libvirt.client, domain, effect.verb, effect.timeout)
         except LibvirtAwayError as error:
             told = Told(effect.serial, "away", str(error))
         except LibvirtSilentError as error:

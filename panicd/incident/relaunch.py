@@ -12,12 +12,12 @@ from typing import Final
 import trio
 
 from panicd.host.systemd import SystemdError, start_unit
+from panicd.libvirt import requests
+from panicd.libvirt.client import Client
+from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.known_domains import names_monitor
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.client import Client
-from panicd.libvirt_rpc.errors import LibvirtError
-from panicd.libvirt_rpc.once import connected
-from panicd.libvirt_rpc.protocol import DomainRef, State
+from panicd.libvirt.once import connected
+from panicd.libvirt.protocol import DomainRef, State
 from panicd.rules.incident import Incident, Outcome, StepResult
 from panicd.rules.libvirt import address_of, monitors_of
 from panicd.rules.plan import RunRelaunch

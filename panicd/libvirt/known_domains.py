@@ -15,17 +15,17 @@ import trio
 
 from panicd.host.logs import get_logger
 from panicd.host.timers import Timers
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.client import Client, Standing
-from panicd.libvirt_rpc.errors import (
+from panicd.libvirt import requests
+from panicd.libvirt.client import Client, Standing
+from panicd.libvirt.domain_monitor import ENDED, DomainMonitor
+from panicd.libvirt.domain_process import DomainProcess
+from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtError,
     LibvirtRefusedError,
 )
-from panicd.libvirt_rpc.monitor import ENDED, DomainMonitor
-from panicd.libvirt_rpc.once import connected
-from panicd.libvirt_rpc.process import DomainProcess
-from panicd.libvirt_rpc.protocol import (
+from panicd.libvirt.once import connected
+from panicd.libvirt.protocol import (
     DomainRef,
     Event,
     EventKind,
@@ -33,8 +33,8 @@ from panicd.libvirt_rpc.protocol import (
     MetadataChanged,
     QemuEvent,
 )
-from panicd.libvirt_rpc.sockets import UnusableUriError
-from panicd.libvirt_rpc.takeover import give_back, take_over
+from panicd.libvirt.sockets import UnusableUriError
+from panicd.libvirt.takeover import give_back, take_over
 from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.identity import parse_uuid
 from panicd.rules.libvirt import (

@@ -23,8 +23,8 @@ from panicd.demo.guests import COUNTER_ADDRESS, Guest, write_rom
 from panicd.demo.process import kill_by_pid_file
 from panicd.demo.qemu import Watched
 from panicd.demo.qmp import connect_qmp
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.once import connected
+from panicd.libvirt import requests
+from panicd.libvirt.once import connected
 from tests.parts.linux import Kernel, Trouble, make_initramfs
 from tests.parts.patience import fail_after, patience
 from tests.parts.qemu import qemu_binary

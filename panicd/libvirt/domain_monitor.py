@@ -17,15 +17,15 @@ from typing import Any, Final
 import trio
 
 from panicd.host.timers import Timer, Timers
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.client import Asked, Client
-from panicd.libvirt_rpc.errors import (
+from panicd.libvirt import requests
+from panicd.libvirt.client import Asked, Client
+from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtError,
     LibvirtRefusedError,
 )
-from panicd.libvirt_rpc.protocol import DomainRef, DomainState, QemuEvent, State
-from panicd.libvirt_rpc.requests import Job, Request
+from panicd.libvirt.protocol import DomainRef, DomainState, QemuEvent, State
+from panicd.libvirt.requests import Job, Request
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.exchange import Command, Exchange
 from panicd.qemu.monitor_error import CommandError, NoReplyError, SessionLostError

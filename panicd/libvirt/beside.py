@@ -8,16 +8,16 @@ from typing import Final
 import trio
 
 from panicd.host.logs import get_logger
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.client import Client
-from panicd.libvirt_rpc.errors import (
+from panicd.libvirt import requests
+from panicd.libvirt.client import Client
+from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtError,
     LibvirtRefusedError,
     LibvirtSilentError,
 )
-from panicd.libvirt_rpc.protocol import DomainRef, DumpFormat, State
-from panicd.libvirt_rpc.requests import Request
+from panicd.libvirt.protocol import DomainRef, DumpFormat, State
+from panicd.libvirt.requests import Request
 from panicd.rules.libvirt import LibvirtDomain
 
 ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes a few milliseconds

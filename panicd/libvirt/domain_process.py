@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import trio
 
-from panicd.libvirt_rpc.protocol import DomainRef
+from panicd.libvirt.protocol import DomainRef
 from panicd.qemu.file_rights import Rights
 from panicd.qemu.process import MAX_COMMAND_LINE, Peer, is_qemu_program
 from panicd.qemu.process_identity import (

@@ -6,16 +6,17 @@ from typing import Final
 
 import trio
 
-from panicd.backoff import Backoff
 from panicd.config.config import Dial, Found
+from panicd.fleet.backoff import Backoff
+from panicd.fleet.supervision import SpareError, note_absence, supervise
 from panicd.host.logs import get_logger
 from panicd.incident.domains import Domain
 from panicd.incident.driver import Driver
 from panicd.incident.services import Services
 from panicd.journal.journal import JournalError
+from panicd.libvirt import requests
+from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.known_domains import Start
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.errors import LibvirtError
 from panicd.qemu.monitor import MonitorError
 from panicd.qemu.session import Session
 from panicd.rules.capability import Capability, Version, run_by_libvirt
@@ -25,7 +26,6 @@ from panicd.rules.libvirt_state import run_state
 from panicd.rules.machine.vm import Vm
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
-from panicd.supervision import SpareError, note_absence, supervise
 
 ANSWERS_WITHIN: Final = 5.0  # seconds; it takes a few milliseconds
 AT_ONCE: Final = 8  # domains that libvirt is asked about

@@ -6,9 +6,9 @@ from typing import Final
 
 import trio
 
-from panicd.libvirt_rpc.client import Client, Standing
-from panicd.libvirt_rpc.errors import LibvirtAwayError
-from panicd.libvirt_rpc.sockets import UnusableUriError
+from panicd.libvirt.client import Client, Standing
+from panicd.libvirt.errors import LibvirtAwayError
+from panicd.libvirt.sockets import UnusableUriError
 
 CONNECTED_WITHIN: Final = 5.0  # seconds
 
@@ -30,13 +30,19 @@ async def connected(uri: str) -> AsyncIterator[Client]:
         client = Client(uri, heard=lambda _event: None, changed=changed)
     except UnusableUriError as error:
         raise LibvirtAwayError(str(error)) from error
+    problem: Exception | None = None  # not in a group of the nursery's
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run)
         with trio.move_on_after(CONNECTED_WITHIN):
             await stands.wait()
         is_up = client.standing is Standing.UP
         if is_up:
-            yield client
+            try:
+                yield client
+            except Exception as error:  # noqa: BLE001 - raised again below
+                problem = error
         nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
     if not is_up:
         raise LibvirtAwayError(client.problem)

@@ -21,17 +21,17 @@ import trio
 
 from panicd.host.logs import get_logger
 from panicd.host.timers import Timer, Timers
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.connection import UNDER_WAY_MOST, Awaited, Call, Connection, Credentials
-from panicd.libvirt_rpc.errors import (
+from panicd.libvirt import requests
+from panicd.libvirt.connection import UNDER_WAY_MOST, Awaited, Call, Connection, Credentials
+from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtError,
     LibvirtRefusedError,
     LibvirtSilentError,
 )
-from panicd.libvirt_rpc.protocol import Event, EventId
-from panicd.libvirt_rpc.requests import Lane, Request
-from panicd.libvirt_rpc.sockets import Place, find_place
+from panicd.libvirt.protocol import Event, EventId
+from panicd.libvirt.requests import Lane, Request
+from panicd.libvirt.sockets import Place, find_place
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ class Client:
     Args:
         uri: where it is reached: ``qemu:///system`` or ``qemu:///session``.
         heard: told each event.
-        changed: told each new standing. After ``UP`` nothing of what happens is missed.
+        changed: told each new standing, or problem. After ``UP`` nothing of what happens is missed.
         qemu_events: those of QEMU's own events that are to be told, by their QAPI names.
         environment: panicd's own.
 
@@ -373,9 +373,9 @@ class Client:
                 asked.finish(LibvirtAwayError(f"{asked.request.name}: {self.problem}"))
 
     def _stand(self, standing: Standing, problem: str) -> None:
-        self.problem = problem
-        if standing is not self.standing:
-            self.standing = standing
+        before = self.standing, self.problem
+        self.standing, self.problem = standing, problem
+        if before != (standing, problem):
             self._changed(standing)
 
 

@@ -3,9 +3,9 @@
 from typing import Final
 
 from panicd.host.logs import get_logger
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.client import Client
-from panicd.libvirt_rpc.protocol import DomainRef, LifecycleAction
+from panicd.libvirt import requests
+from panicd.libvirt.client import Client
+from panicd.libvirt.protocol import DomainRef, LifecycleAction
 from panicd.rules.libvirt import METADATA_KEY, METADATA_URI, PRESERVE, LibvirtDomain
 
 ANSWERS_WITHIN: Final = 5.0  # seconds; it takes a few milliseconds

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Generic, TypeVar
 
-from panicd.libvirt_rpc.protocol import (
+from panicd.libvirt.protocol import (
     AUTH_TYPES_MOST,
     CPU_MAP_MOST,
     DOMAINS_MOST,
@@ -30,11 +30,12 @@ from panicd.libvirt_rpc.protocol import (
     Procedure,
     QemuProcedure,
     read_domain,
+    read_optional_text,
     read_text,
     read_typed,
 )
-from panicd.libvirt_rpc.wire import QEMU_PROGRAM, REMOTE_PROGRAM
-from panicd.libvirt_rpc.xdr import (
+from panicd.libvirt.wire import QEMU_PROGRAM, REMOTE_PROGRAM
+from panicd.libvirt.xdr import (
     Decoder,
     XdrError,
     pack_int,
@@ -496,6 +497,21 @@ def monitor_command(domain: DomainRef, command: str, *, human: bool = False) -> 
     procedure = QemuProcedure.DOMAIN_MONITOR_COMMAND
     return Request(
         "monitor command", procedure, arguments, read_text, QEMU_PROGRAM, domain.uuid, Lane.JOB
+    )
+
+
+def ask_agent(domain: DomainRef, command: str, seconds: int) -> Request[str]:
+    """Have a command carried out by the agent in a guest.
+
+    Args:
+        domain: which.
+        command: the agent's JSON.
+        seconds: that libvirt waits for the agent.
+    """
+    arguments = domain.pack() + pack_text(command) + pack_int(seconds) + pack_uint(0)
+    procedure = QemuProcedure.DOMAIN_AGENT_COMMAND
+    return Request(
+        "ask agent", procedure, arguments, read_optional_text, QEMU_PROGRAM, domain.uuid, Lane.JOB
     )
 
 
