@@ -105,7 +105,8 @@ class Client:
     Args:
         uri: where it is reached: ``qemu:///system`` or ``qemu:///session``.
         heard: told each event.
-        changed: told each new standing. After ``UP`` nothing of what happens is missed.
+        changed: told the standing when that, or ``problem``, has changed. After ``UP`` nothing of
+            what happens is missed.
         qemu_events: those of QEMU's own events that are to be told, by their QAPI names.
         environment: panicd's own.
 
@@ -373,9 +374,8 @@ class Client:
                 asked.finish(LibvirtAwayError(f"{asked.request.name}: {self.problem}"))
 
     def _stand(self, standing: Standing, problem: str) -> None:
-        self.problem = problem
-        if standing is not self.standing:
-            self.standing = standing
+        if (standing, problem) != (self.standing, self.problem):
+            self.standing, self.problem = standing, problem
             self._changed(standing)
 
 
