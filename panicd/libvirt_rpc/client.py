@@ -20,6 +20,7 @@ from typing import Final, TypeVar, cast
 import trio
 
 from panicd.host.logs import get_logger
+from panicd.host.timers import Timer, Timers
 from panicd.libvirt_rpc import requests
 from panicd.libvirt_rpc.connection import UNDER_WAY_MOST, Awaited, Call, Connection, Credentials
 from panicd.libvirt_rpc.errors import (
@@ -31,7 +32,6 @@ from panicd.libvirt_rpc.errors import (
 from panicd.libvirt_rpc.protocol import Event, EventId
 from panicd.libvirt_rpc.requests import Lane, Request
 from panicd.libvirt_rpc.sockets import Place, find_place
-from panicd.timers import Timer, Timers
 
 T = TypeVar("T")
 
