@@ -20,8 +20,8 @@ from typing import Final
 
 import trio
 
-from panicd.libvirt_rpc.errors import ErrorCode
-from panicd.libvirt_rpc.protocol import (
+from panicd.libvirt.errors import ErrorCode
+from panicd.libvirt.protocol import (
     DomainRef,
     EventId,
     EventKind,
@@ -31,7 +31,7 @@ from panicd.libvirt_rpc.protocol import (
     State,
     read_domain,
 )
-from panicd.libvirt_rpc.wire import (
+from panicd.libvirt.wire import (
     KEEPALIVE_PROGRAM,
     PING,
     PONG,
@@ -42,7 +42,7 @@ from panicd.libvirt_rpc.wire import (
     Message,
     Status,
 )
-from panicd.libvirt_rpc.xdr import (
+from panicd.libvirt.xdr import (
     Decoder,
     pack_int,
     pack_opaque,

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from panicd.libvirt_rpc.client import Client, Standing
-from panicd.libvirt_rpc.protocol import DomainRef, Event, Lifecycle, QemuEvent
-from panicd.libvirt_rpc.requests import list_domains
+from panicd.libvirt.client import Client, Standing
+from panicd.libvirt.protocol import DomainRef, Event, Lifecycle, QemuEvent
+from panicd.libvirt.requests import list_domains
 
 QEMU_EVENTS = ("GUEST_PANICKED", "STOP", "RESET", "RESUME", "SHUTDOWN")
 ANSWERED_WITHIN = 30.0  # seconds; a real libvirtd asks QEMU what it can do when a domain starts

@@ -21,17 +21,17 @@ import trio
 
 from panicd.host.logs import get_logger
 from panicd.host.timers import Timer, Timers
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.connection import UNDER_WAY_MOST, Awaited, Call, Connection, Credentials
-from panicd.libvirt_rpc.errors import (
+from panicd.libvirt import requests
+from panicd.libvirt.connection import UNDER_WAY_MOST, Awaited, Call, Connection, Credentials
+from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtError,
     LibvirtRefusedError,
     LibvirtSilentError,
 )
-from panicd.libvirt_rpc.protocol import Event, EventId
-from panicd.libvirt_rpc.requests import Lane, Request
-from panicd.libvirt_rpc.sockets import Place, find_place
+from panicd.libvirt.protocol import Event, EventId
+from panicd.libvirt.requests import Lane, Request
+from panicd.libvirt.sockets import Place, find_place
 
 T = TypeVar("T")
 
@@ -331,6 +331,9 @@ class Client:
             self._have_ended.set()
             self._stand(Standing.AWAY, events.problem)
             self._turn_away()
+            lines, self._lines = self._lines, []
+            for line in lines:
+                line.abort(events.problem)
         elif events.is_silent:
             self._stand(Standing.SILENT, "libvirtd does not answer")
             self._timers.after(WAKES_UP_WITHIN, partial(self._end_if_silent, events))

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import trio
 
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.client import Standing
-from panicd.libvirt_rpc.errors import ErrorCode, LibvirtAwayError, LibvirtRefusedError
-from panicd.libvirt_rpc.protocol import (
+from panicd.libvirt import requests
+from panicd.libvirt.client import Standing
+from panicd.libvirt.errors import ErrorCode, LibvirtAwayError, LibvirtRefusedError
+from panicd.libvirt.protocol import (
     NOT_RUNNING,
     CrashedDetail,
     DomainRef,

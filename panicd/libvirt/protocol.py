@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from panicd.libvirt_rpc.errors import LibvirtRefusedError
-from panicd.libvirt_rpc.wire import QEMU_PROGRAM, REMOTE_PROGRAM, Message
-from panicd.libvirt_rpc.xdr import Decoder, XdrError, pack_int, pack_text
+from panicd.libvirt.errors import LibvirtRefusedError
+from panicd.libvirt.wire import QEMU_PROGRAM, REMOTE_PROGRAM, Message
+from panicd.libvirt.xdr import Decoder, XdrError, pack_int, pack_text
 from panicd.rules.printable import escape
 
 TEXT_MOST: Final = 4 << 20  # bytes: REMOTE_STRING_MAX

@@ -18,15 +18,15 @@ from typing import Final, TypeVar, cast
 
 import trio
 
-from panicd.libvirt_rpc.errors import (
+from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtError,
     LibvirtLostError,
     LibvirtSilentError,
 )
-from panicd.libvirt_rpc.protocol import Event, read_error, read_event
-from panicd.libvirt_rpc.requests import Request
-from panicd.libvirt_rpc.wire import (
+from panicd.libvirt.protocol import Event, read_error, read_event
+from panicd.libvirt.requests import Request
+from panicd.libvirt.wire import (
     KEEPALIVE_PROGRAM,
     PING,
     PONG,
@@ -35,7 +35,7 @@ from panicd.libvirt_rpc.wire import (
     Message,
     Status,
 )
-from panicd.libvirt_rpc.xdr import Decoder, XdrError
+from panicd.libvirt.xdr import Decoder, XdrError
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Generic, TypeVar
 
-from panicd.libvirt_rpc.protocol import (
+from panicd.libvirt.protocol import (
     AUTH_TYPES_MOST,
     CPU_MAP_MOST,
     DOMAINS_MOST,
@@ -33,8 +33,8 @@ from panicd.libvirt_rpc.protocol import (
     read_text,
     read_typed,
 )
-from panicd.libvirt_rpc.wire import QEMU_PROGRAM, REMOTE_PROGRAM
-from panicd.libvirt_rpc.xdr import (
+from panicd.libvirt.wire import QEMU_PROGRAM, REMOTE_PROGRAM
+from panicd.libvirt.xdr import (
     Decoder,
     XdrError,
     pack_int,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from panicd.libvirt_rpc.xdr import XdrError
+from panicd.libvirt.xdr import XdrError
 
 VERSION: Final = 1  # of each program below
 REMOTE_PROGRAM: Final = 0x20008086  # remote_protocol.x

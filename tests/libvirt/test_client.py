@@ -12,23 +12,23 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from panicd.libvirt_rpc import requests
-from panicd.libvirt_rpc.client import (
+from panicd.libvirt import requests
+from panicd.libvirt.client import (
     LINES_MOST,
     OPENED_WITHIN,
     WAKES_UP_WITHIN,
     Asked,
     Standing,
 )
-from panicd.libvirt_rpc.connection import QUIET, UNDER_WAY_MOST
-from panicd.libvirt_rpc.errors import (
+from panicd.libvirt.connection import QUIET, UNDER_WAY_MOST
+from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtLostError,
     LibvirtRefusedError,
     LibvirtSilentError,
 )
-from panicd.libvirt_rpc.protocol import DomainRef, EventKind, Procedure, State
-from panicd.libvirt_rpc.wire import (
+from panicd.libvirt.protocol import DomainRef, EventKind, Procedure, State
+from panicd.libvirt.wire import (
     MESSAGE_MOST,
     QEMU_PROGRAM,
     REMOTE_PROGRAM,
@@ -36,7 +36,7 @@ from panicd.libvirt_rpc.wire import (
     Message,
     Status,
 )
-from panicd.libvirt_rpc.xdr import pack_int, pack_opaque, pack_text, pack_uint
+from panicd.libvirt.xdr import pack_int, pack_opaque, pack_text, pack_uint
 from tests.parts.fake_libvirtd import PICTURE, FakeDomain, FakeLibvirtd
 from tests.parts.libvirt_client import ANSWERED_WITHIN, Listener, connected
 from tests.parts.patience import fail_after
