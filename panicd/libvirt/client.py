@@ -105,7 +105,8 @@ class Client:
     Args:
         uri: where it is reached: ``qemu:///system`` or ``qemu:///session``.
         heard: told each event.
-        changed: told each new standing, or problem. After ``UP`` nothing of what happens is missed.
+        changed: told the standing when that, or ``problem``, has changed. After ``UP`` nothing of
+            what happens is missed.
         qemu_events: those of QEMU's own events that are to be told, by their QAPI names.
         environment: panicd's own.
 
@@ -330,6 +331,9 @@ class Client:
             self._have_ended.set()
             self._stand(Standing.AWAY, events.problem)
             self._turn_away()
+            lines, self._lines = self._lines, []
+            for line in lines:
+                line.abort(events.problem)
         elif events.is_silent:
             self._stand(Standing.SILENT, "libvirtd does not answer")
             self._timers.after(WAKES_UP_WITHIN, partial(self._end_if_silent, events))
@@ -373,9 +377,8 @@ class Client:
                 asked.finish(LibvirtAwayError(f"{asked.request.name}: {self.problem}"))
 
     def _stand(self, standing: Standing, problem: str) -> None:
-        before = self.standing, self.problem
-        self.standing, self.problem = standing, problem
-        if before != (standing, problem):
+        if (standing, problem) != (self.standing, self.problem):
+            self.standing, self.problem = standing, problem
             self._changed(standing)
 
 

@@ -317,7 +317,9 @@ class Connection:
         self._send(Message(request.program, request.procedure, Kind.STREAM, serial, status))
 
     def _end(self, serial: int, answer: object) -> None:
-        self._calls.pop(serial).done(answer)
+        call = self._calls.pop(serial)
+        call.streams = False
+        call.done(answer)
 
     # Whether it is there.
 
