@@ -96,8 +96,10 @@ def probe_socket(path: Path, config: Config) -> dict[str, object]:
 
 async def _ask(path: Path, config: Config) -> dict[str, object]:
     libvirt = Libvirt(lambda: config.libvirt, dry_run=True)
-    async with event_loop():
+    async with event_loop(), trio.open_nursery() as nursery:
+        nursery.start_soon(libvirt.run)
         answers = await _answers(path, libvirt)
+        nursery.cancel_scope.cancel()
     if isinstance(answers, str):
         raise UnreachableMonitorError(f"{path}: {answers}")
     found, conflicts = answers

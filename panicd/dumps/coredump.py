@@ -212,7 +212,7 @@ async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
     try:
         await _await_file(writer)
         with suppress(NoReplyError):  # QEMU refuses the dump, if it has not got the pipe
-            await session.monitor.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
+            await session.qmp.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
     finally:
         os.close(pipe)
 

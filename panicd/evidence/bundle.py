@@ -8,7 +8,7 @@ Source: QEMU's human monitor for ``info registers``; of the screen see ``screen`
 
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -90,6 +90,10 @@ class Bundle:
     words: LastWords = SILENCE
 
 
+Item = Callable[[Session, Bundle], Awaitable[None]]
+"""Takes one item of evidence into a bundle."""
+
+
 async def collect(
     session: Session,
     directory: Path,
@@ -99,6 +103,7 @@ async def collect(
     budget: float,
     by_other: DumpByOther | None = None,
     no_log: str = "",
+    items: Mapping[str, Item] | None = None,
 ) -> Bundle:
     """Take what can be had of a stopped guest, and of its host, in the time given.
 
@@ -110,22 +115,14 @@ async def collect(
         budget: seconds.
         by_other: who has QEMU dump, where libvirt runs the VM.
         no_log: why the kernel's log is not to be read from memory; empty: it is.
+        items: what is taken of a VM that has no monitor for panicd; None: by its monitor.
     """
     bundle = Bundle(directory)
-    items: dict[str, Callable[[Session, Bundle], Awaitable[None]]] = {
-        "kernel log": _kernel_log,
-        "screenshot": _screenshot,
-        "registers": _registers,
-        "state": _state,
-        "block devices": _block_devices,
-    }
     limit = trio.current_time() + budget
+    if items is None:
+        items = _by_monitor(by_other, is_wanted=not no_log)
     if no_log:
-        del items["kernel log"]
         bundle.problems["kernel log"] = no_log
-    elif by_other is not None:  # last: libvirt takes its time
-        del items["kernel log"]
-        items["kernel log"] = partial(_kernel_log, by_other=by_other)
     with trio.move_on_at(limit):
         try:
             await in_thread(partial(_make, directory), THREADS)
@@ -151,6 +148,21 @@ async def collect(
         return own
     bundle.problems["console"] = f"not taken within {budget:g} s"
     return bundle
+
+
+def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> dict[str, Item]:
+    """Return what is taken by a monitor; by another's dump the kernel log takes its time: last."""
+    first: dict[str, Item] = {"kernel log": _kernel_log}
+    last: dict[str, Item] = {"kernel log": partial(_kernel_log, by_other=by_other)}
+    others: dict[str, Item] = {
+        "screenshot": _screenshot,
+        "registers": _registers,
+        "state": _state,
+        "block devices": _block_devices,
+    }
+    if not is_wanted:
+        return others
+    return first | others if by_other is None else others | last
 
 
 async def _kernel_log(

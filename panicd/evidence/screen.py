@@ -106,7 +106,7 @@ async def take_picture(session: Session, kind: str) -> Picture:
 
 async def _hand_over(session: Session, pipe: int) -> tuple[str, object]:
     """Hand QEMU the writing end; return what it is called there, and the fd set that it is in."""
-    answer = await session.monitor.execute_with_fd("add-fd", {}, pipe, timeout=ANSWER_TIMEOUT)
+    answer = await session.qmp.execute_with_fd("add-fd", {}, pipe, timeout=ANSWER_TIMEOUT)
     if not isinstance(answer, dict) or not isinstance(answer.get("fd"), int):
         raise OSError("QEMU's answer to add-fd makes no sense")
     return f"/proc/self/fd/{answer['fd']}", answer.get("fdset-id")

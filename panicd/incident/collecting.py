@@ -63,6 +63,7 @@ class EvidenceKeeper:
             budget=step.timeout,
             by_other=by_other,
             no_log=no_log,
+            items={} if session.capability.by_api else None,
         )
         # The keeper reads the journal, and would pass over an incident that is not yet there.
         taken = partial(self._services.bundles.taken, self._domain.key, self._policy, incident.id)

@@ -9,8 +9,9 @@ from panicd.dumps.queue import DumpQueue, DumpTurn
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
 from panicd.incident.domains import Domain
+from panicd.libvirt import beside
+from panicd.libvirt.errors import LibvirtError, LibvirtSilentError
 from panicd.libvirt.known_domains import Libvirt
-from panicd.libvirt.virsh import LibvirtError, LibvirtSilentError
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.monitor import SessionLostError, UncertainError
 from panicd.qemu.session import Session
@@ -107,7 +108,7 @@ def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
 
     async def dump(path: Path, kind: str, timeout: float) -> None:
         try:
-            await libvirt.dump(domain, path, kind, timeout)
+            await beside.dump(libvirt.client, domain, path, kind, timeout)
         except LibvirtSilentError as error:
             raise DumpError(DumpFailure.TIMEOUT, str(error)) from error
         except LibvirtError as error:

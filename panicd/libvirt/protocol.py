@@ -77,6 +77,7 @@ class QemuProcedure(IntEnum):
     """What may be asked of QEMU's driver alone (``enum qemu_procedure``)."""
 
     DOMAIN_MONITOR_COMMAND = 1
+    DOMAIN_AGENT_COMMAND = 3
     CONNECT_DOMAIN_MONITOR_EVENT_REGISTER = 4
     DOMAIN_MONITOR_EVENT = 6
 

@@ -30,6 +30,7 @@ from panicd.libvirt.protocol import (
     Procedure,
     QemuProcedure,
     read_domain,
+    read_optional_text,
     read_text,
     read_typed,
 )
@@ -496,6 +497,21 @@ def monitor_command(domain: DomainRef, command: str, *, human: bool = False) -> 
     procedure = QemuProcedure.DOMAIN_MONITOR_COMMAND
     return Request(
         "monitor command", procedure, arguments, read_text, QEMU_PROGRAM, domain.uuid, Lane.JOB
+    )
+
+
+def ask_agent(domain: DomainRef, command: str, seconds: int) -> Request[str]:
+    """Have a command carried out by the agent in a guest.
+
+    Args:
+        domain: which.
+        command: the agent's JSON.
+        seconds: that libvirt waits for the agent.
+    """
+    arguments = domain.pack() + pack_text(command) + pack_int(seconds) + pack_uint(0)
+    procedure = QemuProcedure.DOMAIN_AGENT_COMMAND
+    return Request(
+        "ask agent", procedure, arguments, read_optional_text, QEMU_PROGRAM, domain.uuid, Lane.JOB
     )
 
 

@@ -230,7 +230,7 @@ async def _write_range(
     }
     # Both at once: QEMU takes them in their order, and one round trip is enough.
     commands: list[Command] = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
-    answers = await session.monitor.execute_all_with_fd(commands, file, timeout=_left(deadline))
+    answers = await session.qmp.execute_all_with_fd(commands, file, timeout=_left(deadline))
     for answer in answers:
         match answer:
             case CommandError():

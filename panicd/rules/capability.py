@@ -111,6 +111,7 @@ class Capability:
         reboot_is_shutdown: QEMU ends instead of resetting; None where nothing tells.
         dump_formats: QAPI ``query-dump-guest-memory-capability``; before 2.0 always elf.
         libvirt: what libvirt knows of it, where libvirt runs it and is to be gone through.
+        by_api: it is reached by libvirt's API, and has no monitor for panicd.
     """
 
     version: Version
@@ -123,6 +124,7 @@ class Capability:
     reboot_is_shutdown: bool | None = None
     dump_formats: tuple[DumpFormat, ...] = (DumpFormat.ELF,)
     libvirt: LibvirtDomain | None = None
+    by_api: bool = False
 
     @property
     def reversible(self) -> bool:
@@ -146,7 +148,12 @@ class Capability:
     @property
     def can_set_action(self) -> bool:
         """Whether the reaction to a panic can be changed at run time."""
-        return self.version >= SET_ACTION_SINCE
+        return self.version >= SET_ACTION_SINCE and not self.by_api
+
+    @property
+    def has_monitor_beside_libvirt(self) -> bool:
+        """Whether what libvirt has to know of goes through it, and all else to a monitor."""
+        return self.libvirt is not None and not self.by_api
 
     @property
     def can_reset(self) -> bool:

@@ -54,6 +54,11 @@ from panicd.libvirt.xdr import (
 PICTURE: Final = b"\x89PNG\r\n\x1a\n" + bytes(300_000)
 PIECE: Final = 262_120  # bytes of a stream that libvirtd sends at once
 VERSION: Final = 9_000_000
+MONITOR: Final = (
+    "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+    "<q:arg value='-chardev'/><q:arg value='socket,id=panicd,path={path},server=on,wait=off'/>"
+    "<q:arg value='-mon'/><q:arg value='chardev=panicd,mode=control'/></q:commandline>"
+)
 ON_CRASH: Final = {action: action.name.lower().replace("_", "-") for action in LifecycleAction} | {
     LifecycleAction.RESTART_RENAME: "rename-restart"
 }
@@ -69,7 +74,7 @@ class RefusedError(Exception):
 
 @dataclass
 class FakeDomain:
-    """A domain that the fake has. ``id`` is -1 where it does not run."""
+    """A domain that the fake has. ``id`` is -1 where it does not run; ``inside``: further XML."""
 
     name: str
     id: int
@@ -77,6 +82,7 @@ class FakeDomain:
     state: tuple[int, int] = (State.RUNNING, 1)
     on_crash: str = "restart"
     metadata: dict[str, str] = field(default_factory=dict)
+    inside: str = "<devices><panic model='isa'/></devices>"
     memory: bytes = b"\x7f" * 65536
 
     @property
@@ -90,7 +96,8 @@ class FakeDomain:
         metadata = "".join(self.metadata.values())
         return (
             f"<domain type='qemu' id='{self.id}'><name>{self.name}</name><uuid>{self.uuid}</uuid>"
-            f"<metadata>{metadata}</metadata><on_crash>{self.on_crash}</on_crash></domain>"
+            f"<metadata>{metadata}</metadata><on_crash>{self.on_crash}</on_crash>"
+            f"{self.inside}</domain>"
         )
 
 
@@ -101,6 +108,7 @@ class Faults:
     Attributes:
         hangs: procedures that it never answers, as where a QEMU hangs.
         lies: what stands in place of an answer, by procedure.
+        refuses: why it says no, by procedure.
         raw: makes of a message's bytes what is written.
         dies_after: a procedure that it carries out, and ends with.
         piece: bytes that are written at once; 0: all.
@@ -111,6 +119,7 @@ class Faults:
 
     hangs: set[int] = field(default_factory=set)
     lies: dict[int, bytes] = field(default_factory=dict)
+    refuses: dict[int, str] = field(default_factory=dict)
     raw: Callable[[bytes], bytes] = lambda message: message
     dies_after: int | None = None
     piece: int = 0
@@ -233,6 +242,17 @@ class FakeLibvirtd:
         self._say_qemu(domain, "STOP")
         self._say(domain, EventKind.CRASHED, 0)
 
+    def monitored(self, path: Path) -> FakeDomain:
+        """Have the domain's XML name a monitor for panicd."""
+        self.domain().inside += MONITOR.format(path=path)
+        return self.domain()
+
+    def say_metadata_changed(self, domain: FakeDomain, uri: str) -> None:
+        """Tell who listens that somebody has changed a domain's metadata."""
+        procedure = Procedure.DOMAIN_EVENT_CALLBACK_METADATA_CHANGE
+        payload = pack_int(1) + domain.ref.pack() + pack_int(2) + pack_optional_text(uri)
+        self.say(Message(REMOTE_PROGRAM, procedure, Kind.EVENT, 0, Status.OK, payload).pack())
+
     def say(self, message: bytes) -> None:
         """Send bytes to everybody."""
         for client in self._clients:
@@ -309,6 +329,8 @@ class FakeLibvirtd:
                 raise RefusedError(ErrorCode.ACCESS_DENIED, "access denied")
             client.listens_to_qemu = True
             return pack_int(9)
+        if why := self.faults.refuses.get(message.procedure):
+            raise RefusedError(ErrorCode.OPERATION_FAILED, why)
         if message.procedure == Procedure.CONNECT_OPEN:
             self.opened.append(items.optional(lambda: items.text(100)) or "")
             return b""

@@ -1,0 +1,156 @@
+"""Domains as virt-install makes them, looked after by libvirt alone: nothing of them is edited."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parts.daemon import RunningDaemon
+from tests.parts.libvirt import Libvirtd, LibvirtMissingError, PlainDomain
+from tests.parts.patience import fail_after
+
+pytestmark = pytest.mark.real
+
+TIME_LIMIT = 60.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def libvirtd() -> Iterator[Libvirtd]:
+    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
+        try:
+            with Libvirtd.start(Path(directory)) as libvirtd:
+                yield libvirtd
+        except LibvirtMissingError as missing:
+            pytest.skip(f"no libvirt here: {missing}")
+
+
+@pytest.fixture(autouse=True)
+async def _in_time() -> Any:
+    with fail_after(2 * TIME_LIMIT):
+        yield
+
+
+def configured(libvirtd: Libvirtd, **changed: Any) -> dict[str, Any]:
+    """A daemon that knows of this libvirt, and of nothing else."""
+    settings = {"uri": libvirtd.uri, **changed}
+    return {"libvirt": settings, "monitors": [], "time_limit": TIME_LIMIT}
+
+
+@asynccontextmanager
+async def looked_after(
+    libvirtd: Libvirtd, directory: Path, on_crash: str, **config: Any
+) -> AsyncIterator[tuple[PlainDomain, RunningDaemon]]:
+    """A domain with an ``<on_crash>`` of its own, and a daemon that looks after it."""
+    async with (
+        libvirtd.plain_domain(directory, on_crash) as domain,
+        RunningDaemon.start(directory, **configured(libvirtd), **config) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        yield domain, daemon
+
+
+async def test_destroy(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    async with looked_after(libvirtd, socket_dir, "destroy") as (domain, daemon):
+        assert await domain.live("on_crash") == "preserve", "libvirt leaves it to panicd"
+        await domain.press_key()
+
+        incident = await daemon.wait_incident("vm", ending="destroyed")
+        assert incident.decisions == [("destroy", "on-crash")]
+        assert incident.source == "event"
+        assert ("Quit", "done") in incident.steps
+        await domain.wait_state("shut off (destroyed)")
+
+
+async def test_restart(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    async with looked_after(libvirtd, socket_dir, "restart") as (domain, daemon):
+        await domain.press_key()
+
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        assert incident.decisions == [("restart", "on-crash")]
+        await domain.wait_counting()
+        assert await domain.state() == "running (unpaused)"
+        assert "custom" not in await libvirtd.virsh("dominfo", "vm"), "it is not tainted by that"
+
+
+async def test_nothing_of_the_domain_is_edited(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    async with libvirtd.plain_domain(socket_dir, "restart") as domain:
+        before = await domain.xml("--inactive")
+        async with RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon:
+            await daemon.wait_armed("vm")
+            await domain.press_key()
+            await daemon.wait_incident("vm", ending="restarted")
+        assert await domain.xml("--inactive") == before
+
+
+async def test_preserve(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    async with looked_after(libvirtd, socket_dir, "preserve") as (domain, daemon):
+        await domain.press_key()
+
+        await daemon.wait_incident("vm", state="preserved")
+        assert await domain.state() == "crashed (panicked)"
+        assert (await daemon.domain("vm"))["run_state"] == "guest-panicked"
+
+
+async def test_ignore(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    domains = [{"match": "vm", "on_crash": "ignore"}]
+    async with looked_after(libvirtd, socket_dir, "destroy", domains=domains) as (domain, daemon):
+        await domain.press_key()
+
+        await daemon.wait_incident("vm", state="running-on")
+        await domain.wait_counting()
+        assert await domain.state() == "running (unpaused)"
+
+
+async def test_a_domain_that_starts_and_ends_is_seen_at_once(
+    libvirtd: Libvirtd, socket_dir: Path
+) -> None:
+    async with (
+        RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon,
+        libvirtd.plain_domain(socket_dir, "destroy") as domain,
+    ):
+        await daemon.wait_armed("vm")
+        await libvirtd.virsh("destroy", "vm")
+        await daemon.wait_log("domain ended", domain="vm")
+        mark = daemon.mark()
+        await domain.start()
+        await daemon.wait_armed("vm", since=mark)
+        await domain.press_key()
+        await daemon.wait_incident("vm", ending="destroyed")
+
+
+async def test_somebody_resumes_it(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    async with looked_after(libvirtd, socket_dir, "preserve") as (domain, daemon):
+        await domain.press_key()
+        await daemon.wait_incident("vm", state="preserved")
+        await libvirtd.virsh("resume", "vm")
+
+        await daemon.wait_incident("vm", ending="foreign-resume")
+        assert await domain.state() == "running (unpaused)"
+
+
+async def test_an_operator_restarts_it(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    async with looked_after(libvirtd, socket_dir, "preserve") as (domain, daemon):
+        await domain.press_key()
+        await daemon.wait_incident("vm", state="preserved")
+        await daemon.call("act", domain="vm", action="restart", why="it is needed")
+
+        await daemon.wait_incident("vm", ending="restarted")
+        await domain.wait_counting()
+
+
+@pytest.mark.parametrize("on_stop", ["keep", "restore"])
+async def test_what_becomes_of_it_when_panicd_stops(
+    libvirtd: Libvirtd, socket_dir: Path, on_stop: str
+) -> None:
+    async with libvirtd.plain_domain(socket_dir, "restart") as domain:
+        settings = configured(libvirtd, on_stop=on_stop)
+        async with RunningDaemon.start(socket_dir, **settings) as daemon:
+            await daemon.wait_armed("vm")
+            assert await domain.live("on_crash") == "preserve"
+        assert await domain.live("on_crash") == ("preserve" if on_stop == "keep" else "restart")
+        assert ("taken_from" in await domain.xml()) == (on_stop == "keep")
