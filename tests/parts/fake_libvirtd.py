@@ -107,6 +107,7 @@ class Faults:
 
     Attributes:
         hangs: procedures that it never answers, as where a QEMU hangs.
+        refuses: procedures that it refuses, as where another job holds the domain.
         lies: what stands in place of an answer, by procedure.
         refuses: why it says no, by procedure.
         raw: makes of a message's bytes what is written.
@@ -118,6 +119,7 @@ class Faults:
     """
 
     hangs: set[int] = field(default_factory=set)
+    refuses: set[int] = field(default_factory=set)
     lies: dict[int, bytes] = field(default_factory=dict)
     refuses: dict[int, str] = field(default_factory=dict)
     raw: Callable[[bytes], bytes] = lambda message: message
@@ -147,6 +149,7 @@ class FakeLibvirtd:
         domains: what it has.
         faults: what is wrong with it.
         told: how often it was told what, by procedure.
+        job: what it is busy with of every domain: ``virDomainJobType``, ``virDomainJobOperation``.
         most_under_way: calls of one connection that were not answered at the same time.
     """
 
@@ -157,6 +160,7 @@ class FakeLibvirtd:
         self.told: Counter[int] = Counter()
         self.most_under_way = 0
         self.opened: list[str] = []
+        self.job = (0, 0)
         self._ids = count(1 + max(each.id for each in domains))
         self._clients: list[_Client] = []
         self._awake = trio.Event()
@@ -174,7 +178,7 @@ class FakeLibvirtd:
             Procedure.DOMAIN_GET_STATE: lambda items: struct.pack(">2i", *self._of(items).state),
             Procedure.DOMAIN_GET_XML_DESC: lambda items: pack_text(self._of(items).xml),
             Procedure.DOMAIN_GET_CONTROL_INFO: lambda _items: struct.pack(">IIQ", 0, 0, 0),
-            Procedure.DOMAIN_GET_JOB_STATS: lambda _items: pack_int(0) + pack_uint(0),
+            Procedure.DOMAIN_GET_JOB_STATS: self._job,
             Procedure.DOMAIN_GET_IOTHREAD_INFO: lambda _items: pack_uint(0) + pack_uint(0),
             Procedure.DOMAIN_HAS_MANAGED_SAVE_IMAGE: lambda _items: pack_int(0),
             Procedure.DOMAIN_RESET: self._reset,
@@ -322,6 +326,9 @@ class FakeLibvirtd:
 
     def _answer(self, client: _Client, message: Message) -> bytes:
         items = Decoder(message.payload)
+        if message.procedure in self.faults.refuses:
+            text = "Timed out during operation: cannot acquire state change lock"
+            raise RefusedError(ErrorCode.OPERATION_TIMEOUT, text)
         if message.program == QEMU_PROGRAM:
             if message.procedure != QemuProcedure.CONNECT_DOMAIN_MONITOR_EVENT_REGISTER:
                 raise RefusedError(ErrorCode.NO_SUPPORT, "the fake has no such procedure")
@@ -508,6 +515,12 @@ class FakeLibvirtd:
     def _screenshot(self, items: Decoder) -> bytes:
         self._running(items)
         return pack_uint(1) + pack_text("image/png")
+
+    def _job(self, items: Decoder) -> bytes:
+        self._running(items)
+        kind, operation = self.job
+        typed = pack_text("operation") + pack_int(1) + pack_int(operation)
+        return pack_int(kind) + (pack_uint(1) + typed if kind else pack_uint(0))
 
     def _no_job(self, items: Decoder) -> bytes:
         self._running(items)
