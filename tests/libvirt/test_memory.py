@@ -151,7 +151,8 @@ async def test_a_dump_that_was_refused_gives_nobody_s_job_up(socket_dir: Path) -
     async with FakeLibvirtd.start(socket_dir) as fake, connected(fake.uri) as listener:
         fake.panic()
         fake.job = (2, 8)  # somebody else's
-        fake.faults.refuses = {requests.core_dump(fake.domain().ref, "", DumpFormat.RAW).procedure}
+        core_dump = requests.core_dump(fake.domain().ref, "", DumpFormat.RAW).procedure
+        fake.faults.refuses = {core_dump: "cannot acquire state change lock"}
         dump = dumper(listener.client, fake.domain().ref)
         with pytest.raises(DumpError, match="cannot acquire state change lock"):
             await dump(Path(os.devnull), "elf", 1.0)

@@ -107,7 +107,6 @@ class Faults:
 
     Attributes:
         hangs: procedures that it never answers, as where a QEMU hangs.
-        refuses: procedures that it refuses, as where another job holds the domain.
         lies: what stands in place of an answer, by procedure.
         refuses: why it says no, by procedure.
         raw: makes of a message's bytes what is written.
@@ -119,7 +118,6 @@ class Faults:
     """
 
     hangs: set[int] = field(default_factory=set)
-    refuses: set[int] = field(default_factory=set)
     lies: dict[int, bytes] = field(default_factory=dict)
     refuses: dict[int, str] = field(default_factory=dict)
     raw: Callable[[bytes], bytes] = lambda message: message
@@ -326,9 +324,6 @@ class FakeLibvirtd:
 
     def _answer(self, client: _Client, message: Message) -> bytes:
         items = Decoder(message.payload)
-        if message.procedure in self.faults.refuses:
-            text = "Timed out during operation: cannot acquire state change lock"
-            raise RefusedError(ErrorCode.OPERATION_TIMEOUT, text)
         if message.program == QEMU_PROGRAM:
             if message.procedure != QemuProcedure.CONNECT_DOMAIN_MONITOR_EVENT_REGISTER:
                 raise RefusedError(ErrorCode.NO_SUPPORT, "the fake has no such procedure")
