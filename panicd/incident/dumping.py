@@ -15,6 +15,7 @@ from panicd.libvirt.domain_monitor import DomainMonitor
 from panicd.libvirt.errors import LibvirtError, LibvirtSilentError
 from panicd.libvirt.known_domains import Libvirt
 from panicd.libvirt.memory import PeekReader, dumper
+from panicd.libvirt.protocol import DomainRef
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.guest_memory import GuestReader
 from panicd.qemu.monitor import SessionLostError, UncertainError
@@ -74,7 +75,7 @@ async def dump_in_turn(
                     kind,
                     progress=turn.progress,
                     by_other=by_other,
-                    reader=_peek_reader(session),
+                    reader=_peek_reader(session, libvirt),
                     give_way=give_way,
                 )
     except DumpError as error:
@@ -124,12 +125,14 @@ def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
     return dump
 
 
-def _peek_reader(session: Session) -> Callable[[float], GuestReader] | None:
-    """Return what reads the memory of a domain that libvirt alone runs; None: the monitor does."""
-    monitor = session.monitor
+def _peek_reader(session: Session, libvirt: Libvirt) -> Callable[[float], GuestReader] | None:
+    """Return what reads the memory of a VM that libvirt runs; None where it runs none."""
+    domain, monitor = session.capability.libvirt, session.monitor
     if isinstance(monitor, DomainMonitor):
         return partial(PeekReader, monitor.client, monitor.domain)
-    return None
+    if domain is None:
+        return None
+    return partial(PeekReader, libvirt.client, DomainRef(domain.name, domain.uuid, domain.id))
 
 
 async def _await_turn(session: Session, turn: DumpTurn, timeout: float) -> None:
