@@ -1,22 +1,20 @@
 """What libvirt is told to do with a domain that has a monitor for panicd beside libvirt's own."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from panicd.host.logs import get_logger
 from panicd.libvirt import requests
 from panicd.libvirt.client import Client
 from panicd.libvirt.errors import (
     LibvirtAwayError,
-    LibvirtError,
     LibvirtRefusedError,
     LibvirtSilentError,
 )
-from panicd.libvirt.protocol import DomainRef, DumpFormat, State
+from panicd.libvirt.memory import write_memory
+from panicd.libvirt.protocol import DomainRef, State
 from panicd.libvirt.requests import Request
 from panicd.rules.libvirt import LibvirtDomain
 
@@ -31,10 +29,6 @@ VERBS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
     "reset": requests.reset,
     "resume": requests.resume,
     "destroy": requests.destroy,
-}
-FORMATS: Final = {
-    "elf": DumpFormat.RAW,
-    "kdump-zlib": DumpFormat.KDUMP_ZLIB,
 }
 
 
@@ -74,17 +68,10 @@ async def dump(
     Raises:
         LibvirtError: it did not, or not in time.
     """
-    ref, complete = await _find(client, domain), False
+    ref = await _find(client, domain)
     if not await _await_panic_taken_in(client, ref, waits=True):
         raise LibvirtAwayError("libvirt has not seen that the guest is stopped")
-    try:
-        request = requests.core_dump(ref, os.fspath(path), FORMATS[kind])
-        await client.call(request, timeout=timeout)
-        complete = True
-    finally:
-        if not complete:
-            with trio.CancelScope(shield=True):
-                await _give_up_job(client, ref)
+    await write_memory(client, ref, path, kind, timeout)
 
 
 async def _find(client: Client, domain: LibvirtDomain) -> DomainRef:
@@ -121,10 +108,3 @@ async def _await_panic_taken_in(client: Client, ref: DomainRef, *, waits: bool) 
         if is_seen or trio.current_time() >= deadline:
             return is_seen
         await trio.sleep(LOOK_EVERY)
-
-
-async def _give_up_job(client: Client, ref: DomainRef) -> None:
-    try:
-        await client.call(requests.abort_job(ref), timeout=ANSWERS_WITHIN)
-    except LibvirtError as error:  # there may be none any more
-        get_logger().debug("no job was given up", libvirt=str(error))

@@ -77,6 +77,8 @@ class LibvirtDomain:
         panic_models: of each ``<panic>`` device; ``default`` where it has no model.
         has_vmcoreinfo: its guest's kernel can leave a note on itself (``<vmcoreinfo/>``).
         ends_on_reset: libvirt ends it instead of having it reset (``<on_reboot>``).
+        memory: bytes of it; 0 where that is not known.
+        is_encrypted: its memory can't be read from outside (``<launchSecurity/>``).
         taken_from: libvirt's word of before panicd had it preserve; empty where panicd has not.
     """
 
@@ -89,6 +91,8 @@ class LibvirtDomain:
     panic_models: tuple[str, ...] = ()
     has_vmcoreinfo: bool = False
     ends_on_reset: bool = False
+    memory: int = 0
+    is_encrypted: bool = False
     taken_from: str = ""
 
     @property
@@ -167,9 +171,16 @@ def parse_domain(text: str) -> LibvirtDomain:
         monitors=_monitors(root),
         panic_models=tuple(e.get("model", "default") for e in root.findall("devices/panic")),
         has_vmcoreinfo=has_vmcoreinfo,
+        memory=_kibibytes(root.findtext("memory", "")) * 1024,
+        is_encrypted=root.find("launchSecurity") is not None,
         ends_on_reset=root.findtext("on_reboot") in ENDING,
         taken_from="" if policy is None else policy.get(TAKEN_FROM, ""),
     )
+
+
+def _kibibytes(text: str) -> int:
+    """Return what a domain's live XML says of its memory, which is in KiB there."""
+    return int(text) if re.fullmatch("[0-9]{1,15}", text) else 0
 
 
 @dataclass(frozen=True, slots=True)

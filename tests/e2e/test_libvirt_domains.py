@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from panicd.demo.guests import Guest
+from panicd.dumps.facts import dump_facts
+from tests.e2e.test_policies import ENOUGH_SPACE, dumps
 from tests.parts.daemon import RunningDaemon
 from tests.parts.libvirt import Libvirtd, LibvirtMissingError, LibvirtVm, PlainDomain
+from tests.parts.linux import Kernel, Trouble
 from tests.parts.patience import fail_after
 
 pytestmark = pytest.mark.real
@@ -265,3 +268,34 @@ async def test_what_becomes_of_it_when_panicd_stops(
             assert await domain.live("on_crash") == "preserve"
         assert await domain.live("on_crash") == ("preserve" if on_stop == "keep" else "restart")
         assert ("taken_from" in await domain.xml()) == (on_stop == "keep")
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize(
+    ("kind", "level"), [("kdump-zlib", 31), ("elf-zstd", 1), ("elf", 0)], ids=str
+)
+async def test_what_is_kept_of_a_linux(
+    libvirtd: Libvirtd, socket_dir: Path, linux_kernel: Kernel, kind: str, level: int
+) -> None:
+    policy = {
+        "on_crash": "coredump-destroy",
+        "evidence": {"budget": "20s"},
+        "coredump": {**ENOUGH_SPACE, "format": kind, "level": level},
+    }
+    guest = linux_kernel, Trouble()
+    async with (
+        RunningDaemon.start(socket_dir, policy, **configured(libvirtd)) as daemon,
+        libvirtd.plain_domain(socket_dir, "coredump-destroy", guest=guest, vmcoreinfo=True),
+    ):
+        found = await daemon.wait_incident("vm", ending="destroyed")
+        assert {("Collect", "done"), ("Dump", "done")} <= set(found.steps)
+        incident: Any = await daemon.call("incident", incident=found.id)
+        assert incident["panic_line"] == "Kernel panic - not syncing: sysrq triggered crash"
+        assert incident["signature"]["title"] == "crash key"
+        kept = Path(incident["evidence_directory"])
+        assert len((kept / "kernel.log").read_text().splitlines()) > 300
+        assert (kept / "screen.png").read_bytes().startswith(b"\x89PNG")
+        (dump,) = dumps(socket_dir / "state" / "coredumps")
+        facts = dump_facts(dump)
+        assert (facts.level, facts.reason) == (level, "")
+        assert libvirtd.running

@@ -147,6 +147,7 @@ class FakeLibvirtd:
         domains: what it has.
         faults: what is wrong with it.
         told: how often it was told what, by procedure.
+        job: what it is busy with of every domain: ``virDomainJobType``, ``virDomainJobOperation``.
         most_under_way: calls of one connection that were not answered at the same time.
     """
 
@@ -157,6 +158,7 @@ class FakeLibvirtd:
         self.told: Counter[int] = Counter()
         self.most_under_way = 0
         self.opened: list[str] = []
+        self.job = (0, 0)
         self._ids = count(1 + max(each.id for each in domains))
         self._clients: list[_Client] = []
         self._awake = trio.Event()
@@ -174,7 +176,7 @@ class FakeLibvirtd:
             Procedure.DOMAIN_GET_STATE: lambda items: struct.pack(">2i", *self._of(items).state),
             Procedure.DOMAIN_GET_XML_DESC: lambda items: pack_text(self._of(items).xml),
             Procedure.DOMAIN_GET_CONTROL_INFO: lambda _items: struct.pack(">IIQ", 0, 0, 0),
-            Procedure.DOMAIN_GET_JOB_STATS: lambda _items: pack_int(0) + pack_uint(0),
+            Procedure.DOMAIN_GET_JOB_STATS: self._job,
             Procedure.DOMAIN_GET_IOTHREAD_INFO: lambda _items: pack_uint(0) + pack_uint(0),
             Procedure.DOMAIN_HAS_MANAGED_SAVE_IMAGE: lambda _items: pack_int(0),
             Procedure.DOMAIN_RESET: self._reset,
@@ -508,6 +510,12 @@ class FakeLibvirtd:
     def _screenshot(self, items: Decoder) -> bytes:
         self._running(items)
         return pack_uint(1) + pack_text("image/png")
+
+    def _job(self, items: Decoder) -> bytes:
+        self._running(items)
+        kind, operation = self.job
+        typed = pack_text("operation") + pack_int(1) + pack_int(operation)
+        return pack_int(kind) + (pack_uint(1) + typed if kind else pack_uint(0))
 
     def _no_job(self, items: Decoder) -> bytes:
         self._running(items)
