@@ -18,9 +18,10 @@ import trio
 
 from panicd.dumps.checks import GuestMemory, check_guest, is_size
 from panicd.dumps.directory import dump_path
-from panicd.dumps.page_selection import PageSelection, selected_pages
+from panicd.dumps.page_selection import MAX_LENGTH, PageSelection, selected_pages
 from panicd.dumps.writer import DumpProgress, DumpWriter, enlarge
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
+from panicd.qemu.guest_memory import GuestReader, RangeReader
 from panicd.qemu.monitor import (
     CommandError,
     MonitorError,
@@ -72,6 +73,7 @@ async def dump_guest_memory(
     *,
     progress: DumpProgress | None = None,
     by_other: DumpByOther | None = None,
+    reader: Callable[[float], GuestReader] | None = None,
     give_way: Callable[[], None] = lambda: None,
 ) -> FinishedDump:
     """Write the memory of a stopped guest to a file.
@@ -87,6 +89,8 @@ async def dump_guest_memory(
         kind: the format, one that this QEMU can write.
         progress: kept up meanwhile, for whoever wants to look.
         by_other: who has QEMU dump; None: panicd, by the monitor.
+        reader: reads the guest's memory until a moment of trio's clock, where others have it dumped
+            and can read it in parts as well.
         give_way: called before each part that is moved, in the writer's thread; may wait a moment.
 
     Raises:
@@ -104,7 +108,8 @@ async def dump_guest_memory(
     progress.began, progress.total = trio.current_time(), memory.size
     deadline = progress.began + settings.timeout
     let_go = session.vm.times_let_go
-    async with _selected(session, settings, kind, memory, by_other=by_other) as selection:
+    selecting = _selected(session, settings, kind, memory, by_other=by_other, reader=reader)
+    async with selecting as selection:
         if session.vm.times_let_go > let_go:
             why = "the guest was reset or resumed while its dump was prepared"
             raise DumpError(DumpFailure.OVERTAKEN, why)
@@ -164,17 +169,20 @@ async def _selected(
     memory: GuestMemory,
     *,
     by_other: DumpByOther | None,
+    reader: Callable[[float], GuestReader] | None,
 ) -> AsyncIterator[PageSelection]:
     """Find out what is left out."""
     level = kind.level(settings.level)
     if kind is not DumpFormat.KDUMP_ZLIB:
         yield PageSelection(level)
-    elif by_other is not None:
+    elif by_other is not None and reader is None:
         yield PageSelection(level & 1, reason=NOT_BY_OTHERS)
     else:
         expected = LOOKING + (memory.size or 0) / LOOKING_RATE
         timeout = min(expected, settings.timeout * LOOKING_SHARE)
-        async with selected_pages(session, level, memory.size, timeout) as selection:
+        deadline = trio.current_time() + timeout
+        guest = reader(deadline) if reader else RangeReader(session, deadline, MAX_LENGTH)
+        async with selected_pages(guest, level, memory.size) as selection:
             yield selection
 
 
@@ -212,7 +220,7 @@ async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
     try:
         await _await_file(writer)
         with suppress(NoReplyError):  # QEMU refuses the dump, if it has not got the pipe
-            await session.monitor.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
+            await session.qmp.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
     finally:
         os.close(pipe)
 

@@ -17,8 +17,10 @@ import fcntl
 import os
 import re
 import struct
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -63,12 +65,29 @@ async def read_kernel_log(
     """
     deadline = trio.current_time() + timeout
     if by_other is None:
-        ranges = RangeReader(session, deadline, MAX_REQUEST)
-        read, note = ranges.read, await ranges.vmcoreinfo()
-    else:
-        _check_readable(session)
-        read = partial(_read_words, session, deadline=deadline)
-        note = find_vmcoreinfo(await notes_of_dump(by_other, timeout))
+        return await read_log_of(RangeReader(session, deadline, MAX_REQUEST), lines)
+    _check_readable(session)
+    note = find_vmcoreinfo((await beginning_of_dump(by_other, timeout)).notes)
+    return await _read_log(note, partial(_read_words, session, deadline=deadline), lines)
+
+
+async def read_log_of(reader: "GuestReader", lines: int) -> KernelLog:
+    """Read the last lines of a stopped guest's kernel log, within ``Limits``.
+
+    Args:
+        reader: of the guest's memory.
+        lines: how many at most.
+
+    Raises:
+        NotReadableError: there is no log to be had; the text says why, and may be the guest's.
+        SessionLostError: the session ended.
+    """
+    return await _read_log(await reader.vmcoreinfo(), reader.read, lines)
+
+
+async def _read_log(
+    note: bytes, read: Callable[[ReadRequest], Awaitable[bytes]], lines: int
+) -> KernelLog:
     reader = read_log(Vmcoreinfo.parse(note), Limits(lines))
     try:
         request = next(reader)
@@ -96,8 +115,21 @@ def _check_readable(session: Session) -> None:
         raise NotReadableError("the guest is running")
 
 
-async def notes_of_dump(dump: DumpByOther, timeout: float) -> bytes:
-    """Return the notes of a dump that somebody else makes, which is then given up.
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The beginning of a dump.
+
+    Attributes:
+        file: where in the dump lies what.
+        notes: of it.
+    """
+
+    file: DumpFile
+    notes: bytes
+
+
+async def beginning_of_dump(dump: DumpByOther, timeout: float) -> Beginning:
+    """Return the beginning of a dump that somebody else makes, which is then given up.
 
     Args:
         dump: has QEMU dump into a path.
@@ -119,28 +151,29 @@ async def notes_of_dump(dump: DumpByOther, timeout: float) -> bytes:
         finally:
             os.close(writing)
 
-    notes = None
+    beginning = None
     with trio.move_on_after(timeout):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(have_dumped)
             async with trio.lowlevel.FdStream(reading) as stream:
-                notes = await _first_notes(stream)
+                beginning = await _read_beginning(stream)
             # The pipe is closed now, and the dump ends with that: it is waited for, for QEMU makes
             # one at a time.
-    if notes is None:
+    if beginning is None:
         raise NotReadableError(f"no dump's notes: {why or 'the time is over'}")
-    return notes
+    return beginning
 
 
-async def _first_notes(stream: trio.lowlevel.FdStream) -> bytes | None:
-    """Return the notes of a dump as it comes; None where it ends before."""
+async def _read_beginning(stream: trio.lowlevel.FdStream) -> Beginning | None:
+    """Return a dump's beginning as it comes; None where it ends before."""
     came = b""
     while data := await stream.receive_some(BEGINNING):
         came += data
         if len(came) >= BEGINNING:
-            notes = DumpFile.parse(came).notes
-            if len(came) >= notes.offset + notes.length:
-                return came[notes.offset : notes.offset + notes.length]
+            file = DumpFile.parse(came)
+            end = file.notes.offset + file.notes.length
+            if len(came) >= end:
+                return Beginning(file, came[file.notes.offset : end])
     return None
 
 
@@ -160,16 +193,53 @@ async def _read_words(session: Session, request: ReadRequest, *, deadline: float
     return struct.pack(f"<{count}Q", *words)
 
 
-class RangeReader:
-    """Reads ranges of a stopped guest's memory.
+class GuestReader(ABC):
+    """Reads a stopped guest's memory.
+
+    Attributes:
+        deadline: until when it may be done, on trio's clock.
+    """
+
+    deadline: float
+
+    @abstractmethod
+    async def vmcoreinfo(self) -> bytes:
+        """Return the guest kernel's note on itself.
+
+        Raises:
+            NotReadableError: there is none.
+            SessionLostError: the session ended.
+        """
+
+    @abstractmethod
+    def range(
+        self, request: ReadRequest
+    ) -> AbstractAsyncContextManager[list[tuple[int, int, int]]]:
+        """Yield where a range lies: files in memory, and from where to where in them.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+
+    async def read(self, request: ReadRequest) -> bytes:
+        """Return a range.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+        async with self.range(request) as pieces:
+            return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
+
+
+class RangeReader(GuestReader):
+    """Reads ranges of a stopped guest's memory, each by a dump of it.
 
     Args:
         session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
         deadline: until when it may be done, on trio's clock.
         longest: bytes of a range.
-
-    Attributes:
-        deadline: the same.
 
     Raises:
         NotReadableError: this QEMU or this guest gives none.
@@ -190,19 +260,9 @@ class RangeReader:
         _check_readable(self._session)
         # Who does not answer this at once does not answer what follows.
         deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
-        with _open_file(self._file_size) as file:
+        with memory_file(self._file_size) as file:
             dump = await _write_range(self._session, file, FIRST, deadline)
             return find_vmcoreinfo(os.pread(file, dump.notes.length, dump.notes.offset))
-
-    async def read(self, request: ReadRequest) -> bytes:
-        """Return a range.
-
-        Raises:
-            NotReadableError: it can't be had.
-            SessionLostError: the session ended.
-        """
-        async with self.range(request) as pieces:
-            return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
 
     @asynccontextmanager
     async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
@@ -212,7 +272,7 @@ class RangeReader:
             NotReadableError: it can't be had.
             SessionLostError: the session ended.
         """
-        with _open_file(self._file_size) as file:
+        with memory_file(self._file_size) as file:
             dump = await _write_range(self._session, file, request, self.deadline)
             pieces = dump.locate(request.physical, request.length)
             yield [(file, piece.offset, piece.offset + piece.length) for piece in pieces]
@@ -230,7 +290,7 @@ async def _write_range(
     }
     # Both at once: QEMU takes them in their order, and one round trip is enough.
     commands: list[Command] = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
-    answers = await session.monitor.execute_all_with_fd(commands, file, timeout=_left(deadline))
+    answers = await session.qmp.execute_all_with_fd(commands, file, timeout=_left(deadline))
     for answer in answers:
         match answer:
             case CommandError():
@@ -250,7 +310,7 @@ def _left(deadline: float) -> float:
 
 
 @contextmanager
-def _open_file(size: int) -> Iterator[int]:
+def memory_file(size: int) -> Iterator[int]:
     """Make a file in memory that can't grow beyond ``size`` bytes, whatever QEMU writes."""
     file = os.memfd_create("panicd-range", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

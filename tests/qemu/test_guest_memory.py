@@ -15,9 +15,9 @@ import trio
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.event_outlet import Heard
 from panicd.qemu.guest_memory import (
-    _open_file,
     _read_words,
-    notes_of_dump,
+    beginning_of_dump,
+    memory_file,
     read_kernel_log,
 )
 from panicd.qemu.monitor import SessionLostError, event_loop, open_monitor
@@ -166,7 +166,7 @@ async def test_qemu_refuses(socket_dir: Path) -> None:
 
 
 def test_qemu_can_t_write_without_bound() -> None:
-    with _open_file(4096) as file:
+    with memory_file(4096) as file:
         assert os.pwrite(file, b"xx", 4096 - 1) == 1
         with pytest.raises(PermissionError):
             os.pwrite(file, b"x", 4096)
@@ -195,8 +195,8 @@ async def test_the_notes_are_those_of_a_dump_that_another_makes_and_it_is_given_
             except BrokenPipeError as error:
                 raise DumpError(DumpFailure.REFUSED, "an error occurred") from error
 
-    notes = await notes_of_dump(dump, TIME_LIMIT)
-    assert notes == NOTE
+    beginning = await beginning_of_dump(dump, TIME_LIMIT)
+    assert beginning.notes == NOTE
     assert written < 1 << 20
 
 
@@ -216,7 +216,7 @@ async def test_no_dump_no_notes() -> None:
         (silent, 0.05, "no dump's notes: the time is over"),
     ):
         with pytest.raises(NotReadableError, match=why):
-            await notes_of_dump(dump, limit)
+            await beginning_of_dump(dump, limit)
 
 
 NOTE = struct.pack("<III8s", 5, 0, 1, b"CORE")
