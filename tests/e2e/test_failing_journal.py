@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from panicd.host.control_client import RefusedError
 from panicd.host.journal import Journal, JournalError
 from panicd.incident import adoption
 from panicd.rules.incident import AnyEntry, State
@@ -144,6 +146,30 @@ async def test_open_incident_is_written_once_it_can_be(
             await daemon.wait_log("the journal can't be written", since=daemon.mark())
         await daemon.wait_kept(incident)
         assert fake.sessions == 1
+
+
+@pytest.mark.parametrize("on_failure", ["act", "preserve"])
+async def test_an_operator_is_told_what_is_known_where_the_journal_can_t_be_written(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, on_failure: str
+) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp")
+    journal = {"on_failure": on_failure}
+    async with DaemonInside.start(socket_dir, journal=journal) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        fake.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        await daemon.wait_kept(incident)
+        with monkeypatch.context() as broken:
+            broken.setattr(Journal, "append_soon", refuse)
+            restart = partial(daemon.call, "act", domain="vm", action="restart", why="looked at it")
+            if on_failure == "act":
+                answer = await restart()
+                assert (answer["done"], answer["ending"]) == (True, "restarted")
+            else:
+                with pytest.raises(RefusedError, match="it is not known whether it was done"):
+                    await restart()
+            acted = ["system_reset", "cont"] if on_failure == "act" else []
+            assert fake.acting_commands == acted
 
 
 def refuse(_journal: Journal, *_: object) -> None:

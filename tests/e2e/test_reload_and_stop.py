@@ -142,8 +142,8 @@ async def test_relaunch_that_a_stop_cut_short_is_not_begun_again(
             await daemon.wait_armed("vm")
             await vm.panic()
             await vm.wait_exit()
-            while not await told.exists():
-                await trio.lowlevel.checkpoint()  # nothing tells when it runs
+            while not (await told.exists() and await told.read_text()):
+                await trio.lowlevel.checkpoint()  # nothing tells when it has written
         with fail_after(STOPS_WITHIN):
             await daemon.terminate()
         await daemon.start_again()
