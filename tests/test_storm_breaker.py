@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from panicd.incident.storm import StormWatch
 from panicd.rules.settings import Storm, StormAction
-from panicd.storm_breaker import StormBreaker
 
 NOW = 1000.0
 STORM = Storm(window=60.0, minimum=3, share=0.5, then=StormAction.PRESERVE)
@@ -22,7 +22,7 @@ class Host:
 
     def __init__(self, storm: Storm | None = STORM) -> None:
         self.counted = 0
-        self.breaker = StormBreaker(lambda: storm, self._domains)
+        self.breaker = StormWatch(lambda: storm, self._domains)
 
     def _domains(self) -> Mapping[int | None, int]:
         self.counted += 1

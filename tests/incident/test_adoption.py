@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.daemon import Daemon
 from panicd.demo.guests import Guest
-from panicd.host.journal import Journal, JournalError
 from panicd.incident import adoption
-from panicd.incident.chronicle import Chronicle, Keeping
 from panicd.incident.waiting import WaitingRoom
+from panicd.journal.chronicle import Chronicle, Keeping
+from panicd.journal.journal import Journal, JournalError
 from panicd.rules.incident import (
     AnyEntry,
     Closed,
@@ -31,6 +30,7 @@ from panicd.rules.machine.inputs import Plight
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import AwaitReturn, Plan, Quit, RunRelaunch
 from panicd.rules.policy import Decision, Reason
+from panicd.service.daemon import Daemon
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.qemu import RealQemu
 
