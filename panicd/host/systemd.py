@@ -177,7 +177,7 @@ class _Bus:
 
 
 def bus_that_is_missing() -> str:
-    """Return where the system bus should be and is not; empty: it is there, or that is not known."""
+    """Return where the system bus is to be and is not; empty: it is there, as far as is known."""
     try:
         path = get_bus("SYSTEM")
     except (ValueError, RuntimeError) as error:  # see _connect
