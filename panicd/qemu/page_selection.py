@@ -20,7 +20,9 @@ import trio
 from panicd.qemu.guest_memory import RangeReader
 from panicd.qemu.session import Session
 from panicd.qemu.threads import needing_a_thread
+from panicd.rules.guest_memory.page_map import check_page_size
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
+from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 
 PROGRAM: Final = ("-I", "-m", "panicd.dumps.page_bitmap")
 REQUEST: Final = struct.Struct("<QQ")  # as the program's own
@@ -77,6 +79,7 @@ async def selected_pages(
     reader = RangeReader(session, trio.current_time() + timeout, MAX_LENGTH)
     try:
         vmcoreinfo = await reader.vmcoreinfo()
+        check_page_size(Vmcoreinfo.parse(vmcoreinfo))
     except NotReadableError as error:
         yield PageSelection(empty, reason=str(error))
         return

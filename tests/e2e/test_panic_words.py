@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.parts.apt import MissingError
 from tests.parts.daemon import RunningDaemon
-from tests.parts.linux import Kernel, LinuxMissingError, linux_guest
+from tests.parts.linux import Kernel, linux_guest
 from tests.parts.linux_trouble import KINDS, make_trouble
 
 pytestmark = [pytest.mark.linux, pytest.mark.real]
@@ -27,7 +28,7 @@ async def test_a_panic_is_known_by_its_cause_in_every_boot(
     kind = KINDS[name]
     try:
         trouble = make_trouble(kind, linux_kernel)
-    except LinuxMissingError as missing:
+    except MissingError as missing:
         pytest.skip(f"no such trouble here: {missing}")
     policy: dict[str, Any] = {"on_crash": "destroy", "evidence": {"budget": "5s"}}
     known = set()
