@@ -18,19 +18,19 @@ import pytest
 import trio
 
 from panicd.cli.filtering import write_filtered
-from panicd.qemu.coredump import dump_guest_memory
-from panicd.qemu.dump_facts import dump_facts
-from panicd.qemu.dump_reader import read_dumped_log
+from panicd.dumps.coredump import dump_guest_memory
+from panicd.dumps.facts import dump_facts
+from panicd.dumps.reader import read_dumped_log
 from panicd.qemu.monitor import event_loop
 from panicd.rules.kernel_log import panic_line
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.dumps.test_coredump import elf_of, session_with
 from tests.parts.apt import MissingError
 from tests.parts.commands import ask
 from tests.parts.daemon import RunningDaemon
 from tests.parts.linux import linux_guest
 from tests.parts.linux_arm import find_arm_kernel
 from tests.parts.patience import patience
-from tests.qemu.test_coredump import elf_of, session_with
 
 pytestmark = [pytest.mark.linux, pytest.mark.real]
 
