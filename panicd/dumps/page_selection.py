@@ -19,7 +19,9 @@ import trio
 
 from panicd.qemu.guest_memory import GuestReader
 from panicd.qemu.threads import needing_a_thread
+from panicd.rules.guest_memory.page_map import check_page_size
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
+from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 
 PROGRAM: Final = ("-I", "-m", "panicd.dumps.filter.page_bitmap")
 REQUEST: Final = struct.Struct("<QQ")  # as the program's own
@@ -74,6 +76,7 @@ async def selected_pages(
     empty = level & 1
     try:
         vmcoreinfo = await reader.vmcoreinfo()
+        check_page_size(Vmcoreinfo.parse(vmcoreinfo))
     except NotReadableError as error:
         yield PageSelection(empty, reason=str(error))
         return

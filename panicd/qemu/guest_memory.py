@@ -19,7 +19,7 @@ import re
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,13 @@ HEAD: Final = 1 << 14  # bytes; the ELF headers of a range take some 300
 ELF: Final = "elf"  # the format of which the beginning has the notes
 BEGINNING: Final = 64 * 1024  # bytes of a dump that are waited for: its headers, and some notes
 _WORD: Final = re.compile(r"\b0x([0-9a-f]{16})\b")
-FIRST: Final = ReadRequest(0, PAGE)  # any page will do for the note; a PC has this one
+FIRST: Final = (0, 1 << 30, 1 << 31)
+"""Where a page may be that a guest has, of which one is asked for to get the note: a PC's, that of
+Arm's ``virt``, that of RISC-V's (whose machine is then refused by its name)."""
+
+
+class NoMemoryThereError(NotReadableError):
+    """QEMU refuses a range: the guest has no memory there, if nothing else is wrong."""
 
 
 async def read_kernel_log(
@@ -261,8 +267,16 @@ class RangeReader(GuestReader):
         # Who does not answer this at once does not answer what follows.
         deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
         with memory_file(self._file_size) as file:
-            dump = await _write_range(self._session, file, FIRST, deadline)
+            dump = await self._any_range(file, deadline)
             return find_vmcoreinfo(os.pread(file, dump.notes.length, dump.notes.offset))
+
+    async def _any_range(self, file: int, deadline: float) -> DumpFile:
+        """Have QEMU write a page, whichever it is."""
+        *tries, last = (ReadRequest(place, PAGE) for place in FIRST)
+        for request in tries:
+            with suppress(NoMemoryThereError):
+                return await _write_range(self._session, file, request, deadline)
+        return await _write_range(self._session, file, last, deadline)
 
     @asynccontextmanager
     async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
@@ -294,7 +308,7 @@ async def _write_range(
     for answer in answers:
         match answer:
             case CommandError():
-                raise NotReadableError(f"QEMU gives no memory: {answer.description}") from answer
+                raise NoMemoryThereError(f"QEMU gives no memory: {answer.description}") from answer
             case NoReplyError():
                 raise NotReadableError("the time is over") from answer
             case MonitorError():

@@ -21,7 +21,7 @@ from panicd.rules.guest_memory.reading import NotReadableError, Reading
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 
 _POINTER: Final = 8  # bytes
-_SECTION_BITS: Final = range(24, 35)  # 16 MiB to 16 GiB; x86-64 has 27
+_SECTION_BITS: Final = range(24, 35)  # 16 MiB to 16 GiB; x86-64 and arm64 have 27
 _PRESENT: Final = 0b11  # of section_mem_map: SECTION_MARKED_PRESENT, SECTION_HAS_MEM_MAP
 _ADDRESS: Final = -PAGE  # the bits of section_mem_map that are an address; the rest are flags
 _ROOT_COUNTS: Final = range(1, (1 << 18) + 1)  # x86-64 has 2048, and 2^17 with 5 levels of tables
@@ -64,6 +64,16 @@ class PageMap:
     runs: tuple[PageRun, ...]
 
 
+def check_page_size(info: Vmcoreinfo) -> None:
+    """See that a kernel's pages are of the size that pages are left out by.
+
+    Raises:
+        NotReadableError: they are larger, as an arm64's may be.
+    """
+    if info.page_size() != PAGE:
+        raise NotReadableError(f"its pages have {info.page_size()} bytes, not {PAGE}")
+
+
 def find_page_map(info: Vmcoreinfo, memory: KernelMemory, size: int) -> Reading[PageMap]:
     """Find the array of a stopped kernel.
 
@@ -75,6 +85,7 @@ def find_page_map(info: Vmcoreinfo, memory: KernelMemory, size: int) -> Reading[
     Raises:
         NotReadableError: there is none to be found, or it is too long to be true.
     """
+    check_page_size(info)
     layout = PageLayout.read(info)
     sections = _Sections(info, memory)
     pages = sections.pages
