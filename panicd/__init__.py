@@ -26,10 +26,11 @@
     answers/ what a daemon is asked: api, operators, holding, snapshot, audit
     page/    what a browser shows: pages, overview, panics, incident, evidence, parts,
              style
-    cli/     what people type and see: program, deferred, commands, base, configured, moment,
-             incident_commands, running, checking, probing, advising, arguments, demonstrating,
-             export, filtering, render, render_changes, render_dumps, render_incident,
-             incident_log, terminal, watching
+    cli/     what people type and see: program, deferred, commands, operator_commands,
+             incident_commands, base, completing, configured, moment, selecting, running,
+             checking, probing, advising, arguments, demonstrating, export, filtering, render,
+             render_status, render_changes, render_dumps, render_incident, incident_log,
+             documents, watching
     demo/    guests that panic, for people to look at
 
 Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.

@@ -23,12 +23,13 @@ async def test_incidents_and_incident(socket_dir: Path) -> None:
         vm.panic()
         incident = await daemon.wait_incident("vm", state="preserved")
         await ask(daemon, "ack", incident.id, "--why", "seen")  # it is in the journal by now
-        (kept,) = await ask_json(daemon, "incidents", "--open", "--domain", UUID)
-        assert (kept["id"], kept["state"]) == (incident.id, "preserved")
-        assert await ask_json(daemon, "incidents", "--domain", "other") == []
+        (kept,) = (await ask_json(daemon, "incidents", "--open", "--domain", UUID))["incidents"]
+        assert (kept["incident"], kept["state"]) == (incident.id, "preserved")
+        other = await ask_json(daemon, "incidents", "--domain", "other")
+        assert other["incidents"] == []
         assert incident.id in await ask(daemon, "incidents")
         whole = await ask_json(daemon, "incident", incident.id)
-        assert whole["id"] == incident.id
+        assert whole["incident"] == incident.id
         shown = await ask(daemon, "incident", incident.id)
         assert "EnsureStopped" in shown
         assert "seen" in shown
@@ -44,7 +45,8 @@ async def test_incidents_are_filtered(socket_dir: Path) -> None:
         incident = await daemon.wait_incident("vm", state="preserved")
 
         async def found(*options: str) -> list[str]:
-            return [one["id"] for one in await ask_json(daemon, "incidents", *options)]
+            answer = await ask_json(daemon, "incidents", *options)
+            return [one["incident"] for one in answer["incidents"]]
 
         await ask(daemon, "act", "vm", "preserve", "--why", "it is in the journal by now")
         assert await found("--unacknowledged") == [incident.id]
@@ -76,12 +78,12 @@ async def test_incident_is_exported_with_and_without_a_daemon(
         await ask(daemon, "export", "no-such", status=FAILED)
     await ask(daemon, "export", incident.id, "-o", str(tmp_path / "down"))
     said = await ask(daemon, "export", "no-such", status=FAILED)
-    assert "the journal has no incident 'no-such'" in said
+    assert "and in the journal no incident is called 'no-such'" in said
     for name in ("up", "down"):
         with tarfile.open(tmp_path / name) as archive:
             record = archive.extractfile(f"panicd-{incident.id}/record.json")
             assert record is not None
-            assert json.load(record)["id"] == incident.id
+            assert json.load(record)["incident"] == incident.id
 
 
 def test_export_says_why_the_journal_cannot_be_read(socket_dir: Path) -> None:
@@ -109,31 +111,35 @@ async def test_panics_are_told_from_each_other(socket_dir: Path) -> None:
             incident = await daemon.wait_incident("vm", ending="restarted", count=number)
             await daemon.wait_kept(incident)
             found.append(incident.id)
-        lookup, stuck = await ask_json(daemon, "panics")
+        lookup, stuck = (await ask_json(daemon, "panics"))["panics"]
+        known = lookup["signature"]
         assert lookup == {
-            "signature": lookup["signature"],
+            "signature": {
+                "hash": known["hash"],
+                "title": "NULL pointer dereference",
+                "frames": ["queue_put", "queue_flush"],
+            },
             "count": 2,
             "domains": 1,
             "first_at": lookup["first_at"],
             "last_at": lookup["last_at"],
-            "newest": found[3],
-            "title": "NULL pointer dereference",
-            "frames": ["queue_put", "queue_flush"],
+            "incident": found[3],
         }
-        assert (stuck["title"], stuck["count"], stuck["newest"]) == ("panic: stuck #", 1, found[2])
+        assert (stuck["signature"]["title"], stuck["count"]) == ("panic: stuck #", 1)
+        assert stuck["incident"] == found[2]
         shown = await ask(daemon, "panics", "--limit", "1")
         assert "NULL pointer dereference in queue_put < queue_flush" in shown
         assert "stuck" not in shown
-        assert await ask_json(daemon, "panics", "--since", "0s") == []
+        assert (await ask_json(daemon, "panics", "--since", "0s"))["panics"] == []
 
-        same = await ask_json(daemon, "incidents", "--same-as", found[0])
-        assert [one["id"] for one in same] == [found[3], found[0]]
+        same = (await ask_json(daemon, "incidents", "--same-as", found[0]))["incidents"]
+        assert [one["incident"] for one in same] == [found[3], found[0]]
         assert "seen 2 times on 1 domain" in await ask(daemon, "incident", found[0])
         for none in (found[1], "no-such"):
             await ask(daemon, "incidents", "--same-as", none, status=FAILED)
         told = daemon.logged("panic line", incident=found[3])[-1]
-        assert told["signature"] == lookup["signature"]
-        assert told["frames"] == lookup["frames"]
+        assert told["signature"] == known["hash"]
+        assert told["frames"] == known["frames"]
 
 
 LOOKUP = """\
