@@ -21,6 +21,9 @@ BAD_USAGE: Final = 2  # also click's own
 FINDINGS: Final = "panicd.findings"
 """Where a command notes in click's context that it found something amiss."""
 
+DOCUMENT: Final = "panicd.document"
+"""Where a command notes what its document is called, if not as the command."""
+
 CONFIG_FILE: Final = "panicd.config"
 SOCKET: Final = "panicd.socket"
 """Where the shared options are kept in click's context, which all commands have in common."""
@@ -142,7 +145,8 @@ def json_option(
         if as_json:
             from panicd.cli.documents import written  # noqa: PLC0415 - only where it is wanted
 
-            click.echo(written(str(context.command.name), answer))
+            name = str(context.meta.get(DOCUMENT, context.command.name))
+            click.echo(written(name, answer))
         else:
             show()
 

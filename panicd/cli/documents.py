@@ -53,30 +53,53 @@ def _renamed(answer: Mapping[str, Any], **names: str) -> dict[str, Any]:
     return {names.get(key, key): value for key, value in answer.items()}
 
 
-def _incident(answer: Mapping[str, Any]) -> dict[str, Any]:
-    return _renamed(answer, id="incident")
+def _status(answer: Any) -> Any:
+    rest = {key: value for key, value in answer.items() if key not in {"domains", "waiting", "of"}}
+    return rest | {"domains": [_domain(domain) for domain in answer["domains"]]}
 
 
 def _domain(answer: Mapping[str, Any]) -> dict[str, Any]:
     return _renamed(answer, effective_on_crash="action")
 
 
-def _status(answer: Any) -> Any:
-    rest = {key: value for key, value in answer.items() if key not in {"domains", "waiting", "of"}}
-    return rest | {"domains": [_domain(domain) for domain in answer["domains"]]}
+def _incident(answer: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"id": "incident", "state": "incident_state", "acknowledged": "acknowledgement"}
+    told = _renamed(answer, **names)
+    if (acknowledgement := told["acknowledgement"]) is not None:
+        told["acknowledgement"] = {key: acknowledgement[key] for key in ("at", "uid", "why")}
+    if "history" in told:
+        told["history"] = [_renamed(entry, state="incident_state") for entry in told["history"]]
+    if told.get("same") is not None:
+        told["same"] = _group(told["same"])
+    return told
 
 
-def _panics(answer: Any) -> Any:
-    return {
-        "panics": [
-            {
-                "signature": {key: group[key] for key in ("hash", "title", "frames")},
-                **{key: group[key] for key in ("count", "domains", "first_at", "last_at")},
-                "incident": group["newest"],
-            }
-            for group in (_renamed(each, signature="hash") for each in answer)
-        ]
-    }
+def _group(answer: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"newest": "incident", "count": "incident_count", "domains": "domain_count"}
+    return {names.get(key, key): value for key, value in answer.items() if key in _OF_GROUP}
+
+
+_OF_GROUP: Final = ("count", "domains", "first_at", "last_at", "newest")
+
+
+def _panic(answer: Mapping[str, Any]) -> dict[str, Any]:
+    known = {"hash": answer["signature"], "title": answer["title"], "frames": answer["frames"]}
+    return {"signature": known, **_group(answer)}
+
+
+def _audit(answer: Mapping[str, Any]) -> dict[str, Any]:
+    exposed = [_renamed(each, reasons="exposures") for each in answer["exposed"]]
+    return {"domain_count": answer["domains"], "exposed": exposed}
+
+
+def _guest(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return _renamed(answer, arguments="qemu_arguments", libvirt="libvirt_xml")
+
+
+def _log(answer: Mapping[str, Any]) -> dict[str, Any]:
+    lines = [{"text": each} if isinstance(each, str) else each for each in answer["lines"]]
+    told = _renamed(answer, dump="dump_path", file="log_file")
+    return told | {"lines": [_renamed(each, level="severity") for each in lines]}
 
 
 _SHAPES: Final[dict[str, Callable[[Any], Any]]] = {
@@ -84,8 +107,17 @@ _SHAPES: Final[dict[str, Callable[[Any], Any]]] = {
     "explain": lambda answer: answer | {"status": _domain(answer["status"])},
     "incidents": lambda answer: {"incidents": [_incident(each) for each in answer]},
     "incident": _incident,
-    "panics": _panics,
-    "probe": lambda answer: _renamed(answer, name="domain"),
-    "advise": lambda answer: {"guests": answer},
+    "incident-log": _log,
+    "panics": lambda answer: {"panics": [_panic(each) for each in answer]},
+    "audit": _audit,
+    "act": lambda answer: _renamed(answer, state="incident_state"),
+    "release": lambda answer: _renamed(answer, state="incident_state"),
+    "hold": lambda answer: _renamed(answer, domains="matches"),
+    "unhold": lambda answer: _renamed(answer, domains="matches"),
+    "reload": lambda answer: _renamed(
+        answer, monitors="monitor_count", rules="rule_count", domains="changed"
+    ),
+    "probe": lambda answer: _renamed(answer, name="domain", exposed="exposures"),
+    "advise": lambda answer: {"guests": [_guest(each) for each in answer]},
 }
 """What of an answer has another form in its document."""

@@ -8,7 +8,7 @@ from typing import Final, cast
 import click
 
 from panicd.cli import render
-from panicd.cli.base import Context, every_domain, every_incident, fail, json_option
+from panicd.cli.base import DOCUMENT, Context, every_domain, every_incident, fail, json_option
 from panicd.cli.incident_log import incident_log
 from panicd.cli.moment import parse_moment
 from panicd.cli.render_incident import page
@@ -124,6 +124,7 @@ def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Cal
     """
     answer = cast("Answer", context.ask("incident", incident=incident_id))
     if log:
+        click.get_current_context().meta[DOCUMENT] = "incident-log"
         try:
             return incident_log(answer)
         except NotReadableError as error:

@@ -197,7 +197,7 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
         or policy.panic_notifier is PanicNotifier.ANY,
         "unrequested": policy.unrequested,
         "configured": plan_view(foresee(policy, connected, now=0.0)),
-        "exposed": list(reasons),
+        "exposed": dict(reasons),
         "remedies": [*reasons.values(), *conflicts, *_warnings(capability)],
     }
 

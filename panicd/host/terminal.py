@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import accumulate, chain, zip_longest
+from itertools import chain, zip_longest
 from typing import Final, NamedTuple, TextIO, TypeAlias
 from unicodedata import combining, east_asian_width
 
@@ -280,32 +280,35 @@ def _fitting(columns: list[Column], rows: list[list[Text]], width: int) -> list[
         _usual((line(columns[i].heading), *(row[i] for row in rows)), _limits(i, width))
         for i in numbers
     ]
+    return _best(columns, usual, there, width)
 
-    def needs(i: int) -> int:
-        return min(LEAST, usual[i]) if columns[i].cut else usual[i]
 
-    while sum(map(needs, there)) + len(GAP) * (len(there) - 1) > width:
-        least = max(there, key=lambda i: columns[i].rank)
-        if not columns[least].rank:
+def _best(columns: list[Column], widths: list[int], there: list[int], width: int) -> list[int]:
+    """Return which of the columns that are there fit: what ranks last goes first."""
+    needs = [min(LEAST, each) if c.cut else each for c, each in zip(columns, widths, strict=True)]
+    kept = list(there)
+    while sum(needs[i] + len(GAP) for i in kept) - len(GAP) > width:
+        last = max(kept, key=lambda i: columns[i].rank)
+        if not columns[last].rank:
             break
-        there.remove(least)
-    return there
+        kept.remove(last)
+    return kept
 
 
 def _laid_out(row: list[Text], widths: list[int], columns: list[Column], width: int | None) -> Text:
-    """Return one row: its columns, as many as fit where one of them is longer than usual."""
+    """Return one row; where its name is longer than usual, its columns are where there is room."""
+    kept = list(range(len(row)))
+    if width is not None and row[0].width > widths[0]:
+        widths = [cell.width for cell in row]
+        kept = _best(columns, widths, kept, width)
     pieces: list[tuple[str, str]] = []
-    starts = accumulate((usual + len(GAP) for usual in widths), initial=0)
     used = 0
-    for cell, start, column in zip(row, starts, columns, strict=False):
-        gap = max(start - used, len(GAP)) if start else 0
-        room = None if width is None or not start else width - used - gap
-        fitting = cell.cut(room) if column.cut and room is not None and room > 0 else cell
-        if room is not None and fitting.width > room:
-            continue
-        pieces += [(" " * gap, ""), *fitting.pieces]
-        used += gap + fitting.width
-    return Text(tuple(pieces))
+    for i in kept:
+        room = None if width is None else width - used
+        cell = row[i].cut(room) if columns[i].cut and room is not None else row[i]
+        pieces += [*cell.pieces, (" " * (widths[i] - cell.width) + GAP, "")]
+        used += widths[i] + len(GAP)
+    return Text(tuple(pieces[:-1]))
 
 
 def table(

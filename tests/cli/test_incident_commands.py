@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import trio
 
 from panicd.host.control_client import RefusedError
 from tests.parts.commands import FAILED, ask, ask_json, panicd
@@ -24,7 +27,7 @@ async def test_incidents_and_incident(socket_dir: Path) -> None:
         incident = await daemon.wait_incident("vm", state="preserved")
         await ask(daemon, "ack", incident.id, "--why", "seen")  # it is in the journal by now
         (kept,) = (await ask_json(daemon, "incidents", "--open", "--domain", UUID))["incidents"]
-        assert (kept["incident"], kept["state"]) == (incident.id, "preserved")
+        assert (kept["incident"], kept["incident_state"]) == (incident.id, "preserved")
         other = await ask_json(daemon, "incidents", "--domain", "other")
         assert other["incidents"] == []
         assert incident.id in await ask(daemon, "incidents")
@@ -84,6 +87,62 @@ async def test_incident_is_exported_with_and_without_a_daemon(
             record = archive.extractfile(f"panicd-{incident.id}/record.json")
             assert record is not None
             assert json.load(record)["incident"] == incident.id
+
+
+async def test_incident_is_called_by_its_beginning_its_last_part_or_last(socket_dir: Path) -> None:
+    vms = [FakeQemu(socket_dir / f"{name}.qmp") for name in ("a", "b")]
+    async with DaemonInside.start(socket_dir) as daemon:
+        found = {}
+        for vm in vms:
+            async with vm.running():
+                await daemon.wait_armed(vm.socket.stem)
+                vm.panic()
+                incident = await daemon.wait_incident(vm.socket.stem, state="preserved")
+                found[vm.socket.stem] = incident.id
+                await ask(daemon, "ack", incident.id, "--why", "it is in the journal by now")
+        first, last = found.values()
+
+        async def called(text: str) -> str:
+            return str((await ask_json(daemon, "incident", text))["incident"])
+
+        assert await called("last") == last
+        for whole in (first, last):
+            token = whole.partition("-")[2]
+            assert await called(whole) == await called(token) == await called(token[:6]) == whole
+            assert await called(whole[:-1]) == whole
+        said = await ask(daemon, "incident", "20", status=FAILED)
+        assert "'20' is the beginning of" in said
+        assert first in said
+        assert last in said
+        for nobody in ("", "%", "no-such"):
+            assert await ask(daemon, "incident", nobody, status=FAILED)
+        said = await ask(daemon, "ack", last.partition("-")[2], "--why", "again")
+        assert said == f"Acknowledged: incident {last} of b.\n"
+        same = await ask(daemon, "incidents", "--same-as", "last", status=FAILED)
+        assert f"incident {last}: too little is known" in same
+    await ask(daemon, "export", "last", "-o", str(socket_dir / "archive"))
+    with tarfile.open(socket_dir / "archive") as archive:
+        assert archive.getnames()[0] == f"panicd-{last}/record.json"
+
+
+@pytest.mark.parametrize("options", [["--utc", "incidents"], ["incidents", "--utc"], ["incidents"]])
+async def test_times_have_their_zone(socket_dir: Path, options: list[str]) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        await ask(daemon, "ack", incident.id, "--why", "it is in the journal by now")
+        run = await trio.run_process(
+            [sys.executable, "-m", "panicd", "--config", daemon.config_file, *options],
+            env=os.environ | {"TZ": "Asia/Kolkata"},
+            capture_stdout=True,
+        )
+    row = run.stdout.decode().splitlines()[-1]
+    day, clock, zone = row.split()[4:7]
+    assert zone == ("UTC" if "--utc" in options else "IST")
+    stamp = f"{day}T{clock}".replace("-", "").replace(":", "")
+    assert (stamp == incident.id[:15]) == ("--utc" in options), "an id has its time in UTC"
 
 
 def test_export_says_why_the_journal_cannot_be_read(socket_dir: Path) -> None:
