@@ -10,10 +10,10 @@ from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeAlias
 
 import click
 
-from panicd.host.control_client import DaemonUnreachableError, RefusedError, call
-from panicd.host.control_place import control_socket
-from panicd.host.places import Places
+from panicd.config.control_place import control_socket
+from panicd.config.places import Places
 from panicd.rules.printable import escape
+from panicd.service.control_client import DaemonUnreachableError, RefusedError, call
 
 FAILED: Final = 1
 BAD_USAGE: Final = 2  # also click's own
@@ -64,7 +64,7 @@ class Context:
         """Return what is wrong with the configuration, as it may be why no daemon is found."""
         if self._given.get(SOCKET) is not None:
             return []
-        from panicd.host.config import ConfigError, read  # noqa: PLC0415 - slow to load
+        from panicd.config.config import ConfigError, read  # noqa: PLC0415 - slow to load
 
         try:
             read(self.config_file)

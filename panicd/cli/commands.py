@@ -15,8 +15,8 @@ from panicd.cli.base import (
 )
 from panicd.cli.deferred import shown
 from panicd.cli.selecting import SORTED_BY, Wanted
-from panicd.host.control_client import Answer, call
 from panicd.rules.on_crash import OnCrash
+from panicd.service.control_client import Answer, call
 
 
 @click.command()

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
-from panicd.host.control_client import Answer, DaemonUnreachableError, RefusedError, call
+from panicd.service.control_client import Answer, DaemonUnreachableError, RefusedError, call
 
 MOST: Final = 100  # incidents that are offered, the newest
 

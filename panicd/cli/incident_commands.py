@@ -13,9 +13,9 @@ from panicd.cli.incident_log import incident_log
 from panicd.cli.moment import parse_moment
 from panicd.cli.render_incident import page
 from panicd.host import terminal
-from panicd.host.control_client import Answer
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.printable import escape
+from panicd.service.control_client import Answer
 
 INCIDENT: Final = click.argument("incident_id", metavar="INCIDENT", shell_complete=every_incident)
 

@@ -5,8 +5,8 @@ from typing import Final
 
 from panicd.cli.moment import age, written_time
 from panicd.host import terminal
-from panicd.host.control_client import Answer
 from panicd.host.terminal import Column, Text, line, listing, table
+from panicd.service.control_client import Answer
 
 SHORT_LINE: Final = 64  # characters of a panic line that a list shows
 

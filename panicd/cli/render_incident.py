@@ -11,10 +11,10 @@ from typing import Final
 
 from panicd.cli.moment import written_time
 from panicd.cli.render import configured, seen, signature
-from panicd.host.control_client import Answer
 from panicd.host.terminal import Text, line, table
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.policy import Reason
+from panicd.service.control_client import Answer
 
 MIB: Final = 1 << 20
 
@@ -40,7 +40,7 @@ def page(answer: Answer, now: float, width: int | None) -> Iterator[str | Text]:
     """Yield the lines of an incident's page.
 
     Args:
-        answer: the daemon's, or ``panicd.records.read_record``'s.
+        answer: the daemon's, or ``panicd.incident.records.read_record``'s.
         now: in seconds since the epoch: how long an incident has gone on.
         width: of the terminal; None: as much as it takes.
     """

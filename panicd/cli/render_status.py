@@ -10,9 +10,9 @@ from panicd.cli.render_changes import counted
 from panicd.cli.render_dumps import dumps
 from panicd.cli.selecting import since
 from panicd.host import terminal
-from panicd.host.control_client import Answer
 from panicd.host.terminal import Column, Text, line, listing
 from panicd.rules.standing import PROBLEMS, Standing
+from panicd.service.control_client import Answer
 
 _URGENT: Final = {Standing.FAILED, Standing.PRESERVED, Standing.RESET, Standing.SILENT}
 _COLUMNS: Final = (

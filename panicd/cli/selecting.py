@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from panicd.host.control_client import Answer
 from panicd.rules.standing import PROBLEMS, Standing
+from panicd.service.control_client import Answer
 
 _ORDER: Final[dict[str, int]] = {standing: place for place, standing in enumerate(Standing)}
 

@@ -12,8 +12,8 @@ from typing import Final
 
 from panicd.cli.render_status import window
 from panicd.host import terminal
-from panicd.host.control_client import Answer, DaemonUnreachableError, RefusedError
 from panicd.host.terminal import line
+from panicd.service.control_client import Answer, DaemonUnreachableError, RefusedError
 
 WATCH_EVERY: Final = 1.0  # seconds
 _WINDOW: Final = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor (xterm's ctlseqs)

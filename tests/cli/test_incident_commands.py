@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.host.control_client import RefusedError
+from panicd.service.control_client import RefusedError
 from tests.parts.commands import FAILED, ask, ask_json, panicd
 from tests.parts.daemon import DaemonInside, ObservedDaemon
 from tests.parts.fake import FakeQemu

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from panicd.cli.documents import TIMES, VERSION
-from panicd.host.control_client import Answer
 from panicd.rules.capability import Armed
 from panicd.rules.incident import Ending, Outcome, Source, State
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Reason
 from panicd.rules.standing import Standing
+from panicd.service.control_client import Answer
 
 DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 
