@@ -12,8 +12,8 @@ from typing import Final
 from panicd.dumps.directory import PARTIAL
 from panicd.dumps.facts import DumpFacts, dump_facts
 from panicd.evidence.bundle import SCREENS, read_manifest
-from panicd.host import journal_lookup
 from panicd.journal import database as journal_database
+from panicd.journal import lookup
 from panicd.journal import signatures as journal_signatures
 from panicd.journal.signatures import Group
 from panicd.rules.incident import AnyEntry, Decided, Incident, Outcome, StepBegun, StepEnded
@@ -48,9 +48,9 @@ def incident_called(journal: Path, text: str) -> str:
     """
     with journal_database.reader(journal) as database:
         if text == LATEST:
-            found = journal_lookup.newest(database)
+            found = lookup.newest(database)
         else:
-            found = journal_lookup.called(database, text)
+            found = lookup.called(database, text)
     match found:
         case [only]:
             return only
