@@ -47,10 +47,8 @@ def incident_called(journal: Path, text: str) -> str:
         JournalError: the journal can't be read.
     """
     with journal_database.reader(journal) as database:
-        if text == LATEST:
-            found = lookup.newest(database)
-        else:
-            found = lookup.called(database, text)
+        latest = text == LATEST
+        found = lookup.newest(database) if latest else lookup.called(database, text)
     match found:
         case [only]:
             return only

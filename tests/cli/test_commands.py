@@ -221,7 +221,7 @@ async def test_two_domains_of_one_name_which_is_asked(socket_dir: Path) -> None:
         asked = await ask(daemon, "release", "twin", "--why", "a test", status=FAILED)
         head, *which = asked.splitlines()
         assert head == "panicd: 2 domains are called 'twin'. Which one? Give its monitor:"
-        assert sorted(line.split()[1] for line in which) == [str(one.socket), str(two.socket)]
+        assert sorted(line.split()[0] for line in which) == [str(one.socket), str(two.socket)]
         assert all("UUID" in line for line in which)
         await ask(daemon, "release", str(two.socket), "--why", "a test")
         assert one.machine.state is RunState.GUEST_PANICKED

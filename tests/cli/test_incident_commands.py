@@ -90,7 +90,7 @@ async def test_incident_is_exported_with_and_without_a_daemon(
 
 
 async def test_incident_is_called_by_its_beginning_its_last_part_or_last(socket_dir: Path) -> None:
-    vms = [FakeQemu(socket_dir / f"{name}.qmp") for name in ("a", "b")]
+    vms = [FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in ("a", "b")]
     async with DaemonInside.start(socket_dir) as daemon:
         found = {}
         for vm in vms:
