@@ -6,6 +6,7 @@
     policy, plan   what is done about a panic, and in which steps; on_crash, settings: as configured
     recovery       how an open incident goes on; incident: its entries and states; ending: of a QEMU
     budget, storm, flood       restarts that are left, many panics at once, one guest's too many
+    standing       how a domain stands, in one word
     identity       whose a domain is; capability, panic_device, exposure: what its QEMU can do
     qapi, payload, bug_check   QEMU's events, and a panic's payload in words
     command_line, qemu_args, io_ports, socket_path, guest_system, libvirt    how VMs are started
