@@ -20,7 +20,12 @@ from panicd import __version__
 from panicd.answers.api import Api
 from panicd.answers.audit import count_exposed
 from panicd.answers.operators import Operators
-from panicd.answers.snapshot import Outlook, domain_samples
+from panicd.answers.snapshot import (
+    Outlook,
+    domain_samples,
+    hold_samples,
+    incident_samples,
+)
 from panicd.bundle_keeper import BundleKeeper
 from panicd.connector import Connector
 from panicd.damaged_journal import open_journal
@@ -28,11 +33,12 @@ from panicd.dump_queue import DumpQueue
 from panicd.fleet import Domain, Fleet
 from panicd.host import control
 from panicd.host.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
+from panicd.host.domain_series import DomainSample
 from panicd.host.http import serve_http
 from panicd.host.journal import JournalDamagedError, JournalError
 from panicd.host.journal_totals import ForeignAction
 from panicd.host.logs import dropped, get_logger, write_late
-from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
+from panicd.host.metrics import SIGNATURES, Metrics
 from panicd.host.programs import missing_programs
 from panicd.host.sdnotify import ServiceManager
 from panicd.host.wall_clock import WallClock
@@ -101,6 +107,8 @@ class Daemon:
             domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
             exposed=self._exposed,
+            incidents=lambda: incident_samples(self._incidents_open()),
+            holds=lambda: hold_samples(Outlook.of(self._services)),
             log_dropped=lambda: dropped.total,
             give_way=self._way.give_way,
         )

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from panicd.dump_queue import DumpStatus, dump_status
 from panicd.fleet import Domain
-from panicd.host.metrics import DomainSample
+from panicd.host.domain_series import DomainSample, HoldSample, IncidentSample
+from panicd.host.journal_signatures import hash_of
 from panicd.incident.chronicle import Chronicle
 from panicd.rules.budget import Balance, balance
 from panicd.rules.capability import Armed, Capability
@@ -227,6 +228,27 @@ def domain_samples(
     opened = [chronicle.incident.opened for chronicle in waiting]
     away = Away(frozenset(o.domain_key for o in opened), frozenset(o.monitor for o in opened))
     return [_sample(domain, outlook, away) for domain in domains if not domain.spare_of]
+
+
+def incident_samples(incidents: Iterable[Incident]) -> list[IncidentSample]:
+    """Return open incidents as a scrape tells of them."""
+    return [
+        IncidentSample(
+            domain=incident.opened.domain,
+            at=incident.opened.at,
+            state=incident.state,
+            reason=incident.decision.reason if incident.decision else "",
+            acknowledged=incident.acknowledged is not None,
+            signature=hash_of(incident),
+        )
+        for incident in incidents
+    ]
+
+
+def hold_samples(outlook: Outlook) -> list[HoldSample]:
+    """Return the holds that last as a scrape tells of them."""
+    holds = outlook.holds.lasting(outlook.now)
+    return [HoldSample(hold.domain, hold.at, hold.until is not None) for hold in holds]
 
 
 @dataclass(frozen=True, slots=True)

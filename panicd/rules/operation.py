@@ -78,6 +78,11 @@ class Holds:
         hold = self._latest.get(held)
         return hold if hold is not None and (hold.until is None or now < hold.until) else None
 
+    def lasting(self, now: float) -> list[Operation]:
+        """Return the holds that last. May be asked for in any thread."""
+        holds = list(self._latest.values())
+        return [hold for hold in holds if hold.until is None or now < hold.until]
+
     def next_end(self, now: float) -> float | None:
         """Return when the next hold ends by itself, in seconds since the epoch."""
         ends = (hold.until for hold in self._latest.values() if hold.until is not None)
