@@ -23,9 +23,9 @@
              panicd from finding VMs; fleet: who is there; right_of_way: who goes first;
              storm_breaker; records: an incident as plain values; notifier tells others; daemon
              wires it
-    answers/ what a daemon is asked: api, operators, holding, snapshot, audit
-    page/    what a browser shows: pages, overview, panics, incident, evidence, parts,
-             style
+    answers/ what a daemon is asked: api, operators, holding, snapshot, audit, counter
+    page/    what a browser shows: pages, overview, domain, panics, incident, evidence, download,
+             filtering, parts, style, script, forms, tokens, operating
     cli/     what people type and see: program, deferred, commands, base, configured, moment,
              incident_commands, running, checking, probing, advising, arguments, demonstrating,
              export, filtering, render, render_changes, render_dumps, render_incident,

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from panicd import __version__
 from panicd.answers.api import Api
 from panicd.answers.audit import count_exposed
+from panicd.answers.counter import Counter
 from panicd.answers.operators import Operators
 from panicd.answers.snapshot import (
     Outlook,
@@ -173,7 +174,9 @@ class Daemon:
                     self._way.give_way_async,
                     partial(self._problems.tell, f"control socket {self._config.control_socket}"),
                 )
-                await nursery.start(self._serve_http, Pages(services))
+                counter = Counter(api.handle)
+                nursery.start_soon(counter.serve)
+                await nursery.start(self._serve_http, Pages(services, counter.ask))
                 await self._start_monitors(self._config)
                 self._loaded()
                 nursery.start_soon(operators.run)

@@ -33,6 +33,7 @@ class Operation:
         why: in the operator's words.
         until: of a hold, when it ends by itself; None: when it is taken back.
         detail: of ``act`` the action, of ``ack`` the incident.
+        user: who asked by the page, whose requests have panicd's own uid; empty for others.
     """
 
     at: float
@@ -42,6 +43,7 @@ class Operation:
     why: str
     until: float | None = None
     detail: str = ""
+    user: str = ""
 
 
 class Holds:
