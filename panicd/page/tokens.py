@@ -46,7 +46,8 @@ class Tokens:
             return False
         now, good_until = self._clock(), float(made.partition(".")[0])
         with self._lock:
-            self._spent = {one: until for one, until in self._spent.items() if until > now}
+            if len(self._spent) >= SPENT_LIMIT:
+                self._spent = {one: until for one, until in self._spent.items() if until > now}
             if good_until <= now or made in self._spent or len(self._spent) >= SPENT_LIMIT:
                 return False
             self._spent[made] = good_until
