@@ -11,11 +11,11 @@ from urllib.parse import urlencode
 
 import pytest
 
-from panicd.host.config import ConfigError, load
-from panicd.page.forms import ACTIONS
-from panicd.page.tokens import GOOD_FOR, SPENT_LIMIT, Tokens
+from panicd.config.config import ConfigError, load
 from panicd.rules.incident import Acknowledged, Asked
-from tests.host.test_web_config import HASH, TLS
+from panicd.web.page.forms import ACTIONS
+from panicd.web.page.tokens import GOOD_FOR, SPENT_LIMIT, Tokens
+from tests.config.test_web_config import HASH, TLS
 from tests.page.test_pages import ALICE, BOB, Watched, watched
 from tests.parts.fake import FakeQemu
 from tests.parts.html import Reader
