@@ -1,13 +1,16 @@
 """Hands what another thread asks for to the daemon's event loop, and its answer back."""
 
 import math
+import os
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Final
 
 import trio
 
-from panicd.service.control import Handler, Request
+from panicd.service.control import Handler, PeerCredentials, Request
 from panicd.service.control_client import RefusedError
+from panicd.web.page.operating import NotDoneError
 
 PATIENCE: Final = 30.0
 """Seconds that a thread waits for an answer; an operator is told after 5 that something goes on."""
@@ -33,18 +36,26 @@ class Counter:
             async for request, answer in self._taken:
                 nursery.start_soon(self._answer, request, answer)
 
-    def ask(self, request: Request) -> object:
+    def ask(self, command: str, arguments: Mapping[str, object], user: str) -> object:
         """Have a request answered; for any other thread than the event loop's. Blocking.
 
+        Args:
+            command: what is to be done.
+            arguments: to it.
+            user: who asks.
+
         Raises:
-            RefusedError: there is no answer; its kind and message say why.
+            NotDoneError: it was refused, or that is not known.
         """
-        answer: Future[object] = Future()
+        own = PeerCredentials(os.getpid(), os.geteuid(), os.getegid())
+        request, answer = Request(command, arguments, own, user), Future[object]()
         try:
             self._loop.run_sync_soon(self._asked.send_nowait, (request, answer))
             return answer.result(PATIENCE)
+        except RefusedError as error:
+            raise NotDoneError(error.message) from error
         except (trio.RunFinishedError, TimeoutError):
-            raise RefusedError("unknown", "no answer: look whether it was done") from None
+            raise NotDoneError("no answer: look whether it was done") from None
 
     async def _answer(self, request: Request, answer: "Future[object]") -> None:
         try:

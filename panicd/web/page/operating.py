@@ -4,15 +4,12 @@ Who may ask is known before this is called. What is asked for is carried out as 
 control socket, and is recorded with the name that he has on the page.
 """
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
 
-from panicd.service import control
-from panicd.service.control_client import RefusedError
 from panicd.web.html import Html, element, joined
 from panicd.web.page.filtering import fields_of
 from panicd.web.page.forms import Asked, Command, FormError, read_form
@@ -20,10 +17,17 @@ from panicd.web.page.parts import BAD, GOOD, WARN, domain_link, notice, when
 from panicd.web.page.tokens import Tokens
 from panicd.web.web import Request
 
-Operate = Callable[[control.Request], object]
-"""Carries out a request in the daemon; blocking. Raises ``RefusedError``."""
+Operate = Callable[[str, Mapping[str, object], str], object]
+"""Given a command, its arguments and who asks, has the daemon do it, and returns the answer.
+
+Blocking. Raises ``NotDoneError``.
+"""
 
 FORM: Final = "application/x-www-form-urlencoded"
+
+
+class NotDoneError(Exception):
+    """What was asked for was refused; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,10 @@ def carry_out(request: Request, command: Command, tokens: Tokens, operate: Opera
     if not tokens.take(asked.token, request.user, asked.subject):
         why = "The form is too old, or was sent before. Load its page anew, and look again."
         return _refused(HTTPStatus.FORBIDDEN, why)
-    own = control.PeerCredentials(os.getpid(), os.geteuid(), os.getegid())
     try:
-        answer = operate(control.Request(command, asked.arguments, own, request.user))
-    except RefusedError as error:
-        return _refused(HTTPStatus.CONFLICT, f"Refused: {error.message}")
+        answer = operate(command, asked.arguments, request.user)
+    except NotDoneError as error:
+        return _refused(HTTPStatus.CONFLICT, f"Refused: {error}")
     assert isinstance(answer, dict)
     return _told(asked, answer)
 

@@ -65,7 +65,7 @@ def overview(services: Services, shows_guests: bool, query: str) -> Html:
         query: what of it is asked for.
     """
     wanted, outlook = Filter.of(query), Outlook.of(services)
-    domains = services.way.in_turn(tuple(services.fleet.domains.values()))
+    domains = services.priority.in_turn(tuple(services.fleet.domains.values()))
     statuses = [(domain, domain_status(domain, outlook)) for domain in domains]
     attention = SHOWN["attention"][1]
     statuses.sort(key=lambda pair: (not pair[1].incident, not attention(pair[1]), pair[1].domain))
@@ -163,7 +163,7 @@ def _domains(services: Services, statuses: list[tuple[Domain, DomainStatus]]) ->
                 restarts_left(domain, status),
                 held(status),
             )
-            for domain, status in services.way.in_turn(statuses)
+            for domain, status in services.priority.in_turn(statuses)
         ],
     )
 

@@ -92,7 +92,7 @@ class Pages:
         if incident is None:
             return NOT_FOUND
         directory = bundle_directory(self._services.config(), incident.id)
-        shows_guests, give_way = request.authenticated, self._services.way.give_way
+        shows_guests, give_way = request.authenticated, self._services.priority.give_way
         if match[2] and not shows_guests:
             return _WHO
         dumps = list(finished_dumps(history, incident.id)) if shows_guests else []

@@ -9,13 +9,15 @@ from panicd.web.page.script import SCRIPT
 SHEET: Final = """
 :root {
   color-scheme: light dark;
-  --paper: #fbfbfa; --card: #fff; --ink: #1c1d1f; --quiet: #5c6066; --line: #dcdee1; --edge: #7b8087;
+  --paper: #fbfbfa; --card: #fff; --ink: #1c1d1f; --quiet: #5c6066; --line: #dcdee1;
+  --edge: #7b8087;
   --link: #0b57a4; --good: #1a6b35; --warn: #855500; --bad: #b3171f;
   --good-tint: #e5f3e8; --warn-tint: #fdf0d5; --bad-tint: #fce8e8; --plain-tint: #eceef0;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --paper: #131416; --card: #1b1d20; --ink: #e6e7e9; --quiet: #a2a7ae; --line: #33373c; --edge: #858b93;
+    --paper: #131416; --card: #1b1d20; --ink: #e6e7e9; --quiet: #a2a7ae; --line: #33373c;
+    --edge: #858b93;
     --link: #7db9f5; --good: #7fd196; --warn: #f0bf5f; --bad: #ff9a98;
     --good-tint: #16301e; --warn-tint: #38290a; --bad-tint: #431a1c; --plain-tint: #2a2d31;
   }

@@ -16,10 +16,10 @@ from panicd.rules.incident import Acknowledged, Asked
 from panicd.web.page.forms import ACTIONS
 from panicd.web.page.tokens import GOOD_FOR, SPENT_LIMIT, Tokens
 from tests.config.test_web_config import HASH, TLS
-from tests.page.test_pages import ALICE, BOB, Watched, watched
 from tests.parts.fake import FakeQemu
 from tests.parts.html import Reader
 from tests.parts.http import Answer, connect, get, read_answer
+from tests.web.page.test_pages import ALICE, BOB, Watched, watched
 
 HERE = "Origin: http://localhost"
 FORM = "Content-Type: application/x-www-form-urlencoded"
