@@ -179,7 +179,7 @@ def live(name: str, *content: Content) -> Html:
 def domain_link(name: str) -> Html:
     """Link to the page of a domain, or of all that are called so."""
     query = urlencode({"name": name}, errors="surrogatepass")
-    return element("a", name, href=f"/domain?{query}")
+    return element("a", name, href=f"/domain?{query}", class_="domain")
 
 
 def incident_link(incident_id: str, domain: str) -> Html:

@@ -95,7 +95,8 @@ table { border-collapse: collapse; width: 100%; background: var(--card);
 th, td { text-align: left; vertical-align: top; padding: .45rem .75rem;
   border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
 tbody th, .words, .free { overflow-wrap: anywhere; }
-time, td a, .id { white-space: nowrap; }
+time, .id { white-space: nowrap; }
+.domain { display: inline-block; min-width: 5.5rem; overflow-wrap: anywhere; }
 .cards tbody th { min-width: 7.5rem; }
 thead th { color: var(--quiet); font-size: .875rem; font-weight: 600; white-space: nowrap; }
 tbody th { font-weight: 600; }
@@ -120,12 +121,12 @@ img { display: block; max-width: 100%; height: auto; border: 1px solid var(--lin
   .cards tbody th { grid-template-columns: 1fr; }
   .cards td:empty { display: none; }
   .cards td > * { min-width: 0; overflow-wrap: anywhere; }
-  time, td a, .id { white-space: normal; }
+  time, .id { white-space: normal; }
   .cards tbody tr { position: relative; }
   .cards tbody th a::after { content: ""; position: absolute; inset: 0; border-radius: .5rem; }
   .cards td a { position: relative; }
   form label { flex: 0 0 4rem; }
-  select { flex: 1 1 12rem; }
+  form input, form select { flex: 1 1 calc(100% - 5rem); }
   .operation button { flex: 1 1 100%; }
   .facts { grid-template-columns: 1fr; gap: 0; }
   .facts dd { margin-bottom: .5rem; }
