@@ -61,7 +61,11 @@ def _kept(incident: dict[str, Any], why_not: str) -> tuple[object, Callable[[], 
         NotReadableError: nothing was; the text says why there is none in a dump either.
     """
     evidence = incident["evidence"] or {"files": {}}
-    names = [name for name in ("kernel.log", "console-0.log") if name in evidence["files"]]
+    names = [
+        name
+        for name in ("kernel.log", "bug-check.txt", "console-0.log")
+        if name in evidence["files"]
+    ]
     if not names:
         raise NotReadableError(f"{why_not}, and its evidence has none")
     path = Path(incident["evidence_directory"], names[0])

@@ -168,7 +168,7 @@ def incidents(answer: list[Answer]) -> None:
             last.get("reason", ""),
             _now(incident),
             "yes" if incident["acknowledged"] else "",
-            short(_words(incident)),
+            short(incident["panic_line"]),
         )
     console.print(table)
 
@@ -181,7 +181,7 @@ def _incidents_in_short(answer: list[Answer]) -> None:
         name, at = incident["domain"], written_time(incident["opened_at"])
         head = f"  {at}  {name}: {action}, "
         console.print(line((incident["id"], "bold"), head, _now(incident), seen))
-        if words := _words(incident):
+        if words := incident["panic_line"]:
             console.print(f"    {short(words)}", no_wrap=True, overflow="ellipsis")
 
 
@@ -305,13 +305,6 @@ def configured(decision: Answer) -> str:
     """Return what of the configuration led to a decision."""
     instead = f", unrequested {decision['unrequested']}" if decision["unrequested"] else ""
     return f"on_crash {decision['on_crash']}{instead}"
-
-
-def _words(incident: Answer) -> str:
-    """Return the panic's own words, or else those of its payload, if it had one."""
-    return str(
-        incident["panic_line"] or (incident["information"] and incident["payload"]["summary"]) or ""
-    )
 
 
 def short(words: str) -> str:

@@ -18,14 +18,22 @@ import trio
 
 from panicd.qemu.console_log import find_logs, read_end
 from panicd.qemu.dump_error import DumpByOther
-from panicd.qemu.guest_memory import read_kernel_log
+from panicd.qemu.guest_memory import read_words
 from panicd.qemu.monitor import MonitorError
 from panicd.qemu.screen import Picture, take_picture
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
 from panicd.rules.capability import Version
-from panicd.rules.kernel_log import KernelLog, NotReadableError
-from panicd.rules.last_words import SILENCE, LastWords, words_of_console, words_of_log
+from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.guest_memory.windows import WindowsCrash
+from panicd.rules.kernel_log import KernelLog
+from panicd.rules.last_words import (
+    SILENCE,
+    LastWords,
+    words_of_bug_check,
+    words_of_console,
+    words_of_log,
+)
 
 PNG_SINCE: Final[Version] = (7, 1, 0)
 ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
@@ -113,7 +121,7 @@ async def collect(
     """
     bundle = Bundle(directory)
     items: dict[str, Callable[[Session, Bundle], Awaitable[None]]] = {
-        "kernel log": _kernel_log,
+        "kernel log": _own_words,
         "screenshot": _screenshot,
         "registers": _registers,
         "state": _state,
@@ -125,7 +133,7 @@ async def collect(
         bundle.problems["kernel log"] = no_log
     elif by_other is not None:  # last: libvirt takes its time
         del items["kernel log"]
-        items["kernel log"] = partial(_kernel_log, by_other=by_other)
+        items["kernel log"] = partial(_own_words, by_other=by_other)
     with trio.move_on_at(limit):
         try:
             await in_thread(partial(_make, directory), THREADS)
@@ -153,13 +161,16 @@ async def collect(
     return bundle
 
 
-async def _kernel_log(
-    session: Session, bundle: Bundle, by_other: DumpByOther | None = None
-) -> None:
-    log = await read_kernel_log(session, lines=LOG_LINES, timeout=2.0, by_other=by_other)
-    _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
-    # Some milliseconds, in which others are responded to.
-    bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
+async def _own_words(session: Session, bundle: Bundle, by_other: DumpByOther | None = None) -> None:
+    match await read_words(session, lines=LOG_LINES, timeout=2.0, by_other=by_other):
+        case KernelLog() as log:
+            _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
+            # Some milliseconds, in which others are responded to.
+            bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
+        case WindowsCrash(bug_check, build, processors):
+            said = f"{bug_check.line}\nWindows build {build}, {processors} processors\n"
+            _write(bundle, "bug-check.txt", said.encode(), "the bug check of a Windows")
+            bundle.words = words_of_bug_check(bug_check)
 
 
 async def _screenshot(session: Session, bundle: Bundle) -> None:

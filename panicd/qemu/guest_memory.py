@@ -1,4 +1,4 @@
-"""The kernel log of a stopped guest, over QMP and without a dump.
+"""What a stopped guest's memory says, over QMP and without a dump.
 
 ``dump-guest-memory`` writes a range of a few pages into a memfd, in about a millisecond, and with
 each the guest kernel's note on itself. Not detached: QEMU does nothing else meanwhile, so ranges
@@ -17,11 +17,12 @@ import fcntl
 import os
 import re
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -29,11 +30,10 @@ from panicd.qemu.dump_error import DumpByOther, DumpError
 from panicd.qemu.monitor import Command, CommandError, MonitorError, NoReplyError
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import Version
-from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, find_vmcoreinfo
+from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile
 from panicd.rules.guest_memory.memory import MAX_REQUEST, PAGE, Limits
-from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
-from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
-from panicd.rules.kernel_log import KernelLog, read_log
+from panicd.rules.guest_memory.reading import NotReadableError, Reading, ReadRequest
+from panicd.rules.guest_words import GuestWords, read_guest_words
 
 VMCOREINFO_SINCE: Final[Version] = (2, 11, 0)
 FD_NAME: Final = "panicd-range"
@@ -41,47 +41,86 @@ HEAD: Final = 1 << 14  # bytes; the ELF headers of a range take some 300
 ELF: Final = "elf"  # the format of which the beginning has the notes
 BEGINNING: Final = 64 * 1024  # bytes of a dump that are waited for: its headers, and some notes
 _WORD: Final = re.compile(r"\b0x([0-9a-f]{16})\b")
+T = TypeVar("T")
+
 FIRST: Final = ReadRequest(0, PAGE)  # any page will do for the note; a PC has this one
 
 
-async def read_kernel_log(
-    session: Session, *, lines: int, timeout: float, by_other: DumpByOther | None = None
-) -> KernelLog:
-    """Read the last lines of a stopped guest's kernel log, within ``Limits``.
+@dataclass(frozen=True, slots=True)
+class OpenMemory:
+    """A stopped guest's memory as it is read.
+
+    Attributes:
+        notes: those of a dump: QEMU's on each processor, the guest kernel's on itself.
+        read: returns a range.
+    """
+
+    notes: bytes
+    read: Callable[[ReadRequest], Awaitable[bytes]]
+
+    async def serve(self, reader: Reading[T]) -> T:
+        """Give a reader what it asks for; return what it makes of it.
+
+        Raises:
+            NotReadableError: it makes nothing of it.
+            SessionLostError: the session ended.
+        """
+        try:
+            request = next(reader)
+            while True:
+                try:
+                    data = await self.read(request)
+                except NotReadableError as error:
+                    request = reader.throw(error)
+                else:
+                    request = reader.send(data)
+        except StopIteration as end:
+            made: T = end.value
+            return made
+
+
+async def open_memory(
+    session: Session, timeout: float, by_other: DumpByOther | None = None
+) -> OpenMemory:
+    """Return a stopped guest's memory, small ranges of which can be read.
 
     Whoever reads the session's events finds a DUMP_COMPLETED for each range among them.
 
     Args:
         session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
-        lines: how many at most.
-        timeout: seconds for all of it. What was read until then is returned.
+        timeout: seconds for all of it.
         by_other: who has QEMU dump, where others may not; None: panicd, by the monitor.
 
     Raises:
-        NotReadableError: there is no log to be had; the text says why, and may be the guest's.
+        NotReadableError: there is nothing to be had; the text says why.
         SessionLostError: the session ended.
     """
     deadline = trio.current_time() + timeout
     if by_other is None:
         ranges = RangeReader(session, deadline, MAX_REQUEST)
-        read, note = ranges.read, await ranges.vmcoreinfo()
-    else:
-        _check_readable(session)
-        read = partial(_read_words, session, deadline=deadline)
-        note = find_vmcoreinfo(await notes_of_dump(by_other, timeout))
-    reader = read_log(Vmcoreinfo.parse(note), Limits(lines))
-    try:
-        request = next(reader)
-        while True:
-            try:
-                data = await read(request)
-            except NotReadableError as error:
-                request = reader.throw(error)
-            else:
-                request = reader.send(data)
-    except StopIteration as end:
-        log: KernelLog = end.value
-        return log
+        return OpenMemory(await ranges.notes(), ranges.read)
+    _check_readable(session)
+    notes = await notes_of_dump(by_other, timeout)
+    return OpenMemory(notes, partial(_read_words, session, deadline=deadline))
+
+
+async def read_words(
+    session: Session, *, lines: int, timeout: float, by_other: DumpByOther | None = None
+) -> GuestWords:
+    """Read the end of a Linux' log, or a Windows' bug check, within ``Limits``.
+
+    Args:
+        session: the VM; as of ``open_memory``.
+        lines: how many at most.
+        timeout: seconds for all of it. What was read of a log until then is returned.
+        by_other: as of ``open_memory``.
+
+    Raises:
+        NotReadableError: there is nothing to be had; the text says why, and may be the guest's.
+        SessionLostError: the session ended.
+    """
+    memory = await open_memory(session, timeout, by_other)
+    return await memory.serve(read_guest_words(memory.notes, Limits(lines)))
 
 
 def _check_readable(session: Session) -> None:
@@ -180,11 +219,11 @@ class RangeReader:
         self._session = session
         self._file_size = HEAD + MAX_NOTES + longest
 
-    async def vmcoreinfo(self) -> bytes:
-        """Return the guest kernel's note on itself.
+    async def notes(self) -> bytes:
+        """Return the notes of a dump: QEMU's, and the guest kernel's on itself.
 
         Raises:
-            NotReadableError: there is none.
+            NotReadableError: there are none.
             SessionLostError: the session ended.
         """
         _check_readable(self._session)
@@ -192,7 +231,7 @@ class RangeReader:
         deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
         with _open_file(self._file_size) as file:
             dump = await _write_range(self._session, file, FIRST, deadline)
-            return find_vmcoreinfo(os.pread(file, dump.notes.length, dump.notes.offset))
+            return os.pread(file, dump.notes.length, dump.notes.offset)
 
     async def read(self, request: ReadRequest) -> bytes:
         """Return a range.

@@ -20,6 +20,7 @@ import trio
 from panicd.qemu.guest_memory import RangeReader
 from panicd.qemu.session import Session
 from panicd.qemu.threads import needing_a_thread
+from panicd.rules.guest_memory.dump_file import find_vmcoreinfo
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 
 PROGRAM: Final = ("-I", "-m", "panicd.dumps.page_bitmap")
@@ -76,7 +77,7 @@ async def selected_pages(
     empty = level & 1
     reader = RangeReader(session, trio.current_time() + timeout, MAX_LENGTH)
     try:
-        vmcoreinfo = await reader.vmcoreinfo()
+        vmcoreinfo = find_vmcoreinfo(await reader.notes())
     except NotReadableError as error:
         yield PageSelection(empty, reason=str(error))
         return

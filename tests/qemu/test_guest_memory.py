@@ -18,14 +18,14 @@ from panicd.qemu.guest_memory import (
     _open_file,
     _read_words,
     notes_of_dump,
-    read_kernel_log,
+    read_words,
 )
 from panicd.qemu.monitor import SessionLostError, event_loop, open_monitor
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
-from panicd.rules.kernel_log import panic_line
+from panicd.rules.kernel_log import KernelLog, panic_line
 from panicd.rules.qapi import DumpCompletedEvent, RunState
 from tests.parts.fake import FakeQemu
 from tests.parts.linux import Kernel, linux_guest
@@ -86,7 +86,8 @@ async def test_reads_the_log_of_a_panicked_linux(
             await guest.vm.wait_status("guest-panicked")
             async with session_at(guest.vm.socket, heard) as session:
                 before = len(guest.vm.proxy.commands)
-                log = await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+                log = await read_words(session, lines=60, timeout=TIME_LIMIT)
+                assert isinstance(log, KernelLog)
                 sent = guest.vm.proxy.commands[before:]
 
                 assert panic_line(log.lines) == PANIC
@@ -105,7 +106,8 @@ async def test_reads_the_log_of_a_panicked_linux(
                 assert all(isinstance(entry.event, DumpCompletedEvent) for entry in heard)
                 assert await session.query_status() is RunState.GUEST_PANICKED
 
-                whole = await read_kernel_log(session, lines=10_000, timeout=TIME_LIMIT)
+                whole = await read_words(session, lines=10_000, timeout=TIME_LIMIT)
+                assert isinstance(whole, KernelLog)
                 assert whole.complete
                 assert whole.lines[0].text.startswith("Linux version ")
                 assert whole.lines[-60:] == log.lines
@@ -119,7 +121,7 @@ async def test_a_guest_that_is_no_linux(socket_dir: Path) -> None:
             session_at(vm.socket) as session,
         ):
             with pytest.raises(NotReadableError, match=r"not a guest of 64-bit x86|no VMCOREINFO"):
-                await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+                await read_words(session, lines=60, timeout=TIME_LIMIT)
             assert await session.query_status() is RunState.PRELAUNCH
 
 
@@ -137,7 +139,7 @@ async def test_such_a_guest_s_memory_is_left_alone(
     async with fake_session(fake) as session:
         before = fake.commands.copy()
         with pytest.raises(NotReadableError, match=reason):
-            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+            await read_words(session, lines=60, timeout=TIME_LIMIT)
         assert fake.commands == before
 
 
@@ -146,7 +148,7 @@ async def test_the_time_is_over(socket_dir: Path) -> None:
     async with fake_session(fake) as session:
         fake.hold_dumps()
         with pytest.raises(NotReadableError, match="the time is over"):
-            await read_kernel_log(session, lines=60, timeout=0.2)
+            await read_words(session, lines=60, timeout=0.2)
         fake.release_dumps()
 
 
@@ -154,7 +156,7 @@ async def test_there_is_no_note(socket_dir: Path) -> None:
     fake = FakeQemu(socket_dir / "vm.qmp", state=State.GUEST_PANICKED)
     async with fake_session(fake) as session:
         with pytest.raises(NotReadableError, match="no VMCOREINFO"):
-            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+            await read_words(session, lines=60, timeout=TIME_LIMIT)
 
 
 async def test_qemu_refuses(socket_dir: Path) -> None:
@@ -162,7 +164,7 @@ async def test_qemu_refuses(socket_dir: Path) -> None:
     async with fake_session(fake) as session:
         fake.refuse("dump-guest-memory", "no block there")
         with pytest.raises(NotReadableError, match="QEMU gives no memory: no block there"):
-            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+            await read_words(session, lines=60, timeout=TIME_LIMIT)
 
 
 def test_qemu_can_t_write_without_bound() -> None:
@@ -179,7 +181,7 @@ async def test_qemu_dies(socket_dir: Path) -> None:
     async with fake_session(fake) as session:
         fake.cut_before("dump-guest-memory")
         with pytest.raises(SessionLostError):
-            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+            await read_words(session, lines=60, timeout=TIME_LIMIT)
 
 
 async def test_the_notes_are_those_of_a_dump_that_another_makes_and_it_is_given_up() -> None:

@@ -98,32 +98,37 @@ class PhysicalMemory:
             self._pages[page] = data[index * PAGE : (index + 1) * PAGE]
 
 
-class KernelMemory:
-    """The kernel's half of the virtual addresses.
+class VirtualMemory:
+    """A kernel's virtual addresses, found by its page tables.
 
-    The kernel's image lies in one piece. What it allocated since, a log buffer of another size
-    among it, is found by the page tables, which begin at ``swapper_pg_dir``.
-
-    Raises:
-        NotReadableError: the kernel is laid out in another way, or its memory is encrypted.
+    Args:
+        physical: the pages that were read so far.
+        top: where the tables begin.
+        five_levels: they have five levels, and not four.
     """
 
-    def __init__(self, physical: PhysicalMemory, info: Vmcoreinfo) -> None:
-        if info.page_size() != PAGE:
-            raise NotReadableError(f"pages of {info.page_size()} bytes")
-        if info.number("sme_mask"):
-            raise NotReadableError("the guest's memory is encrypted")
+    def __init__(self, physical: PhysicalMemory, top: int, *, five_levels: bool) -> None:
         self._physical = physical
-        self._phys_base = info.number("phys_base")
-        self._shifts = _SHIFTS if info.number("pgtable_l5_enabled") else _SHIFTS[1:]
+        self._top = top
+        self._shifts = _SHIFTS if five_levels else _SHIFTS[1:]
         self._lowest = (1 << 64) - (1 << self._shifts[0] + 8)
-        self._top = self._in_image(info.symbol("swapper_pg_dir"))
 
     def read(self, address: int, length: int) -> Reading[bytes]:
         """Return a range of virtual memory.
 
         Raises:
             NotReadableError: it is not mapped, can't be had, or costs more than the limits allow.
+        """
+        data = b""
+        for run in (yield from self.runs(address, length)):
+            data += yield from self._physical.read(run.start, len(run))
+        return data
+
+    def runs(self, address: int, length: int) -> Reading[list[range]]:
+        """Return the runs of physical memory that a range of virtual memory is mapped to.
+
+        Raises:
+            NotReadableError: as ``read``.
         """
         runs: list[range] = []
         while length > 0:
@@ -135,15 +140,10 @@ class KernelMemory:
             runs.append(range(start, mapped.start + size))
             address += size
             length -= size
-        data = b""
-        for run in runs:
-            data += yield from self._physical.read(run.start, len(run))
-        return data
+        return runs
 
     def locate(self, address: int) -> Reading[range]:
         """Return the physical memory that is mapped from an address on, to its mapping's end."""
-        if 0 <= address - KERNEL_MAP < KERNEL_MAP_SIZE:
-            return range(self._in_image(address), self._in_image(KERNEL_MAP + KERNEL_MAP_SIZE))
         if not self._lowest <= address < 1 << 64:
             raise NotReadableError(f"no kernel address: {address:#x}")
         table = self._top
@@ -158,6 +158,33 @@ class KernelMemory:
         size = 1 << shift
         page = table & -size
         return range(page + address % size, page + size)
+
+
+class KernelMemory(VirtualMemory):
+    """The kernel's half of a Linux's virtual addresses.
+
+    The kernel's image lies in one piece. What it allocated since, a log buffer of another size
+    among it, is found by the page tables, which begin at ``swapper_pg_dir``.
+
+    Raises:
+        NotReadableError: the kernel is laid out in another way, or its memory is encrypted.
+    """
+
+    def __init__(self, physical: PhysicalMemory, info: Vmcoreinfo) -> None:
+        if info.page_size() != PAGE:
+            raise NotReadableError(f"pages of {info.page_size()} bytes")
+        if info.number("sme_mask"):
+            raise NotReadableError("the guest's memory is encrypted")
+        self._phys_base = info.number("phys_base")
+        five_levels = bool(info.number("pgtable_l5_enabled"))
+        top = self._in_image(info.symbol("swapper_pg_dir"))
+        super().__init__(physical, top, five_levels=five_levels)
+
+    def locate(self, address: int) -> Reading[range]:
+        """Return the physical memory that is mapped from an address on, to its mapping's end."""
+        if 0 <= address - KERNEL_MAP < KERNEL_MAP_SIZE:
+            return range(self._in_image(address), self._in_image(KERNEL_MAP + KERNEL_MAP_SIZE))
+        return (yield from super().locate(address))
 
     def _in_image(self, address: int) -> int:
         return address - KERNEL_MAP + self._phys_base
