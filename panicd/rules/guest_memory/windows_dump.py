@@ -11,21 +11,20 @@ Sources: QEMU ``dump/win_dump.c``, ``include/qemu/win_dump_defs.h``; ``CONTEXT``
 SDK's ``winnt.h``; for the registers ``x86_cpu_dump_state`` (``target/i386/cpu-dump.c``).
 """
 
+import json
 import re
 import struct
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from panicd.rules.guest_memory.memory import PAGE, Limits
+from panicd.rules.guest_memory.memory import PAGE, Limits, VirtualMemory
 from panicd.rules.guest_memory.reading import NotReadableError, Reading
 from panicd.rules.guest_memory.windows import (
     BUG_CHECK,
     BUG_CHECK_AT,
     HEADER_SIZE,
     Kdbg,
-    VirtualMemory,
     WindowsHeader,
 )
 
@@ -46,7 +45,7 @@ _EVERYTHING: Final = 0x10001F
 _REGISTER: Final = re.compile(r"\b([A-Z][A-Z0-9]{1,4}) ?=([0-9a-f]{4,16})\b", re.ASCII)
 _GENERAL: Final = ("AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI")
 
-Registers = Mapping[str, int]
+Registers = dict[str, int]
 """A processor's registers by their names: those of 64 bits begin with R."""
 
 
@@ -64,6 +63,15 @@ class WindowsDump:
     runs: tuple[range, ...]
     patches: tuple[tuple[int, bytes], ...]
 
+    def written(self) -> bytes:
+        """Return it as ``panicd.dumps.windows_filter`` reads it."""
+        parts = {
+            "head": self.head.hex(),
+            "runs": [(run.start, len(run)) for run in self.runs],
+            "patches": [(place, data.hex()) for place, data in self.patches],
+        }
+        return json.dumps(parts).encode()
+
 
 def read_registers(printed: str) -> list[Registers]:
     """Return the registers of each processor, as ``info registers -a`` prints them."""
@@ -71,24 +79,27 @@ def read_registers(printed: str) -> list[Registers]:
     for part in printed.split("CPU#")[1 : 1 + MAX_PROCESSORS]:
         values = {name: int(value, 16) for name, value in _REGISTER.findall(part)}
         # A processor outside of 64-bit mode is printed with the names of 32 bits.
-        found.append({re.sub(r"^E(?=..$|FL$)", "R", name): values[name] for name in values})
+        found.append({re.sub(r"^E(?=..$)", "R", name): values[name] for name in values})
     return found
 
 
 def read_dump(
-    header: WindowsHeader, registers: list[Registers], limits: Limits
+    header: WindowsHeader, registers: list[Registers], size: int, limits: Limits
 ) -> Reading[WindowsDump]:
     """Return what makes a dump of a guest.
 
     Args:
         header: as the driver left it.
         registers: of each processor.
+        size: bytes of memory that the guest has.
         limits: what it may cost.
 
     Raises:
         NotReadableError: no dump can be made of this; the text says why.
     """
     runs = header.runs()
+    if (pages := sum(map(len, runs))) * PAGE > size:
+        raise NotReadableError(f"a Windows that tells of {pages} pages, more than it has")
     memory = header.memory(limits)
     kdbg = yield from header.kdbg(memory)
     head = bytearray(header.data)
@@ -96,7 +107,7 @@ def read_dump(
         head[place : place + 4] = bytes(4)
     head[_PAGES_AT : _PAGES_AT + 8] = kdbg.pages
     struct.pack_into("<Q", head, _KDBG_AT, kdbg.address)
-    struct.pack_into("<Q", head, _SPACE_AT, HEADER_SIZE + sum(map(len, runs)) * PAGE)
+    struct.pack_into("<Q", head, _SPACE_AT, HEADER_SIZE + pages * PAGE)
     with suppress(NotReadableError):
         check = yield from memory.read(kdbg.bug_check, BUG_CHECK.size)
         head[BUG_CHECK_AT : BUG_CHECK_AT + len(check)] = check
