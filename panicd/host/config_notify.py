@@ -1,6 +1,7 @@
 """The section ``notify`` of the configuration: who is told of incidents."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,12 +13,42 @@ from panicd.host.config_values import (
     program,
     text,
 )
-from panicd.host.hook import Hook
-from panicd.host.webhook import DEFAULT_PORTS, Webhook
 from panicd.host.yaml_document import Scalar
 
 RETRY_FOR: Final = 86400.0
 """Seconds: a receiver may be away for a night."""
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where notifications are sent to.
+
+    Attributes:
+        url: of http or https, without user, password and fragment.
+        timeout: seconds for one try.
+        ca_file: certificates that the receiver's is verified with; None: the system's.
+        credentials_file: holds a bearer token (RFC 6750); None: none is sent.
+    """
+
+    url: str
+    timeout: float = 10.0
+    ca_file: Path | None = None
+    credentials_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A command that notifications are handed to.
+
+    Attributes:
+        command: the program's absolute path, and its arguments.
+        timeout: seconds for one run.
+    """
+
+    command: tuple[str, ...]
+    timeout: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
 import trio
 
+from panicd.host.config_notify import Hook
 from panicd.host.delivery import DeliveryError
 from panicd.rules.printable import escape
 
@@ -18,19 +18,6 @@ OUTPUT_GRACE: Final = 0.5
 
 OUTPUT_KEPT: Final = 1024
 """Bytes of the command's output that are told where it fails."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """A command that notifications are handed to.
-
-    Attributes:
-        command: the program's absolute path, and its arguments.
-        timeout: seconds for one run.
-    """
-
-    command: tuple[str, ...]
-    timeout: float = 30.0
 
 
 async def run_hook(hook: Hook, environment: Mapping[str, str], body: bytes) -> None:

@@ -6,7 +6,6 @@ receiver that is silent, slow or endless costs that time and no more. Certificat
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,31 +13,13 @@ from urllib.parse import urlsplit
 import h11
 import trio
 
+from panicd.host.config_notify import DEFAULT_PORTS, Webhook
 from panicd.host.delivery import DeliveryError
 
 HEADER_LIMIT: Final = 16 * 1024
 """Bytes of a response's headers; its body is not read."""
 
 CREDENTIALS_LIMIT: Final = 8 * 1024  # bytes
-
-DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-
-
-@dataclass(frozen=True, slots=True)
-class Webhook:
-    """Where notifications are sent to.
-
-    Attributes:
-        url: of http or https, without user, password and fragment.
-        timeout: seconds for one try.
-        ca_file: certificates that the receiver's is verified with; None: the system's.
-        credentials_file: holds a bearer token (RFC 6750); None: none is sent.
-    """
-
-    url: str
-    timeout: float = 10.0
-    ca_file: Path | None = None
-    credentials_file: Path | None = None
 
 
 async def post(webhook: Webhook, headers: Mapping[str, str], body: bytes) -> None:

@@ -7,7 +7,8 @@ import pytest
 import trio
 
 from panicd.host.delivery import DeliveryError
-from panicd.host.hook import Hook, run_hook
+from panicd.host.config_notify import Hook
+from panicd.host.hook import run_hook
 from tests.parts.patience import fail_after
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from panicd.host.delivery import DeliveryError
-from panicd.host.webhook import Webhook, post
+from panicd.host.config_notify import Webhook
+from panicd.host.webhook import post
 from tests.parts.patience import fail_after
 from tests.parts.receiver import Receiver, status
 
