@@ -16,7 +16,7 @@
              policy_in_force: what is said of it; chronicle is an incident's record;
              waiting, adoption: those without a connection; liveness: whether an idle QEMU
              still answers
-    here     relaunch, libvirt; tally counts; bundle_keeper removes old evidence; damaged_journal:
+    here     relaunch, libvirt; counters counts; bundle_keeper removes old evidence; damaged_journal:
              what is set aside; services: what all share; timers; evidence, dump_queue, dumping:
              what is kept of a panic; connector finds and keeps domains, libvirts_own: what is
              never dialled; strangers: who dialled in and said nothing yet; problems: what keeps

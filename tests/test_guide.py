@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from panicd.cli import main
-from panicd.host import config
+from panicd.config import config
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

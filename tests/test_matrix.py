@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from panicd.connector import connect
 from panicd.demo.guests import Guest
+from panicd.fleet.connector import connect
 from panicd.qemu.monitor import event_loop, open_monitor
 from panicd.qemu.probe import probe
 from panicd.rules.capability import SET_ACTION_SINCE, Capability

@@ -23,7 +23,7 @@ SLEEPS = {
     "tests/model/test_histories.py",  # virtual time: the moments between what happens
     "tests/incident/test_leaving.py",  # virtual time: how long a session lasts
     "tests/model/world.py",  # virtual time: how long a command, a dump takes
-    "tests/qemu/test_coredump.py",  # how slow a disk is
+    "tests/dumps/test_coredump.py",  # how slow a disk is
     "tests/hostile/monitors.py",  # how slow a hostile monitor is
     "tests/hostile/soak.py",  # how often something happens
     "tests/parts/patience.py",  # until a limit is over

@@ -12,7 +12,7 @@ from panicd.cli import render
 from panicd.cli.base import Context, domain_names, fail, json_option
 from panicd.cli.configured import libvirt_uri
 from panicd.host.osinfo import look_up
-from panicd.host.virsh import LibvirtError, virsh
+from panicd.libvirt.virsh import LibvirtError, virsh
 from panicd.rules.guest_system import (
     GuestSystem,
     Kernel,

@@ -10,9 +10,9 @@ from typing import Concatenate, Final, NoReturn, ParamSpec, cast
 import click
 from click.shell_completion import CompletionItem
 
-from panicd.host.control_client import Answer, DaemonUnreachableError, RefusedError, call
-from panicd.host.control_place import control_socket
+from panicd.config.control_place import control_socket
 from panicd.rules.printable import escape
+from panicd.service.control_client import Answer, DaemonUnreachableError, RefusedError, call
 
 FAILED: Final = 1
 BAD_USAGE: Final = 2  # also click's own
@@ -53,7 +53,7 @@ class Context:
         """Return what is wrong with the configuration, as it may be why no daemon is found."""
         if self._socket is not None:
             return []
-        from panicd.host.config import ConfigError, read  # noqa: PLC0415 - slow to load
+        from panicd.config.config import ConfigError, read  # noqa: PLC0415 - slow to load
 
         try:
             read(self.config_file)

@@ -10,9 +10,9 @@ import click
 from panicd.cli.base import Context
 from panicd.cli.configured import load
 from panicd.cli.render_changes import counted
-from panicd.host.config import Config, Dial
-from panicd.host.programs import missing_programs
-from panicd.libvirts_own import matches_libvirts_own
+from panicd.config.config import Config, Dial
+from panicd.libvirt.own_monitor import matches_libvirts_own
+from panicd.service.programs import missing_programs
 
 
 @click.command()

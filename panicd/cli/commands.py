@@ -12,9 +12,9 @@ from panicd.cli.base import incident_ids as _incident_ids
 from panicd.cli.base import json_option as _json_option
 from panicd.cli.deferred import shown
 from panicd.cli.moment import SECONDS
-from panicd.host.control_client import Answer
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
+from panicd.service.control_client import Answer
 
 
 @click.command()

@@ -7,11 +7,11 @@ from typing import Final, cast
 import click
 
 from panicd.cli.base import BAD_USAGE, Context, fail
-from panicd.host import config as configuration
-from panicd.host.config import Config, ConfigError
-from panicd.host.control_client import Answer, DaemonUnreachableError, RefusedError, call
-from panicd.host.journal import JournalError
-from panicd.records import JOURNAL, read_record
+from panicd.config import config as configuration
+from panicd.config.config import Config, ConfigError
+from panicd.incident.records import JOURNAL, read_record
+from panicd.journal.journal import JournalError
+from panicd.service.control_client import Answer, DaemonUnreachableError, RefusedError, call
 
 LIBVIRT: Final = "qemu:///system"
 

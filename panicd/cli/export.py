@@ -29,9 +29,9 @@ from panicd.cli.filtering import leaves_out, write_filtered
 from panicd.cli.render import UNFOLDED
 from panicd.cli.render_incident import page
 from panicd.cli.terminal import Terminal
-from panicd.host.control_client import Answer
-from panicd.qemu.screen import MOST
+from panicd.evidence.screen import MOST
 from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.service.control_client import Answer
 
 FAST: Final = 1  # levels of gzip
 STORED: Final = 0

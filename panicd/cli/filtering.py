@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from panicd.dumps.page_bitmap import read_bitmap
-from panicd.dumps.page_filter import filter_core
-from panicd.qemu.dump_facts import dump_facts
-from panicd.qemu.dump_reader import open_dump
-from panicd.qemu.page_selection import PageSelection
+from panicd.dumps.facts import dump_facts
+from panicd.dumps.filter.page_bitmap import read_bitmap
+from panicd.dumps.filter.page_filter import filter_core
+from panicd.dumps.page_selection import PageSelection
+from panicd.dumps.reader import open_dump
 from panicd.rules.guest_memory.page_layout import DumpLevel
 from panicd.rules.guest_memory.reading import NotReadableError
 

@@ -12,9 +12,9 @@ from panicd.cli.base import Context, domain_names, fail, incident_ids, json_opti
 from panicd.cli.incident_log import incident_log
 from panicd.cli.moment import parse_moment
 from panicd.cli.render_incident import page
-from panicd.host.control_client import Answer
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.printable import escape
+from panicd.service.control_client import Answer
 
 
 def _moment(_context: object, _parameter: object, text: str | None) -> float | None:

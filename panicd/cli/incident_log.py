@@ -25,7 +25,7 @@ def incident_log(incident: dict[str, Any]) -> tuple[object, Callable[[], None]]:
     Raises:
         NotReadableError: it can't be had; the text says why.
     """
-    from panicd.qemu.dump_reader import read_dumped_log  # noqa: PLC0415 - slow to load
+    from panicd.dumps.reader import read_dumped_log  # noqa: PLC0415 - slow to load
 
     path, why_not = _dump_of(incident)
     if path is not None:

@@ -9,20 +9,20 @@ from typing import Final
 import click
 import trio
 
-from panicd.answers.snapshot import foresee
 from panicd.cli import render
 from panicd.cli.base import Context, fail, fails_on_findings, json_option, note_findings
 from panicd.cli.configured import load
-from panicd.connector import GREETING_TIMEOUT, connect
-from panicd.host.config import Config
-from panicd.libvirt import Libvirt
-from panicd.libvirts_own import leave_libvirts_own
+from panicd.config.config import Config
+from panicd.fleet.connector import GREETING_TIMEOUT, connect
+from panicd.fleet.snapshot import foresee
+from panicd.incident.records import plan_view
+from panicd.libvirt.known_domains import Libvirt
+from panicd.libvirt.own_monitor import leave_libvirts_own
 from panicd.qemu.monitor import Monitor, MonitorError, SilentError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe, pvpanics_in
 from panicd.qemu.process import Peer
 from panicd.qemu.session import ANSWER_TIMEOUT, confirm_peer
 from panicd.qemu.socket_table import SocketTable
-from panicd.records import plan_view
 from panicd.rules.capability import (
     NEUTRAL_PORT,
     UNREQUESTED,

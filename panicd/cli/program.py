@@ -11,7 +11,7 @@ import click
 from panicd import __version__
 from panicd.cli.base import Context
 from panicd.cli.deferred import Deferred, DeferringGroup
-from panicd.host.places import Places
+from panicd.config.places import Places
 
 SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from panicd.cli.render_dumps import dumps
 from panicd.cli.terminal import Terminal, line
-from panicd.host.control_client import Answer
 from panicd.rules.panic_device import PanicDevice
+from panicd.service.control_client import Answer
 
 UNBROKEN = {
     "incident",

@@ -5,8 +5,8 @@ from typing import Final
 
 from panicd.cli import render
 from panicd.cli.render import written_time
-from panicd.host.control_client import Answer
 from panicd.rules.operation import EVERY_DOMAIN
+from panicd.service.control_client import Answer
 
 NAMED: Final = 10
 """Domains that are named; of more the number is said."""

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from panicd.cli.render import configured, seen, signature, written_time
 from panicd.cli.terminal import line
-from panicd.host.control_client import Answer
 from panicd.rules.guest_memory.memory import PAGE
+from panicd.service.control_client import Answer
 
 MIB: Final = 1 << 20
 
@@ -41,7 +41,7 @@ def page(answer: Answer, now: float) -> Iterator[RenderableType]:
     """Return the parts of an incident's page.
 
     Args:
-        answer: the daemon's, or ``panicd.records.read_record``'s.
+        answer: the daemon's, or ``panicd.incident.records.read_record``'s.
         now: in seconds since the epoch: how long an incident has gone on.
     """
     yield from _head(answer, now)

@@ -7,12 +7,12 @@ import trio
 
 from panicd.cli.base import Context, fail
 from panicd.cli.configured import load
-from panicd.daemon import Daemon
-from panicd.host.config import ConfigError
-from panicd.host.control import ControlSocketError
-from panicd.host.http import HttpBindError
-from panicd.host.journal import JournalError
+from panicd.config.config import ConfigError
 from panicd.host.logs import configure, last_words
+from panicd.journal.journal import JournalError
+from panicd.service.control import ControlSocketError
+from panicd.service.daemon import Daemon
+from panicd.web.http import HttpBindError
 
 
 @click.command()

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.live import Live
 
 from panicd.cli.render import console, status_parts
-from panicd.host.control_client import Answer
+from panicd.service.control_client import Answer
 
 WATCH_EVERY: Final = 1.0  # seconds
 

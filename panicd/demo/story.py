@@ -35,7 +35,7 @@ from panicd.demo.qemu import (
 from panicd.demo.qmp import QmpClosedError, QmpCommandError
 from panicd.demo.report import OutputClosedError, Report
 from panicd.demo.scene import Scene, UnprovenError
-from panicd.host.control_client import DaemonUnreachableError, RefusedError
+from panicd.service.control_client import DaemonUnreachableError, RefusedError
 
 DONE: Final = 0
 FAILED: Final = 1

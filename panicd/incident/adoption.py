@@ -9,17 +9,17 @@ from typing import Final
 
 import trio
 
-from panicd.fleet import Domain
-from panicd.host.journal import JournalError
-from panicd.incident.chronicle import Chronicle
+from panicd.incident.domains import Domain
 from panicd.incident.driver import Driver
+from panicd.incident.services import Services
+from panicd.journal.chronicle import Chronicle
+from panicd.journal.journal import JournalError
 from panicd.qemu.process import Peer
 from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.identity import Claim
 from panicd.rules.incident import State
 from panicd.rules.machine.inputs import Plight
 from panicd.rules.plan import Kill, Terminate
-from panicd.services import Services
 
 RETRY_EVERY: Final = 5.0  # seconds
 

@@ -18,15 +18,17 @@ from typing import Final, assert_never
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from panicd.fleet import Domain
-from panicd.host.journal import JournalError
 from panicd.host.logs import get_logger
-from panicd.incident.chronicle import Chronicle
+from panicd.host.timers import Timer
+from panicd.incident.domains import Domain
 from panicd.incident.errands import Errands
 from panicd.incident.liveness import Liveness
 from panicd.incident.outcome import answer_of
 from panicd.incident.policy_in_force import tell_policy
 from panicd.incident.request import Request
+from panicd.incident.services import Services
+from panicd.journal.chronicle import Chronicle
+from panicd.journal.journal import JournalError
 from panicd.qemu.event_outlet import Heard as HeardAt
 from panicd.qemu.process import Peer, PeerError
 from panicd.qemu.session import Session
@@ -56,8 +58,6 @@ from panicd.rules.machine.inputs import (
 from panicd.rules.machine.state import Begun, Left, Resting
 from panicd.rules.qapi import Event, GuestPanickedEvent
 from panicd.rules.settings import JournalFailure
-from panicd.services import Services
-from panicd.timers import Timer
 
 GATHER: Final = 0.02  # seconds in which panics that follow each other are told of as one
 SETTLED: Final = frozenset({IncidentState.PRESERVED, IncidentState.FAILED, IncidentState.RESET})
@@ -200,7 +200,7 @@ class Driver:
             key=domain.key,
             monitor=domain.address,
             token=self._token,
-            restarts=services.keeping.tally.restarts(domain.key),
+            restarts=services.keeping.counters.restarts(domain.key),
             libvirt=services.libvirt.known(domain.address),
             silent=domain.is_silent,
             held=domain.hold(services.holds, now) is not None,

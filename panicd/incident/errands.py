@@ -8,15 +8,16 @@ from typing import Final
 
 import trio
 
-from panicd.evidence import EvidenceKeeper
-from panicd.fleet import Domain
-from panicd.host.virsh import LibvirtRefusedError, LibvirtSilentError
+from panicd.dumps.coredump import DumpError, DumpFailure
+from panicd.incident.collecting import EvidenceKeeper
+from panicd.incident.domains import Domain
 from panicd.incident.outcome import result_of
-from panicd.libvirt import LibvirtAwayError
-from panicd.qemu.coredump import DumpError, DumpFailure
+from panicd.incident.relaunch import relaunch_environment, run_relaunch
+from panicd.incident.services import Services
+from panicd.libvirt.known_domains import LibvirtAwayError
+from panicd.libvirt.virsh import LibvirtRefusedError, LibvirtSilentError
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
-from panicd.relaunch import relaunch_environment, run_relaunch
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.identity import owner_of
 from panicd.rules.incident import Outcome, StepResult
@@ -24,7 +25,6 @@ from panicd.rules.machine import effects
 from panicd.rules.machine.ending import GONE_FOLLOWS
 from panicd.rules.machine.inputs import Departed, Finished, Gone, Heard, Told
 from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState
-from panicd.services import Services
 
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
 

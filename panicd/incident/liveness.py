@@ -9,13 +9,13 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from panicd.fleet import Domain
 from panicd.host.logs import get_logger
+from panicd.host.timers import Timer
+from panicd.incident.domains import Domain
+from panicd.incident.services import Services
 from panicd.qemu.monitor import MonitorError
 from panicd.qemu.session import Session
 from panicd.rules.machine.answers import run_state_of
-from panicd.services import Services
-from panicd.timers import Timer
 
 ASK_EVERY: Final = 600.0  # seconds; an answer costs 0.3 to 0.7 ms of processor time
 SILENT_AFTER: Final = 10.0  # seconds; under a flood of panics QEMU was seen to take 1.2

@@ -2,7 +2,7 @@
 
 from structlog.typing import FilteringBoundLogger
 
-from panicd.fleet import Domain
+from panicd.incident.domains import Domain
 from panicd.rules.capability import Armed, Capability
 from panicd.rules.policy import applicable
 

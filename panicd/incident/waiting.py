@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from panicd.fleet import Domain
-from panicd.incident.chronicle import Chronicle, Clock
+from panicd.incident.domains import Domain
+from panicd.journal.chronicle import Chronicle, Clock
 from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.identity import same_place
 from panicd.rules.incident import Opened

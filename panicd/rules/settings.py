@@ -1,6 +1,6 @@
 """What the configuration says about a domain, as frozen values with panicd's defaults.
 
-Durations are seconds, sizes bytes. ``panicd.host.config`` reads them from a file.
+Durations are seconds, sizes bytes. ``panicd.config.config`` reads them from a file.
 """
 
 from dataclasses import dataclass, field

@@ -24,15 +24,15 @@ from unittest.mock import patch
 
 import trio
 
-from panicd.qemu import coredump
-from panicd.qemu.coredump import dump_guest_memory
+from panicd.dumps import coredump
+from panicd.dumps.coredump import dump_guest_memory
+from panicd.dumps.page_selection import PageSelection
 from panicd.qemu.monitor import event_loop
-from panicd.qemu.page_selection import PageSelection
 from panicd.qemu.session import Session
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.dumps.test_coredump import session_with
 from tests.parts.qemu import RealQemu
-from tests.qemu.test_coredump import session_with
 
 MIB = 1 << 20
 OWN = ("elf", "kdump-zlib")

@@ -36,7 +36,7 @@ import trio
 import yaml
 
 from panicd.demo.guests import Guest
-from panicd.host.control_client import call
+from panicd.service.control_client import call
 from tests.bench.dumps import MIB, SHARES, write_memory
 from tests.bench.fleet import AFTERWARDS, HERE, LAST_QUESTION, Fleet, compile_program, configure
 from tests.parts.qemu import RealQemu

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from panicd.host.control_client import RefusedError
+from panicd.service.control_client import RefusedError
 from tests.parts.commands import FAILED, ask, ask_json, panicd
 from tests.parts.daemon import DaemonInside, ObservedDaemon
 from tests.parts.fake import FakeQemu

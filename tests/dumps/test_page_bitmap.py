@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panicd.dumps.page_bitmap import PageBitmap, read_bitmap
+from panicd.dumps.filter.page_bitmap import PageBitmap, read_bitmap
 from panicd.rules.guest_memory.page_layout import DumpLevel
 from panicd.rules.guest_memory.reading import NotReadableError
 from tests.dumps.page_guests import (

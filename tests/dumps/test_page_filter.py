@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panicd.dumps.page_filter import filter_core
-from panicd.qemu.dump_facts import dump_facts
-from panicd.qemu.dump_reader import open_dump
+from panicd.dumps.facts import dump_facts
+from panicd.dumps.filter.page_filter import filter_core
+from panicd.dumps.reader import open_dump
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 
@@ -125,7 +125,7 @@ def test_what_is_no_such_core_is_copied(tmp_path: Path, data: bytes) -> None:
 def test_a_library_that_does_not_load_costs_the_filter_and_not_the_dump(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "panicd.dumps.kdump_writer", None)
+    monkeypatch.setitem(sys.modules, "panicd.dumps.filter.kdump_writer", None)
     data = core((0, page(1)))
     assert filtered(tmp_path, data).read_bytes() == data
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.host.journal import Journal, JournalError
 from panicd.incident import adoption
+from panicd.journal.journal import Journal, JournalError
 from panicd.rules.incident import AnyEntry, State
 from panicd.rules.machine import resting
-from tests.host.journals import change
+from tests.journal.journals import change
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState

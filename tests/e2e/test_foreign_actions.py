@@ -13,10 +13,10 @@ import pytest
 import trio
 
 from panicd.demo.guests import Guest
-from panicd.host.control_client import RefusedError
 from panicd.rules.incident import State
 from panicd.rules.machine import resting
 from panicd.rules.machine.deciding import ENFORCED_AT_MOST
+from panicd.service.control_client import RefusedError
 from tests.parts.daemon import DaemonInside, LoggedIncident, ObservedDaemon, RunningDaemon
 from tests.parts.qemu import RealQemu
 

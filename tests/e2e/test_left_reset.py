@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from panicd.demo.guests import Guest
-from panicd.host.control_client import RefusedError
+from panicd.service.control_client import RefusedError
 from tests.parts.daemon import DaemonInside, LoggedIncident, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import QEMU_2_5

@@ -14,8 +14,8 @@ import trio
 
 from panicd.demo.guests import Guest
 from panicd.host import listening
-from panicd.host.control_client import DaemonUnreachableError
-from panicd.host.http import HttpServer
+from panicd.service.control_client import DaemonUnreachableError
+from panicd.web.http import HttpServer
 from tests.parts.daemon import DaemonInside, ObservedDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.http import get

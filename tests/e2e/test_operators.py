@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.host.journal import Journal
+from panicd.journal.journal import Journal
 from panicd.rules.operation import Operation, OperationKind
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from panicd.demo.guests import Guest
-from panicd.host.control_client import RefusedError
+from panicd.service.control_client import RefusedError
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.patience import fail_after

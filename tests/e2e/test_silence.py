@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from panicd import connector
 from panicd.demo.guests import Guest
+from panicd.fleet import connector
 from panicd.incident import liveness
 from tests.parts.daemon import DaemonInside, ObservedDaemon
 from tests.parts.qemu import RealQemu

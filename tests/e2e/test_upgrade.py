@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from panicd.host.journal import Journal
+from panicd.journal.journal import Journal
 from panicd.rules.incident import AnyEntry, Opened, Settled, Source, State
 from panicd.rules.operation import Operation, OperationKind
-from tests.host.journals import decided, restart
+from tests.journal.journals import decided, restart
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState

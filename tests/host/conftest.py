@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from panicd.host.journal import Journal
+from panicd.journal.journal import Journal
 from tests.parts.patience import patience
 
 PATIENCE = 30  # seconds after which a test has failed instead of hanging

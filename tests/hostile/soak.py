@@ -24,8 +24,8 @@ from typing import Any
 
 import trio
 
-from panicd.host.control_client import DaemonUnreachableError, RefusedError
 from panicd.rules.incident import Incident, Outcome
+from panicd.service.control_client import DaemonUnreachableError, RefusedError
 from tests.hostile.monitors import FUTILE, TOLERABLE, event, serving
 from tests.parts.daemon import Process, RunningDaemon
 from tests.parts.fake import FakeQemu

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from panicd.host.control_client import RefusedError
-from panicd.qemu.evidence import MANIFEST
+from panicd.evidence.bundle import MANIFEST
+from panicd.service.control_client import RefusedError
 from tests.parts.background import background
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu

@@ -16,13 +16,13 @@ import pytest
 import trio
 import trio.testing
 
-from panicd.strangers import STRANGERS_AT_MOST, Strangers
+from panicd.fleet.unidentified import UNIDENTIFIED_AT_MOST, UnidentifiedConnections
 from tests.parts.background import background
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.vitals import open_files, resident_bytes
 
-MANY = STRANGERS_AT_MOST + 300
+MANY = UNIDENTIFIED_AT_MOST + 300
 NOBODY = 65534
 
 
@@ -52,7 +52,7 @@ async def test_strangers_are_bounded_and_keep_nobody_out(socket_dir: Path) -> No
         with silent(path, MANY):
             nursery.start_soon(vm.run)
             await daemon.wait_armed("vm")
-            assert len(open_files(daemon.pid)) <= files + 2 * (STRANGERS_AT_MOST + 1) + 8
+            assert len(open_files(daemon.pid)) <= files + 2 * (UNIDENTIFIED_AT_MOST + 1) + 8
             assert resident_bytes(daemon.pid) - memory < MANY * 100_000
             vm.panic()
             await daemon.wait_incident("vm", state="preserved")
@@ -103,7 +103,7 @@ async def test_who_may_not_is_refused(socket_dir: Path) -> None:
 
 
 async def test_the_one_who_has_most_makes_room() -> None:
-    strangers = Strangers()
+    strangers = UnidentifiedConnections()
     ended: list[str] = []
 
     async def stay(address: str, uid: int) -> None:
@@ -114,7 +114,7 @@ async def test_the_one_who_has_most_makes_room() -> None:
     async with background() as nursery:
         nursery.start_soon(stay, "other", 7)
         await trio.testing.wait_all_tasks_blocked()
-        for number in range(STRANGERS_AT_MOST + 1):
+        for number in range(UNIDENTIFIED_AT_MOST + 1):
             nursery.start_soon(stay, str(number), 8)
             await trio.testing.wait_all_tasks_blocked()
         assert ended == ["0", "1"]

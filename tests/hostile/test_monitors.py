@@ -10,12 +10,12 @@ import pytest
 import trio
 import trio.testing
 
-from panicd import connector
+from panicd.fleet import connector
+from tests.fleet.test_connector import NOT_CONNECTED, Tries, impatient, tries
 from tests.hostile.monitors import FUTILE, TOLERABLE, Behaviour, serving
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.vitals import open_files, resident_bytes
-from tests.test_connector import NOT_CONNECTED, Tries, impatient, tries
 
 __all__ = ["impatient", "tries"]
 

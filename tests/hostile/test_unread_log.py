@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.host.control_client import RefusedError
 from panicd.host.log_stream import WAITING_LIMIT
+from panicd.service.control_client import RefusedError
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.daemon import Daemon
-from panicd.host.journal import Journal, JournalError
 from panicd.incident import adoption
-from panicd.incident.chronicle import Keeping
+from panicd.journal.chronicle import Keeping
+from panicd.journal.journal import Journal, JournalError
 from panicd.rules.incident import (
     AnyEntry,
     Decided,
@@ -26,6 +25,7 @@ from panicd.rules.incident import (
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import AwaitReturn, Plan, Quit, RunRelaunch
 from panicd.rules.policy import Decision, Reason
+from panicd.service.daemon import Daemon
 from tests.parts.daemon import DaemonInside
 
 UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f60"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from panicd.host.control_client import RefusedError
-from panicd.host.journal import Journal
+from panicd.journal.journal import Journal
 from panicd.rules.operation import Operation
+from panicd.service.control_client import RefusedError
 from tests.parts.background import background
 from tests.parts.daemon import DaemonInside, LoggedIncident
 from tests.parts.fake import FakeQemu

@@ -15,11 +15,11 @@ from typing import ClassVar
 
 import trio
 
-from panicd.host.control_client import DaemonUnreachableError, RefusedError
-from panicd.qemu.dump_directory import PARTIAL
+from panicd.dumps.directory import PARTIAL
 from panicd.rules.incident import Incident, Source
 from panicd.rules.on_crash import Action
 from panicd.rules.plan import Terminate
+from panicd.service.control_client import DaemonUnreachableError, RefusedError
 from tests.kill.gate import Gate
 from tests.kill.scenarios import DUMP, Scenario
 from tests.kill.stable import Stable

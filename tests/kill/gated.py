@@ -17,15 +17,16 @@ from pathlib import Path
 from signal import Signals
 from unittest.mock import patch
 
-import panicd.daemon
 import panicd.incident.errands
+import panicd.service.daemon
 from panicd.cli import main
-from panicd.host.journal import Journal
-from panicd.qemu import dump_writer, monitor
-from panicd.qemu.dump_directory import give_name
+from panicd.dumps import writer as dump_writer
+from panicd.dumps.directory import give_name
+from panicd.incident.relaunch import run_relaunch
+from panicd.journal.journal import Journal
+from panicd.qemu import monitor
 from panicd.qemu.pending import Question
 from panicd.qemu.process import Peer
-from panicd.relaunch import run_relaunch
 from panicd.rules.incident import AnyEntry, StepBegun, StepEnded, StepResult
 from panicd.rules.operation import Operation
 from panicd.rules.plan import RunRelaunch

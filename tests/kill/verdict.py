@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from panicd.qemu.dump_directory import PARTIAL
+from panicd.dumps.directory import PARTIAL
 from panicd.rules.incident import Incident
 from panicd.rules.plan import AnyStep, RunRelaunch
 from panicd.rules.policy import Reason

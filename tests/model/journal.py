@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from panicd.host.journal import JournalError
-from panicd.host.journal_codec import decode, encode
+from panicd.journal.codec import decode, encode
+from panicd.journal.journal import JournalError
 from panicd.rules.incident import AnyEntry, Incident, Opened, apply
 from panicd.rules.operation import Operation
 from tests.model.clock import LATENCY

@@ -10,35 +10,35 @@ from typing import Final, cast
 import trio
 from prometheus_client import CollectorRegistry
 
-from panicd.bundle_keeper import BundleKeeper
-from panicd.connector import FIRST_RETRY, LAST_RETRY, LASTING
-from panicd.dump_queue import DumpQueue
-from panicd.fleet import Domain, Fleet
-from panicd.host.config import Config
-from panicd.host.journal import Journal, JournalError
-from panicd.host.journal_totals import ForeignAction, Totals
+from panicd.config.config import Config
+from panicd.dumps.coredump import DumpFailure
+from panicd.dumps.queue import DumpQueue
+from panicd.evidence.retention import BundleRetention
+from panicd.fleet.connector import FIRST_RETRY, LAST_RETRY, LASTING
 from panicd.host.metrics import Metrics
+from panicd.host.priority import Priority
+from panicd.host.problems import Problems
+from panicd.host.timers import Timers
 from panicd.incident.adoption import take_up_orphans
-from panicd.incident.chronicle import Chronicle, Keeping
+from panicd.incident.domains import Domain, Fleet
 from panicd.incident.driver import Driver
+from panicd.incident.services import Services
+from panicd.incident.storm import StormWatch
 from panicd.incident.waiting import WaitingRoom
-from panicd.libvirt import Libvirt
-from panicd.problems import Problems
-from panicd.qemu.coredump import DumpFailure
+from panicd.journal.chronicle import Chronicle, Keeping
+from panicd.journal.counters import Counters
+from panicd.journal.journal import Journal, JournalError
+from panicd.journal.totals import ForeignAction, Totals
+from panicd.libvirt.known_domains import Libvirt
 from panicd.qemu.monitor import Monitor, MonitorError
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
-from panicd.right_of_way import RightOfWay
 from panicd.rules.incident import Source
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import Holds
 from panicd.rules.policy import FALLBACK_REASONS
 from panicd.rules.settings import JournalFailure, Policy
-from panicd.services import Services
-from panicd.storm_breaker import StormBreaker
-from panicd.tally import Tally
-from panicd.timers import Timers
 from tests.model.clock import LATENCY, now
 from tests.model.world import World
 
@@ -109,8 +109,8 @@ class Life:
             coredump_free_bytes=lambda: None,
         )
         journal = cast("Journal", world.journal.opened())
-        tally = Tally(metrics, Totals({}, {}, {}, {}, {}, {}), world.journal.restarts())
-        keeping = Keeping(journal, tally, now, lambda: JournalFailure.PRESERVE)
+        counters = Counters(metrics, Totals({}, {}, {}, {}, {}, {}), world.journal.restarts())
+        keeping = Keeping(journal, counters, now, lambda: JournalFailure.PRESERVE)
         waiting = WaitingRoom(nursery, now, self.fleet.has_returned)
         for incident in world.journal.incidents():
             if incident.is_open:
@@ -122,10 +122,10 @@ class Life:
             fleet=self.fleet,
             waiting=waiting,
             holds=self.holds,
-            storm=StormBreaker(lambda: None, dict),
+            storm=StormWatch(lambda: None, dict),
             dumps=DumpQueue(1, now),
-            bundles=BundleKeeper(Path("/journal"), Path("/bundles")),
-            way=RightOfWay(),
+            bundles=BundleRetention(Path("/journal"), Path("/bundles")),
+            way=Priority(),
             unrecorded=lambda: False,
             libvirt=Libvirt(lambda: None, dry_run=False),
             timers=Timers(),

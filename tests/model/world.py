@@ -22,10 +22,10 @@ from unittest.mock import patch
 
 import trio
 
-import panicd.evidence
+import panicd.incident.collecting
 import panicd.incident.errands
 import panicd.incident.waiting
-from panicd.qemu.coredump import FinishedDump
+from panicd.dumps.coredump import FinishedDump
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.monitor import (
     Command,
@@ -129,7 +129,7 @@ class World:
         """Put this world where panicd looks for processes, files and commands."""
         with (
             patch.object(panicd.incident.waiting, "ProcessIdentity", _identities(self)),
-            patch.object(panicd.evidence.EvidenceKeeper, "dump", self.dump),
+            patch.object(panicd.incident.collecting.EvidenceKeeper, "dump", self.dump),
             patch.object(panicd.incident.errands, "run_relaunch", self.relaunch),
         ):
             yield

@@ -16,9 +16,7 @@ import bcrypt
 import pytest
 import yaml
 
-from panicd.host.control_client import RefusedError
-from panicd.host.http import HttpServer
-from panicd.host.journal import Journal
+from panicd.journal.journal import Journal
 from panicd.rules.incident import (
     Closed,
     Decided,
@@ -33,6 +31,8 @@ from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.plan import Collect, Plan
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.signature import Signature
+from panicd.service.control_client import RefusedError
+from panicd.web.http import HttpServer
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.html import Reader

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import trio
 
-from panicd.host.http import HttpServer
+from panicd.web.http import HttpServer
 
 
 @dataclass(frozen=True)

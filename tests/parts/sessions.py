@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from panicd.connector import connect
+from panicd.fleet.connector import connect
 from panicd.qemu.event_outlet import Heard
 from panicd.qemu.monitor import event_loop, open_monitor
 from panicd.qemu.probe import probe

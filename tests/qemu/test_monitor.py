@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.connector import connect
+from panicd.fleet.connector import connect
 from panicd.qemu.event_outlet import Heard
 from panicd.qemu.monitor import (
     CommandError,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from panicd.connector import connect
+from panicd.fleet.connector import connect
 from panicd.qemu.monitor import CommandError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe
 from panicd.rules.capability import Armed

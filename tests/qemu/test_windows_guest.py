@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from panicd.qemu.evidence import collect
+from panicd.evidence.bundle import collect
 from panicd.qemu.guest_memory import read_words
 from panicd.rules.bug_check import BugCheck
 from panicd.rules.guest_memory.reading import NotReadableError

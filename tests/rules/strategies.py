@@ -57,7 +57,7 @@ policies = st.builds(
         required=st.booleans(),
     ),
     on_crash=st.sampled_from(OnCrash),
-    # What panicd.host.config lets through.
+    # What panicd.config.config lets through.
     fallback=st.sampled_from([Action.DESTROY, Action.RESTART, Action.PRESERVE]),
     panic_notifier=st.sampled_from(PanicNotifier),
     unrequested=st.sampled_from(OnCrash),

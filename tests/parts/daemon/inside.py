@@ -13,9 +13,9 @@ from typing import Any, Self
 import structlog
 import trio
 
-from panicd.daemon import Daemon
+from panicd.config.config import Config, load
 from panicd.host import logs
-from panicd.host.config import Config, load
+from panicd.service.daemon import Daemon
 from tests.parts.background import background
 from tests.parts.daemon.observed import TIME_LIMIT, ObservedDaemon
 from tests.parts.patience import fail_after

@@ -12,9 +12,10 @@ import trio
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from panicd.host import control_client, journal_database
+from panicd.journal import database as journal_database
 from panicd.rules.incident import Incident
 from panicd.rules.printable import escape
+from panicd.service import control_client
 from tests.parts.patience import patience
 from tests.parts.wire import Message
 

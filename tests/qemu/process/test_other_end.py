@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from panicd.connector import connect
+from panicd.fleet.connector import connect
 from panicd.qemu import process
 from panicd.qemu.monitor import event_loop, open_monitor
 from panicd.qemu.other_end import receive

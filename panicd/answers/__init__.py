@@ -1,1 +1,0 @@
-"""What a running daemon is asked, and what it does about it."""

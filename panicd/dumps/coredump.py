@@ -1,0 +1,318 @@
+"""A dump of a guest's memory, from QEMU through a pipe into a file that panicd owns.
+
+QEMU gets the writing end of a pipe (``getfd``), so it needs no right to the directory. A
+``DumpWriter`` empties it, in a thread of its own, and can give a dump up at any moment.
+
+Source: QAPI ``dump-guest-memory``, ``query-dump``, ``DUMP_COMPLETED`` (``qapi/dump.json``).
+"""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from panicd.dumps.checks import GuestMemory, check_guest, is_size
+from panicd.dumps.directory import dump_path
+from panicd.dumps.page_selection import PageSelection, selected_pages
+from panicd.dumps.writer import DumpProgress, DumpWriter, enlarge
+from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
+from panicd.qemu.monitor import (
+    CommandError,
+    MonitorError,
+    NoReplyError,
+    SessionLostError,
+    UncertainError,
+)
+from panicd.qemu.session import ANSWER_TIMEOUT, Session
+from panicd.rules.capability import DETACHED_DUMP_SINCE, DUMP_FORMATS_SINCE
+from panicd.rules.guest_memory.memory import PAGE
+from panicd.rules.settings import CoredumpSettings, DumpFormat
+
+__all__ = ["DumpError", "DumpFailure", "DumpProgress", "FinishedDump", "dump_guest_memory"]
+
+FD_NAME: Final = "panicd-dump"
+PROGRESS_CHECK: Final = 1.0  # seconds between two looks at how far a dump is
+LOOKING: Final = 30.0  # seconds that finding out what is left out may take at most, and besides
+LOOKING_RATE: Final = 6.25 * 2**30  # bytes of guest memory a second: a tenth of what was seen
+LOOKING_SHARE: Final = 1 / 4  # and of a dump's own time at most
+OTHERWISE: Final = DumpFormat.ELF_ZSTD
+"""What is written where pages can't be left out: of all of them it is faster and smaller than a
+kdump, and it is what tools of other systems read."""
+NOT_BY_OTHERS: Final = "libvirt gives the memory from its beginning to its end only"
+CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
+NOT_DONE: Final = "QEMU was not done in time"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedDump:
+    """A complete dump.
+
+    Attributes:
+        path: where it lies.
+        size: in bytes.
+        selection: what it leaves out; None where it was there already.
+    """
+
+    path: Path
+    size: int
+    selection: PageSelection | None = None
+
+
+async def dump_guest_memory(
+    session: Session,
+    settings: CoredumpSettings,
+    domain: str,
+    incident: str,
+    kind: DumpFormat,
+    *,
+    progress: DumpProgress | None = None,
+    by_other: DumpByOther | None = None,
+    give_way: Callable[[], None] = lambda: None,
+) -> FinishedDump:
+    """Write the memory of a stopped guest to a file.
+
+    The guest must be stopped: of a running one QEMU would stop it, and a reset during its dump
+    aborts QEMU.
+
+    Args:
+        session: the VM.
+        settings: where to, and within which limits; ``timeout`` in seconds.
+        domain: its name, for the folder.
+        incident: the incident's id, for the file.
+        kind: the format, one that this QEMU can write.
+        progress: kept up meanwhile, for whoever wants to look.
+        by_other: who has QEMU dump; None: panicd, by the monitor.
+        give_way: called before each part that is moved, in the writer's thread; may wait a moment.
+
+    Raises:
+        DumpError: no dump could be made, or it was not tried.
+        UncertainError: the session ended, or QEMU said nothing.
+    """
+    owner = session.peer.uid
+    for made in (kind, OTHERWISE):
+        path = dump_path(settings, owner, domain, incident, made)
+        if path.exists():
+            # It is complete, though panicd was interrupted before it could say so.
+            return FinishedDump(path, path.stat().st_size)
+    memory = await check_guest(session)
+    progress = progress or DumpProgress()
+    progress.began, progress.total = trio.current_time(), memory.size
+    deadline = progress.began + settings.timeout
+    let_go = session.vm.times_let_go
+    async with _selected(session, settings, kind, memory, by_other=by_other) as selection:
+        if session.vm.times_let_go > let_go:
+            why = "the guest was reset or resumed while its dump was prepared"
+            raise DumpError(DumpFailure.OVERTAKEN, why)
+        if selection.reason:
+            if settings.level_required:
+                raise DumpError(DumpFailure.UNFILTERED, selection.reason)
+            kind = OTHERWISE
+        progress.left_out = sum(selection.left_out.values()) * PAGE
+        path = dump_path(settings, owner, domain, incident, kind)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        enlarge(reading)
+        try:
+            writer = DumpWriter(
+                reading,
+                path,
+                kind,
+                settings=settings,
+                selection=selection,
+                least=memory.least_dump(kind, selection.level, progress.left_out),
+                most=memory.most_dump(),
+                progress=progress,
+                give_way=give_way,
+            )
+        except DumpError:
+            os.close(writing)
+            raise
+        asked = False
+        try:
+            if by_other is None:
+                await _hand_over(session, writer, writing)
+                _check_time(deadline)
+                run = partial(_run_dump, session, kind, deadline, progress)
+            else:
+                left = deadline - trio.current_time()
+                run = partial(_have_dumped, by_other, writer, writing, kind, left)
+            asked = True
+            await _while_it_is_written(writer, run)
+            size = await _await_end(writer, deadline)
+        except (DumpError, CommandError) as error:
+            if isinstance(error, DumpError) and error.failure is DumpFailure.TIMEOUT:
+                writer.stop()
+                if asked:
+                    await _await_clear(session)
+            raise _cause(error, writer.error) from error
+        finally:
+            writer.stop()
+            with trio.move_on_after(CLEARING, shield=True):
+                await writer.ended.wait()
+        return FinishedDump(path, size, selection)
+
+
+@asynccontextmanager
+async def _selected(
+    session: Session,
+    settings: CoredumpSettings,
+    kind: DumpFormat,
+    memory: GuestMemory,
+    *,
+    by_other: DumpByOther | None,
+) -> AsyncIterator[PageSelection]:
+    """Find out what is left out."""
+    level = kind.level(settings.level)
+    if kind is not DumpFormat.KDUMP_ZLIB:
+        yield PageSelection(level)
+    elif by_other is not None:
+        yield PageSelection(level & 1, reason=NOT_BY_OTHERS)
+    else:
+        expected = LOOKING + (memory.size or 0) / LOOKING_RATE
+        timeout = min(expected, settings.timeout * LOOKING_SHARE)
+        async with selected_pages(session, level, memory.size, timeout) as selection:
+            yield selection
+
+
+async def _while_it_is_written(writer: DumpWriter, dump: Callable[[], Awaitable[None]]) -> None:
+    """Wait for a dump's end, and not much longer than for that of its writer, if that failed.
+
+    QEMU notices with its next write. One that does not say so has no more of a dump's turn.
+    """
+    problem: DumpError | MonitorError | None = None
+
+    async def cut_off() -> None:
+        await writer.ended.wait()
+        if writer.error is not None:
+            await trio.sleep(CLEARING)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cut_off)
+        try:
+            await dump()
+        except (DumpError, MonitorError) as error:
+            problem = error
+        nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
+
+
+def _check_time(deadline: float) -> None:
+    if trio.current_time() >= deadline:
+        raise DumpError(DumpFailure.TIMEOUT, "the time was over before QEMU was asked")
+
+
+async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
+    """Give QEMU the writing end, as soon as there is a file for what comes through it."""
+    try:
+        await _await_file(writer)
+        with suppress(NoReplyError):  # QEMU refuses the dump, if it has not got the pipe
+            await session.monitor.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
+    finally:
+        os.close(pipe)
+
+
+async def _have_dumped(
+    by_other: DumpByOther, writer: DumpWriter, pipe: int, kind: DumpFormat, timeout: float
+) -> None:
+    """Have somebody else dump into the pipe, which goes by its name in proc(5)."""
+    try:
+        await _await_file(writer)
+        await by_other(Path(f"/proc/{os.getpid()}/fd/{pipe}"), kind.of_qemu, timeout)
+    finally:
+        os.close(pipe)
+
+
+async def _await_file(writer: DumpWriter) -> None:
+    """Wait until there is a file for what will come through the pipe."""
+    with trio.move_on_after(ANSWER_TIMEOUT):
+        await writer.ready.wait()
+    if writer.error is not None:
+        raise writer.error
+    if not writer.ready.is_set():
+        raise DumpError(DumpFailure.UNWRITABLE, "the file system does not answer")
+
+
+async def _run_dump(
+    session: Session, kind: DumpFormat, deadline: float, progress: DumpProgress
+) -> None:
+    """Start the dump and wait for its end."""
+    session.forget_dump()
+    version = session.capability.version
+    arguments: dict[str, object] = {"paging": False, "protocol": f"fd:{FD_NAME}"}
+    if version >= DUMP_FORMATS_SINCE:
+        arguments["format"] = kind.of_qemu
+    left = max(0.0, deadline - trio.current_time())
+    if version < DETACHED_DUMP_SINCE:
+        try:
+            await session.execute("dump-guest-memory", arguments, left)
+        except NoReplyError as error:
+            raise DumpError(DumpFailure.TIMEOUT, NOT_DONE) from error
+        return
+    with suppress(NoReplyError):  # the event tells, if it comes
+        await session.execute("dump-guest-memory", {**arguments, "detach": True})
+    while not _dump_ended(session):
+        left = deadline - trio.current_time()
+        if left <= 0:
+            raise DumpError(DumpFailure.TIMEOUT, NOT_DONE)
+        await session.observe(lambda: _dump_ended(session), min(left, PROGRESS_CHECK))
+        if not _dump_ended(session):
+            await _note_progress(session, progress)
+    if session.dump is None:
+        raise SessionLostError("dump-guest-memory: the session ended before the dump did")
+    if not session.dump.completed:
+        raise DumpError(DumpFailure.QEMU, session.dump.error)
+
+
+async def _await_clear(session: Session) -> None:
+    """Wait until a dump that was given up has ended in QEMU too, though not for ever.
+
+    Until then QEMU refuses a ``cont``. Before 2.6 it answers nothing at all, and its next answer
+    tells that the dump is over.
+    """
+    if session.capability.version < DETACHED_DUMP_SINCE:
+        with suppress(UncertainError):
+            await session.query_status(CLEARING)
+    else:
+        await session.observe(lambda: _dump_ended(session), CLEARING)
+
+
+def _dump_ended(session: Session) -> bool:
+    return session.dump is not None or session.ended
+
+
+async def _note_progress(session: Session, progress: DumpProgress) -> None:
+    """Ask QEMU how far the dump is."""
+    try:
+        answer = await session.execute("query-dump")
+    except (CommandError, NoReplyError):
+        return  # it is a hint; the dump's end is told by an event
+    if isinstance(answer, dict):
+        completed, total = answer.get("completed"), answer.get("total")
+        if is_size(completed) and is_size(total):
+            progress.completed, progress.total = completed, total
+
+
+async def _await_end(writer: DumpWriter, deadline: float) -> int:
+    """Wait until all that QEMU wrote is a durable file; return its size in bytes."""
+    with trio.move_on_at(deadline):
+        await writer.ended.wait()
+    if writer.error is not None:
+        raise writer.error
+    if writer.size is None:
+        raise DumpError(DumpFailure.TIMEOUT, "the file system was not done in time")
+    return writer.size
+
+
+def _cause(error: DumpError | CommandError, of_writer: DumpError | None) -> DumpError:
+    """Return why there is no dump: what the writer says, unless that is that too little came."""
+    if of_writer is not None and of_writer.failure is not DumpFailure.INCOMPLETE:
+        return of_writer
+    if isinstance(error, CommandError):
+        return DumpError(DumpFailure.REFUSED, error.description)
+    return error

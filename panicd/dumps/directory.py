@@ -1,0 +1,201 @@
+"""Where dumps lie: names, free space, unfinished files, and which finished ones are kept.
+
+A dump is ``DIRECTORY/OWNER/DOMAIN/INCIDENT.SUFFIX``. The owner is a user's number, which the host
+vouches for; a domain's name is a claim, and two users may have one like it. A file bears
+``.partial`` until it is complete, so one without it can be trusted, whatever became of panicd
+meanwhile. Whoever writes a partial file holds a lock on it (flock(2)); one that nobody holds was
+left by a panicd that was killed, and is removed before the next dump.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from panicd.evidence.bundle_store import allocated
+from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from panicd.rules.shares import Kept, make_room
+
+PARTIAL: Final = ".partial"
+SUFFIXES: Final[dict[DumpFormat, str]] = {
+    DumpFormat.ELF: ".elf",
+    DumpFormat.ELF_ZSTD: ".elf.zst",
+    DumpFormat.KDUMP_ZLIB: ".kdump",
+    DumpFormat.KDUMP_LZO: ".kdump",
+    DumpFormat.KDUMP_SNAPPY: ".kdump",
+}
+MAX_FOLDER_NAME: Final = 128  # bytes; a file system's limit is 255
+LOOP: Final = 24 * 3600.0
+"""Seconds: dumps of one domain no further apart are taken for those of one crash loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The space on a file system, in bytes (statvfs(3)); ``available`` to panicd's own user."""
+
+    total: int
+    available: int
+
+    def above(self, floor: FreeSpaceFloor) -> int:
+        """Return how many bytes may be written before the floor is reached."""
+        return self.available - max(floor.size, int(self.total * floor.fraction))
+
+
+def space(path: Path | int) -> Space:
+    """Return the space on the file system that holds a path, or an open file.
+
+    Raises:
+        OSError: it can't be told; that is never taken for enough.
+    """
+    stat = os.statvfs(path)
+    return Space(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
+
+
+def existing_part(path: Path) -> Path:
+    """Return a path, or the nearest above it that is there.
+
+    Not by ``Path.exists``, which from Python 3.14 on takes whatever can't be looked at for missing.
+
+    Raises:
+        OSError: it can't be told whether one is there.
+    """
+    for part in (path, *path.parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            part.stat()
+            return part
+    raise FileNotFoundError(path)
+
+
+def folder_name(domain: str) -> str:
+    """Return a name for a domain's folder that is safe whatever the domain is called."""
+    name = quote(domain, safe="@+=")[:MAX_FOLDER_NAME]
+    return name.replace(".", "%2E", 1) if name.startswith(".") else name or "%00"
+
+
+def dump_path(
+    settings: CoredumpSettings, owner: int, domain: str, incident: str, kind: DumpFormat
+) -> Path:
+    """Return where a finished dump will lie."""
+    folder = settings.directory / str(owner) / folder_name(domain)
+    return folder / f"{incident}{SUFFIXES[kind]}"
+
+
+def _owner_of(path: Path, directory: Path) -> int | None:
+    """Return whose a dump is; None of one that 0.1.0 made, right below its domain's folder."""
+    above, *rest = path.relative_to(directory).parts
+    return int(above) if len(rest) == 2 and above.isdecimal() else None
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[int]:
+    """Open and lock a fresh file beside ``path``; in the end it is gone, or has got its name.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    for folder in (path.parent.parent, path.parent):  # mkdir(parents=True) takes no mode for these
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = _create_locked(_partial(path))
+    try:
+        yield file
+    finally:
+        _partial(path).unlink(missing_ok=True)
+        os.close(file)
+
+
+def give_name(path: Path) -> None:
+    """Give a partial file that is complete and durable its name, and make that durable.
+
+    Raises:
+        OSError: it can't be renamed.
+    """
+    _partial(path).rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_abandoned(directory: Path) -> list[Path]:
+    """Remove the partial files that nobody writes any more, and return them.
+
+    Raises:
+        OSError: one could not be removed.
+    """
+    removed = []
+    for partial in directory.rglob(f"*{PARTIAL}"):
+        try:
+            file = os.open(partial, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink(missing_ok=True)
+            removed.append(partial)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(file)
+    return removed
+
+
+def retire(settings: CoredumpSettings, newest: Path) -> list[Path]:
+    """Remove the dumps that are one too many, and return them.
+
+    A domain keeps its ``keep`` newest. In a crash loop the first panic tells most, so where two or
+    more are kept, the oldest of the last ``LOOP`` seconds takes the place of the oldest of those.
+    All dumps take ``max_total`` bytes at most: for that the oldest of the same owner go, down to
+    his share (``rules.shares``). The dump that was just made always stays.
+
+    Raises:
+        OSError: a dump could not be removed.
+    """
+    # In this order whatever the clock said: one that was set back makes the newest look like none.
+    own = [*(path for path in _oldest_first(newest.parent) if path != newest), newest]
+    kept_of_own = own[-settings.keep :]
+    since = newest.stat().st_mtime - LOOP
+    first = next(path for path in own if path == newest or path.stat().st_mtime >= since)
+    if settings.keep > 1 and first not in kept_of_own:
+        kept_of_own[0] = first
+    removed = [path for path in own if path not in kept_of_own]
+    may_go = [
+        Kept(path, allocated(path.stat()), _owner_of(path, settings.directory))
+        for path in _oldest_first(settings.directory)
+        if path not in removed and path != newest
+    ]
+    owner = _owner_of(newest, settings.directory)
+    stays = {owner: allocated(newest.stat())}
+    removed += make_room(may_go, stays, owner, settings.max_total)
+    for path in removed:
+        path.unlink()
+    return removed
+
+
+def _create_locked(path: Path) -> int:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file).st_nlink:
+            return file
+        os.close(file)  # taken for an abandoned one before it was locked
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL)
+
+
+def _oldest_first(directory: Path) -> list[Path]:
+    """Return the finished dumps below a directory.
+
+    An incident's id tells its time to the second; within one, the file's own time tells more.
+    """
+    suffixes = tuple(SUFFIXES.values())
+    return sorted(
+        (path for path in directory.rglob("*") if path.name.endswith(suffixes)),
+        key=lambda path: (path.name.split("-")[0], path.stat().st_mtime_ns, path),
+    )

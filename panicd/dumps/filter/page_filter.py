@@ -1,0 +1,143 @@
+"""Makes a kdump of an ELF core: a program, run in a process of its own.
+
+Standard input is what QEMU writes, standard output the dump's file. Its arguments are the dump's
+level, what panicd's own note says, and the descriptor of the bitmap of the pages that are kept, if
+there is one: a file in memory. Exit status: 0 done, else the errno of what failed; 1, with a
+traceback, for anything else.
+"""
+
+import mmap
+import os
+import sys
+import time
+from contextlib import suppress
+from itertools import pairwise
+from typing import Final
+
+from panicd.dumps.core_stream import BLOCK, HEAD, CoreStream
+from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, Piece
+from panicd.rules.guest_memory.kdump_head import kdump_head
+from panicd.rules.guest_memory.memory import PAGE
+from panicd.rules.guest_memory.reading import NotReadableError
+
+NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
+MAX_PAGES: Final = 1 << 31  # of 8 TiB: the bitmaps of more would take too much memory
+FIRMWARE_END: Final = 1 << 32
+FIRMWARE: Final = 16 << 20  # bytes that a PC's may have at most
+
+
+def main(arguments: list[str]) -> int:
+    """Filter until the core ends; return the exit status."""
+    with suppress(OSError):  # panicd.service's filter of system calls has none
+        os.nice(NICENESS)
+    level, about, *bitmap = arguments
+    try:
+        kept = _mapped(int(bitmap[0])) if bitmap else None
+        filter_core(0, 1, level=int(level), about=about.encode(), kept=kept, at=time.time())
+    except OSError as error:
+        return error.errno or 1
+    except NotReadableError as error:
+        print(f"panicd: no kdump can be made of this: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def filter_core(
+    source: int, target: int, *, level: int, about: bytes, kept: bytes | None, at: float
+) -> None:
+    """Write a kdump of an ELF core of a guest of 64-bit x86, and of any other core a copy.
+
+    Args:
+        source: what is read from its beginning to its end: a pipe or a file.
+        target: a new file.
+        level: that the dump is said to have.
+        about: what panicd's own note says.
+        kept: a bit for each page that is kept, the lowest first; None: all are.
+        at: when the dump was made, in seconds since the epoch.
+
+    Raises:
+        NotReadableError: the core's pieces don't follow on one another.
+        OSError: the target can't be written; ENODATA: the source ends too early.
+    """
+    stream = CoreStream(source)
+    try:
+        # Here, so that numpy's that don't load (on an old processor) cost the filter, not the dump.
+        from panicd.dumps.filter.kdump_writer import KdumpWriter  # noqa: PLC0415 - see above
+
+        layout = _checked(DumpFile.parse(stream.peek(HEAD)))
+    except (NotReadableError, ImportError, RuntimeError) as error:
+        print(f"panicd: kept as it is, no kdump can be made of it: {error}", file=sys.stderr)
+        stream.copy(target)
+        return
+    notes = stream.peek(layout.notes.offset + layout.notes.length)[layout.notes.offset :]
+    pages = max(_end(piece) for piece in layout.memory) // PAGE
+    there = _bitmap(layout)
+    chosen = there if kept is None else _both(there, kept)
+    head = kdump_head(notes, pages=pages, level=level, about=about, at=at)
+    writer = KdumpWriter(target, head, there, chosen)
+    buffer = memoryview(bytearray(BLOCK))
+    for piece in sorted(layout.memory, key=lambda piece: piece.offset):
+        stream.skip_to(piece.offset)
+        for start in range(0, piece.length, BLOCK):
+            block = buffer[: min(BLOCK, piece.length - start)]
+            stream.fill(block)
+            writer.add((piece.physical + start) // PAGE, block)
+            os.sched_yield()  # where niceness can't be had
+    stream.drain(buffer)
+
+
+def _checked(layout: DumpFile) -> DumpFile:
+    """Return what of a core goes into a kdump.
+
+    Its end must be memory that the kernel knows of: makedumpfile fails to filter a kdump again that
+    ends in a PC's firmware, right below 4 GiB, and leaves it out itself.
+
+    Raises:
+        NotReadableError: the core is none that a kdump can be made of.
+    """
+    memory = sorted(layout.memory, key=lambda piece: piece.physical)
+    if layout.notes.offset + layout.notes.length > HEAD + MAX_NOTES:
+        raise NotReadableError("its notes lie too far behind")
+    if any((piece.physical | piece.length) % PAGE for piece in memory):
+        raise NotReadableError("its memory does not begin and end where pages do")
+    if len(memory) > 1 and _end(memory[-1]) == FIRMWARE_END and memory[-1].length <= FIRMWARE:
+        del memory[-1]
+    if not memory or _end(memory[-1]) > MAX_PAGES * PAGE:
+        raise NotReadableError("it has no memory, or too much")
+    if any(_end(one) > another.physical for one, another in pairwise(memory)):
+        raise NotReadableError("its pieces lie on one another")
+    return DumpFile(layout.notes, tuple(memory))
+
+
+def _end(piece: Piece) -> int:
+    return piece.physical + piece.length
+
+
+def _bitmap(layout: DumpFile) -> bytes:
+    """Return a bit for each page that there is."""
+    bits = bytearray(-(-max(map(_end, layout.memory)) // (8 * PAGE)))
+    for piece in layout.memory:
+        first, end = piece.physical // PAGE, _end(piece) // PAGE
+        whole = range(-(-first // 8), end // 8)
+        bits[whole.start : whole.stop] = b"\xff" * len(whole)
+        for page in {
+            *range(first, min(whole.start * 8, end)),
+            *range(max(first, whole.stop * 8), end),
+        }:
+            bits[page // 8] |= 1 << page % 8
+    return bytes(bits)
+
+
+def _both(there: bytes, kept: bytes) -> bytes:
+    """Return the pages that are there and kept; those that the bitmap does not reach are."""
+    mask = int.from_bytes(kept[: len(there)].ljust(len(there), b"\xff"), "little")
+    return (int.from_bytes(there, "little") & mask).to_bytes(len(there), "little")
+
+
+def _mapped(file: int) -> bytes:
+    with mmap.mmap(file, 0, prot=mmap.PROT_READ) as mapping:
+        return mapping[:]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

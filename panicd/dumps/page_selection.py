@@ -1,0 +1,174 @@
+"""Which pages of a stopped guest a dump leaves out, found out over QMP before the dump.
+
+``panicd.dumps.filter.page_bitmap`` works on what the guest wrote, in a process of its own, and asks for
+the memory that it needs. Here it is given that, a range at a time, within limits. Whatever goes
+wrong leaves a dump that has all pages, and says why.
+"""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from panicd.qemu.guest_memory import RangeReader
+from panicd.qemu.session import Session
+from panicd.qemu.threads import needing_a_thread
+from panicd.rules.guest_memory.dump_file import find_vmcoreinfo
+from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
+
+PROGRAM: Final = ("-I", "-m", "panicd.dumps.filter.page_bitmap")
+REQUEST: Final = struct.Struct("<QQ")  # as the program's own
+ANSWER: Final = struct.Struct("<q")
+MAX_LENGTH: Final = 16 << 20  # bytes of a range: some 10 ms in which QEMU does nothing else
+MAX_RESULT: Final = 1 << 16  # bytes
+ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1"}
+"""numpy's would else start one for each processor, with memory of its own, and for nothing."""
+PIECE: Final = 1 << 20  # bytes handed on at once
+LEAST_SHARE: Final = 1 / 32
+"""What of a guest's memory may be read at most, besides ``SPARE``: twice its page structures."""
+SPARE: Final = 256 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PageSelection:
+    """What a dump leaves out.
+
+    Attributes:
+        level: the dump level in force, in makedumpfile's numbers.
+        bitmap: a file in memory with a bit for each page that is kept; None: all are.
+        left_out: how many pages are not, by what they were used for.
+        reason: why fewer are left out than was wanted; empty where that is not so.
+    """
+
+    level: int
+    bitmap: int | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    reason: str = ""
+
+    def about(self) -> str:
+        """Return what the dump says of itself, as JSON."""
+        return json.dumps(
+            {"level": self.level, "left_out": dict(self.left_out), "reason": self.reason}
+        )
+
+
+@asynccontextmanager
+async def selected_pages(
+    session: Session, level: int, size: int | None, timeout: float
+) -> AsyncIterator[PageSelection]:
+    """Find out what a dump of a level leaves out of a stopped guest's memory.
+
+    Args:
+        session: the VM.
+        level: makedumpfile's dump level.
+        size: bytes of the guest's memory, None where QEMU does not tell.
+        timeout: seconds for it.
+
+    Raises:
+        SessionLostError: the session ended.
+    """
+    empty = level & 1
+    reader = RangeReader(session, trio.current_time() + timeout, MAX_LENGTH)
+    try:
+        vmcoreinfo = find_vmcoreinfo(await reader.notes())
+    except NotReadableError as error:
+        yield PageSelection(empty, reason=str(error))
+        return
+    if level <= 1 or size is None:
+        yield PageSelection(empty)
+        return
+    bitmap = os.memfd_create("panicd-pages", os.MFD_CLOEXEC)
+    try:
+        try:
+            left_out = await _run(reader, vmcoreinfo, bitmap, level=level, size=size)
+        except (NotReadableError, OSError) as error:
+            selection = PageSelection(empty, reason=str(error))
+        else:
+            selection = PageSelection(level, bitmap, left_out)
+        yield selection
+    finally:
+        os.close(bitmap)
+
+
+async def _run(
+    reader: RangeReader, vmcoreinfo: bytes, bitmap: int, *, level: int, size: int
+) -> dict[str, int]:
+    """Run the program to its end; return what it found.
+
+    Raises:
+        NotReadableError: it found nothing, or went beyond a limit; the text says why.
+        OSError: the process can't be started.
+    """
+    with needing_a_thread():
+        process = await trio.lowlevel.open_process(
+            [sys.executable, *PROGRAM, str(bitmap)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(bitmap,),
+            cwd="/",
+            env=os.environ | ONE_THREAD,
+        )
+    try:
+        with trio.move_on_at(reader.deadline):
+            asked = {"level": level, "size": size, "vmcoreinfo": vmcoreinfo.decode("latin-1")}
+            return await _serve(process, reader, json.dumps(asked).encode() + b"\n", size)
+        raise NotReadableError("the time for it is over")
+    except trio.BrokenResourceError as error:
+        raise NotReadableError("the process that looks for them ended") from error
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            for stream in (process.stdin, process.stdout):
+                assert stream is not None
+                await stream.aclose()
+
+
+async def _serve(
+    process: trio.Process, reader: RangeReader, asked: bytes, size: int
+) -> dict[str, int]:
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
+    allowed = int(size * LEAST_SHARE) + SPARE
+    await stdin.send_all(asked)
+    received = bytearray()
+    while True:
+        while len(received) < REQUEST.size:
+            await _receive(stdout, received)
+        physical, length = REQUEST.unpack_from(received)
+        del received[: REQUEST.size]
+        if length == 0:
+            break
+        allowed -= length
+        if length > MAX_LENGTH or allowed < 0:
+            raise NotReadableError("more memory to read than the limit allows")
+        try:
+            async with reader.range(ReadRequest(physical, length)) as pieces:
+                await stdin.send_all(ANSWER.pack(length))
+                for descriptor, offset, end in pieces:
+                    for at in range(offset, end, PIECE):
+                        await stdin.send_all(os.pread(descriptor, min(PIECE, end - at), at))
+        except NotReadableError:
+            await stdin.send_all(ANSWER.pack(-1))
+    while not received.endswith(b"\n"):
+        await _receive(stdout, received)
+    result = json.loads(received)
+    if "reason" in result:
+        raise NotReadableError(result["reason"])
+    left_out: dict[str, int] = result["left_out"]
+    return left_out
+
+
+async def _receive(stdout: trio.abc.ReceiveStream, received: bytearray) -> None:
+    part = await stdout.receive_some(MAX_RESULT)
+    if not part or len(received) > MAX_RESULT:
+        raise NotReadableError("the process that looks for them ended")
+    received += part

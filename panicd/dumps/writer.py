@@ -1,0 +1,380 @@
+"""Writes a dump's bytes from QEMU's pipe to its file, in a thread that owns both.
+
+Whatever may hang on a slow or dead disk is done in this thread: making the file, writing it, making
+it durable, removing it again. So nobody else waits for it, and a dump that was given up leaves
+nothing behind as soon as the disk lets go.
+
+::
+
+    elf         QEMU ── pipe ──► head repaired, the rest by splice(2) ──► file
+    elf-zstd    QEMU ── pipe ──► the same ── pipe ──► elf_filter.py ──► file; so elf of level 1
+    kdump-zlib  QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.filter.page_filter ──► file
+    kdump-*     QEMU ── pipe ──► pieces to their places ──► file, then its head repaired
+
+QEMU writes the last to a pipe in makedumpfile's flattened format: pieces, each with its place in
+the real file. Put there, they make the file that all tools read; the flattened one is read by few.
+
+Sources: splice(2), pipe(7), flock(2); makedumpfile(8), ``-F``; QEMU ``dump/dump.c``.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from panicd.dumps import repair as dump_repair
+from panicd.dumps.directory import give_name, partial_file, remove_abandoned, space
+from panicd.dumps.page_selection import ONE_THREAD, PageSelection
+from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.qemu.threads import NoThreadError, needing_a_thread
+from panicd.rules.settings import CoredumpSettings, DumpFormat
+
+CHUNK: Final = 1 << 20  # bytes moved at once, and in the pipe: the most that pipe(7) lets users ask
+SPACE_CHECK: Final = 64 << 20  # bytes written between two looks at the free space
+ELF_FILTER: Final = (str(Path(__file__).with_name("elf_filter.py")),)
+PAGE_FILTER: Final = ("-m", "panicd.dumps.filter.page_filter")
+
+PATIENCE: Final = 60.0
+"""Seconds that QEMU may let a dump wait for it, besides those that ``LEAST_RATE`` gives it."""
+
+LEAST_RATE: Final = 256 << 10
+"""Bytes a second that QEMU has to write on average; with all of it on a slow swap it does more."""
+
+LEAST_KDUMP_RATE: Final = 4 << 10
+"""The same of a kdump, which has 24 bytes for a page full of zeros."""
+
+_FLAT_HEADER_SIZE: Final = 4096
+_FLAT_SIGNATURE: Final = b"makedumpfile\0"
+_PIECE: Final = struct.Struct(">qq")  # where it belongs, and its size; both -1 at the end
+_MAX_PIECE: Final = dump_repair.MAX_HEAD
+_MAX_GAPS: Final = (
+    1 << 20
+)  # bytes: what QEMU leaves out between the pieces is less than some blocks
+_ELF_START: Final = 64  # bytes that tell where the tables are
+
+
+@dataclass(slots=True)
+class DumpProgress:
+    """How far a dump is; kept up while it goes on.
+
+    Attributes:
+        began: when, on trio's clock; None before.
+        total: bytes of guest memory; None where QEMU doesn't tell.
+        completed: bytes of guest memory dumped, from ``query-dump``; 0 before QEMU 2.6.
+        received: bytes that came from QEMU so far, in its own format.
+        left_out: bytes of guest memory that the dump leaves out, empty pages apart.
+    """
+
+    began: float | None = None
+    total: int | None = None
+    completed: int = 0
+    received: int = 0
+    left_out: int = 0
+
+
+class _StoppedError(Exception):
+    """The dump is to be given up."""
+
+
+class DumpWriter:
+    """Writes one dump, from its beginning to a finished file, or to nothing.
+
+    Args:
+        pipe: the reading end, owned from here on. Closed when the writing ends, however it does:
+            QEMU's next write and its dump then fail. No QMP command would cancel one.
+        path: the finished file.
+        kind: what QEMU writes, and what is made of it.
+        settings: for ``directory`` and ``min_free``.
+        selection: what is left out.
+        least: bytes that the file is expected to take at least.
+        most: bytes that QEMU may write; None: as many as there is space for.
+        progress: kept up.
+        give_way: called before each part that is read; may wait a moment.
+
+    Raises:
+        DumpError: no thread is left for it; the pipe is closed.
+
+    Attributes:
+        ready: set when the file is there and there is space for it, or at the end.
+        ended: set at the end.
+        error: why there is no dump.
+        size: the finished file's, in bytes; None before.
+    """
+
+    def __init__(
+        self,
+        pipe: int,
+        path: Path,
+        kind: DumpFormat,
+        *,
+        settings: CoredumpSettings,
+        selection: PageSelection,
+        least: int,
+        most: int | None,
+        progress: DumpProgress,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.ready = trio.Event()
+        self.ended = trio.Event()
+        self.error: DumpError | None = None
+        self.size: int | None = None
+        self._pipe = pipe
+        self._path = path
+        self._kind = kind
+        self._settings = settings
+        self._selection = selection
+        # One of its own: the thread may outlive whoever gave it.
+        self._bitmap = None if selection.bitmap is None else os.dup(selection.bitmap)
+        self._least = least
+        self._most = most
+        self._waited = 0.0  # seconds, for QEMU
+        self._progress = progress
+        self._give_way = give_way
+        self._next_check = SPACE_CHECK
+        self._filter: subprocess.Popen[bytes] | None = None
+        self._stop = os.eventfd(0)
+        self._stop_lock = threading.Lock()
+        self._trio = trio.lowlevel.current_trio_token()
+        try:
+            with needing_a_thread():
+                threading.Thread(target=self._run, name="coredump", daemon=True).start()
+        except NoThreadError as error:
+            os.close(self._stop)
+            os.close(pipe)
+            raise DumpError(DumpFailure.NO_MEMORY, str(error)) from error
+
+    def stop(self) -> None:
+        """Have it end, and leave nothing, as soon as the disk allows."""
+        with self._stop_lock:
+            if self._stop >= 0:
+                os.eventfd_write(self._stop, 1)
+            if self._filter is not None:
+                self._filter.kill()
+
+    def _run(self) -> None:
+        try:
+            self._make_dump()
+        except DumpError as error:
+            self.error = error
+        except OSError as error:
+            self.error = DumpError.of(error)
+        except _StoppedError:
+            self.error = DumpError(DumpFailure.INCOMPLETE, "given up")
+        finally:
+            os.close(self._pipe)
+            if self._bitmap is not None:
+                os.close(self._bitmap)
+            with self._stop_lock:
+                os.close(self._stop)
+                self._stop = -1
+            self._tell(self.ready)
+            self._tell(self.ended)
+
+    def _tell(self, event: trio.Event) -> None:
+        with suppress(trio.RunFinishedError):
+            self._trio.run_sync_soon(event.set)
+
+    def _make_dump(self) -> None:
+        remove_abandoned(self._settings.directory)
+        if self._path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._path)
+        with partial_file(self._path) as file:
+            self._check_space(file, self._least)
+            self._tell(self.ready)
+            about = [str(self._selection.level), self._selection.about()]
+            match self._kind:
+                case DumpFormat.ELF if self._selection.level == 0:
+                    self._copy_elf(file, file)
+                case DumpFormat.ELF:
+                    self._filter_elf(file, [*ELF_FILTER, "plain", *about])
+                case DumpFormat.ELF_ZSTD:
+                    self._filter_elf(file, [*ELF_FILTER, "zstd", *about])
+                case DumpFormat.KDUMP_ZLIB:
+                    bitmap = [] if self._bitmap is None else [str(self._bitmap)]
+                    self._filter_elf(file, [*PAGE_FILTER, *about, *bitmap])
+                case _:
+                    self._place_pieces(file)
+                    self._repair_kdump(file)
+            os.fsync(file)
+            self._check_stopped(select.poll(), 0)
+            give_name(self._path)
+            self.size = os.fstat(file).st_size
+
+    def _check_space(self, file: int, least: int) -> None:
+        left = space(file).above(self._settings.min_free)
+        if left <= 0:
+            raise DumpError(DumpFailure.NO_SPACE, f"{-left} bytes below min_free")
+        if left < least:
+            room = f"room for {left} of the {least} bytes that it takes at least"
+            raise DumpError(DumpFailure.NO_SPACE, room)
+
+    def _wait(self) -> None:
+        """Wait for something to read, and for the turn to read it."""
+        self._give_way()
+        least = LEAST_RATE if self._kind.of_qemu == DumpFormat.ELF.value else LEAST_KDUMP_RATE
+        patience = PATIENCE + self._progress.received / least - self._waited
+        poll = select.poll()
+        poll.register(self._pipe, select.POLLIN)
+        began = time.monotonic()
+        is_there = self._check_stopped(poll, max(0, int(patience * 1000)))
+        self._waited += time.monotonic() - began
+        if not is_there:
+            raise DumpError(
+                DumpFailure.TOO_SLOW,
+                f"QEMU wrote {self._progress.received} bytes in {self._waited:.0f} s of waiting",
+            )
+
+    def _check_stopped(self, poll: select.poll, timeout: int) -> bool:
+        """Wait for what is registered, or to be told to stop; at most so many milliseconds.
+
+        Returns:
+            Whether there is what was registered.
+        """
+        poll.register(self._stop, select.POLLIN)
+        found = dict(poll.poll(timeout))
+        if self._stop in found:
+            raise _StoppedError
+        return bool(found)
+
+    def _count(self, size: int, file: int) -> int:
+        self._progress.received += size
+        self._check_size(self._progress.received)
+        if self._progress.received >= self._next_check:
+            self._check_space(file, 0)
+            self._next_check += SPACE_CHECK
+        return size
+
+    def _check_size(self, size: int) -> None:
+        if self._most is not None and size > self._most:
+            raise DumpError(
+                DumpFailure.TOO_LARGE, f"a guest with its memory takes {self._most} bytes at most"
+            )
+
+    def _read(self, size: int, file: int) -> bytes:
+        """Read at most ``size`` bytes; none are there only at the end."""
+        self._wait()
+        data = os.read(self._pipe, size)
+        self._count(len(data), file)
+        return data
+
+    def _read_until(self, size: int, file: int, data: bytes = b"") -> bytes:
+        """Read on until there are ``size`` bytes."""
+        while len(data) < size:
+            more = self._read(size - len(data), file)
+            if not more:
+                raise DumpError(DumpFailure.INCOMPLETE, "QEMU's dump ends in its header")
+            data += more
+        return data
+
+    def _copy_elf(self, target: int, file: int) -> None:
+        """Move an ELF core to ``target``, its head repaired; ``file`` is where it ends up."""
+        head = self._read_until(_ELF_START, file)
+        elf = dump_repair.ElfHead.read(head)
+        if elf is None:
+            raise DumpError(DumpFailure.QEMU, "what QEMU writes does not begin as an ELF core")
+        head = self._read_until(elf.size, file, head)
+        _write(target, elf.repaired(head[: elf.size]) + head[elf.size :])
+        while True:
+            self._wait()
+            if not self._count(os.splice(self._pipe, target, CHUNK), file):
+                break
+        missing = elf.content_end(head) - self._progress.received
+        if missing > 0:
+            raise DumpError(DumpFailure.INCOMPLETE, f"QEMU's dump is {missing} bytes short")
+
+    def _filter_elf(self, file: int, program: Sequence[str]) -> None:
+        """Have a program write to the file what it makes of the core."""
+        with self._stop_lock:
+            self._filter = subprocess.Popen(
+                [sys.executable, "-I", *program],
+                stdin=subprocess.PIPE,
+                stdout=file,
+                bufsize=0,
+                cwd="/",
+                env=os.environ | ONE_THREAD,
+                pass_fds=() if self._bitmap is None else (self._bitmap,),
+            )
+        with self._filter as process:
+            assert process.stdin is not None
+            enlarge(process.stdin.fileno())
+            try:
+                self._copy_elf(process.stdin.fileno(), file)
+                process.stdin.close()
+            except BrokenPipeError:
+                pass  # its exit status says why
+            except (DumpError, OSError, _StoppedError):
+                process.kill()
+                raise
+            status = process.wait()
+        if status:
+            self._check_stopped(select.poll(), 0)
+        if status > 1:
+            raise OSError(status, os.strerror(status), str(self._path))
+        if status:
+            raise DumpError(DumpFailure.UNWRITABLE, f"the filter ended with status {status}")
+
+    def _place_pieces(self, file: int) -> None:
+        """Put the pieces of a flattened kdump to their places in the file."""
+        start = self._read_until(_FLAT_HEADER_SIZE, file)
+        if not start.startswith(_FLAT_SIGNATURE):
+            raise DumpError(DumpFailure.QEMU, "what QEMU writes is no flattened kdump")
+        waiting = bytearray()
+        end = 0
+        while True:
+            at = 0
+            while len(waiting) >= at + _PIECE.size:
+                place, size = _PIECE.unpack_from(waiting, at)
+                if (place, size) == (-1, -1):
+                    self._check_gaps(end)
+                    return
+                if place < 0 or not 0 <= size <= _MAX_PIECE:
+                    raise DumpError(DumpFailure.QEMU, "a piece of QEMU's kdump belongs nowhere")
+                if len(waiting) < at + _PIECE.size + size:
+                    break
+                at += _PIECE.size
+                self._check_size(place + size)
+                _write(file, waiting[at : at + size], place)
+                at += size
+                end = max(end, place + size)
+            del waiting[:at]
+            more = self._read(CHUNK, file)
+            if not more:
+                raise DumpError(DumpFailure.INCOMPLETE, "QEMU's kdump has no end mark")
+            waiting += more
+
+    def _check_gaps(self, end: int) -> None:
+        if end > self._progress.received + _MAX_GAPS:
+            raise DumpError(DumpFailure.INCOMPLETE, "pieces of QEMU's kdump are missing")
+
+    def _repair_kdump(self, file: int) -> None:
+        size = dump_repair.kdump_head_size(os.pread(file, dump_repair.KDUMP_START, 0))
+        head = os.pread(file, size, 0)
+        if size and len(head) == size:
+            _write(file, dump_repair.repaired_kdump(head), 0)
+
+
+def enlarge(pipe: int) -> None:
+    """Have a pipe hold ``CHUNK`` bytes, so that as many are moved at once."""
+    with suppress(PermissionError):  # a user who has many pipes gets small ones: slower, no more
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
+
+
+def _write(file: int, data: bytes | bytearray, place: int | None = None) -> None:
+    """Write all of it; a pipe or a nearly full disk may take less at once."""
+    rest = memoryview(data)
+    while rest:
+        written = os.write(file, rest) if place is None else os.pwrite(file, rest, place)
+        rest = rest[written:]
+        place = None if place is None else place + written

@@ -1,0 +1,296 @@
+"""What is kept of a panic besides a dump: taken before anything is changed, inside a time budget.
+
+Every item is best effort: what can't be had is noted with its reason and is never in the way. What
+a guest wrote (its screen, its console, its kernel log) is stored as data, as it is.
+
+Source: QEMU's human monitor for ``info registers``; of the screen see ``screen``.
+"""
+
+import json
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from panicd.evidence.console_log import find_logs, read_end
+from panicd.evidence.screen import Picture, take_picture
+from panicd.qemu.dump_error import DumpByOther
+from panicd.qemu.guest_memory import read_words
+from panicd.qemu.monitor import MonitorError
+from panicd.qemu.session import Session
+from panicd.qemu.threads import in_thread
+from panicd.rules.capability import Version
+from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.guest_memory.windows import WindowsCrash
+from panicd.rules.kernel_log import KernelLog
+from panicd.rules.last_words import (
+    SILENCE,
+    LastWords,
+    words_of_bug_check,
+    words_of_console,
+    words_of_log,
+)
+
+PNG_SINCE: Final[Version] = (7, 1, 0)
+ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
+CONSOLE_KEPT: Final = 64 * 1024  # bytes of the console's end
+LOG_LINES: Final = 512  # lines of the kernel log, the newest
+THREADS: Final = trio.CapacityLimiter(16)  # of its own: those that hang are missed by nobody else
+OWN_PART: Final = 0.25  # of the budget: kept back for what needs no QEMU
+HOST_FILES: Final = (
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/pressure/cpu",
+    "/proc/pressure/io",
+    "/proc/pressure/memory",
+    "/proc/version",
+)
+PROCESS_FILES: Final = ("status", "cgroup", "oom_score", "oom_score_adj", "limits")
+CGROUP_FILES: Final = (
+    "memory.current",
+    "memory.max",
+    "memory.events",
+    "memory.pressure",
+    "cpu.pressure",
+    "io.pressure",
+)
+CGROUPS: Final = Path("/sys/fs/cgroup")
+HOST_FILE_KEPT: Final = 64 * 1024  # bytes
+QUERIES: Final = (
+    "query-status",
+    "query-version",
+    "query-current-machine",
+    "query-kvm",
+    "query-cpus-fast",
+    "query-memory-size-summary",
+    "query-memory-devices",
+    "query-balloon",
+    "query-iothreads",
+    "query-migrate",
+    "query-chardev",
+    "query-block-jobs",
+    "query-blockstats",
+)
+# Asks the images too, and so may wait for their storage: last, for QEMU answers nobody meanwhile.
+BLOCK_QUERY: Final = "query-block"
+MANIFEST: Final = "bundle.json"
+SCREENS: Final = ("screen.png", "screen.ppm")
+
+
+@dataclass(slots=True)
+class Bundle:
+    """What was taken of one panic.
+
+    Attributes:
+        directory: where it lies.
+        files: what is in each file, by its name.
+        problems: why an item is missing, by item.
+        words: what the guest said of its panic.
+    """
+
+    directory: Path
+    files: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    words: LastWords = SILENCE
+
+
+async def collect(
+    session: Session,
+    directory: Path,
+    *,
+    consoles: tuple[Path, ...],
+    facts: object,
+    budget: float,
+    by_other: DumpByOther | None = None,
+    no_log: str = "",
+) -> Bundle:
+    """Take what can be had of a stopped guest, and of its host, in the time given.
+
+    Args:
+        session: the VM.
+        directory: where to; it is made, with mode 0700.
+        consoles: logs of the guest's console.
+        facts: panicd's own: the panic's payload, the decision; what JSON can hold.
+        budget: seconds.
+        by_other: who has QEMU dump, where libvirt runs the VM.
+        no_log: why the kernel's log is not to be read from memory; empty: it is.
+    """
+    bundle = Bundle(directory)
+    items: dict[str, Callable[[Session, Bundle], Awaitable[None]]] = {
+        "kernel log": _own_words,
+        "screenshot": _screenshot,
+        "registers": _registers,
+        "state": _state,
+        "block devices": _block_devices,
+    }
+    limit = trio.current_time() + budget
+    if no_log:
+        del items["kernel log"]
+        bundle.problems["kernel log"] = no_log
+    elif by_other is not None:  # last: libvirt takes its time
+        del items["kernel log"]
+        items["kernel log"] = partial(_own_words, by_other=by_other)
+    with trio.move_on_at(limit):
+        try:
+            await in_thread(partial(_make, directory), THREADS)
+        except OSError as error:
+            bundle.problems["bundle"] = str(error)
+            return bundle
+    for name, take in items.items():
+        with trio.move_on_at(limit - budget * OWN_PART) as scope:
+            try:
+                await take(session, bundle)
+            except (MonitorError, NotReadableError, OSError) as error:
+                bundle.problems[name] = str(error)
+        if scope.cancelled_caught:
+            bundle.problems[name] = f"not taken within {budget:g} s"
+    with trio.move_on_at(limit):
+        # A thread that hangs, on a network's file system, is left behind with a bundle of its own.
+        own = replace(bundle, files=dict(bundle.files), problems=dict(bundle.problems))
+        try:
+            await in_thread(partial(_keep_the_rest, own, consoles, facts, session), THREADS)
+        except OSError as error:
+            bundle.problems["bundle"] = str(error)
+            return bundle
+        return own
+    bundle.problems["console"] = f"not taken within {budget:g} s"
+    return bundle
+
+
+async def _own_words(session: Session, bundle: Bundle, by_other: DumpByOther | None = None) -> None:
+    match await read_words(session, lines=LOG_LINES, timeout=2.0, by_other=by_other):
+        case KernelLog() as log:
+            _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
+            # Some milliseconds, in which others are responded to.
+            bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
+        case WindowsCrash(bug_check, build, processors):
+            said = f"{bug_check.line}\nWindows build {build}, {processors} processors\n"
+            _write(bundle, "bug-check.txt", said.encode(), "the bug check of a Windows")
+            bundle.words = words_of_bug_check(bug_check)
+
+
+async def _screenshot(session: Session, bundle: Bundle) -> None:
+    name = SCREENS[0 if session.capability.version >= PNG_SINCE else 1]
+    path = bundle.directory / name
+    picture = await take_picture(session, path.suffix.removeprefix("."))
+    await in_thread(partial(_write_picture, picture, path), THREADS)
+    bundle.files[name] = "the guest's screen"
+
+
+async def _registers(session: Session, bundle: Bundle) -> None:
+    every = session.capability.version >= ALL_REGISTERS_SINCE
+    command = "info registers -a" if every else "info registers"
+    text = await session.execute("human-monitor-command", {"command-line": command})
+    _write(bundle, "registers.txt", str(text).encode(errors="replace"), "registers of all CPUs")
+
+
+async def _state(session: Session, bundle: Bundle) -> None:
+    answers = await session.monitor.execute_all([(name, {}) for name in QUERIES], timeout=2.0)
+    said = {
+        name: str(answer) if isinstance(answer, MonitorError) else answer
+        for name, answer in zip(QUERIES, answers, strict=True)
+    }
+    _write(bundle, "qemu.json", _json(said), "QEMU's answers: its version, machine and jobs")
+
+
+async def _block_devices(session: Session, bundle: Bundle) -> None:
+    said = await session.execute(BLOCK_QUERY, timeout=2.0)
+    _write(bundle, "block.json", _json(said), "QEMU's block devices")
+
+
+def _keep_the_rest(
+    bundle: Bundle, consoles: tuple[Path, ...], facts: object, session: Session
+) -> None:
+    """Keep what needs no QEMU, and the list of it all. Blocking."""
+    # Of a process that is no QEMU nobody asked what it was started with.
+    arguments = session.peer.command_line() if session.process_known else None
+    logs = find_logs(consoles, session.peer, arguments, bundle.problems)
+    for number, log in enumerate(logs):
+        try:
+            content = read_end(log, CONSOLE_KEPT)
+        except OSError as error:
+            bundle.problems[str(log.path)] = error.strerror or str(error)
+            continue
+        _write(bundle, f"console-{number}.log", content, str(log.path))
+        bundle.words = bundle.words.or_better(words_of_console(content))
+    everything = {
+        "panic_line": bundle.words.line,
+        "signature": bundle.words.signature and asdict(bundle.words.signature),
+        "files": bundle.files,
+        "problems": bundle.problems,
+        "facts": facts,
+        "command_line": arguments,
+        "host": _host(session.peer.pid),
+    }
+    _write(bundle, MANIFEST, _json(everything), "the list of all this, and the host's load")
+
+
+def _host(pid: int) -> dict[str, str]:
+    """Return what the kernel says of the host's load, of QEMU's process and of its cgroup."""
+    paths = [Path(name) for name in HOST_FILES]
+    if pid:
+        process = Path("/proc", str(pid))
+        paths += [process / name for name in PROCESS_FILES]
+        cgroup = _text_of(process / "cgroup").partition("0::/")[2].partition("\n")[0]
+        if cgroup and ".." not in cgroup.split("/"):
+            paths += [CGROUPS / cgroup / name for name in CGROUP_FILES]
+    return {str(path): _text_of(path) for path in paths}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(HOST_FILE_KEPT).decode(errors="replace")
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """Return the list of what was taken of a panic; None where nothing was, or it is broken."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    sound = isinstance(manifest, dict) and all(
+        isinstance(manifest.get(key), dict) for key in ("files", "problems")
+    )
+    return manifest if sound else None
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _make(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _write(bundle: Bundle, name: str, content: bytes, what: str) -> None:
+    with os.fdopen(_create(bundle.directory / name), "wb") as file:
+        file.write(content)
+    bundle.files[name] = what
+
+
+def _write_picture(picture: Picture, path: Path) -> None:
+    file = _create(path)
+    try:
+        picture.write_to(file)
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(file)
+
+
+def _create(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, 0o600)
+
+
+def _as_text(log: KernelLog) -> bytes:
+    lines = (f"[{line.timestamp:12.6f}] {line.text}" for line in log.lines)
+    return "\n".join(lines).encode(errors="replace") + b"\n"

@@ -1,0 +1,68 @@
+"""Removes the evidence that is one too many, after each panic and in nobody's way."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from panicd.evidence.bundle_store import remove, sizes
+from panicd.host.logs import get_logger
+from panicd.journal import database as journal_database
+from panicd.journal.journal import JournalError
+from panicd.journal.summaries import summaries
+from panicd.qemu.threads import in_thread
+from panicd.rules.retention import expendable
+from panicd.rules.settings import Policy
+
+REST: Final = 9.0  # times as long as it took
+
+
+class BundleRetention:
+    """Keeps as many bundles as are to be kept.
+
+    Args:
+        journal: which knows the incidents.
+        root: where their bundles lie.
+    """
+
+    def __init__(self, journal: Path, root: Path) -> None:
+        self._journal = journal
+        self._root = root
+        self._due: dict[str, tuple[Policy, str]] = {}
+        self._wake = trio.Event()
+
+    def taken(self, domain: str, policy: Policy, incident: str) -> None:
+        """Note that evidence of a domain's incident was kept, under this policy."""
+        self._due[domain] = policy, incident
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Remove what is one too many, for ever; all bundles are looked at, so not all the time."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            due, self._due = self._due, {}
+            began = trio.current_time()
+            try:
+                removed = await in_thread(partial(self._retire, due))
+            except (OSError, JournalError) as error:
+                get_logger().warning("old evidence could not be removed", problem=str(error))
+            else:
+                for incident, why in removed.items():
+                    get_logger(incident=incident).info("old evidence removed", why=why)
+            await trio.sleep(REST * (trio.current_time() - began))
+
+    def _retire(self, due: dict[str, tuple[Policy, str]]) -> dict[str, str]:
+        # In this order: a bundle that is made meanwhile is not seen, and so not one of nobody's.
+        there = sizes(self._root)
+        with journal_database.reader(self._journal) as database:
+            incidents = summaries(database)
+        removed: dict[str, str] = {}
+        for domain, (policy, newest) in due.items():
+            for incident, why in expendable(incidents, there, domain, policy, newest).items():
+                remove(self._root / incident, why, time.time())
+                del there[incident]
+                removed[incident] = why
+        return removed

@@ -1,0 +1,98 @@
+"""Which domains could not be acted on, as configured, if they panicked now.
+
+Called from other threads than the domains' own, so it only reads.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from panicd.dumps.directory import existing_part, space
+from panicd.incident.domains import Domain, Fleet
+from panicd.journal.counters import Counters
+from panicd.qemu.process_list import RunningQemu, running_qemus
+from panicd.rules.exposure import Exposure, exposures
+from panicd.rules.operation import Holds
+from panicd.rules.policy import Reason, Situation, decide
+from panicd.rules.settings import CoredumpSettings
+
+
+def exposed_domains(
+    domains: Iterable[Domain], counters: Counters, holds: Holds, now: float
+) -> list[tuple[Domain, dict[Exposure, str]]]:
+    """Return the domains that could not be acted on, each with the reasons why, and remedies."""
+    rooms: dict[tuple[Path, object], bool] = {}
+    found = []
+    for domain in domains:
+        held = domain.hold(holds, now) is not None
+        reasons = _exposures(domain, counters, rooms, held=held, now=now)
+        if reasons:
+            found.append((domain, reasons))
+    return found
+
+
+def count_exposed(
+    domains: Iterable[Domain], counters: Counters, holds: Holds, now: float
+) -> dict[str, int]:
+    """Return how many domains could not be acted on, by the reason; each is there, if at 0."""
+    counts = {reason.value: 0 for reason in Exposure}
+    for _, reasons in exposed_domains(domains, counters, holds, now):
+        for reason in reasons:
+            counts[reason.value] += 1
+    return counts
+
+
+def unwatched(fleet: Fleet) -> list[RunningQemu]:
+    """Return the QEMUs of this host that panicd has no monitor of."""
+    domains = list(fleet.domains.values())
+    names = {domain.name for domain in domains}
+    pids = {domain.session.peer.pid for domain in domains if domain.session is not None}
+    return [qemu for qemu in running_qemus() if qemu.pid not in pids and qemu.name not in names]
+
+
+def _exposures(
+    domain: Domain,
+    counters: Counters,
+    rooms: dict[tuple[Path, object], bool],
+    *,
+    held: bool,
+    now: float,
+) -> dict[Exposure, str]:
+    session, policy = domain.session, domain.policy
+    if domain.spare_of:
+        return {}
+    if session is None or policy is None:
+        return exposures(policy, None, None, silent=domain.is_silent, held=held)
+    capability = session.capability
+    # What its own time comes to in the end, and what a hold, a storm or the journal would hide.
+    situation = Situation(
+        run_state=capability.panic_leaves,
+        restarts=counters.restarts(domain.key),
+        own_time=Reason.GRACE_OVER,
+    )
+    decision = decide(policy, capability, situation, now=now)
+    settings = policy.coredump
+    place = (settings.directory, settings.min_free)
+    if place not in rooms:
+        rooms[place] = has_room(settings)
+    return exposures(
+        policy,
+        capability,
+        decision,
+        silent=domain.is_silent,
+        held=held,
+        dump_space=rooms[place],
+        may_signal=not session.beyond_signals,
+    )
+
+
+def has_room(settings: CoredumpSettings) -> bool:
+    """Tell whether anything could be written where dumps lie, above what is to stay free there."""
+    directory = settings.directory
+    try:
+        existing = existing_part(directory)
+        return (
+            os.access(existing, os.W_OK | os.X_OK) and space(existing).above(settings.min_free) > 0
+        )
+    except OSError:
+        return False

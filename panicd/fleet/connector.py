@@ -1,0 +1,454 @@
+"""Makes and keeps the connections to the monitors: those panicd dials, and those that dial in."""
+
+import errno
+import glob
+import math
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from panicd.fleet.discovery import (
+    Appeared,
+    Change,
+    Discovery,
+    PassedOver,
+    Readable,
+    Unreadable,
+    Vanished,
+)
+from panicd.fleet.unidentified import UnidentifiedConnections
+from panicd.fleet.watches import mount_changes
+from panicd.host.listening import keep_listening
+from panicd.host.logs import get_logger
+from panicd.incident.adoption import end_hung_qemu
+from panicd.incident.domains import CONNECTING, Domain
+from panicd.incident.driver import Driver
+from panicd.incident.services import Services
+from panicd.journal.journal import JournalError
+from panicd.libvirt.own_monitor import LibvirtsOwnError, leave_libvirts_own
+from panicd.qemu.monitor import MonitorError, SilentError, UnreachableError, open_monitor, pulse
+from panicd.qemu.probe import probe
+from panicd.qemu.process import Peer, uid_of
+from panicd.qemu.session import ANSWER_TIMEOUT, Session, confirm_peer
+from panicd.qemu.socket_table import SocketTable
+from panicd.rules.command_line import parse_command_line
+from panicd.rules.socket_path import path_problem
+
+GREETING_TIMEOUT: Final = 5.0  # seconds; QEMU greets within a millisecond unless it is taken
+FIRST_RETRY: Final = 0.02  # seconds: a socket is bound a moment before it is listened on
+LAST_RETRY: Final = 5.0  # seconds
+LASTING: Final = 10.0  # seconds of a session after which its loss counts as a first failure
+TWIN_LEAVES: Final = 5.0  # seconds; it takes one or two to find out why a session ended
+TOLD_AT_MOST: Final = 5  # reasons in a row for one absence; the status has the latest
+ACCEPT_AGAIN: Final = 0.1  # seconds
+RELOADED_AT_ONCE: Final = 32  # domains; each takes some 50 µs, in which nobody is responded to
+BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
+
+
+class SpareError(UnreachableError):
+    """It is a second monitor of a VM that panicd is connected to.
+
+    Attributes:
+        name: that domain's.
+    """
+
+    def __init__(self, twin: Domain) -> None:
+        super().__init__(
+            f"a second monitor of {twin.name}, which is looked after by {twin.address}"
+        )
+        self.name = twin.name
+
+
+class Backoff:
+    """How long to wait before the next try: doubling, capped, with jitter."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def next(self) -> float:
+        """Return the seconds to wait after one more failure."""
+        wait = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(self.failures, 16))
+        self.failures += 1
+        return wait * random.uniform(0.75, 1.25)  # noqa: S311 - spreads retries, guards nothing
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.failures = 0
+
+
+@dataclass(slots=True)
+class _Dialled:
+    """A path that is dialled for as long as it is there."""
+
+    present: bool = True
+    retry: trio.Event = field(default_factory=trio.Event)
+
+    def is_gone(self) -> bool:
+        return not self.present
+
+    def nudge(self, *, present: bool) -> None:
+        self.present = present
+        self.retry.set()
+
+
+class Connector:
+    """Connects monitors and has a supervisor look after each.
+
+    Args:
+        services: what drivers use.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._drivers: dict[str, Driver] = {}
+        self._unidentified = UnidentifiedConnections()
+        self._sockets = SocketTable()
+        self._discoveries: set[Discovery] = set()
+        # Handed on once in a turn of asyncio's loop, which takes one of trio's for each callback.
+        # Thousands that began at once would each wait for all the others, past the time that a
+        # greeting may take, and begin anew at once, for ever.
+        self._turn = trio.Lock()
+
+    def driver_of(self, domain: Domain) -> Driver | None:
+        """Return who looks after a domain; None while it is not connected."""
+        return self._drivers.get(domain.address)
+
+    async def reload(self) -> None:
+        """Have every domain's policy and holds looked up anew, a few in each turn."""
+        for number, driver in enumerate(list(self._drivers.values()), 1):
+            driver.reload()
+            if number % RELOADED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+
+    async def dial(
+        self, pattern: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Keep a connection to every socket that matches a pattern, for as long as it is there.
+
+        Args:
+            pattern: one that ``validate_pattern`` accepts.
+            task_status: started when it is watched.
+        """
+        paths: dict[Path, _Dialled] = {}
+        with Discovery(pattern) as changes:
+            self._discoveries.add(changes)
+            task_status.started()
+            try:
+                async with trio.open_nursery() as nursery:
+                    async for change in changes:
+                        self._take_change(pattern, change, paths, nursery)
+            finally:
+                self._discoveries.discard(changes)
+                self._services.problems.end_all(pattern)
+
+    def _take_change(
+        self, pattern: str, change: Change, paths: dict[Path, _Dialled], nursery: trio.Nursery
+    ) -> None:
+        problems = self._services.problems
+        match change:
+            case Appeared(path=path) if path in paths:
+                paths[path].nudge(present=True)
+            case Appeared(path=path):
+                paths[path] = _Dialled()
+                nursery.start_soon(self._keep, path, paths)
+            case Vanished(path=path) if path in paths:
+                paths[path].nudge(present=False)
+            case Vanished(path=path):
+                problems.forget(pattern, str(path))
+            case Unreadable(path=path, reason=reason):
+                problems.begin(pattern, f"monitors may go unseen: {reason}", str(path))
+            case Readable(path=path):
+                problems.end(pattern, str(path))
+            case PassedOver(path=path, reason=reason):
+                problems.pass_over(pattern, str(path), reason)
+
+    async def see_mounts(self) -> None:
+        """Have everything looked at anew when file systems are mounted, until cancelled."""
+        try:
+            async for _ in mount_changes():
+                for discovery in self._discoveries:
+                    discovery.look_again()
+        except OSError as error:
+            get_logger().warning("what is mounted may go unseen", reason=str(error))
+
+    async def dial_found(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Dial the monitors that libvirt's domains were given, whatever they are called."""
+        services = self._services
+        dials: dict[str, trio.CancelScope] = {}
+
+        async def dial(path: str) -> None:
+            with dials[path]:
+                await self.dial(glob.escape(path))
+
+        def found(paths: set[str]) -> None:
+            # Whoever is still looked after may be about to be started anew.
+            for path in set(dials) - paths - set(services.fleet.domains):
+                dials.pop(path).cancel()
+            for path in paths - set(dials):
+                dials[path] = trio.CancelScope()
+                nursery.start_soon(dial, path)
+
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            await services.libvirt.watch_monitors(found)
+
+    async def listen(
+        self, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Take the connections of QEMUs that dial in.
+
+        Raises:
+            OSError: the socket can't be made.
+        """
+        listener = _listen(path)
+        where, problems = f"listening socket {path}", self._services.problems
+        tell = partial(problems.tell, where)
+
+        async with trio.open_nursery() as connections:
+            numbers = count(1)
+
+            async def take(listener: trio.socket.SocketType) -> None:
+                while True:
+                    accepted = await _accept(listener)
+                    sock = socket.socket(fileno=accepted.detach())
+                    connections.start_soon(self._take, sock, f"{path}#{next(numbers)}")
+
+            task_status.started()
+            try:
+                await keep_listening(path, listener, partial(_listen, path), take, tell)
+            finally:
+                problems.end(where)
+
+    async def _keep(self, path: Path, paths: dict[Path, _Dialled]) -> None:
+        """Dial one path again and again until it is gone."""
+        services, dialled, backoff = self._services, paths[path], Backoff()
+        while str(path) in services.fleet.domains:  # another pattern has found it too
+            await services.fleet.left.park()
+        if dialled.is_gone():
+            del paths[path]
+            return
+        domain = services.fleet.add(str(path), path.stem, services.keeping.clock())
+        try:
+            while not dialled.is_gone():
+                dialled.retry = trio.Event()
+                started = trio.current_time()
+                may_again = await self._try(domain, partial(connect, path))
+                if trio.current_time() - started > LASTING:
+                    backoff.reset()
+                with trio.move_on_after(backoff.next() if may_again else math.inf):
+                    await dialled.retry.wait()
+                    backoff.reset()
+            get_logger(monitor=domain.address, domain=domain.name).info("monitor is gone")
+        finally:
+            services.fleet.remove(domain.address)
+            del paths[path]
+
+    async def _take(self, sock: socket.socket, address: str) -> None:
+        """Look after one VM that dialled in, until its connection ends."""
+        services = self._services
+        domain = services.fleet.add(
+            address, Path(address).name, services.keeping.clock(), dials_in=True
+        )
+
+        async def accepted() -> socket.socket:
+            return sock
+
+        try:
+            with self._unidentified.admitted(address, uid_of(sock)):
+                await self._try(domain, accepted)
+        finally:
+            services.fleet.remove(address)
+            sock.close()
+
+    async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> bool:
+        """Look after a domain through one connection; say why there is none, or none any more.
+
+        Returns:
+            Whether it may be tried again, with no other socket in its place.
+        """
+        may_again = True
+        async with self._turn:
+            await pulse()
+        mute, spare_of = False, ""
+        try:
+            problem = await self._look_after(domain, await connect())
+        except SilentError as error:
+            problem, mute = await self._why_silent(domain, str(error), greeted=error.greeted)
+        except SpareError as error:
+            problem, spare_of = str(error), error.name
+        except MonitorError as error:
+            problem = str(error)
+            may_again = not isinstance(error, LibvirtsOwnError)
+        except BlockingIOError as error:  # its queue of waiting clients is full
+            problem, mute = await self._why_silent(domain, str(error.strerror))
+        except OSError as error:
+            problem = error.strerror or str(error)
+        except JournalError as error:
+            problem = f"the journal can't be written: {error}"
+        connected = not domain.problem
+        domain.since = self._services.keeping.clock() if connected else domain.since
+        domain.attempts = 1 if connected else domain.attempts + 1
+        domain.told = 0 if connected else domain.told
+        domain.mute, domain.spare_of = mute, spare_of
+        before, domain.problem = domain.problem, problem
+        # Who stays away is told of once, and who gives ever new reasons not for ever.
+        if problem != before and domain.told < TOLD_AT_MOST:
+            domain.told += 1
+            if domain.address not in self._unidentified or self._unidentified.may_tell():
+                log = get_logger(monitor=domain.address, domain=domain.name)
+                log.warning("monitor is not connected", reason=problem)
+        return may_again
+
+    async def _why_silent(
+        self, domain: Domain, said: str, *, greeted: bool = False
+    ) -> tuple[str, bool]:
+        """Return as ``SocketTable.why_silent`` does."""
+        if domain.address in self._unidentified:
+            return f"what dialled in says nothing: {said}", False
+        return await self._sockets.why_silent(domain.address, said, greeted=greeted)
+
+    async def _look_after(self, domain: Domain, sock: socket.socket) -> str:
+        """Look after a domain until its session ends, and return why it ended."""
+        with closing(sock), Peer.of(sock) as peer:
+            if not domain.dials_in:
+                leave_libvirts_own(Path(domain.address), peer.command_line() or ())
+            try:
+                return await self._supervise(domain, sock, peer)
+            except SilentError:
+                await end_hung_qemu(self._services, peer)
+                raise
+
+    async def _supervise(self, domain: Domain, sock: socket.socket, peer: Peer) -> str:
+        services = self._services
+        async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
+            await confirm_peer(peer, monitor)
+            arguments = peer.command_line() if peer.is_qemu() else None
+            command_line = parse_command_line(arguments) if arguments else None
+            answers = await probe(
+                monitor, command_line, timeout=ANSWER_TIMEOUT, arm=not services.dry_run
+            )
+            session = Session.from_probe(monitor, peer, answers)
+            self._unidentified.known(domain.address)
+            await self._wait_for_twin(domain, session)
+            services.fleet.identify(domain, session)
+            # Where 0.1.0 left off: it went by what it showed, a nameless VM's socket.
+            services.keeping.counters.go_on_from(domain.key, domain.uuid or domain.claim.name)
+            if not domain.dials_in:
+                uuid = domain.uuid if session.by_libvirt else ""
+                await services.libvirt.learn(uuid, domain.address, session.process)
+            if domain.attempts or domain.problem != CONNECTING:
+                services.metrics.monitor_reconnects.inc()
+            domain.since, domain.problem, domain.attempts = services.keeping.clock(), "", 0
+            get_logger(monitor=domain.address, domain=domain.name).info(
+                "domain connected",
+                uuid=domain.uuid,
+                qemu=".".join(map(str, session.capability.version)),
+                run_state=session.run_state,
+                armed=session.capability.armed,
+                panic_device=session.capability.panic_device,
+            )
+            driver = self._drivers[domain.address] = Driver(services, domain, peer)
+            try:
+                return await driver.look_after(session)
+            finally:
+                del self._drivers[domain.address]
+                services.libvirt.forget(domain.address)
+
+    async def _wait_for_twin(self, domain: Domain, session: Session) -> None:
+        """Wait until nobody else looks after this VM, so that nothing is done to it twice.
+
+        A QEMU that dials in anew may be faster than the end of its last connection is dealt with.
+
+        Raises:
+            SpareError: somebody else goes on looking after it.
+            MonitorError: it did not say how it stands by now.
+        """
+        fleet = self._services.fleet
+        if fleet.twin(domain, session) is None:
+            return
+        with trio.move_on_after(TWIN_LEAVES):
+            while fleet.twin(domain, session) is not None:
+                await fleet.left.park()
+        if twin := fleet.twin(domain, session):
+            raise SpareError(twin)
+        await session.query_status()
+
+
+async def connect(path: Path) -> socket.socket:
+    """Return a socket connected to a monitor.
+
+    Raises:
+        OSError: it can't be; EAGAIN where its queue of waiting clients is full (unix(7)).
+        LibvirtsOwnError: it is not to be.
+    """
+    await trio.lowlevel.checkpoint()
+    leave_libvirts_own(path)
+    if problem := path_problem(path):
+        raise OSError(errno.ENAMETOOLONG, problem)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(os.fspath(path))
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, _WHY.get(error.errno or 0, error.strerror)) from error
+    return sock
+
+
+async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
+    """Take the next connection; wait where there is nothing left to take it with (accept(2))."""
+    told = False
+    while True:
+        try:
+            accepted, _ = await listener.accept()
+        except OSError as error:
+            if error.errno not in _NOTHING_LEFT:
+                raise
+            if not told:
+                get_logger().error("connections have to wait", reason=error.strerror)
+            told = True
+            await trio.sleep(ACCEPT_AGAIN)
+        else:
+            return accepted
+
+
+_NOTHING_LEFT: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+_WHY: Final = {
+    errno.EAGAIN: "other clients are waiting for this monitor already",
+    errno.ECONNREFUSED: "nobody listens on this socket",
+}
+
+
+def _listen(path: Path) -> trio.socket.SocketType:
+    """Listen on a socket of panicd's own, in place of one that nobody listens on any more.
+
+    Raises:
+        OSError: it can't be made, or somebody listens there.
+    """
+    if problem := path_problem(path):
+        raise OSError(errno.ENAMETOOLONG, problem, os.fspath(path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe_socket:
+        if probe_socket.connect_ex(os.fspath(path)) in {0, errno.EAGAIN}:
+            raise OSError(errno.EADDRINUSE, "somebody listens there already", os.fspath(path))
+    path.unlink(missing_ok=True)
+    with ExitStack() as on_failure:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        on_failure.callback(listener.close)
+        try:
+            listener.bind(os.fspath(path))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        on_failure.callback(path.unlink, missing_ok=True)
+        path.chmod(0o660)
+        listener.listen(BACKLOG)
+        on_failure.pop_all()
+    return trio.socket.from_stdlib_socket(listener)

@@ -1,0 +1,265 @@
+"""The domains as they stand, as plain values: for ``status`` and ``explain``, and for a scrape.
+
+Called from the HTTP server's thread too, so it only reads.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from panicd.dumps.queue import DumpStatus, dump_status
+from panicd.host.metrics import DomainSample
+from panicd.incident.domains import Domain
+from panicd.incident.services import Services
+from panicd.journal.chronicle import Chronicle
+from panicd.journal.counters import Counters
+from panicd.rules.budget import Balance, balance
+from panicd.rules.capability import Armed, Capability
+from panicd.rules.incident import Incident
+from panicd.rules.operation import Holds, Operation
+from panicd.rules.plan import Plan, make_plan
+from panicd.rules.policy import Decision, Reason, Situation, decide, while_unwritten
+from panicd.rules.settings import JournalFailure, Policy
+from panicd.rules.storm import StormOutlook
+
+
+@dataclass(frozen=True, slots=True)
+class DomainStatus:
+    """One domain, as ``panicd status`` shows it; empty texts where nothing is known.
+
+    Attributes:
+        domain: its name.
+        uuid: its UUID.
+        monitor: its monitor's address.
+        connected: panicd has a session with it.
+        problem: why not, where it has none.
+        since: when it came to be so, in seconds since the epoch.
+        attempts: to connect that failed in a row.
+        spare_of: the domain that this is a second monitor of; empty where it is none.
+        silent: its QEMU does not answer.
+        silent_since: since when, in seconds since the epoch, where panicd is connected.
+        run_state: QEMU's, as last known.
+        qemu_version: from its greeting.
+        armed: whether a panic is known to be left to panicd.
+        panic_device: where its panic device comes from.
+        on_crash: what is configured.
+        effective_on_crash: what a panic would lead to now.
+        reason: why that.
+        restarts_left: of the restart budget.
+        incident: the id of its open incident.
+        incident_state: where that stands; ``watched`` while the guest handles its panic itself.
+        dump: of its memory, where one goes on or is waited for.
+        held_until: when an operator's hold ends by itself, in seconds since the epoch.
+        held_why: why it is held; empty where it is not.
+        libvirt: what libvirt itself does about its panic; empty where libvirt does not run it, or
+            is not known to. Anything but ``preserve`` it does before panicd can.
+        inherited: ``on_crash`` is the domain's own, from libvirt.
+        beyond_signals: why its QEMU could not be ended by a signal if it hung; empty where it
+            could.
+    """
+
+    domain: str
+    uuid: str
+    monitor: str
+    connected: bool
+    problem: str
+    since: float
+    attempts: int
+    spare_of: str = ""
+    silent: bool = False
+    silent_since: float | None = None
+    run_state: str = ""
+    qemu_version: str = ""
+    armed: str = Armed.UNKNOWN.value
+    panic_device: str = ""
+    on_crash: str = ""
+    effective_on_crash: str = ""
+    reason: str = ""
+    restarts_left: int = 0
+    incident: str = ""
+    incident_state: str = ""
+    dump: DumpStatus | None = None
+    held_until: float | None = None
+    held_why: str = ""
+    libvirt: str = ""
+    inherited: bool = False
+    beyond_signals: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What bears on the next panic of any domain, at one moment.
+
+    Attributes:
+        counters: the domains' counts.
+        holds: which of them are held.
+        now: seconds since the epoch.
+        storm: whose panic would be one of many.
+        unrecorded: what was done before is not known, and that is to be waited out.
+        unwritten: the journal can't be written, and that is to be waited out.
+    """
+
+    counters: Counters
+    holds: Holds
+    now: float
+    storm: StormOutlook
+    unrecorded: bool
+    unwritten: bool
+
+    @classmethod
+    def of(cls, services: Services) -> "Outlook":
+        """Return how it stands now; from any thread."""
+        keeping, now = services.keeping, services.keeping.clock()
+        waits = keeping.journal_failure() is JournalFailure.PRESERVE
+        return cls(
+            counters=keeping.counters,
+            holds=services.holds,
+            now=now,
+            storm=services.storm.outlook(now),
+            unrecorded=services.unrecorded(),
+            unwritten=waits and keeping.journal.fault is not None,
+        )
+
+    def hold_on(self, domain: Domain) -> Operation | None:
+        """Return the hold that a domain is under."""
+        return domain.hold(self.holds, self.now)
+
+
+def foresee(
+    policy: Policy, capability: Capability, *, own_time: Reason | None = None, now: float
+) -> Plan:
+    """Return what would be done if a domain of which no more is known panicked now."""
+    situation = Situation(capability.panic_leaves, own_time=own_time)
+    decision = decide(policy, capability, situation, now=now)
+    return make_plan(decision, policy, capability, situation)
+
+
+def foresee_decision(
+    policy: Policy, capability: Capability, situation: Situation, outlook: Outlook
+) -> Decision:
+    """Return what would be decided if the domain panicked now."""
+    decision = decide(policy, capability, situation, now=outlook.now)
+    return while_unwritten(decision, situation) if outlook.unwritten else decision
+
+
+def domain_status(domain: Domain, outlook: Outlook) -> DomainStatus:
+    """Return how a domain stands."""
+    chronicle, session, policy, dump = domain.chronicle, domain.session, domain.policy, domain.dump
+    hold = outlook.hold_on(domain)
+    known = DomainStatus(
+        domain=domain.name,
+        uuid=domain.uuid,
+        monitor=domain.address,
+        connected=session is not None,
+        problem=domain.problem,
+        since=domain.since,
+        attempts=domain.attempts,
+        spare_of=domain.spare_of,
+        silent=domain.is_silent,
+        silent_since=session.silent_since if session else None,
+        incident=chronicle.incident.id if chronicle else "",
+        incident_state=_stands(chronicle.incident) if chronicle else "",
+        dump=dump_status(dump, outlook.now) if dump else None,
+        held_until=hold.until if hold else None,
+        held_why=hold.why if hold else "",
+    )
+    if session is None or policy is None:
+        return known
+    capability = session.capability
+    decision = foresee_decision(policy, capability, _situation(domain, outlook), outlook)
+    return replace(
+        known,
+        run_state=session.run_state,
+        qemu_version=".".join(map(str, capability.version)),
+        armed=capability.armed,
+        panic_device=capability.panic_device,
+        on_crash=policy.on_crash,
+        effective_on_crash=decision.effective,
+        reason=decision.reason,
+        restarts_left=budget_of(domain, outlook).left,
+        libvirt=capability.libvirt.handling if capability.libvirt else "",
+        inherited=capability.libvirt is not None and policy.inherits_on_crash,
+        beyond_signals=session.beyond_signals,
+    )
+
+
+def _stands(incident: Incident) -> str:
+    return "watched" if incident.watched_until is not None else incident.state.value
+
+
+def foresee_domain(domain: Domain, outlook: Outlook, *, own_time: Reason | None = None) -> Plan:
+    """Return what would be done if a connected domain panicked now; see ``Situation``."""
+    assert domain.session is not None
+    assert domain.policy is not None
+    policy, capability = domain.policy, domain.session.capability
+    situation = replace(_situation(domain, outlook), own_time=own_time)
+    decision = foresee_decision(policy, capability, situation, outlook)
+    return make_plan(decision, policy, capability, situation)
+
+
+def _situation(domain: Domain, outlook: Outlook) -> Situation:
+    """Return how a connected domain would stand if it panicked now."""
+    assert domain.session is not None
+    return Situation(
+        run_state=domain.session.capability.panic_leaves,
+        restarts=outlook.counters.restarts(domain.key),
+        held=outlook.hold_on(domain) is not None,
+        storm=outlook.storm.hits(domain.key),
+        unrecorded=outlook.unrecorded,
+    )
+
+
+def budget_of(domain: Domain, outlook: Outlook) -> Balance:
+    """Return what is left of a connected domain's restart budget."""
+    assert domain.policy is not None
+    return balance(domain.policy.restart, outlook.counters.restarts(domain.key), outlook.now)
+
+
+def domain_samples(
+    domains: Iterable[Domain], outlook: Outlook, waiting: Iterable[Chronicle]
+) -> list[DomainSample]:
+    """Return every domain's figures for a scrape; a second monitor of one has none.
+
+    Args:
+        domains: which; looked at one after the other.
+        outlook: what bears on their next panic.
+        waiting: the open incidents of domains that are not connected.
+    """
+    opened = [chronicle.incident.opened for chronicle in waiting]
+    away = Away(frozenset(o.domain_key for o in opened), frozenset(o.monitor for o in opened))
+    return [_sample(domain, outlook, away) for domain in domains if not domain.spare_of]
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Whose open incidents wait for a connection: the domains' keys, and their monitors."""
+
+    keys: frozenset[str]
+    monitors: frozenset[str]
+
+    def has(self, domain: Domain) -> bool:
+        """Whether a domain has one; before it was ever connected its monitor tells.
+
+        A monitor that dials in may have another's address of before; it has no failed attempts.
+        """
+        unknown = domain.policy is None and domain.attempts > 0
+        return domain.key in self.keys or (unknown and domain.address in self.monitors)
+
+
+def _sample(domain: Domain, outlook: Outlook, away: Away) -> DomainSample:
+    status = domain_status(domain, outlook)
+    totals = outlook.counters.domain(domain.key) if domain.policy is not None else None
+    return DomainSample(
+        domain=status.domain,
+        up=status.connected and not status.silent,
+        armed=status.connected and status.armed == Armed.YES,
+        panicked=bool(status.incident) or away.has(domain),
+        held=outlook.hold_on(domain) is not None,
+        panics=None if totals is None else totals.panics,
+        restarts=None if totals is None else totals.restarts,
+        action_failures=None if totals is None else totals.action_failures,
+        uuid=status.uuid,
+        on_crash=status.on_crash,
+        effective_on_crash=status.effective_on_crash,
+        panic_device=status.panic_device,
+        qemu_version=status.qemu_version,
+    )

@@ -1,0 +1,93 @@
+"""Lets a reaction to a panic go first: what can wait does so while one goes on.
+
+All of panicd's Python runs in one interpreter, a thread at a time, and a dump wants as many
+processors as there are. A scrape, ``status`` or a dump is made of many small parts; before each
+of them whoever makes it offers the way. A reaction takes a few milliseconds, so nobody loses much.
+What waits takes a few times as long for it, a dump in a storm up to six times: see the limits.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+import trio
+
+PASSED_WITHIN: Final = 0.05  # seconds from a panic on that its reaction may go first
+WAITS_AT_MOST: Final = 0.005  # seconds that others wait before one of their parts
+WORKS_AT_LEAST: Final = 0.002  # seconds that they have had a processor, or
+GOES_ON: Final = 0.001  # seconds that others work for them, before they wait again
+LOOKS_EVERY: Final = 8  # items
+
+T = TypeVar("T")
+
+
+class Priority:
+    """Who goes first.
+
+    ``go_first`` and ``give_way_async`` are for the event loop's thread, the others for any other.
+    """
+
+    def __init__(self) -> None:
+        self._reactions = 0
+        self._until = 0.0  # by the clock that is never set
+        self._free = threading.Event()
+        self._free.set()
+        self._turn = _Turn()
+        self._freed = trio.Event()  # the same for the event loop's tasks
+
+    @contextmanager
+    def go_first(self) -> Iterator[None]:
+        """Have the way while a panic is reacted to, for ``PASSED_WITHIN`` at most."""
+        if not self._reactions:
+            self._free.clear()
+            self._freed = trio.Event()
+        self._reactions += 1
+        self._until = time.monotonic() + PASSED_WITHIN
+        try:
+            yield
+        finally:
+            self._reactions -= 1
+            if not self._reactions:
+                self._free.set()
+                self._freed.set()
+
+    def give_way(self) -> None:
+        """Wait while a panic is reacted to, if need be. Blocking."""
+        if not self._free.is_set() and (limit := self._limit()) > 0:
+            self._free.wait(limit)
+            self._works()
+
+    def in_turn(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield what is given, and give way before each of some. Blocking."""
+        for number, item in enumerate(items):
+            if number % LOOKS_EVERY == 0:
+                self.give_way()
+            yield item
+
+    async def give_way_async(self) -> None:
+        """Let other tasks run, and wait as ``give_way`` does."""
+        await trio.lowlevel.checkpoint()
+        if self._reactions and (limit := self._limit()) > 0:
+            with trio.move_on_after(limit):
+                await self._freed.wait()
+            self._works()
+
+    def _limit(self) -> float:
+        """Return how many seconds this thread is to wait, if any."""
+        now = time.monotonic()
+        if now < self._turn.goes_on_until and time.thread_time() < self._turn.works_until:
+            return 0.0
+        return min(self._until - now, WAITS_AT_MOST)
+
+    def _works(self) -> None:
+        self._turn.goes_on_until = time.monotonic() + GOES_ON
+        self._turn.works_until = time.thread_time() + WORKS_AT_LEAST
+
+
+class _Turn(threading.local):
+    """A thread's own: until when it need not wait again, by the clock and by its processor time."""
+
+    goes_on_until = 0.0
+    works_until = 0.0

@@ -1,0 +1,234 @@
+"""All domains of the host: which there are, what they are called, and how each stands."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
+from pathlib import PurePath
+from typing import Final
+
+import trio
+
+from panicd.dumps.queue import DumpTurn
+from panicd.host.logs import get_logger
+from panicd.journal.chronicle import Chronicle
+from panicd.qemu.session import Session
+from panicd.rules.identity import NOTHING, Claim, Vouched, is_same_vm
+from panicd.rules.incident import Opened
+from panicd.rules.operation import Holds, Operation
+from panicd.rules.settings import Policy
+
+CONNECTING: Final = "connecting"
+
+
+@dataclass(slots=True)
+class Domain:
+    """One domain, or one monitor that may become one.
+
+    Attributes:
+        address: of its monitor; of one that is dialled, the socket's path.
+        name: what panicd calls it; no two have the same.
+        dials_in: its QEMU connects to a socket of panicd's.
+        claim: what it says that it is: its policy and holds go by that. The name is the socket's
+            where it says none.
+        vouched: what the host vouches for; None before it was ever connected.
+        key: what its belongings are kept under; empty before it was ever connected.
+        session: the connection; None while there is none.
+        policy: what is configured for it; None before it was ever connected.
+        chronicle: its open incident.
+        dump: of its memory, waited for or under way.
+        problem: why there is no connection, empty where there is one.
+        since: when it came to be connected, or not; seconds since the epoch.
+        attempts: to connect, that failed in a row.
+        told: reasons why there is no connection that were logged, since there was one.
+        mute: it could not be connected because its QEMU does not answer.
+        spare_of: the name of the domain that panicd is connected to by another monitor; empty: this
+            is no second one.
+    """
+
+    address: str
+    name: str
+    since: float
+    dials_in: bool = False
+    claim: Claim = NOTHING
+    vouched: Vouched | None = None
+    key: str = ""
+    session: Session | None = None
+    policy: Policy | None = None
+    chronicle: Chronicle | None = None
+    dump: DumpTurn | None = None
+    problem: str = CONNECTING
+    attempts: int = 0
+    told: int = 0
+    mute: bool = False
+    spare_of: str = ""
+
+    @property
+    def uuid(self) -> str:
+        """The UUID that it claims; empty where it has none, or it is not known."""
+        return self.claim.uuid
+
+    @property
+    def owner(self) -> int | None:
+        """The user whose it is, as the host vouches; None where that is not known yet."""
+        return None if self.vouched is None else self.vouched.uid
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What an operator may call it, or hold it by."""
+        return (self.key, self.claim.uuid, self.claim.name, self.name, self.address)
+
+    def hold(self, holds: Holds, now: float) -> Operation | None:
+        """Return the hold that it is under."""
+        return holds.on(self.names, now)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether its QEMU is known not to answer, connected or not."""
+        return self.mute if self.session is None else self.session.silent_since is not None
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The domains, by their monitor's address.
+
+    Attributes:
+        domains: all of them.
+        left: woken up whenever a domain's session has ended and its incident was let go, and when
+            a monitor is forgotten.
+    """
+
+    domains: dict[str, Domain] = field(default_factory=dict)
+    left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+    # So that one more domain does not cost a look at all the others.
+    _named: dict[str, list[Domain]] = field(default_factory=dict)
+    _claiming: dict[str, list[Domain]] = field(default_factory=dict)
+    _connected: dict[str, list[Domain]] = field(default_factory=dict)  # by process, and by UUID
+
+    def add(self, address: str, name: str, now: float, *, dials_in: bool = False) -> Domain:
+        """Take in a monitor that is about to be connected, under a name of its own."""
+        domain = Domain(address, self._free_name(address, name, ""), now, dials_in, Claim(name))
+        self.domains[address] = domain
+        self._named.setdefault(domain.name, []).append(domain)
+        self._claiming.setdefault(name, []).append(domain)
+        return domain
+
+    def remove(self, address: str) -> None:
+        """Forget a monitor and its domain."""
+        domain = self.domains.pop(address)
+        _drop(self._named, domain.name, domain)
+        _drop(self._claiming, domain.claim.name, domain)
+        if others := self._claiming.get(domain.name):  # who had to be called otherwise
+            self._call(others[0], domain.name)
+        self.left.unpark_all()
+
+    def count_by_owner(self) -> Mapping[int | None, int]:
+        """Return how many domains each user has; those that were never connected are nobody's.
+
+        May be asked for in any thread.
+        """
+        return Counter(domain.owner for domain in list(self.domains.values()))
+
+    def attach(self, domain: Domain, session: Session) -> None:
+        """Note a domain's connection."""
+        domain.session = session
+        for key in _keys(session):
+            self._connected.setdefault(key, []).append(domain)
+
+    def detach(self, domain: Domain) -> None:
+        """Note that a domain's connection has ended, and wake who waits for that."""
+        if domain.session is not None:
+            for key in _keys(domain.session):
+                _drop(self._connected, key, domain)
+        domain.session = None
+        self.left.unpark_all()
+
+    def twin(self, domain: Domain, session: Session) -> Domain | None:
+        """Return the domain that is the same VM, connected by another monitor or before."""
+        vouched = session.vouched(domain.address, dials_in=domain.dials_in)
+        candidates = [other for key in _keys(session) for other in self._connected.get(key, ())]
+        for other in candidates:
+            if other is domain or other.session is None or other.vouched is None:
+                continue
+            if is_same_vm(other.vouched, other.session.claim, vouched, session.claim):
+                return other
+        return None
+
+    def has_returned(self, opened: Opened) -> bool:
+        """Tell whether the domain of an incident is connected through another QEMU by now."""
+        for domain in self.domains.values():
+            session = domain.session
+            if domain.key != opened.domain_key or session is None or session.ended:
+                continue
+            if not session.process or session.process != opened.process:
+                return True
+        return False
+
+    def identify(self, domain: Domain, session: Session) -> None:
+        """Note what a connected domain says that it is, and what the host vouches for."""
+        domain.vouched = session.vouched(domain.address, dials_in=domain.dials_in)
+        domain.key = domain.vouched.key(session.claim)
+        _drop(self._claiming, domain.claim.name, domain)
+        domain.claim = replace(session.claim, name=session.claim.name or domain.claim.name)
+        self._claiming.setdefault(domain.claim.name, []).append(domain)
+        if not session.claim.name:
+            return
+        for other in list(self._named.get(domain.claim.name, ())):
+            if _was_left_for(other, domain):
+                self._call(other, self._free_name(other.address, domain.claim.name, "", other=True))
+        self._call(domain, self._free_name(domain.address, domain.claim.name, domain.uuid))
+        if domain.name != domain.claim.name:
+            get_logger().warning(
+                "two domains have one name",
+                name=domain.claim.name,
+                called=domain.name,
+                monitor=domain.address,
+            )
+
+    def called(self, name: str) -> list[Domain]:
+        """Return the domains that are called so, or whose monitor or UUID this is.
+
+        Several may claim one name.
+        """
+        return [d for d in self.domains.values() if name in d.names or name.lower() == d.uuid]
+
+    def _call(self, domain: Domain, name: str) -> None:
+        _drop(self._named, domain.name, domain)
+        domain.name = name
+        self._named.setdefault(name, []).append(domain)
+
+    def _free_name(self, address: str, name: str, uuid: str, *, other: bool = False) -> str:
+        """Return a name that no other domain has.
+
+        Args:
+            address: of its monitor.
+            name: that it claims.
+            uuid: the same.
+            other: it is to be another than that.
+        """
+        distinct = f"{name}@{uuid or PurePath(address).name}"
+        placed = f"{name}@{address}"
+        candidates = chain(
+            () if other else (name,), (distinct, placed), (f"{placed}~{n}" for n in count(2))
+        )
+        return next(it for it in candidates if not self._is_taken(it, address))
+
+    def _is_taken(self, name: str, address: str) -> bool:
+        return any(other.address != address for other in self._named.get(name, ()))
+
+
+def _was_left_for(other: Domain, domain: Domain) -> bool:
+    """Tell whether one user's VM was connected by another monitor before, and that is left over."""
+    same = bool(domain.uuid) and other.uuid == domain.uuid and other.owner == domain.owner
+    return same and other is not domain and other.session is None
+
+
+def _keys(session: Session) -> set[str]:
+    """Return what a twin is looked for by; a process's identity has slashes, a UUID has none."""
+    return {session.process, session.claim.uuid} - {""}
+
+
+def _drop(index: dict[str, list[Domain]], key: str, domain: Domain) -> None:
+    index[key] = [other for other in index[key] if other is not domain]
+    if not index[key]:
+        del index[key]

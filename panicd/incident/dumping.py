@@ -1,0 +1,138 @@
+"""One domain's dump in its turn, by libvirt where that runs it, counted by how it went."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from panicd.dumps.coredump import FinishedDump, dump_guest_memory
+from panicd.dumps.queue import DumpQueue, DumpTurn
+from panicd.host.logs import get_logger
+from panicd.host.metrics import Metrics
+from panicd.incident.domains import Domain
+from panicd.libvirt.known_domains import Libvirt
+from panicd.libvirt.virsh import LibvirtError, LibvirtSilentError
+from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
+from panicd.qemu.monitor import SessionLostError, UncertainError
+from panicd.qemu.session import Session
+from panicd.rules.incident import Incident
+from panicd.rules.settings import CoredumpSettings, DumpFormat
+
+BY_LIBVIRT: Final = "libvirt runs this VM, and its 9.0 dies of foreign dumps"
+
+
+async def dump_in_turn(
+    session: Session,
+    settings: CoredumpSettings,
+    domain: Domain,
+    incident: Incident,
+    kind: DumpFormat,
+    *,
+    queue: DumpQueue,
+    libvirt: Libvirt,
+    metrics: Metrics,
+    give_way: Callable[[], None],
+) -> FinishedDump:
+    """Write the memory of a stopped guest to a file, when its turn has come.
+
+    Args:
+        session: the VM.
+        settings: where to, and within which limits. ``timeout`` goes for the waiting, and then
+            again for the dump.
+        domain: told meanwhile how the dump stands.
+        incident: the one that it is made for.
+        kind: the format.
+        queue: the host's dumps.
+        libvirt: of the host.
+        metrics: of the host.
+        give_way: called again and again, in other threads; may wait a moment.
+
+    Raises:
+        DumpError: no dump could be made, or it was not tried.
+        UncertainError: the session ended, or QEMU said nothing.
+    """
+    metrics.coredumps.inc()
+    try:
+        by_other = dump_by_libvirt(session, libvirt)
+        with queue.turn(session.nudge, kind, session.peer.uid) as turn:
+            domain.dump = turn
+            if not turn.has_come:
+                get_logger(domain=domain.name, incident=incident.id).info(
+                    "dump waits for its turn", ahead=turn.ahead
+                )
+            await _await_turn(session, turn, settings.timeout)
+            with metrics.coredumps_in_progress.track_inprogress():
+                dump = await dump_guest_memory(
+                    session,
+                    settings,
+                    incident.opened.domain,
+                    incident.id,
+                    kind,
+                    progress=turn.progress,
+                    by_other=by_other,
+                    give_way=give_way,
+                )
+    except DumpError as error:
+        metrics.coredump_failures.labels(reason=error.failure).inc()
+        raise
+    except UncertainError:
+        metrics.coredump_failures.labels(reason=DumpFailure.LOST).inc()
+        raise
+    finally:
+        domain.dump = None
+    metrics.coredump_bytes.inc(dump.size)
+    if dump.selection is not None:
+        get_logger(domain=domain.name, incident=incident.id).info(
+            "memory dumped",
+            path=str(dump.path),
+            size=dump.size,
+            level=dump.selection.level,
+            pages_left_out=dict(dump.selection.left_out),
+            reason=dump.selection.reason,
+        )
+    return dump
+
+
+def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
+    """Return what has libvirt dump a VM that it runs; None where it runs none.
+
+    Raises:
+        DumpError: libvirt runs the VM, and panicd can't ask it.
+    """
+    domain = session.capability.libvirt
+    if domain is None:
+        if session.by_libvirt:
+            problem = libvirt.problem or "it is not one that libvirt.uri and its XML tell of"
+            raise DumpError(DumpFailure.LIBVIRT, f"{BY_LIBVIRT}; {problem}")
+        return None
+
+    async def dump(path: Path, kind: str, timeout: float) -> None:
+        try:
+            await libvirt.dump(domain, path, kind, timeout)
+        except LibvirtSilentError as error:
+            raise DumpError(DumpFailure.TIMEOUT, str(error)) from error
+        except LibvirtError as error:
+            raise DumpError(DumpFailure.REFUSED, str(error)) from error
+
+    return dump
+
+
+async def _await_turn(session: Session, turn: DumpTurn, timeout: float) -> None:
+    """Take the domain's events until its turn comes.
+
+    Raises:
+        DumpError: it did not come in time, or the guest is no longer the one to be dumped.
+        SessionLostError: the session ended.
+    """
+    let_go = session.vm.times_let_go
+
+    def overtaken() -> bool:
+        return session.vm.times_let_go > let_go
+
+    await session.observe(lambda: turn.has_come or overtaken(), timeout)
+    if session.ended:
+        raise SessionLostError("the session ended before the dump's turn came")
+    if overtaken():
+        why = "the guest was reset or resumed before the dump's turn came"
+        raise DumpError(DumpFailure.OVERTAKEN, why)
+    if not turn.has_come:
+        raise DumpError(DumpFailure.NO_TURN, f"its turn did not come in {timeout:g} s")

@@ -1,0 +1,237 @@
+"""An incident as it goes on: the one way in which entries are added to it.
+
+``note`` takes an entry past the state table first, then counts it and logs it; ``commit``
+makes everything noted durable. Whatever changes a guest commits before it does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import trio
+
+from panicd.host.logs import get_logger
+from panicd.journal.counters import Counters
+from panicd.journal.journal import Journal, JournalError
+from panicd.rules.incident import (
+    Acknowledged,
+    AnyEntry,
+    Asked,
+    Closed,
+    Decided,
+    Enforced,
+    Incident,
+    Observed,
+    Opened,
+    Outcome,
+    Repeated,
+    Settled,
+    StepBegun,
+    StepEnded,
+    apply,
+)
+from panicd.rules.policy import EXPLANATIONS
+from panicd.rules.settings import JournalFailure
+
+Clock = Callable[[], float]
+"""Returns seconds since the epoch."""
+
+Told = Callable[[JournalError | None], None]
+"""Is told why something could not be written, or None when it is durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What every chronicle is kept with.
+
+    Attributes:
+        journal: where entries are made durable.
+        counters: what counts them.
+        clock: what time it is, in seconds since the epoch.
+        journal_failure: what becomes of panics while the journal can't be written.
+        unwritten: the incidents of which something is not yet durable.
+    """
+
+    journal: Journal
+    counters: Counters
+    clock: Clock
+    journal_failure: Callable[[], JournalFailure]
+    unwritten: set["Chronicle"] = field(default_factory=set)
+
+
+class Chronicle:
+    """The record of one incident.
+
+    Args:
+        incident: as it stands.
+        keeping: what it is kept with.
+
+    Attributes:
+        incident: as it stands now.
+    """
+
+    def __init__(self, incident: Incident, keeping: Keeping) -> None:
+        self.incident = incident
+        self._keeping = keeping
+        self._pending: list[AnyEntry] = []
+        self._on_their_way: list[AnyEntry] = []
+        self._waiting: list[Told] = []  # for what is pending
+        self._log = get_logger(domain=incident.opened.domain, incident=incident.id).bind()
+
+    @classmethod
+    def open(cls, incident: Incident, keeping: Keeping) -> "Chronicle":
+        """Begin the record of a new incident."""
+        chronicle = cls(incident, keeping)
+        chronicle._add(None, incident.opened)
+        return chronicle
+
+    def note(self, entry: AnyEntry) -> None:
+        """Add an entry.
+
+        Raises:
+            IllegalTransitionError: it has no place in the incident as it stands.
+        """
+        self.take(apply(self.incident, entry), entry)
+
+    def take(self, after: Incident, entry: AnyEntry) -> None:
+        """Add an entry to the incident as it stood, which is ``after`` with it."""
+        before, self.incident = self.incident, after
+        self._add(before, entry)
+
+    def commit_soon(self, done: "Told") -> None:
+        """Have everything noted made durable.
+
+        Where it can't be written, what was noted is written with what is noted next.
+
+        Args:
+            done: called when it is durable, with None; or with why it could not be written.
+        """
+        if not self._pending and not self._on_their_way:
+            done(None)
+            return
+        self._waiting.append(done)
+        if not self._on_their_way:  # what is on its way goes first, so that the order stays
+            self._write()
+
+    async def commit(self) -> None:
+        """Return when everything noted is durable.
+
+        Raises:
+            JournalError: it could not be written, and panicd is not to act without.
+        """
+        if self.is_written:
+            return
+        finished = trio.Event()
+        problems: list[JournalError] = []
+
+        def done(problem: JournalError | None) -> None:
+            problems.extend([problem] if problem is not None else [])
+            finished.set()
+
+        self.commit_soon(done)
+        await finished.wait()
+        if problems and self._keeping.journal_failure() is JournalFailure.PRESERVE:
+            raise problems[0]
+
+    @property
+    def is_written(self) -> bool:
+        """Whether everything noted is durable."""
+        return not self._pending and not self._on_their_way
+
+    @property
+    def now(self) -> float:
+        """What time it is, in seconds since the epoch."""
+        return self._keeping.clock()
+
+    def _write(self) -> None:
+        entries, self._pending = self._pending, []
+        waiting, self._waiting = self._waiting, []
+        self._on_their_way = entries
+
+        def written(error: BaseException | None) -> None:
+            self._on_their_way = []
+            if isinstance(error, JournalError):
+                self._pending = [*entries, *self._pending]
+                self._log.error("the journal can't be written", problem=str(error))
+                waiting.extend(self._waiting)
+                self._waiting = []
+            elif error is not None:
+                raise error
+            elif self._pending:
+                self._write()
+            else:
+                self._keeping.unwritten.discard(self)
+                waiting.extend(self._waiting)
+                self._waiting = []
+            for done in waiting:
+                done(error)
+
+        try:
+            self._keeping.journal.append_soon(self.incident.id, entries, written)
+        except JournalError as error:
+            written(error)
+
+    def _add(self, before: Incident | None, entry: AnyEntry) -> None:
+        self._pending.append(entry)
+        self._keeping.unwritten.add(self)
+        self._keeping.counters.count(before, entry)
+        self._tell(before, entry)
+
+    def _tell(self, before: Incident | None, entry: AnyEntry) -> None:
+        log = self._log
+        match entry:
+            case Opened(source=source, information=information):
+                payload = information and {"type": information.type, **dict(information.fields)}
+                log.warning("guest panicked", source=source, information=payload)
+                self._tell_words(before)
+            case Repeated(count=count):
+                log.warning("guest panicked again", count=count, repeats=self.incident.repeats)
+            case Decided(plan=plan):
+                decision = plan.decision
+                log.info(
+                    "decided",
+                    on_crash=decision.on_crash,
+                    **({"unrequested": decision.unrequested} if decision.unrequested else {}),
+                    **({"relaunch": True} if decision.relaunch else {}),
+                    action=decision.effective,
+                    reason=decision.reason,
+                    why=EXPLANATIONS[decision.reason],
+                    steps=[type(step).__name__ for step in plan.steps],
+                )
+            case StepBegun(index=index):
+                log.debug("step begins", step=self._step_name(index))
+            case StepEnded(index=index, outcome=outcome, detail=detail):
+                good = outcome in {Outcome.DONE, Outcome.SKIPPED}
+                tell = log.info if good else log.warning
+                tell("step ended", step=self._step_name(index), outcome=outcome, detail=detail)
+                self._tell_words(before)
+            case Settled(state=state):
+                log.info("incident stays open", state=state)
+            case Asked(uid=uid, what=what, why=why):
+                log.info("operator asked", uid=uid, what=what, why=why)
+            case Acknowledged(uid=uid, why=why):
+                log.info("incident acknowledged", uid=uid, why=why)
+            case Observed(what=what):
+                log.info("seen", what=what)
+            case Enforced():
+                log.warning("somebody resumed the panicked guest: stopped again")
+            case Closed(ending=ending, detail=detail):
+                log.info("incident closed", ending=ending, detail=detail)
+            case _:
+                assert_never(entry)
+
+    def _tell_words(self, before: Incident | None) -> None:
+        """Tell what the guest said of its panic, when that is first known."""
+        line, known = self.incident.panic_line, self.incident.signature
+        known_before = (before.panic_line, before.signature) if before else ("", None)
+        if (line, known) != known_before:
+            named = (
+                {"signature": known.hash, "title": known.title, "frames": list(known.frames)}
+                if known
+                else {}
+            )
+            self._log.warning("panic line", panic_line=line, **named)
+
+    def _step_name(self, index: int) -> str:
+        assert self.incident.plan is not None
+        return type(self.incident.plan.steps[index]).__name__

@@ -1,0 +1,46 @@
+"""The journal's file: its lock, and whether it still is the one that was opened."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from panicd.journal.error import JournalInUseError
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return the file beside a database that has this suffix."""
+    return path.with_name(path.name + suffix)
+
+
+def lock(path: Path) -> int:
+    """Return the open lock file: flock(2) ends with the process that holds it.
+
+    Raises:
+        JournalInUseError: another process has it.
+        OSError: it can't be made.
+    """
+    descriptor = os.open(beside(path, ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise JournalInUseError(f"{path}: another process has it open") from None
+    return descriptor
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from its successor; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def sync_directory(path: Path) -> None:
+    """Make durable which files a directory has (fsync(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,470 @@
+"""The journal: every incident's entries, durable before what they announce is done.
+
+SQLite in WAL mode with ``synchronous=FULL``: a commit is on the disk when it returns
+(https://www.sqlite.org/pragma.html#pragma_synchronous).
+
+```
+append ─► queue ─► writer thread: fold, insert, count ─► one COMMIT ─► wakes every append in it
+history, incidents, totals ─► a read-only connection each
+```
+
+What waits while one commit is under way goes into the next one together. A journal that is damaged,
+full or taken says so by a named error, and by ``fault``; it never loses an entry silently.
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Final, Self
+
+import trio
+
+from panicd.journal import database as journal_database
+from panicd.journal import outbox as journal_outbox
+from panicd.journal.database import Batch, Stored
+from panicd.journal.error import (
+    JournalDamagedError,
+    JournalError,
+    JournalInUseError,
+    faults_named,
+)
+from panicd.journal.file import beside, identity, lock, sync_directory
+from panicd.journal.outbox import Pending
+from panicd.journal.totals import Totals
+from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident
+from panicd.rules.operation import Operation
+
+__all__ = [
+    "Journal",
+    "JournalClosedError",
+    "JournalDamagedError",
+    "JournalError",
+    "JournalInUseError",
+]
+
+PRUNED_AT_ONCE: Final = 200
+"""Incidents, or operations, removed by one commit, so that no append waits long for it."""
+
+
+class JournalClosedError(JournalError):
+    """The journal was closed before."""
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """``work`` is done in the writer's transaction; ``done`` is told what went wrong, or None."""
+
+    work: Callable[[Batch], None]
+    token: trio.lowlevel.TrioToken
+    done: Callable[[BaseException | None], None]
+    error: BaseException | None = None
+
+
+class Journal:
+    """An open journal.
+
+    ``append`` and ``prune`` are called from trio tasks. What reads is synchronous and meant for
+    ``trio.to_thread.run_sync``; it sees everything that ``append`` has returned from.
+
+    Attributes:
+        path: of the database.
+        channels: by which notifications of what is appended are to be delivered.
+        on_notification: called in trio's thread when there are new ones.
+    """
+
+    def __init__(self, path: Path, database: sqlite3.Connection, held: int) -> None:
+        self.path = path
+        self.channels: tuple[str, ...] = ()
+        self.on_notification: Callable[[], None] = lambda: None
+        self._database = database
+        self._lock = held
+        self._identity = identity(path)
+        self._closed = False
+        self._fault: str | None = None
+        self._has_news = False  # the writer thread's alone
+        self._open: dict[str, Stored] = {}  # as committed; the writer thread's alone
+        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._writer.start()
+
+    @classmethod
+    def open(cls, path: Path) -> "Journal":
+        """Open the journal, or make a new one.
+
+        A missing directory is made with mode 0700, the database with 0600. The lock is a file
+        beside it, which stays there.
+
+        Raises:
+            JournalInUseError: another process has it open.
+            JournalDamagedError: SQLite finds the database damaged, or it is none.
+            JournalError: it can't be opened, or was written by a newer panicd.
+        """
+        with contextlib.ExitStack() as undo:
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                taken = lock(path)
+                undo.callback(os.close, taken)
+                # SQLite gives its -wal and -shm files the mode of the database.
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+                sync_directory(path.parent)
+            except OSError as error:
+                raise JournalError(f"{path}: {error.strerror}") from error
+            database = journal_database.connect(path)
+            undo.pop_all()
+        return cls(path, database, taken)
+
+    @staticmethod
+    def set_aside(path: Path) -> Path:
+        """Rename a damaged journal, so that ``open`` makes a new one.
+
+        Returns:
+            Its new path, which has the date and time in it.
+
+        Raises:
+            JournalInUseError: a process has it open.
+            JournalError: it can't be renamed.
+        """
+        aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+        try:
+            taken = lock(path)
+            try:
+                # The database goes last: a -wal left beside a new one would be replayed into it.
+                for suffix in ("-shm", "-wal", ""):
+                    with contextlib.suppress(FileNotFoundError):
+                        beside(path, suffix).rename(beside(aside, suffix))
+                sync_directory(path.parent)
+            finally:
+                os.close(taken)
+        except OSError as error:
+            raise JournalError(f"{path}: {error.strerror}") from error
+        return aside
+
+    def close(self) -> None:
+        """Write what is queued, and end; in the thread that calls ``append``."""
+        if self._closed:
+            return
+        self._closed = True
+        self._requests.put(None)
+        self._writer.join()
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def fault(self) -> str | None:
+        """Why the last commit failed; None where it did not."""
+        return self._fault
+
+    async def append(self, incident_id: str, *entries: AnyEntry) -> None:
+        """Add entries to an incident; they are on the disk when this returns.
+
+        The entries of one call are written together or not at all, those of several calls in the
+        order of the calls. Where this is cancelled they may have been written or not; so too where
+        the disk fails (not where it is full) and power is lost before the next append.
+
+        Args:
+            incident_id: a new one is begun by ``Opened``.
+            entries: in their order.
+
+        Raises:
+            JournalError: none of the entries was written.
+            JournalDamagedError: and what the journal has can't be read.
+            JournalClosedError: the journal was closed.
+            IllegalTransitionError: an entry has no place in the incident; none was written.
+        """
+        await self._submit(partial(Batch.add, incident_id=incident_id, entries=entries))
+
+    def append_soon(
+        self,
+        incident_id: str,
+        entries: Sequence[AnyEntry],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """Add entries to an incident, and tell when they are on the disk; see ``append``.
+
+        Args:
+            incident_id: a new one is begun by ``Opened``.
+            entries: in their order.
+            done: called in trio's thread, with the error that ``append`` would raise, or None.
+        """
+        self._request(partial(Batch.add, incident_id=incident_id, entries=entries), done)
+
+    async def prune(self, before: float) -> list[str]:
+        """Remove old closed incidents, and old restarts; open incidents and totals stay.
+
+        Args:
+            before: when the incident ended or the restart was made, in seconds since the epoch. No
+                restart budget's window may reach back further.
+
+        Returns:
+            The ids of the removed incidents.
+
+        Raises:
+            JournalError: not everything could be removed.
+        """
+        removed: list[str] = []
+        complete = False
+        while not complete:
+            known = len(removed)
+            await self._submit(partial(self._prune, before=before, removed=removed))
+            complete = len(removed) - known < PRUNED_AT_ONCE
+        return removed
+
+    async def prune_operations(self, before: float) -> None:
+        """Remove what operators asked before a time; a hold that ends later, or never, stays.
+
+        Raises:
+            JournalError: not everything could be removed.
+        """
+        old = await trio.to_thread.run_sync(journal_database.operations_over, self.path, before)
+        for start in range(0, len(old), PRUNED_AT_ONCE):
+            some = old[start : start + PRUNED_AT_ONCE]
+            await self._submit(partial(Batch.remove_operations, positions=some))
+
+    def load_open(self) -> list[Incident]:
+        """Return every incident that goes on, the oldest first.
+
+        Raises:
+            JournalDamagedError: an incident can't be read; the message names it and the entry.
+            JournalError: the journal can't be read.
+        """
+        return self.incidents(open_only=True, limit=-1)[::-1]
+
+    def incident(self, incident_id: str) -> Incident | None:
+        """Return an incident, None where there is none of that id.
+
+        Raises:
+            JournalDamagedError: it can't be read.
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.stored(database, incident_id).incident
+
+    def history(self, incident_id: str) -> list[AnyEntry]:
+        """Return an incident's entries in their order; none where there is no such incident.
+
+        Raises:
+            JournalDamagedError: one can't be read.
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.history(database, incident_id)
+
+    def incidents(
+        self,
+        *,
+        domain: str | None = None,
+        open_only: bool = False,
+        unacknowledged: bool = False,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int = 100,
+        signature: str | None = None,
+    ) -> list[Incident]:
+        """Return incidents, the newest first.
+
+        Args:
+            domain: those of this domain, by name or UUID.
+            open_only: those that go on.
+            unacknowledged: those that nobody has said to have looked at.
+            since: those that began then or later, in seconds since the epoch.
+            until: those that began before.
+            limit: at most so many; negative for all.
+            signature: those with this one's hash.
+
+        Raises:
+            JournalDamagedError: one can't be read; the message names it and the entry.
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.incidents(
+                database,
+                domain=domain,
+                open_only=open_only,
+                unacknowledged=unacknowledged,
+                since=since,
+                until=until,
+                limit=limit,
+                signature=signature,
+            )
+
+    def totals(self) -> Totals:
+        """Return the counters that outlive incidents.
+
+        Raises:
+            JournalDamagedError: one has a name or label that there is none of.
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.totals(database)
+
+    def restarts(self, domain_key: str, since: float) -> tuple[float, ...]:
+        """Return when panicd restarted a domain, for its restart budget; the oldest first.
+
+        Args:
+            domain_key: as ``Opened.domain_key`` says.
+            since: and not before, in seconds since the epoch.
+
+        Raises:
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.restarts(database, domain_key, since)
+
+    async def append_operation(self, operation: Operation) -> None:
+        """Add what an operator asked; it is on the disk when this returns.
+
+        Raises:
+            JournalError: it was not written.
+        """
+        await self._submit(partial(Batch.add_operation, operation=operation))
+
+    def operations(self) -> list[Operation]:
+        """Return what operators asked, in that order.
+
+        Raises:
+            JournalDamagedError: one can't be read.
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return list(journal_database.operations(database).values())
+
+    def all_restarts(self) -> dict[str, tuple[float, ...]]:
+        """Return when panicd restarted each domain, by domain key; the oldest first.
+
+        Raises:
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_database.all_restarts(database)
+
+    def pending(self, channel: str) -> list[Pending]:
+        """Return what is to be delivered next of each incident, the oldest first.
+
+        Raises:
+            JournalError: the journal can't be read.
+        """
+        with journal_database.reader(self.path) as database:
+            return journal_outbox.pending(database, channel)
+
+    async def delivered(self, channel: str, notification: Pending) -> None:
+        """Note that a notification was delivered, or is no longer to be.
+
+        Raises:
+            JournalError: that was not written.
+        """
+        await self._submit(
+            lambda _batch: journal_outbox.remove(self._database, channel, notification)
+        )
+
+    async def drop_other_channels(self) -> None:
+        """Remove what was to be delivered by a channel that there no longer is.
+
+        Raises:
+            JournalError: that was not written.
+        """
+        channels = self.channels
+        await self._submit(lambda _batch: journal_outbox.keep_only(self._database, channels))
+
+    async def _submit(self, work: Callable[[Batch], None]) -> None:
+        finished = trio.Event()
+        errors: list[BaseException] = []
+
+        def done(error: BaseException | None) -> None:
+            errors.extend([error] if error is not None else [])
+            finished.set()
+
+        self._request(work, done)
+        await finished.wait()
+        for error in errors:
+            raise error
+
+    def _request(
+        self, work: Callable[[Batch], None], done: Callable[[BaseException | None], None]
+    ) -> None:
+        if self._closed:
+            raise JournalClosedError(f"{self.path}: closed")
+        self._requests.put(_Request(work, trio.lowlevel.current_trio_token(), done))
+
+    # From here on: the writer thread.
+
+    def _write(self) -> None:
+        """Commit what is queued, over and over, until None comes: always the last."""
+        going_on = True
+        while going_on:
+            queued = [self._requests.get()]
+            queued += [self._requests.get() for _ in range(self._requests.qsize())]
+            requests = [request for request in queued if request is not None]
+            going_on = len(requests) == len(queued)
+            if requests:
+                self._commit(requests)
+                # Whoever waited is gone with the loop.
+                with contextlib.suppress(trio.RunFinishedError):
+                    requests[-1].token.run_sync_soon(_wake, requests)
+                    if self._has_news:
+                        self._has_news = False
+                        requests[-1].token.run_sync_soon(self._tell_news)
+        self._database.close()
+
+    def _commit(self, requests: list[_Request]) -> None:
+        batch = Batch(self._database, self._open, self.channels)
+        try:
+            with faults_named(self.path):
+                self._check_identity()
+                with journal_database.transaction(self._database):
+                    for request in requests:
+                        _work(request, batch)
+                    batch.write()
+        except JournalError as error:
+            self._fault = str(error)
+            for request in requests:
+                request.error = request.error or type(error)(*error.args)
+        except BaseException as error:  # noqa: BLE001  # a bug: it ends those who wait, not only this thread
+            for request in requests:
+                request.error = request.error or error
+        else:
+            self._has_news = bool(batch.notifications)
+            if not batch.empty:
+                self._fault = None
+            for incident_id, stored in batch.changed.items():
+                if stored.incident is not None and stored.incident.is_open:
+                    self._open[incident_id] = stored
+                else:
+                    self._open.pop(incident_id, None)
+
+    def _tell_news(self) -> None:
+        self.on_notification()
+
+    def _prune(self, _batch: Batch, *, before: float, removed: list[str]) -> None:
+        removed += journal_database.prune(self._database, before, PRUNED_AT_ONCE)
+
+    def _check_identity(self) -> None:
+        """Refuse to write into a file that nobody will find again."""
+        if identity(self.path) != self._identity:
+            raise JournalError(
+                f"{self.path}: was removed, replaced or hidden while panicd had it open"
+            )
+
+
+def _work(request: _Request, batch: Batch) -> None:
+    """Do one request's work; a fault of its own is kept from the others in the transaction."""
+    try:
+        request.work(batch)
+    except (IllegalTransitionError, JournalDamagedError) as error:
+        request.error = error
+
+
+def _wake(requests: list[_Request]) -> None:
+    for request in requests:
+        request.done(request.error)

@@ -1,0 +1,250 @@
+"""Tells others of incidents: by a webhook, by a command.
+
+What is to be told is written to the journal with what it tells of, and removed when it was taken:
+so a restart loses none, and one that was taken just before may come twice, under the same id.
+Whoever acts on a panic neither waits for this nor knows of it. Each channel delivers one at a time;
+where a receiver fails it is tried ever more seldom, with what was tried least.
+"""
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import reduce
+from typing import Final
+from urllib.parse import quote
+
+import trio
+
+from panicd.config.config import Config
+from panicd.host.logs import get_logger
+from panicd.incident.records import incident_view
+from panicd.journal.chronicle import Clock
+from panicd.journal.journal import Journal, JournalError
+from panicd.journal.outbox import Pending
+from panicd.notify.delivery import DeliveryError
+from panicd.notify.hook import run_hook
+from panicd.notify.webhook import post
+from panicd.rules.incident import Incident, Opened, apply
+from panicd.rules.notification import Notice, notice_of
+from panicd.rules.printable import escape
+
+FIRST_DELAY: Final = 1.0  # seconds after the first failure; doubled with each that follows
+LONGEST_DELAY: Final = 300.0  # seconds
+TYPE_PREFIX: Final = "panicd.incident."
+
+
+class Channel(StrEnum):
+    """How somebody is told."""
+
+    WEBHOOK = "webhook"
+    HOOK = "hook"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is told.
+
+    Attributes:
+        id: the same whenever it is told again.
+        notice: what it says.
+        at: of the entry that it tells of, in seconds since the epoch.
+        incident: as it stood then.
+        dry_run: it was decided only, and nothing done.
+    """
+
+    id: str
+    notice: Notice
+    at: float
+    incident: Incident
+    dry_run: bool = False
+
+    def body(self) -> bytes:
+        """Return it as JSON."""
+        told = {"id": self.id, "notice": self.notice, "at": self.at, "dry_run": self.dry_run}
+        return json.dumps({**told, "incident": incident_view(self.incident)}).encode()
+
+    def headers(self, host: str) -> dict[str, str]:
+        """Return it as CloudEvents 1.0 has it in HTTP's binary mode; no text of a guest's."""
+        return {
+            "Content-Type": "application/json",
+            "ce-specversion": "1.0",
+            "ce-id": self.id,
+            "ce-source": f"//{quote(host, safe='')}/panicd",
+            "ce-type": f"{TYPE_PREFIX}{self.notice}",
+            "ce-subject": self.incident.id,
+            "ce-time": datetime.fromtimestamp(self.at, UTC).isoformat().replace("+00:00", "Z"),
+        }
+
+    def environment(self) -> dict[str, str]:
+        """Return it as a command is told; names are made printable."""
+        incident, decision = self.incident, self.incident.decision
+        return {
+            "PANICD_NOTIFICATION": self.id,
+            "PANICD_NOTICE": self.notice,
+            "PANICD_INCIDENT": incident.id,
+            "PANICD_DOMAIN": escape(incident.opened.domain),
+            "PANICD_UUID": escape(incident.opened.uuid),
+            "PANICD_STATE": incident.state,
+            "PANICD_ACTION": decision.effective if decision else "",
+            "PANICD_REASON": decision.reason if decision else "",
+            "PANICD_ENDING": incident.closed.ending if incident.closed else "",
+            "PANICD_SIGNATURE": incident.signature.hash if incident.signature else "",
+            "PANICD_DRY_RUN": "yes" if self.dry_run else "",
+        }
+
+
+Send = Callable[[Message], Awaitable[None]]
+"""Delivers a message, or raises ``DeliveryError``."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one channel remembers from one delivery to the next.
+
+    Attributes:
+        failures: how often each was tried in vain, since the daemon was started.
+        taken: those whose removal from the journal is still to be written.
+    """
+
+    failures: Counter[Pending] = field(default_factory=Counter)
+    taken: set[Pending] = field(default_factory=set)
+
+
+class Notifier:
+    """Delivers what is to be told.
+
+    Args:
+        journal: has it.
+        config: returns the configuration in force.
+        clock: what time it is, in seconds since the epoch.
+        dry_run: nothing is done of what is told.
+    """
+
+    def __init__(
+        self, journal: Journal, config: Callable[[], Config], clock: Clock, *, dry_run: bool
+    ) -> None:
+        self._dry_run = dry_run
+        self._journal = journal
+        self._config = config
+        self._clock = clock
+        self._host = os.uname().nodename
+        self._bell = trio.Event()
+        journal.on_notification = self._ring
+        self.reload()
+
+    def reload(self) -> None:
+        """Follow a new configuration."""
+        self._journal.channels = tuple(c for c in Channel if self._sender(c) is not None)
+        self._ring()
+
+    async def run(self) -> None:
+        """Deliver, for as long as the daemon runs."""
+        async with trio.open_nursery() as nursery:
+            for channel in Channel:
+                nursery.start_soon(self._serve, channel)
+
+    def _ring(self) -> None:
+        """Wake up whoever waits for something to deliver."""
+        self._bell.set()
+        self._bell = trio.Event()
+
+    def _sender(self, channel: Channel) -> Send | None:
+        notify = self._config().notify
+        match channel:
+            case Channel.WEBHOOK if notify.webhook is not None:
+                webhook = notify.webhook
+                return lambda message: post(webhook, message.headers(self._host), message.body())
+            case Channel.HOOK if notify.hook is not None:
+                hook = notify.hook
+                return lambda message: run_hook(hook, message.environment(), message.body())
+        return None
+
+    async def _serve(self, channel: Channel) -> None:
+        """Deliver by one channel, one at a time."""
+        work = _Work()
+        in_a_row = 0
+        while True:
+            bell = self._bell  # before it is looked what there is: whatever comes later rings it
+            try:
+                idle = not await self._deliver_next(channel, work)
+            except (DeliveryError, JournalError) as error:
+                get_logger().warning(
+                    "notification not delivered", channel=channel, problem=str(error)
+                )
+                in_a_row += 1
+                with trio.move_on_after(_delay(in_a_row)):
+                    await bell.wait()
+            else:
+                in_a_row = 0
+                if idle:
+                    await bell.wait()
+
+    async def _deliver_next(self, channel: Channel, work: "_Work") -> bool:
+        """Deliver what was tried least, of that the oldest; return whether there was anything.
+
+        Raises:
+            DeliveryError: it was not taken.
+            JournalError: the journal could not be read or written.
+        """
+        for done in tuple(work.taken):
+            await self._journal.delivered(channel, done)
+            work.taken.discard(done)
+        waiting = await trio.to_thread.run_sync(self._journal.pending, channel)
+        if not waiting:
+            work.failures.clear()
+            return False
+        send = self._sender(channel)
+        if send is None:
+            await self._journal.drop_other_channels()
+            return False
+        pending = min(waiting, key=lambda each: (work.failures[each], each))
+        try:
+            message = await trio.to_thread.run_sync(self._load, pending)
+            if message is not None:
+                await self._send(channel, send, message)
+        except (DeliveryError, JournalError):
+            work.failures[pending] += 1
+            raise
+        work.taken.add(pending)
+        return True
+
+    async def _send(self, channel: Channel, send: Send, message: Message) -> None:
+        log = get_logger(channel=channel, id=message.id, notice=message.notice)
+        try:
+            await send(message)
+        except DeliveryError as error:
+            if self._clock() - message.at <= self._config().notify.retry_for:
+                raise
+            log.warning("notification given up", problem=str(error))
+        else:
+            log.info("notification delivered")
+
+    def _load(self, pending: Pending) -> Message | None:
+        """Return what is to be told; None where its incident was removed meanwhile. Blocking."""
+        history = self._journal.history(pending.incident)
+        if pending.position >= len(history):
+            return None
+        opened, entry = history[0], history[pending.position]
+        assert isinstance(opened, Opened)
+        incident = Incident(pending.incident, opened)
+        before = reduce(apply, history[1 : pending.position], incident)
+        notice = notice_of(before, entry)
+        assert notice is not None
+        after = apply(before, entry)
+        return Message(message_id(pending), notice, entry.at, after, self._dry_run)
+
+
+def message_id(pending: Pending) -> str:
+    """Return the id of what is told: the same whenever it is told again."""
+    return f"{pending.incident}.{pending.position}"
+
+
+def _delay(in_a_row: int) -> float:
+    """Return how long to wait after so many failures; many daemons don't try all at once."""
+    longest = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** (min(in_a_row, 20) - 1))
+    return random.SystemRandom().uniform(longest / 2, longest)

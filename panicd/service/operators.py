@@ -1,0 +1,133 @@
+"""What operators ask for: recorded with who asked and why, and carried out.
+
+Holds survive a restart of the daemon, for they are folded from the journal, and end by themselves.
+"""
+
+import math
+from typing import Final
+
+import trio
+
+from panicd.fleet.connector import Connector
+from panicd.host.logs import get_logger
+from panicd.incident.domains import Domain
+from panicd.incident.request import Request
+from panicd.incident.services import Services
+from panicd.journal.journal import JournalError
+from panicd.rules.incident import Acknowledged, IllegalTransitionError, Incident
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.operation import Operation
+from panicd.service.control_client import RefusedError
+
+PATIENCE: Final = 5.0  # seconds after which an operator is told that what he asked goes on
+
+
+class Operators:
+    """Carries out what operators ask.
+
+    Args:
+        services: what it uses.
+        connector: knows who looks after each domain.
+    """
+
+    def __init__(self, services: Services, connector: Connector) -> None:
+        self._services = services
+        self._connector = connector
+        self._changed = trio.Event()
+
+    async def run(self) -> None:
+        """Have holds begin, and end when their time is over, until cancelled."""
+        while True:
+            now = self._services.keeping.clock()
+            end = self._services.holds.next_end(now)
+            with trio.move_on_after(math.inf if end is None else max(0.0, end - now)):
+                await self._changed.wait()
+            self._changed = trio.Event()
+            await self._connector.reload()
+
+    def look_anew(self) -> None:
+        """Have every domain's policy and holds looked up anew, soon."""
+        self._changed.set()
+
+    async def hold(self, operation: Operation) -> None:
+        """Suspend automation for a domain or the host, or take that back.
+
+        Raises:
+            RefusedError: it can't be recorded.
+        """
+        await self._record(operation)
+        self._services.holds.add(operation)
+        self.look_anew()
+
+    async def act(
+        self, domain: Domain, operation: Operation, action: OnCrash | None
+    ) -> tuple[bool, Incident | None]:
+        """Do something about a domain's panicked guest.
+
+        Args:
+            domain: which.
+            operation: who asks, and why.
+            action: what; None: let the guest run as it is.
+
+        Returns:
+            Whether it is done; it goes on where it isn't. And the incident that it is about, as it
+            stands then; None where there was none, and it is still to be refused for that.
+
+        Raises:
+            RefusedError: the domain's state has overtaken it, or it can't be done.
+        """
+        driver = self._connector.driver_of(domain)
+        if driver is None:
+            raise RefusedError("not-connected", f"{domain.name}: {domain.problem}")
+        await self._record(operation)
+        request, chronicle = Request(operation, action), domain.chronicle
+        driver.ask(request)
+        with trio.move_on_after(PATIENCE):
+            await request.done.wait()
+        if request.refused:
+            raise RefusedError("overtaken", f"{domain.name}: {request.refused}")
+        return request.done.is_set(), chronicle.incident if chronicle else None
+
+    async def acknowledge(self, incident_id: str, operation: Operation) -> str:
+        """Note that an incident was looked at, whether it is open or not.
+
+        Returns:
+            The name of its domain.
+
+        Raises:
+            RefusedError: there is no such incident, or it can't be recorded.
+        """
+        services = self._services
+        for domain in services.fleet.domains.values():
+            if domain.chronicle is not None and domain.chronicle.incident.id == incident_id:
+                await self.act(domain, operation, None)
+                return domain.name
+        entry = Acknowledged(operation.at, operation.uid, operation.why)
+        journal = services.keeping.journal
+        try:
+            for chronicle in services.waiting.parked:
+                if chronicle.incident.id == incident_id:
+                    chronicle.note(entry)
+                    await chronicle.commit()
+                    return chronicle.incident.opened.domain
+            incident = await trio.to_thread.run_sync(journal.incident, incident_id)
+            if incident is None:
+                raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
+            await journal.append(incident_id, entry)
+        except (JournalError, IllegalTransitionError) as error:  # pruned in this very moment
+            raise RefusedError("journal", str(error)) from error
+        return incident.opened.domain
+
+    async def _record(self, operation: Operation) -> None:
+        try:
+            await self._services.keeping.journal.append_operation(operation)
+        except JournalError as error:
+            raise RefusedError("journal", str(error)) from error
+        get_logger().info(
+            "operator asked",
+            domain=operation.domain,
+            uid=operation.uid,
+            what=f"{operation.kind} {operation.detail}".strip(),
+            why=operation.why,
+            until=operation.until,
+        )

@@ -1,0 +1,164 @@
+"""HTTP's basic authentication (RFC 7617) against bcrypt hashes.
+
+A check costs a good part of a second of a CPU, on purpose. So that wrong passwords hold up nobody
+else, who was let in once is recognised from then on without a check; checks are made one at a time,
+in a thread, each client's in its turn; few may wait; and a refusal puts the next check off, so that
+all of them take no more than `SHARE` of one CPU, however many there are.
+
+A refusal takes as long for a name that there is none of as for any other.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from enum import Enum, auto
+from functools import partial
+from typing import Final
+
+import bcrypt
+import trio
+
+from panicd.web.turns import TooManyError, Turns
+
+WAITING_LIMIT: Final = 8
+"""Checks that may wait for their turn; beyond it who asks is asked to come again. With a hash of
+the highest cost, and at `SHARE`, they take about as long as one exchange may (HTTP's 30 s)."""
+
+WAITING_OF_ONE: Final = 2
+"""Of them, those of one client."""
+
+SHARE: Final = 0.25
+"""Of one CPU, that goes into refusals at most."""
+
+REMEMBERED: Final = 128
+"""Names and passwords that were good, the latest: some scrapers and people."""
+
+PASSWORD_USED: Final = 72
+"""Bytes of a password that bcrypt looks at."""
+
+IPV6_PREFIX: Final = 64
+"""Bits of an IPv6 address that tell clients apart: whoever has one address has all of its /64."""
+
+SALT: Final = b"." * 22
+"""Of hashes that nothing is compared with; bcrypt's own base64."""
+
+
+class Verdict(Enum):
+    """What a check leads to."""
+
+    ADMITTED = auto()
+    REFUSED = auto()
+    BUSY = auto()  # not checked: too many are
+
+
+class BasicAuth:
+    """Checks what clients say who they are; for use in one event loop."""
+
+    def __init__(self) -> None:
+        self._turns = Turns(WAITING_LIMIT, WAITING_OF_ONE)
+        self._thread = trio.CapacityLimiter(1)  # one that was given up still has it
+        self._next_at = 0.0  # on trio's clock
+        self._key = secrets.token_bytes()
+        self._good: OrderedDict[bytes, None] = OrderedDict()
+
+    async def check(self, users: Mapping[str, bytes], authorization: str, peer: str) -> Verdict:
+        """Check the value of an Authorization header.
+
+        Args:
+            users: bcrypt hashes by user name, at least one.
+            authorization: the header's value; empty where there was none.
+            peer: the client's address.
+        """
+        credentials = _credentials(authorization)
+        if credentials is None:
+            return Verdict.REFUSED
+        name, password = credentials
+        hashed = users.get(name, b"")
+        proof = hmac.digest(self._key, hashed + name.encode() + b"\0" + password, hashlib.sha256)
+        if proof in self._good:
+            self._good.move_to_end(proof)
+            return Verdict.ADMITTED
+        try:
+            async with self._turns.take(client_of(peer)):
+                await trio.sleep_until(self._next_at)
+                matches, seconds = await trio.to_thread.run_sync(
+                    partial(verify, hashed, password[:PASSWORD_USED], _highest(users)),
+                    abandon_on_cancel=True,
+                    limiter=self._thread,
+                )
+                if not matches:
+                    self._next_at = trio.current_time() + seconds * (1 / SHARE - 1)
+        except TooManyError:
+            return Verdict.BUSY
+        if not matches:
+            return Verdict.REFUSED
+        self._good[proof] = None
+        if len(self._good) > REMEMBERED:
+            self._good.popitem(last=False)
+        return Verdict.ADMITTED
+
+
+def client_of(peer: str) -> str:
+    """Return what tells a client from others, of its address."""
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, IPV6_PREFIX), strict=False))
+    return str(address)
+
+
+def verify(hashed: bytes, password: bytes, highest: int) -> tuple[bool, float]:
+    """Compare a password with a hash; blocking.
+
+    Args:
+        hashed: by bcrypt; empty: there is no such user.
+        password: at most `PASSWORD_USED` bytes of it.
+        highest: the highest cost of all users' hashes. A refusal takes two to the power of that
+            rounds of bcrypt, whatever the hash's own cost.
+
+    Returns:
+        Whether it matches, and the CPU seconds that this took.
+    """
+    began = time.thread_time()
+    matches = bool(hashed) and bcrypt.checkpw(password, hashed)
+    if not matches:
+        for cost in _costs_left(hashed, highest):
+            bcrypt.hashpw(password, b"$2b$%02d$%s" % (cost, SALT))
+    return matches, time.thread_time() - began
+
+
+def _costs_left(hashed: bytes, highest: int) -> Iterator[int]:
+    """Yield the costs of what is still to be computed: 2**c, + 2**c, 2**(c+1) … is 2**highest."""
+    yield from range(cost_of(hashed), highest) if hashed else (highest,)
+
+
+def cost_of(hashed: bytes) -> int:
+    """Return the cost that a bcrypt hash was made with, such as 10 of ``$2b$10$…``."""
+    return int(hashed.split(b"$")[2])
+
+
+def _highest(users: Mapping[str, bytes]) -> int:
+    return max(map(cost_of, users.values()))
+
+
+def _credentials(authorization: str) -> tuple[str, bytes] | None:
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        name, separator, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+        if separator and b"\0" not in password:  # bcrypt's own end of a password
+            return name.decode(), password
+    except (binascii.Error, ValueError):
+        pass
+    return None

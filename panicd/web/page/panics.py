@@ -1,0 +1,68 @@
+"""The pages of the panics that were told from each other: all of them, and one's incidents."""
+
+from typing import Final
+
+from panicd.incident.records import read_group, read_panics
+from panicd.journal.journal import Journal, JournalError
+from panicd.rules.signature import Signature
+from panicd.web.html import Content, Html, element, joined
+from panicd.web.page.overview import incident_table
+from panicd.web.page.parts import BAD, WITHHELD, moment, notice, seen, table
+
+PANICS_SHOWN: Final = 200
+INCIDENTS_SHOWN: Final = 200
+
+
+def panics(journal: Journal, shows_guests: bool) -> Html:
+    """Return the page of the panics, the latest seen first. Blocking.
+
+    Args:
+        journal: where they are read.
+        shows_guests: whether it is known who asks.
+    """
+    heading = element("h1", "Panics")
+    try:
+        groups = read_panics(journal.path, 0.0, PANICS_SHOWN)
+    except JournalError as error:
+        return joined(heading, notice(BAD, f"The journal can't be read: {error}"))
+    if not groups:
+        return joined(heading, element("p", "None of which enough is known to compare it."))
+    rows: list[tuple[Content, ...]] = [
+        (
+            _named(signature, shows_guests),
+            seen(group),
+            moment(group.first_at),
+            element("a", moment(group.last_at), href=f"/incident/{group.newest}"),
+            element("a", signature.hash, href=f"/panics/{signature.hash}"),
+        )
+        for group, signature in groups
+    ]
+    return joined(heading, table(("Panic", "Seen", "First", "Last", "Signature"), rows))
+
+
+def panic(journal: Journal, signature: str, shows_guests: bool) -> Html | None:
+    """Return the page of one panic's incidents; None where there are none. Blocking.
+
+    Args:
+        journal: where they are read.
+        signature: its hash.
+        shows_guests: whether it is known who asks.
+    """
+    heading = element("h1", "Panic ", signature)
+    try:
+        group = read_group(journal.path, signature)
+        incidents = journal.incidents(signature=signature, limit=INCIDENTS_SHOWN)
+    except JournalError as error:
+        return joined(heading, notice(BAD, f"The journal can't be read: {error}"))
+    if group is None or not incidents:
+        return None
+    known = incidents[0].signature
+    named = element("p", _named(known, shows_guests), class_="notice") if known else joined()
+    told = element("p", f"Seen {seen(group)} since ", moment(group.first_at), ".")
+    return joined(heading, named, told, incident_table(incidents, shows_guests))
+
+
+def _named(signature: Signature, shows_guests: bool) -> Content:
+    if not shows_guests:
+        return element("span", WITHHELD, class_="quiet")
+    return element("span", signature.full, class_="words")

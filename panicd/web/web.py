@@ -1,0 +1,211 @@
+"""What is answered over HTTP, and to whom: metrics, health, and the pages.
+
+Metrics are rendered from snapshots, in a worker thread, once at a time, and all who ask meanwhile
+get the same bytes. Pages are made one at a time too, apart from them.
+"""
+
+import gzip
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import trio
+
+from panicd.config.web import WebConfig
+from panicd.host.logs import get_logger
+from panicd.host.metrics import CONTENT_TYPE
+from panicd.web.basic_auth import BasicAuth, Verdict
+
+METHODS: Final = frozenset({"GET", "HEAD"})
+
+TEXT: Final = "text/plain; charset=utf-8"
+
+HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""What every answer has, unless it says otherwise: a browser is given nothing to misuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks for.
+
+    Attributes:
+        path: without the query.
+        method: such as ``GET``.
+        headers: by their names in lower case; of one that comes twice, the last.
+        clients_verified: the client has shown a certificate that was verified.
+        authenticated: it is known who asks; told to the pages.
+        peer: the client's address; empty where it is not known.
+    """
+
+    path: str
+    method: str = "GET"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    clients_verified: bool = False
+    authenticated: bool = False
+    peer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a client gets; ``headers`` come on top of ``HEADERS``."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = TEXT
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def all_headers(self) -> dict[str, str]:
+        """Return every header."""
+        length = {"Content-Length": str(len(self.body)), "Content-Type": self.content_type}
+        return HEADERS | length | dict(self.headers)
+
+
+OPEN: Final = WebConfig()
+"""Everybody may read, in clear."""
+
+NOT_FOUND: Final = Response(b"There is nothing here.\n", 404)
+
+
+@dataclass(frozen=True, slots=True)
+class Exposition:
+    """One rendering of the metrics, as it is and compressed."""
+
+    plain: bytes
+    compressed: bytes
+
+
+class SharedRender:
+    """Renders once at a time; who asks while it does shares the outcome.
+
+    Args:
+        render: Renders the metrics; called in a thread of its own.
+    """
+
+    def __init__(self, render: Callable[[], bytes]) -> None:
+        self._render = render
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="panicd-render")
+        self._lock = threading.Lock()
+        self._latest: Future[Exposition] | None = None
+
+    def join(self) -> Future[Exposition]:
+        """Return the rendering under way, and begin one if there is none."""
+        with self._lock:
+            if self._latest is None or self._latest.done():
+                self._latest = self._executor.submit(self._render_once)
+            return self._latest
+
+    def _render_once(self) -> Exposition:
+        plain = self._render()
+        # Level 1 takes 2 % of the time of the rendering itself; higher ones take much more.
+        return Exposition(plain, gzip.compress(plain, compresslevel=1))
+
+
+class WebApp:
+    """Answers requests, in the server's event loop.
+
+    Args:
+        render: returns the metrics (`CONTENT_TYPE`); called in a thread, never twice at a time.
+        healthy: tells whether the daemon does its work; called in the server's thread, and must
+            return at once.
+        not_ready: says why the daemon is not ready, a reason each; called likewise.
+        pages: answers everything else; called in a thread, never twice at a time.
+        web: returns the web configuration in force; the same object for as long as it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        render: Callable[[], bytes],
+        healthy: Callable[[], bool],
+        not_ready: Callable[[], list[str]] = list,
+        pages: Callable[[Request], Response] = lambda _request: NOT_FOUND,
+        web: Callable[[], WebConfig] = lambda: OPEN,
+    ) -> None:
+        self._metrics = SharedRender(render)
+        self._healthy = healthy
+        self._not_ready = not_ready
+        self._pages = pages
+        self.web = web
+
+    def start(self) -> None:
+        """Begin to answer, in the event loop of the caller."""
+        self._auth = BasicAuth()
+        self._page_turn = trio.CapacityLimiter(1)
+        self._scrape_turn = trio.CapacityLimiter(1000)  # as many as there can be connections
+
+    async def answer(self, request: Request) -> Response:
+        """Answer one request."""
+        users = self.web().users
+        if users:
+            refusal = await self._refuse(users, request)
+            if refusal is not None:
+                return refusal
+        if request.method not in METHODS:
+            return Response(b"Only GET and HEAD.\n", 405, headers={"Allow": "GET, HEAD"})
+        authenticated = bool(users) or request.clients_verified
+        try:
+            return await self._route(replace(request, authenticated=authenticated))
+        except Exception:  # noqa: BLE001 - a bug in showing is no reason to stop what is shown
+            get_logger().exception("could not be answered", path=request.path)
+            return Response(b"This failed; panicd's log says why.\n", 500)
+
+    async def _refuse(self, users: Mapping[str, bytes], request: Request) -> Response | None:
+        authorization = request.headers.get("authorization", "")
+        match await self._auth.check(users, authorization, request.peer):
+            case Verdict.ADMITTED:
+                return None
+            case Verdict.BUSY:
+                again = {"Retry-After": "5"}
+                return Response(b"Too many are being checked.\n", 503, headers=again)
+            case Verdict.REFUSED:
+                challenge = {"WWW-Authenticate": 'Basic realm="panicd", charset="UTF-8"'}
+                return Response(b"Who are you?\n", 401, headers=challenge)
+
+    async def _route(self, request: Request) -> Response:
+        match request.path:
+            case "/healthz":
+                good = self._healthy()
+                return Response(b"ok\n") if good else Response(b"not healthy\n", 503)
+            case "/readyz":
+                reasons = self._not_ready()
+                if not reasons:
+                    return Response(b"ok\n")
+                return Response("".join(f"{reason}\n" for reason in reasons).encode(), 503)
+            case "/metrics":
+                return await trio.to_thread.run_sync(
+                    self._scrape, request, abandon_on_cancel=True, limiter=self._scrape_turn
+                )
+            case _:
+                return await trio.to_thread.run_sync(
+                    self._pages, request, abandon_on_cancel=True, limiter=self._page_turn
+                )
+
+    def _scrape(self, request: Request) -> Response:
+        exposition = self._metrics.join().result()
+        headers = {"Vary": "Accept-Encoding"}
+        if _accepts_gzip(request.headers.get("accept-encoding", "")):
+            headers["Content-Encoding"] = "gzip"
+            return Response(exposition.compressed, 200, CONTENT_TYPE, headers)
+        return Response(exposition.plain, 200, CONTENT_TYPE, headers)
+
+
+def _accepts_gzip(accept_encoding: str) -> bool:
+    """Tell whether gzip is asked for by name and not with a weight of 0 (RFC 9110, 12.5.3)."""
+    for item in accept_encoding.lower().split(","):
+        coding, *parameters = item.replace(" ", "").split(";")
+        if coding == "gzip":
+            return not any(
+                parameter.startswith("q=") and not parameter[2:].strip("0.")
+                for parameter in parameters
+            )
+    return False

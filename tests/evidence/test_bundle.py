@@ -1,0 +1,154 @@
+"""Evidence is taken within its budget, whatever hangs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from panicd.evidence import bundle as evidence
+from tests.parts.daemon import DaemonInside
+from tests.parts.dump_files import PNG
+from tests.parts.fake import FakeQemu
+
+
+@pytest.mark.parametrize("hanging", ["find_logs", "_make"])
+async def test_file_system_that_hangs_keeps_nobody_from_anything(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, hanging: str
+) -> None:
+    let_go = threading.Event()
+
+    def hang(*_arguments: Any) -> list[Any]:
+        let_go.wait()
+        return []
+
+    monkeypatch.setattr(evidence, hanging, hang)
+    policy = {"on_crash": "restart", "evidence": {"budget": "200ms"}}
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    try:
+        async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
+            await daemon.wait_armed("vm")
+            vm.panic()
+            incident = await daemon.wait_incident("vm", ending="restarted")
+            assert ("Collect", "done") in incident.steps
+    finally:
+        let_go.set()
+
+
+async def test_panic_s_words_are_found_on_the_console(socket_dir: Path) -> None:
+    console = socket_dir / "console"
+    console.write_bytes(b"[    1.000000] Kernel panic - not syncing: VFS\x07\r\n")
+    policy = {"on_crash": "restart", "evidence": {"budget": "3s", "consoles": [str(console)]}}
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic({"type": "s390", "core": 1, "psw-mask": 1, "psw-addr": 2, "reason": "pgmint-loop"})
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        (told,) = daemon.logged("panic line", incident=incident.id)
+        assert told["panic_line"] == r"Kernel panic - not syncing: VFS\x07"
+        record: Any = await daemon.call("incident", incident=incident.id)
+        assert record["panic_line"] == told["panic_line"]
+        facts = record["evidence"]["facts"]
+        assert facts["payload"]["summary"].startswith("s390 core 1 has crashed")
+        assert facts["decision"]["reason"] == "on-crash"
+        assert "/proc/pressure/memory" in record["evidence"]["host"]
+
+
+class Painter:
+    """A QEMU that does what it likes to what it is handed for its screen.
+
+    Args:
+        what: It writes this first.
+        length: And then it makes of it, if it can, a file of so many bytes.
+    """
+
+    def __init__(self, what: bytes, length: int = 0) -> None:
+        self._what = what
+        self._length = length
+        self.kept = -1
+
+    def draw(self, file: int, _picture: bytes) -> None:
+        """Write, enlarge, and keep it."""
+        self.kept = os.dup(file)
+        os.write(file, self._what)
+        for enlarge in (self._truncate, self._write_at_the_end, self._seek):
+            with suppress(OSError):
+                enlarge(file)
+
+    def _truncate(self, file: int) -> None:
+        os.ftruncate(file, self._length)
+
+    def _write_at_the_end(self, file: int) -> None:
+        os.pwrite(file, b"x", self._length - 1)
+
+    def _seek(self, file: int) -> None:
+        os.lseek(file, self._length, os.SEEK_SET)
+
+    def goes_on(self) -> None:
+        """Write to it after all is over."""
+        try:
+            with suppress(OSError):
+                os.lseek(self.kept, 0, os.SEEK_SET)
+            with suppress(OSError):
+                os.write(self.kept, b"not what it was")
+        finally:
+            os.close(self.kept)
+
+
+async def evidence_of(socket_dir: Path, vm: FakeQemu) -> dict[str, Any]:
+    """The record of an incident of this VM, evidence and all."""
+    policy = {"on_crash": "restart", "evidence": {"budget": "3s"}}
+    async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        record: dict[str, Any] = await daemon.call("incident", incident=incident.id)
+        return record
+
+
+async def test_what_qemu_is_handed_for_its_screen_cannot_fill_a_disk(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    painter = Painter(PNG, 8 << 40)
+    vm.machine.draw = painter.draw
+    record = await evidence_of(socket_dir, vm)
+    screen = Path(record["evidence_directory"]) / "screen.png"
+    assert screen.read_bytes() == PNG
+    painter.goes_on()
+    assert screen.read_bytes() == PNG
+
+
+async def test_screen_without_end_is_none(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+
+    def draw(file: int, picture: bytes) -> None:
+        def write() -> None:
+            with suppress(BrokenPipeError):
+                while True:
+                    os.write(file, picture)
+
+        thread.append(threading.Thread(target=write))
+        thread[0].start()
+
+    thread: list[threading.Thread] = []
+    vm.machine.draw = draw
+    lost = vm.swallow("screendump")
+    record = await evidence_of(socket_dir, vm)
+    assert lost is not None
+    assert "bytes that a screen can be" in record["evidence"]["problems"]["screenshot"]
+    assert record["screenshot"] is None
+    thread[0].join()
+
+
+async def test_what_is_no_picture_is_not_kept_as_one(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    painter = Painter(b"<script>")
+    vm.machine.draw = painter.draw
+    record = await evidence_of(socket_dir, vm)
+    assert record["screenshot"] is None
+    assert record["evidence"]["problems"]["screenshot"] == "what QEMU wrote is no picture"
+    assert not (Path(record["evidence_directory"]) / "screen.png").exists()
+    os.close(painter.kept)

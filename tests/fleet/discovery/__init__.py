@@ -1,0 +1,1 @@
+"""Finding monitors: ``panicd.fleet.discovery``."""

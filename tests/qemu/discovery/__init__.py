@@ -1,1 +1,0 @@
-"""Finding monitors: ``panicd.qemu.discovery``."""
