@@ -7,32 +7,26 @@
     timers, ─────┤           (pure, sync,            ├─► evidence, dump, relaunch, signal
     operators ───┘            one table)             └─► told afterwards: log, metric, notice
 
-    rules/   pure: values in, values out; in rules/machine the one machine for a panic
-    dumps/   which pages a dump leaves out: page_classes, page_bitmap, page_filter, kdump_writer
-    qemu/    what touches a QEMU: monitor, session, probe, process, discovery, coredump, evidence
-    host/    or the host: config, journal, metrics, http, web, control, sdnotify, systemd, virsh
-    incident/ driver gives one domain's machine what happens and carries out what it says; errands
-             are what takes its time, outcome how that went; request: what an operator asks;
-             policy_in_force: what is said of it; chronicle is an incident's record;
-             waiting, adoption: those without a connection; liveness: whether an idle QEMU
-             still answers
-    here     relaunch, libvirt; counters counts; bundle_keeper removes old evidence; damaged_journal:
-             what is set aside; services: what all share; timers; evidence, dump_queue, dumping:
-             what is kept of a panic; connector finds and keeps domains, libvirts_own: what is
-             never dialled; strangers: who dialled in and said nothing yet; problems: what keeps
-             panicd from finding VMs; fleet: who is there; right_of_way: who goes first;
-             storm_breaker; records: an incident as plain values; notifier tells others; daemon
-             wires it
-    answers/ what a daemon is asked: api, operators, holding, snapshot, audit
-    page/    what a browser shows: pages, overview, panics, incident, evidence, parts,
-             style
-    cli/     what people type and see: program, deferred, commands, base, configured, moment,
-             incident_commands, running, checking, probing, advising, arguments, demonstrating,
-             export, filtering, render, render_changes, render_dumps, render_incident,
-             incident_log, terminal, watching
-    demo/    guests that panic, for people to look at
+Each folder is a room with one subject, and its ``__init__`` says what is in it. A room imports from
+those above it in this list, never from one below:
 
-Imports go downwards only: rules know nobody, qemu and host know the rules but not each other.
+::
+
+    rules/     what panicd knows and decides: pure values; rules/machine is the machine above
+    host/      what every room may need of the host: logs, metrics, timers
+    config/    the configuration
+    journal/   the record of every incident
+    qemu/      one QEMU: its monitor, its process, its guest's memory
+    libvirt/   the libvirt of this host
+    evidence/  what is kept of a panic besides a dump
+    dumps/     a guest's memory, in a file
+    incident/  an incident as it goes on: the machine's driver, and what it has done
+    fleet/     which VMs there are, who is connected to them, how they stand
+    notify/    tells others of incidents
+    web/       what is served over HTTP
+    service/   the running daemon, and its control socket
+    demo/      guests that panic, for people to look at; it knows rules and the control socket only
+    cli/       what people type and see
 """
 
 __version__ = "0.2.0"

@@ -18,8 +18,8 @@ import trio
 
 from panicd.demo.background import background
 from panicd.demo.process import freeze
+from panicd.host.sdnotify import OF_ONE_PROCESS
 from panicd.service.control_client import call
-from panicd.service.sdnotify import OF_ONE_PROCESS
 
 LogLine = dict[str, Any]
 

@@ -1,15 +1,12 @@
-"""Dumps that leave out what nobody debugs a kernel panic with.
+"""A guest's memory, from QEMU through a pipe to a file that panicd owns.
 
 ::
 
-    page_classes   what each page is used for, by the kernel's array of page structures
-    page_bitmap    the bitmap of the pages that are kept; its program asks for the memory that it
-                   needs, and is run before the dump
-    kdump_writer   the kdump-compressed format, page by page
-    page_filter    a program: an ELF core comes in, the kept pages go out as a kdump
-    windows_filter a program: an ELF core of a Windows comes in, a dump for WinDbg goes out
-    core_stream    what comes in
+    coredump       makes one; queue: whose turn it is
+    checks, page_selection    what is found out before: what it costs, which pages are left out
+    writer         the bytes, in a thread of its own; repair, elf_filter: what is mended on the way
+    directory      the files; facts, reader, kdump_reader: what a finished one is, and holds
+    filter/        programs of their own that leave pages out
 
-What a guest wrote is worked on in processes of their own: a lie costs time and memory there, within
-limits, and not in the daemon. numpy does it for many pages at once.
+Enters: a session, or libvirt's pipe. Leaves: a finished dump, or why there is none.
 """

@@ -1,7 +1,7 @@
 """Which pages of a stopped guest a dump leaves out, found out over QMP before the dump.
 
-``panicd.dumps.filter.page_bitmap`` works on what the guest wrote, in a process of its own, and asks for
-the memory that it needs. Here it is given that, a range at a time, within limits. Whatever goes
+``panicd.dumps.filter.page_bitmap`` works on what the guest wrote, in a process of its own, and asks
+for the memory that it needs. Here it is given that, a range at a time, within limits. Whatever goes
 wrong leaves a dump that has all pages, and says why.
 """
 

@@ -95,7 +95,7 @@ class EvidenceKeeper:
             queue=self._services.dumps,
             libvirt=self._services.libvirt,
             metrics=self._services.metrics,
-            give_way=self._services.way.give_way,
+            give_way=self._services.priority.give_way,
         )
         try:
             retired = await in_thread(partial(retire, self._policy.coredump, dump.path))

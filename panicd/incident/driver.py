@@ -307,7 +307,7 @@ class Driver:
     def _note(self, note: effects.Note) -> None:
         domain, entry = self._domain, note.entry
         if isinstance(entry, Opened):
-            self._first.enter_context(self._services.way.go_first())
+            self._first.enter_context(self._services.priority.go_first())
             self._services.storm.note(domain.key, entry.at)
             domain.chronicle = self._latest = Chronicle.open(note.after, self._services.keeping)
             self._token = secrets.token_hex(4)

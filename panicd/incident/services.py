@@ -37,7 +37,7 @@ class Services:
         storm: limits what is done while many domains panic at once.
         dumps: whose memory is dumped, and who waits for it.
         bundles: removes the evidence that is one too many.
-        way: lets reactions go first.
+        priority: lets reactions go first.
         unrecorded: whether what was done before is not known and that is to be waited out.
         libvirt: of this host.
         timers: the time limits of all domains.
@@ -54,7 +54,7 @@ class Services:
     storm: StormWatch
     dumps: DumpQueue
     bundles: BundleRetention
-    way: Priority
+    priority: Priority
     unrecorded: Callable[[], bool]
     libvirt: Libvirt
     timers: Timers

@@ -1,15 +1,14 @@
-"""What touches a QEMU: its monitor, its process, its sockets, its memory.
+"""One QEMU: its monitor, its process, what its guest's memory holds.
 
 ::
 
-    discovery  which monitor sockets there are
-    monitor    one QMP connection: events in, commands out
-    process    who is at its other end, and how to end exactly that process; process_list: all of
-               them on this host
-    coredump   the guest's memory, to a file: dump_checks and page_selection before, dump_writer for
-               the bytes (with dump_repair, elf_filter), dump_directory for the files, dump_reader
-               (with kdump_reader) and dump_facts to read a finished one
-    evidence   what else is kept of a panic: log, screen, registers
+    monitor        one QMP connection: events in, commands out. Only it knows asyncio and qemu.qmp
+    monitor_error, event_outlet, line_reader, pace, pending    its parts
+    session        a connected VM; probe: what it is asked first
+    process        who is at the other end, and how to end exactly that process; other_end,
+                   process_identity, process_list, socket_table: what the kernel says of it
+    guest_memory   memory of a stopped guest, and its kernel log; dump_error: why it can't be had
+    file_rights    opens a file that somebody else names; threads: work that may hang
 
-Imports from ``panicd.rules`` only. Only ``monitor`` knows asyncio and qemu.qmp; the rest is trio.
+Imports from ``panicd.rules`` only.
 """

@@ -1,5 +1,20 @@
 """What panicd knows and decides: values in, values out.
 
+::
+
+    machine/       the one machine for a panic
+    policy, plan   what is done about a panic, and in which steps; on_crash, settings: as configured
+    recovery       how an open incident goes on; incident: its entries and states; ending: of a QEMU
+    budget, storm, flood       restarts that are left, many panics at once, one guest's too many
+    identity       whose a domain is; capability, panic_device, exposure: what its QEMU can do
+    qapi, payload, bug_check   QEMU's events, and a panic's payload in words
+    command_line, qemu_args, io_ports, socket_path, guest_system, libvirt    how VMs are started
+    operation, notification, unit_name    what operators ask, what others are told, units' names
+    guest_memory/, kernel_log, consoles   a stopped guest's own words
+    panic_text/, last_words, signature    what they say of the panic
+    retention, shares          what is kept, and how much of each user's
+    printable      text that others chose
+
 Nothing in this package is async, reads a clock, opens a file or logs; ``tests/test_layers.py``
 holds it to that. Times are seconds since the epoch and come in as arguments.
 """

@@ -295,9 +295,9 @@ def while_unwritten(decision: Decision, situation: Situation) -> Decision:
 
     Nothing is done to a guest without a record of it. It is decided anew once there can be one.
     """
-    runs_on = situation.run_state is not None and situation.run_state.executes
-    changes_nothing = decision.action is Action.NONE or decision.reason is Reason.HELD
-    if changes_nothing or (decision.action is Action.IGNORE and runs_on):
+    executes = situation.run_state is not None and situation.run_state.executes
+    runs_on = decision.action is Action.IGNORE and executes and not decision.coredump
+    if decision.action is Action.NONE or decision.reason is Reason.HELD or runs_on:
         return decision
     action, reason = Action.PRESERVE, Reason.JOURNAL
     return replace(decision, action=action, coredump=False, reason=reason, relaunch=False)

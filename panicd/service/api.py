@@ -108,11 +108,11 @@ class Api:
         for number, domain in enumerate(by_name, 1):
             yield asdict(domain_status(domain, outlook))
             if number % SHOWN_AT_ONCE == 0:
-                await services.way.give_way_async()
+                await services.priority.give_way_async()
 
     async def _audit(self) -> object:
         services, now = self._services, self._keeping.clock()
-        domains = services.way.in_turn(tuple(services.fleet.domains.values()))
+        domains = services.priority.in_turn(tuple(services.fleet.domains.values()))
         look = partial(exposed_domains, domains, self._keeping.counters, services.holds, now)
         found = await trio.to_thread.run_sync(look)
         without = await trio.to_thread.run_sync(unwatched, services.fleet)
@@ -317,7 +317,7 @@ class Api:
             if before.policy_for(*known) != after.policy_for(*known):
                 changed.append(domain.name)
             if number % SHOWN_AT_ONCE == 0:
-                await self._services.way.give_way_async()
+                await self._services.priority.give_way_async()
         return sorted(changed)
 
 

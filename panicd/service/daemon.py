@@ -29,6 +29,7 @@ from panicd.host.logs import dropped, get_logger, write_late
 from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
 from panicd.host.priority import Priority
 from panicd.host.problems import Problems
+from panicd.host.sdnotify import ServiceManager
 from panicd.host.timers import Timers
 from panicd.host.wall_clock import WallClock
 from panicd.incident.adoption import take_up_orphans
@@ -54,7 +55,6 @@ from panicd.service import control
 from panicd.service.api import Api
 from panicd.service.operators import Operators
 from panicd.service.programs import missing_programs
-from panicd.service.sdnotify import ServiceManager
 from panicd.web.http import serve_http
 from panicd.web.page import Pages
 from panicd.web.web import WebApp
@@ -89,7 +89,7 @@ class Daemon:
         self._journal, self._damaged = open_journal(config.state_directory / JOURNAL)
         self._fleet = Fleet()
         self._holds = Holds(self._journal.operations())
-        self._way = Priority()
+        self._priority = Priority()
         self._metrics = Metrics(
             CollectorRegistry(),
             version=__version__,
@@ -102,7 +102,7 @@ class Daemon:
             coredump_free_bytes=self._coredump_free_bytes,
             exposed=self._exposed,
             log_dropped=lambda: dropped.total,
-            give_way=self._way.give_way,
+            give_way=self._priority.give_way,
         )
         self._counters = Counters(
             self._metrics, self._journal.totals(), self._journal.all_restarts()
@@ -164,7 +164,7 @@ class Daemon:
                     control.serve,
                     self._config.control_socket,
                     api.handle,
-                    self._way.give_way_async,
+                    self._priority.give_way_async,
                     partial(self._problems.tell, f"control socket {self._config.control_socket}"),
                 )
                 await nursery.start(self._serve_http, Pages(services))
@@ -202,7 +202,7 @@ class Daemon:
             storm=self._storm,
             dumps=self._dumps,
             bundles=self._bundles,
-            way=self._way,
+            priority=self._priority,
             unrecorded=self._must_wait_out,
             libvirt=self._libvirt,
             timers=Timers(),
@@ -273,7 +273,7 @@ class Daemon:
 
     def _domains(self) -> Iterator[Domain]:
         """Yield all domains, for another thread than the event loop's."""
-        return self._way.in_turn(tuple(self._fleet.domains.values()))
+        return self._priority.in_turn(tuple(self._fleet.domains.values()))
 
     async def reload(self) -> list[str]:
         """Read the configuration anew, and put it in force, all or nothing.

@@ -8,7 +8,7 @@ import pytest
 from panicd.config.config import ConfigError, load
 from panicd.config.web import load_web_config
 
-TLS = Path(__file__).parent / "tls"
+TLS = Path(__file__).parents[1] / "parts/tls"
 HASH = "$2b$04$" + "x" * 53
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from panicd.demo.guests import Guest
-from panicd.service.sdnotify import OF_ONE_PROCESS
+from panicd.host.sdnotify import OF_ONE_PROCESS
 from tests.parts.daemon import RunningDaemon
 from tests.parts.qemu import RealQemu
 

@@ -6,32 +6,32 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from panicd.host import priority as right_of_way
+from panicd.host import priority as module
 from panicd.host.priority import PASSED_WITHIN, WAITS_AT_MOST, Priority
 from tests.parts.patience import fail_after
 
 
 async def test_nobody_waits_while_there_is_no_reaction(autojump_clock: MockClock) -> None:
-    way = Priority()
-    await way.give_way_async()
-    with way.go_first():
+    priority = Priority()
+    await priority.give_way_async()
+    with priority.go_first():
         pass
-    await way.give_way_async()
-    assert list(way.in_turn([1, 2])) == [1, 2]
+    await priority.give_way_async()
+    assert list(priority.in_turn([1, 2])) == [1, 2]
     assert autojump_clock.current_time() == 0.0
 
 
 async def test_a_task_goes_on_when_the_reaction_is_over() -> None:
-    way = Priority()
+    priority = Priority()
     passed: list[str] = []
 
     async def other() -> None:
-        await way.give_way_async()
+        await priority.give_way_async()
         passed.append("other")
 
     with fail_after(5):
         async with trio.open_nursery() as nursery:
-            with way.go_first():
+            with priority.go_first():
                 nursery.start_soon(other)
                 await trio.lowlevel.checkpoint()
                 passed.append("reaction")
@@ -39,16 +39,16 @@ async def test_a_task_goes_on_when_the_reaction_is_over() -> None:
 
 
 async def test_a_task_waits_for_the_last_of_several_reactions() -> None:
-    way = Priority()
+    priority = Priority()
     passed = trio.Event()
 
     async def other() -> None:
-        await way.give_way_async()
+        await priority.give_way_async()
         passed.set()
 
     async with trio.open_nursery() as nursery:
-        with way.go_first():
-            with way.go_first():
+        with priority.go_first():
+            with priority.go_first():
                 nursery.start_soon(other)
                 await wait_all_tasks_blocked()
             await wait_all_tasks_blocked()
@@ -57,19 +57,19 @@ async def test_a_task_waits_for_the_last_of_several_reactions() -> None:
 
 
 async def test_a_reaction_that_takes_its_time_holds_no_task_up(autojump_clock: MockClock) -> None:
-    way = Priority()
-    with way.go_first():
-        await way.give_way_async()
+    priority = Priority()
+    with priority.go_first():
+        await priority.give_way_async()
     assert 0.0 < autojump_clock.current_time() <= WAITS_AT_MOST
 
 
 def test_a_thread_goes_on_when_the_reaction_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("PASSED_WITHIN", "WAITS_AT_MOST"):
-        monkeypatch.setattr(right_of_way, limit, 60.0)
-    way = Priority()
+        monkeypatch.setattr(module, limit, 60.0)
+    priority = Priority()
     passed: list[str] = []
-    other = threading.Thread(target=lambda: passed.extend(way.in_turn(["one", "two"])))
-    with way.go_first():
+    other = threading.Thread(target=lambda: passed.extend(priority.in_turn(["one", "two"])))
+    with priority.go_first():
         other.start()
         other.join(0.05)
         assert other.is_alive()
@@ -79,7 +79,7 @@ def test_a_thread_goes_on_when_the_reaction_is_over(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_reaction_that_takes_its_time_holds_no_thread_up() -> None:
-    way = Priority()
+    priority = Priority()
     parts = range(int(2 * PASSED_WITHIN / WAITS_AT_MOST))
-    with way.go_first():
-        assert list(way.in_turn(parts)) == list(parts)
+    with priority.go_first():
+        assert list(priority.in_turn(parts)) == list(parts)

@@ -125,7 +125,7 @@ class Life:
             storm=StormWatch(lambda: None, dict),
             dumps=DumpQueue(1, now),
             bundles=BundleRetention(Path("/journal"), Path("/bundles")),
-            way=Priority(),
+            priority=Priority(),
             unrecorded=lambda: False,
             libvirt=Libvirt(lambda: None, dry_run=False),
             timers=Timers(),

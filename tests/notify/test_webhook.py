@@ -12,7 +12,7 @@ from panicd.notify.webhook import post
 from tests.parts.patience import fail_after
 from tests.parts.receiver import Receiver, status
 
-TLS = Path(__file__).parent / "tls"
+TLS = Path(__file__).parents[1] / "parts/tls"
 
 
 def server_context() -> ssl.SSLContext:

@@ -17,6 +17,7 @@ from panicd.rules.policy import (
     end_flood,
     fall_back,
     ignore_again,
+    while_unwritten,
 )
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.settings import Budget, PanicNotifier, Policy
@@ -294,6 +295,20 @@ def test_a_guest_that_panics_again_is_ignored_again(situation: Situation, expect
     assert ignored.coredump
     again = ignore_again(policy, OLD_REVERSIBLE, situation, ignored, now=NOW)
     assert f"{again.effective} {again.reason}" == expected
+
+
+@pytest.mark.parametrize(
+    ("on_crash", "expected"),
+    [(OnCrash.IGNORE, "ignore on-crash"), (OnCrash.COREDUMP_IGNORE, "preserve journal")],
+)
+def test_a_guest_that_runs_is_not_stopped_for_a_dump_without_a_record(
+    on_crash: OnCrash, expected: str
+) -> None:
+    running = replace(PANICKED, run_state=RunState.RUNNING)
+    decided = decide(replace(PLAIN, on_crash=on_crash), MODERN, running, now=NOW)
+    assert decided.action is Action.IGNORE
+    foreseen = while_unwritten(decided, running)
+    assert f"{foreseen.effective} {foreseen.reason}" == expected
 
 
 def decision(action: str, reason: Reason = Reason.ON_CRASH, *, relaunch: bool = False) -> Decision:

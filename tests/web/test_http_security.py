@@ -25,7 +25,7 @@ from panicd.web.web import Request, Response, WebApp
 from tests.parts.http import Answer, basic, connect, get, read_answer, until_closed, until_reset
 from tests.parts.patience import fail_after, patience
 
-TLS = Path(__file__).parent / "tls"
+TLS = Path(__file__).parents[1] / "parts/tls"
 USERS = {"alice": bcrypt.hashpw(b"opensesame", bcrypt.gensalt(4))}
 GOOD = basic("alice", "opensesame").partition(" ")[2]
 WRONG = basic("alice", "guess").partition(" ")[2]

@@ -3,10 +3,17 @@
 ``step(state, input, moment)`` returns the next state and the effects: values in, values out. There
 is no clock, no file and no waiting in here. What the machine waits for is a phase of its state.
 
+::
+
     inputs ──► table.step ──► effects        arrival   how a domain is found, and left
                   │                          resting   what is heard while nothing is under way
          phases and their rows               deciding  what is decided, and what follows
-                                             steps     how each step of a plan goes
+                                             steps     how each step of a plan begins
+
+    halting, commands, ending    the steps themselves; results: how each came out
+    hearing        what is heard while something is under way; answers: what QEMU's answers say
+    ignoring       a guest that runs on, panic after panic
+    state, vm      what is known of the incident, and of the VM; turn: one step in the making
 """
 
 from panicd.rules.machine.state import State

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from panicd.service import sdnotify
-from panicd.service.sdnotify import ServiceManager
+from panicd.host import sdnotify
+from panicd.host.sdnotify import ServiceManager
 from tests.parts.patience import patience
 
 

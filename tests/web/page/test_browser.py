@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.page.test_pages import ALICE, keep_evidence, panicked
 from tests.parts import chromium
 from tests.parts.chromium import Chromium
+from tests.web.page.test_pages import ALICE, keep_evidence, panicked
 
 pytestmark = [
     pytest.mark.real,
