@@ -14,7 +14,7 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Final
 
-from panicd.dumps.core_stream import BLOCK, HEAD, CoreStream
+from panicd.dumps.filter.core_stream import BLOCK, HEAD, CoreStream
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, Piece
 from panicd.rules.guest_memory.kdump_head import kdump_head
 from panicd.rules.guest_memory.memory import PAGE

@@ -64,7 +64,7 @@ class WindowsDump:
     patches: tuple[tuple[int, bytes], ...]
 
     def written(self) -> bytes:
-        """Return it as ``panicd.dumps.windows_filter`` reads it."""
+        """Return it as ``panicd.dumps.filter.windows_filter`` reads it."""
         parts = {
             "head": self.head.hex(),
             "runs": [(run.start, len(run)) for run in self.runs],

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from panicd.dumps.core_stream import BLOCK, HEAD, CoreStream
+from panicd.dumps.filter.core_stream import BLOCK, HEAD, CoreStream
 from panicd.rules.guest_memory.dump_file import DumpFile, Piece
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
