@@ -45,12 +45,14 @@ class PageSelection:
         bitmap: a file in memory with a bit for each page that is kept; None: all are.
         left_out: how many pages are not, by what they were used for.
         reason: why fewer are left out than was wanted; empty where that is not so.
+        windows: a file in memory with what a dump for WinDbg has besides; None: it is none.
     """
 
     level: int
     bitmap: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
+    windows: int | None = None
 
     def about(self) -> str:
         """Return what the dump says of itself, as JSON."""
