@@ -14,7 +14,7 @@ MAX_SIZE: Final = 1 << 16  # bytes; kernels give it a page
 MAX_STRUCTURE: Final = 1 << 10  # bytes; the largest of those that panicd reads has 88
 MAX_RELEASE: Final = 64  # characters: Linux, __NEW_UTS_LEN
 
-NO_LINUX: Final = "a Windows, which has no kernel log"
+NO_LINUX: Final = "the guest is a Windows"
 
 _ADDRESS: Final = re.compile(r"[0-9a-fA-F]{1,16}", re.ASCII)
 _NUMBER: Final = re.compile(r"-?[0-9]{1,20}", re.ASCII)
