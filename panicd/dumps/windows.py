@@ -38,6 +38,10 @@ async def windows_parts(
         NotReadableError: it is a Windows, and no dump for WinDbg can be made of it.
         SessionLostError: the session ended.
     """
+    domain = session.capability.libvirt
+    if domain is not None and not domain.has_vmcoreinfo:
+        yield None  # libvirt would be asked for nothing
+        return
     try:
         memory = await open_memory(session, timeout, by_other)
         header = WindowsHeader.find(memory.notes)

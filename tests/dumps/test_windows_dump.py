@@ -1,7 +1,6 @@
 """The dump of a guest that stands for a Windows: as QEMU's own, and as others' tools read it."""
 
 import struct
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -212,11 +211,7 @@ async def test_volatility_opens_it(socket_dir: Path) -> None:
     memory = WindowsMemory()
     async with panicked(socket_dir, memory) as (_, session):
         made = await dump(session, socket_dir, DumpFormat.WIN_DMP)
-    done = subprocess.run(
-        [sys.executable, "-c", BY_VOLATILITY, made.path.as_uri(), str(BUG_CHECK)],
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
-    assert done.stdout.split() == [hex(memory.bug_check[0]), memory.pages[BUG_CHECK].hex()], done
+    command = [sys.executable, "-c", BY_VOLATILITY, made.path.as_uri(), str(BUG_CHECK)]
+    done = await trio.run_process(command, capture_stdout=True)
+    shown = done.stdout.decode().split()
+    assert shown == [hex(memory.bug_check[0]), memory.pages[BUG_CHECK].hex()]
