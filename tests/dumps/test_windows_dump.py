@@ -10,14 +10,16 @@ import pytest
 import trio
 
 from panicd.cli.filtering import write_filtered
+from panicd.demo.qmp import QmpCommandError
 from panicd.dumps.coredump import ALL_OF_WINDOWS, NO_WINDOWS, FinishedDump, dump_guest_memory
 from panicd.dumps.facts import dump_facts
 from panicd.dumps.reader import read_dumped_log
 from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.qemu.guest_memory import read_words
 from panicd.qemu.session import Session
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
-from panicd.rules.guest_memory.windows import HEADER_SIZE
+from panicd.rules.guest_memory.windows import HEADER_SIZE, WindowsCrash
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
@@ -215,3 +217,25 @@ async def test_volatility_opens_it(socket_dir: Path) -> None:
     done = await trio.run_process(command, capture_stdout=True)
     shown = done.stdout.decode().split()
     assert shown == [hex(memory.bug_check[0]), memory.pages[BUG_CHECK].hex()]
+
+
+@pytest.mark.real
+async def test_of_a_vm_that_libvirt_has_dump(socket_dir: Path) -> None:
+    memory = WindowsMemory(processors=2)
+    async with panicked(socket_dir, memory, processors=2) as (vm, session):
+
+        async def by_libvirt(path: Path, kind: str, _timeout: float) -> None:
+            where = {"paging": False, "protocol": f"file:{path}", "format": kind}
+            try:
+                await vm.witness.execute("dump-guest-memory", where)
+            except QmpCommandError as error:  # what was looked for had come
+                raise DumpError(DumpFailure.REFUSED, str(error)) from error
+
+        found = await read_words(session, lines=1, timeout=TIME_LIMIT, by_other=by_libvirt)
+        assert isinstance(found, WindowsCrash)
+        assert found.bug_check.code == memory.bug_check[0]
+        settings = CoredumpSettings(socket_dir / "dumps", level=1, min_free=FreeSpaceFloor())
+        made = await dump_guest_memory(
+            session, settings, "vm", "20260101T000000-0", DumpFormat.WIN_DMP, by_other=by_libvirt
+        )
+        assert made.path.read_bytes() == await qemus_own(vm, socket_dir / "own.dmp")
