@@ -117,15 +117,8 @@ async def windows_guest(
         proxied: As of ``RealQemu.start``.
         extra: Further arguments.
     """
-    rom = directory / "windows.rom"
-    rom.write_bytes(_FIRMWARE.ljust(ROM_SIZE - 16, b"\xf4") + _RESET_VECTOR.ljust(16, b"\xf4"))
-    arguments = ["-bios", str(rom), "-smp", str(processors)]
-    for number, (place, content) in enumerate(_pieces(memory)):
-        piece = directory / f"windows-{number}.bin"
-        piece.write_bytes(content)
-        arguments += ["-device", f"loader,file={piece},addr={place:#x},force-raw=on"]
-    if memory.levels == 5:
-        arguments += ["-cpu", "max,la57=on"]
+    rom, arguments = write_windows(directory, memory)
+    arguments += ["-bios", str(rom), "-smp", str(processors)]
     async with RealQemu.start(
         directory,
         guest=None,
@@ -135,6 +128,23 @@ async def windows_guest(
         extra=(*arguments, "-action", "panic=pause", *extra),
     ) as vm:
         yield vm
+
+
+def write_windows(directory: Path, memory: WindowsMemory) -> tuple[Path, list[str]]:
+    """Write the guest's firmware and memory; return the firmware, and arguments for the rest.
+
+    Args:
+        directory: For the files.
+        memory: What the guest has.
+    """
+    rom = directory / "windows.rom"
+    rom.write_bytes(_FIRMWARE.ljust(ROM_SIZE - 16, b"\xf4") + _RESET_VECTOR.ljust(16, b"\xf4"))
+    arguments = ["-cpu", "max,la57=on"] if memory.levels == 5 else []
+    for number, (place, content) in enumerate(_pieces(memory)):
+        piece = directory / f"windows-{number}.bin"
+        piece.write_bytes(content)
+        arguments += ["-device", f"loader,file={piece},addr={place:#x},force-raw=on"]
+    return rom, arguments
 
 
 def _pieces(memory: WindowsMemory) -> list[tuple[int, bytes]]:
