@@ -34,7 +34,8 @@ def incident_log(incident: dict[str, Any]) -> tuple[object, Callable[[], None]]:
         except NotReadableError as error:
             why_not = str(error)
         else:
-            answer = {"dump": str(path), "panic_line": panic_line(log.lines), **asdict(log)}
+            why = incident["panic_line"] or panic_line(log.lines)
+            answer = {"dump": str(path), "panic_line": why, **asdict(log)}
             return answer, lambda: _show(log)
     return _kept(incident, why_not)
 

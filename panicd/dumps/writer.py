@@ -308,7 +308,6 @@ class DumpWriter:
         """Have a program write to the file what it makes of the core, or several, one by one."""
         with ExitStack() as stack:
             first = self._start_filters(file, programs, stack)
-            enlarge(first.fileno())
             try:
                 self._copy_elf(first.fileno(), file)
                 first.close()
@@ -348,6 +347,7 @@ class DumpWriter:
                     target.close()  # the program has it now
                 self._filters.insert(0, stack.enter_context(process))
                 assert process.stdin is not None
+                enlarge(process.stdin.fileno())
                 target = process.stdin
         assert not isinstance(target, int)
         return target

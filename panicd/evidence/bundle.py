@@ -168,7 +168,7 @@ async def _own_words(session: Session, bundle: Bundle, by_other: DumpByOther | N
             # Some milliseconds, in which others are responded to.
             bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
         case WindowsCrash(bug_check, build, processors):
-            said = f"{bug_check.line}\nWindows build {build}, {processors} processors\n"
+            said = f"{bug_check.line}\nbuild: {build}\nprocessors: {processors}\n"
             _write(bundle, "bug-check.txt", said.encode(), "the bug check of a Windows")
             bundle.words = words_of_bug_check(bug_check)
 

@@ -48,7 +48,7 @@ async def test_evidence_has_the_bug_check(socket_dir: Path) -> None:
     assert bundle.words.signature is not None
     assert bundle.words.signature.title.startswith("bug check 0x7e SYSTEM_THREAD")
     said = (place / "bug-check.txt").read_text()
-    assert said == f"{bundle.words.line}\nWindows build 20348, 1 processors\n"
+    assert said == f"{bundle.words.line}\nbuild: 20348\nprocessors: 1\n"
 
 
 @pytest.mark.real
