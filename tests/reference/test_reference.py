@@ -11,7 +11,7 @@ from tests.parts.patience import patience
 from tests.reference.files import FILES, ROOT
 from tests.reference.roff import man_body, plain
 
-PACKAGING = ROOT / "share/package"  # What makes the packages, written by hand.
+BY_HAND = {ROOT / "share/package", ROOT / "share/panicd"}
 MANUALS = [name for name in FILES if name.startswith("share/man/")]
 
 
