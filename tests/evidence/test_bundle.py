@@ -126,9 +126,10 @@ async def test_screen_without_end_is_none(socket_dir: Path) -> None:
 
     def draw(file: int, picture: bytes) -> None:
         def write() -> None:
+            much = picture * (65536 // len(picture))
             with suppress(BrokenPipeError):
                 while True:
-                    os.write(file, picture)
+                    os.write(file, much)
 
         thread.append(threading.Thread(target=write))
         thread[0].start()
