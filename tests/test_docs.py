@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 import click
 import pytest
@@ -86,3 +87,12 @@ def test_every_policy_is_listed(on_crash: OnCrash) -> None:
 @pytest.mark.parametrize("exposure", Exposure)
 def test_every_exposure_is_listed(exposure: Exposure) -> None:
     assert f"| `{exposure}` |" in OPERATIONS
+
+
+def test_the_walk_of_a_panic_names_functions_that_there_are() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    walk = text[text.index("## A panic's way") : text.index("## An incident is the fold")]
+    names = re.findall(r"`((?:qemu|incident|rules|journal|libvirt)\.[\w.]+)`", walk)
+    assert len(names) > 20
+    for name in names:
+        assert resolve_name(f"panicd.{name}"), name
