@@ -186,7 +186,7 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
     return {
         "name": answers.name,
         "uuid": answers.uuid,
-        "qemu_version": ".".join(map(str, capability.version)),
+        "qemu_version": capability.version_text,
         "run_state": answers.run_state,
         "panic_device": capability.panic_device,
         "device_types": list(capability.device_types),

@@ -19,7 +19,7 @@ from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.known_domains import Start
 from panicd.qemu.monitor import MonitorError
 from panicd.qemu.session import Session
-from panicd.rules.capability import Capability, Version, run_by_libvirt
+from panicd.rules.capability import UNKNOWN_VERSION, Capability, run_by_libvirt
 from panicd.rules.identity import Claim
 from panicd.rules.libvirt import LibvirtDomain, address_of
 from panicd.rules.libvirt_state import run_state
@@ -127,13 +127,12 @@ class LibvirtDomains:
         monitor = start.monitor
         async with self._turns:
             described, state = await self._ask(start)
-            if self._is_dialled(described):
-                return ""
-            version = await self._version()
+        if self._is_dialled(described):
+            return ""
         libvirt.look_after(domain.address, described)
         with libvirt.process_of(start) as process:
             start.process = process
-            vm = Vm(state, capability_of(described, version), process.token)
+            vm = Vm(state, capability_of(described), process.token)
             claim = Claim(start.ref.name, start.ref.uuid)
             session = Session(monitor, process, claim, vm, True, process.beyond_signals())
             monitor.known = lambda: session.vm
@@ -167,19 +166,15 @@ class LibvirtDomains:
             described = replace(described, handling=described.taken_from)
         return described, run_state(state.state, state.reason)
 
-    async def _version(self) -> Version:
-        client = self._services.libvirt.client
-        number = await client.call(requests.hypervisor_version(), timeout=ANSWERS_WITHIN)
-        return number // 1_000_000, number // 1000 % 1000, number % 1000
 
-
-def capability_of(domain: LibvirtDomain, version: Version) -> Capability:
+def capability_of(domain: LibvirtDomain) -> Capability:
     """Return what can be done with a domain by libvirt's API.
 
-    libvirt starts every QEMU with ``-no-shutdown``, and decides itself what a panic comes to.
+    libvirt starts every QEMU with ``-no-shutdown``, and decides itself what a panic comes to. It
+    does not tell the version of the QEMU that runs.
     """
     capability = Capability(
-        version,
+        UNKNOWN_VERSION,
         no_shutdown=True,
         reboot_is_shutdown=domain.ends_on_reset,
         dump_formats=(DumpFormat.ELF, DumpFormat.KDUMP_ZLIB),

@@ -169,7 +169,7 @@ def domain_status(domain: Domain, outlook: Outlook) -> DomainStatus:
     return replace(
         known,
         run_state=session.run_state,
-        qemu_version=".".join(map(str, capability.version)),
+        qemu_version=capability.version_text,
         armed=capability.armed,
         panic_device=capability.panic_device,
         on_crash=policy.on_crash,

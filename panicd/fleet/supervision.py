@@ -59,7 +59,7 @@ async def supervise(
     get_logger(monitor=domain.address, domain=domain.name).info(
         "domain connected",
         uuid=domain.uuid,
-        qemu=".".join(map(str, session.capability.version)),
+        qemu=session.capability.version_text,
         run_state=session.run_state,
         armed=session.capability.armed,
         panic_device=session.capability.panic_device,

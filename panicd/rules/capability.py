@@ -23,6 +23,7 @@ BUILTIN_UNTIL: Final[Version] = (1, 7, 0)  # QEMU commit 7839ff59 took the built
 DUMP_FORMATS_SINCE: Final[Version] = (2, 0, 0)
 DETACHED_DUMP_SINCE: Final[Version] = (2, 6, 0)
 SET_ACTION_SINCE: Final[Version] = (6, 0, 0)
+UNKNOWN_VERSION: Final[Version] = (0, 0, 0)
 TDX_SINCE: Final[Version] = (10, 1, 0)
 
 
@@ -134,7 +135,14 @@ class Capability:
     @property
     def behaves_like(self) -> Version:
         """The upstream version that a panic, and what follows it, is like."""
+        if self.by_api:  # libvirt makes up for what an older one lacks
+            return SET_ACTION_SINCE
         return max(self.version, REVERSIBLE_SINCE) if self.backport else self.version
+
+    @property
+    def version_text(self) -> str:
+        """The version for people; empty where it is not known."""
+        return "" if self.version == UNKNOWN_VERSION else ".".join(map(str, self.version))
 
     @property
     def firmware_hides_device(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from panicd.demo.guests import Guest
 from panicd.dumps.facts import dump_facts
 from tests.e2e.test_policies import ENOUGH_SPACE, dumps
 from tests.parts.daemon import RunningDaemon
-from tests.parts.libvirt import Libvirtd, LibvirtMissingError, PlainDomain
+from tests.parts.libvirt import Libvirtd, LibvirtMissingError, LibvirtVm, PlainDomain
 from tests.parts.linux import Kernel, Trouble
 from tests.parts.patience import fail_after
 
@@ -144,6 +146,115 @@ async def test_an_operator_restarts_it(libvirtd: Libvirtd, socket_dir: Path) -> 
 
         await daemon.wait_incident("vm", ending="restarted")
         await domain.wait_counting()
+
+
+# Where somebody is away. These domains have a monitor for the test to look through; panicd has not.
+
+
+@asynccontextmanager
+async def watched(
+    libvirtd: Libvirtd, directory: Path, on_crash: str, guest: Guest = Guest.PANIC_ON_KEY
+) -> AsyncIterator[tuple[LibvirtVm, RunningDaemon]]:
+    async with (
+        libvirtd.domain(directory, on_crash, guest=guest) as vm,
+        RunningDaemon.start(directory, **configured(libvirtd)) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        yield vm, daemon
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_libvirtd_is_away_when_the_guest_panics(
+    libvirtd: Libvirtd, socket_dir: Path, number: signal.Signals
+) -> None:
+    """libvirt itself never acts on such a panic."""
+    async with watched(libvirtd, socket_dir, "restart") as (vm, daemon):
+        mark = daemon.mark()
+        with libvirtd.away(number):
+            await daemon.wait_log("libvirt does not answer", since=mark)
+            await vm.press_key()
+            assert await vm.status() == "guest-panicked"
+            await daemon.wait_log("connection ended", domain="vm", since=mark)
+
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        assert incident.source == "reconciliation"
+        await vm.wait_counting()
+
+
+async def test_panicd_is_away_when_the_guest_panics(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    async with watched(libvirtd, socket_dir, "restart") as (vm, daemon):
+        await daemon.kill()
+        await vm.press_key()
+        await daemon.start_again()
+
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        assert incident.source == "reconciliation"
+        await vm.wait_counting()
+
+
+@pytest.mark.parametrize("on_crash", ["restart", "destroy"])
+async def test_libvirtd_is_silent_when_the_guest_panics(
+    libvirtd: Libvirtd, socket_dir: Path, on_crash: str
+) -> None:
+    async with watched(libvirtd, socket_dir, on_crash) as (vm, daemon):
+        with libvirtd.frozen():
+            await vm.press_key()
+            await daemon.wait_log("libvirt does not answer")
+        ending = "restarted" if on_crash == "restart" else "destroyed"
+        incident = await daemon.wait_incident("vm", ending=ending)
+        assert incident.source == "event", "it was heard of when libvirtd woke up"
+
+
+async def test_the_next_start_of_a_domain_is_left_alone(
+    libvirtd: Libvirtd, socket_dir: Path
+) -> None:
+    """What panicd has not yet heard of may have ended with the panicked QEMU."""
+    async with watched(libvirtd, socket_dir, "destroy") as (vm, daemon):
+        mark = daemon.mark()
+        with daemon.frozen():
+            await vm.press_key()
+            await libvirtd.virsh("destroy", "vm")
+            await libvirtd.virsh("start", "vm")
+        await daemon.wait_armed("vm", since=mark)
+        await daemon.wait_incident("vm", ending="qemu-gone")
+        assert (await vm.state()).startswith("running")
+
+
+async def test_a_saved_domain_comes_back_with_its_own_policy(
+    libvirtd: Libvirtd, socket_dir: Path
+) -> None:
+    """The live XML, with panicd's doing, is saved along."""
+    async with libvirtd.plain_domain(socket_dir, "restart") as domain:
+        async with RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon:
+            await daemon.wait_armed("vm")
+            await libvirtd.virsh("managedsave", "vm")
+            await daemon.wait_log("domain ended", domain="vm")
+        await domain.start()
+        assert await domain.live("on_crash") == "preserve"
+
+        async with RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon:
+            await daemon.wait_armed("vm")
+            await domain.press_key()
+            await daemon.wait_incident("vm", ending="restarted")
+        async with RunningDaemon.start(
+            socket_dir, **configured(libvirtd, take_over=False)
+        ) as daemon:
+            await daemon.wait_armed("vm")
+            assert await domain.live("on_crash") == "restart", "it is put right"
+
+
+async def test_a_panic_at_once_after_the_start_is_libvirt_s(
+    libvirtd: Libvirtd, socket_dir: Path
+) -> None:
+    """It takes a moment until libvirt leaves a domain that was started to panicd."""
+    async with (
+        RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon,
+        libvirtd.plain_domain(socket_dir, "destroy", guest=Guest.PANIC_ONCE) as domain,
+    ):
+        incident = await daemon.wait_incident("vm", ending="qemu-gone")
+        assert incident.decisions == [("preserve", "libvirt")]
+        assert await daemon.metric("panicd_fallbacks_total", reason="libvirt") == 1
+        await domain.wait_state("shut off (crashed)")
 
 
 @pytest.mark.parametrize("on_stop", ["keep", "restore"])

@@ -55,7 +55,9 @@ if [ -z "$root" ]; then
     mount --bind "$1/$file" /etc/$file
   done
 fi
-exec chroot "$root/" libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
+"""
+_RUN: Final = """
+exec chroot "$2/" libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
 """
 _LIBVIRTD: Final = """
 unix_sock_dir = "{directory}"
@@ -248,27 +250,34 @@ class Libvirtd:
             raise LibvirtMissingError("a mount namespace takes root")
         (directory / "libvirtd.conf").write_text(_LIBVIRTD.format(directory=directory))
         (directory / "qemu.conf").write_text(_QEMU)
-        ready = directory / "ready"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.bind(str(ready))
-            manager.settimeout(patience(STARTS_WITHIN))
-            with (directory / "stderr").open("wb") as stderr:
-                process = subprocess.Popen(
-                    ["unshare", "--mount", "sh", "-ec", _START, "sh", str(directory), root],
-                    stdin=subprocess.DEVNULL,
-                    stdout=stderr,
-                    stderr=stderr,
-                    env={**os.environ, "NOTIFY_SOCKET": str(ready)},
-                )
+        script = ["sh", "-ec", _START + _RUN, "sh", str(directory), root]
+        libvirtd: Libvirtd | None = None
+        try:
+            libvirtd = cls(directory, _start(directory, ["unshare", "--mount", *script]))
+            yield libvirtd
+        except TimeoutError:
+            raise LibvirtMissingError((directory / "stderr").read_text()) from None
+        finally:
+            if libvirtd is not None:
+                libvirtd._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        self._process.send_signal(signal.SIGCONT)
+        self._process.send_signal(number)
+        self._process.wait()
+
+    @contextmanager
+    def away(self, number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+        """End it, and start it again afterwards, with all that it had; its QEMUs run on."""
+        root = os.environ.get(ROOT, "").rstrip("/")
+        with Path(f"/proc/{self.pid}/ns/mnt").open() as namespace:
+            self._end(number)
             try:
-                _await_ready(manager, process)
-                yield cls(directory, process)
-            except TimeoutError:
-                raise LibvirtMissingError((directory / "stderr").read_text()) from None
+                yield
             finally:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-                process.wait()
+                place = f"--mount=/proc/{os.getpid()}/fd/{namespace.fileno()}"
+                script = ["sh", "-ec", _RUN, "sh", str(self._directory), root]
+                self._process = _start(self._directory, ["nsenter", place, *script])
 
     @property
     def pid(self) -> int:
@@ -423,6 +432,34 @@ class Libvirtd:
             capture_stderr=True,
             check=False,
         )
+
+
+def _start(directory: Path, command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a libvirtd, and wait until it says that it is ready.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    ready = directory / "ready"
+    ready.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(ready))
+        manager.settimeout(patience(STARTS_WITHIN))
+        with (directory / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                env={**os.environ, "NOTIFY_SOCKET": str(ready)},
+            )
+        try:
+            _await_ready(manager, process)
+        except TimeoutError:
+            process.kill()
+            process.wait()
+            raise
+    return process
 
 
 def _await_ready(manager: socket.socket, process: subprocess.Popen[bytes]) -> None:
