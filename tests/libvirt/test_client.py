@@ -394,8 +394,10 @@ async def test_what_it_says_no_with_is_printable_and_bounded(socket_dir: Path) -
 # Streams.
 
 
-async def test_a_picture_comes_in_pieces(socket_dir: Path) -> None:
+@pytest.mark.parametrize("first", [False, True])
+async def test_a_picture_comes_in_pieces(socket_dir: Path, first: bool) -> None:
     async with FakeLibvirtd.start(socket_dir) as fake, connected(fake.uri) as listener:
+        fake.faults.streams_first = first
         picture = bytearray()
         kind = await listener.client.call(
             requests.screenshot(fake.domain().ref), timeout=ANSWERED_WITHIN, take=picture.extend
@@ -404,8 +406,10 @@ async def test_a_picture_comes_in_pieces(socket_dir: Path) -> None:
         assert picture == PICTURE
 
 
-async def test_a_picture_that_is_not_wanted_any_more(socket_dir: Path) -> None:
+@pytest.mark.parametrize("first", [False, True])
+async def test_a_picture_that_is_not_wanted_any_more(socket_dir: Path, first: bool) -> None:
     async with FakeLibvirtd.start(socket_dir) as fake, connected(fake.uri) as listener:
+        fake.faults.streams_first = first
         taken: list[bytes] = []
         with trio.CancelScope() as scope:
 
