@@ -24,7 +24,7 @@ BY_API = Capability(
 )
 
 
-def found(policy: Policy, capability: Capability, **how: bool) -> list[str]:
+def found(policy: Policy, capability: Capability, **how: Any) -> list[str]:
     decision = decide(policy, capability, Situation(capability.panic_leaves), now=NOW)
     return [*exposures(policy, capability, decision, **how)]
 
