@@ -121,11 +121,8 @@ async def test_who_gives_up_in_line_is_never_sent(socket_dir: Path) -> None:
             listener.client.ask(requests.reset(domain), lambda _: None, timeout=1000)
         with trio.move_on_after(0.05):
             await call(listener, requests.resume(domain))
-        await fake.end()
-        await listener.wait_standing(Standing.AWAY)
-        fake.faults.hangs = set()
-        await listener.wait_standing(Standing.UP)
-        await call(listener, requests.state_of(domain))
+        await fake.go_on()
+        await call(listener, requests.suspend(domain))
         assert not fake.told[Procedure.DOMAIN_RESUME]
 
 

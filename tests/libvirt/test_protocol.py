@@ -109,13 +109,11 @@ def test_an_answer_is_read_or_makes_no_sense(asked: requests.Request[Any], said:
 
 
 def typed(name: str, value: float | str) -> bytes:
-    match value:
-        case str():
-            return pack_text(name) + pack_int(7) + pack_text(value)
-        case float():
-            return pack_text(name) + pack_int(5) + struct.pack(">d", value)
-        case _:
-            return pack_text(name) + pack_int(3) + struct.pack(">q", value)
+    if isinstance(value, str):
+        return pack_text(name) + pack_int(7) + pack_text(value)
+    if isinstance(value, int):
+        return pack_text(name) + pack_int(3) + struct.pack(">q", value)
+    return pack_text(name) + pack_int(5) + struct.pack(">d", value)
 
 
 NAMES = st.sampled_from(["state.state", "state.reason", "operation", "data_total", "vm"])

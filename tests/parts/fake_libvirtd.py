@@ -163,6 +163,7 @@ class FakeLibvirtd:
         self.job = (0, 0)
         self._ids = count(1 + max(each.id for each in domains))
         self._clients: list[_Client] = []
+        self._hung: list[tuple[_Client, Message]] = []
         self._awake = trio.Event()
         self._awake.set()
         self._answers: dict[int, Callable[[Decoder], bytes]] = {
@@ -231,6 +232,14 @@ class FakeLibvirtd:
             yield
         finally:
             self._awake.set()
+
+    async def go_on(self) -> None:
+        """Have all QEMUs go on that hang: what was asked of them is answered."""
+        self.faults.hangs = set()
+        hung, self._hung = self._hung, []
+        for client, message in hung:
+            client.under_way -= 1
+            await self._take(client, message)
 
     async def end(self) -> None:
         """End all connections, as where it is killed."""
@@ -303,6 +312,7 @@ class FakeLibvirtd:
         client.under_way += 1
         self.most_under_way = max(self.most_under_way, client.under_way)
         if procedure in self.faults.hangs:
+            self._hung.append((client, message))
             return
         try:
             payload = self._answer(client, message)
