@@ -33,6 +33,7 @@ CHUNK: Final = 1 << 16  # bytes taken at once
 ANSWER_TIMEOUT: Final = 2.0  # seconds
 NO_CONSOLE: Final = "There is no console"  # QEMU, ui/console.c, qmp_screendump
 NO_SCREEN: Final = "the VM has no screen"
+BY_LIBVIRT_WITHIN: Final = 5.0  # seconds: it waits for what libvirt does about the panic itself
 WRITABLE: Final = 0o622  # by QEMU's user; only who has it already can find it in /proc
 
 
@@ -140,7 +141,7 @@ async def take_picture_by_libvirt(client: Client, domain: DomainRef) -> tuple[Pi
                 problem = error
                 scope.cancel()
 
-        await client.call(screenshot(domain), timeout=ANSWER_TIMEOUT, take=take)
+        await client.call(screenshot(domain), timeout=BY_LIBVIRT_WITHIN, take=take)
     if problem is not None:
         raise problem
     for kind, signature in SIGNATURES.items():

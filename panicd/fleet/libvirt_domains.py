@@ -54,27 +54,32 @@ class LibvirtDomains:
         """Look after those that there are and those that appear, until cancelled."""
         libvirt = self._services.libvirt
 
-        def appeared(uuid: str) -> None:
-            if uuid not in self._kept:
-                self._kept.add(uuid)
-                nursery.start_soon(self._keep, uuid)
+        def appeared(start: Start) -> None:
+            if start.ref.uuid not in self._kept:
+                self._kept.add(start.ref.uuid)
+                nursery.start_soon(self._keep, start)
 
         try:
             async with trio.open_nursery() as nursery:
                 libvirt.on_appeared = appeared
-                for uuid in libvirt.running:
-                    appeared(uuid)
+                for start in libvirt.running:
+                    appeared(start)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
-            libvirt.on_appeared = lambda _uuid: None
+            libvirt.on_appeared = lambda _start: None
 
-    async def _keep(self, uuid: str) -> None:
-        """Look after one domain, again and again, for as long as it runs."""
+    async def _keep(self, first: Start) -> None:
+        """Look after one domain, again and again, for as long as it runs.
+
+        Once in any case: it may have panicked, and libvirt have ended it, before this begins.
+        """
         libvirt, fleet, backoff = self._services.libvirt, self._services.fleet, Backoff()
         domain: Domain | None = None
+        uuid = first.ref.uuid
+        start: Start | None = first
         try:
-            while (start := libvirt.start_of(uuid)) is not None:
+            while start is not None:
                 moved, began = start.moved, trio.current_time()
                 if domain is None and not self._is_dialled(start.domain):
                     address, now = address_of(libvirt.uri, uuid), self._services.keeping.clock()
@@ -86,11 +91,13 @@ class LibvirtDomains:
                         fleet.remove(domain.address)
                         domain = None
                     await moved.wait()
+                    start = libvirt.start_of(uuid)
                     continue
                 if trio.current_time() - began > LASTING:
                     backoff.reset()
                 with trio.move_on_after(backoff.next()):
                     await moved.wait()
+                start = libvirt.start_of(uuid)
         finally:
             self._kept.discard(uuid)
             if domain is not None:
@@ -132,6 +139,8 @@ class LibvirtDomains:
         libvirt.look_after(domain.address, described)
         with libvirt.process_of(start) as process:
             start.process = process
+            if libvirt.start_of(start.ref.uuid) is not start:
+                process.note_stopped()
             vm = Vm(state, capability_of(described), process.token)
             claim = Claim(start.ref.name, start.ref.uuid)
             session = Session(monitor, process, claim, vm, True, process.beyond_signals())
@@ -156,12 +165,15 @@ class LibvirtDomains:
             question = requests.state_of(start.ref)
             state = await libvirt.client.call(question, timeout=ANSWERS_WITHIN)
         except LibvirtError:
-            if not (monitor.has_panicked and monitor.events.ended):
+            with trio.move_on_after(SETTLED_WITHIN if monitor.has_panicked else 0.0):
+                await start.ended.wait()
+            if not (monitor.has_panicked and start.ended.is_set()):
                 raise
             # It had panicked before anything could be found out about it, and libvirt has ended it.
             ref = start.ref
             return start.domain or LibvirtDomain(ref.id, ref.name, ref.uuid), RunState.RUNNING
-        if monitor.has_panicked and start.was_taken_over and not state.panicked:
+        just_now = start.was_taken_over and bool(described.taken_from)
+        if monitor.has_panicked and just_now and not state.panicked:
             # Too late: libvirt has done what it was to do on a panic.
             described = replace(described, handling=described.taken_from)
         return described, run_state(state.state, state.reason)

@@ -75,6 +75,7 @@ class Start:
         process: of a session that there is.
         described: ``domain`` is known.
         moved: set when it ends, or libvirt is connected anew; then there is another.
+        ended: it is no more.
     """
 
     ref: DomainRef
@@ -84,6 +85,7 @@ class Start:
     process: DomainProcess | None = None
     described: trio.Event = field(default_factory=trio.Event)
     moved: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
 
     def move(self) -> None:
         """Wake who waits for something to happen to it."""
@@ -102,7 +104,7 @@ class Libvirt:
         problem: why libvirt does not answer; empty where it does, or was not asked.
         on_change: called when a domain is not as it was known.
         on_problem: called with ``problem`` when that has changed.
-        on_appeared: called with the UUID of a domain that runs, at its start or when it is found.
+        on_appeared: called with each start of a domain, as it happens or when it is found.
     """
 
     def __init__(self, settings: Callable[[], LibvirtSettings | None], *, dry_run: bool) -> None:
@@ -124,7 +126,7 @@ class Libvirt:
         self.problem = ""
         self.on_change: Callable[[], None] = lambda: None
         self.on_problem: Callable[[str], None] = lambda _problem: None
-        self.on_appeared: Callable[[str], None] = lambda _uuid: None
+        self.on_appeared: Callable[[Start], None] = lambda _start: None
 
     # What is known.
 
@@ -157,9 +159,9 @@ class Libvirt:
         return self._client
 
     @property
-    def running(self) -> list[str]:
-        """The UUIDs of the domains that run."""
-        return list(self._starts)
+    def running(self) -> list[Start]:
+        """The starts of the domains that run."""
+        return list(self._starts.values())
 
     @property
     def monitors(self) -> set[str]:
@@ -309,9 +311,9 @@ class Libvirt:
                 await self._keep_listed()
         finally:
             self._client = None
-            starts = list(self._starts.values())
-            for uuid in self.running:
-                self._ended(uuid, "panicd has left libvirt")
+            starts = self.running
+            for start in starts:
+                self._ended(start.ref.uuid, "panicd has left libvirt")
             if settings.on_stop is OnStop.RESTORE and not self._dry_run:
                 with trio.move_on_after(GIVEN_BACK_WITHIN, shield=True):
                     await _give_back(settings.uri, starts)
@@ -416,7 +418,7 @@ class Libvirt:
         if start is None:
             start = Start(ref, self._new_monitor(ref))
             self._starts[ref.uuid] = start
-            self.on_appeared(ref.uuid)
+            self.on_appeared(start)
             self._changed.unpark_all()
         return start
 
@@ -426,12 +428,14 @@ class Libvirt:
             if start.process is not None and why is ENDED:
                 start.process.note_stopped()
             start.monitor.end(why)
+            start.ended.set()
             start.move()
             self._changed.unpark_all()
 
     def renew(self, start: Start) -> None:
         """Have a way to a start of a domain whose session has ended, though it runs."""
-        if start.monitor.events.ended and self.client.standing is Standing.UP:
+        is_there = self._starts.get(start.ref.uuid) is start
+        if is_there and start.monitor.events.ended and self.client.standing is Standing.UP:
             start.monitor = self._new_monitor(start.ref)
 
     def _new_monitor(self, ref: DomainRef) -> DomainMonitor:
