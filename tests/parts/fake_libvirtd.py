@@ -64,6 +64,16 @@ ON_CRASH: Final = {action: action.name.lower().replace("_", "-") for action in L
 }
 
 
+_BY_QEMU: Final = {
+    Procedure.DOMAIN_RESET,
+    Procedure.DOMAIN_RESUME,
+    Procedure.DOMAIN_SUSPEND,
+    Procedure.DOMAIN_GET_IOTHREAD_INFO,
+    Procedure.DOMAIN_SCREENSHOT,
+    Procedure.DOMAIN_MEMORY_PEEK,
+}
+
+
 class RefusedError(Exception):
     """What the fake says no with."""
 
@@ -106,7 +116,8 @@ class Faults:
     """What is wrong with it.
 
     Attributes:
-        hangs: procedures that it never answers, as where a QEMU hangs.
+        hangs: procedures that it never answers.
+        qemu_hangs: domains of which it answers nothing that takes their QEMU.
         lies: what stands in place of an answer, by procedure.
         refuses: why it says no, by procedure.
         raw: makes of a message's bytes what is written.
@@ -119,6 +130,7 @@ class Faults:
     """
 
     hangs: set[int] = field(default_factory=set)
+    qemu_hangs: set[str] = field(default_factory=set)
     lies: dict[int, bytes] = field(default_factory=dict)
     refuses: dict[int, str] = field(default_factory=dict)
     raw: Callable[[bytes], bytes] = lambda message: message
@@ -251,9 +263,17 @@ class FakeLibvirtd:
         """Have a guest panic, which libvirt preserves."""
         domain = self.domain(name)
         domain.state = State.CRASHED, 1
+        self.say_panic(domain)
+        self.say_lifecycle(domain, EventKind.CRASHED)
+
+    def say_panic(self, domain: FakeDomain) -> None:
+        """Tell what its QEMU says when a guest panics, before libvirt has taken that in."""
         self._say_qemu(domain, "GUEST_PANICKED", '{"action":"pause"}')
         self._say_qemu(domain, "STOP")
-        self._say(domain, EventKind.CRASHED, 0)
+
+    def say_lifecycle(self, domain: FakeDomain, event: EventKind, detail: int = 0) -> None:
+        """Tell who listens what has become of a domain."""
+        self._say(domain, event, detail)
 
     def monitored(self, path: Path) -> FakeDomain:
         """Have the domain's XML name a monitor for panicd."""
@@ -314,6 +334,8 @@ class FakeLibvirtd:
         if procedure in self.faults.hangs:
             self._hung.append((client, message))
             return
+        if self._qemu_hangs(message):
+            return
         try:
             payload = self._answer(client, message)
         except RefusedError as refused:
@@ -337,6 +359,12 @@ class FakeLibvirtd:
             self._reply(client, message, Kind.REPLY, Status.OK, payload)
         if procedure == Procedure.DOMAIN_RESET:
             self._say(self._of(Decoder(message.payload)), None)
+
+    def _qemu_hangs(self, message: Message) -> bool:
+        """Whether it is about a domain whose QEMU hangs, and takes that one."""
+        if message.program != REMOTE_PROGRAM or message.procedure not in _BY_QEMU:
+            return False
+        return self._of(Decoder(message.payload)).name in self.faults.qemu_hangs
 
     def _answer(self, client: _Client, message: Message) -> bytes:
         items = Decoder(message.payload)

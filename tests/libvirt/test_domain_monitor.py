@@ -1,0 +1,151 @@
+"""What the machine has libvirt do with a domain, on a fake libvirtd: and what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from panicd.libvirt import domain_monitor
+from panicd.libvirt.protocol import EventKind, Procedure, State
+from tests.parts.daemon import DaemonInside
+from tests.parts.fake_libvirtd import FakeDomain, FakeLibvirtd
+
+RESET, RESUME = Procedure.DOMAIN_RESET, Procedure.DOMAIN_RESUME
+DESTROY = Procedure.DOMAIN_DESTROY_FLAGS
+RUNNING, PANICKED, STOPPED = (State.RUNNING, 1), (State.CRASHED, 1), (State.PAUSED, 0)
+
+
+@asynccontextmanager
+async def looked_after(
+    directory: Path, *domains: FakeDomain, **config: Any
+) -> AsyncIterator[tuple[FakeLibvirtd, DaemonInside]]:
+    async with (
+        FakeLibvirtd.start(directory, *domains) as fake,
+        DaemonInside.start(
+            directory, monitors=[], libvirt={"uri": fake.uri}, time_limit=60, **config
+        ) as daemon,
+    ):
+        for domain in fake.domains:
+            await daemon.wait_armed(domain.name)
+        yield fake, daemon
+
+
+async def test_it_is_reset_and_let_run(socket_dir: Path) -> None:
+    async with looked_after(socket_dir) as (fake, daemon):
+        fake.panic()
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        assert incident.source == "event"
+        assert (fake.told[RESET], fake.told[RESUME]) == (1, 1)
+        assert fake.domain().state[0] == State.RUNNING
+
+
+async def test_it_is_destroyed(socket_dir: Path) -> None:
+    async with looked_after(socket_dir, FakeDomain("vm", 1, on_crash="destroy")) as (fake, daemon):
+        fake.panic()
+        await daemon.wait_incident("vm", ending="destroyed")
+        assert fake.told[DESTROY] == 1
+
+
+async def test_libvirt_has_taken_in_the_panic_before(socket_dir: Path) -> None:
+    """It would say 'crashed' for good of a guest that was reset by then."""
+    async with looked_after(socket_dir) as (fake, daemon):
+        fake.domain().state = STOPPED
+        fake.say_panic(fake.domain())
+        await daemon.wait_log("guest panicked")
+        while fake.told[Procedure.DOMAIN_GET_STATE] < 4:  # it is looked again and again
+            await trio.sleep(0.001)
+        assert not fake.told[RESET]
+        fake.domain().state = PANICKED
+        fake.say_lifecycle(fake.domain(), EventKind.CRASHED)
+        await daemon.wait_incident("vm", ending="restarted")
+
+
+async def test_the_next_start_of_a_domain_is_not_met(socket_dir: Path) -> None:
+    """Its events may be late; libvirt would reset whatever has the UUID by now."""
+    async with looked_after(socket_dir) as (fake, daemon):
+        fake.domain().state = PANICKED
+        fake.say_panic(fake.domain())
+        fake.domain().id = 77  # a panicked guest, but another one
+        mark = daemon.mark()
+        await daemon.wait_log("connection ended", since=mark)
+        assert not fake.told[RESET]
+        # It is found as it stands: libvirt tells of it when it is listed or heard of.
+        fake.say_lifecycle(fake.domain(), EventKind.STARTED)
+        await daemon.wait_armed("vm", since=mark)
+
+
+async def test_a_guest_that_somebody_has_let_run_is_left_alone(socket_dir: Path) -> None:
+    """What somebody else did may not have been heard of yet."""
+    async with looked_after(socket_dir) as (fake, daemon):
+        fake.domain().state = RUNNING
+        domain_monitor.TAKEN_IN_WITHIN = 0.0
+        try:
+            fake.say_panic(fake.domain())
+            await daemon.wait_incident("vm", ending="foreign-resume")
+        finally:
+            domain_monitor.TAKEN_IN_WITHIN = 2.0
+        assert not fake.told[RESET]
+        assert not fake.told[Procedure.DOMAIN_SUSPEND]
+
+
+@pytest.mark.parametrize("dies_after", [RESET, RESUME])
+async def test_a_libvirtd_that_ends_with_a_command(socket_dir: Path, dies_after: Procedure) -> None:
+    """Whether it was carried out is seen by the domain's state; nothing is done twice."""
+    async with looked_after(socket_dir) as (fake, daemon):
+        fake.faults.dies_after = dies_after
+        fake.panic()
+        while not fake.told[dies_after]:
+            await trio.sleep(0.001)
+        fake.faults.dies_after = None
+        await daemon.wait_incident("vm", ending="restarted")
+        assert (fake.told[RESET], fake.told[RESUME]) == (1, 1)
+
+
+async def test_one_that_hangs_delays_no_other(socket_dir: Path) -> None:
+    domains = [FakeDomain(f"vm{number}", number) for number in range(1, 9)]
+    async with looked_after(socket_dir, *domains) as (fake, daemon):
+        fake.faults.qemu_hangs = {"vm1"}
+        fake.panic("vm1")
+        await daemon.wait_log("guest panicked", domain="vm1")
+        for domain in domains[1:]:
+            fake.panic(domain.name)
+        for domain in domains[1:]:
+            await daemon.wait_incident(domain.name, ending="restarted")
+        assert fake.domain("vm1").state == PANICKED
+
+
+async def test_found_panicked_when_panicd_comes(socket_dir: Path) -> None:
+    domain = FakeDomain("vm", 1, state=PANICKED)
+    async with (
+        FakeLibvirtd.start(socket_dir, domain) as fake,
+        DaemonInside.start(
+            socket_dir, monitors=[], libvirt={"uri": fake.uri}, time_limit=60
+        ) as daemon,
+    ):
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        assert incident.source == "reconciliation"
+
+
+async def test_a_job_of_libvirt_s_is_waited_for(socket_dir: Path) -> None:
+    async with looked_after(socket_dir) as (fake, daemon):
+        fake.job = 1
+        fake.panic()
+        await daemon.wait_log("waiting", until_the_end_of="a migration")
+        assert not fake.told[RESET]
+        fake.job = 0
+        await daemon.wait_incident("vm", ending="restarted")
+
+
+async def test_an_idle_domain_without_a_panic_device_is_told_of(socket_dir: Path) -> None:
+    domain = FakeDomain("vm", 1, inside="")
+    async with looked_after(socket_dir, domain) as (_fake, daemon):
+        status = await daemon.domain("vm")
+        assert status["panic_device"] == "none"
+        assert status["libvirt"] == "preserve"
+        (exposed,) = [each for each in (await daemon.call("audit"))["domains"]]
+        assert "virt-xml vm --add-device --panic default" in str(exposed)
