@@ -20,6 +20,7 @@ from tests.parts.daemon import DaemonInside, ObservedDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.http import get
 from tests.parts.qemu import RealQemu
+from tests.parts.small_disk import small_disk
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +135,22 @@ async def test_what_a_glob_passes_over_is_told(socket_dir: Path) -> None:
         while (await daemon.call("status"))["passed_over"]:
             await trio.lowlevel.checkpoint()
         assert await readyz(daemon) == (200, "ok\n")
+
+
+async def test_a_file_system_that_is_mounted_over_a_glob_s_directory_is_looked_into(
+    socket_dir: Path,
+) -> None:
+    directory = socket_dir / "small-disk"
+    directory.mkdir()
+    before = FakeQemu(directory / "before.qmp", name="before")
+    after = FakeQemu(directory / "after.qmp", name="after")
+    glob = {"glob": str(directory / "*.qmp")}
+    async with DaemonInside.start(socket_dir, monitors=[glob]) as daemon, before.running():
+        await daemon.wait_armed("before")
+        with small_disk(socket_dir, "1m"):
+            async with after.running():
+                await daemon.wait_armed("after")
+                before.panic()  # it is connected still
+                await daemon.wait_incident("before", state="preserved")
+                assert before.sessions == 1
+            await daemon.wait_log("monitor is gone", domain="after")

@@ -15,11 +15,11 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
     """A file system in memory, for as long as the context lasts; skips where none can be mounted.
 
     Args:
-        directory: In which it gets a place.
+        directory: In which it gets a place, ``small-disk``; what is there is hidden.
         size: As tmpfs(5) takes it, such as 8m.
     """
     disk = directory / "small-disk"
-    disk.mkdir()
+    disk.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "panicd-test", str(disk)]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
     if mounted.returncode != 0:

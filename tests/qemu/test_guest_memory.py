@@ -29,7 +29,7 @@ from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 from panicd.rules.kernel_log import KernelLog, panic_line
 from panicd.rules.qapi import DumpCompletedEvent, RunState
 from tests.parts.fake import FakeQemu
-from tests.parts.linux import Kernel, linux_guest
+from tests.parts.linux import BUSY_HOST, Kernel, linux_guest
 from tests.parts.patience import fail_after
 from tests.parts.profile import QEMU_2_8, QEMU_7_2, Profile
 from tests.parts.profile import RunState as State
@@ -72,7 +72,10 @@ async def fake_session(fake: FakeQemu) -> AsyncIterator[Session]:
     [
         ((), 14),
         # Buffers that the kernel allocated, and are found by page tables of five levels.
-        (("-cpu", "max,la57=on", "-append", "console=ttyS0 panic=0 log_buf_len=4M"), 24),
+        (
+            ("-cpu", "max,la57=on", "-append", f"console=ttyS0 panic=0 {BUSY_HOST} log_buf_len=4M"),
+            24,
+        ),
     ],
     ids=["static", "allocated"],
 )

@@ -153,6 +153,6 @@ def test_further_sources_add_what_the_first_does_not_say() -> None:
     assert merge(merged, agent) == replace(merged, kernel=(6, 1))
     assert merge(GuestSystem(), agent) == agent
     assert merge(merged, None) == merged
-    liar = GuestSystem("mswindows", "Windows", "winnt", known_by="the agent")
+    liar = GuestSystem("x", "X", "winnt", "2026-01-01", (9, 9), known_by="the agent")
     assert merge(merged, liar) == merged
     assert merge(from_id("debian11", "an operator"), DEBIAN).id == DEBIAN.id
