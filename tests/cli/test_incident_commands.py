@@ -134,8 +134,15 @@ async def test_panics_are_told_from_each_other(socket_dir: Path) -> None:
         told = daemon.logged("panic line", incident=found[3])[-1]
         assert told["signature"] == lookup["signature"]
         assert told["frames"] == lookup["frames"]
+        known = {one["signature"]: one["last_at"] for one in (lookup, stuck)}
+        times = {one: await daemon.metric(LAST_PANIC, signature=one) for one in known}
+        assert times == pytest.approx(known)
+    async with DaemonInside.start(socket_dir, policy) as daemon:  # the times are there again
+        again = {one: await daemon.metric(LAST_PANIC, signature=one) for one in known}
+        assert again == pytest.approx(known)
 
 
+LAST_PANIC = "panicd_signature_last_panic_timestamp_seconds"
 LOOKUP = """\
 [    1.000000] BUG: kernel NULL pointer dereference, address: 0000000000000008
 [    1.000010] RIP: 0010:queue_put+0x12/0x40
