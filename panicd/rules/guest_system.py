@@ -126,6 +126,16 @@ BACKPORTS: Final[dict[str, str]] = {
 }
 """Systems whose kernel is older than its drivers, by libosinfo's id."""
 
+NOT_BUILT: Final[dict[str, dict[str, str]]] = {
+    "aarch64": {
+        r"debian\d*": (
+            "Debian builds its arm64 kernels without it (CONFIG_PVPANIC is not set), seen in those "
+            "of 12 and 13: `modinfo pvpanic-pci` in the guest tells"
+        ),
+    },
+}
+"""Systems whose kernels lack the driver that their version has, by architecture and id."""
+
 LAG: Final = 1
 """Years: a release comes with a kernel that is up to so much older."""
 
@@ -251,7 +261,9 @@ def advise(system: GuestSystem, architecture: str = "") -> Advice:
         architecture: of its CPU, as libvirt calls it; empty stands for a PC.
     """
     support = tuple(
-        _support(system, driver) for driver in DRIVERS if driver.family == system.family
+        _support(system, driver, architecture)
+        for driver in DRIVERS
+        if driver.family == system.family
     )
     useful = [s for s in support if s.verdict not in {Verdict.NO, Verdict.UNKNOWN}]
     device, why = "", ""
@@ -286,8 +298,11 @@ def _why(device: str, architecture: str, support: Sequence[Support]) -> str:
     return f"{chosen.why}{bus}"
 
 
-def _support(system: GuestSystem, driver: Driver) -> Support:
+def _support(system: GuestSystem, driver: Driver, architecture: str) -> Support:
     verdict, why = _verdict(system, driver)
+    lacks = _first_match(NOT_BUILT.get(architecture, {}), system.id)
+    if lacks is not None:
+        verdict, why = Verdict.NO, lacks
     return Support(driver.device, verdict, why, driver.source)
 
 

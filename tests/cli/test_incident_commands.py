@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tarfile
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -200,8 +201,18 @@ async def test_panics_are_told_from_each_other(socket_dir: Path) -> None:
         told = daemon.logged("panic line", incident=found[3])[-1]
         assert told["signature"] == known["hash"]
         assert told["frames"] == known["frames"]
+        latest = {
+            one["signature"]["hash"]: datetime.fromisoformat(one["last_at"]).timestamp()
+            for one in (lookup, stuck)
+        }
+        times = {one: await daemon.metric(LAST_PANIC, signature=one) for one in latest}
+        assert times == pytest.approx(latest, abs=0.01)
+    async with DaemonInside.start(socket_dir, policy) as daemon:  # the times are there again
+        again = {one: await daemon.metric(LAST_PANIC, signature=one) for one in latest}
+        assert again == pytest.approx(latest, abs=0.01)
 
 
+LAST_PANIC = "panicd_signature_last_panic_timestamp_seconds"
 LOOKUP = """\
 [    1.000000] BUG: kernel NULL pointer dereference, address: 0000000000000008
 [    1.000010] RIP: 0010:queue_put+0x12/0x40

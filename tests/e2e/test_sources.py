@@ -5,6 +5,7 @@ docs/matrix.md lists them, and says which is which: ``tests/test_matrix.py``.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from panicd.demo.qemu import machine_arguments
 from panicd.demo.qmp import QmpCommandError
 from panicd.rules.payload import MEMBERS
 from panicd.rules.qapi import PanicAction
+from tests.parts import machines
+from tests.parts.commands import ask
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.qemu import RealQemu, accelerator, qemu_binary
@@ -76,6 +79,23 @@ async def test_pvpanic_of_a_real_guest(socket_dir: Path, guest: Guest, device: s
         incident = await daemon.wait_incident("vm", ending="destroyed")
         assert incident.decisions == [("destroy", "on-crash")]
         assert await vm.wait_exit() == 0
+
+
+@pytest.mark.real
+@pytest.mark.skipif(shutil.which(machines.S390.qemu) is None, reason="no QEMU for s390")
+async def test_s390_disabled_wait_of_a_real_guest(socket_dir: Path) -> None:
+    async with (
+        RunningDaemon.start(socket_dir, {"on_crash": "preserve", **NO_EVIDENCE}) as daemon,
+        RealQemu.start(socket_dir, machine=machines.S390, devices=(), paused=True) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.start_guest()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        (line,) = daemon.logged("guest panicked")
+        waits = {"psw-mask": 0x0002000180000000, "psw-addr": machines.S390_WAITS_AT}
+        assert line["information"] == {**S390, **waits}
+        shown = await ask(daemon, "incident", incident.id)
+        assert "s390 core 0 has crashed: it waits with interrupts disabled" in shown
 
 
 @pytest.mark.real

@@ -145,9 +145,9 @@ async def linux_guest(
         extra: Further arguments for QEMU.
     """
     # 60 lines, so that a panic and its trace are seen whole (admin-guide/svga.rst).
-    screen_console = "vga=0x0f07 console=tty0 " if screen else ""
-    console_of = f"{screen_console}console={kernel.console}"
-    append = f"{console_of} panic={reboots_after} {BUSY_HOST} {trouble.append}"
+    words = ["vga=0x0f07 console=tty0"] if screen else []
+    words += [f"console={kernel.console}", f"panic={reboots_after}", trouble.append]
+    words += [] if kernel.machine else [BUSY_HOST]  # a PC's kernel
     initramfs, console = directory / "initramfs", directory / "console"
     initramfs.write_bytes(make_initramfs(kernel, trouble))
     async with RealQemu.start(
@@ -161,7 +161,7 @@ async def linux_guest(
         accel="tcg",
         extra=(
             *("-m", _MEMORY, "-kernel", str(kernel.image), "-initrd", str(initramfs)),
-            *("-append", append),
+            *("-append", " ".join(words)),
             *("-smp", str(trouble.cpus)),
             *(("-device", "VGA") if screen else ()),
             *("-serial", f"file:{console}"),

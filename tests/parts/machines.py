@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+S390_WAITS_AT = 0xDEAD
 PVPANIC_PCI = "pvpanic-pci,addr=1"
 
 
@@ -85,7 +86,7 @@ def _s390() -> bytes:
         "92011003 b2b23000"  # mvi 3(%r1), 1; lpswe 0(%r3)
         "b2b23010"  # idle: lpswe 16(%r3)
     )
-    disabled_wait = struct.pack(">QQ", 0x0002000180000000, 0xDEAD)
+    disabled_wait = struct.pack(">QQ", 0x0002000180000000, S390_WAITS_AT)
     idle = struct.pack(">QQ", 0x0302000180000000, 0)
     return start.ljust(at, b"\0") + code + disabled_wait + idle
 

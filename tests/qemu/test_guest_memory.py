@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ from panicd.rules.kernel_log import KernelLog, panic_line
 from panicd.rules.qapi import DumpCompletedEvent, RunState
 from tests.parts.fake import FakeQemu
 from tests.parts.linux import BUSY_HOST, Kernel, linux_guest
+from tests.parts.machines import ARM, RISCV, S390, Machine
 from tests.parts.patience import fail_after
 from tests.parts.profile import QEMU_2_8, QEMU_7_2, Profile
 from tests.parts.profile import RunState as State
@@ -127,6 +129,28 @@ async def test_a_guest_that_is_no_linux(socket_dir: Path) -> None:
             with pytest.raises(NotReadableError, match=r"a guest of 32-bit x86|no VMCOREINFO"):
                 await read_words(monitor_reader(session, TIME_LIMIT), 60)
             assert await session.query_status() is RunState.PRELAUNCH
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        (ARM, "no VMCOREINFO"),
+        (RISCV, "a guest of RISC-V: neither 64-bit x86 nor 64-bit Arm"),
+        (S390, "a guest of s390: neither 64-bit x86 nor 64-bit Arm"),
+    ],
+    ids=["arm", "riscv", "s390"],
+)
+async def test_a_machine_that_is_no_pc(socket_dir: Path, machine: Machine, reason: str) -> None:
+    if shutil.which(machine.qemu) is None:
+        pytest.skip(f"no {machine.qemu} here")
+    with fail_after(TIME_LIMIT):
+        async with (
+            RealQemu.start(socket_dir, machine=machine, devices=(), paused=True) as vm,
+            session_at(vm.socket) as session,
+        ):
+            with pytest.raises(NotReadableError, match=reason):
+                await read_words(monitor_reader(session, TIME_LIMIT), 60)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,9 @@ def linux(released: str = "", kernel: tuple[int, int] | None = None) -> GuestSys
         (from_id("http://redhat.com/rhel/6.5", ""), "", ISA, "probably unknown"),
         (from_id("http://redhat.com/rhel/7.9", ""), "", ISA, "yes no"),
         (from_id("http://ubuntu.com/ubuntu/22.04", ""), "aarch64", PCI, "yes yes"),
+        (from_id("http://debian.org/debian/12", ""), "aarch64", "", "no no"),
+        (GuestSystem("debian", "Debian", "linux", kernel=(6, 12)), "aarch64", "", "no no"),
+        (GuestSystem("debian", "Debian", "linux", kernel=(6, 12)), "x86_64", ISA, "yes yes"),
         (from_id("http://debian.org/debian/10", ""), "", ISA, "yes no"),  # and not Debian 1
         (from_id("windows", ""), "", HYPERV, "if-installed if-installed probably"),
         (
