@@ -15,7 +15,6 @@ import contextlib
 import errno
 import gzip
 import io
-import json
 import os
 import secrets
 import stat
@@ -25,11 +24,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
+from panicd.cli.documents import written
 from panicd.cli.filtering import leaves_out, write_filtered
-from panicd.cli.render import UNFOLDED
 from panicd.cli.render_incident import page
-from panicd.cli.terminal import Terminal
 from panicd.evidence.screen import MOST
+from panicd.host.terminal import Terminal
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.service.control_client import Answer
 
@@ -128,7 +127,7 @@ def _write(
             format=tarfile.PAX_FORMAT,
         ) as archive,
     ):
-        texts = {"record.json": json.dumps(record, indent=2), "timeline.txt": _page(record, now)}
+        texts = {"record.json": written("incident", record), "timeline.txt": _page(record, now)}
         for name, text in texts.items():
             content = text.encode(errors="backslashreplace")
             _add(archive, f"{folder}/{name}", io.BytesIO(content), len(content), now)
@@ -187,8 +186,7 @@ class _Members:
 
 def _page(record: Answer, now: float) -> str:
     text = io.StringIO()
-    console = Terminal(file=text, width=UNFOLDED, color_system=None)
-    console.print(*page(record, now), sep="\n")
+    Terminal(file=text).print(*page(record, now, None))
     return text.getvalue()
 
 

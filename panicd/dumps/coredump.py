@@ -18,10 +18,11 @@ import trio
 
 from panicd.dumps.checks import GuestMemory, check_guest, is_size
 from panicd.dumps.directory import dump_path
-from panicd.dumps.page_selection import PageSelection, selected_pages
+from panicd.dumps.page_selection import MAX_LENGTH, PageSelection, selected_pages
 from panicd.dumps.windows import windows_parts
 from panicd.dumps.writer import DumpProgress, DumpWriter, enlarge
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
+from panicd.qemu.guest_memory import GuestReader, RangeReader, monitor_reader
 from panicd.qemu.monitor import (
     CommandError,
     MonitorError,
@@ -76,6 +77,7 @@ async def dump_guest_memory(
     *,
     progress: DumpProgress | None = None,
     by_other: DumpByOther | None = None,
+    reader: Callable[[float], GuestReader] | None = None,
     give_way: Callable[[], None] = lambda: None,
 ) -> FinishedDump:
     """Write the memory of a stopped guest to a file.
@@ -91,6 +93,8 @@ async def dump_guest_memory(
         kind: the format, one that this QEMU can write.
         progress: kept up meanwhile, for whoever wants to look.
         by_other: who has QEMU dump; None: panicd, by the monitor.
+        reader: reads the guest's memory until a moment of trio's clock, where others have it dumped
+            and can read it in parts as well.
         give_way: called before each part that is moved, in the writer's thread; may wait a moment.
 
     Raises:
@@ -108,7 +112,7 @@ async def dump_guest_memory(
     progress.began, progress.total = trio.current_time(), memory.size
     deadline = progress.began + settings.timeout
     let_go = session.vm.times_let_go
-    async with _chosen(session, settings, kind, memory, by_other=by_other) as chosen:
+    async with _chosen(session, settings, kind, memory, by_other=by_other, reader=reader) as chosen:
         made, selection = chosen
         if session.vm.times_let_go > let_go:
             why = "the guest was reset or resumed while its dump was prepared"
@@ -167,6 +171,7 @@ async def _chosen(
     memory: GuestMemory,
     *,
     by_other: DumpByOther | None,
+    reader: Callable[[float], GuestReader] | None,
 ) -> AsyncIterator[tuple[DumpFormat, PageSelection]]:
     """Find out what is written, and what is left out of it."""
     level = kind.level(settings.level)
@@ -175,10 +180,17 @@ async def _chosen(
         return
     expected = LOOKING + (memory.size or 0) / LOOKING_RATE
     timeout = min(expected, settings.timeout * LOOKING_SHARE)
+    deadline = trio.current_time() + timeout
+    if reader is not None:
+        guest = reader(deadline)
+    elif by_other is not None:
+        guest = monitor_reader(session, timeout, by_other)
+    else:
+        guest = RangeReader(session, deadline, MAX_LENGTH)
     async with AsyncExitStack() as stack:
         parts, why_not = None, NO_WINDOWS if kind.is_of_windows else ""
         try:
-            looking = windows_parts(session, memory.size or 0, timeout, by_other)
+            looking = windows_parts(session, guest, memory.size or 0)
             parts = await stack.enter_async_context(looking)
         except NotReadableError as error:
             why_not = str(error)
@@ -190,10 +202,10 @@ async def _chosen(
             yield OTHERWISE, PageSelection(level & 1, reason=why_not)
         elif kind is not DumpFormat.KDUMP_ZLIB:
             yield kind, PageSelection(level)
-        elif by_other is not None:
+        elif by_other is not None and reader is None:
             yield OTHERWISE, PageSelection(level & 1, reason=NOT_BY_OTHERS)
         else:
-            selecting = selected_pages(session, level, memory.size, timeout)
+            selecting = selected_pages(guest, level, memory.size)
             selection = await stack.enter_async_context(selecting)
             yield OTHERWISE if selection.reason else kind, selection
 
@@ -232,7 +244,7 @@ async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
     try:
         await _await_file(writer)
         with suppress(NoReplyError):  # QEMU refuses the dump, if it has not got the pipe
-            await session.monitor.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
+            await session.qmp.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
     finally:
         os.close(pipe)
 

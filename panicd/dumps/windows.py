@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from panicd.qemu.dump_error import DumpByOther
-from panicd.qemu.guest_memory import open_memory
+from panicd.qemu.guest_memory import GuestReader
 from panicd.qemu.monitor import CommandError, NoReplyError
 from panicd.qemu.session import Session
 from panicd.rules.guest_memory.memory import Limits
@@ -24,15 +23,14 @@ LIMITS: Final = Limits(lines=0, size=64 << 20, requests=1 << 14)
 
 @asynccontextmanager
 async def windows_parts(
-    session: Session, size: int, timeout: float, by_other: DumpByOther | None = None
+    session: Session, reader: GuestReader, size: int
 ) -> AsyncIterator[int | None]:
     """Yield a file in memory with what the filter puts into a dump; None: the guest is no Windows.
 
     Args:
         session: the VM.
+        reader: of its memory.
         size: bytes of memory that the guest has.
-        timeout: seconds for it.
-        by_other: who has QEMU dump, where others may not.
 
     Raises:
         NotReadableError: it is a Windows, and no dump for WinDbg can be made of it.
@@ -43,8 +41,7 @@ async def windows_parts(
         yield None  # libvirt would be asked for nothing
         return
     try:
-        memory = await open_memory(session, timeout, by_other)
-        header = WindowsHeader.find(memory.notes)
+        header = WindowsHeader.find(await reader.notes())
     except NotReadableError:  # whoever looks for something else says why
         header = None
     if header is None:
@@ -55,7 +52,7 @@ async def windows_parts(
         printed = str(await session.execute("human-monitor-command", command))
     except (CommandError, NoReplyError) as error:
         raise NotReadableError(f"QEMU gives no registers: {error}") from error
-    parts = await memory.serve(read_dump(header, read_registers(printed), size, LIMITS))
+    parts = await reader.serve(read_dump(header, read_registers(printed), size, LIMITS))
     file = os.memfd_create("panicd-windows", os.MFD_CLOEXEC)
     try:
         os.pwrite(file, parts.written(), 0)

@@ -207,10 +207,10 @@ class Chronicle:
                 self._tell_words(before)
             case Settled(state=state):
                 log.info("incident stays open", state=state)
-            case Asked(uid=uid, what=what, why=why):
-                log.info("operator asked", uid=uid, what=what, why=why)
-            case Acknowledged(uid=uid, why=why):
-                log.info("incident acknowledged", uid=uid, why=why)
+            case Asked(uid=uid, what=what, why=why, user=user):
+                log.info("operator asked", uid=uid, user=user, what=what, why=why)
+            case Acknowledged(uid=uid, why=why, user=user):
+                log.info("incident acknowledged", uid=uid, user=user, why=why)
             case Observed(what=what):
                 log.info("seen", what=what)
             case Enforced():

@@ -17,10 +17,10 @@ import fcntl
 import os
 import re
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -43,46 +43,93 @@ BEGINNING: Final = 64 * 1024  # bytes of a dump that are waited for: its headers
 _WORD: Final = re.compile(r"\b0x([0-9a-f]{16})\b")
 T = TypeVar("T")
 
-FIRST: Final = ReadRequest(0, PAGE)  # any page will do for the note; a PC has this one
+FIRST: Final = (0, 1 << 30, 1 << 31)
+"""Where a page may be that a guest has, of which one is asked for to get the note: a PC's, that of
+Arm's ``virt``, that of RISC-V's (whose machine is then refused by its name)."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenMemory:
-    """A stopped guest's memory as it is read.
+class NoMemoryThereError(NotReadableError):
+    """QEMU refuses a range: the guest has no memory there, if nothing else is wrong."""
+
+
+class GuestReader(ABC):
+    """Reads a stopped guest's memory.
 
     Attributes:
-        notes: those of a dump: QEMU's on each processor, the guest kernel's on itself.
-        read: returns a range.
+        deadline: until when it may be done, on trio's clock.
     """
 
-    notes: bytes
-    read: Callable[[ReadRequest], Awaitable[bytes]]
+    deadline: float
 
-    async def serve(self, reader: Reading[T]) -> T:
-        """Give a reader what it asks for; return what it makes of it.
+    @abstractmethod
+    async def notes(self) -> bytes:
+        """Return the notes of a dump: QEMU's on each processor, the guest kernel's on itself.
+
+        Raises:
+            NotReadableError: there are none.
+            SessionLostError: the session ended.
+        """
+
+    @abstractmethod
+    def range(
+        self, request: ReadRequest
+    ) -> AbstractAsyncContextManager[list[tuple[int, int, int]]]:
+        """Yield where a range lies: files in memory, and from where to where in them.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+
+    async def read(self, request: ReadRequest) -> bytes:
+        """Return a range.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+        async with self.range(request) as pieces:
+            return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
+
+    async def serve(self, reading: Reading[T]) -> T:
+        """Give a reading what it asks for; return what it makes of it.
 
         Raises:
             NotReadableError: it makes nothing of it.
             SessionLostError: the session ended.
         """
         try:
-            request = next(reader)
+            request = next(reading)
             while True:
                 try:
                     data = await self.read(request)
                 except NotReadableError as error:
-                    request = reader.throw(error)
+                    request = reading.throw(error)
                 else:
-                    request = reader.send(data)
+                    request = reading.send(data)
         except StopIteration as end:
             made: T = end.value
             return made
 
 
-async def open_memory(
+async def read_words(reader: GuestReader, lines: int) -> GuestWords:
+    """Read the end of a Linux' log, or a Windows' bug check, within ``Limits``.
+
+    Args:
+        reader: of the guest's memory. What was read of a log until its deadline is returned.
+        lines: how many at most.
+
+    Raises:
+        NotReadableError: there is nothing to be had; the text says why, and may be the guest's.
+        SessionLostError: the session ended.
+    """
+    return await reader.serve(read_guest_words(await reader.notes(), Limits(lines)))
+
+
+def monitor_reader(
     session: Session, timeout: float, by_other: DumpByOther | None = None
-) -> OpenMemory:
-    """Return a stopped guest's memory, small ranges of which can be read.
+) -> GuestReader:
+    """Return what reads a stopped guest's memory by the monitor, in small ranges.
 
     Whoever reads the session's events finds a DUMP_COMPLETED for each range among them.
 
@@ -90,37 +137,11 @@ async def open_memory(
         session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
         timeout: seconds for all of it.
         by_other: who has QEMU dump, where others may not; None: panicd, by the monitor.
-
-    Raises:
-        NotReadableError: there is nothing to be had; the text says why.
-        SessionLostError: the session ended.
     """
     deadline = trio.current_time() + timeout
     if by_other is None:
-        ranges = RangeReader(session, deadline, MAX_REQUEST)
-        return OpenMemory(await ranges.notes(), ranges.read)
-    _check_readable(session)
-    notes = await notes_of_dump(by_other, timeout)
-    return OpenMemory(notes, partial(_read_words, session, deadline=deadline))
-
-
-async def read_words(
-    session: Session, *, lines: int, timeout: float, by_other: DumpByOther | None = None
-) -> GuestWords:
-    """Read the end of a Linux' log, or a Windows' bug check, within ``Limits``.
-
-    Args:
-        session: the VM; as of ``open_memory``.
-        lines: how many at most.
-        timeout: seconds for all of it. What was read of a log until then is returned.
-        by_other: as of ``open_memory``.
-
-    Raises:
-        NotReadableError: there is nothing to be had; the text says why, and may be the guest's.
-        SessionLostError: the session ended.
-    """
-    memory = await open_memory(session, timeout, by_other)
-    return await memory.serve(read_guest_words(memory.notes, Limits(lines)))
+        return RangeReader(session, deadline, MAX_REQUEST)
+    return WordReader(session, deadline, by_other)
 
 
 def _check_readable(session: Session) -> None:
@@ -135,8 +156,21 @@ def _check_readable(session: Session) -> None:
         raise NotReadableError("the guest is running")
 
 
-async def notes_of_dump(dump: DumpByOther, timeout: float) -> bytes:
-    """Return the notes of a dump that somebody else makes, which is then given up.
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The beginning of a dump.
+
+    Attributes:
+        file: where in the dump lies what.
+        notes: of it.
+    """
+
+    file: DumpFile
+    notes: bytes
+
+
+async def beginning_of_dump(dump: DumpByOther, timeout: float) -> Beginning:
+    """Return the beginning of a dump that somebody else makes, which is then given up.
 
     Args:
         dump: has QEMU dump into a path.
@@ -158,57 +192,82 @@ async def notes_of_dump(dump: DumpByOther, timeout: float) -> bytes:
         finally:
             os.close(writing)
 
-    notes = None
+    beginning = None
     with trio.move_on_after(timeout):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(have_dumped)
             async with trio.lowlevel.FdStream(reading) as stream:
-                notes = await _first_notes(stream)
+                beginning = await _read_beginning(stream)
             # The pipe is closed now, and the dump ends with that: it is waited for, for QEMU makes
             # one at a time.
-    if notes is None:
+    if beginning is None:
         raise NotReadableError(f"no dump's notes: {why or 'the time is over'}")
-    return notes
+    return beginning
 
 
-async def _first_notes(stream: trio.lowlevel.FdStream) -> bytes | None:
-    """Return the notes of a dump as it comes; None where it ends before."""
+async def _read_beginning(stream: trio.lowlevel.FdStream) -> Beginning | None:
+    """Return a dump's beginning as it comes; None where it ends before."""
     came = b""
     while data := await stream.receive_some(BEGINNING):
         came += data
         if len(came) >= BEGINNING:
-            notes = DumpFile.parse(came).notes
-            if len(came) >= notes.offset + notes.length:
-                return came[notes.offset : notes.offset + notes.length]
+            file = DumpFile.parse(came)
+            end = file.notes.offset + file.notes.length
+            if len(came) >= end:
+                return Beginning(file, came[file.notes.offset : end])
     return None
 
 
-async def _read_words(session: Session, request: ReadRequest, *, deadline: float) -> bytes:
-    """Read a range by the human monitor, which prints it in words of eight bytes."""
-    count = request.length // 8
-    command = {"command-line": f"xp /{count}gx {request.physical:#x}"}
-    try:
-        printed = await session.execute("human-monitor-command", command, _left(deadline))
-    except CommandError as error:
-        raise NotReadableError(f"QEMU gives no memory: {error.description}") from error
-    except NoReplyError as error:
-        raise NotReadableError("the time is over") from error
-    words = [int(word, 16) for word in _WORD.findall(str(printed))]
-    if len(words) != count:
-        raise NotReadableError(f"no guest memory at {request.physical:#x}")
-    return struct.pack(f"<{count}Q", *words)
+class WordReader(GuestReader):
+    """Reads a stopped guest's memory by the human monitor, which prints it in words of eight bytes.
+
+    Args:
+        session: the VM.
+        deadline: until when it may be done, on trio's clock.
+        dump: who has QEMU dump; the dump's beginning has the notes.
+    """
+
+    def __init__(self, session: Session, deadline: float, dump: DumpByOther) -> None:
+        self.deadline = deadline
+        self._session = session
+        self._dump = dump
+
+    async def notes(self) -> bytes:
+        """Return the notes of a dump; see ``GuestReader``."""
+        _check_readable(self._session)
+        return (await beginning_of_dump(self._dump, _left(self.deadline))).notes
+
+    @asynccontextmanager
+    async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
+        """Yield where a range lies; see ``GuestReader``."""
+        with memory_file(request.length) as file:
+            os.pwrite(file, await self.read(request), 0)
+            yield [(file, 0, request.length)]
+
+    async def read(self, request: ReadRequest) -> bytes:
+        """Return a range; see ``GuestReader``."""
+        count = request.length // 8
+        command = {"command-line": f"xp /{count}gx {request.physical:#x}"}
+        left = _left(self.deadline)
+        try:
+            printed = await self._session.execute("human-monitor-command", command, left)
+        except CommandError as error:
+            raise NotReadableError(f"QEMU gives no memory: {error.description}") from error
+        except NoReplyError as error:
+            raise NotReadableError("the time is over") from error
+        words = [int(word, 16) for word in _WORD.findall(str(printed))]
+        if len(words) != count:
+            raise NotReadableError(f"no guest memory at {request.physical:#x}")
+        return struct.pack(f"<{count}Q", *words)
 
 
-class RangeReader:
-    """Reads ranges of a stopped guest's memory.
+class RangeReader(GuestReader):
+    """Reads ranges of a stopped guest's memory, each by a dump of it.
 
     Args:
         session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
         deadline: until when it may be done, on trio's clock.
         longest: bytes of a range.
-
-    Attributes:
-        deadline: the same.
 
     Raises:
         NotReadableError: this QEMU or this guest gives none.
@@ -229,19 +288,17 @@ class RangeReader:
         _check_readable(self._session)
         # Who does not answer this at once does not answer what follows.
         deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
-        with _open_file(self._file_size) as file:
-            dump = await _write_range(self._session, file, FIRST, deadline)
+        with memory_file(self._file_size) as file:
+            dump = await self._any_range(file, deadline)
             return os.pread(file, dump.notes.length, dump.notes.offset)
 
-    async def read(self, request: ReadRequest) -> bytes:
-        """Return a range.
-
-        Raises:
-            NotReadableError: it can't be had.
-            SessionLostError: the session ended.
-        """
-        async with self.range(request) as pieces:
-            return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
+    async def _any_range(self, file: int, deadline: float) -> DumpFile:
+        """Have QEMU write a page, whichever it is."""
+        *tries, last = (ReadRequest(place, PAGE) for place in FIRST)
+        for request in tries:
+            with suppress(NoMemoryThereError):
+                return await _write_range(self._session, file, request, deadline)
+        return await _write_range(self._session, file, last, deadline)
 
     @asynccontextmanager
     async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
@@ -251,7 +308,7 @@ class RangeReader:
             NotReadableError: it can't be had.
             SessionLostError: the session ended.
         """
-        with _open_file(self._file_size) as file:
+        with memory_file(self._file_size) as file:
             dump = await _write_range(self._session, file, request, self.deadline)
             pieces = dump.locate(request.physical, request.length)
             yield [(file, piece.offset, piece.offset + piece.length) for piece in pieces]
@@ -269,11 +326,11 @@ async def _write_range(
     }
     # Both at once: QEMU takes them in their order, and one round trip is enough.
     commands: list[Command] = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
-    answers = await session.monitor.execute_all_with_fd(commands, file, timeout=_left(deadline))
+    answers = await session.qmp.execute_all_with_fd(commands, file, timeout=_left(deadline))
     for answer in answers:
         match answer:
             case CommandError():
-                raise NotReadableError(f"QEMU gives no memory: {answer.description}") from answer
+                raise NoMemoryThereError(f"QEMU gives no memory: {answer.description}") from answer
             case NoReplyError():
                 raise NotReadableError("the time is over") from answer
             case MonitorError():
@@ -289,7 +346,7 @@ def _left(deadline: float) -> float:
 
 
 @contextmanager
-def _open_file(size: int) -> Iterator[int]:
+def memory_file(size: int) -> Iterator[int]:
     """Make a file in memory that can't grow beyond ``size`` bytes, whatever QEMU writes."""
     file = os.memfd_create("panicd-range", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

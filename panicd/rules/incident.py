@@ -238,11 +238,13 @@ class Asked(Entry):
         uid: the user who asked (SO_PEERCRED, unix(7)).
         what: the command, and its argument.
         why: in the operator's words.
+        user: who asked by the page, whose requests have panicd's own uid; empty for others.
     """
 
     uid: int
     what: str
     why: str
+    user: str = ""
     kind: Literal["asked"] = "asked"
 
 
@@ -252,6 +254,7 @@ class Acknowledged(Entry):
 
     uid: int
     why: str
+    user: str = ""
     kind: Literal["acknowledged"] = "acknowledged"
 
 

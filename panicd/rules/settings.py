@@ -211,6 +211,13 @@ class InheritOnCrash(StrEnum):
     IGNORE = "ignore"  # from panicd's configuration alone
 
 
+class OnStop(StrEnum):
+    """What becomes of a domain that panicd has had libvirt preserve, when panicd stops."""
+
+    KEEP = "keep"  # libvirt goes on preserving it
+    RESTORE = "restore"  # libvirt acts on its panics as before
+
+
 @dataclass(frozen=True, slots=True)
 class LibvirtSettings:
     """How the domains are treated that libvirt runs.
@@ -219,11 +226,13 @@ class LibvirtSettings:
         uri: of the libvirt that runs them (libvirt.org/uri.html).
         on_crash: whether their own ``<on_crash>`` is their policy.
         take_over: libvirt is told to preserve a panicked guest, so that panicd can act.
+        on_stop: what becomes of that when panicd stops.
     """
 
     uri: str
     on_crash: InheritOnCrash = InheritOnCrash.INHERIT
     take_over: bool = True
+    on_stop: OnStop = OnStop.KEEP
 
 
 @dataclass(frozen=True, slots=True)

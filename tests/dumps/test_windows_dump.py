@@ -15,7 +15,7 @@ from panicd.dumps.coredump import ALL_OF_WINDOWS, NO_WINDOWS, FinishedDump, dump
 from panicd.dumps.facts import dump_facts
 from panicd.dumps.reader import read_dumped_log
 from panicd.qemu.dump_error import DumpError, DumpFailure
-from panicd.qemu.guest_memory import read_words
+from panicd.qemu.guest_memory import monitor_reader, read_words
 from panicd.qemu.session import Session
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
@@ -231,7 +231,7 @@ async def test_of_a_vm_that_libvirt_has_dump(socket_dir: Path) -> None:
             except QmpCommandError as error:  # what was looked for had come
                 raise DumpError(DumpFailure.REFUSED, str(error)) from error
 
-        found = await read_words(session, lines=1, timeout=TIME_LIMIT, by_other=by_libvirt)
+        found = await read_words(monitor_reader(session, TIME_LIMIT, by_other=by_libvirt), 1)
         assert isinstance(found, WindowsCrash)
         assert found.bug_check.code == memory.bug_check[0]
         settings = CoredumpSettings(socket_dir / "dumps", level=1, min_free=FreeSpaceFloor())

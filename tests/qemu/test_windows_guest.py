@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from panicd.evidence.bundle import collect
-from panicd.qemu.guest_memory import read_words
+from panicd.qemu.guest_memory import monitor_reader, read_words
 from panicd.rules.bug_check import BugCheck
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.windows import WindowsCrash
@@ -27,7 +27,7 @@ async def test_bug_check_is_read_over_the_monitor(socket_dir: Path, levels: int)
             await vm.wait_status("guest-panicked")
             async with session_at(vm.socket) as session:
                 before = len(vm.proxy.commands)
-                found = await read_words(session, lines=60, timeout=TIME_LIMIT)
+                found = await read_words(monitor_reader(session, TIME_LIMIT), 60)
                 code, *parameters = memory.bug_check
                 assert found == WindowsCrash(BugCheck(code, tuple(parameters)), 20348, 1)
                 sent = vm.proxy.commands[before:]
@@ -60,4 +60,4 @@ async def test_a_windows_without_a_bug_check(socket_dir: Path) -> None:
             await vm.wait_status("guest-panicked")
             async with session_at(vm.socket) as session:
                 with pytest.raises(NotReadableError, match="noted no bug check"):
-                    await read_words(session, lines=60, timeout=TIME_LIMIT)
+                    await read_words(monitor_reader(session, TIME_LIMIT), 60)

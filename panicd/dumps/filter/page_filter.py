@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
 def filter_core(
     source: int, target: int, *, level: int, about: bytes, kept: bytes | None, at: float
 ) -> None:
-    """Write a kdump of an ELF core of a guest of 64-bit x86, and of any other core a copy.
+    """Write a kdump of an ELF core of a guest of 64-bit x86 or Arm, and of any other core a copy.
 
     Args:
         source: what is read from its beginning to its end: a pipe or a file.
@@ -73,7 +74,7 @@ def filter_core(
     pages = max(_end(piece) for piece in layout.memory) // PAGE
     there = _bitmap(layout)
     chosen = there if kept is None else _both(there, kept)
-    head = kdump_head(notes, pages=pages, level=level, about=about, at=at)
+    head = kdump_head(notes, machine=layout.machine, pages=pages, level=level, about=about, at=at)
     writer = KdumpWriter(target, head, there, chosen)
     buffer = memoryview(bytearray(BLOCK))
     for piece in sorted(layout.memory, key=lambda piece: piece.offset):
@@ -106,7 +107,7 @@ def _checked(layout: DumpFile) -> DumpFile:
         raise NotReadableError("it has no memory, or too much")
     if any(_end(one) > another.physical for one, another in pairwise(memory)):
         raise NotReadableError("its pieces lie on one another")
-    return DumpFile(layout.notes, tuple(memory))
+    return replace(layout, memory=tuple(memory))
 
 
 def _end(piece: Piece) -> int:

@@ -5,7 +5,8 @@
     dump_file    what QEMU wrote of a range: ELF headers, notes, the range itself
     vmcoreinfo   the kernel's note on itself: addresses and layouts
     reading      one request for memory, and how a reader asks for it
-    memory       guest-physical pages, each read once, within limits; the walk of the page tables
+    memory       guest-physical pages, each read once, within limits; virtual addresses
+    page_tables  how these lead to physical ones, on x86 and on Arm
     printk       the kernel's ring buffer of log records
     page_layout  what the kernel writes about each page
     page_map     where it does

@@ -53,11 +53,14 @@ class KdumpHead:
         return len(self.data) + 2 * self.bitmap_size
 
 
-def kdump_head(notes: bytes, *, pages: int, level: int, about: bytes, at: float) -> KdumpHead:
+def kdump_head(
+    notes: bytes, *, machine: bytes, pages: int, level: int, about: bytes, at: float
+) -> KdumpHead:
     """Return the beginning of a dump.
 
     Args:
         notes: of QEMU's ELF core; VMCOREINFO among them where the guest has it.
+        machine: the guest's, as uname(1) calls it.
         pages: the number of the guest's last page, and one more.
         level: what is left out: makedumpfile's dump level.
         about: what panicd's own note says.
@@ -73,7 +76,8 @@ def kdump_head(notes: bytes, *, pages: int, level: int, about: bytes, at: float)
         information_size = len(information)
         info = Vmcoreinfo.parse(information)
         release = info.release.encode("ascii", "replace")[:_NAME]
-        phys_base = info.number("phys_base")
+        if info.has_number("phys_base"):  # of x86-64
+            phys_base = info.number("phys_base")
     except NotReadableError:
         pass
     if not -(1 << 63) <= phys_base < 1 << 63:
@@ -84,7 +88,7 @@ def kdump_head(notes: bytes, *, pages: int, level: int, about: bytes, at: float)
         SIGNATURE,
         _VERSION,
         # libkdumpfile takes names for absent unless five are filled in.
-        *(b"Linux", b"(none)", release or b"(none)", b"(none)", b"x86_64", b"(none)"),
+        *(b"Linux", b"(none)", release or b"(none)", b"(none)", machine, b"(none)"),
         *(int(at), int(at % 1 * 1e6)),
         ZLIB,
         *(PAGE, blocks, 2 * bitmap_size // PAGE),

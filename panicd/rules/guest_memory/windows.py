@@ -17,6 +17,7 @@ from typing import Final
 from panicd.rules.bug_check import BugCheck
 from panicd.rules.guest_memory.dump_file import find_vmcoreinfo, has_five_levels
 from panicd.rules.guest_memory.memory import PAGE, Limits, PhysicalMemory, VirtualMemory
+from panicd.rules.guest_memory.page_tables import x86_tables
 from panicd.rules.guest_memory.reading import NotReadableError, Reading
 
 SIGNATURE: Final = b"PAGEDU64"
@@ -94,7 +95,8 @@ class WindowsHeader:
     def memory(self, limits: Limits) -> VirtualMemory:
         """Return the memory of its kernel."""
         top = self._number(_TOP_AT, 8) & -PAGE
-        return VirtualMemory(PhysicalMemory(limits), top, five_levels=self.five_levels)
+        tables = x86_tables(top, five_levels=self.five_levels)
+        return VirtualMemory(PhysicalMemory(limits), tables)
 
     def kdbg(self, memory: VirtualMemory) -> "Reading[Kdbg]":
         """Return the kernel's debugger data block.
