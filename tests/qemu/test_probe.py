@@ -77,8 +77,8 @@ async def test_vm_without_name_and_uuid_has_empty_ones(socket_dir: Path) -> None
         (QEMU_1_7, Armed.YES, (DumpFormat.ELF,)),
         (QEMU_2_5, Armed.YES, (DumpFormat.ELF, DumpFormat.KDUMP_ZLIB)),
         (QEMU_2_8, Armed.UNKNOWN, (DumpFormat.ELF, DumpFormat.KDUMP_ZLIB)),
-        (QEMU_7_2, Armed.YES, (DumpFormat.ELF, DumpFormat.KDUMP_ZLIB)),
-        (QEMU_10_0, Armed.YES, (DumpFormat.ELF, DumpFormat.KDUMP_ZLIB)),
+        (QEMU_7_2, Armed.YES, (DumpFormat.ELF, DumpFormat.KDUMP_ZLIB, DumpFormat.WIN_DMP)),
+        (QEMU_10_0, Armed.YES, (DumpFormat.ELF, DumpFormat.KDUMP_ZLIB, DumpFormat.WIN_DMP)),
     ],
 )
 async def test_what_each_version_can_do(
