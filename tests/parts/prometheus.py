@@ -29,8 +29,8 @@ from tests.parts.patience import patience
 
 RULES = Path(__file__).parents[2] / "config/prometheus/panicd.rules.yaml"
 
-INTERVAL = "1s"
-"""Between two scrapes, and between two evaluations of the rules."""
+_QUIET, _BUSY = 0.4, 1.0
+"""Seconds between two scrapes, and between two evaluations of the rules: at least, and at most."""
 
 _LOOK_EVERY = 0.05  # seconds
 _PROGRAMS = ("prometheus", "prometheus-alertmanager")
@@ -143,8 +143,9 @@ class Alerting:
             await self._changed.park()
 
     def _write_config(self, target: str, webhook: int) -> None:
+        interval = f"{min(_BUSY, patience(_QUIET)) * 1000:.0f}ms"
         prometheus = {
-            "global": {"scrape_interval": INTERVAL, "evaluation_interval": INTERVAL},
+            "global": {"scrape_interval": interval, "evaluation_interval": interval},
             "rule_files": [str(RULES)],
             "scrape_configs": [
                 {"job_name": "panicd", "static_configs": [{"targets": [target]}]},
@@ -160,7 +161,7 @@ class Alerting:
                 "receiver": "webhook",
                 "group_by": ["..."],
                 "group_wait": "0s",
-                "group_interval": "1s",
+                "group_interval": interval,
             },
             "receivers": [
                 {
