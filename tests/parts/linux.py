@@ -104,7 +104,7 @@ def find_kernel() -> Kernel:
     unpacked = cache_directory() / "linux"
     if not unpacked.exists():
         _unpack_kernel(unpacked)
-    image = next(unpacked.glob("boot/vmlinuz-*"), None)
+    image = next(unpacked.rglob("vmlinuz*"), None)
     if image is None:
         raise LinuxMissingError(f"no kernel in {unpacked}, which may be deleted")
     found = (next(unpacked.rglob(f"{name}.ko*"), None) for name in _MODULES)
@@ -176,17 +176,22 @@ def _unpack_kernel(target: Path) -> None:
             raise LinuxMissingError(f"no {tool}, with which Debian's cloud kernel is fetched")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        depends = run(scratch, "apt-cache", "depends", "--important", _META_PACKAGE)
-        package = next(
-            (line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line),
-            None,
-        )
-        if package is None:
+        packages = _depends(scratch, _META_PACKAGE, "linux-image-")
+        if not packages:
             raise LinuxMissingError(f"apt knows no {_META_PACKAGE}: apt-get update, on Debian")
-        run(scratch, "apt-get", "download", package)
-        archive = next(Path(scratch).glob("*.deb"))
-        run(scratch, "dpkg-deb", "-x", archive.name, "unpacked")
+        # After Debian 13 the kernel and its modules are in packages of their own.
+        for part in ("linux-binary-", "linux-modules-"):
+            packages += _depends(scratch, packages[0], part)
+        run(scratch, "apt-get", "download", *packages)
+        for archive in Path(scratch).glob("*.deb"):
+            run(scratch, "dpkg-deb", "-x", archive.name, "unpacked")
         Path(scratch, "unpacked").rename(target)
+
+
+def _depends(directory: str, package: str, prefix: str) -> list[str]:
+    """The packages that a package depends on, and whose names begin so."""
+    told = run(directory, "apt-cache", "depends", "--important", package)
+    return [line.split()[-1] for line in told.splitlines() if f"Depends: {prefix}" in line]
 
 
 def run(directory: str | Path, *command: str) -> str:
