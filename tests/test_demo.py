@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,22 +78,31 @@ def test_all_is_seen_working_and_nothing_is_left(socket_dir: Path) -> None:
     assert_nothing_left(socket_dir)
 
 
-@pytest.mark.real
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_nothing_is_left_of_one_that_is_interrupted(
-    socket_dir: Path, number: signal.Signals
-) -> None:
-    with demo(socket_dir) as process:
+def interrupted(directory: Path, number: signal.Signals) -> tuple[int, str]:
+    """Interrupt a demonstration in its midst; return its exit status, and what it printed then."""
+    with demo(directory) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if "relaunched:" in line:  # the last that starts anything
                 break
         process.send_signal(number)
         printed, _ = process.communicate(timeout=patience(TIME_LIMIT))
+    return process.returncode, printed
 
-    assert process.returncode == 1
-    assert "interrupted" in printed
-    assert_nothing_left(socket_dir)
+
+@pytest.mark.real
+def test_nothing_is_left_of_one_that_is_interrupted(socket_dir: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    places = [socket_dir / str(int(number)) for number in numbers]
+    for place in places:
+        place.mkdir()
+
+    with ThreadPoolExecutor() as threads:  # beside each other, as each takes seconds
+        for status, printed in threads.map(interrupted, places, numbers):
+            assert status == 1
+            assert "interrupted" in printed
+    for place in places:
+        assert_nothing_left(place)
 
 
 @pytest.mark.real

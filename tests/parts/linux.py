@@ -185,7 +185,12 @@ def unpack_kernel(apt: Apt, meta_package: str, target: Path) -> None:
     if not found:
         raise MissingError(f"{meta_package} depends on no kernel")
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        apt.unpack(Path(scratch, "unpacked"), found[0])
+        parts = [
+            name
+            for name in apt.depends(found[0])
+            if name.startswith(("linux-binary-", "linux-modules-"))  # after Debian 13
+        ]
+        apt.unpack(Path(scratch, "unpacked"), found[0], *parts)
         Path(scratch, "unpacked").rename(target)
 
 
@@ -195,7 +200,7 @@ def kernel_in(unpacked: Path) -> tuple[Path, tuple[Path, ...]]:
     Raises:
         MissingError: There is none.
     """
-    image = next(unpacked.glob("boot/vmlinuz-*"), None)
+    image = next(unpacked.rglob("vmlinuz*"), None)
     if image is None:
         raise MissingError(f"no kernel in {unpacked}, which may be deleted")
     found = (next(unpacked.rglob(f"{name}.ko*"), None) for name in _MODULES)

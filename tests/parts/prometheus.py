@@ -29,8 +29,8 @@ from tests.parts.patience import patience
 
 RULES = Path(__file__).parents[2] / "config/prometheus/panicd.rules.yaml"
 
-INTERVAL = "1s"
-"""Between two scrapes, and between two evaluations of the rules, by default."""
+_QUIET, _BUSY = 0.4, 1.0
+"""Seconds between two scrapes, and between two evaluations of the rules: at least, and at most."""
 
 EACH_AT_ONCE: dict[str, Any] = {
     "route": {
@@ -91,7 +91,7 @@ class Alerting:
         self.notices: list[Notice] = []
         self.messages: list[Message] = []
         self._directory = directory
-        self._interval = INTERVAL
+        self._interval = ""
         self._changed = trio.lowlevel.ParkingLot()
         self._prometheus, self._alertmanager = unused_port(), unused_port()
 
@@ -104,7 +104,7 @@ class Alerting:
         target: str | Sequence[str],
         routing: dict[str, Any] | None = None,
         rules: str | None = None,
-        interval: str = INTERVAL,
+        interval: str = "",
     ) -> AsyncIterator[Self]:
         """Run both until this ends.
 
@@ -113,7 +113,8 @@ class Alerting:
             target: The address that is scraped, or some.
             routing: A configuration of Alertmanager, whose receivers are replaced.
             rules: The alert rules; those that are shipped, by default.
-            interval: Between two scrapes, and between two evaluations of the rules.
+            interval: Between two scrapes, and between two evaluations of the rules; empty: as
+                short as the machine allows.
         """
         alerting = cls(directory)
         alerting._interval = interval
@@ -191,11 +192,9 @@ class Alerting:
     def _write_config(
         self, targets: list[str], webhook: int, routing: dict[str, Any] | None
     ) -> None:
+        interval = self._interval or f"{min(_BUSY, patience(_QUIET)) * 1000:.0f}ms"
         prometheus = {
-            "global": {
-                "scrape_interval": self._interval,
-                "evaluation_interval": self._interval,
-            },
+            "global": {"scrape_interval": interval, "evaluation_interval": interval},
             "rule_files": [str(self._directory / "rules.yaml")],
             "scrape_configs": [
                 {"job_name": "panicd", "static_configs": [{"targets": targets}]},
