@@ -44,12 +44,10 @@ def fill_in(expression: str) -> str:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Return the title and the expression of each query."""
+    """Return the title and the expression of each panel's queries."""
     for panel in WITH_QUERIES:
         for target in panel["targets"]:
             yield panel["title"], fill_in(target["expr"])
-    for annotation in BOARD["annotations"]["list"]:
-        yield annotation["name"], fill_in(annotation["expr"])
 
 
 def counts() -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from panicd.rules.exposure import Exposure
 from panicd.rules.policy import FALLBACK_REASONS
 from tests.parts.patience import patience
 
@@ -91,3 +92,20 @@ def test_the_example_leads_each_severity_to_its_receiver(severity: str, receiver
 def test_the_example_names_alerts_that_there_are() -> None:
     text = (DIRECTORY / "alertmanager.example.yml").read_text(encoding="utf-8")
     assert set(re.findall(r"\bPanicd\w+", text)) <= {alert(rule) for rule in rules()}
+
+
+def test_each_reason_of_an_exposure_is_somebody_s() -> None:
+    (exposed,) = [rule for rule in rules() if rule["alert"] == "PanicdDomainsExposed"]
+    (left_out,) = re.findall(r'reason!~"([^"]+)"', exposed["expr"])
+    others = set(left_out.split("|"))
+    assert others <= {reason.value for reason in Exposure}
+    told_by = {
+        "no-monitor": "PanicdMonitorUnreachable",
+        "silent": "PanicdDomainSilent",
+        "no-device": "PanicdDomainWithoutPanicDevice",
+        "not-armed": "PanicdDomainNotArmed",
+        "budget-spent": "PanicdRestartBudgetSpent",
+        "held": "PanicdHoldForgotten",
+    }
+    assert told_by.keys() == others
+    assert set(told_by.values()) <= {alert(rule) for rule in rules()}
