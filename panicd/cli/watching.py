@@ -1,6 +1,7 @@
 """``panicd status --watch``: the same, again and again, a window at a time."""
 
 import os
+import re
 import select
 import sys
 import termios
@@ -21,6 +22,7 @@ _BACK: Final = "\x1b[?25h\x1b[?1049l"
 _NEXT: Final = {" ", "n", "j", "\x1b[6~", "\x1b[B", "\x1b[C"}
 _BEFORE: Final = {"b", "p", "k", "\x1b[5~", "\x1b[A", "\x1b[D"}
 _QUIT: Final = {"q", "Q", "\x03", "\x04"}
+_KEY: Final = re.compile(r"\x1b\[[0-9]*[A-Z~]|.", re.DOTALL)
 
 
 def show_again(ask: Callable[[], Answer]) -> None:
@@ -43,14 +45,15 @@ def _show_windows(ask: Callable[[], Answer]) -> None:
         keys = stack.enter_context(_keys())
         while True:
             shown, of = _show(ask, pages[-1])
-            key = keys()
-            if key in _QUIT:
+            typed = _KEY.findall(keys())
+            if _QUIT.intersection(typed):
                 sys.exit(0)
-            if key in _NEXT and pages[-1] + shown < of:
+            turned = sum((key in _NEXT) - (key in _BEFORE) for key in typed)
+            if turned > 0 and pages[-1] + shown < of:
                 pages.append(pages[-1] + shown)
-            elif key in _BEFORE and len(pages) > 1:
+            elif turned < 0 and len(pages) > 1:
                 pages.pop()
-            elif key in {"g", "\x1b[H"} or pages[-1] >= of:
+            elif "g" in typed or pages[-1] >= of:
                 pages = [0]
 
 
@@ -66,7 +69,7 @@ def _show(ask: Callable[[], Answer], first: int) -> tuple[int, int]:
         lines, shown = window(answer, height - 1, first)
     written = [*terminal.console.lines(lines)][: height - 1]
     written.append(f"{time.strftime('%H:%M:%S %Z')}  space, b: page   q: quit")
-    text = "\r\n".join(f"{each}\x1b[K" for each in written)
+    text = "\n".join(f"{each}\x1b[K" for each in written)
     terminal.console.file.write(f"\x1b[H{text}\x1b[J")
     terminal.console.file.flush()
     return shown, of
@@ -84,7 +87,7 @@ def _whole_window() -> Iterator[None]:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[], str]]:
-    """Yield what waits for a key and returns it; empty where none came in a second."""
+    """Yield what waits for keys and returns them; empty where none came in a second."""
     if not sys.stdin.isatty():
         yield _no_key
         return

@@ -42,13 +42,12 @@ class Window:
 
     def see(self, *wanted: str) -> list[str]:
         """Wait until a picture has all of this, and return its lines."""
-        deadline = time.monotonic() + patience(30)
+        deadline = time.monotonic() + patience(8)
         while True:
             *pictures, _ = self.shown.split("\x1b[H")
-            for picture in pictures[-3:]:
-                text = STYLE.sub("", picture)
-                if FOOTER in text and all(each in text for each in wanted):
-                    return [line.removesuffix("\x1b[K") for line in text.split("\r\n")]
+            text = STYLE.sub("", pictures[-1]) if pictures else ""
+            if FOOTER in text and all(each in text for each in wanted):
+                return [line.removesuffix("\x1b[K") for line in text.split("\r\n")]
             assert self.read(deadline), self.shown
 
     def read(self, deadline: float) -> bool:
@@ -63,7 +62,7 @@ class Window:
 
     def end(self) -> int:
         """Return the exit status, with the rest in what is shown."""
-        deadline = time.monotonic() + patience(30)
+        deadline = time.monotonic() + patience(8)
         while self.read(deadline):
             pass
         return self._process.wait()

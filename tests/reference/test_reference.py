@@ -80,9 +80,11 @@ def test_bash_completes_a_command(tmp_path: Path) -> None:
     script = ROOT / "share/bash-completion/completions/panicd"
     asked = f"""
       source {script}
-      COMP_WORDS=(panicd exp) COMP_CWORD=1
-      _panicd_completion panicd
-      echo "${{COMPREPLY[@]}}"
+      for typed in exp expl; do
+        COMP_WORDS=(panicd $typed) COMP_CWORD=1 COMPREPLY=()
+        _panicd_completion panicd
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+      done
     """
 
     completed = subprocess.run(
@@ -95,4 +97,7 @@ def test_bash_completes_a_command(tmp_path: Path) -> None:
         timeout=patience(60),
     )
 
-    assert completed.stdout.split() == ["explain", "export"]
+    explain, export, alone = completed.stdout.splitlines()
+    assert explain.startswith("explain  (Show what a panic")
+    assert export.startswith("export  (Pack all")
+    assert alone == "explain", "what is put into the line has no description"
