@@ -1,6 +1,7 @@
 """Looks after the domains that libvirt runs and that have no monitor for panicd, by its API."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePath
 from typing import Final
 
@@ -145,10 +146,16 @@ class LibvirtDomains:
             claim = Claim(start.ref.name, start.ref.uuid)
             session = Session(monitor, process, claim, vm, True, process.beyond_signals())
             monitor.known = lambda: session.vm
+            # One panic was libvirt's to act on; what comes after it is not.
+            end = partial(monitor.end, "libvirt leaves the panics of this domain be from here on")
+            is_for_one = start.domain is not None and described.handling != start.domain.handling
+            again = self._services.timers.after(LASTING, end) if is_for_one else None
             try:
                 ended = await supervise(self._services, self._drivers, domain, session)
             finally:
                 start.process = None
+                if again is not None:
+                    again.cancel()
         return monitor.problem or ended
 
     async def _ask(self, start: Start) -> tuple[LibvirtDomain, RunState]:

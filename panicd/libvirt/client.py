@@ -159,6 +159,7 @@ class Client:
         *,
         timeout: float,
         take: Callable[[bytes], None] | None = None,
+        may_wait: bool = True,
     ) -> Asked:
         """Ask something at once, or as soon as there is room.
 
@@ -167,6 +168,8 @@ class Client:
             done: told once the answer, or why there is none; perhaps before this returns.
             timeout: seconds, those in line included.
             take: told what a stream brings, before ``done``, where the request starts one.
+            may_wait: in line; else it is turned away where there is no room. Whoever asks in the
+                turn in which he is answered has the room of what was answered.
         """
         asked = Asked(request, cast("Callable[[object], None]", done), take)
         if self.standing is not Standing.UP:
@@ -177,9 +180,13 @@ class Client:
             asked.finish(LibvirtAwayError(f"{request.name}: too much is asked of libvirt"))
             return asked
         asked.timer = self._timers.after(timeout, partial(self._is_late, asked, timeout))
-        if not self._sent(asked):
+        if self._sent(asked):
+            return asked
+        if may_wait:
             queue.append(asked)
             self._open_line()
+        else:
+            asked.finish(LibvirtAwayError(f"{request.name}: there is no room for it"))
         return asked
 
     async def call(

@@ -11,6 +11,7 @@ What is left is the time that one more call takes.
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -126,12 +127,20 @@ class DomainMonitor(Exchange):
         if event is not None:
             self.events.put(event)
 
-    def taken_in(self) -> None:
-        """Note that libvirt itself knows of the panic by now."""
+    def taken_in(self, *, is_still: bool) -> None:
+        """Note that libvirt itself knows of the panic by now.
+
+        Args:
+            is_still: nothing was heard since that would end the panic. Then a session that had to
+                believe that the guest runs ends, and the next one finds it as it is.
+        """
         self._panic_at = -TAKEN_IN_WITHIN
         waiting, self._waiting = self._waiting, []
         for again in waiting:
             again()
+        vm = self.known()
+        if is_still and vm is not None and expected(vm) is Stand.RUNS:
+            self.end("libvirt has taken in only now that the guest has panicked")
 
     def is_to_wait(self, stand: Stand, again: Callable[[], None]) -> bool:
         """Whether libvirt has not yet taken in a panic that was heard of; then look ``again``."""
@@ -206,14 +215,25 @@ class _Course:
             self._names[index] = ""
             self._question.put(index, answer)
 
-    def _ask(self, request: Request[Any], done: Callable[[Any], None]) -> None:
-        """Ask libvirt; again, for as long as it can't be told: it has done nothing by then."""
+    def _ask(
+        self,
+        request: Request[Any],
+        done: Callable[[Any], None],
+        first: Callable[[], None] | None = None,
+    ) -> None:
+        """Ask libvirt; again, for as long as it can't be told: it has done nothing by then.
+
+        Args:
+            request: what.
+            done: told the answer.
+            first: what is to come right before, and so anew each time.
+        """
 
         def answered(answer: object) -> None:
             if self._is_over:
                 return
             if isinstance(answer, LibvirtAwayError):
-                again = partial(self._ask, request, done)
+                again = first or partial(self._ask, request, done)
                 self._timers.append(self._monitor.timers.after(TELL_AGAIN, again))
             elif isinstance(answer, LibvirtRefusedError) and answer.no_domain:
                 self._monitor.end(ENDED)
@@ -221,8 +241,9 @@ class _Course:
                 done(answer)
 
         if not self._is_over:
-            client = self._monitor.client
-            self._asked.append(client.ask(request, answered, timeout=self._timeout))
+            ask, may_wait = self._monitor.client.ask, first is None
+            asked = ask(request, answered, timeout=self._timeout, may_wait=may_wait)
+            self._asked.append(asked)
 
     def _ask_state(self, index: int) -> None:
         def answered(answer: DomainState | LibvirtError) -> None:
@@ -233,8 +254,14 @@ class _Course:
             else:
                 state = run_state(answer.state, answer.reason)
                 again = partial(self._ask_state, index)
-                if not self._monitor.is_to_wait(stand_of(state), again):
-                    self._put(index, {"status": state.value})
+                if self._monitor.is_to_wait(stand_of(state), again):
+                    return
+                vm = self._monitor.known()
+                if vm is not None and state.executes and expected(vm) is Stand.PANICKED:
+                    # Taken for the guest's word, it would be stopped and acted on.
+                    self._monitor.end("libvirt says that a guest runs that was heard to panic")
+                    return
+                self._put(index, {"status": state.value})
 
         self._ask(requests.state_of(self._monitor.domain), answered)
 
@@ -249,7 +276,8 @@ class _Course:
 
         self._ask(requests.job(self._monitor.domain), answered)
 
-    # Commands: which start of the domain there is, how its guest stands, and then the command.
+    # Commands: which start of the domain there is, how its guest stands, and then the command. What
+    # is asked first waits where the command would, and leaves its room to that.
 
     def _command(self, index: int) -> None:
         found: list[DomainRef | DomainState] = []
@@ -263,8 +291,10 @@ class _Course:
                 self._give(index, found)
 
         domain = self._monitor.domain
-        self._ask(requests.look_up(domain.uuid), answered)
-        self._ask(requests.state_of(domain), answered)
+        lane = _COMMANDS[self._names[index]](domain).lane
+        first: Request[Any]
+        for first in (requests.look_up(domain.uuid), requests.state_of(domain)):
+            self._ask(replace(first, domain=domain.uuid, lane=lane), answered)
 
     def _give(self, index: int, found: list[DomainRef | DomainState]) -> None:
         monitor, name = self._monitor, self._names[index]
@@ -290,7 +320,7 @@ class _Course:
         def done(answer: LibvirtError | None) -> None:
             self._put(index, {} if answer is None else _failure(name, answer))
 
-        self._ask(_COMMANDS[name](monitor.domain), done)
+        self._ask(_COMMANDS[name](monitor.domain), done, first=partial(self._command, index))
 
 
 def _failure(name: str, error: LibvirtError) -> Exception:

@@ -70,7 +70,7 @@ class DomainProcess(Peer):
             libvirtd: the number of its daemon's process; 0: not known.
             environment: panicd's own.
         """
-        token = f"libvirt:{uri}#{domain.uuid}#{domain.id}"
+        token = f"libvirt:{boot_id()}/{uri}#{domain.uuid}#{domain.id}"  # numbers begin anew
         path = str(pid_file(uri, domain.name, environment))
         roots = [f"/proc/{libvirtd}/root"] if libvirtd else []
         for root in (*roots, ""):

@@ -24,7 +24,6 @@ from panicd.libvirt.errors import (
     LibvirtError,
     LibvirtRefusedError,
 )
-from panicd.libvirt.once import connected
 from panicd.libvirt.protocol import (
     DomainRef,
     Event,
@@ -34,7 +33,7 @@ from panicd.libvirt.protocol import (
     QemuEvent,
 )
 from panicd.libvirt.sockets import UnusableUriError
-from panicd.libvirt.takeover import give_back, take_over
+from panicd.libvirt.takeover import give_back, give_back_all, take_over
 from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.identity import parse_uuid
 from panicd.rules.libvirt import (
@@ -61,6 +60,7 @@ QEMU_EVENTS: Final = (
     "RESET",
     "SHUTDOWN",
 )
+_OF_STATE: Final = frozenset({"GUEST_PANICKED", "RESUME", "RESET"})
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +73,7 @@ class Start:
         domain: what libvirt says of it; None before that is known.
         was_taken_over: panicd has had libvirt preserve it in this start.
         process: of a session that there is.
+        stays_panicked: its guest was heard to panic, and not to be reset or let run since.
         described: ``domain`` is known.
         moved: set when it ends, or libvirt is connected anew; then there is another.
         ended: it is no more.
@@ -83,6 +84,7 @@ class Start:
     domain: LibvirtDomain | None = None
     was_taken_over: bool = False
     process: DomainProcess | None = None
+    stays_panicked: bool = False
     described: trio.Event = field(default_factory=trio.Event)
     moved: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
@@ -121,6 +123,7 @@ class Libvirt:
         self._wake = trio.Event()
         self._is_to_list = False
         self._stale: set[str] = set()
+        self._told_of: set[str] = set()  # since they were listed last; UUIDs
         self._listed = trio.Event()
         self._changed = trio.lowlevel.ParkingLot()
         self.problem = ""
@@ -316,7 +319,8 @@ class Libvirt:
                 self._ended(start.ref.uuid, "panicd has left libvirt")
             if settings.on_stop is OnStop.RESTORE and not self._dry_run:
                 with trio.move_on_after(GIVEN_BACK_WITHIN, shield=True):
-                    await _give_back(settings.uri, starts)
+                    taken = [(start.ref, start.domain) for start in starts if start.domain]
+                    await give_back_all(settings.uri, taken)
 
     def _stand(self, standing: Standing) -> None:
         """Take note of how it is with libvirt."""
@@ -324,6 +328,7 @@ class Libvirt:
         if standing is Standing.UP and self._client.generation != self._generation:
             self._generation = self._client.generation
             for start in self._starts.values():
+                start.stays_panicked = False  # something may have been missed
                 self.renew(start)  # so that what is heard from here on is kept
                 start.move()
             self._is_to_list = True
@@ -362,14 +367,14 @@ class Libvirt:
         Raises:
             LibvirtError: libvirt does not say.
         """
-        before = {uuid: start.ref.id for uuid, start in self._starts.items()}
+        self._told_of.clear()  # what is told meanwhile is newer than the list may be
         listed = await self.client.call(requests.states(), timeout=LISTED_WITHIN)
         running = [(ref, state) for ref, state in listed if ref.id >= 0]
         for ref, _ in sorted(running, key=lambda each: not each[1].panicked):
-            self._started(ref)
-        for uuid in set(before) - {ref.uuid for ref, _ in running}:
-            if uuid in self._starts and self._starts[uuid].ref.id == before[uuid]:
-                self._ended(uuid, ENDED)
+            if ref.uuid not in self._told_of:
+                self._started(ref)
+        for uuid in set(self._starts) - {ref.uuid for ref, _ in running} - self._told_of:
+            self._ended(uuid, ENDED)
         self._listed.set()
         for monitor in set(self._domains) - self._looked_after:
             del self._domains[monitor]
@@ -392,15 +397,20 @@ class Libvirt:
     # What is heard.
 
     def _hear(self, event: Event) -> None:
+        self._told_of.add(event.domain.uuid)
         match event:
-            case QemuEvent(domain=ref):
-                self._started(ref).monitor.hear(event)
+            case QemuEvent(domain=ref, name=name):
+                start = self._started(ref)
+                if name in _OF_STATE:
+                    start.stays_panicked = name == "GUEST_PANICKED"
+                start.monitor.hear(event)
             case Lifecycle(domain=ref, event=EventKind.STARTED):
                 self._started(ref)
             case Lifecycle(domain=ref, event=EventKind.STOPPED):
                 self._ended(ref.uuid, ENDED)
             case Lifecycle(domain=ref, event=EventKind.CRASHED) if ref.uuid in self._starts:
-                self._starts[ref.uuid].monitor.taken_in()
+                start = self._starts[ref.uuid]
+                start.monitor.taken_in(is_still=start.stays_panicked)
             case MetadataChanged(domain=ref, uri=uri) if uri == METADATA_URI:
                 start = self._starts.get(ref.uuid)
                 if start is not None and start.described.is_set():  # else panicd does it itself
@@ -451,14 +461,3 @@ def names_monitor(monitors: Iterable[str], monitor: str) -> bool:
     """Tell whether one of a domain's monitors is this path, symbolic links followed."""
     path = os.path.realpath(monitor)
     return path in {os.path.realpath(named) for named in monitors}
-
-
-async def _give_back(uri: str, starts: Iterable[Start]) -> None:
-    """Give every domain back, as panicd stops."""
-    try:
-        async with connected(uri) as client:
-            for start in starts:
-                if start.domain is not None and start.domain.gives_back:
-                    await give_back(client, start.ref, start.domain)
-    except LibvirtError as error:
-        get_logger().warning("libvirt goes on leaving panics be", problem=str(error))

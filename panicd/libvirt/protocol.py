@@ -151,7 +151,7 @@ class LifecycleAction(IntEnum):
 
     DESTROY = 0
     RESTART = 1
-    RESTART_RENAME = 2
+    RENAME_RESTART = 2
     PRESERVE = 3
     COREDUMP_DESTROY = 4
     COREDUMP_RESTART = 5

@@ -1,10 +1,13 @@
 """Having libvirt preserve a domain that panics, and having it do again what it did before."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from panicd.host.logs import get_logger
 from panicd.libvirt import requests
 from panicd.libvirt.client import Client
+from panicd.libvirt.errors import LibvirtError, LibvirtRefusedError
+from panicd.libvirt.once import connected
 from panicd.libvirt.protocol import DomainRef, LifecycleAction
 from panicd.rules.libvirt import METADATA_KEY, METADATA_URI, PRESERVE, LibvirtDomain
 
@@ -37,6 +40,21 @@ async def give_back(client: Client, ref: DomainRef, domain: LibvirtDomain) -> Li
         "libvirt acts on this domain's panics again", on_crash=domain.gives_back
     )
     return domain.given_back()
+
+
+async def give_back_all(uri: str, domains: Iterable[tuple[DomainRef, LibvirtDomain]]) -> None:
+    """Give every domain back that can be, as panicd stops; one that refuses keeps no other."""
+    try:
+        async with connected(uri) as client:
+            for ref, domain in domains:
+                if domain.gives_back:
+                    try:
+                        await give_back(client, ref, domain)
+                    except LibvirtRefusedError as error:  # it has ended, most likely
+                        log = get_logger(domain=domain.name)
+                        log.warning("libvirt goes on leaving panics be", problem=str(error))
+    except LibvirtError as error:
+        get_logger().warning("libvirt goes on leaving panics be", problem=str(error))
 
 
 async def _set_on_crash(client: Client, ref: DomainRef, word: str) -> None:

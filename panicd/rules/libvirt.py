@@ -137,7 +137,7 @@ class LibvirtDomain:
     @property
     def gives_back(self) -> str:
         """The ``<on_crash>`` of before panicd had libvirt preserve; empty where it has not."""
-        settable = self.taken_from not in {PRESERVE, PRESERVE_RUNNING}
+        settable = self.taken_from in ON_CRASH.keys() - {PRESERVE, PRESERVE_RUNNING}
         return self.taken_from if settable and not self.acts else ""
 
     def given_back(self) -> "LibvirtDomain":

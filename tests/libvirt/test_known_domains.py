@@ -15,7 +15,8 @@ from panicd.libvirt import beside
 from panicd.libvirt import known_domains as module
 from panicd.libvirt.errors import LibvirtAwayError, LibvirtRefusedError, LibvirtSilentError
 from panicd.libvirt.known_domains import Libvirt
-from panicd.libvirt.protocol import Procedure, State
+from panicd.libvirt.protocol import EventKind, Procedure, State
+from panicd.libvirt.xdr import Decoder
 from panicd.rules.libvirt import METADATA_URI, LibvirtDomain
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.settings import LibvirtSettings, OnStop
@@ -116,6 +117,53 @@ async def test_what_becomes_of_it_at_the_end(socket_dir: Path, on_stop: OnStop) 
         restored = on_stop is OnStop.RESTORE
         assert fake.domain().on_crash == ("restart" if restored else "preserve")
         assert bool(fake.domain().metadata) is not restored
+
+
+async def test_one_that_refuses_keeps_no_other_from_being_given_back(socket_dir: Path) -> None:
+    domains = [FakeDomain(f"vm{number}", number) for number in (1, 2, 3)]
+    async with FakeLibvirtd.start(socket_dir, *domains) as fake:
+        async with knowing(fake, on_stop=OnStop.RESTORE) as known:
+            for domain in domains:
+                start = known.start_of(domain.uuid)
+                assert start is not None
+                await known.describe(start)
+            fake.domains.remove(domains[0])  # it has ended, and is not yet told of
+        assert [domain.on_crash for domain in domains] == ["preserve", "restart", "restart"]
+
+
+async def test_a_word_that_is_none_ends_nothing(socket_dir: Path) -> None:
+    """Whoever may write a domain's metadata does not end panicd by it."""
+    element = "<p:policy xmlns:p='urn:panicd:libvirt:1' on_crash='restart' taken_from='nonsense'/>"
+    odd = FakeDomain("vm", 1, on_crash="preserve", metadata={METADATA_URI: element})
+    async with FakeLibvirtd.start(socket_dir, odd) as fake, knowing(fake, take_over=False) as known:
+        start = known.start_of(odd.uuid)
+        assert start is not None
+        await known.describe(start)
+        assert not ACTS & set(fake.told)
+
+
+async def test_what_was_told_since_counts_before_the_list(socket_dir: Path) -> None:
+    """A list that is long in coming may be from before what was told meanwhile."""
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        start = known.start_of(fake.domain().uuid)
+        assert start is not None
+        old = fake._states(Decoder(b""))
+        fake.faults.hangs = {Procedure.CONNECT_GET_ALL_DOMAIN_STATS}
+        listed = fake.told[Procedure.CONNECT_GET_ALL_DOMAIN_STATS]
+        known.refresh_soon()
+        while fake.told[Procedure.CONNECT_GET_ALL_DOMAIN_STATS] == listed:
+            await trio.sleep(0.001)
+        fake.say_lifecycle(fake.domain(), EventKind.STOPPED)
+        fake.domain().id = 77
+        fake.say_lifecycle(fake.domain(), EventKind.STARTED)
+        await until(known, lambda: known.running and known.running[0].ref.id == 77)
+        fake.faults.lies[Procedure.CONNECT_GET_ALL_DOMAIN_STATS] = old
+        described = fake.told[Procedure.DOMAIN_GET_XML_DESC]
+        await fake.go_on()
+        (now,) = known.running
+        await known.describe(now)
+        assert fake.told[Procedure.DOMAIN_GET_XML_DESC] > described
+        assert [each.ref.id for each in known.running] == [77]
 
 
 @pytest.mark.parametrize("monitor", ["/run/qemu/other.qmp", ""])

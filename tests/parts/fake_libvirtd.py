@@ -59,9 +59,7 @@ MONITOR: Final = (
     "<q:arg value='-chardev'/><q:arg value='socket,id=panicd,path={path},server=on,wait=off'/>"
     "<q:arg value='-mon'/><q:arg value='chardev=panicd,mode=control'/></q:commandline>"
 )
-ON_CRASH: Final = {action: action.name.lower().replace("_", "-") for action in LifecycleAction} | {
-    LifecycleAction.RESTART_RENAME: "rename-restart"
-}
+ON_CRASH: Final = {action: action.name.lower().replace("_", "-") for action in LifecycleAction}
 
 
 _BY_QEMU: Final = {
@@ -362,7 +360,8 @@ class FakeLibvirtd:
 
     def _qemu_hangs(self, message: Message) -> bool:
         """Whether it is about a domain whose QEMU hangs, and takes that one."""
-        if message.program != REMOTE_PROGRAM or message.procedure not in _BY_QEMU:
+        takes_it = message.program == REMOTE_PROGRAM and message.procedure in _BY_QEMU
+        if not self.faults.qemu_hangs or not takes_it:
             return False
         return self._of(Decoder(message.payload)).name in self.faults.qemu_hangs
 

@@ -87,7 +87,12 @@ def test_what_stands_for_nothing_known_is_not_taken_over() -> None:
 
 @pytest.mark.parametrize(
     ("handling", "given_back"),
-    [("restart", "restart"), ("coredump-destroy", "coredump-destroy"), ("preserve-running", "")],
+    [
+        ("restart", "restart"),
+        ("rename-restart", "rename-restart"),
+        ("coredump-destroy", "coredump-destroy"),
+        ("preserve-running", ""),
+    ],
 )
 def test_what_was_taken_over_can_be_given_back(handling: str, given_back: str) -> None:
     taken = domain(handling).taken_over()
@@ -104,6 +109,10 @@ def test_what_was_taken_over_can_be_given_back(handling: str, given_back: str) -
 
 def test_a_word_that_somebody_wrote_is_not_taken_for_a_takeover() -> None:
     assert not domain("preserve", "restart").gives_back
+
+
+def test_a_word_that_libvirt_has_not_is_not_given_back() -> None:
+    assert not replace(domain("restart").taken_over(), taken_from="nonsense").gives_back
 
 
 def test_set_by_others_after_the_takeover_is_not_given_back() -> None:
