@@ -396,10 +396,7 @@ class Incident:
         return self.decision.action if self.decision else Action.NONE
 
 
-OWN_TIME_OVER: Final = {
-    Reason.GRACE: Reason.GRACE_OVER,
-    Reason.KDUMP: Reason.KDUMP_STUCK,
-}
+OWN_TIME_OVER: Final = {Reason.GRACE: Reason.GRACE_OVER, Reason.KDUMP: Reason.KDUMP_STUCK}
 """What is said of a guest's own time when it is over."""
 
 
