@@ -59,7 +59,7 @@ async def test_incidents_are_filtered(socket_dir: Path) -> None:
         await ask(daemon, "ack", incident.id, "--why", "seen")
         assert await found("--unacknowledged") == []
         assert await found("--open") == [incident.id]
-        (told,) = daemon.logged("panic line", incident=incident.id)
+        told = await daemon.wait_log("panic line", incident=incident.id)
         words = "Windows bug check 0x0000000A IRQL_NOT_LESS_OR_EQUAL (0x0000000000000001, "
         assert told["panic_line"].startswith(words)
         assert told["title"] == "bug check 0xa IRQL_NOT_LESS_OR_EQUAL (0x1, 0x2, 0x3, 0x4)"
