@@ -11,8 +11,8 @@ from tests.parts.patience import patience
 from tests.reference.files import FILES, ROOT
 from tests.reference.roff import man_body, plain
 
-OTHERS = {ROOT / "share/package"  # What makes the packages, written by hand., ROOT / "share/panicd"}
-"""Packaging, and hooks."""
+OTHERS = {ROOT / "share/package", ROOT / "share/panicd"}
+"""What makes the packages, and hooks: written by hand."""
 MANUALS = [name for name in FILES if name.startswith("share/man/")]
 
 
