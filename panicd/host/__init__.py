@@ -9,6 +9,7 @@
     priority       lets a reaction to a panic go first
     problems       what keeps panicd from its work, told once
     listening      a listening unix socket whose file stays
+    terminal       what people see: text made printable, lists and tables as wide as the window
     sdnotify       tells systemd how the daemon fares
     systemd        starts a unit over D-Bus; osinfo: what libosinfo knows of a system
 

@@ -17,7 +17,17 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from panicd import __version__
-from panicd.config.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
+from panicd.config.config import (
+    ByLibvirt,
+    Config,
+    ConfigError,
+    Dial,
+    Found,
+    Listen,
+    Mistake,
+    Monitor,
+    load,
+)
 from panicd.dumps.coredump import DumpFailure
 from panicd.dumps.directory import Space, existing_part, space
 from panicd.dumps.queue import DumpQueue
@@ -324,7 +334,6 @@ class Daemon:
                 "a program is missing",
                 program=missing.program,
                 wanted_by=missing.wanted_by,
-                package=missing.package,
             )
         self._metrics.config_last_reload_successful.set(1)
         self._metrics.config_last_reload_success_timestamp.set(time.time())
@@ -336,7 +345,7 @@ class Daemon:
         Raises:
             ConfigError: some can't be begun with.
         """
-        wanted = set(config.monitors)
+        wanted = {*config.monitors, *([ByLibvirt()] if config.libvirt is not None else [])}
         new = {monitor: trio.CancelScope() for monitor in wanted - set(self._monitors)}
         for monitor, scope in new.items():
             try:
@@ -364,6 +373,8 @@ class Daemon:
                     await self._connector.listen(path, task_status=task_status)
                 case Found():
                     await self._connector.dial_found(task_status=task_status)
+                case ByLibvirt():
+                    await self._connector.by_libvirt.look_after(task_status=task_status)
 
     async def _serve_http(
         self, pages: Pages, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

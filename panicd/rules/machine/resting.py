@@ -46,6 +46,7 @@ from panicd.rules.qapi import (
 ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 ACTED_ON: Final = frozenset(
     {
+        IncidentState.DETECTED,  # what became of its guest since is not known
         IncidentState.PRESERVED,
         IncidentState.RUNNING_ON,
         IncidentState.FAILED,

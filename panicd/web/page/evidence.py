@@ -15,7 +15,7 @@ TEXT_KEPT: Final = 64 * 1024
 """Bytes of a text of the evidence that are shown, the last."""
 
 SCREEN: Final = "screen.png"
-TEXTS: Final = re.compile(r"kernel\.log|console-[0-9]+\.log|registers\.txt")
+TEXTS: Final = re.compile(r"kernel\.log|bug-check\.txt|console-[0-9]+\.log|registers\.txt")
 """What of the evidence is shown as text."""
 
 

@@ -29,8 +29,7 @@ STATES: Final = {
 SEEN: Final = "acknowledged"
 WITHHELD: Final = "withheld"
 WHY_WITHHELD: Final = (
-    "What guests wrote or show is withheld, as nobody is asked for a name here: "
-    "metrics.web_config changes that."
+    "Guest output is hidden because this page has no login. Set metrics.web_config to change that."
 )
 
 

@@ -272,7 +272,13 @@ async def test_a_bad_web_configuration_leaves_the_old_in_force(socket_dir: Path)
         assert (await seen.get("/")).status == 200
 
 
-KINDS = 12
+TITLES = (
+    *("NULL pointer dereference", "soft lockup", "hung task", "out of memory", "init killed"),
+    *("kernel BUG at drivers/vendor/queue.c", "WARNING at net/core/dev.c", f"panic: {PAYLOAD}"),
+    *("KASAN: use-after-free (write)", "RCU stall", "general protection fault"),
+    "bug check 0x1e KMODE_EXCEPTION_NOT_HANDLED (0xc0000005, …, 0x0, …)",
+)
+KINDS = len(TITLES)
 INCIDENTS = 200
 
 
@@ -283,13 +289,15 @@ async def many_panics(directory: Path) -> None:
     with Journal.open(directory / "state" / "journal.sqlite3") as journal:
         for number in range(INCIDENTS):
             kind, at = number % KINDS, time.time() - 3600 + number
-            known = Signature(f"kind {kind} {PAYLOAD}", (f"function_{kind}",), f"1-{kind:010x}")
+            functions = (f"function_{kind}", "vendor_queue_flush_all", "vendor_ioctl_compat")
+            known = Signature(TITLES[kind], functions, f"1-{kind:010x}")
+            line = f"{TITLES[kind]} at virtual address 0000000000000008 in {functions[0]}+0x12/0x40"
             await journal.append(
                 f"20231114T000000-{number:08x}",
                 Opened(at, f"vm-{number % 40}", "", "/run/m.qmp", "1:2", Source.EVENT),
                 Decided(at, plan),
                 StepBegun(at, 0),
-                StepEnded(at, 0, Outcome.DONE, "Oops", known),
+                StepEnded(at, 0, Outcome.DONE, line, known),
                 Closed(at + 1, Ending.DESTROYED),
             )
 
