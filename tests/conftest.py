@@ -10,11 +10,23 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.parts.apt import MissingError
+from tests.parts.linters import LINTERS, linter
 from tests.parts.linux import Kernel, find_kernel
 
 # How long an example takes depends on what else the machine does. What hangs, hangs without too.
 settings.register_profile("any-load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-load")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin what takes long and disturbs nobody before the tests that wait for something."""
+    if not session.config.option.collectonly:
+        for arguments in LINTERS:
+            if any(
+                item.nodeid.endswith(f"::test_linter[{' '.join(arguments)}]")
+                for item in session.items
+            ):
+                linter(arguments)
 
 
 @pytest.fixture

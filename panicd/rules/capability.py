@@ -23,6 +23,7 @@ BUILTIN_UNTIL: Final[Version] = (1, 7, 0)  # QEMU commit 7839ff59 took the built
 DUMP_FORMATS_SINCE: Final[Version] = (2, 0, 0)
 DETACHED_DUMP_SINCE: Final[Version] = (2, 6, 0)
 SET_ACTION_SINCE: Final[Version] = (6, 0, 0)
+UNKNOWN_VERSION: Final[Version] = (0, 0, 0)
 TDX_SINCE: Final[Version] = (10, 1, 0)
 
 
@@ -127,6 +128,7 @@ class Capability:
         reboot_is_shutdown: QEMU ends instead of resetting; None where nothing tells.
         dump_formats: QAPI ``query-dump-guest-memory-capability``; before 2.0 always elf.
         libvirt: what libvirt knows of it, where libvirt runs it and is to be gone through.
+        by_api: it is reached by libvirt's API, and has no monitor for panicd.
     """
 
     version: Version
@@ -139,6 +141,7 @@ class Capability:
     reboot_is_shutdown: bool | None = None
     dump_formats: tuple[DumpFormat, ...] = (DumpFormat.ELF,)
     libvirt: LibvirtDomain | None = None
+    by_api: bool = False
 
     @property
     def reversible(self) -> bool:
@@ -148,7 +151,14 @@ class Capability:
     @property
     def behaves_like(self) -> Version:
         """The upstream version that a panic, and what follows it, is like."""
+        if self.by_api:  # libvirt makes up for what an older one lacks
+            return SET_ACTION_SINCE
         return max(self.version, REVERSIBLE_SINCE) if self.backport else self.version
+
+    @property
+    def version_text(self) -> str:
+        """The version for people; empty where it is not known."""
+        return "" if self.version == UNKNOWN_VERSION else ".".join(map(str, self.version))
 
     @property
     def firmware_hides_device(self) -> bool:
@@ -162,7 +172,12 @@ class Capability:
     @property
     def can_set_action(self) -> bool:
         """Whether the reaction to a panic can be changed at run time."""
-        return self.version >= SET_ACTION_SINCE
+        return self.version >= SET_ACTION_SINCE and not self.by_api
+
+    @property
+    def has_monitor_beside_libvirt(self) -> bool:
+        """Whether what libvirt has to know of goes through it, and all else to a monitor."""
+        return self.libvirt is not None and not self.by_api
 
     @property
     def can_reset(self) -> bool:

@@ -252,7 +252,7 @@ async def test_end_of_an_earlier_dump_is_not_taken_for_its_own(
 ) -> None:
     async with stopped_guest(socket_dir) as session:
         full = os.open("/dev/full", os.O_WRONLY)
-        await session.monitor.send_fd(full, "full", timeout=5)
+        await session.qmp.send_fd(full, "full", timeout=5)
         os.close(full)
         arguments = {"paging": False, "protocol": "fd:full", "begin": 0, "length": 4096}
         with pytest.raises(CommandError, match="No space left"):

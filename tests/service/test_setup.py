@@ -135,7 +135,8 @@ def test_make_test_sets_up_and_passes_arguments_to_pytest() -> None:
     "script",
     [
         *(".ci/run", ".ci/setup", ".ci/install", ".ci/on"),
-        *("share/package/deb", "share/package/rpm", "share/package/stage", "share/package/release"),
+        *("share/package/deb", "share/package/rpm", "share/package/stage", "share/package/slim"),
+        "share/package/release",
         *("tests/service/container", "tests/service/image", "tests/service/package"),
     ],
 )

@@ -11,6 +11,8 @@
     page_layout  what the kernel writes about each page
     page_map     where it does
     kdump_head   the beginning of a dump in the kdump-compressed format
+    windows      what a Windows leaves instead: the header of a dump, and its bug check by that
+    windows_dump what makes a dump of it, for WinDbg
 
 ``panicd.rules.kernel_log`` makes lines of it. Nothing here reads anything: a reader is a generator
 that yields ``ReadRequest`` and is sent the bytes. The guest wrote all of it and may lie, so every

@@ -3,10 +3,12 @@
 QEMU puts the program headers behind a section header, at no fixed place, and the notes of all
 CPUs before the kernel's own, which is there with ``-device vmcoreinfo``.
 
-Source: elf(5), and elf.h for the machines; QEMU, ``docs/specs/vmcoreinfo``.
+Source: elf(5), and elf.h for the machines; QEMU, ``docs/specs/vmcoreinfo``,
+``target/i386/arch_dump.c`` (``QEMUCPUState``).
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +39,9 @@ _PT_NOTE: Final = 4
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT: Final = struct.Struct("<IIQQQQQQ")
 _NOTE: Final = struct.Struct("<III")
+_QEMU: Final = b"QEMU"  # the name of a processor's note
+_CR4_AT: Final = 8 + 18 * 8 + 10 * 24 + 4 * 8  # behind its registers and segments
+_LA57: Final = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +128,41 @@ def _machine(head: bytes) -> bytes:
     return machine
 
 
+def walk_notes(notes: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """Yield the name, the type and the contents of each note that is there whole."""
+    at = 0
+    for _ in range(MAX_NOTE_COUNT):
+        name = at + _NOTE.size
+        if name > len(notes):
+            break
+        name_size, size, kind = _NOTE.unpack_from(notes, at)
+        contents = name + _aligned(name_size)
+        at = contents + _aligned(size)
+        if at <= len(notes):
+            yield (
+                notes[name : name + name_size].rstrip(b"\0"),
+                kind,
+                notes[contents : contents + size],
+            )
+
+
 def find_vmcoreinfo(notes: bytes) -> bytes:
     """Return the contents of the guest kernel's own note.
 
     Raises:
         NotReadableError: there is none.
     """
-    at = 0
-    for _ in range(MAX_NOTE_COUNT):
-        name = at + _NOTE.size
-        if name > len(notes):
-            break
-        name_size, size, _ = _NOTE.unpack_from(notes, at)
-        contents = name + _aligned(name_size)
-        at = contents + _aligned(size)
-        if notes[name : name + name_size].rstrip(b"\0") == VMCOREINFO and at <= len(notes):
-            return notes[contents : contents + size]
+    for name, _, contents in walk_notes(notes):
+        if name == VMCOREINFO:
+            return contents
     raise NotReadableError("no VMCOREINFO: the VM has no vmcoreinfo device, or its guest no driver")
+
+
+def has_five_levels(notes: bytes) -> bool:
+    """Return whether page tables have five levels, as QEMU notes of the first processor."""
+    states = (contents for name, _, contents in walk_notes(notes) if name == _QEMU)
+    state = next(states, b"").ljust(_CR4_AT + 8, b"\0")
+    return bool(int.from_bytes(state[_CR4_AT : _CR4_AT + 8], "little") & _LA57)
 
 
 def _aligned(size: int) -> int:

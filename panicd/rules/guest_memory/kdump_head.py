@@ -12,11 +12,10 @@ Sources: makedumpfile ``IMPLEMENTATION`` and ``diskdump_mod.h``; QEMU ``include/
 """
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from panicd.rules.guest_memory.dump_file import find_vmcoreinfo
+from panicd.rules.guest_memory.dump_file import find_vmcoreinfo, walk_notes
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
@@ -107,7 +106,7 @@ def kdump_head(
 
 def own_note(notes: bytes) -> bytes | None:
     """Return what panicd's own note says; None where there is none."""
-    for name, _, contents in _walk(notes):
+    for name, _, contents in walk_notes(notes):
         if name == OWN_NOTE:
             return contents
     return None
@@ -122,16 +121,6 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def _walk(notes: bytes) -> Iterator[tuple[bytes, int, bytes]]:
-    at = 0
-    while at + _NOTE.size <= len(notes):
-        name_size, size, kind = _NOTE.unpack_from(notes, at)
-        contents = at + _NOTE.size + name_size + -name_size % 4
-        name = notes[at + _NOTE.size : at + _NOTE.size + name_size].rstrip(b"\0")
-        yield name, kind, notes[contents : contents + size]
-        at = contents + size + -size % 4
-
-
 def _processors(notes: bytes) -> int:
     """Return how many processors the notes tell of."""
-    return sum((name, kind) == (b"CORE", _NT_PRSTATUS) for name, kind, _ in _walk(notes))
+    return sum((name, kind) == (b"CORE", _NT_PRSTATUS) for name, kind, _ in walk_notes(notes))

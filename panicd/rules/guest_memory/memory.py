@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from panicd.rules.guest_memory.page_tables import PHYSICAL_BITS, page_tables
+from panicd.rules.guest_memory.page_tables import PHYSICAL_BITS, PageTables, page_tables
 from panicd.rules.guest_memory.reading import NotReadableError, Reading, ReadRequest
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 
@@ -85,25 +85,34 @@ class PhysicalMemory:
             self._pages[page] = data[index * PAGE : (index + 1) * PAGE]
 
 
-class KernelMemory:
-    """The kernel's half of the virtual addresses.
+class VirtualMemory:
+    """A kernel's virtual addresses, found by its page tables.
 
-    Its image and what it allocated since, a log buffer of another size among it, are found by the
-    page tables, which begin at ``swapper_pg_dir``.
-
-    Raises:
-        NotReadableError: the kernel is laid out in another way, or its memory is encrypted.
+    Args:
+        physical: the pages that were read so far.
+        tables: where they lead to.
     """
 
-    def __init__(self, physical: PhysicalMemory, info: Vmcoreinfo) -> None:
+    def __init__(self, physical: PhysicalMemory, tables: PageTables) -> None:
         self._physical = physical
-        self._tables = page_tables(info)
+        self._tables = tables
 
     def read(self, address: int, length: int) -> Reading[bytes]:
         """Return a range of virtual memory.
 
         Raises:
             NotReadableError: it is not mapped, can't be had, or costs more than the limits allow.
+        """
+        data = b""
+        for run in (yield from self.runs(address, length)):
+            data += yield from self._physical.read(run.start, len(run))
+        return data
+
+    def runs(self, address: int, length: int) -> Reading[list[range]]:
+        """Return the runs of physical memory that a range of virtual memory is mapped to.
+
+        Raises:
+            NotReadableError: as ``read``.
         """
         runs: list[range] = []
         while length > 0:
@@ -115,10 +124,7 @@ class KernelMemory:
             runs.append(range(start, mapped.start + size))
             address += size
             length -= size
-        data = b""
-        for run in runs:
-            data += yield from self._physical.read(run.start, len(run))
-        return data
+        return runs
 
     def locate(self, address: int) -> Reading[range]:
         """Return the physical memory that is mapped from an address on, to its mapping's end."""
@@ -140,3 +146,12 @@ class KernelMemory:
         size = 1 << shift
         page = table & -size
         return range(page + address % size, page + size)
+
+
+def kernel_memory(physical: PhysicalMemory, info: Vmcoreinfo) -> VirtualMemory:
+    """Return the virtual addresses of a Linux kernel, as it tells of them itself.
+
+    Raises:
+        NotReadableError: the kernel is laid out in another way, or its memory is encrypted.
+    """
+    return VirtualMemory(physical, page_tables(info))

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from panicd.rules.guest_memory.memory import PAGE, KernelMemory
+from panicd.rules.guest_memory.memory import PAGE, VirtualMemory
 from panicd.rules.guest_memory.page_layout import PageLayout
 from panicd.rules.guest_memory.reading import NotReadableError, Reading
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
@@ -74,7 +74,7 @@ def check_page_size(info: Vmcoreinfo) -> None:
         raise NotReadableError(f"its pages have {info.page_size()} bytes, not {PAGE}")
 
 
-def find_page_map(info: Vmcoreinfo, memory: KernelMemory, size: int) -> Reading[PageMap]:
+def find_page_map(info: Vmcoreinfo, memory: VirtualMemory, size: int) -> Reading[PageMap]:
     """Find the array of a stopped kernel.
 
     Args:
@@ -113,7 +113,7 @@ class _Sections:
         pages: in a section.
     """
 
-    def __init__(self, info: Vmcoreinfo, memory: KernelMemory) -> None:
+    def __init__(self, info: Vmcoreinfo, memory: VirtualMemory) -> None:
         bits = info.number("SECTION_SIZE_BITS")
         if bits not in _SECTION_BITS:
             raise NotReadableError(f"sections of 2^{bits} bytes")
@@ -148,7 +148,7 @@ class _Sections:
 
 
 def _runs(
-    memory: KernelMemory, size: int, base: int, first: int, count: int
+    memory: VirtualMemory, size: int, base: int, first: int, count: int
 ) -> Reading[list[PageRun]]:
     """Find where a section's part of the array lies; what is not mapped is left out."""
     runs = []

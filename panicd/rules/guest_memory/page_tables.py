@@ -7,7 +7,7 @@ System Architecture'; Linux, ``Documentation/arch/x86/x86_64/mm.rst``, ``arch/ar
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -78,15 +78,28 @@ def _x86(info: Vmcoreinfo) -> PageTables:
         raise NotReadableError(f"pages of {info.page_size()} bytes")
     if info.number("sme_mask"):
         raise NotReadableError("the guest's memory is encrypted")
-    shifts = _X86_SHIFTS if info.number("pgtable_l5_enabled") else _X86_SHIFTS[1:]
     moved = info.number("phys_base") - KERNEL_MAP
+    tables = x86_tables(
+        info.symbol("swapper_pg_dir") + moved, five_levels=bool(info.number("pgtable_l5_enabled"))
+    )
+    return replace(tables, image=range(KERNEL_MAP, KERNEL_MAP + KERNEL_MAP_SIZE), moved=moved)
+
+
+def x86_tables(top: int, *, five_levels: bool) -> PageTables:
+    """Return the page tables of any system on 64-bit x86.
+
+    Args:
+        top: the physical address of the first table.
+        five_levels: there are five, and not four.
+    """
+    shifts = _X86_SHIFTS if five_levels else _X86_SHIFTS[1:]
     return PageTables(
-        top=info.symbol("swapper_pg_dir") + moved,
+        top=top,
         shifts=shifts,
         masks=(511,) * len(shifts),
         lowest=(1 << 64) - (1 << shifts[0] + 8),
-        image=range(KERNEL_MAP, KERNEL_MAP + KERNEL_MAP_SIZE),
-        moved=moved,
+        image=range(0),
+        moved=0,
         entry=_x86_entry,
     )
 
