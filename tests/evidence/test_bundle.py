@@ -153,3 +153,10 @@ async def test_what_is_no_picture_is_not_kept_as_one(socket_dir: Path) -> None:
     assert record["evidence"]["problems"]["screenshot"] == "what QEMU wrote is no picture"
     assert not (Path(record["evidence_directory"]) / "screen.png").exists()
     os.close(painter.kept)
+
+
+async def test_a_vm_without_a_screen_is_said_to_have_none(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    vm.refuse("screendump", "There is no console to take a screendump from")
+    record = await evidence_of(socket_dir, vm)
+    assert record["evidence"]["problems"]["screenshot"] == "the VM has no screen"
