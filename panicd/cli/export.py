@@ -35,7 +35,7 @@ from panicd.service.control_client import Answer
 FAST: Final = 1  # levels of gzip
 STORED: Final = 0
 LONGEST: Final = MOST  # bytes: nothing that panicd keeps of a guest but its dump is longer
-UNCOMPRESSED: Final = frozenset({".elf"})  # every other dump was compressed when it was written
+UNCOMPRESSED: Final = frozenset({".elf", ".dmp"})  # others were compressed when written
 BUFFER: Final = 1 << 20  # bytes
 THERE: Final = "is there already (--force replaces it)"
 NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})

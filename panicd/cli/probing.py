@@ -94,8 +94,10 @@ def probe_socket(path: Path, config: Config) -> dict[str, object]:
 
 async def _ask(path: Path, config: Config) -> dict[str, object]:
     libvirt = Libvirt(lambda: config.libvirt, dry_run=True)
-    async with event_loop():
+    async with event_loop(), trio.open_nursery() as nursery:
+        nursery.start_soon(libvirt.run)
         answers = await _answers(path, libvirt)
+        nursery.cancel_scope.cancel()
     if isinstance(answers, str):
         raise UnreachableMonitorError(f"{path}: {answers}")
     found, conflicts = answers
@@ -182,7 +184,7 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
     return {
         "name": answers.name,
         "uuid": answers.uuid,
-        "qemu_version": ".".join(map(str, capability.version)),
+        "qemu_version": capability.version_text,
         "run_state": answers.run_state,
         "panic_device": capability.panic_device,
         "device_types": list(capability.device_types),

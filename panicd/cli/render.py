@@ -102,7 +102,7 @@ def _incident(incident: Answer, now: float) -> Iterable[str | Text]:
         "yes" if incident["acknowledged"] else "",
         str(incident["repeats"] or ""),
         incident["source"],
-        short(_words(incident)),
+        short(incident["panic_line"]),
     )
 
 
@@ -232,13 +232,6 @@ def configured(decision: Answer) -> str:
     """Return what of the configuration led to a decision."""
     instead = f", unrequested {decision['unrequested']}" if decision["unrequested"] else ""
     return f"on_crash {decision['on_crash']}{instead}"
-
-
-def _words(incident: Answer) -> str:
-    """Return the panic's own words, or else those of its payload, if it had one."""
-    return str(
-        incident["panic_line"] or (incident["information"] and incident["payload"]["summary"]) or ""
-    )
 
 
 def short(words: str) -> str:

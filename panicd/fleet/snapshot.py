@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from panicd.dumps.queue import DumpStatus, dump_status
-from panicd.host.metrics import DomainSample
+from panicd.host.domain_series import DomainSample, HoldSample, IncidentSample
 from panicd.incident.domains import Domain
 from panicd.incident.services import Services
 from panicd.journal.chronicle import Chronicle
 from panicd.journal.counters import Counters
+from panicd.journal.signatures import hash_of
 from panicd.rules.budget import Balance, balance
 from panicd.rules.capability import Armed, Capability
 from panicd.rules.incident import Incident, State
@@ -185,7 +186,7 @@ def domain_status(domain: Domain, outlook: Outlook) -> DomainStatus:
     return replace(
         known,
         run_state=session.run_state,
-        qemu_version=".".join(map(str, capability.version)),
+        qemu_version=capability.version_text,
         armed=capability.armed,
         panic_device=capability.panic_device,
         on_crash=policy.on_crash,
@@ -299,6 +300,27 @@ def domain_samples(
     opened = [chronicle.incident.opened for chronicle in waiting]
     away = Away(frozenset(o.domain_key for o in opened), frozenset(o.monitor for o in opened))
     return [_sample(domain, outlook, away) for domain in domains if not domain.spare_of]
+
+
+def incident_samples(incidents: Iterable[Incident]) -> list[IncidentSample]:
+    """Return open incidents as a scrape tells of them."""
+    return [
+        IncidentSample(
+            domain=incident.opened.domain,
+            at=incident.opened.at,
+            state=incident.state,
+            reason=incident.decision.reason if incident.decision else "",
+            acknowledged=incident.acknowledged is not None,
+            signature=hash_of(incident),
+        )
+        for incident in incidents
+    ]
+
+
+def hold_samples(outlook: Outlook) -> list[HoldSample]:
+    """Return the holds that last as a scrape tells of them."""
+    holds = outlook.holds.lasting(outlook.now)
+    return [HoldSample(hold.domain, hold.at, hold.until is not None) for hold in holds]
 
 
 @dataclass(frozen=True, slots=True)

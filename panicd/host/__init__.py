@@ -4,7 +4,7 @@
 
     logs           one JSON object a line, or systemd's journal; log_stream and backlog keep them
                    out of everybody's way
-    metrics        Prometheus' text format
+    metrics        Prometheus' text format; domain_series: what a scrape tells of each domain
     timers         time limits of all domains; wall_clock: when the time of day was set
     priority       lets a reaction to a panic go first
     problems       what keeps panicd from its work, told once

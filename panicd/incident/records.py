@@ -79,7 +79,7 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
     evidence = read_manifest(directory)
     files = evidence["files"] if evidence is not None else ()
     screens = (str(directory / name) for name in SCREENS if name in files)
-    dumps = list(_dumps(history, incident_id))
+    dumps = list(finished_dumps(history, incident_id))
     return {
         **incident_view(incident),
         "same": (same := read_same(journal, incident)) and asdict(same),
@@ -88,7 +88,7 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
         "evidence": evidence,
         "screenshot": next(screens, None),
         "dumps": [str(path) for path in dumps],
-        "dump_facts": [asdict(facts) for facts in _facts(dumps)],
+        "dump_facts": [asdict(facts) for facts in dump_facts_of(dumps)],
     }
 
 
@@ -149,8 +149,8 @@ def read_panics(journal: Path, since: float, limit: int) -> list[tuple[Group, Si
     return found
 
 
-def _dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
-    """Yield an incident's finished dumps that are still there."""
+def finished_dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
+    """Yield an incident's finished dumps that are still there. Blocking."""
     places = {
         Path(entry.detail).parent
         for entry, step in _steps(history)
@@ -165,8 +165,8 @@ def _dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
         yield from (path for path in found if path.suffix != PARTIAL)
 
 
-def _facts(dumps: Iterable[Path]) -> Iterator[DumpFacts]:
-    """Yield what the dumps are; those that can't be read are left out."""
+def dump_facts_of(dumps: Iterable[Path]) -> Iterator[DumpFacts]:
+    """Yield what the dumps are; those that can't be read are left out. Blocking."""
     for path in dumps:
         with suppress(OSError):
             yield dump_facts(path)

@@ -296,7 +296,8 @@ class Api:
                 allowed = ", ".join(OnCrash)
                 raise RefusedError("bad-request", f"action: expected one of {allowed}") from None
         operation = self._operation(request, domain.key, detail=detail)
-        done, incident = await self._operators.act(domain, operation, action)
+        about = _text(request.arguments, "about") if "about" in request.arguments else ""
+        done, incident = await self._operators.act(domain, operation, action, about)
         return {
             "domain": domain.name,
             "done": done,
@@ -322,6 +323,7 @@ class Api:
             why=_text(request.arguments, "why"),
             until=until,
             detail=detail,
+            user=request.user,
         )
 
     async def _reload_config(self) -> object:

@@ -53,7 +53,7 @@ def test_kernel_that_is_no_version_is_refused(tmp_path: Path) -> None:
 
 def test_libvirt_that_does_not_answer_is_said_to(tmp_path: Path) -> None:
     uri = f"qemu:///system?socket={tmp_path}/nobody"
-    assert "failed to connect" in advise(tmp_path, "vm", "--libvirt", uri, status=FAILED)
+    assert "no libvirtd answers" in advise(tmp_path, "vm", "--libvirt", uri, status=FAILED)
 
 
 @known_to_osinfo

@@ -163,7 +163,7 @@ def it_starts() -> None:
     run("systemctl", "enable", "panicd")
     run("systemctl", "start", "panicd")
     assert (shown("ActiveState"), shown("NotifyAccess")) == ("active", "main")
-    assert shown("StatusText")
+    until("it says how its domains stand", lambda: shown("StatusText"))
     start_vm("left")
 
 
