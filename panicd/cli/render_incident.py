@@ -98,7 +98,7 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
     else:
         yield line(f"now       {answer['ending']}, after {lasted}")
     if looked := answer["acknowledged"]:
-        yield line(f"ack       by {user(looked['uid'])}: {looked['why']}")
+        yield line(f"ack       by {user(looked)}: {looked['why']}")
 
 
 def _decisions(history: Iterable[Answer]) -> Iterator[Text]:
@@ -112,18 +112,20 @@ def _decisions(history: Iterable[Answer]) -> Iterator[Text]:
         plan = entry["plan"]
         because = f"{configured(plan)}, reason {plan['reason']}: {plan['why']}"
         if plan["reason"] == Reason.OPERATOR and asked is not None:
-            because = f"{user(asked['uid'])} asked for it: {asked['why']}"
+            because = f"{user(asked)} asked for it: {asked['why']}"
         if (plan["action"], because) != shown:
             yield line("decided   ", (plan["action"], "bold"), f" ({because})")
         shown = plan["action"], because
 
 
-def user(uid: int) -> str:
-    """Return the name of a user of this host."""
+def user(asked: Answer) -> str:
+    """Return the name of who asked: on the page, or as a user of this host."""
+    if asked.get("user"):
+        return str(asked["user"])
     try:
-        return getpwuid(uid).pw_name
+        return getpwuid(asked["uid"]).pw_name
     except KeyError:
-        return f"uid {uid}"
+        return f"uid {asked['uid']}"
 
 
 def _signature(answer: Answer) -> Iterator[str]:
@@ -230,7 +232,7 @@ def _about(entry: Answer) -> str:
         case "closed":
             return f"{entry['ending']} {entry['detail']}"
         case "asked" | "acknowledged":
-            return f"{user(entry['uid'])} {entry.get('what', '')}".rstrip() + f": {entry['why']}"
+            return f"{user(entry)} {entry.get('what', '')}".rstrip() + f": {entry['why']}"
         case "observed":
             return str(entry["what"])
         case _:

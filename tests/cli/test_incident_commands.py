@@ -179,13 +179,13 @@ async def test_panics_are_told_from_each_other(socket_dir: Path) -> None:
                 "title": "NULL pointer dereference",
                 "frames": ["queue_put", "queue_flush"],
             },
-            "count": 2,
-            "domains": 1,
+            "incident_count": 2,
+            "domain_count": 1,
             "first_at": lookup["first_at"],
             "last_at": lookup["last_at"],
             "incident": found[3],
         }
-        assert (stuck["signature"]["title"], stuck["count"]) == ("panic: stuck #", 1)
+        assert (stuck["signature"]["title"], stuck["incident_count"]) == ("panic: stuck #", 1)
         assert stuck["incident"] == found[2]
         shown = await ask(daemon, "panics", "--limit", "1")
         assert "NULL pointer dereference in queue_put < queue_flush" in shown
