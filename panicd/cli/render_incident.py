@@ -11,6 +11,7 @@ from typing import Final
 
 from panicd.cli.moment import written_time
 from panicd.cli.render import configured, seen, signature
+from panicd.host import terminal
 from panicd.host.terminal import Text, line, table
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.policy import Reason
@@ -34,6 +35,11 @@ class Moment:
     took: float | None
     what: str
     about: Text
+
+
+def show(answer: Answer, now: float) -> None:
+    """Print what ``panicd incident`` shows; ``now`` in seconds since the epoch."""
+    terminal.console.print(*page(answer, now, terminal.console.width))
 
 
 def page(answer: Answer, now: float, width: int | None) -> Iterator[str | Text]:
