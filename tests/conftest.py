@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.parts.apt import MissingError
 from tests.parts.linters import LINTERS, linter
-from tests.parts.linux import Kernel, LinuxMissingError, find_kernel
+from tests.parts.linux import Kernel, find_kernel
 
 # How long an example takes depends on what else the machine does. What hangs, hangs without too.
 settings.register_profile("any-load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -40,5 +41,5 @@ def linux_kernel() -> Kernel:
     """A Linux kernel to boot; skips, saying what is missing, where there is none to be had."""
     try:
         return find_kernel()
-    except LinuxMissingError as missing:
+    except MissingError as missing:
         pytest.skip(f"no Linux guest here: {missing}")

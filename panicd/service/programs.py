@@ -9,10 +9,7 @@ from dataclasses import dataclass
 
 from panicd.config.config import Config
 from panicd.host.systemd import bus_that_is_missing
-from panicd.libvirt.virsh import PROGRAM as VIRSH
 from panicd.rules.settings import Policy
-
-PACKAGES = {VIRSH: "libvirt-clients"}  # Debian's; Fedora's is libvirt-client
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +24,7 @@ class MissingProgram:
 
     program: str
     wanted_by: str
-    package: str
+    package: str = ""
 
     def __str__(self) -> str:
         package = f" (Debian: {self.package})" if self.package else ""
@@ -37,7 +34,7 @@ class MissingProgram:
 def missing_programs(config: Config) -> list[MissingProgram]:
     """Return what a configuration asks for and can't be run here, each once."""
     missing = [
-        MissingProgram(program, wanted_by, PACKAGES.get(program, ""))
+        MissingProgram(program, wanted_by)
         for program, wanted_by in dict(_wanted(config)).items()
         if shutil.which(program) is None
     ]
@@ -58,9 +55,5 @@ def _wanted(config: Config) -> Iterator[tuple[str, str]]:
     for policy in _policies(config):
         if policy.relaunch is not None and policy.relaunch.command:
             yield policy.relaunch.command[0], "relaunch.command"
-        elif policy.relaunch is not None and policy.relaunch.libvirt_uri:
-            yield VIRSH, "relaunch.libvirt"
-    if config.libvirt is not None:
-        yield VIRSH, "libvirt"
     if config.notify.hook is not None:
         yield config.notify.hook.command[0], "notify.hook.command"

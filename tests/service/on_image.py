@@ -75,7 +75,7 @@ def inspected(what: str) -> str:
 
 
 def incident(name: str) -> Any:
-    found = asked("incidents", "--domain", name)
+    found = asked("incidents", "--domain", name)["incidents"]
     return found[0] if found else None
 
 

@@ -23,6 +23,7 @@ TEST_PINS = ROOT / "tests/requirements.txt"
 NOBODY = 65534
 REST = (
     "makedumpfile zstd prometheus-alertmanager busybox-static"
+    " qemu-system-arm gcc-aarch64-linux-gnu make"
     " libvirt-daemon dbus-daemon libvirt-clients groff-base libosinfo-bin"
 )
 
