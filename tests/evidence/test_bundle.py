@@ -14,6 +14,7 @@ from panicd.evidence import bundle as evidence
 from tests.parts.daemon import DaemonInside
 from tests.parts.dump_files import PNG
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import patiently
 
 
 @pytest.mark.parametrize("hanging", ["find_logs", "_make"])
@@ -101,7 +102,7 @@ class Painter:
 
 async def evidence_of(socket_dir: Path, vm: FakeQemu) -> dict[str, Any]:
     """The record of an incident of this VM, evidence and all."""
-    policy = {"on_crash": "restart", "evidence": {"budget": "3s"}}
+    policy = {"on_crash": "restart", "evidence": {"budget": patiently(3)}}
     async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
         await daemon.wait_armed("vm")
         vm.panic()
