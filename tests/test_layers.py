@@ -41,7 +41,7 @@ STRICTER = {
     "config": {"rules"},
     "qemu": {"rules"},
     # It looks on from outside, as whoever runs panicd does.
-    "demo": {"rules", "host.sdnotify", "service.control_client"},
+    "demo": {"rules", "host.sdnotify", "host.terminal", "service.control_client"},
     # Programs, each run in a process of its own.
     "dumps.filter": {"rules", "dumps.filter"},
 }
@@ -212,20 +212,28 @@ def test_cont_is_sent_by_its_step_and_to_ignored_guests_only() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Constant) and node.value == "cont"
     ]
-    # The demonstration starts VMs of its own, which panicd has not yet seen.
+    # The demonstration starts VMs of its own, which panicd has not yet seen. libvirt is told what
+    # the machine's command means.
     assert senders == [
         "panicd/demo/qemu.py",
+        "panicd/libvirt/domain_monitor.py",
         "panicd/rules/machine/commands.py",
         "panicd/rules/machine/ignoring.py",
     ]
 
 
-def test_libvirt_is_told_to_act_in_one_place_only() -> None:
+def test_libvirt_is_told_to_act_by_what_carries_the_machine_s_commands_out_only() -> None:
     """It could let a guest run as well ('resume')."""
-    tellers = [
-        name_of(path)
-        for path in modules()
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("libvirt.act")
-    ]
-    assert tellers == ["panicd/incident/errands.py"]
+
+    def users(*names: str) -> set[str]:
+        return {
+            name_of(path)
+            for path in modules()
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node) in names
+        }
+
+    tellers = {"panicd/libvirt/beside.py", "panicd/libvirt/domain_monitor.py"}
+    acts = {f"requests.{name}" for name in ("reset", "resume", "suspend", "destroy")}
+    assert users(*acts) == tellers
+    assert users("beside.act") == {"panicd/incident/errands.py"}

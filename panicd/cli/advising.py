@@ -9,10 +9,14 @@ import click
 import trio
 
 from panicd.cli import render
-from panicd.cli.base import Context, domain_names, fail, json_option
+from panicd.cli.base import Context, every_domain, fail, json_option
 from panicd.cli.configured import libvirt_uri
 from panicd.host.osinfo import look_up
-from panicd.libvirt.virsh import LibvirtError, virsh
+from panicd.libvirt import requests
+from panicd.libvirt.client import Client
+from panicd.libvirt.errors import LibvirtAwayError, LibvirtError
+from panicd.libvirt.once import connected
+from panicd.libvirt.protocol import DomainRef
 from panicd.rules.guest_system import (
     GuestSystem,
     Kernel,
@@ -32,7 +36,7 @@ OPERATOR: Final = "the operator"
 
 
 @click.command("advise")
-@click.argument("domains", metavar="[DOMAIN]...", nargs=-1, shell_complete=domain_names)
+@click.argument("domains", metavar="[DOMAIN]...", nargs=-1, shell_complete=every_domain)
 @click.option(
     "--os",
     "system",
@@ -46,11 +50,11 @@ OPERATOR: Final = "the operator"
 def advise_command(
     context: Context, domains: tuple[str, ...], system: str, kernel: str | None, uri: str | None
 ) -> tuple[object, Callable[[], None]]:
-    """Say which panic device the guest of a libvirt DOMAIN can use, and what suits it.
+    """Say which panic device the guest of a libvirt domain can use.
 
-    What it runs is known by libosinfo's id in libvirt's XML, by osinfo-query where that is
-    installed, by the guest's agent, or by --os. Without DOMAIN: each that libvirt has, or --os
-    alone. Nothing is changed.
+    What the guest runs is known from libosinfo's id in libvirt's XML, from osinfo-query if that is
+    installed, from the guest's agent, or from --os. Without a DOMAIN it says so for every domain of
+    libvirt, or for --os alone. Nothing is changed.
     """
     version = parse_kernel(kernel) if kernel else None
     if kernel and version is None:
@@ -88,31 +92,35 @@ async def _advise_on(
         said = GuestSystem(**{**asdict(said), "kernel": kernel, "known_by": OPERATOR})
         if not domains:
             return [_view("", said, None)]
-    if not domains:
-        listed = await virsh(uri, ["list", "--all", "--name"], ANSWERS_WITHIN)
-        domains = [name for name in listed.splitlines() if name]
-    return [await _advise_on_domain(domain, uri, said) for domain in domains]
+    async with connected(uri) as client:
+        listed = await client.call(requests.list_domains(inactive=True), timeout=ANSWERS_WITHIN)
+        known = {domain.name: domain for domain in listed}
+        if unknown := [name for name in domains if name not in known]:
+            raise LibvirtAwayError(f"no domain is called {unknown[0]}")
+        return [await _advise_on_domain(client, known[name], said) for name in domains or known]
 
 
-async def _advise_on_domain(domain: str, uri: str, said: GuestSystem) -> dict[str, object]:
-    text = await virsh(uri, ["dumpxml", domain], ANSWERS_WITHIN)
+async def _advise_on_domain(
+    client: Client, domain: DomainRef, said: GuestSystem
+) -> dict[str, object]:
+    text = await client.call(requests.describe(domain), timeout=ANSWERS_WITHIN)
     try:
         described = parse_guest(text)
     except UnreadableXMLError as error:
-        raise LibvirtError(str(error)) from error
+        raise LibvirtAwayError(str(error)) from error
     system = said
     if not said.family and described.osinfo:
         system = merge(from_id(described.osinfo, LIBVIRT), await look_up(described.osinfo))
     if described.has_agent and described.runs:
-        system = merge(system, await _ask_agent(domain, uri))
-    return _view(domain, system, described)
+        system = merge(system, await _ask_agent(client, domain))
+    return _view(domain.name, system, described)
 
 
-async def _ask_agent(domain: str, uri: str) -> GuestSystem | None:
+async def _ask_agent(client: Client, domain: DomainRef) -> GuestSystem | None:
     """Ask a guest's agent what it runs; None where it does not say."""
-    command = ["qemu-agent-command", domain, ASK_AGENT, "--timeout", str(int(AGENT_WITHIN))]
+    question = requests.ask_agent(domain, ASK_AGENT, int(AGENT_WITHIN))
     try:
-        return parse_agent(await virsh(uri, command, 2 * AGENT_WITHIN))
+        return parse_agent(await client.call(question, timeout=2 * AGENT_WITHIN))
     except LibvirtError:
         return None
 

@@ -70,12 +70,10 @@ ARMED_BECAUSE: Final = {
 @click.argument("socket_path", metavar="SOCKET", type=click.Path(path_type=Path))
 @json_option
 def probe_command(context: Context, socket_path: Path) -> tuple[object, Callable[[], None]]:
-    """Ask the VM behind a monitor SOCKET what it can do, and change nothing.
+    """Ask a VM at its monitor what it can do, and change nothing.
 
-    Exit status 1 where what is configured for it could not be obeyed if it panicked.
-
-    QEMU serves one client on each monitor: one that the daemon is connected to does not answer
-    here. Ask `panicd explain` for such a domain.
+    Exit status 1 if its policy could not be obeyed. QEMU serves one client on each monitor, so a
+    monitor that the daemon is connected to does not answer here: use `panicd explain` instead.
     """
     try:
         answer = probe_socket(socket_path, load(context.config_file))
@@ -96,8 +94,10 @@ def probe_socket(path: Path, config: Config) -> dict[str, object]:
 
 async def _ask(path: Path, config: Config) -> dict[str, object]:
     libvirt = Libvirt(lambda: config.libvirt, dry_run=True)
-    async with event_loop():
+    async with event_loop(), trio.open_nursery() as nursery:
+        nursery.start_soon(libvirt.run)
         answers = await _answers(path, libvirt)
+        nursery.cancel_scope.cancel()
     if isinstance(answers, str):
         raise UnreachableMonitorError(f"{path}: {answers}")
     found, conflicts = answers
@@ -184,7 +184,7 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
     return {
         "name": answers.name,
         "uuid": answers.uuid,
-        "qemu_version": ".".join(map(str, capability.version)),
+        "qemu_version": capability.version_text,
         "run_state": answers.run_state,
         "panic_device": capability.panic_device,
         "device_types": list(capability.device_types),
@@ -199,7 +199,7 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
         or policy.panic_notifier is PanicNotifier.ANY,
         "unrequested": policy.unrequested,
         "configured": plan_view(foresee(policy, connected, now=0.0)),
-        "exposed": list(reasons),
+        "exposed": dict(reasons),
         "remedies": [*reasons.values(), *conflicts, *_warnings(capability)],
     }
 

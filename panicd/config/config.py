@@ -11,6 +11,7 @@ reported together with the mistakes in single values.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -100,7 +101,12 @@ class Found:
     """Monitors that libvirt's domains were given by ``<qemu:commandline>``."""
 
 
-Monitor = Dial | Listen | Found
+@dataclass(frozen=True, slots=True)
+class ByLibvirt:
+    """libvirt itself, for the domains that have no monitor of their own for panicd."""
+
+
+Monitor = Dial | Listen | Found | ByLibvirt
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Config:
     """What panicd is configured to do.
 
     Attributes:
-        monitors: how QEMUs are reached, at least one way.
+        monitors: how QEMUs are reached, at least one way; none where libvirt tells of them.
         metrics_listen: the address and port of metrics, health and the page; None for none.
         web_config: the file that says who may read them, and how they are encrypted.
         web: what that file says.
@@ -167,7 +173,9 @@ def load(path: Path) -> Config:
     config = read(path)
     if config.web_config is None:
         return config
-    return replace(config, web=load_web_config(config.web_config))
+    listen = config.metrics_listen
+    beyond = listen is not None and not ip_address(listen[0]).is_loopback
+    return replace(config, web=load_web_config(config.web_config, beyond_loopback=beyond))
 
 
 def read(path: Path) -> Config:
@@ -223,7 +231,7 @@ def _config(keys: Section, places: Places) -> Config:
     domains = _domains(keys["domains"], defaults)
     if keys.sound:
         _check_journal_keep(keep, journal_keep, [defaults, *(rule.policy for rule in domains)])
-    ways = _monitors(monitors, control_socket)
+    ways = _monitors(monitors, control_socket, none_will_do=libvirt is not None)
     if Found() in ways and libvirt is None:
         monitors.wrong("libvirt.uri, for libvirt is to tell of monitors", "none")
     return Config(
@@ -267,9 +275,9 @@ def _storm(value: Value) -> Storm | None:
         )
 
 
-def _monitors(value: Value, control_socket: Path) -> tuple[Monitor, ...]:
+def _monitors(value: Value, control_socket: Path, *, none_will_do: bool) -> tuple[Monitor, ...]:
     monitors: dict[Monitor, Value] = {}
-    for item in value.items("at least one monitor"):
+    for item in value.items(None if none_will_do else "at least one monitor"):
         for monitor, given in _monitor(item):
             if monitor in monitors:
                 line = monitors[monitor].position.line

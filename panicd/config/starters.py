@@ -12,7 +12,7 @@ from panicd.config.values import (
     text,
     unit,
 )
-from panicd.rules.settings import InheritOnCrash, LibvirtSettings, Relaunch
+from panicd.rules.settings import InheritOnCrash, LibvirtSettings, OnStop, Relaunch
 
 
 def read_libvirt(value: Value) -> LibvirtSettings | None:
@@ -23,6 +23,7 @@ def read_libvirt(value: Value) -> LibvirtSettings | None:
             uri=uri.read(line_of_text, ""),
             on_crash=on_crash.read(one_of(*InheritOnCrash), InheritOnCrash.INHERIT),
             take_over=take_over.read(boolean, True),
+            on_stop=keys["on_stop"].read(one_of(*OnStop), OnStop.KEEP),
         )
         if value.given and keys.sound and not settings.uri:
             uri.wrong("the URI of the libvirt that runs the domains, such as qemu:///system")

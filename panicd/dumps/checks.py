@@ -87,7 +87,7 @@ class GuestMemory:
         """
         if self.size is None:
             return 0
-        if kind is DumpFormat.ELF and level == 0:
+        if kind in {DumpFormat.ELF, DumpFormat.WIN_DMP} and level == 0:
             return self.size
         return int(LEAST_SHARE * max(0, min(self.size, self.resident or 0) - left_out))
 
@@ -114,6 +114,10 @@ async def check_guest(session: Session) -> GuestMemory:
         raise DumpError(DumpFailure.ENCRYPTED, "AMD SEV keeps the guest's memory from being read")
     if isinstance(objects, list) and any(_is_tdx(entry) for entry in objects):
         raise DumpError(DumpFailure.ENCRYPTED, "Intel TDX keeps the guest's memory from being read")
+    by_libvirt = session.capability.libvirt
+    if by_libvirt is not None and by_libvirt.is_encrypted:
+        raise DumpError(DumpFailure.ENCRYPTED, "<launchSecurity/> keeps its memory from being read")
+    size = _size(summary) or (by_libvirt.memory if by_libvirt is not None else 0) or None
     untold = 0 if session.capability.version >= BLOCKS_SINCE else UNTOLD
     if session.process_known:
         status = PROC / str(session.peer.pid) / "status"
@@ -121,7 +125,7 @@ async def check_guest(session: Session) -> GuestMemory:
         possible = _sum_of(status, "VmSize")
     else:
         resident, possible = None, _sum_of(PROC / "meminfo", "MemTotal", "SwapTotal")
-    memory = GuestMemory(_size(summary), resident, blocks_of(blocks), possible, untold)
+    memory = GuestMemory(size, resident, blocks_of(blocks), possible, untold)
     available = _available()
     if available is not None and memory.growth() > available:
         raise DumpError(

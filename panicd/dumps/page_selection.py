@@ -1,4 +1,4 @@
-"""Which pages of a stopped guest a dump leaves out, found out over QMP before the dump.
+"""Which pages of a stopped guest a dump leaves out, found out before the dump.
 
 ``panicd.dumps.filter.page_bitmap`` works on what the guest wrote, in a process of its own, and asks
 for the memory that it needs. Here it is given that, a range at a time, within limits. Whatever goes
@@ -17,10 +17,12 @@ from typing import Final
 
 import trio
 
-from panicd.qemu.guest_memory import RangeReader
-from panicd.qemu.session import Session
+from panicd.qemu.guest_memory import GuestReader
 from panicd.qemu.threads import needing_a_thread
+from panicd.rules.guest_memory.dump_file import find_vmcoreinfo
+from panicd.rules.guest_memory.page_map import check_page_size
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
+from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 
 PROGRAM: Final = ("-I", "-m", "panicd.dumps.filter.page_bitmap")
 REQUEST: Final = struct.Struct("<QQ")  # as the program's own
@@ -44,12 +46,14 @@ class PageSelection:
         bitmap: a file in memory with a bit for each page that is kept; None: all are.
         left_out: how many pages are not, by what they were used for.
         reason: why fewer are left out than was wanted; empty where that is not so.
+        windows: a file in memory with what a dump for WinDbg has besides; None: it is none.
     """
 
     level: int
     bitmap: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
+    windows: int | None = None
 
     def about(self) -> str:
         """Return what the dump says of itself, as JSON."""
@@ -60,23 +64,22 @@ class PageSelection:
 
 @asynccontextmanager
 async def selected_pages(
-    session: Session, level: int, size: int | None, timeout: float
+    reader: GuestReader, level: int, size: int | None
 ) -> AsyncIterator[PageSelection]:
     """Find out what a dump of a level leaves out of a stopped guest's memory.
 
     Args:
-        session: the VM.
+        reader: of its memory.
         level: makedumpfile's dump level.
         size: bytes of the guest's memory, None where QEMU does not tell.
-        timeout: seconds for it.
 
     Raises:
         SessionLostError: the session ended.
     """
     empty = level & 1
-    reader = RangeReader(session, trio.current_time() + timeout, MAX_LENGTH)
     try:
-        vmcoreinfo = await reader.vmcoreinfo()
+        vmcoreinfo = find_vmcoreinfo(await reader.notes())
+        check_page_size(Vmcoreinfo.parse(vmcoreinfo))
     except NotReadableError as error:
         yield PageSelection(empty, reason=str(error))
         return
@@ -97,7 +100,7 @@ async def selected_pages(
 
 
 async def _run(
-    reader: RangeReader, vmcoreinfo: bytes, bitmap: int, *, level: int, size: int
+    reader: GuestReader, vmcoreinfo: bytes, bitmap: int, *, level: int, size: int
 ) -> dict[str, int]:
     """Run the program to its end; return what it found.
 
@@ -131,7 +134,7 @@ async def _run(
 
 
 async def _serve(
-    process: trio.Process, reader: RangeReader, asked: bytes, size: int
+    process: trio.Process, reader: GuestReader, asked: bytes, size: int
 ) -> dict[str, int]:
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None

@@ -8,7 +8,7 @@ Source: QEMU's human monitor for ``info registers``; of the screen see ``screen`
 
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,19 +17,33 @@ from typing import Any, Final
 import trio
 
 from panicd.evidence.console_log import find_logs, read_end
-from panicd.evidence.screen import Picture, take_picture
+from panicd.evidence.screen import Picture, take_picture, take_picture_by_libvirt
+from panicd.libvirt.client import Client
+from panicd.libvirt.errors import LibvirtError
+from panicd.libvirt.memory import PeekReader
+from panicd.libvirt.protocol import DomainRef
 from panicd.qemu.dump_error import DumpByOther
-from panicd.qemu.guest_memory import read_kernel_log
+from panicd.qemu.guest_memory import GuestReader, monitor_reader, read_words
 from panicd.qemu.monitor import MonitorError
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
 from panicd.rules.capability import Version
-from panicd.rules.kernel_log import KernelLog, NotReadableError
-from panicd.rules.last_words import SILENCE, LastWords, words_of_console, words_of_log
+from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.guest_memory.windows import WindowsCrash
+from panicd.rules.kernel_log import KernelLog
+from panicd.rules.last_words import (
+    SILENCE,
+    LastWords,
+    words_of_bug_check,
+    words_of_console,
+    words_of_log,
+)
 
 PNG_SINCE: Final[Version] = (7, 1, 0)
 ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
 CONSOLE_KEPT: Final = 64 * 1024  # bytes of the console's end
+WORDS_WITHIN: Final = 2.0  # seconds, by a monitor
+LOG_WITHIN: Final = 5.0  # seconds, by libvirt; on a loaded machine it took half of one
 LOG_LINES: Final = 512  # lines of the kernel log, the newest
 THREADS: Final = trio.CapacityLimiter(16)  # of its own: those that hang are missed by nobody else
 OWN_PART: Final = 0.25  # of the budget: kept back for what needs no QEMU
@@ -90,6 +104,10 @@ class Bundle:
     words: LastWords = SILENCE
 
 
+Item = Callable[[Session, Bundle], Awaitable[None]]
+"""Takes one item of evidence into a bundle."""
+
+
 async def collect(
     session: Session,
     directory: Path,
@@ -99,6 +117,7 @@ async def collect(
     budget: float,
     by_other: DumpByOther | None = None,
     no_log: str = "",
+    items: Mapping[str, Item] | None = None,
 ) -> Bundle:
     """Take what can be had of a stopped guest, and of its host, in the time given.
 
@@ -110,22 +129,14 @@ async def collect(
         budget: seconds.
         by_other: who has QEMU dump, where libvirt runs the VM.
         no_log: why the kernel's log is not to be read from memory; empty: it is.
+        items: what is taken of a VM that has no monitor for panicd; None: by its monitor.
     """
     bundle = Bundle(directory)
-    items: dict[str, Callable[[Session, Bundle], Awaitable[None]]] = {
-        "kernel log": _kernel_log,
-        "screenshot": _screenshot,
-        "registers": _registers,
-        "state": _state,
-        "block devices": _block_devices,
-    }
     limit = trio.current_time() + budget
+    if items is None:
+        items = _by_monitor(by_other, is_wanted=not no_log)
     if no_log:
-        del items["kernel log"]
         bundle.problems["kernel log"] = no_log
-    elif by_other is not None:  # last: libvirt takes its time
-        del items["kernel log"]
-        items["kernel log"] = partial(_kernel_log, by_other=by_other)
     with trio.move_on_at(limit):
         try:
             await in_thread(partial(_make, directory), THREADS)
@@ -136,7 +147,7 @@ async def collect(
         with trio.move_on_at(limit - budget * OWN_PART) as scope:
             try:
                 await take(session, bundle)
-            except (MonitorError, NotReadableError, OSError) as error:
+            except (MonitorError, LibvirtError, NotReadableError, OSError) as error:
                 bundle.problems[name] = str(error)
         if scope.cancelled_caught:
             bundle.problems[name] = f"not taken within {budget:g} s"
@@ -153,20 +164,67 @@ async def collect(
     return bundle
 
 
-async def _kernel_log(
-    session: Session, bundle: Bundle, by_other: DumpByOther | None = None
-) -> None:
-    log = await read_kernel_log(session, lines=LOG_LINES, timeout=2.0, by_other=by_other)
-    _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
-    # Some milliseconds, in which others are responded to.
-    bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
+def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> dict[str, Item]:
+    """Return what is taken by a monitor; by another's dump the own words take their time: last."""
+
+    async def words(session: Session, bundle: Bundle) -> None:
+        await _own_words(monitor_reader(session, WORDS_WITHIN, by_other), bundle)
+
+    own: dict[str, Item] = {"kernel log": words}
+    others: dict[str, Item] = {
+        "screenshot": _screenshot,
+        "registers": _registers,
+        "state": _state,
+        "block devices": _block_devices,
+    }
+    if not is_wanted:
+        return others
+    return own | others if by_other is None else others | own
+
+
+def by_libvirt(client: Client, domain: DomainRef, *, is_wanted: bool) -> dict[str, Item]:
+    """Return what is taken of a domain by libvirt's API.
+
+    Args:
+        client: of the libvirt.
+        domain: which, and which start of it.
+        is_wanted: the kernel's log is.
+    """
+
+    async def picture(_session: Session, bundle: Bundle) -> None:
+        taken, kind = await take_picture_by_libvirt(client, domain)
+        await _keep_picture(bundle, f"screen.{kind}", taken)
+
+    async def words(_session: Session, bundle: Bundle) -> None:
+        await _own_words(PeekReader(client, domain, trio.current_time() + LOG_WITHIN), bundle)
+
+    items: dict[str, Item] = {"screenshot": picture}
+    if is_wanted:  # last: libvirt takes its time
+        items["kernel log"] = words
+    return items
+
+
+async def _own_words(reader: GuestReader, bundle: Bundle) -> None:
+    match await read_words(reader, LOG_LINES):
+        case KernelLog() as log:
+            _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
+            # Some milliseconds, in which others are responded to.
+            bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
+        case WindowsCrash(bug_check, build, processors):
+            said = f"{bug_check.line}\nbuild: {build}\nprocessors: {processors}\n"
+            _write(bundle, "bug-check.txt", said.encode(), "the bug check of a Windows")
+            bundle.words = words_of_bug_check(bug_check)
 
 
 async def _screenshot(session: Session, bundle: Bundle) -> None:
     name = SCREENS[0 if session.capability.version >= PNG_SINCE else 1]
     path = bundle.directory / name
     picture = await take_picture(session, path.suffix.removeprefix("."))
-    await in_thread(partial(_write_picture, picture, path), THREADS)
+    await _keep_picture(bundle, name, picture)
+
+
+async def _keep_picture(bundle: Bundle, name: str, picture: Picture) -> None:
+    await in_thread(partial(_write_picture, picture, bundle.directory / name), THREADS)
     bundle.files[name] = "the guest's screen"
 
 

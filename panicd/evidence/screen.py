@@ -1,4 +1,4 @@
-"""A picture of the guest's screen, from QEMU through a pipe.
+"""A picture of the guest's screen, from QEMU through a pipe, or from libvirt as a stream.
 
 QEMU gets the writing end of a pipe and no file: who has a file can fill the disk that it lies on,
 for as long as he lives. What comes through the pipe is kept in memory, as much as a screen can be.
@@ -18,15 +18,21 @@ from typing import Final
 
 import trio
 
-from panicd.qemu.monitor import MonitorError
+from panicd.libvirt.client import Client
+from panicd.libvirt.protocol import DomainRef
+from panicd.libvirt.requests import screenshot
+from panicd.qemu.monitor import CommandError, MonitorError
 from panicd.qemu.session import Session
 
 MOST: Final = 32 << 20
 """Bytes of a picture: those of 4K in all its colours, and of what is larger when it is packed."""
 
+TOO_LARGE: Final = f"more than the {MOST} bytes that a screen can be"
 SIGNATURES: Final = {"png": b"\x89PNG\r\n\x1a\n", "ppm": b"P6"}
 CHUNK: Final = 1 << 16  # bytes taken at once
 ANSWER_TIMEOUT: Final = 2.0  # seconds
+NO_CONSOLE: Final = "There is no console"  # QEMU, ui/console.c, qmp_screendump
+NO_SCREEN: Final = "the VM has no screen"
 WRITABLE: Final = 0o622  # by QEMU's user; only who has it already can find it in /proc
 
 
@@ -57,8 +63,19 @@ class Picture:
         taken = os.splice(pipe, self._file, CHUNK, flags=os.SPLICE_F_NONBLOCK)
         self._size += taken
         if self._size > MOST:
-            raise OSError(f"more than the {MOST} bytes that a screen can be")
+            raise OSError(TOO_LARGE)
         return taken > 0
+
+    def add(self, data: bytes) -> None:
+        """Add what comes next.
+
+        Raises:
+            OSError: it is more than a screen can be.
+        """
+        self._size += len(data)
+        if self._size > MOST:
+            raise OSError(TOO_LARGE)
+        os.pwrite(self._file, data, self._size - len(data))
 
     def begins_with(self, signature: bytes) -> bool:
         """Tell whether it does."""
@@ -84,7 +101,7 @@ async def take_picture(session: Session, kind: str) -> Picture:
 
     Raises:
         MonitorError: QEMU won't, or does not answer.
-        OSError: what it makes is no picture.
+        OSError: the VM has no screen, or what QEMU makes is no picture.
     """
     picture = Picture()
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -104,9 +121,37 @@ async def take_picture(session: Session, kind: str) -> Picture:
     return picture
 
 
+async def take_picture_by_libvirt(client: Client, domain: DomainRef) -> tuple[Picture, str]:
+    """Have libvirt make a picture of a guest's screen; return it, and ``png`` or ``ppm``.
+
+    Raises:
+        LibvirtError: it won't, or does not answer.
+        OSError: what it makes is no picture.
+    """
+    picture = Picture()
+    problem: OSError | None = None
+    with trio.CancelScope() as scope:
+
+        def take(piece: bytes) -> None:
+            nonlocal problem
+            try:
+                picture.add(piece)
+            except OSError as error:
+                problem = error
+                scope.cancel()
+
+        await client.call(screenshot(domain), timeout=ANSWER_TIMEOUT, take=take)
+    if problem is not None:
+        raise problem
+    for kind, signature in SIGNATURES.items():
+        if picture.begins_with(signature):
+            return picture, kind
+    raise OSError("what libvirt gives is no picture")
+
+
 async def _hand_over(session: Session, pipe: int) -> tuple[str, object]:
     """Hand QEMU the writing end; return what it is called there, and the fd set that it is in."""
-    answer = await session.monitor.execute_with_fd("add-fd", {}, pipe, timeout=ANSWER_TIMEOUT)
+    answer = await session.qmp.execute_with_fd("add-fd", {}, pipe, timeout=ANSWER_TIMEOUT)
     if not isinstance(answer, dict) or not isinstance(answer.get("fd"), int):
         raise OSError("QEMU's answer to add-fd makes no sense")
     return f"/proc/self/fd/{answer['fd']}", answer.get("fdset-id")
@@ -134,6 +179,8 @@ async def _dump_screen(session: Session, name: str, kind: str, picture: Picture,
         nursery.start_soon(take)
         try:
             await session.execute("screendump", arguments)
+        except CommandError as error:
+            problem = OSError(NO_SCREEN) if NO_CONSOLE in error.description else error
         except MonitorError as error:
             problem = error
         nursery.cancel_scope.cancel()

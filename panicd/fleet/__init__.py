@@ -3,7 +3,10 @@
 ::
 
     discovery      monitor sockets by a pattern, kept true by watches (inotify)
-    connector      makes the connections and keeps them, and has each one driven
+    connector      makes the connections to monitors, and keeps them
+    libvirt_domains  looks after the domains that libvirt alone can reach
+    supervision    a domain that is connected: identified, and given to its driver
+    backoff        how long to wait before the next try
     unidentified   who dialled in and said nothing yet
     snapshot       the domains as plain values, for ``status`` and a scrape
     audit          which of them could not be acted on

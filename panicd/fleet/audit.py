@@ -83,6 +83,7 @@ def _exposures(
         held=held,
         dump_space=rooms[place],
         may_signal=not session.beyond_signals,
+        name=domain.claim.name,
     )
 
 

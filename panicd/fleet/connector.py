@@ -4,7 +4,6 @@ import errno
 import glob
 import math
 import os
-import random
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, closing
@@ -16,6 +15,7 @@ from typing import Final
 
 import trio
 
+from panicd.fleet.backoff import Backoff
 from panicd.fleet.discovery import (
     Appeared,
     Change,
@@ -25,17 +25,19 @@ from panicd.fleet.discovery import (
     Unreadable,
     Vanished,
 )
+from panicd.fleet.libvirt_domains import LibvirtDomains
+from panicd.fleet.supervision import SpareError, note_absence, supervise
 from panicd.fleet.unidentified import UnidentifiedConnections
 from panicd.fleet.watches import mount_changes
 from panicd.host.listening import keep_listening
 from panicd.host.logs import get_logger
 from panicd.incident.adoption import end_hung_qemu
-from panicd.incident.domains import CONNECTING, Domain
+from panicd.incident.domains import Domain
 from panicd.incident.driver import Driver
 from panicd.incident.services import Services
 from panicd.journal.journal import JournalError
 from panicd.libvirt.own_monitor import LibvirtsOwnError, leave_libvirts_own
-from panicd.qemu.monitor import MonitorError, SilentError, UnreachableError, open_monitor, pulse
+from panicd.qemu.monitor import MonitorError, SilentError, open_monitor, pulse
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, uid_of
 from panicd.qemu.session import ANSWER_TIMEOUT, Session, confirm_peer
@@ -44,45 +46,10 @@ from panicd.rules.command_line import parse_command_line
 from panicd.rules.socket_path import path_problem
 
 GREETING_TIMEOUT: Final = 5.0  # seconds; QEMU greets within a millisecond unless it is taken
-FIRST_RETRY: Final = 0.02  # seconds: a socket is bound a moment before it is listened on
-LAST_RETRY: Final = 5.0  # seconds
 LASTING: Final = 10.0  # seconds of a session after which its loss counts as a first failure
-TWIN_LEAVES: Final = 5.0  # seconds; it takes one or two to find out why a session ended
-TOLD_AT_MOST: Final = 5  # reasons in a row for one absence; the status has the latest
 ACCEPT_AGAIN: Final = 0.1  # seconds
 RELOADED_AT_ONCE: Final = 32  # domains; each takes some 50 µs, in which nobody is responded to
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
-
-
-class SpareError(UnreachableError):
-    """It is a second monitor of a VM that panicd is connected to.
-
-    Attributes:
-        name: that domain's.
-    """
-
-    def __init__(self, twin: Domain) -> None:
-        super().__init__(
-            f"a second monitor of {twin.name}, which is looked after by {twin.address}"
-        )
-        self.name = twin.name
-
-
-class Backoff:
-    """How long to wait before the next try: doubling, capped, with jitter."""
-
-    def __init__(self) -> None:
-        self.failures = 0
-
-    def next(self) -> float:
-        """Return the seconds to wait after one more failure."""
-        wait = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(self.failures, 16))
-        self.failures += 1
-        return wait * random.uniform(0.75, 1.25)  # noqa: S311 - spreads retries, guards nothing
-
-    def reset(self) -> None:
-        """Begin anew."""
-        self.failures = 0
 
 
 @dataclass(slots=True)
@@ -117,6 +84,7 @@ class Connector:
         # Thousands that began at once would each wait for all the others, past the time that a
         # greeting may take, and begin anew at once, for ever.
         self._turn = trio.Lock()
+        self.by_libvirt = LibvirtDomains(services, self._drivers)
 
     def driver_of(self, domain: Domain) -> Driver | None:
         """Return who looks after a domain; None while it is not connected."""
@@ -199,7 +167,9 @@ class Connector:
 
         async with trio.open_nursery() as nursery:
             task_status.started()
-            await services.libvirt.watch_monitors(found)
+            while True:
+                found(services.libvirt.monitors)
+                await services.libvirt.changes()
 
     async def listen(
         self, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -294,18 +264,11 @@ class Connector:
             problem = error.strerror or str(error)
         except JournalError as error:
             problem = f"the journal can't be written: {error}"
-        connected = not domain.problem
-        domain.since = self._services.keeping.clock() if connected else domain.since
-        domain.attempts = 1 if connected else domain.attempts + 1
-        domain.told = 0 if connected else domain.told
         domain.mute, domain.spare_of = mute, spare_of
-        before, domain.problem = domain.problem, problem
-        # Who stays away is told of once, and who gives ever new reasons not for ever.
-        if problem != before and domain.told < TOLD_AT_MOST:
-            domain.told += 1
-            if domain.address not in self._unidentified or self._unidentified.may_tell():
-                log = get_logger(monitor=domain.address, domain=domain.name)
-                log.warning("monitor is not connected", reason=problem)
+        is_new = note_absence(domain, problem, self._services.keeping.clock())
+        if is_new and (domain.address not in self._unidentified or self._unidentified.may_tell()):
+            log = get_logger(monitor=domain.address, domain=domain.name)
+            log.warning("monitor is not connected", reason=problem)
         return may_again
 
     async def _why_silent(
@@ -322,12 +285,12 @@ class Connector:
             if not domain.dials_in:
                 leave_libvirts_own(Path(domain.address), peer.command_line() or ())
             try:
-                return await self._supervise(domain, sock, peer)
+                return await self._open(domain, sock, peer)
             except SilentError:
                 await end_hung_qemu(self._services, peer)
                 raise
 
-    async def _supervise(self, domain: Domain, sock: socket.socket, peer: Peer) -> str:
+    async def _open(self, domain: Domain, sock: socket.socket, peer: Peer) -> str:
         services = self._services
         async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
             await confirm_peer(peer, monitor)
@@ -338,49 +301,7 @@ class Connector:
             )
             session = Session.from_probe(monitor, peer, answers)
             self._unidentified.known(domain.address)
-            await self._wait_for_twin(domain, session)
-            services.fleet.identify(domain, session)
-            # Where 0.1.0 left off: it went by what it showed, a nameless VM's socket.
-            services.keeping.counters.go_on_from(domain.key, domain.uuid or domain.claim.name)
-            if not domain.dials_in:
-                uuid = domain.uuid if session.by_libvirt else ""
-                await services.libvirt.learn(uuid, domain.address, session.process)
-            if domain.attempts or domain.problem != CONNECTING:
-                services.metrics.monitor_reconnects.inc()
-            domain.since, domain.problem, domain.attempts = services.keeping.clock(), "", 0
-            get_logger(monitor=domain.address, domain=domain.name).info(
-                "domain connected",
-                uuid=domain.uuid,
-                qemu=".".join(map(str, session.capability.version)),
-                run_state=session.run_state,
-                armed=session.capability.armed,
-                panic_device=session.capability.panic_device,
-            )
-            driver = self._drivers[domain.address] = Driver(services, domain, peer)
-            try:
-                return await driver.look_after(session)
-            finally:
-                del self._drivers[domain.address]
-                services.libvirt.forget(domain.address)
-
-    async def _wait_for_twin(self, domain: Domain, session: Session) -> None:
-        """Wait until nobody else looks after this VM, so that nothing is done to it twice.
-
-        A QEMU that dials in anew may be faster than the end of its last connection is dealt with.
-
-        Raises:
-            SpareError: somebody else goes on looking after it.
-            MonitorError: it did not say how it stands by now.
-        """
-        fleet = self._services.fleet
-        if fleet.twin(domain, session) is None:
-            return
-        with trio.move_on_after(TWIN_LEAVES):
-            while fleet.twin(domain, session) is not None:
-                await fleet.left.park()
-        if twin := fleet.twin(domain, session):
-            raise SpareError(twin)
-        await session.query_status()
+            return await supervise(self._services, self._drivers, domain, session)
 
 
 async def connect(path: Path) -> socket.socket:

@@ -6,12 +6,13 @@ from functools import partial
 from panicd import __version__
 from panicd.dumps.coredump import FinishedDump
 from panicd.dumps.directory import retire
-from panicd.evidence.bundle import collect
+from panicd.evidence.bundle import Item, by_libvirt, collect
 from panicd.host.logs import get_logger
 from panicd.incident.domains import Domain
 from panicd.incident.dumping import dump_by_libvirt, dump_in_turn
 from panicd.incident.records import plan_view
 from panicd.incident.services import Services, bundle_directory
+from panicd.libvirt.domain_monitor import DomainMonitor
 from panicd.qemu.dump_error import DumpByOther, DumpError
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
@@ -63,6 +64,7 @@ class EvidenceKeeper:
             budget=step.timeout,
             by_other=by_other,
             no_log=no_log,
+            items=_items_by_libvirt(session, is_wanted=not no_log),
         )
         # The keeper reads the journal, and would pass over an incident that is not yet there.
         taken = partial(self._services.bundles.taken, self._domain.key, self._policy, incident.id)
@@ -105,3 +107,11 @@ class EvidenceKeeper:
             if retired:
                 log.info("old dumps removed", paths=[str(path) for path in retired])
         return dump
+
+
+def _items_by_libvirt(session: Session, *, is_wanted: bool) -> dict[str, Item] | None:
+    """Return what libvirt gives of a domain; None where panicd has a monitor of its own."""
+    monitor = session.monitor
+    if isinstance(monitor, DomainMonitor):
+        return by_libvirt(monitor.client, monitor.domain, is_wanted=is_wanted)
+    return None

@@ -1,6 +1,7 @@
 """One domain's dump in its turn, by libvirt where that runs it, counted by how it went."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -9,9 +10,14 @@ from panicd.dumps.queue import DumpQueue, DumpTurn
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
 from panicd.incident.domains import Domain
+from panicd.libvirt import beside
+from panicd.libvirt.domain_monitor import DomainMonitor
+from panicd.libvirt.errors import LibvirtError, LibvirtSilentError
 from panicd.libvirt.known_domains import Libvirt
-from panicd.libvirt.virsh import LibvirtError, LibvirtSilentError
+from panicd.libvirt.memory import PeekReader, dumper
+from panicd.libvirt.protocol import DomainRef
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
+from panicd.qemu.guest_memory import GuestReader
 from panicd.qemu.monitor import SessionLostError, UncertainError
 from panicd.qemu.session import Session
 from panicd.rules.incident import Incident
@@ -69,6 +75,7 @@ async def dump_in_turn(
                     kind,
                     progress=turn.progress,
                     by_other=by_other,
+                    reader=_peek_reader(session, libvirt),
                     give_way=give_way,
                 )
     except DumpError as error:
@@ -98,7 +105,9 @@ def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
     Raises:
         DumpError: libvirt runs the VM, and panicd can't ask it.
     """
-    domain = session.capability.libvirt
+    domain, monitor = session.capability.libvirt, session.monitor
+    if isinstance(monitor, DomainMonitor):
+        return dumper(monitor.client, monitor.domain)
     if domain is None:
         if session.by_libvirt:
             problem = libvirt.problem or "it is not one that libvirt.uri and its XML tell of"
@@ -107,13 +116,23 @@ def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
 
     async def dump(path: Path, kind: str, timeout: float) -> None:
         try:
-            await libvirt.dump(domain, path, kind, timeout)
+            await beside.dump(libvirt.client, domain, path, kind, timeout)
         except LibvirtSilentError as error:
             raise DumpError(DumpFailure.TIMEOUT, str(error)) from error
         except LibvirtError as error:
             raise DumpError(DumpFailure.REFUSED, str(error)) from error
 
     return dump
+
+
+def _peek_reader(session: Session, libvirt: Libvirt) -> Callable[[float], GuestReader] | None:
+    """Return what reads the memory of a VM that libvirt runs; None where it runs none."""
+    domain, monitor = session.capability.libvirt, session.monitor
+    if isinstance(monitor, DomainMonitor):
+        return partial(PeekReader, monitor.client, monitor.domain)
+    if domain is None:
+        return None
+    return partial(PeekReader, libvirt.client, DomainRef(domain.name, domain.uuid, domain.id))
 
 
 async def _await_turn(session: Session, turn: DumpTurn, timeout: float) -> None:

@@ -14,8 +14,12 @@ from panicd.incident.domains import Domain
 from panicd.incident.outcome import result_of
 from panicd.incident.relaunch import relaunch_environment, run_relaunch
 from panicd.incident.services import Services
-from panicd.libvirt.known_domains import LibvirtAwayError
-from panicd.libvirt.virsh import LibvirtRefusedError, LibvirtSilentError
+from panicd.libvirt import beside
+from panicd.libvirt.errors import (
+    LibvirtAwayError,
+    LibvirtRefusedError,
+    LibvirtSilentError,
+)
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
 from panicd.rules.ending import Cause, cause_of_end
@@ -112,7 +116,7 @@ class Errands:
         domain = self._of_qemu.capability.libvirt
         assert domain is not None
         try:
-            await self._services.libvirt.act(domain, effect.verb, effect.timeout)
+            await beside.act(self._services.libvirt.client, domain, effect.verb, effect.timeout)
         except LibvirtAwayError as error:
             told = Told(effect.serial, "away", str(error))
         except LibvirtSilentError as error:

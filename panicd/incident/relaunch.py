@@ -12,14 +12,17 @@ from typing import Final
 import trio
 
 from panicd.host.systemd import SystemdError, start_unit
+from panicd.libvirt import requests
+from panicd.libvirt.client import Client
+from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.known_domains import names_monitor
-from panicd.libvirt.virsh import LibvirtError, LibvirtSilentError, virsh
+from panicd.libvirt.once import connected
+from panicd.libvirt.protocol import DomainRef, State
 from panicd.rules.incident import Incident, Outcome, StepResult
-from panicd.rules.libvirt import monitors_of
+from panicd.rules.libvirt import address_of, monitors_of
 from panicd.rules.plan import RunRelaunch
 from panicd.rules.unit_name import UnitNameError, unit_name
 
-OFF: Final = "shut off"  # virsh domstate, of a domain that can be started
 LOOK_EVERY: Final = 0.2  # seconds between two looks whether libvirt has taken in a domain's end
 ANSWERS_WITHIN: Final = 5.0  # seconds for libvirt to say how a domain stands
 OUTPUT_KEPT: Final = 1024  # bytes of the command's output that are kept where it fails
@@ -83,30 +86,38 @@ async def _start_unit(step: RunRelaunch, environment: dict[str, str]) -> StepRes
 
 
 async def _start_domain(step: RunRelaunch, uuid: str, monitor: str) -> StepResult:
-    """Start the domain whose own XML names the monitor; its QEMU could claim any UUID."""
-    uri, state = step.libvirt_uri, ""
+    """Start the domain that is meant.
+
+    That is the one of this UUID, if it is libvirt's own word; else, for a QEMU could claim any
+    UUID, only where the domain's own XML names the monitor.
+    """
+    is_libvirts = monitor == address_of(step.libvirt_uri, uuid)
     try:
         with trio.fail_after(step.timeout):
-            # libvirt takes in the end of a QEMU in its own time, and refuses to start it before.
-            while True:
-                state = await _state(uri, uuid)
-                if state == OFF:
-                    break
-                await trio.sleep(LOOK_EVERY)
-            its = monitors_of(await virsh(uri, ["dumpxml", uuid], step.timeout))
-            if not names_monitor(its, monitor):
-                detail = f"the XML of libvirt's domain {uuid} does not name the monitor {monitor}"
-                return StepResult(Outcome.FAILED, detail)
-            await virsh(uri, ["start", uuid], step.timeout)
+            async with connected(step.libvirt_uri) as client:
+                domain = await client.call(requests.look_up(uuid), timeout=ANSWERS_WITHIN)
+                await _await_off(client, domain)
+                described = requests.describe(domain, inactive=True)
+                its = monitors_of(await client.call(described, timeout=ANSWERS_WITHIN))
+                if not is_libvirts and not names_monitor(its, monitor):
+                    detail = f"the XML of libvirt's domain {uuid} does not name {monitor}"
+                    return StepResult(Outcome.FAILED, detail)
+                await client.call(requests.start(domain), timeout=step.timeout)
     except trio.TooSlowError:
-        return StepResult(Outcome.FAILED, f"not started in {step.timeout:g} s: it was '{state}'")
+        return StepResult(Outcome.FAILED, f"not started in {step.timeout:g} s")
     except LibvirtError as error:
-        return StepResult(Outcome.FAILED, f"virsh: {error}")
+        return StepResult(Outcome.FAILED, f"libvirt: {error}")
     return StepResult(Outcome.DONE)
 
 
-async def _state(uri: str, uuid: str) -> str:
-    try:
-        return (await virsh(uri, ["domstate", uuid], ANSWERS_WITHIN)).strip()
-    except LibvirtSilentError as error:
-        return str(error)
+async def _await_off(client: Client, domain: DomainRef) -> None:
+    """Wait until libvirt has taken in the end of its QEMU; it refuses to start it before.
+
+    Raises:
+        LibvirtError: it does not say.
+    """
+    while True:
+        state = await client.call(requests.state_of(domain), timeout=ANSWERS_WITHIN)
+        if state.state == State.SHUTOFF:
+            return
+        await trio.sleep(LOOK_EVERY)

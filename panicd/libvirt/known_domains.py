@@ -1,54 +1,94 @@
-"""What libvirt says of the domains that it runs, in memory, and what it is told to do with them.
+"""The libvirt of this host: its domains as they start and end, and what it says of each, in memory.
 
-Nothing here stands between a panic and its decision. A domain is asked about when its monitor is
-connected, and again by a slow timer; a libvirt that does not answer is waited for once, briefly,
-and after that by the timer alone. While it is silent, what was known last holds.
+Nothing here stands between a panic and its decision. Domains are listed when libvirtd is connected,
+and told of by its events after that; each is described once at its start, and again by a slow
+timer. While libvirtd is away or silent, what was known last holds.
 """
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
 
 from panicd.host.logs import get_logger
-from panicd.libvirt.virsh import (
+from panicd.host.timers import Timers
+from panicd.libvirt import requests
+from panicd.libvirt.client import Client, Standing
+from panicd.libvirt.domain_monitor import ENDED, DomainMonitor
+from panicd.libvirt.domain_process import DomainProcess
+from panicd.libvirt.errors import (
+    LibvirtAwayError,
     LibvirtError,
     LibvirtRefusedError,
-    LibvirtSilentError,
-    virsh,
-    virsh_events,
 )
+from panicd.libvirt.once import connected
+from panicd.libvirt.protocol import (
+    DomainRef,
+    Event,
+    EventKind,
+    Lifecycle,
+    MetadataChanged,
+    QemuEvent,
+)
+from panicd.libvirt.sockets import UnusableUriError
+from panicd.libvirt.takeover import give_back, take_over
 from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.identity import parse_uuid
-from panicd.rules.libvirt import LibvirtDomain, parse_domains, pid_file
-from panicd.rules.settings import LibvirtSettings
+from panicd.rules.libvirt import (
+    METADATA_URI,
+    LibvirtDomain,
+    UnreadableXMLError,
+    parse_domain,
+)
+from panicd.rules.settings import LibvirtSettings, OnStop
 
 KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its policy
-ALIVE_WITHIN: Final = 2.0  # seconds; virsh was seen to take 0.02
-REFRESH_EVERY: Final = 60.0  # seconds
-RETRY_EVERY: Final = 5.0  # seconds, while libvirt does not answer
-LISTED_EVERY: Final = 0.5  # seconds at least between two looks for monitors
-AT_ONCE: Final = 16  # virsh processes, while many domains panic
-BATCH: Final = 50  # domains that one virsh asks about
-BATCH_WITHIN: Final = 30.0  # seconds
-JOB_WAIT: Final = 35.0
-"""Seconds that a command may take. libvirt itself waits up to 30 for a domain's other job to end,
-and then carries it out though nobody waits for it any more: so it isn't given up before that."""
+ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes a few milliseconds
+LISTED_WITHIN: Final = 30.0  # seconds
+REFRESH_EVERY: Final = 300.0  # seconds; nothing tells of an ``<on_crash>`` that somebody sets
+RETRY_EVERY: Final = 5.0  # seconds
+GIVEN_BACK_WITHIN: Final = 5.0  # seconds, for all domains, when panicd stops
+
+QEMU_EVENTS: Final = (
+    "GUEST_PANICKED",
+    "GUEST_CRASHLOADED",
+    "GUEST_PVSHUTDOWN",
+    "STOP",
+    "RESUME",
+    "RESET",
+    "SHUTDOWN",
+)
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is asked about one monitor: which domain its QEMU claims to be, and its process."""
+@dataclass(eq=False, slots=True)
+class Start:
+    """One start of a domain.
 
-    uuid: str
-    process: ProcessIdentity | None
+    Attributes:
+        ref: which.
+        monitor: the way to it, of the session that there is or will be.
+        domain: what libvirt says of it; None before that is known.
+        was_taken_over: panicd has had libvirt preserve it in this start.
+        process: of a session that there is.
+        described: ``domain`` is known.
+        moved: set when it ends, or libvirt is connected anew; then there is another.
+    """
 
+    ref: DomainRef
+    monitor: DomainMonitor
+    domain: LibvirtDomain | None = None
+    was_taken_over: bool = False
+    process: DomainProcess | None = None
+    described: trio.Event = field(default_factory=trio.Event)
+    moved: trio.Event = field(default_factory=trio.Event)
 
-class LibvirtAwayError(LibvirtError):
-    """It does not answer, or does not know the domain; it was told nothing."""
+    def move(self) -> None:
+        """Wake who waits for something to happen to it."""
+        self.moved.set()
+        self.moved = trio.Event()
 
 
 class Libvirt:
@@ -62,30 +102,107 @@ class Libvirt:
         problem: why libvirt does not answer; empty where it does, or was not asked.
         on_change: called when a domain is not as it was known.
         on_problem: called with ``problem`` when that has changed.
+        on_appeared: called with the UUID of a domain that runs, at its start or when it is found.
     """
 
     def __init__(self, settings: Callable[[], LibvirtSettings | None], *, dry_run: bool) -> None:
         self._settings = settings
         self._dry_run = dry_run
-        self._monitors: dict[str, _Asked] = {}  # by path, and so are these:
-        self._domains: dict[str, LibvirtDomain] = {}
-        self._known_of: dict[str, _Asked] = {}
-        self._now = trio.Event()
-        self._turns = trio.CapacityLimiter(AT_ONCE)
+        self._uri = ""
+        self._other_uri = trio.Event()
+        self._client: Client | None = None
+        self._timers = Timers()
+        self._starts: dict[str, Start] = {}  # by UUID
+        self._domains: dict[str, LibvirtDomain] = {}  # by monitor
+        self._looked_after: set[str] = set()  # monitors
+        self._generation = 0
+        self._wake = trio.Event()
+        self._is_to_list = False
+        self._stale: set[str] = set()
+        self._listed = trio.Event()
+        self._changed = trio.lowlevel.ParkingLot()
         self.problem = ""
         self.on_change: Callable[[], None] = lambda: None
         self.on_problem: Callable[[str], None] = lambda _problem: None
+        self.on_appeared: Callable[[str], None] = lambda _uuid: None
+
+    # What is known.
 
     def known(self, monitor: str) -> LibvirtDomain | None:
         """Return the domain whose monitor this is; None where libvirt is not known to run it.
 
         Args:
-            monitor: the path that was dialled.
+            monitor: the path that was dialled, or ``address_of`` the domain.
         """
         return self._domains.get(monitor) if self._settings() is not None else None
 
+    def start_of(self, uuid: str) -> Start | None:
+        """Return the start of a domain that there is, as far as is known."""
+        return self._starts.get(uuid)
+
+    @property
+    def uri(self) -> str:
+        """Where it is reached."""
+        return self._uri
+
+    @property
+    def client(self) -> Client:
+        """The connections.
+
+        Raises:
+            LibvirtAwayError: there are none.
+        """
+        if self._client is None:
+            raise LibvirtAwayError(self.problem or "libvirt was not yet connected to")
+        return self._client
+
+    @property
+    def running(self) -> list[str]:
+        """The UUIDs of the domains that run."""
+        return list(self._starts)
+
+    @property
+    def monitors(self) -> set[str]:
+        """The monitors that domains were given for panicd, one of each."""
+        described = (start.domain for start in self._starts.values())
+        return {domain.monitors[0] for domain in described if domain and domain.monitors}
+
+    async def changes(self) -> None:
+        """Wait until a domain starts, is described or ends, or libvirt is connected anew."""
+        await self._changed.park()
+
+    async def describe(self, start: Start) -> LibvirtDomain:
+        """Ask what a domain is, and have libvirt preserve it, if that is wanted.
+
+        Raises:
+            LibvirtError: libvirt does not say.
+        """
+        text = await self.client.call(requests.describe(start.ref), timeout=ANSWERS_WITHIN)
+        try:
+            domain = parse_domain(text)
+        except UnreadableXMLError as error:
+            raise LibvirtAwayError(str(error)) from error
+        if domain.id != start.ref.id:
+            raise LibvirtAwayError("it was started anew meanwhile")
+        domain = await self._arrange(start, domain)
+        before, start.domain = start.domain, domain
+        if not start.described.is_set():
+            start.described.set()
+            self._changed.unpark_all()
+        if before not in {None, domain}:
+            for monitor, known in self._domains.items():
+                if known.uuid == domain.uuid:
+                    self._domains[monitor] = domain
+            self.on_change()
+        return domain
+
+    def look_after(self, monitor: str, domain: LibvirtDomain) -> None:
+        """Note whose domain's a monitor is."""
+        self._domains[monitor] = domain
+        self._looked_after.add(monitor)
+
     async def learn(self, uuid: str, monitor: str, process: str) -> None:
-        """Ask about a domain that was just connected, and wait for the answer, but briefly.
+        """Find out about a domain whose own monitor was just connected; wait, but briefly.
 
         The UUID says no more than whom to ask about: any QEMU can claim another one's. The domain
         is the one at the other end only where its own XML names this monitor, and where the process
@@ -96,229 +213,229 @@ class Libvirt:
             monitor: the path that was dialled.
             process: at the other end (``ProcessIdentity``); empty where it is not known.
         """
-        settings = self._settings()
-        asked = _Asked(parse_uuid(uuid), ProcessIdentity.parse(process))
-        if self._known_of.get(monitor) != asked:
-            self._domains.pop(monitor, None)  # that was of another QEMU, at the same path
-        if settings is None or not asked.uuid:
+        self._domains.pop(monitor, None)
+        if self._settings() is None or not parse_uuid(uuid):
             return
-        self._monitors[monitor] = asked
-        if self.problem:
-            return
-        try:
-            with trio.fail_after(KNOWN_WITHIN):
-                await self._ask(settings, [monitor], KNOWN_WITHIN)
-        except trio.TooSlowError:
-            self._note_problem(f"libvirt did not answer within {KNOWN_WITHIN:g} s")
+        with trio.move_on_after(0.0 if self.problem else KNOWN_WITHIN):
+            await self._listed.wait()
+            while (start := self._starts.get(parse_uuid(uuid))) is None:
+                await self._changed.park()
+            with suppress(LibvirtError):
+                await self.describe(start)
+        start = self._starts.get(parse_uuid(uuid))
+        if start is not None and start.domain is not None and self._is_its(start, monitor, process):
+            self.look_after(monitor, start.domain)
 
     def forget(self, monitor: str) -> None:
-        """Ask no more about a domain; what is known of it holds until the timer's next turn."""
-        self._monitors.pop(monitor, None)
+        """A domain is looked after no more; what is known of it holds until the timer's turn."""
+        self._looked_after.discard(monitor)
 
     def refresh_soon(self) -> None:
         """Ask about every domain anew, now and not by the timer."""
-        self._now.set()
+        settings = self._settings()
+        if (settings.uri if settings is not None else "") != self._uri:
+            self._other_uri.set()
+        self._is_to_list = True
+        self._wake.set()
+        for start in self._starts.values():
+            start.move()  # it may be looked after otherwise
+
+    def _is_its(self, start: Start, monitor: str, process: str) -> bool:
+        assert start.domain is not None
+        if not names_monitor(start.domain.monitors, monitor):
+            return False
+        its, known = self.process_of(start), ProcessIdentity.parse(process)
+        with its:
+            alike = known is None or its.identity is None or its.identity == known
+        if not alike:
+            get_logger(monitor=monitor).warning(
+                "not treated as libvirt's",
+                domain=start.ref.name,
+                reason="another process answers there",
+            )
+        return alike
+
+    def process_of(self, start: Start) -> DomainProcess:
+        """Return the process of a domain's QEMU."""
+        peer = self._client.peer if self._client is not None else None
+        owner, libvirtd = (peer.uid, peer.pid) if peer is not None else (0, 0)
+        return DomainProcess.find(self._uri, start.ref, owner, libvirtd, os.environ)
+
+    # Taking over, and giving back.
+
+    async def _arrange(self, start: Start, domain: LibvirtDomain) -> LibvirtDomain:
+        """Have libvirt preserve the panicked domain, or do what it did before, as is wanted."""
+        settings = self._settings()
+        if settings is None or self._dry_run:
+            return domain
+        try:
+            if settings.take_over and domain.takeover:
+                start.was_taken_over = True
+                return await take_over(self.client, start.ref, domain)
+            if not settings.take_over and domain.gives_back:
+                return await give_back(self.client, start.ref, domain)
+        except LibvirtError as error:
+            get_logger(domain=domain.name).warning(
+                "libvirt goes on as it does on this domain's panics", problem=str(error)
+            )
+        return domain
+
+    # Being connected.
 
     async def run(self) -> None:
-        """Keep what is known up to date, until cancelled."""
+        """Keep connected, and what is known up to date, until cancelled."""
         while True:
-            with trio.move_on_after(RETRY_EVERY if self.problem else REFRESH_EVERY):
-                await self._now.wait()
-            self._now = trio.Event()
-            await self._refresh()
-
-    async def watch_monitors(self, found: Callable[[set[str]], None]) -> None:
-        """Tell the paths of the running domains' monitors, one each, again and again.
-
-        A domain that starts is seen at once, by libvirt's event, or else by the timer.
-
-        Args:
-            found: is told the paths, all of them, each time.
-        """
-        heard = trio.Event()
-
-        def wake() -> None:
-            heard.set()
-
-        async def hear() -> None:
-            while True:
-                settings = self._settings()
+            settings, self._other_uri = self._settings(), trio.Event()
+            async with trio.open_nursery() as nursery:
                 if settings is not None:
-                    await virsh_events(settings.uri, wake)
-                await trio.sleep(RETRY_EVERY)
+                    nursery.start_soon(self._be_connected, settings)
+                await self._other_uri.wait()
+                nursery.cancel_scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(hear)
-            while True:
-                heard = trio.Event()
-                paths = await self._list_monitors()
-                if paths is not None:
-                    found(paths)
-                await trio.sleep(LISTED_EVERY)
-                with trio.move_on_after(RETRY_EVERY if paths is None else REFRESH_EVERY):
-                    await heard.wait()
-
-    async def _list_monitors(self) -> set[str] | None:
-        settings = self._settings()
-        if settings is None:
-            return set()
+    async def _be_connected(self, settings: LibvirtSettings) -> None:
+        self._uri, self._timers = settings.uri, Timers()
         try:
-            listed = await virsh(settings.uri, ["list", "--uuid"], BATCH_WITHIN)
-            uuids = [line for line in listed.split() if parse_uuid(line)]
-            domains: list[LibvirtDomain] = []
-            for first in range(0, len(uuids), BATCH):
-                domains += await self._describe(
-                    settings, uuids[first : first + BATCH], BATCH_WITHIN
-                )
-        except LibvirtError as error:
-            self._note_problem(str(error))
-            return None
-        return {domain.monitors[0] for domain in domains if domain.monitors}
-
-    async def act(self, domain: LibvirtDomain, verb: str, timeout: float = JOB_WAIT) -> None:
-        """Have libvirt do something with a domain, at once.
-
-        The domain goes by its number, which is new at each start: a command that is carried out
-        late can't meet the domain's next QEMU.
-
-        Args:
-            domain: which.
-            verb: a command of virsh(1) that takes nothing but the domain.
-            timeout: seconds.
-
-        Raises:
-            LibvirtAwayError: it was told nothing, for it does not answer.
-            LibvirtSilentError: it was told, and did not say how it went.
-            LibvirtRefusedError: it said no.
-        """
-        settings = self._settings()
-        if settings is None:
-            raise LibvirtAwayError("no libvirt is configured")
-        number = str(domain.id)
-        async with self._turns:
-            await self._await_panic_seen(settings, number, waits=verb != "destroy")
-        async with self._turns:
-            await virsh(settings.uri, [verb, number], timeout)
-
-    async def _await_panic_seen(
-        self, settings: LibvirtSettings, number: str, *, waits: bool
-    ) -> bool:
-        """See that libvirt answers, and has taken in that the guest has panicked.
-
-        It does so in a thread of its own; one that comes late says 'crashed' for good, though the
-        guest was reset and runs.
-
-        Returns:
-            Whether it has, or is not waited for; it is given ``ALIVE_WITHIN``.
-
-        Raises:
-            LibvirtAwayError: it does not answer.
-        """
-        if self.problem:
-            raise LibvirtAwayError(self.problem)
-        deadline = trio.current_time() + ALIVE_WITHIN
-        is_seen = False
-        try:
-            while not is_seen and trio.current_time() < deadline:  # each look is a process
-                state = await virsh(settings.uri, ["domstate", number], ALIVE_WITHIN)
-                is_seen = not waits or state.strip() != "running"
-        except LibvirtSilentError as error:
-            self._note_problem(str(error))  # the next command isn't kept waiting
-            self.refresh_soon()
-            raise LibvirtAwayError(str(error)) from error
-        except LibvirtRefusedError as error:
-            raise LibvirtAwayError(str(error)) from error
-        return is_seen
-
-    async def dump(self, domain: LibvirtDomain, path: Path, kind: str, timeout: float) -> None:
-        """Have libvirt write a domain's memory to a path.
-
-        Not of a domain that libvirt takes for running: it would resume it afterwards.
-
-        Args:
-            domain: which.
-            path: of a file or of a FIFO.
-            kind: QAPI ``DumpGuestMemoryFormat``.
-            timeout: seconds; then the dump is given up.
-
-        Raises:
-            LibvirtError: it did not, or not in time.
-        """
-        settings = self._settings()
-        if settings is None:
-            raise LibvirtAwayError("no libvirt is configured")
-        number, complete = str(domain.id), False
-        if not await self._await_panic_seen(settings, number, waits=True):
-            raise LibvirtAwayError("libvirt has not seen that the guest is stopped")
-        command = ["dump", number, os.fspath(path), "--memory-only", "--format", kind]
-        try:
-            await virsh(settings.uri, command, timeout)
-            complete = True
-        finally:
-            if not complete:
-                with trio.CancelScope(shield=True):
-                    await self._give_up_job(settings, number)
-
-    async def _give_up_job(self, settings: LibvirtSettings, number: str) -> None:
-        try:
-            await virsh(settings.uri, ["domjobabort", number], ALIVE_WITHIN)
-        except LibvirtError as error:  # there may be none any more
-            get_logger().debug("no job was given up", libvirt=str(error))
-
-    async def _refresh(self) -> None:
-        settings = self._settings()
-        for monitor in set(self._known_of) - set(self._monitors):
-            self._domains.pop(monitor, None)
-            del self._known_of[monitor]
-        before, monitors = dict(self._domains), list(self._monitors)
-        if settings is not None:
-            if self.problem and not monitors:  # whether it answers again
-                await self._ask(settings, [], BATCH_WITHIN)
-            for first in range(0, len(monitors), BATCH):
-                await self._ask(settings, monitors[first : first + BATCH], BATCH_WITHIN)
-        if self._domains != before:
-            self.on_change()
-
-    async def _ask(self, settings: LibvirtSettings, monitors: list[str], timeout: float) -> None:
-        asked = {path: self._monitors[path] for path in monitors if path in self._monitors}
-        uuids = dict.fromkeys(one.uuid for one in asked.values())  # several may claim one
-        try:
-            described = await self._describe(settings, list(uuids), timeout)
-        except LibvirtError as error:
+            client = Client(
+                self._uri, heard=self._hear, changed=self._stand, qemu_events=QEMU_EVENTS
+            )
+        except UnusableUriError as error:
             self._note_problem(str(error))
             return
-        self._note_problem("")
-        found = {domain.uuid: domain for domain in described}
-        for monitor, one in asked.items():
-            domain = found.get(one.uuid)
-            if self._monitors.get(monitor, one) != one:
-                continue  # another QEMU's by now, which is asked about itself
-            self._known_of[monitor] = one
-            if domain is not None and _is_its_monitor(domain, monitor, one, settings):
-                self._domains[monitor] = await self._take_over(settings, domain)
-            else:
-                self._domains.pop(monitor, None)
-
-    async def _describe(
-        self, settings: LibvirtSettings, uuids: list[str], timeout: float
-    ) -> list[LibvirtDomain]:
-        # 'uri' succeeds wherever there is a libvirt, though the domain before it may have ended.
-        question = "; ".join([*(f"dumpxml {uuid}" for uuid in uuids), "uri"])
-        return parse_domains(await virsh(settings.uri, [question], timeout))
-
-    async def _take_over(self, settings: LibvirtSettings, domain: LibvirtDomain) -> LibvirtDomain:
-        """Have libvirt preserve the domain when it panics, if that is wanted."""
-        if not domain.takeover or self._dry_run or not settings.take_over:
-            return domain
-        log = get_logger(domain=domain.name)
+        self._client, self._generation = client, client.generation
         try:
-            for command in domain.takeover:
-                await virsh(settings.uri, list(command), ALIVE_WITHIN)
-        except LibvirtError as error:
-            log.warning("libvirt goes on acting on this domain's panics", problem=str(error))
-            return domain
-        log.info("libvirt leaves this domain's panics to panicd", on_crash=domain.on_crash)
-        return domain.taken_over()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.run)
+                nursery.start_soon(self._timers.run)
+                await self._keep_listed()
+        finally:
+            self._client = None
+            starts = list(self._starts.values())
+            for uuid in self.running:
+                self._ended(uuid, "panicd has left libvirt")
+            if settings.on_stop is OnStop.RESTORE and not self._dry_run:
+                with trio.move_on_after(GIVEN_BACK_WITHIN, shield=True):
+                    await _give_back(settings.uri, starts)
+
+    def _stand(self, standing: Standing) -> None:
+        """Take note of how it is with libvirt."""
+        assert self._client is not None
+        if standing is Standing.UP and self._client.generation != self._generation:
+            self._generation = self._client.generation
+            for start in self._starts.values():
+                self.renew(start)  # so that what is heard from here on is kept
+                start.move()
+            self._is_to_list = True
+            self._wake.set()
+        elif standing is Standing.AWAY:
+            for start in self._starts.values():
+                start.monitor.end(f"libvirt is away: {self._client.problem}")
+        self._note_problem(self._client.problem)
+        self._changed.unpark_all()
+
+    async def _keep_listed(self) -> None:
+        """List the domains when libvirt is connected, and describe them anew now and then."""
+        due = trio.current_time()
+        while True:
+            with trio.move_on_at(due):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            if self.client.standing is not Standing.UP:
+                due = trio.current_time() + RETRY_EVERY
+                continue
+            try:
+                if self._is_to_list or trio.current_time() >= due:
+                    self._is_to_list = False
+                    await self._list()
+                    due = trio.current_time() + REFRESH_EVERY
+                await self._describe_stale()
+            except LibvirtError as error:
+                self._note_problem(str(error))
+                self._is_to_list, due = True, trio.current_time() + RETRY_EVERY
+            else:
+                self._note_problem("")
+
+    async def _list(self) -> None:
+        """Learn which domains run: those that have panicked first.
+
+        Raises:
+            LibvirtError: libvirt does not say.
+        """
+        before = {uuid: start.ref.id for uuid, start in self._starts.items()}
+        listed = await self.client.call(requests.states(), timeout=LISTED_WITHIN)
+        running = [(ref, state) for ref, state in listed if ref.id >= 0]
+        for ref, _ in sorted(running, key=lambda each: not each[1].panicked):
+            self._started(ref)
+        for uuid in set(before) - {ref.uuid for ref, _ in running}:
+            if uuid in self._starts and self._starts[uuid].ref.id == before[uuid]:
+                self._ended(uuid, ENDED)
+        self._listed.set()
+        for monitor in set(self._domains) - self._looked_after:
+            del self._domains[monitor]
+        self._stale |= {uuid for uuid, start in self._starts.items() if start.described.is_set()}
+
+    async def _describe_stale(self) -> None:
+        """Describe those anew that may have changed.
+
+        Raises:
+            LibvirtError: libvirt does not say.
+        """
+        while self._stale:
+            start = self._starts.get(self._stale.pop())
+            try:
+                if start is not None:
+                    await self.describe(start)
+            except LibvirtRefusedError as error:  # it ends, most likely
+                get_logger().debug("not described", problem=str(error))
+
+    # What is heard.
+
+    def _hear(self, event: Event) -> None:
+        match event:
+            case QemuEvent(domain=ref):
+                self._started(ref).monitor.hear(event)
+            case Lifecycle(domain=ref, event=EventKind.STARTED):
+                self._started(ref)
+            case Lifecycle(domain=ref, event=EventKind.STOPPED):
+                self._ended(ref.uuid, ENDED)
+            case Lifecycle(domain=ref, event=EventKind.CRASHED) if ref.uuid in self._starts:
+                self._starts[ref.uuid].monitor.taken_in()
+            case MetadataChanged(domain=ref, uri=uri) if uri == METADATA_URI:
+                start = self._starts.get(ref.uuid)
+                if start is not None and start.described.is_set():  # else panicd does it itself
+                    self._stale.add(ref.uuid)
+                    self._wake.set()
+            case _:
+                pass
+
+    def _started(self, ref: DomainRef) -> Start:
+        """Take in a start of a domain, if it is a new one."""
+        start = self._starts.get(ref.uuid)
+        if start is not None and start.ref.id != ref.id:
+            self._ended(ref.uuid, ENDED)
+            start = None
+        if start is None:
+            start = Start(ref, self._new_monitor(ref))
+            self._starts[ref.uuid] = start
+            self.on_appeared(ref.uuid)
+            self._changed.unpark_all()
+        return start
+
+    def _ended(self, uuid: str, why: str) -> None:
+        start = self._starts.pop(uuid, None)
+        if start is not None:
+            if start.process is not None and why is ENDED:
+                start.process.note_stopped()
+            start.monitor.end(why)
+            start.move()
+            self._changed.unpark_all()
+
+    def renew(self, start: Start) -> None:
+        """Have a way to a start of a domain whose session has ended, though it runs."""
+        if start.monitor.events.ended and self.client.standing is Standing.UP:
+            start.monitor = self._new_monitor(start.ref)
+
+    def _new_monitor(self, ref: DomainRef) -> DomainMonitor:
+        return DomainMonitor(self.client, ref, self._timers)
 
     def _note_problem(self, problem: str) -> None:
         if problem != self.problem:
@@ -332,20 +449,12 @@ def names_monitor(monitors: Iterable[str], monitor: str) -> bool:
     return path in {os.path.realpath(named) for named in monitors}
 
 
-def _is_its_monitor(
-    domain: LibvirtDomain, monitor: str, asked: _Asked, settings: LibvirtSettings
-) -> bool:
-    if not names_monitor(domain.monitors, monitor):
-        return False
-    if asked.process is None:
-        return True
+async def _give_back(uri: str, starts: Iterable[Start]) -> None:
+    """Give every domain back, as panicd stops."""
     try:
-        place = pid_file(settings.uri, domain.name, os.environ)
-        pid = int(Path(place).read_text(encoding="ascii"))
-    except (OSError, ValueError):  # another user's, or no libvirt of this host's
-        return True
-    if pid != asked.process.pid:
-        get_logger(monitor=monitor).warning(
-            "not treated as libvirt's", domain=domain.name, reason="another process answers there"
-        )
-    return pid == asked.process.pid
+        async with connected(uri) as client:
+            for start in starts:
+                if start.domain is not None and start.domain.gives_back:
+                    await give_back(client, start.ref, start.domain)
+    except LibvirtError as error:
+        get_logger().warning("libvirt goes on leaving panics be", problem=str(error))

@@ -35,6 +35,7 @@ from qemu.qmp.models import ErrorResponse
 from qemu.qmp.protocol import Runstate
 
 from panicd.qemu.event_outlet import EventOutlet
+from panicd.qemu.exchange import Command, Exchange
 from panicd.qemu.line_reader import read_lines
 from panicd.qemu.monitor_error import (
     CommandError,
@@ -65,7 +66,6 @@ __all__ = [
     "pulse",
 ]
 
-Command = tuple[str, Mapping[str, object]]
 _TakeLine = weakref.WeakMethod[Callable[[bytes, int | None], bool]]
 
 UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
@@ -244,7 +244,7 @@ class _Client(QMPClient):
         return package[:MAX_TEXT] if isinstance(package, str) else ""
 
 
-class Monitor:
+class Monitor(Exchange):
     """An open QMP session, made by ``open_monitor``.
 
     Attributes:
@@ -269,48 +269,6 @@ class Monitor:
         """
         return self._client.answered_by
 
-    async def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float
-    ) -> object:
-        """Have QEMU carry out a command and return its answer.
-
-        Args:
-            command: its QMP name.
-            arguments: its arguments.
-            timeout: seconds to wait for the answer.
-
-        Raises:
-            CommandError: QEMU refused.
-            UncertainError: no answer came; if the wait is cancelled, the command may also have run.
-        """
-        (answer,) = await self.execute_all([(command, arguments or {})], timeout=timeout)
-        if isinstance(answer, MonitorError):
-            raise answer
-        return answer
-
-    async def execute_all(self, commands: Sequence[Command], *, timeout: float) -> list[object]:
-        """Send several commands at once and return their answers, in order.
-
-        QEMU carries out in-band commands in the order in which they come (QMP specification).
-
-        Returns:
-            For each command its answer, or the ``MonitorError`` that it met.
-        """
-        complete = trio.Event()
-        answers: list[object] = []
-
-        def done(given: list[object]) -> None:
-            answers.extend(given)
-            complete.set()
-
-        question = self.ask(commands, done, timeout=timeout)
-        try:
-            with trio.move_on_after(timeout):
-                await complete.wait()
-        finally:
-            question.give_up()
-        return answers
-
     def ask(
         self,
         commands: Sequence[Command],
@@ -318,16 +276,7 @@ class Monitor:
         *,
         timeout: float,
     ) -> Question:
-        """Send several commands at once, and have their answers told; see ``execute_all``.
-
-        Args:
-            commands: in their order.
-            done: called once with the answers, perhaps before this returns.
-            timeout: seconds after which the caller is going to give the question up.
-
-        Returns:
-            The question, to be given up if it takes too long.
-        """
+        """Send several commands at once, and have their answers told."""
         unanswered: list[object] = [
             NoReplyError(f"{name}: no answer in {timeout:g} s") for name, _ in commands
         ]

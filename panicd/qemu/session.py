@@ -11,6 +11,7 @@ from typing import Final
 import trio
 
 from panicd.qemu.event_outlet import Heard
+from panicd.qemu.exchange import Exchange
 from panicd.qemu.monitor import Monitor
 from panicd.qemu.probe import Probe
 from panicd.qemu.process import Peer
@@ -41,7 +42,7 @@ class Session:
     """A connection to one QEMU, from its greeting to its end.
 
     Attributes:
-        monitor: its QMP session.
+        monitor: the way to it: a QMP monitor of panicd's own, or libvirt.
         peer: the process at the other end.
         claim: the name and the UUID that the VM says it has.
         vm: what is known of it, kept up with its events.
@@ -51,7 +52,7 @@ class Session:
         dump: how the last dump ended, since ``forget_dump``.
     """
 
-    monitor: Monitor
+    monitor: Exchange
     peer: Peer
     claim: Claim
     vm: Vm
@@ -90,6 +91,12 @@ class Session:
         """Follow nothing more."""
         self._listener = None
         self.monitor.events.let_go()
+
+    @property
+    def qmp(self) -> Monitor:
+        """Its QMP monitor, where it has one for panicd: see ``Capability.by_api``."""
+        assert isinstance(self.monitor, Monitor)
+        return self.monitor
 
     @property
     def run_state(self) -> RunState:

@@ -23,6 +23,7 @@ BUILTIN_UNTIL: Final[Version] = (1, 7, 0)  # QEMU commit 7839ff59 took the built
 DUMP_FORMATS_SINCE: Final[Version] = (2, 0, 0)
 DETACHED_DUMP_SINCE: Final[Version] = (2, 6, 0)
 SET_ACTION_SINCE: Final[Version] = (6, 0, 0)
+UNKNOWN_VERSION: Final[Version] = (0, 0, 0)
 TDX_SINCE: Final[Version] = (10, 1, 0)
 
 
@@ -42,6 +43,13 @@ PLATFORMS: Final[dict[str, str]] = {
     "vmapple": "pvpanic-mmio",
 }
 """What reports panics in a machine of which each is a part, by the machine type's beginning."""
+
+PCI_ONLY: Final = ("virt", "sbsa-ref")
+"""Machine types without an ISA bus, by their beginning: they refuse ``pvpanic``; measured."""
+
+NO_VMCOREINFO: Final = ("sbsa-ref", "s390-ccw", "pseries")
+"""Machine types that refuse ``-device vmcoreinfo``, for they have no fw_cfg with DMA; measured, but
+for pseries, which has no fw_cfg (QEMU, ``hw/ppc/spapr.c``)."""
 
 TDX: Final = "tdx-guest"  # the object of a confidential guest, which reports by its own call
 
@@ -81,6 +89,15 @@ def platform_notifier(machine: str) -> str | None:
     return next((what for start, what in PLATFORMS.items() if machine.startswith(start)), None)
 
 
+def has_isa(machine: str) -> bool:
+    """Tell whether a machine has the bus of ``pvpanic``, and not only that of ``pvpanic-pci``.
+
+    Args:
+        machine: its type, as in ``-machine`` or as ``/machine`` has it.
+    """
+    return not machine.startswith(PCI_ONLY)
+
+
 class Armed(StrEnum):
     """Whether a panic of this domain will be left to panicd to decide."""
 
@@ -111,6 +128,7 @@ class Capability:
         reboot_is_shutdown: QEMU ends instead of resetting; None where nothing tells.
         dump_formats: QAPI ``query-dump-guest-memory-capability``; before 2.0 always elf.
         libvirt: what libvirt knows of it, where libvirt runs it and is to be gone through.
+        by_api: it is reached by libvirt's API, and has no monitor for panicd.
     """
 
     version: Version
@@ -123,6 +141,7 @@ class Capability:
     reboot_is_shutdown: bool | None = None
     dump_formats: tuple[DumpFormat, ...] = (DumpFormat.ELF,)
     libvirt: LibvirtDomain | None = None
+    by_api: bool = False
 
     @property
     def reversible(self) -> bool:
@@ -132,7 +151,14 @@ class Capability:
     @property
     def behaves_like(self) -> Version:
         """The upstream version that a panic, and what follows it, is like."""
+        if self.by_api:  # libvirt makes up for what an older one lacks
+            return SET_ACTION_SINCE
         return max(self.version, REVERSIBLE_SINCE) if self.backport else self.version
+
+    @property
+    def version_text(self) -> str:
+        """The version for people; empty where it is not known."""
+        return "" if self.version == UNKNOWN_VERSION else ".".join(map(str, self.version))
 
     @property
     def firmware_hides_device(self) -> bool:
@@ -146,7 +172,12 @@ class Capability:
     @property
     def can_set_action(self) -> bool:
         """Whether the reaction to a panic can be changed at run time."""
-        return self.version >= SET_ACTION_SINCE
+        return self.version >= SET_ACTION_SINCE and not self.by_api
+
+    @property
+    def has_monitor_beside_libvirt(self) -> bool:
+        """Whether what libvirt has to know of goes through it, and all else to a monitor."""
+        return self.libvirt is not None and not self.by_api
 
     @property
     def can_reset(self) -> bool:

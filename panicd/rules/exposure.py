@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from enum import StrEnum
+from shlex import quote
 from typing import Final
 
-from panicd.rules.capability import Armed, Capability
+from panicd.rules.capability import Armed, Capability, has_isa
 from panicd.rules.on_crash import Action
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Decision, Reason
@@ -27,6 +28,7 @@ class Exposure(StrEnum):
     NO_DUMP_SPACE = "no-dump-space"  # a dump is configured, and there is no room for it
     NO_SIGNAL = "no-signal"  # it is to be ended, and could not be if it hung
     HELD = "held"  # an operator suspended automation
+    NO_VMCOREINFO = "no-vmcoreinfo"  # the kernel's log can't be read
 
 
 _REMEDIES: Final[dict[Exposure, str]] = {
@@ -53,21 +55,43 @@ _REMEDIES: Final[dict[Exposure, str]] = {
     "panicd write there",
     Exposure.NO_SIGNAL: "let panicd see which process holds the monitor and signal it: no proxy in "
     "between, and CAP_KILL; `panicd explain` says what is missing",
+    Exposure.NO_VMCOREINFO: "add -device vmcoreinfo, or the kernel's log can't be read",
     Exposure.HELD: "`panicd unhold`, when the work is done",
 }
+
+_BY_LIBVIRT: Final[dict[Exposure, str]] = {
+    Exposure.NO_MONITOR: "libvirt does not let panicd look after it: see `panicd status` for why",
+    Exposure.SILENT: "its QEMU hangs (in its storage, mostly), and would not tell of a panic: see "
+    "`virsh domcontrol {name}`",
+    Exposure.NO_DEVICE: "`virt-xml {name} --add-device --panic default`, and stop and start it: "
+    "without a panic device the guest can't report a panic",
+    Exposure.NO_VMCOREINFO: "`virt-xml {name} --edit --features vmcoreinfo.state=on`, and stop and "
+    "start it: without it the kernel's log of a Linux guest can't be found in its memory",
+    Exposure.RESET_IMPOSSIBLE: "`virt-xml {name} --edit --events on_reboot=restart`, and stop and "
+    "start it; or configure relaunch: libvirt ends it instead of having it reset",
+    Exposure.LIBVIRT: "have libvirt preserve it, or it acts before panicd can: libvirt.take_over "
+    "does that, and so does `virsh set-lifecycle-action {name} crash preserve`",
+}
+"""Of a domain that libvirt alone can reach. The options are those of virt-xml 4.1."""
 
 NOT_ARMED: Final = "add -no-shutdown: without it this QEMU exits on a panic"
 NO_MONITOR: Final = {Exposure.NO_MONITOR: _REMEDIES[Exposure.NO_MONITOR]}
 """Of a QEMU that panicd is not connected to."""
 
 
-def _remedy(exposure: Exposure, capability: Capability | None, decision: Decision | None) -> str:
+def _remedy(
+    exposure: Exposure, capability: Capability | None, decision: Decision | None, name: str
+) -> str:
+    if capability is not None and capability.by_api and exposure in _BY_LIBVIRT:
+        return _BY_LIBVIRT[exposure].format(name=quote(name))
     text = _REMEDIES[exposure]
     known_unarmed = capability is not None and capability.armed is Armed.NO
     if exposure is Exposure.NOT_ARMED and known_unarmed:
         return NOT_ARMED
     if exposure is Exposure.IRREVERSIBLE and decision is not None and decision.unrequested:
         return text.replace("on_crash", "unrequested")
+    if exposure is Exposure.NO_DEVICE and capability and not has_isa(capability.machine):
+        return text.replace("pvpanic (or pvpanic-pci)", "pvpanic-pci")
     return text
 
 
@@ -89,6 +113,7 @@ def exposures(
     held: bool = False,
     dump_space: bool = True,
     may_signal: bool = True,
+    name: str = "",
 ) -> dict[Exposure, str]:
     """Return why a domain could not be acted on, and what to do about each; nothing where it could.
 
@@ -100,13 +125,14 @@ def exposures(
         held: an operator suspended automation.
         dump_space: there is room for a dump, and it may be written.
         may_signal: its process is known, and panicd may end it by a signal.
+        name: what libvirt calls it, where it is libvirt's.
     """
     found = list(_exposures(policy, capability, decision, silent=silent, dump_space=dump_space))
     if policy is not None and decision is not None and not may_signal and _ends(policy, decision):
         found.append(Exposure.NO_SIGNAL)
     if held:
         found.append(Exposure.HELD)
-    return {exposure: _remedy(exposure, capability, decision) for exposure in found}
+    return {exposure: _remedy(exposure, capability, decision, name) for exposure in found}
 
 
 def _ends(policy: Policy, decision: Decision) -> bool:
@@ -132,6 +158,10 @@ def _exposures(
             yield Exposure.NO_DEVICE
         if capability.firmware_hides_device:
             yield Exposure.FIRMWARE
+        if capability.by_api and policy.evidence is not None and capability.libvirt is not None:
+            has_device = capability.panic_device is not PanicDevice.NONE
+            if has_device and not capability.libvirt.has_vmcoreinfo:
+                yield Exposure.NO_VMCOREINFO
         if capability.armed is not Armed.YES:
             yield Exposure.NOT_ARMED
         if capability.libvirt_forestalls(decision.wanted):

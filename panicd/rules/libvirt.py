@@ -31,6 +31,12 @@ SYSTEM_RUN: Final = "/run/libvirt/qemu"
 METADATA_URI: Final = "urn:panicd:libvirt:1"
 """The XML namespace of panicd's element in a domain's ``<metadata>``: ``<policy on_crash=…/>``."""
 
+METADATA_KEY: Final = "panicd"  # the prefix of its element
+
+TAKEN_FROM: Final = "taken_from"
+"""Its attribute: libvirt's word of before panicd had it preserve. It goes along with a saved image
+and with a migration, and tells what panicd did from a word that somebody else wrote there."""
+
 QEMU_ARGUMENTS: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*[@value]"
 OWN_MONITOR: Final = "panicd"  # the id of a character device
 _PATH: Final = re.compile(r",path=((?:[^,]|,,)+)")
@@ -38,6 +44,7 @@ _PATH: Final = re.compile(r",path=((?:[^,]|,,)+)")
 PRESERVE: Final = "preserve"  # libvirt's own default for on_crash is destroy
 PRESERVE_RUNNING: Final = "preserve-running"  # libvirt 12.6: QEMU doesn't stop the guest either
 DEFAULT: Final = "destroy"
+ENDING: Final = frozenset({"destroy", "preserve"})  # on_reboot: QEMU's domains end with either
 
 ON_CRASH: Final[dict[str, OnCrash]] = {
     "destroy": OnCrash.DESTROY,
@@ -69,6 +76,10 @@ class LibvirtDomain:
             that of the character device ``panicd``.
         panic_models: of each ``<panic>`` device; ``default`` where it has no model.
         has_vmcoreinfo: its guest's kernel can leave a note on itself (``<vmcoreinfo/>``).
+        ends_on_reset: libvirt ends it instead of having it reset (``<on_reboot>``).
+        memory: bytes of it; 0 where that is not known.
+        is_encrypted: its memory can't be read from outside (``<launchSecurity/>``).
+        taken_from: libvirt's word of before panicd had it preserve; empty where panicd has not.
     """
 
     id: int
@@ -79,6 +90,10 @@ class LibvirtDomain:
     monitors: tuple[str, ...] = ()
     panic_models: tuple[str, ...] = ()
     has_vmcoreinfo: bool = False
+    ends_on_reset: bool = False
+    memory: int = 0
+    is_encrypted: bool = False
+    taken_from: str = ""
 
     @property
     def acts(self) -> bool:
@@ -104,23 +119,30 @@ class LibvirtDomain:
             return OnCrash.PRESERVE
 
     @property
-    def takeover(self) -> tuple[tuple[str, ...], ...]:
-        """The commands (virsh(1)) that have libvirt preserve; none where it does.
+    def takeover(self) -> str:
+        """The element for the metadata, before libvirt is told to preserve; empty where it does.
 
         What the policy was is kept first: if the second command is not carried out, libvirt still
         acts as before.
         """
         if not self.acts or self.on_crash is None:
-            return ()
-        number, element = str(self.id), f'<policy on_crash="{self.on_crash}"/>'
-        return (
-            ("metadata", number, METADATA_URI, "--live", "--key", "panicd", "--set", element),
-            ("set-lifecycle-action", number, "crash", PRESERVE, "--live"),
-        )
+            return ""
+        return f'<policy on_crash="{self.on_crash}" {TAKEN_FROM}="{self.handling}"/>'
 
     def taken_over(self) -> "LibvirtDomain":
         """Return the domain as it is after ``takeover``."""
-        return replace(self, handling=PRESERVE, kept=str(self.on_crash or ""))
+        kept = str(self.on_crash or "")
+        return replace(self, handling=PRESERVE, kept=kept, taken_from=self.handling)
+
+    @property
+    def gives_back(self) -> str:
+        """The ``<on_crash>`` of before panicd had libvirt preserve; empty where it has not."""
+        settable = self.taken_from not in {PRESERVE, PRESERVE_RUNNING}
+        return self.taken_from if settable and not self.acts else ""
+
+    def given_back(self) -> "LibvirtDomain":
+        """Return the domain as it is after that was set again, and the metadata removed."""
+        return replace(self, handling=self.gives_back, kept="", taken_from="")
 
 
 def parse_domain(text: str) -> LibvirtDomain:
@@ -149,7 +171,16 @@ def parse_domain(text: str) -> LibvirtDomain:
         monitors=_monitors(root),
         panic_models=tuple(e.get("model", "default") for e in root.findall("devices/panic")),
         has_vmcoreinfo=has_vmcoreinfo,
+        memory=_kibibytes(root.findtext("memory", "")) * 1024,
+        is_encrypted=root.find("launchSecurity") is not None,
+        ends_on_reset=root.findtext("on_reboot") in ENDING,
+        taken_from="" if policy is None else policy.get(TAKEN_FROM, ""),
     )
+
+
+def _kibibytes(text: str) -> int:
+    """Return what a domain's live XML says of its memory, which is in KiB there."""
+    return int(text) if re.fullmatch("[0-9]{1,15}", text) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +313,11 @@ def pid_file(uri: str, name: str, environment: Mapping[str, str]) -> PurePosixPa
     own = urlsplit(uri).path.endswith("/session")
     run = f"{environment.get('XDG_RUNTIME_DIR', '')}/libvirt/qemu/run" if own else SYSTEM_RUN
     return PurePosixPath(run) / f"{name}.pid"
+
+
+def address_of(uri: str, uuid: str) -> str:
+    """Return what a domain goes by that has no monitor for panicd: its place in libvirt."""
+    return f"{uri}#{uuid}"
 
 
 def inherit(policy: Policy, domain: LibvirtDomain | None) -> Policy:

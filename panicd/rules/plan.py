@@ -130,6 +130,12 @@ AnyStep = (
 )
 
 
+def told(step: AnyStep) -> str:
+    """Return what a step does, in one sentence."""
+    first = (type(step).__doc__ or "").partition("\n\n")[0]
+    return " ".join(first.replace("``", "`").split())
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is carried out for one decision, in this order."""
@@ -153,7 +159,7 @@ def make_plan(
     collect = () if situation.reset else _collect(policy)
     first: tuple[AnyStep, ...] = (stop, *collect, quiet)
     dump = (_dump(policy, capability),) if decision.coredump else ()
-    through = capability.libvirt is not None
+    through = capability.has_monitor_beside_libvirt
     cont = Cont(policy.timeouts.resume, by_libvirt=through and not capability.libvirt_lets_run)
     end = _end(policy.timeouts, by_libvirt=through)
     match decision.action:
@@ -200,7 +206,7 @@ def _dump(policy: Policy, capability: Capability) -> Dump:
     return Dump(
         policy.coredump.timeout,
         OnFailure.PRESERVE if policy.coredump.required else OnFailure.CONTINUE,
-        by_libvirt=capability.libvirt is not None,
+        by_libvirt=capability.has_monitor_beside_libvirt,
         format=wanted if wanted.of_qemu in capability.dump_formats else DumpFormat.ELF,
     )
 

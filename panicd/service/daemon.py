@@ -17,16 +17,32 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from panicd import __version__
-from panicd.config.config import Config, ConfigError, Dial, Found, Listen, Mistake, Monitor, load
+from panicd.config.config import (
+    ByLibvirt,
+    Config,
+    ConfigError,
+    Dial,
+    Found,
+    Listen,
+    Mistake,
+    Monitor,
+    load,
+)
 from panicd.dumps.coredump import DumpFailure
 from panicd.dumps.directory import Space, existing_part, space
 from panicd.dumps.queue import DumpQueue
 from panicd.evidence.retention import BundleRetention
 from panicd.fleet.audit import count_exposed
 from panicd.fleet.connector import Connector
-from panicd.fleet.snapshot import Outlook, domain_samples
+from panicd.fleet.snapshot import (
+    Outlook,
+    domain_samples,
+    hold_samples,
+    incident_samples,
+)
+from panicd.host.domain_series import DomainSample
 from panicd.host.logs import dropped, get_logger, write_late
-from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
+from panicd.host.metrics import SIGNATURES, Metrics
 from panicd.host.priority import Priority
 from panicd.host.problems import Problems
 from panicd.host.sdnotify import ServiceManager
@@ -53,6 +69,7 @@ from panicd.rules.policy import FALLBACK_REASONS
 from panicd.rules.settings import JournalFailure
 from panicd.service import control
 from panicd.service.api import Api
+from panicd.service.counter import Counter
 from panicd.service.operators import Operators
 from panicd.service.programs import missing_programs
 from panicd.web.http import serve_http
@@ -101,6 +118,8 @@ class Daemon:
             domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
             exposed=self._exposed,
+            incidents=lambda: incident_samples(self._incidents_open()),
+            holds=lambda: hold_samples(Outlook.of(self._services)),
             log_dropped=lambda: dropped.total,
             give_way=self._priority.give_way,
         )
@@ -167,7 +186,9 @@ class Daemon:
                     self._priority.give_way_async,
                     partial(self._problems.tell, f"control socket {self._config.control_socket}"),
                 )
-                await nursery.start(self._serve_http, Pages(services))
+                counter = Counter(api.handle)
+                nursery.start_soon(counter.serve)
+                await nursery.start(self._serve_http, Pages(services, counter.ask))
                 await self._start_monitors(self._config)
                 self._loaded()
                 nursery.start_soon(operators.run)
@@ -313,7 +334,6 @@ class Daemon:
                 "a program is missing",
                 program=missing.program,
                 wanted_by=missing.wanted_by,
-                package=missing.package,
             )
         self._metrics.config_last_reload_successful.set(1)
         self._metrics.config_last_reload_success_timestamp.set(time.time())
@@ -325,7 +345,7 @@ class Daemon:
         Raises:
             ConfigError: some can't be begun with.
         """
-        wanted = set(config.monitors)
+        wanted = {*config.monitors, *([ByLibvirt()] if config.libvirt is not None else [])}
         new = {monitor: trio.CancelScope() for monitor in wanted - set(self._monitors)}
         for monitor, scope in new.items():
             try:
@@ -353,6 +373,8 @@ class Daemon:
                     await self._connector.listen(path, task_status=task_status)
                 case Found():
                     await self._connector.dial_found(task_status=task_status)
+                case ByLibvirt():
+                    await self._connector.by_libvirt.look_after(task_status=task_status)
 
     async def _serve_http(
         self, pages: Pages, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

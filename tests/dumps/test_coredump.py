@@ -252,7 +252,7 @@ async def test_end_of_an_earlier_dump_is_not_taken_for_its_own(
 ) -> None:
     async with stopped_guest(socket_dir) as session:
         full = os.open("/dev/full", os.O_WRONLY)
-        await session.monitor.send_fd(full, "full", timeout=5)
+        await session.qmp.send_fd(full, "full", timeout=5)
         os.close(full)
         arguments = {"paging": False, "protocol": "fd:full", "begin": 0, "length": 4096}
         with pytest.raises(CommandError, match="No space left"):
@@ -447,7 +447,11 @@ async def test_guest_of_which_nothing_can_be_left_out(
     facts = dump_facts(finished.path)
     assert (facts.level, facts.left_out) == (1, {})
     assert finished.selection is not None
-    assert facts.reason == finished.selection.reason == "not a guest of 64-bit x86"
+    assert (
+        facts.reason
+        == finished.selection.reason
+        == "a guest of 32-bit x86: neither 64-bit x86 nor 64-bit Arm"
+    )
     assert facts.open[0] == f"zstd -d {finished.path}"
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
 
 import pytest
 import trio
 
 from panicd.dumps import page_selection
 from panicd.dumps.page_selection import PageSelection, selected_pages
-from panicd.qemu.session import Session
+from panicd.qemu.guest_memory import GuestReader
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 from tests.dumps.page_guests import ARRAY, LRU, MEMORY, PAGES, SIZE, Page, PageGuest
 from tests.parts.patience import fail_after
@@ -22,18 +22,19 @@ SCRIPT = "import signal, struct, sys; out = sys.stdout.buffer; out.write(struct.
 SCRIPT += "out.flush(); signal.pause()"
 
 
-class Ranges:
+class Ranges(GuestReader):
     """A guest's memory, a range at a time."""
 
     def __init__(self, guest: PageGuest, deadline: float) -> None:
         self.deadline = deadline
         self._guest = guest
 
-    async def vmcoreinfo(self) -> bytes:
+    async def notes(self) -> bytes:
         """The guest's note."""
         if not self._guest.note:
             raise NotReadableError("no VMCOREINFO")
-        return self._guest.vmcoreinfo
+        size = len(self._guest.vmcoreinfo)
+        return struct.pack("<III12s", 11, size, 0, b"VMCOREINFO") + self._guest.vmcoreinfo
 
     @asynccontextmanager
     async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
@@ -52,23 +53,21 @@ class Ranges:
 
 
 async def select(
-    monkeypatch: pytest.MonkeyPatch, guest: PageGuest, *, level: int = 31, timeout: float = 30
+    guest: PageGuest, *, level: int = 31, timeout: float = 30
 ) -> tuple[PageSelection, bytes]:
     """What is selected, and the bitmap."""
-    monkeypatch.setattr(
-        page_selection, "RangeReader", lambda _session, deadline, _longest: Ranges(guest, deadline)
-    )
     with fail_after(60):
-        async with selected_pages(cast("Session", None), level, MEMORY, timeout) as selection:
+        reader = Ranges(guest, trio.current_time() + timeout)
+        async with selected_pages(reader, level, MEMORY) as selection:
             if selection.bitmap is None:
                 return selection, b""
             return selection, os.pread(selection.bitmap, 1 << 20, 0)
 
 
-async def test_what_can_be_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_can_be_left_out_is_found() -> None:
     guest = PageGuest()
     guest.page(2048, CACHE)
-    selection, bitmap = await select(monkeypatch, guest)
+    selection, bitmap = await select(guest)
     assert (selection.level, selection.reason) == (31, "")
     assert selection.left_out == {"cache": 1, "cache_private": 0, "user": 0, "free": 0}
     assert [page for page in range(PAGES) if not bitmap[page // 8] >> page % 8 & 1] == [2048]
@@ -79,28 +78,26 @@ async def test_nothing_is_looked_for_that_is_not_wanted(
     monkeypatch: pytest.MonkeyPatch, level: int
 ) -> None:
     monkeypatch.setattr(page_selection, "PROGRAM", ("-c", "raise SystemExit(1)"))
-    assert await select(monkeypatch, PageGuest(), level=level) == (PageSelection(level), b"")
+    assert await select(PageGuest(), level=level) == (PageSelection(level), b"")
 
 
-async def test_a_guest_that_tells_nothing_is_dumped_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    selection, _ = await select(monkeypatch, PageGuest(note={}))
+async def test_a_guest_that_tells_nothing_is_dumped_whole() -> None:
+    selection, _ = await select(PageGuest(note={}))
     assert (selection.level, selection.reason) == (1, "no VMCOREINFO")
 
 
-async def test_a_guest_that_lies_is_dumped_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_guest_that_lies_is_dumped_whole() -> None:
     guest = PageGuest()
     guest.page(ARRAY // 4096, CACHE)
-    selection, _ = await select(monkeypatch, guest, level=30)
+    selection, _ = await select(guest, level=30)
     assert (selection.level, selection.left_out) == (0, {})
     assert selection.reason == "its page structures say of themselves that they are of no use"
 
 
-async def test_structures_in_no_memory_are_nothing_to_go_by(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_structures_in_no_memory_are_nothing_to_go_by() -> None:
     guest = PageGuest()
     guest.memory = guest.memory[: ARRAY + 2048 * SIZE]
-    selection, _ = await select(monkeypatch, guest)
+    selection, _ = await select(guest)
     assert sum(selection.left_out.values()) == 0
 
 
@@ -120,14 +117,14 @@ async def test_a_process_that_goes_wrong_leaves_a_whole_dump(
     monkeypatch: pytest.MonkeyPatch, program: str, reason: str
 ) -> None:
     monkeypatch.setattr(page_selection, "PROGRAM", ("-I", "-c", program))
-    selection, _ = await select(monkeypatch, PageGuest(), timeout=2)
+    selection, _ = await select(PageGuest(), timeout=2)
     assert selection.level == 1
     assert reason in selection.reason
 
 
 async def test_no_process_at_all_leaves_a_whole_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
-    selection, _ = await select(monkeypatch, PageGuest())
+    selection, _ = await select(PageGuest())
     assert selection.level == 1
     assert "No such file" in selection.reason
 
@@ -138,6 +135,6 @@ async def test_no_thread_to_start_it_leaves_a_whole_dump(monkeypatch: pytest.Mon
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(trio.lowlevel, "open_process", refuse)
-    selection, _ = await select(monkeypatch, PageGuest())
+    selection, _ = await select(PageGuest())
     assert selection.level == 1
     assert "no thread is left" in selection.reason

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from panicd.fleet import connector
-from panicd.fleet.connector import FIRST_RETRY, LAST_RETRY, Backoff
+from panicd.fleet.backoff import FIRST_RETRY, LAST_RETRY, Backoff
 from panicd.qemu.socket_table import DOES_NOT_ANSWER, TAKEN
 from tests.parts.background import background
 from tests.parts.daemon import DaemonInside

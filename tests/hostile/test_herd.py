@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.fleet.connector import FIRST_RETRY, LAST_RETRY
+from panicd.fleet.backoff import FIRST_RETRY, LAST_RETRY
 from tests.bench.fleet import LAST_QUESTION, Fleet, compile_program
 from tests.hostile.scale import whole
 from tests.parts.daemon import RunningDaemon

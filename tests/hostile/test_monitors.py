@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from panicd.fleet import connector
+from panicd.fleet import connector, supervision
 from tests.fleet.test_connector import NOT_CONNECTED, Tries, impatient, tries
 from tests.hostile.monitors import FUTILE, TOLERABLE, Behaviour, serving
 from tests.parts.daemon import DaemonInside, RunningDaemon
@@ -72,7 +72,7 @@ async def test_trying_again_and_again_leaks_nothing(
         tasks_after, files_after = await held()
         assert tasks_after <= tasks
         assert files_after <= files
-        assert 1 <= len(daemon.logged(NOT_CONNECTED)) <= connector.TOLD_AT_MOST
+        assert 1 <= len(daemon.logged(NOT_CONNECTED)) <= supervision.TOLD_AT_MOST
 
 
 async def held() -> tuple[int, int]:

@@ -99,7 +99,7 @@ async def test_a_relaunch_that_goes_on_without_its_vm_is_in_the_status(socket_di
     async with DaemonInside.start(socket_dir) as daemon:
         await daemon.wait_log("step begins", step="RunRelaunch")
         (waiting,) = (await daemon.call("status"))["waiting"]
-        assert (waiting["id"], waiting["state"]) == ("i1", "acting")
+        assert (waiting["incident"], waiting["incident_state"]) == ("i1", "acting")
         assert await daemon.metric("panicd_incidents_open") == 1
         assert await trio.Path(fifo).read_text() == "begun\n"
         await daemon.wait_log("step begins", step="AwaitReturn")

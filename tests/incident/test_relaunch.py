@@ -6,10 +6,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import trio
+import trio.lowlevel
 
 from panicd.incident.relaunch import run_relaunch
-from panicd.rules.incident import Outcome
+from panicd.libvirt.protocol import Procedure, State
+from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.libvirt import address_of
 from panicd.rules.plan import RunRelaunch
+from tests.parts.fake_libvirtd import MONITOR as FAKE_MONITOR
+from tests.parts.fake_libvirtd import FakeDomain, FakeLibvirtd
 from tests.parts.patience import fail_after
 from tests.parts.systemd import Bus, FakeSystemd
 
@@ -17,7 +23,6 @@ UUID = "6f2c9a34-8d0e-4d5c-9b52-0a6f1f0d7a11"
 MONITOR = "/run/qemu/web-1.qmp"
 VM = {"PANICD_DOMAIN": "web-1", "PANICD_UUID": UUID, "PANICD_MONITOR": MONITOR}
 UNIT = RunRelaunch(20.0, unit="qemu@{domain}.service")
-LIBVIRT = RunRelaunch(20.0, libvirt_uri="qemu:///system")
 
 
 @pytest.fixture
@@ -25,20 +30,6 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a test puts its own programs."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
-
-
-def xml(monitor: str) -> str:
-    """A domain that does not run, with a QMP monitor of its own."""
-    return f"""<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
-  <name>web-1</name>
-  <qemu:commandline>
-    <qemu:arg value='-chardev'/>
-    <qemu:arg value='socket,id=panicd,path={monitor},server=on,wait=off'/>
-    <qemu:arg value='-qmp'/>
-    <qemu:arg value='chardev:panicd'/>
-  </qemu:commandline>
-</domain>
-"""
 
 
 def write_program(path: Path, script: str) -> None:
@@ -53,52 +44,67 @@ async def systemd(socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         yield systemd
 
 
-async def test_libvirt_is_asked_once_it_knows_that_qemu_has_ended(programs: Path) -> None:
-    states = f"echo . >>{programs}/looks; [ $(wc -l <{programs}/looks) = 3 ] || exec echo running"
-    (programs / "xml").write_text(xml(MONITOR))
-    script = (
-        f'case "$4" in domstate) {states}; echo "shut off";; dumpxml) cat {programs}/xml;;'
-        f' *) echo "$*" >>{programs}/told; esac'
-    )
-    write_program(programs / "virsh", script)
-    assert (await run_relaunch(LIBVIRT, VM)).outcome is Outcome.DONE
-    told = (programs / "told").read_text()
-    assert told == f"--quiet --connect qemu:///system start {UUID}\n"
-    assert len((programs / "looks").read_text()) == 6, "that took three looks"
+def ended(*, monitor: str = MONITOR) -> FakeDomain:
+    """A domain that does not run, with a QMP monitor of its own."""
+    domain = FakeDomain("web-1", -1, UUID, (State.SHUTOFF, 5))
+    domain.inside += FAKE_MONITOR.format(path=monitor)
+    return domain
 
 
-@pytest.mark.parametrize("answer", ["", "no XML", xml("/run/qemu/other.qmp")])
+async def test_libvirt_is_asked_once_it_knows_that_qemu_has_ended(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir, domain := ended()) as fake:
+        domain.state = State.SHUTDOWN, 1
+        async with trio.open_nursery() as nursery:
+            results: list[StepResult] = []
+
+            async def relaunch() -> None:
+                results.append(await run_relaunch(RunRelaunch(20.0, libvirt_uri=fake.uri), VM))
+
+            nursery.start_soon(relaunch)
+            while fake.told[Procedure.DOMAIN_GET_STATE] < 2:
+                await trio.lowlevel.checkpoint()
+            assert not fake.told[Procedure.DOMAIN_CREATE_WITH_FLAGS]
+            domain.state = State.SHUTOFF, 5
+        assert results[0].outcome is Outcome.DONE
+        assert domain.id >= 0
+
+
+@pytest.mark.parametrize("monitor", ["/run/qemu/other.qmp", ""])
 async def test_a_domain_that_does_not_name_the_monitor_is_not_started(
-    programs: Path, answer: str
+    socket_dir: Path, monitor: str
 ) -> None:
-    (programs / "xml").write_text(answer)
-    script = (
-        f'case "$4" in domstate) echo "shut off";; dumpxml) cat {programs}/xml;;'
-        f" *) touch {programs}/told; esac"
-    )
-    write_program(programs / "virsh", script)
-    result = await run_relaunch(LIBVIRT, VM)
-    assert result.outcome is Outcome.FAILED
-    assert f"does not name the monitor {MONITOR}" in result.detail
-    assert not (programs / "told").exists()
+    async with FakeLibvirtd.start(socket_dir, ended(monitor=monitor)) as fake:
+        result = await run_relaunch(RunRelaunch(20.0, libvirt_uri=fake.uri), VM)
+        assert result.outcome is Outcome.FAILED
+        assert f"does not name {MONITOR}" in result.detail
+        assert not fake.told[Procedure.DOMAIN_CREATE_WITH_FLAGS]
 
 
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        ("echo 'no domain' >&2; exit 5", "virsh: no domain"),
-        ("echo 'in shutdown'", "not started in 0.5 s: it was 'in shutdown'"),
-        ("exec sleep 60", "not started in 0.5 s"),
-    ],
-)
-async def test_a_domain_that_does_not_start_says_why(
-    programs: Path, script: str, said: str
+async def test_a_domain_that_was_looked_after_by_libvirt_alone_is_the_one_of_its_uuid(
+    socket_dir: Path,
 ) -> None:
-    write_program(programs / "virsh", script)
-    timeout = 0.5 if "0.5" in said else 20.0
-    result = await run_relaunch(RunRelaunch(timeout, libvirt_uri="qemu:///system"), VM)
+    async with FakeLibvirtd.start(socket_dir, ended(monitor="")) as fake:
+        which = VM | {"PANICD_MONITOR": address_of(fake.uri, UUID)}
+        result = await run_relaunch(RunRelaunch(20.0, libvirt_uri=fake.uri), which)
+        assert result.outcome is Outcome.DONE
+
+
+async def test_a_domain_that_does_not_start_says_why(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir, domain := ended()) as fake:
+        fake.faults.refuses[Procedure.DOMAIN_CREATE_WITH_FLAGS] = "no such disk"
+        result = await run_relaunch(RunRelaunch(20.0, libvirt_uri=fake.uri), VM)
+        assert (result.outcome, result.detail) == (Outcome.FAILED, "libvirt: no such disk")
+
+        domain.state = State.SHUTDOWN, 1
+        result = await run_relaunch(RunRelaunch(0.5, libvirt_uri=fake.uri), VM)
+        assert (result.outcome, result.detail) == (Outcome.FAILED, "not started in 0.5 s")
+
+
+async def test_a_libvirt_that_is_away_says_so(socket_dir: Path) -> None:
+    uri = f"qemu:///system?socket={socket_dir}/gone"
+    result = await run_relaunch(RunRelaunch(20.0, libvirt_uri=uri), VM)
     assert result.outcome is Outcome.FAILED
-    assert said in result.detail
+    assert "no libvirtd answers" in result.detail
 
 
 @pytest.mark.parametrize(

@@ -1,315 +1,277 @@
-"""libvirt as panicd keeps it in memory, with a virsh that does what a test wants."""
+"""libvirt as panicd keeps it in memory, on a fake libvirtd."""
 
 from __future__ import annotations
 
-import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 
+from panicd.libvirt import beside
 from panicd.libvirt import known_domains as module
-from panicd.libvirt.known_domains import Libvirt, LibvirtAwayError
-from panicd.libvirt.virsh import LibvirtRefusedError, LibvirtSilentError
-from panicd.rules.libvirt import LibvirtDomain
+from panicd.libvirt.errors import LibvirtAwayError, LibvirtRefusedError, LibvirtSilentError
+from panicd.libvirt.known_domains import Libvirt
+from panicd.libvirt.protocol import Procedure, State
+from panicd.rules.libvirt import METADATA_URI, LibvirtDomain
 from panicd.rules.on_crash import OnCrash
-from panicd.rules.settings import LibvirtSettings
+from panicd.rules.settings import LibvirtSettings, OnStop
+from tests.parts.fake_libvirtd import FakeDomain, FakeLibvirtd
 from tests.parts.patience import fail_after
 
-UUID = "6f2c9a34-8d0e-4d5c-9b52-0a6f1f0d7a11"
-MONITOR = "/run/qemu/vm.qmp"
-DOMAIN = LibvirtDomain(7, "vm", UUID, "preserve", "restart", (MONITOR,))
+MONITOR = Path("/run/qemu/vm.qmp")
+ACTS = {Procedure.DOMAIN_SET_METADATA, Procedure.DOMAIN_SET_LIFECYCLE_ACTION}
 
 
-def xml(on_crash: str, *, uuid: str = UUID, metadata: str = "", number: str = "id='7'") -> str:
-    return f"""<domain type='kvm' {number}>
-  <name>vm</name>
-  <uuid>{uuid}</uuid>
-  <metadata>{metadata}</metadata>
-  <on_crash>{on_crash}</on_crash>
-  <devices><panic model='isa'/></devices>
-  <qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
-    <qemu:arg value='-chardev'/>
-    <qemu:arg value='socket,id=panicd,path={MONITOR},server=on,wait=off'/>
-    <qemu:arg value='-mon'/>
-    <qemu:arg value='chardev=panicd,mode=control'/>
-  </qemu:commandline>
-</domain>
-"""
+@pytest.fixture(autouse=True)
+async def _in_time(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(module, "RETRY_EVERY", 0.05)
+    monkeypatch.setattr(module, "KNOWN_WITHIN", 5.0)
+    with fail_after(20):
+        yield
 
 
-@pytest.fixture
-def virsh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Virsh:
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(module, "ALIVE_WITHIN", 10.0)
-    monkeypatch.setattr(module, "KNOWN_WITHIN", 10.0)
-    return Virsh(tmp_path)
+@asynccontextmanager
+async def knowing(
+    fake: FakeLibvirtd, *, dry_run: bool = False, **settings: Any
+) -> AsyncIterator[Libvirt]:
+    """A libvirt that is connected to, with its domains listed."""
+    configured = LibvirtSettings(fake.uri, **settings)
+    known = Libvirt(lambda: configured, dry_run=dry_run)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(known.run)
+        await until(known, lambda: bool(known.running))
+        yield known
+        nursery.cancel_scope.cancel()
 
 
-class Virsh:
-    """A virsh: for each command, what it does."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.does(dumpxml="true", domstate="echo crashed")
-
-    def does(self, **commands: str) -> None:
-        """Say, in shell, what commands do; ``_`` in a name stands for a dash."""
-        for name, script in commands.items():
-            (self._directory / f"does-{name.replace('_', '-')}").write_text(script)
-        program = textwrap.dedent(f"""\
-            #!/bin/sh
-            shift 3  # --quiet --connect URI
-            echo "$*" >>{self._directory}/told
-            does={self._directory}/does-${{1%% *}}
-            if [ -e "$does" ]; then . "$does"; fi
-            """)
-        (self._directory / "virsh").write_text(program)
-        (self._directory / "virsh").chmod(0o755)
-
-    def shows(self, text: str) -> None:
-        """Have ``dumpxml`` print this."""
-        (self._directory / "xml").write_text(text)
-        self.does(dumpxml=f"cat {self._directory}/xml")
-
-    @property
-    def told(self) -> list[str]:
-        """Every command so far."""
-        path = self._directory / "told"
-        return path.read_text().splitlines() if path.exists() else []
+async def until(known: Libvirt, holds: Any) -> None:
+    while not holds():
+        await known.changes()
 
 
-def libvirt(*, take_over: bool = True, dry_run: bool = False) -> Libvirt:
-    settings = LibvirtSettings("test:///default", take_over=take_over)
-    return Libvirt(lambda: settings, dry_run=dry_run)
+async def test_a_domain_is_taken_over(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        vm = fake.monitored(MONITOR)
+        await known.learn(vm.uuid, str(MONITOR), "")
+
+        domain = known.known(str(MONITOR))
+        assert domain is not None
+        assert (domain.acts, domain.on_crash) == (False, OnCrash.RESTART)
+        assert vm.on_crash == "preserve"
+        element = '<policy on_crash="restart" taken_from="restart"/>'
+        assert vm.metadata == {METADATA_URI: element}
 
 
-async def test_a_domain_is_taken_over(virsh: Virsh) -> None:
-    known = libvirt()
-    virsh.shows(xml("restart"))
-    await known.learn(UUID, MONITOR, "")
+async def test_what_can_t_be_kept_is_not_taken_over(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        fake.faults.refuses[Procedure.DOMAIN_SET_METADATA] = "no"
+        vm = fake.monitored(MONITOR)
+        await known.learn(vm.uuid, str(MONITOR), "")
 
-    domain = known.known(MONITOR)
-    assert domain is not None
-    assert (domain.acts, domain.on_crash) == (False, OnCrash.RESTART)
-    assert [told.split()[0] for told in virsh.told[1:]] == ["metadata", "set-lifecycle-action"]
-    assert virsh.told[1].endswith('--set <policy on_crash="restart"/>')
-    assert virsh.told[2] == "set-lifecycle-action 7 crash preserve --live"
-
-
-async def test_what_can_t_be_kept_is_not_taken_over(virsh: Virsh) -> None:
-    known = libvirt()
-    virsh.shows(xml("destroy"))
-    virsh.does(metadata="exit 1")
-    await known.learn(UUID, MONITOR, "")
-
-    domain = known.known(MONITOR)
-    assert domain is not None
-    assert domain.acts
-    assert "set-lifecycle-action" not in " ".join(virsh.told)
+        domain = known.known(str(MONITOR))
+        assert domain is not None
+        assert domain.acts
+        assert vm.on_crash == "restart"
 
 
 @pytest.mark.parametrize("options", [{"take_over": False}, {"dry_run": True}])
-async def test_libvirt_is_left_as_it_is(virsh: Virsh, options: dict[str, bool]) -> None:
-    known = libvirt(**options)
-    virsh.shows(xml("destroy"))
-    await known.learn(UUID, MONITOR, "")
+async def test_libvirt_is_left_as_it_is(socket_dir: Path, options: dict[str, bool]) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake, **options) as known:
+        vm = fake.monitored(MONITOR)
+        await known.learn(vm.uuid, str(MONITOR), "")
 
-    domain = known.known(MONITOR)
-    assert domain is not None
-    assert domain.acts
-    assert virsh.told == [f"dumpxml {UUID}; uri"]
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        "no XML at all",
-        "<domain id='7'>" + "<a>" * 50,
-        xml("destroy", uuid="11111111-8d0e-4d5c-9b52-0a6f1f0d7a11"),
-        xml("destroy", number=""),
-        xml("destroy").replace(MONITOR, "/run/qemu/other.qmp"),
-    ],
-)
-async def test_what_is_not_this_domain_s_is_not_believed(virsh: Virsh, answer: str) -> None:
-    known = libvirt()
-    virsh.shows(answer)
-    await known.learn(UUID, MONITOR, "")
-
-    assert known.known(MONITOR) is None
-    assert not known.problem
-    assert virsh.told == [f"dumpxml {UUID}; uri"]
+        domain = known.known(str(MONITOR))
+        assert domain is not None
+        assert domain.acts
+        assert not ACTS & set(fake.told)
 
 
-async def test_a_uuid_is_never_a_command(virsh: Virsh) -> None:
-    known = libvirt()
-    await known.learn(f"{UUID}; destroy other", MONITOR, "")
-    assert virsh.told == []
+async def test_what_was_taken_over_elsewhere_is_put_right(socket_dir: Path) -> None:
+    """A saved image, or a migration, brings panicd's own doing along."""
+    element = "<p:policy xmlns:p='urn:panicd:libvirt:1' on_crash='restart' taken_from='restart'/>"
+    arrived = FakeDomain("vm", 1, on_crash="preserve", metadata={METADATA_URI: element})
+    async with (
+        FakeLibvirtd.start(socket_dir, arrived) as fake,
+        knowing(fake, take_over=False) as known,
+    ):
+        start = known.start_of(arrived.uuid)
+        assert start is not None
+        domain = await known.describe(start)
+        assert (arrived.on_crash, arrived.metadata) == ("restart", {})
+        assert domain.acts
 
 
-async def test_silence_is_waited_for_once(virsh: Virsh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KNOWN_WITHIN", 0.2)
-    known = libvirt()
-    virsh.does(dumpxml="exec sleep 60")
-    await known.learn(UUID, MONITOR, "")
-    assert "did not answer" in known.problem
+@pytest.mark.parametrize("on_stop", OnStop)
+async def test_what_becomes_of_it_at_the_end(socket_dir: Path, on_stop: OnStop) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake:
+        async with knowing(fake, on_stop=on_stop) as known:
+            start = known.start_of(fake.domain().uuid)
+            assert start is not None
+            await known.describe(start)
+            assert fake.domain().on_crash == "preserve"
+        restored = on_stop is OnStop.RESTORE
+        assert fake.domain().on_crash == ("restart" if restored else "preserve")
+        assert bool(fake.domain().metadata) is not restored
 
-    told = len(virsh.told)
-    await known.learn(UUID, MONITOR, "")
-    with pytest.raises(LibvirtAwayError):
-        await known.act(DOMAIN, "reset")
-    assert len(virsh.told) == told
+
+@pytest.mark.parametrize("monitor", ["/run/qemu/other.qmp", ""])
+async def test_what_is_not_this_domain_s_is_not_believed(socket_dir: Path, monitor: str) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        if monitor:
+            fake.monitored(Path(monitor))
+        await known.learn(fake.domain().uuid, str(MONITOR), "")
+        assert known.known(str(MONITOR)) is None
 
 
-async def test_what_was_missed_is_asked_for_again(
-    virsh: Virsh, monkeypatch: pytest.MonkeyPatch
+async def test_what_libvirt_does_not_know_is_waited_for_briefly(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_EVERY", 0.01)
-    known, changed = libvirt(), trio.Event()
-    known.on_change = changed.set
-    virsh.does(dumpxml="exit 1")
-    await known.learn(UUID, MONITOR, "")
-    assert known.problem
+    monkeypatch.setattr(module, "KNOWN_WITHIN", 0.05)
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        await known.learn("6f2c9a34-8d0e-4d5c-9b52-0a6f1f0d7a11", str(MONITOR), "")
+        assert known.known(str(MONITOR)) is None
 
-    virsh.shows(xml("destroy"))
+
+async def test_a_libvirt_that_is_away_is_not_waited_for(socket_dir: Path) -> None:
+    settings = LibvirtSettings(f"qemu:///system?socket={socket_dir}/gone")
+    known, told = Libvirt(lambda: settings, dry_run=False), trio.Event()
+    known.on_problem = lambda problem: told.set() if problem else None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(known.run)
-        with fail_after(20):
-            await changed.wait()
+        await told.wait()
+        assert "no libvirtd answers" in known.problem
+        with fail_after(1):
+            await known.learn("6f2c9a34-8d0e-4d5c-9b52-0a6f1f0d7a11", str(MONITOR), "")
         nursery.cancel_scope.cancel()
-    assert not known.problem
-    assert known.known(MONITOR) is not None
 
 
-async def test_a_problem_ends_though_there_is_no_domain_any_more(virsh: Virsh) -> None:
-    known = libvirt()
-    virsh.does(dumpxml="exit 1", uri="exit 1")
-    await known.learn(UUID, MONITOR, "")
-    known.forget(MONITOR)
-    await known._refresh()
-    assert known.problem
-    virsh.does(uri="true")
-    await known._refresh()
-    assert not known.problem
+async def test_a_uri_of_another_host_is_refused_with_the_reason() -> None:
+    known = Libvirt(lambda: LibvirtSettings("qemu+ssh://other/system"), dry_run=False)
+    told: list[str] = []
+    known.on_problem = told.append
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(known.run)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert len(told) == 1
+    assert "another host" in told[0]
 
 
-async def test_a_domain_that_is_forgotten_is_asked_about_no_more(virsh: Virsh) -> None:
-    known = libvirt()
-    virsh.shows(xml("preserve"))
-    await known.learn(UUID, MONITOR, "")
-    known.forget(MONITOR)
-    assert known.known(MONITOR) is not None, "its relaunch may still depend on it"
-    await known._refresh()
-    assert known.known(MONITOR) is None
+async def test_domains_are_listed_anew_when_libvirtd_comes_back(socket_dir: Path) -> None:
+    domains = FakeDomain("gone", 1), FakeDomain("stays", 2), FakeDomain("anew", 3)
+    async with FakeLibvirtd.start(socket_dir, *domains) as fake, knowing(fake) as known:
+        await until(known, lambda: len(known.running) == 3)
+        stays = known.start_of(domains[1].uuid)
+        domains[0].id, domains[2].id = -1, 7
+        await fake.end()
+        await until(known, lambda: len(known.running) == 2)
+
+        anew = known.start_of(domains[2].uuid)
+        assert anew is not None
+        assert anew.ref.id == 7
+        assert known.start_of(domains[1].uuid) is stays
+        assert stays is not None
+        assert not stays.monitor.events.ended, "there is a new way to it"
 
 
-async def test_libvirt_acts_once_it_has_seen_the_panic(virsh: Virsh, tmp_path: Path) -> None:
-    seen = tmp_path / "seen"
-    virsh.does(domstate=f"[ -e {seen} ] && echo crashed || echo running; touch {seen}")
-    await libvirt().act(DOMAIN, "reset")
-    assert virsh.told == ["domstate 7", "domstate 7", "reset 7"]
+async def test_a_domain_that_is_forgotten_is_known_until_the_next_turn(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        vm = fake.monitored(MONITOR)
+        await known.learn(vm.uuid, str(MONITOR), "")
+        known.forget(str(MONITOR))
+        assert known.known(str(MONITOR)) is not None, "its relaunch may still depend on it"
+        known.refresh_soon()
+        while known.known(str(MONITOR)) is not None:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_what_somebody_writes_into_the_metadata_is_seen_at_once(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        vm = fake.monitored(MONITOR)
+        vm.on_crash = "preserve"
+        await known.learn(vm.uuid, str(MONITOR), "")
+        changed = trio.Event()
+        known.on_change = changed.set
+        vm.metadata[METADATA_URI] = f"<p:policy xmlns:p='{METADATA_URI}' on_crash='ignore'/>"
+        fake.say_metadata_changed(vm, METADATA_URI)
+        await changed.wait()
+        domain = known.known(str(MONITOR))
+        assert domain is not None
+        assert domain.on_crash is OnCrash.IGNORE
+
+
+# A domain with a monitor beside libvirt.
+
+
+def of(domain: FakeDomain, number: int | None = None) -> LibvirtDomain:
+    return LibvirtDomain(domain.id if number is None else number, domain.name, domain.uuid)
+
+
+async def test_libvirt_acts_once_it_has_taken_in_the_panic(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        vm = fake.domain()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beside.act, known.client, of(vm), "reset")
+            while not fake.told[Procedure.DOMAIN_GET_STATE]:
+                await trio.lowlevel.checkpoint()
+            assert not fake.told[Procedure.DOMAIN_RESET]
+            vm.state = State.CRASHED, 1
+        assert vm.state == (State.PAUSED, 10)
+
+
+async def test_the_next_start_of_a_domain_is_not_met(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        with pytest.raises(LibvirtAwayError):
+            await beside.act(known.client, of(fake.domain(), 77), "destroy")
+        assert not fake.told[Procedure.DOMAIN_DESTROY_FLAGS]
 
 
 async def test_libvirt_that_is_silent_before_is_told_nothing(
-    virsh: Virsh, monkeypatch: pytest.MonkeyPatch
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ALIVE_WITHIN", 0.2)
-    virsh.does(domstate="exec sleep 60")
-    known = libvirt()
-    with pytest.raises(LibvirtAwayError):
-        await known.act(DOMAIN, "reset")
-    with pytest.raises(LibvirtAwayError):
-        await known.act(DOMAIN, "resume")
-    assert virsh.told == ["domstate 7"], "and is not asked a second time"
+    monkeypatch.setattr(beside, "TAKEN_IN_WITHIN", 0.1)
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        fake.faults.hangs.add(Procedure.DOMAIN_GET_STATE)
+        with pytest.raises(LibvirtAwayError):
+            await beside.act(known.client, of(fake.domain()), "reset")
+        assert not fake.told[Procedure.DOMAIN_RESET]
 
 
-async def test_libvirt_that_is_silent_after_may_have_done_it(virsh: Virsh) -> None:
-    virsh.does(reset="exec sleep 60")
-    with pytest.raises(LibvirtSilentError):
-        await libvirt().act(DOMAIN, "reset", timeout=0.2)
+async def test_libvirt_that_is_silent_after_may_have_done_it(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        fake.domain().state = State.CRASHED, 1
+        fake.faults.hangs.add(Procedure.DOMAIN_RESET)
+        with pytest.raises(LibvirtSilentError):
+            await beside.act(known.client, of(fake.domain()), "reset", timeout=0.2)
 
 
-async def test_libvirt_that_says_no(virsh: Virsh) -> None:
-    virsh.does(reset="echo 'error: Timed out: cannot acquire state change lock' >&2; exit 1")
-    with pytest.raises(LibvirtRefusedError, match="state change lock"):
-        await libvirt().act(DOMAIN, "reset")
+async def test_libvirt_that_says_no(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        fake.domain().state = State.CRASHED, 1
+        fake.faults.refuses[Procedure.DOMAIN_RESET] = "cannot acquire state change lock"
+        with pytest.raises(LibvirtRefusedError, match="state change lock"):
+            await beside.act(known.client, of(fake.domain()), "reset")
 
 
-async def test_a_dump_that_is_given_up_is_ended_in_libvirt_too(virsh: Virsh) -> None:
-    virsh.does(dump="exec sleep 60")
-    with pytest.raises(LibvirtSilentError):
-        await libvirt().dump(DOMAIN, Path("/dump"), "elf", 0.2)
-    dump = "dump 7 /dump --memory-only --format elf"
-    assert virsh.told == ["domstate 7", dump, "domjobabort 7"]
-
-
-async def test_a_dump_waits_until_libvirt_has_seen_the_panic(virsh: Virsh, tmp_path: Path) -> None:
-    """It would resume a guest afterwards that ran before, as far as it knew."""
-    seen = tmp_path / "seen"
-    virsh.does(domstate=f"[ -e {seen} ] && echo crashed || echo running; touch {seen}")
-    await libvirt().dump(DOMAIN, Path("/dump"), "elf", 20.0)
-    assert virsh.told == ["domstate 7", "domstate 7", "dump 7 /dump --memory-only --format elf"]
+async def test_a_dump_that_is_given_up_is_ended_in_libvirt_too(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        fake.domain().state = State.CRASHED, 1
+        fake.faults.hangs.add(Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT)
+        with pytest.raises(LibvirtSilentError):
+            await beside.dump(known.client, of(fake.domain()), socket_dir / "dump", "elf", 0.2)
+        assert fake.told[Procedure.DOMAIN_ABORT_JOB] == 1
 
 
 async def test_a_guest_that_libvirt_takes_for_running_is_not_dumped(
-    virsh: Virsh, monkeypatch: pytest.MonkeyPatch
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ALIVE_WITHIN", 0.5)
-    virsh.does(domstate="echo running")
-    with pytest.raises(LibvirtAwayError, match="has not seen that the guest is stopped"):
-        await libvirt().dump(DOMAIN, Path("/dump"), "elf", 20.0)
-    assert set(virsh.told) == {"domstate 7"}
-
-
-async def test_no_virsh_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    known = libvirt()
-    await known.learn(UUID, MONITOR, "")
-    assert "virsh can't be run" in known.problem
-
-
-ANOTHER = "0123/7/8"
-
-
-async def test_the_next_qemu_at_a_path_is_not_the_one_before(
-    virsh: Virsh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever it says, and whether libvirt can be asked or not."""
-    known = libvirt()
-    virsh.shows(xml("preserve"))
-    await known.learn(UUID, MONITOR, "")
-    known.forget(MONITOR)
-    assert known.known(MONITOR) is not None
-    monkeypatch.setattr(known, "problem", "no answer")
-    await known.learn(UUID, MONITOR, ANOTHER)
-    assert known.known(MONITOR) is None
-
-    monkeypatch.setattr(known, "problem", "")
-    await known.learn(UUID, MONITOR, "")
-    assert known.known(MONITOR) is not None
-    await known.learn("", MONITOR, "")
-    assert known.known(MONITOR) is None
-
-
-@pytest.mark.parametrize(("pid", "believed"), [("7", True), ("8", False), ("x", True)])
-async def test_the_process_is_the_one_that_libvirt_started(
-    virsh: Virsh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: str, believed: bool
-) -> None:
-    monkeypatch.setattr(module, "pid_file", lambda *_: tmp_path / "vm.pid")
-    (tmp_path / "vm.pid").write_text(pid)
-    known = libvirt()
-    virsh.shows(xml("preserve"))
-    await known.learn(UUID, MONITOR, ANOTHER)
-    assert (known.known(MONITOR) is not None) is believed
-
-
-async def test_two_that_claim_one_domain_are_told_apart_by_the_monitor(virsh: Virsh) -> None:
-    known = libvirt()
-    virsh.shows(xml("preserve"))
-    await known.learn(UUID, "/run/qemu/liar.qmp", "")
-    await known.learn(UUID, MONITOR, "")
-    assert known.known("/run/qemu/liar.qmp") is None
-    assert known.known(MONITOR) is not None
-    known.forget("/run/qemu/liar.qmp")
-    assert known.known(MONITOR) is not None, "that the other has left changes nothing"
+    """It would resume it afterwards."""
+    monkeypatch.setattr(beside, "TAKEN_IN_WITHIN", 0.1)
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        with pytest.raises(LibvirtAwayError, match="has not seen that the guest is stopped"):
+            await beside.dump(known.client, of(fake.domain()), socket_dir / "dump", "elf", 20.0)
+        assert not fake.told[Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT]

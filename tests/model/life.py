@@ -14,7 +14,8 @@ from panicd.config.config import Config
 from panicd.dumps.coredump import DumpFailure
 from panicd.dumps.queue import DumpQueue
 from panicd.evidence.retention import BundleRetention
-from panicd.fleet.connector import FIRST_RETRY, LAST_RETRY, LASTING
+from panicd.fleet.backoff import FIRST_RETRY, LAST_RETRY
+from panicd.fleet.connector import LASTING
 from panicd.host.metrics import Metrics
 from panicd.host.priority import Priority
 from panicd.host.problems import Problems

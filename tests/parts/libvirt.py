@@ -19,13 +19,17 @@ from typing import Final
 
 import trio
 
-from panicd.demo.guests import Guest, write_rom
+from panicd.demo.guests import COUNTER_ADDRESS, Guest, write_rom
 from panicd.demo.process import kill_by_pid_file
 from panicd.demo.qemu import Watched
 from panicd.demo.qmp import connect_qmp
+from panicd.libvirt import requests
+from panicd.libvirt.once import connected
 from tests.parts.linux import Kernel, Trouble, make_initramfs
 from tests.parts.patience import fail_after, patience
 from tests.parts.qemu import qemu_binary
+from tests.parts.windows import write_windows
+from tests.rules.windows_memory import WindowsMemory
 
 STARTS_WITHIN: Final = 30.0  # seconds
 ANSWERS_WITHIN: Final = 60.0  # seconds; the first domain has libvirt ask QEMU what it can do
@@ -53,7 +57,9 @@ if [ -z "$root" ]; then
     mount --bind "$1/$file" /etc/$file
   done
 fi
-exec chroot "$root/" libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
+"""
+_RUN: Final = """
+exec chroot "$2/" libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
 """
 _LIBVIRTD: Final = """
 unix_sock_dir = "{directory}"
@@ -94,9 +100,49 @@ _DOMAIN: Final = """
     <qemu:arg value='socket,id=witness,path={witness},server=on,wait=off'/>
     <qemu:arg value='-mon'/>
     <qemu:arg value='chardev=witness,mode=control'/>
+    {arguments}
   </qemu:commandline>
 </domain>
 """
+
+
+_AS_VIRT_INSTALL_MAKES_IT: Final = """
+<domain type="qemu">
+  <name>{name}</name>
+  <memory>{memory}</memory>
+  <currentMemory>{memory}</currentMemory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch="x86_64" machine="q35">hvm</type>
+    {boots}
+  </os>
+  <features><acpi/><apic/>{features}</features>
+  <clock offset="utc">
+    <timer name="rtc" tickpolicy="catchup"/>
+    <timer name="pit" tickpolicy="delay"/>
+    <timer name="hpet" present="no"/>
+  </clock>
+  <on_crash>{on_crash}</on_crash>
+  <pm><suspend-to-mem enabled="no"/><suspend-to-disk enabled="no"/></pm>
+  <devices>
+    <emulator>{emulator}</emulator>
+    <controller type="usb" model="qemu-xhci" ports="15"/>
+    <controller type="pci" model="pcie-root"/>
+    <controller type="pci" model="pcie-root-port"/>
+    <console type="pty"/>
+    <input type="tablet" bus="usb"/>
+    <graphics type="vnc" port="-1" socket="{vnc}"/>
+    <video><model type="vga"/></video>
+    <memballoon model="virtio"/>
+    <rng model="virtio"><backend model="random">/dev/urandom</backend></rng>
+    {panic}
+  </devices>
+</domain>
+"""
+"""As ``virt-install 4.1 --import --disk none --panic default --events on_crash=…`` makes one, but
+for what it boots, a display that is no port of the host's, and vmcoreinfo where it is wanted."""
+
+PANIC: Final = '<panic model="isa"/>'
 
 
 class LibvirtMissingError(Exception):
@@ -123,6 +169,57 @@ class LibvirtVm(Watched):
         """An element of the XML that the domain is started from next time."""
         command = ("dumpxml", self.name, "--inactive", "--xpath", f"//{element}/text()")
         return await self._libvirtd.virsh(*command)
+
+
+class PlainDomain:
+    """A domain that nobody but libvirt can reach.
+
+    Attributes:
+        name: the domain's.
+    """
+
+    def __init__(self, libvirtd: Libvirtd, name: str) -> None:
+        self._libvirtd = libvirtd
+        self.name = name
+
+    async def press_key(self) -> None:
+        """Have ``Guest.PANIC_ON_KEY`` panic."""
+        await self._libvirtd.virsh("send-key", self.name, "KEY_A")
+
+    async def state(self) -> str:
+        """How libvirt says that it stands, and why."""
+        return await self._libvirtd.virsh("domstate", "--reason", self.name)
+
+    async def wait_state(self, state: str) -> None:
+        """Wait until it stands so: libvirt takes an end in after its own answer."""
+        while await self.state() != state:
+            pass  # each look is a process
+
+    async def xml(self, *options: str) -> str:
+        """Its XML."""
+        return await self._libvirtd.virsh("dumpxml", self.name, *options)
+
+    async def live(self, element: str) -> str:
+        """An element of its live XML."""
+        return await self._libvirtd.virsh("dumpxml", self.name, "--xpath", f"//{element}/text()")
+
+    async def start(self) -> None:
+        """Start it again."""
+        await self._libvirtd.virsh("start", self.name)
+
+    async def counter(self) -> int:
+        """What the guest has counted up to."""
+        async with connected(self._libvirtd.uri) as client:
+            listed = await client.call(requests.list_domains(), timeout=ANSWERS_WITHIN)
+            (domain,) = [domain for domain in listed if domain.name == self.name]
+            request = requests.peek(domain, COUNTER_ADDRESS, 4)
+            return int.from_bytes(await client.call(request, timeout=ANSWERS_WITHIN), "little")
+
+    async def wait_counting(self) -> None:
+        """Wait until the guest is seen to run."""
+        first = await self.counter()
+        while await self.counter() == first:
+            pass  # each look lets the guest run meanwhile
 
 
 class Libvirtd:
@@ -156,27 +253,34 @@ class Libvirtd:
             raise LibvirtMissingError("a mount namespace takes root")
         (directory / "libvirtd.conf").write_text(_LIBVIRTD.format(directory=directory))
         (directory / "qemu.conf").write_text(_QEMU)
-        ready = directory / "ready"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.bind(str(ready))
-            manager.settimeout(patience(STARTS_WITHIN))
-            with (directory / "stderr").open("wb") as stderr:
-                process = subprocess.Popen(
-                    ["unshare", "--mount", "sh", "-ec", _START, "sh", str(directory), root],
-                    stdin=subprocess.DEVNULL,
-                    stdout=stderr,
-                    stderr=stderr,
-                    env={**os.environ, "NOTIFY_SOCKET": str(ready)},
-                )
+        script = ["sh", "-ec", _START + _RUN, "sh", str(directory), root]
+        libvirtd: Libvirtd | None = None
+        try:
+            libvirtd = cls(directory, _start(directory, ["unshare", "--mount", *script]))
+            yield libvirtd
+        except TimeoutError:
+            raise LibvirtMissingError((directory / "stderr").read_text()) from None
+        finally:
+            if libvirtd is not None:
+                libvirtd._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        self._process.send_signal(signal.SIGCONT)
+        self._process.send_signal(number)
+        self._process.wait()
+
+    @contextmanager
+    def away(self, number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+        """End it, and start it again afterwards, with all that it had; its QEMUs run on."""
+        root = os.environ.get(ROOT, "").rstrip("/")
+        with Path(f"/proc/{self.pid}/ns/mnt").open() as namespace:
+            self._end(number)
             try:
-                _await_ready(manager, process)
-                yield cls(directory, process)
-            except TimeoutError:
-                raise LibvirtMissingError((directory / "stderr").read_text()) from None
+                yield
             finally:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-                process.wait()
+                place = f"--mount=/proc/{os.getpid()}/fd/{namespace.fileno()}"
+                script = ["sh", "-ec", _RUN, "sh", str(self._directory), root]
+                self._process = _start(self._directory, ["nsenter", place, *script])
 
     @property
     def pid(self) -> int:
@@ -224,7 +328,7 @@ class Libvirtd:
         *,
         name: str = "vm",
         on_reboot: str = "restart",
-        guest: Guest | tuple[Kernel, Trouble] = Guest.PANIC_ON_KEY,
+        guest: Guest | tuple[Kernel, Trouble] | WindowsMemory = Guest.PANIC_ON_KEY,
     ) -> AsyncIterator[LibvirtVm]:
         """Define a domain and start it; in the end it is gone.
 
@@ -233,11 +337,16 @@ class Libvirtd:
             on_crash: libvirt's own policy.
             name: the domain's.
             on_reboot: what libvirt does when it is reset.
-            guest: what runs in it: a small one, or a Linux, and of what it panics.
+            guest: what runs in it: a small one, a Linux, and of what it panics, or what stands for
+                a Windows, which panics at once.
         """
         witness = directory / f"{name}.witness"
         rom, xml = directory / f"{name}.rom", directory / f"{name}.xml"
-        if isinstance(guest, Guest):
+        arguments: list[str] = []
+        if isinstance(guest, WindowsMemory):
+            rom, arguments = write_windows(directory, guest)
+            memory, boots = 32, f"<loader type='rom' readonly='yes'>{rom}</loader>"
+        elif isinstance(guest, Guest):
             write_rom(guest, rom)
             memory, boots = 32, f"<loader type='rom' readonly='yes'>{rom}</loader>"
         else:
@@ -253,6 +362,7 @@ class Libvirtd:
                 emulator=qemu_binary(),
                 monitor=directory / f"{name}.qmp",
                 witness=witness,
+                arguments="".join(f"<qemu:arg value='{argument}'/>" for argument in arguments),
             )
         )
         await self.virsh("define", str(xml))
@@ -267,14 +377,98 @@ class Libvirtd:
             with trio.CancelScope(shield=True):
                 await self._undefine(name)
 
+    @asynccontextmanager
+    async def plain_domain(
+        self,
+        directory: Path,
+        on_crash: str,
+        *,
+        name: str = "vm",
+        guest: Guest | tuple[Kernel, Trouble] = Guest.PANIC_ON_KEY,
+        panic: str = PANIC,
+        vmcoreinfo: bool = False,
+    ) -> AsyncIterator[PlainDomain]:
+        """Define a domain as virt-install does, and start it; in the end it is gone.
+
+        Args:
+            directory: for what it boots; a short path.
+            on_crash: libvirt's own policy.
+            name: the domain's.
+            guest: what runs in it: a small one, or a Linux, and of what it panics.
+            panic: its panic device.
+            vmcoreinfo: its kernel can leave a note on itself.
+        """
+        rom, xml = directory / f"{name}.rom", directory / f"{name}.xml"
+        if isinstance(guest, Guest):
+            write_rom(guest, rom)
+            memory, boots = 32768, f"<loader type='rom' readonly='yes'>{rom}</loader>"
+        else:
+            rom.write_bytes(make_initramfs(*guest))
+            memory, boots = 262144, f"<kernel>{guest[0].image}</kernel><initrd>{rom}</initrd>"
+        xml.write_text(
+            _AS_VIRT_INSTALL_MAKES_IT.format(
+                name=name,
+                memory=memory,
+                boots=boots,
+                features="<vmcoreinfo state='on'/>" if vmcoreinfo else "",
+                on_crash=on_crash,
+                emulator=qemu_binary(),
+                vnc=directory / f"{name}.vnc",
+                panic=panic,
+            )
+        )
+        await self.virsh("define", str(xml))
+        try:
+            await self.virsh("start", name)
+            yield PlainDomain(self, name)
+        finally:
+            run = Path(f"/proc/{self.pid}/root/run/libvirt/qemu")
+            await kill_by_pid_file(run / f"{name}.pid", f"guest={name}")
+            with trio.CancelScope(shield=True):
+                await self._undefine(name)
+
     async def _undefine(self, name: str) -> None:
         self._process.send_signal(signal.SIGCONT)
         await trio.run_process(
-            ["virsh", "--quiet", "--connect", self.uri, f"destroy {name}; undefine {name}"],
+            [
+                "virsh",
+                "--quiet",
+                "--connect",
+                self.uri,
+                f"destroy {name}; undefine --managed-save {name}",
+            ],
             capture_stdout=True,
             capture_stderr=True,
             check=False,
         )
+
+
+def _start(directory: Path, command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a libvirtd, and wait until it says that it is ready.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    ready = directory / "ready"
+    ready.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(ready))
+        manager.settimeout(patience(STARTS_WITHIN))
+        with (directory / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                env={**os.environ, "NOTIFY_SOCKET": str(ready)},
+            )
+        try:
+            _await_ready(manager, process)
+        except TimeoutError:
+            process.kill()
+            process.wait()
+            raise
+    return process
 
 
 def _await_ready(manager: socket.socket, process: subprocess.Popen[bytes]) -> None:

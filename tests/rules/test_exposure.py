@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -8,16 +9,24 @@ from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Situation, decide
-from panicd.rules.settings import Budget, Policy, Relaunch
+from panicd.rules.settings import Budget, Evidence, Policy, Relaunch
 from tests.rules.strategies import COREDUMP, IRREVERSIBLE, MODERN, NOW
 
 POLICY = Policy(COREDUMP, OnCrash.RESTART)
 BUILTIN = Capability((1, 5, 3), PanicDevice.BUILTIN, ("pvpanic",))
 UNARMED = Capability((2, 8, 0), PanicDevice.REQUESTED, ("pvpanic",), no_shutdown=False)
 UNKNOWN = replace(UNARMED, no_shutdown=None)
+SILENT_PC = replace(MODERN, panic_device=PanicDevice.NONE, machine="pc-q35-7.2-machine")
+SILENT_ARM = replace(SILENT_PC, machine="virt-7.2-machine")
 
 
-def found(policy: Policy, capability: Capability, **how: bool) -> list[str]:
+DOMAIN = LibvirtDomain(1, "web 1", "", "preserve", has_vmcoreinfo=True)
+BY_API = Capability(
+    (0, 0, 0), PanicDevice.REQUESTED, ("isa",), no_shutdown=True, by_api=True, libvirt=DOMAIN
+)
+
+
+def found(policy: Policy, capability: Capability, **how: Any) -> list[str]:
     decision = decide(policy, capability, Situation(capability.panic_leaves), now=NOW)
     return [*exposures(policy, capability, decision, **how)]
 
@@ -53,6 +62,45 @@ def test_why_a_domain_could_not_be_acted_on(
     policy: Policy, capability: Capability, expected: list[str]
 ) -> None:
     assert found(policy, capability) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason", "command"),
+    [
+        (
+            {"panic_device": PanicDevice.NONE},
+            Exposure.NO_DEVICE,
+            "virt-xml 'web 1' --add-device --panic default",
+        ),
+        (
+            {"libvirt": replace(DOMAIN, has_vmcoreinfo=False)},
+            Exposure.NO_VMCOREINFO,
+            "virt-xml 'web 1' --edit --features vmcoreinfo.state=on",
+        ),
+        (
+            {"reboot_is_shutdown": True},
+            Exposure.RESET_IMPOSSIBLE,
+            "virt-xml 'web 1' --edit --events on_reboot=restart",
+        ),
+        (
+            {"libvirt": replace(DOMAIN, handling="destroy")},
+            Exposure.LIBVIRT,
+            "virsh set-lifecycle-action 'web 1' crash preserve",
+        ),
+    ],
+)
+def test_the_command_that_a_domain_of_libvirt_s_takes(
+    changed: dict[str, Any], reason: Exposure, command: str
+) -> None:
+    policy, capability = replace(POLICY, evidence=Evidence()), replace(BY_API, **changed)
+    decision = decide(policy, capability, Situation(capability.panic_leaves), now=NOW)
+    reasons = exposures(policy, capability, decision, name="web 1")
+    assert [*reasons] == [reason]
+    assert f"`{command}`" in reasons[reason]
+
+
+def test_a_domain_of_libvirt_s_that_has_all_it_takes() -> None:
+    assert found(replace(POLICY, evidence=Evidence()), BY_API) == []
 
 
 @pytest.mark.parametrize(
@@ -103,6 +151,8 @@ BUILTIN_1_6 = replace(BUILTIN, version=(1, 6, 2))
         (IGNORES, IRREVERSIBLE, "irreversible", "another on_crash than ignore", "unrequested"),
         (UNREQUESTED, BUILTIN_1_6, "irreversible", "another unrequested than ignore", "on_crash"),
         (POLICY, BUILTIN, "firmware", "QEMU 1.6 or later", "-device"),
+        (POLICY, SILENT_PC, "no-device", "add -device pvpanic (or pvpanic-pci)", "-pci,"),
+        (POLICY, SILENT_ARM, "no-device", "add -device pvpanic-pci,", "pvpanic (or"),
     ],
 )
 def test_remedy_suits_what_is_known(

@@ -10,6 +10,8 @@ import pytest
 from panicd.rules.capability import Capability, PanicSetting, run_by_libvirt
 from panicd.rules.libvirt import (
     METADATA_URI,
+    ON_CRASH,
+    TAKEN_FROM,
     LibvirtDomain,
     UnreadableXMLError,
     inherit,
@@ -78,9 +80,34 @@ def test_libvirt_s_own_default() -> None:
 
 
 def test_what_stands_for_nothing_known_is_not_taken_over() -> None:
-    assert domain("something-new").takeover == ()
-    assert domain("preserve").takeover == ()
-    assert len(domain("preserve-running").takeover) == 2
+    assert not domain("something-new").takeover
+    assert not domain("preserve").takeover
+    assert 'on_crash="ignore"' in domain("preserve-running").takeover
+
+
+@pytest.mark.parametrize(
+    ("handling", "given_back"),
+    [("restart", "restart"), ("coredump-destroy", "coredump-destroy"), ("preserve-running", "")],
+)
+def test_what_was_taken_over_can_be_given_back(handling: str, given_back: str) -> None:
+    taken = domain(handling).taken_over()
+    arrived = parse_domain(
+        xml(
+            f"<metadata><p:policy xmlns:p='{METADATA_URI}' on_crash='{taken.kept}'"
+            f" {TAKEN_FROM}='{taken.taken_from}'/></metadata><on_crash>preserve</on_crash>"
+        )
+    )
+    assert arrived.on_crash is ON_CRASH[handling], "as after a managedsave, or on another host"
+    assert arrived.gives_back == given_back
+    assert not domain(handling).gives_back, "it was never taken over"
+
+
+def test_a_word_that_somebody_wrote_is_not_taken_for_a_takeover() -> None:
+    assert not domain("preserve", "restart").gives_back
+
+
+def test_set_by_others_after_the_takeover_is_not_given_back() -> None:
+    assert not replace(domain("restart").taken_over(), handling="destroy").gives_back
 
 
 @pytest.mark.parametrize("text", ["", "x", "<domain/>", "<domain id='x'/>", xml(number="")])

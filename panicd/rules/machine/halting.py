@@ -102,7 +102,7 @@ def stopping_durable(turn: Turn, phase: Stopping, _came: object = None) -> End:
 def ask_quiet(turn: Turn) -> None:
     """Ask QEMU for what an action on the guest would cut off, and its run state after that."""
     questions: list[effects.Command] = [("query-migrate", ()), ("query-block-jobs", ())]
-    if turn.known.capability.version >= DETACHED_DUMP_SINCE:
+    if turn.known.capability.behaves_like >= DETACHED_DUMP_SINCE:
         questions.append(("query-dump", ()))
     turn.send([*questions, QUERY_STATUS], BUSY_TIMEOUT)
 

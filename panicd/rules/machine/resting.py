@@ -402,7 +402,7 @@ def grant(turn: Turn, asked: Asked) -> None:
     elif incident.id != asked.about:
         turn.answer("the guest panicked after this was asked for")
     elif operation.kind is OperationKind.ACK:
-        turn.note(Acknowledged(operation.at, operation.uid, operation.why))
+        turn.note(Acknowledged(operation.at, operation.uid, operation.why, operation.user))
         turn.commit()
         turn.answer("")
     elif incident.state not in ACTED_ON and incident.watched_until is None:
@@ -427,5 +427,5 @@ def _obey(turn: Turn) -> None:
         return
     operation = asked.operation
     what = f"{operation.kind} {operation.detail}".strip()
-    turn.note(AskedEntry(operation.at, operation.uid, what, operation.why))
+    turn.note(AskedEntry(operation.at, operation.uid, what, operation.why, operation.user))
     deciding.carry_out(turn, decision, situation)

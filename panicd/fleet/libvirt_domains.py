@@ -1,0 +1,183 @@
+"""Looks after the domains that libvirt runs and that have no monitor for panicd, by its API."""
+
+from dataclasses import replace
+from pathlib import PurePath
+from typing import Final
+
+import trio
+
+from panicd.config.config import Dial, Found
+from panicd.fleet.backoff import Backoff
+from panicd.fleet.supervision import SpareError, note_absence, supervise
+from panicd.host.logs import get_logger
+from panicd.incident.domains import Domain
+from panicd.incident.driver import Driver
+from panicd.incident.services import Services
+from panicd.journal.journal import JournalError
+from panicd.libvirt import requests
+from panicd.libvirt.errors import LibvirtError
+from panicd.libvirt.known_domains import Start
+from panicd.qemu.monitor import MonitorError
+from panicd.qemu.session import Session
+from panicd.rules.capability import UNKNOWN_VERSION, Capability, run_by_libvirt
+from panicd.rules.identity import Claim
+from panicd.rules.libvirt import LibvirtDomain, address_of
+from panicd.rules.libvirt_state import run_state
+from panicd.rules.machine.vm import Vm
+from panicd.rules.qapi import RunState
+from panicd.rules.settings import DumpFormat
+
+ANSWERS_WITHIN: Final = 5.0  # seconds; it takes a few milliseconds
+AT_ONCE: Final = 8  # domains that libvirt is asked about
+LASTING: Final = 10.0  # seconds of a session after which its loss counts as a first failure
+SETTLED_WITHIN: Final = 0.5
+"""Seconds after a panic in which libvirt has done what it does by itself; 4 ms were seen."""
+
+
+class LibvirtDomains:
+    """Keeps a session with every domain of libvirt's that has no monitor which panicd dials.
+
+    Args:
+        services: what drivers use.
+        drivers: by the domain's address.
+    """
+
+    def __init__(self, services: Services, drivers: dict[str, Driver]) -> None:
+        self._services = services
+        self._drivers = drivers
+        self._kept: set[str] = set()
+        self._turns = trio.CapacityLimiter(AT_ONCE)
+
+    async def look_after(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Look after those that there are and those that appear, until cancelled."""
+        libvirt = self._services.libvirt
+
+        def appeared(uuid: str) -> None:
+            if uuid not in self._kept:
+                self._kept.add(uuid)
+                nursery.start_soon(self._keep, uuid)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                libvirt.on_appeared = appeared
+                for uuid in libvirt.running:
+                    appeared(uuid)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            libvirt.on_appeared = lambda _uuid: None
+
+    async def _keep(self, uuid: str) -> None:
+        """Look after one domain, again and again, for as long as it runs."""
+        libvirt, fleet, backoff = self._services.libvirt, self._services.fleet, Backoff()
+        domain: Domain | None = None
+        try:
+            while (start := libvirt.start_of(uuid)) is not None:
+                moved, began = start.moved, trio.current_time()
+                if domain is None and not self._is_dialled(start.domain):
+                    address, now = address_of(libvirt.uri, uuid), self._services.keeping.clock()
+                    domain = fleet.add(address, start.ref.name, now)
+                if domain is not None:
+                    await self._try(domain, start)
+                if self._is_dialled(start.domain):
+                    if domain is not None:
+                        fleet.remove(domain.address)
+                        domain = None
+                    await moved.wait()
+                    continue
+                if trio.current_time() - began > LASTING:
+                    backoff.reset()
+                with trio.move_on_after(backoff.next()):
+                    await moved.wait()
+        finally:
+            self._kept.discard(uuid)
+            if domain is not None:
+                fleet.remove(domain.address)
+
+    def _is_dialled(self, domain: LibvirtDomain | None) -> bool:
+        """Whether a domain has a monitor for panicd that is dialled, as far as is known."""
+        if domain is None or not domain.monitors:
+            return False
+        ways = self._services.config().monitors
+        patterns = [way.glob for way in ways if isinstance(way, Dial)]
+        dialled = (PurePath(path).match(glob) for path in domain.monitors for glob in patterns)
+        return Found() in ways or any(dialled)
+
+    async def _try(self, domain: Domain, start: Start) -> None:
+        """Look after a domain through one session; say why there is none, or none any more."""
+        spare_of = ""
+        try:
+            problem = await self._look_after(domain, start)
+        except SpareError as error:
+            problem, spare_of = str(error), error.name
+        except (MonitorError, LibvirtError) as error:
+            problem = str(error)
+        except JournalError as error:
+            problem = f"the journal can't be written: {error}"
+        domain.spare_of = spare_of
+        if problem and note_absence(domain, problem, self._services.keeping.clock()):
+            log = get_logger(monitor=domain.address, domain=domain.name)
+            log.warning("domain is not connected", reason=problem)
+
+    async def _look_after(self, domain: Domain, start: Start) -> str:
+        libvirt = self._services.libvirt
+        libvirt.renew(start)
+        monitor = start.monitor
+        async with self._turns:
+            described, state = await self._ask(start)
+        if self._is_dialled(described):
+            return ""
+        libvirt.look_after(domain.address, described)
+        with libvirt.process_of(start) as process:
+            start.process = process
+            vm = Vm(state, capability_of(described), process.token)
+            claim = Claim(start.ref.name, start.ref.uuid)
+            session = Session(monitor, process, claim, vm, True, process.beyond_signals())
+            monitor.known = lambda: session.vm
+            try:
+                ended = await supervise(self._services, self._drivers, domain, session)
+            finally:
+                start.process = None
+        return monitor.problem or ended
+
+    async def _ask(self, start: Start) -> tuple[LibvirtDomain, RunState]:
+        """Return what a domain is, and how its guest stands.
+
+        Raises:
+            LibvirtError: libvirt does not say.
+        """
+        libvirt, monitor = self._services.libvirt, start.monitor
+        try:
+            described = await libvirt.describe(start)
+            if monitor.has_panicked:  # libvirt may have acted on that, or may just be about to
+                await trio.sleep(SETTLED_WITHIN)
+            question = requests.state_of(start.ref)
+            state = await libvirt.client.call(question, timeout=ANSWERS_WITHIN)
+        except LibvirtError:
+            if not (monitor.has_panicked and monitor.events.ended):
+                raise
+            # It had panicked before anything could be found out about it, and libvirt has ended it.
+            ref = start.ref
+            return start.domain or LibvirtDomain(ref.id, ref.name, ref.uuid), RunState.RUNNING
+        if monitor.has_panicked and start.was_taken_over and not state.panicked:
+            # Too late: libvirt has done what it was to do on a panic.
+            described = replace(described, handling=described.taken_from)
+        return described, run_state(state.state, state.reason)
+
+
+def capability_of(domain: LibvirtDomain) -> Capability:
+    """Return what can be done with a domain by libvirt's API.
+
+    libvirt starts every QEMU with ``-no-shutdown``, and decides itself what a panic comes to. It
+    does not tell the version of the QEMU that runs.
+    """
+    capability = Capability(
+        UNKNOWN_VERSION,
+        no_shutdown=True,
+        reboot_is_shutdown=domain.ends_on_reset,
+        dump_formats=(DumpFormat.ELF, DumpFormat.KDUMP_ZLIB),
+        by_api=True,
+    )
+    return run_by_libvirt(capability, domain)

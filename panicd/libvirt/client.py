@@ -1,0 +1,416 @@
+"""panicd's connections to one libvirt: one for events and quick questions, few for all else.
+
+A call waits in line until there is room for it, and until then libvirt has been told nothing of it.
+One QEMU that hangs holds up the calls for its own domain alone: of each ``OF_ONE_DOMAIN`` at most
+are under way, those that end it not counted, and for these there is always room.
+
+Events come in the turn of the loop in which they are read, in order. While libvirtd is silent
+nothing more is said to it; its connections are kept for half a minute, so that no event is lost
+when it wakes up.
+"""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from functools import partial
+from typing import Final, TypeVar, cast
+
+import trio
+
+from panicd.host.logs import get_logger
+from panicd.host.timers import Timer, Timers
+from panicd.libvirt import requests
+from panicd.libvirt.connection import UNDER_WAY_MOST, Awaited, Call, Connection, Credentials
+from panicd.libvirt.errors import (
+    LibvirtAwayError,
+    LibvirtError,
+    LibvirtRefusedError,
+    LibvirtSilentError,
+)
+from panicd.libvirt.protocol import Event, EventId
+from panicd.libvirt.requests import Lane, Request
+from panicd.libvirt.sockets import Place, find_place
+
+T = TypeVar("T")
+
+LINES_MOST: Final = 6
+"""Connections for what takes its time. libvirtd has 20 workers for all of its clients
+(``max_workers``), and 5 more for what is 'high'."""
+JOBS_MOST: Final = UNDER_WAY_MOST - 1  # of a connection; the rest is for what is urgent
+OF_ONE_DOMAIN: Final = 2
+IN_LINE_MOST: Final = 1 << 14  # calls: one for each domain that libvirt itself can list
+OPENED_WITHIN: Final = 5.0  # seconds that libvirtd may take to let panicd in
+AGAIN_AFTER: Final = 0.1  # seconds, and twice as long each time
+AGAIN_AFTER_MOST: Final = 5.0
+WAKES_UP_WITHIN: Final = 30.0  # seconds of silence in which a connection is kept
+
+
+class Standing(StrEnum):
+    """How it is with a libvirt."""
+
+    AWAY = "away"  # there is no connection
+    UP = "up"
+    SILENT = "silent"  # it takes what is said to it, and says nothing
+
+
+class Asked:
+    """A question to libvirt.
+
+    Attributes:
+        request: what is asked.
+        done: is told the answer, or a ``LibvirtError``; None: nothing any more.
+        take: is told what a stream brings, where there is one.
+        timer: tells that it is late.
+        line: the connection that it was sent on; None: it waits in line.
+        call: what it is there.
+    """
+
+    __slots__ = ("call", "done", "line", "request", "take", "timer")
+
+    def __init__(
+        self,
+        request: Request[object],
+        done: Callable[[object], None],
+        take: Callable[[bytes], None] | None,
+    ) -> None:
+        self.request = request
+        self.done: Callable[[object], None] | None = done
+        self.take = take
+        self.timer: Timer | None = None
+        self.line: Connection | None = None
+        self.call: Call | None = None
+
+    def finish(self, answer: object) -> None:
+        """Tell the answer, if anybody waits for it."""
+        done = self.done
+        self.give_up()
+        if done is not None:
+            done(answer)
+
+    def give_up(self) -> None:
+        """Have nothing told any more; what was sent libvirt may carry out all the same."""
+        if self.done is not None:
+            self.done = None
+            if self.timer is not None:
+                self.timer.cancel()
+            if self.line is not None and self.call is not None and self.take is not None:
+                self.line.give_up(self.call)
+
+
+class Client:
+    """A libvirt, and the connections to it that ``run`` keeps.
+
+    Args:
+        uri: where it is reached: ``qemu:///system`` or ``qemu:///session``.
+        heard: told each event.
+        changed: told the standing when that, or ``problem``, has changed. After ``UP`` nothing of
+            what happens is missed.
+        qemu_events: those of QEMU's own events that are to be told, by their QAPI names.
+        environment: panicd's own.
+
+    Attributes:
+        standing: see there.
+        problem: why it is not ``UP``; empty where it is.
+        generation: grows with each connection: between two something may have been missed.
+        tells_qemu_events: ``qemu_events`` are told; libvirt may not let everybody have them.
+        peer: the process at the other end; None where there is no connection.
+
+    Raises:
+        UnusableUriError: it can't be reached so.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        heard: Callable[[Event], None],
+        changed: Callable[[Standing], None],
+        qemu_events: tuple[str, ...] = (),
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._place = find_place(uri, environment)
+        self._heard = heard
+        self._changed = changed
+        self._qemu_events = qemu_events
+        self._timers = Timers()
+        self._nursery: trio.Nursery
+        self._events: Connection | None = None
+        self._have_ended = trio.Event()  # the connection for events
+        self._lines: list[Connection] = []
+        self._opens_line = False
+        self._waiting: dict[Lane, deque[Asked]] = {lane: deque() for lane in Lane}
+        self._of_domain: dict[str, int] = {}  # jobs under way, by UUID
+        self.standing = Standing.AWAY
+        self.problem = "it was not yet connected to"
+        self.generation = 0
+        self.tells_qemu_events = False
+
+    @property
+    def peer(self) -> Credentials | None:
+        """Who listens at the other end."""
+        return self._events.peer if self._events is not None else None
+
+    def ask(
+        self,
+        request: Request[T],
+        done: Callable[[T | LibvirtError], None],
+        *,
+        timeout: float,
+        take: Callable[[bytes], None] | None = None,
+    ) -> Asked:
+        """Ask something at once, or as soon as there is room.
+
+        Args:
+            request: what.
+            done: told once the answer, or why there is none; perhaps before this returns.
+            timeout: seconds, those in line included.
+            take: told what a stream brings, before ``done``, where the request starts one.
+        """
+        asked = Asked(request, cast("Callable[[object], None]", done), take)
+        if self.standing is not Standing.UP:
+            asked.finish(LibvirtAwayError(f"{request.name}: {self.problem}"))
+            return asked
+        queue = self._waiting[request.lane]
+        if len(queue) >= IN_LINE_MOST:
+            asked.finish(LibvirtAwayError(f"{request.name}: too much is asked of libvirt"))
+            return asked
+        asked.timer = self._timers.after(timeout, partial(self._is_late, asked, timeout))
+        if not self._sent(asked):
+            queue.append(asked)
+            self._open_line()
+        return asked
+
+    async def call(
+        self,
+        request: Request[T],
+        *,
+        timeout: float,
+        take: Callable[[bytes], None] | None = None,
+    ) -> T:
+        """Ask something, and wait for the answer; see ``ask``.
+
+        Raises:
+            LibvirtError: there is none.
+        """
+        awaited = Awaited()
+        asked = self.ask(request, awaited.tell, timeout=timeout, take=take)
+        try:
+            return cast("T", await awaited.get())
+        finally:
+            asked.give_up()
+
+    def abort(self) -> None:
+        """End all connections at once; they are made again."""
+        if self._events is not None:
+            self._events.abort("panicd has ended the connection")
+
+    async def run(self) -> None:
+        """Keep the connections, and make them again, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._timers.run)
+            pause = AGAIN_AFTER
+            while True:
+                before = self.generation
+                await self._be_connected()
+                pause = AGAIN_AFTER if self.generation > before else pause
+                await trio.sleep(pause)
+                pause = min(2 * pause, AGAIN_AFTER_MOST)
+
+    # Calls.
+
+    def _sent(self, asked: Asked) -> bool:
+        """Send a call, if there is room for it and nothing is in its way."""
+        request = asked.request
+        line = self._room(request.lane)
+        under_way = self._of_domain.get(request.domain, 0)
+        if line is None or (request.lane is Lane.JOB and under_way >= OF_ONE_DOMAIN):
+            return False
+        asked.line = line
+        if request.lane is Lane.JOB:
+            self._of_domain[request.domain] = under_way + 1
+        asked.call = line.call(request, partial(self._is_through, asked), asked.take)
+        return True
+
+    def _room(self, lane: Lane) -> Connection | None:
+        """Return the connection that has most room; None where there is none."""
+        if self.standing is not Standing.UP:
+            return None
+        lines = self._lines if lane is not Lane.QUERY else [self._events]
+        most = JOBS_MOST if lane is Lane.JOB else UNDER_WAY_MOST
+        free = (line for line in lines if line and line.under_way < most and line.answers)
+        return min(free, key=lambda line: line.under_way, default=None)
+
+    def _is_through(self, asked: Asked, answer: object) -> None:
+        """Tell the answer of a call; what follows from it goes before what waits."""
+        if asked.request.lane is Lane.JOB:
+            left = self._of_domain.pop(asked.request.domain) - 1
+            if left:
+                self._of_domain[asked.request.domain] = left
+        asked.finish(answer)
+        self._send_waiting()
+
+    def _is_late(self, asked: Asked, timeout: float) -> None:
+        name = asked.request.name
+        if asked.line is None:
+            asked.finish(LibvirtAwayError(f"{name}: not its turn within {timeout:g} s"))
+        else:
+            asked.finish(LibvirtSilentError(f"{name}: no answer within {timeout:g} s"))
+
+    def _send_waiting(self) -> None:
+        for lane, queue in self._waiting.items():
+            held_up = []  # by their own domain
+            while queue and self._room(lane):
+                asked = queue.popleft()
+                if asked.done is not None and not self._sent(asked):
+                    held_up.append(asked)
+            queue.extendleft(reversed(held_up))
+        self._open_line()
+
+    # Connections.
+
+    async def _be_connected(self) -> None:
+        """Connect, and stay so until the connection ends; say why it did, or could not be made."""
+        async with trio.open_nursery() as self._nursery:
+            try:
+                await self._connect()
+                await self._have_ended.wait()
+            except LibvirtSilentError as error:
+                self._stand(Standing.SILENT, str(error))
+            except LibvirtError as error:
+                self._stand(Standing.AWAY, str(error))
+            self._nursery.cancel_scope.cancel()
+
+    async def _connect(self) -> None:
+        """Make the first connections.
+
+        Raises:
+            LibvirtError: they can't be made.
+        """
+        self._have_ended = trio.Event()
+        self.tells_qemu_events = False
+        events = await self._open(self._look_at_events)
+        for event in EventId:
+            await events.execute(requests.listen(event), timeout=OPENED_WITHIN)
+        if self._qemu_events:
+            asked = requests.listen_to_qemu(self._qemu_events)
+            try:
+                await events.execute(asked, timeout=OPENED_WITHIN)
+            except LibvirtRefusedError as error:
+                get_logger().warning("libvirt tells nothing of QEMU's events", problem=str(error))
+            else:
+                self.tells_qemu_events = True
+        self._lines = [await self._open(self._look_at_lines)]
+        self._events = events
+        self.generation += 1
+        self._look_at_events()
+
+    async def _open(self, changed: Callable[[], None]) -> Connection:
+        """Make one connection.
+
+        Raises:
+            LibvirtError: it can't be made.
+        """
+        connection = Connection(_connect_socket(self._place), self._heard, changed)
+        self._nursery.start_soon(connection.run)
+        try:
+            await _introduce(connection, self._place.driver)
+        except LibvirtError:
+            connection.abort("libvirtd did not let panicd in")
+            raise
+        return connection
+
+    def _look_at_events(self) -> None:
+        """See how the connection for events stands, and so libvirt."""
+        events = self._events
+        if events is None:
+            return  # it is not yet in use
+        if events.has_ended:
+            self._events = None
+            self._have_ended.set()
+            self._stand(Standing.AWAY, events.problem)
+            self._turn_away()
+            lines, self._lines = self._lines, []
+            for line in lines:
+                line.abort(events.problem)
+        elif events.is_silent:
+            self._stand(Standing.SILENT, "libvirtd does not answer")
+            self._timers.after(WAKES_UP_WITHIN, partial(self._end_if_silent, events))
+        else:
+            self._stand(Standing.UP, "")
+            self._send_waiting()
+
+    def _end_if_silent(self, events: Connection) -> None:
+        if events.is_silent:
+            events.abort(f"libvirtd has not answered for {WAKES_UP_WITHIN:g} s")
+
+    def _look_at_lines(self) -> None:
+        self._lines = [line for line in self._lines if not line.has_ended]
+        self._send_waiting()
+
+    def _open_line(self) -> None:
+        """Have one more connection made, if calls wait for one."""
+        waits = any(
+            self._waiting[lane] and self._room(lane) is None for lane in (Lane.URGENT, Lane.JOB)
+        )
+        may = self.standing is Standing.UP and len(self._lines) < LINES_MOST
+        if waits and may and not self._opens_line:
+            self._opens_line = True
+            self._nursery.start_soon(self._add_line)
+
+    async def _add_line(self) -> None:
+        try:
+            self._lines.append(await self._open(self._look_at_lines))
+        except LibvirtError as error:
+            get_logger().debug("no further connection to libvirt", problem=str(error))
+            await trio.sleep(AGAIN_AFTER_MOST)
+        finally:
+            self._opens_line = False
+        self._send_waiting()
+
+    def _turn_away(self) -> None:
+        """Say of all that waits in line that libvirt was told nothing of it."""
+        for queue in self._waiting.values():
+            while queue:
+                asked = queue.popleft()
+                asked.finish(LibvirtAwayError(f"{asked.request.name}: {self.problem}"))
+
+    def _stand(self, standing: Standing, problem: str) -> None:
+        if (standing, problem) != (self.standing, self.problem):
+            self.standing, self.problem = standing, problem
+            self._changed(standing)
+
+
+def _connect_socket(place: Place) -> socket.socket:
+    """Connect to the first socket that somebody listens on.
+
+    Raises:
+        LibvirtAwayError: there is none.
+    """
+    problems = []
+    for path in place.sockets:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(path)
+        except OSError as error:  # BlockingIOError: more wait there than it takes
+            sock.close()
+            problems.append(f"{path}: {error.strerror}")
+        else:
+            return sock
+    raise LibvirtAwayError(f"no libvirtd answers: {', '.join(problems)}")
+
+
+async def _introduce(connection: Connection, driver: str) -> None:
+    """Have libvirtd let panicd in, and open QEMU's driver.
+
+    Raises:
+        LibvirtError: it does not.
+    """
+    ways = await connection.execute(requests.list_auth(), timeout=OPENED_WITHIN)
+    if requests.AUTH_POLKIT in ways:
+        await connection.execute(requests.ask_polkit(), timeout=OPENED_WITHIN)
+    elif requests.AUTH_NONE not in ways:
+        raise LibvirtAwayError("libvirtd asks for a password (auth_unix_rw): panicd has none")
+    await connection.execute(requests.start_keepalive(), timeout=OPENED_WITHIN)
+    await connection.execute(requests.open_driver(driver), timeout=OPENED_WITHIN)

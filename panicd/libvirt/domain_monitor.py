@@ -1,0 +1,331 @@
+"""A domain that libvirt runs, as a session has it: QMP's commands, done by libvirt's API.
+
+Just the commands that the machine gives. QEMU's events are those that libvirt passes on.
+
+libvirt goes by a domain's UUID, so a command would meet its next start as well. And what a client
+of libvirt is told has no order with what it is answered, as a monitor's has. So right before each
+command libvirt is asked which start of the domain there is, and how the guest stands. Where that
+is not what the events have told, nothing is done, and the session ends: the next one finds out.
+What is left is the time that one more call takes.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import trio
+
+from panicd.host.timers import Timer, Timers
+from panicd.libvirt import requests
+from panicd.libvirt.client import Asked, Client
+from panicd.libvirt.errors import (
+    LibvirtAwayError,
+    LibvirtError,
+    LibvirtRefusedError,
+)
+from panicd.libvirt.protocol import DomainRef, DomainState, QemuEvent, State
+from panicd.libvirt.requests import Job, Request
+from panicd.qemu.event_outlet import EventOutlet
+from panicd.qemu.exchange import Command, Exchange
+from panicd.qemu.monitor_error import CommandError, NoReplyError, SessionLostError
+from panicd.qemu.pace import Pace
+from panicd.qemu.pending import Question
+from panicd.rules.libvirt_state import Stand, expected, run_state, stand_of
+from panicd.rules.machine.vm import Vm
+from panicd.rules.qapi import GuestPanickedEvent, PanicAction, parse_event
+
+TAKEN_IN_WITHIN: Final = 2.0
+"""Seconds that libvirt is given to take in a panic. It does so in a thread of its own; one that
+comes after a reset has it say 'crashed' of a guest that runs."""
+LOOK_EVERY: Final = 0.05  # seconds between two looks whether it has
+TELL_AGAIN: Final = 0.1  # seconds, where libvirt could not be told
+ENDED: Final = "the domain has ended"
+
+_COMMANDS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
+    "system_reset": requests.reset,
+    "cont": requests.resume,
+    "stop": requests.suspend,
+    "quit": requests.destroy,
+}
+
+
+class DomainMonitor(Exchange):
+    """The way to one start of a domain.
+
+    Args:
+        client: of the libvirt that runs it.
+        domain: which, and which start of it.
+        timers: where time limits are set.
+
+    Attributes:
+        known: returns what is known of the VM by its events; until it is set, nothing is.
+        problem: why the session has ended.
+        has_panicked: it was heard that the guest has.
+    """
+
+    def __init__(self, client: Client, domain: DomainRef, timers: Timers) -> None:
+        self.events = EventOutlet()
+        self.pace = Pace()
+        self.known: Callable[[], Vm | None] = lambda: None
+        self.problem = ""
+        self.has_panicked = False
+        self.client = client
+        self.domain = domain
+        self.timers = timers
+        self._panic_at = -TAKEN_IN_WITHIN  # when one was heard of that libvirt has not taken in
+        self._courses: set[_Course] = set()
+        self._waiting: list[Callable[[], None]] = []
+
+    def ask(
+        self,
+        commands: Sequence[Command],
+        done: Callable[[list[object]], None],
+        *,
+        timeout: float,
+    ) -> Question:
+        """Have libvirt do or say what the commands stand for, each for itself."""
+        unanswered: list[object] = [
+            NoReplyError(f"{name}: no answer in {timeout:g} s") for name, _ in commands
+        ]
+        question = Question(unanswered, done)
+        course = _Course(self, question, [name for name, _ in commands], timeout)
+        self._courses.add(course)
+        question.sent([name for name, _ in commands], course.give_up)
+        course.begin()
+        return question
+
+    def forget(self, course: "_Course") -> None:
+        """Note that a question is answered, or not waited for."""
+        self._courses.discard(course)
+
+    def abort(self) -> None:
+        """End the session at once."""
+        self.end("the session was given up")
+
+    def end(self, problem: str) -> None:
+        """End the session: nothing is heard any more, and what was asked is not answered."""
+        if self.events.ended:
+            return
+        self.problem = problem
+        self.events.close()
+        for course in list(self._courses):
+            course.lose(problem)
+
+    # What is heard.
+
+    def hear(self, told: QemuEvent) -> None:
+        """Take an event of QEMU's."""
+        seconds = int(told.at)
+        stamp = {"seconds": seconds, "microseconds": int((told.at - seconds) * 1e6)}
+        event = parse_event({"event": told.name, "data": _data(told.details), "timestamp": stamp})
+        if isinstance(event, GuestPanickedEvent):
+            self.has_panicked = True
+            if event.action is PanicAction.PAUSE:
+                self._panic_at = trio.current_time()
+        if event is not None:
+            self.events.put(event)
+
+    def taken_in(self) -> None:
+        """Note that libvirt itself knows of the panic by now."""
+        self._panic_at = -TAKEN_IN_WITHIN
+        waiting, self._waiting = self._waiting, []
+        for again in waiting:
+            again()
+
+    def is_to_wait(self, stand: Stand, again: Callable[[], None]) -> bool:
+        """Whether libvirt has not yet taken in a panic that was heard of; then look ``again``."""
+        vm = self.known()
+        waits = (
+            vm is not None
+            and stand is not expected(vm) is Stand.PANICKED
+            and trio.current_time() < self._panic_at + TAKEN_IN_WITHIN
+        )
+        if waits:
+            self._waiting.append(again)
+            if len(self._waiting) == 1:
+                self.timers.after(LOOK_EVERY, self._look_again)
+        return waits
+
+    def _look_again(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for again in waiting:
+            again()
+
+
+class _Course:
+    """What libvirt is asked for one question."""
+
+    __slots__ = ("_asked", "_is_over", "_monitor", "_names", "_question", "_timeout", "_timers")
+
+    def __init__(
+        self, monitor: DomainMonitor, question: Question, names: list[str], timeout: float
+    ) -> None:
+        self._monitor = monitor
+        self._question = question
+        self._names = names
+        self._timeout = timeout
+        self._asked: list[Asked] = []
+        self._timers: list[Timer] = []
+        self._is_over = False
+
+    def begin(self) -> None:
+        """Ask what the commands take."""
+        if self._monitor.events.ended:
+            self.lose("not sent, the session has ended")
+            return
+        about_job = []
+        for index, name in enumerate(self._names):
+            if name == "query-status":
+                self._ask_state(index)
+            elif name in _ABOUT_JOB:
+                about_job.append(index)
+            elif name in _COMMANDS:
+                self._command(index)
+            else:
+                self._put(index, CommandError("CommandNotFound", f"not by libvirt: {name}"))
+        if about_job:
+            self._ask_job(about_job)
+
+    def give_up(self, _ids: object) -> None:
+        """Wait no longer."""
+        self._is_over = True
+        self._monitor.forget(self)
+        for asked in self._asked:
+            asked.give_up()
+        for timer in self._timers:
+            timer.cancel()
+
+    def lose(self, problem: str) -> None:
+        """Answer that the session has ended."""
+        for index, name in enumerate(self._names):
+            self._put(index, SessionLostError(f"{name}: {problem}"))
+
+    def _put(self, index: int, answer: object) -> None:
+        if not self._is_over and self._names[index]:
+            self._names[index] = ""
+            self._question.put(index, answer)
+
+    def _ask(self, request: Request[Any], done: Callable[[Any], None]) -> None:
+        """Ask libvirt; again, for as long as it can't be told: it has done nothing by then."""
+
+        def answered(answer: object) -> None:
+            if self._is_over:
+                return
+            if isinstance(answer, LibvirtAwayError):
+                again = partial(self._ask, request, done)
+                self._timers.append(self._monitor.timers.after(TELL_AGAIN, again))
+            elif isinstance(answer, LibvirtRefusedError) and answer.no_domain:
+                self._monitor.end(ENDED)
+            else:
+                done(answer)
+
+        if not self._is_over:
+            client = self._monitor.client
+            self._asked.append(client.ask(request, answered, timeout=self._timeout))
+
+    def _ask_state(self, index: int) -> None:
+        def answered(answer: DomainState | LibvirtError) -> None:
+            if isinstance(answer, LibvirtError):
+                self._put(index, _failure(self._names[index], answer))
+            elif answer.state == State.SHUTOFF:
+                self._monitor.end(ENDED)
+            else:
+                state = run_state(answer.state, answer.reason)
+                again = partial(self._ask_state, index)
+                if not self._monitor.is_to_wait(stand_of(state), again):
+                    self._put(index, {"status": state.value})
+
+        self._ask(requests.state_of(self._monitor.domain), answered)
+
+    def _ask_job(self, indices: list[int]) -> None:
+        def answered(answer: Job | LibvirtError) -> None:
+            for index in indices:
+                name = self._names[index]
+                if isinstance(answer, LibvirtError):
+                    self._put(index, _failure(name, answer))
+                else:
+                    self._put(index, _ABOUT_JOB[name](answer))
+
+        self._ask(requests.job(self._monitor.domain), answered)
+
+    # Commands: which start of the domain there is, how its guest stands, and then the command.
+
+    def _command(self, index: int) -> None:
+        found: list[DomainRef | DomainState] = []
+
+        def answered(answer: DomainRef | DomainState | LibvirtError) -> None:
+            if isinstance(answer, LibvirtError):
+                self._put(index, _failure(self._names[index], answer))
+                return
+            found.append(answer)
+            if len(found) == 2:
+                self._give(index, found)
+
+        domain = self._monitor.domain
+        self._ask(requests.look_up(domain.uuid), answered)
+        self._ask(requests.state_of(domain), answered)
+
+    def _give(self, index: int, found: list[DomainRef | DomainState]) -> None:
+        monitor, name = self._monitor, self._names[index]
+        vm = monitor.known()
+        assert vm is not None, "the machine has attached it"
+        for each in found:
+            if isinstance(each, DomainRef):
+                if each.id != monitor.domain.id:
+                    monitor.end(f"libvirt has started the domain anew before {name}")
+                    return
+                continue
+            if each.state == State.SHUTOFF:
+                monitor.end(ENDED)
+                return
+            stand = stand_of(run_state(each.state, each.reason))
+            if monitor.is_to_wait(stand, partial(self._command, index)):
+                return
+            if stand is not expected(vm) and name != "stop":
+                why = f"libvirt says '{stand}', and events said '{expected(vm)}', before {name}"
+                monitor.end(why)
+                return
+
+        def done(answer: LibvirtError | None) -> None:
+            self._put(index, {} if answer is None else _failure(name, answer))
+
+        self._ask(_COMMANDS[name](monitor.domain), done)
+
+
+def _failure(name: str, error: LibvirtError) -> Exception:
+    if isinstance(error, LibvirtRefusedError):
+        return CommandError("GenericError", str(error))
+    return NoReplyError(f"{name}: {error}")
+
+
+def _data(details: str) -> object:
+    try:
+        return json.loads(details) if details else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _migration(job: Job) -> object:
+    """Return what is under way besides: saving and restoring are migrations of QEMU's."""
+    moves = job.type in _ACTIVE and job.operation not in {_DUMP, _BACKUP}
+    return {"status": "active" if moves else "none"}
+
+
+def _block_jobs(job: Job) -> object:
+    return [{"ready": False}] if job.type in _ACTIVE and job.operation == _BACKUP else []
+
+
+def _dump(job: Job) -> object:
+    return {"status": "active" if job.type in _ACTIVE and job.operation == _DUMP else "none"}
+
+
+# libvirt-domain.h, 'virDomainJobType' and 'virDomainJobOperation':
+_ACTIVE: Final = frozenset({1, 2})  # its length is known, or not
+_DUMP, _BACKUP = 8, 9
+
+_ABOUT_JOB: Final[dict[str, Callable[[Job], object]]] = {
+    "query-migrate": _migration,
+    "query-block-jobs": _block_jobs,
+    "query-dump": _dump,
+}

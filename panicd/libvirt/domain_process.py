@@ -1,0 +1,122 @@
+"""The QEMU of a domain, as libvirt's own file tells which process that is.
+
+The file lies where only libvirt writes, so it is the host's word. libvirtd may have other
+directories than panicd (a container's, a mount namespace): the file is looked for as libvirtd
+itself sees it, by its process's root (proc(5)).
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+
+import trio
+
+from panicd.libvirt.protocol import DomainRef
+from panicd.qemu.file_rights import Rights
+from panicd.qemu.process import MAX_COMMAND_LINE, Peer, is_qemu_program
+from panicd.qemu.process_identity import (
+    ProcessIdentity,
+    boot_id,
+    has_ended,
+    read_of,
+    start_time_of,
+    uids_of,
+)
+from panicd.rules.libvirt import pid_file
+
+UNKNOWN: Final = "libvirt's file on its process can't be read, or tells of another one"
+
+
+class DomainProcess(Peer):
+    """The process of one start of a domain; where it is not known, libvirt's word on its end.
+
+    Args:
+        owner: the user whose the libvirt is.
+        domain: which start of which.
+        token: what tells this start from others, where no process does.
+        pid: the process's number; 0: not known.
+    """
+
+    def __init__(self, owner: int, domain: DomainRef, token: str, pid: int) -> None:
+        self.pid, self.uid = 0, owner
+        self.identity: ProcessIdentity | None = None
+        self.unknown_because: str | None = UNKNOWN
+        self._pidfd: int | None = None
+        self._is_certain = True
+        self._is_qemu_program = is_qemu_program
+        self._token = token
+        self._has_stopped = trio.Event()
+        if pid:
+            self._open(pid, domain)
+        uids = uids_of(pid) if self._pidfd is not None else None
+        self.rights = Rights(max(uids) if uids else owner, frozenset())
+
+    @classmethod
+    def find(
+        cls,
+        uri: str,
+        domain: DomainRef,
+        owner: int,
+        libvirtd: int,
+        environment: Mapping[str, str],
+    ) -> Self:
+        """Find the process of a domain.
+
+        Args:
+            uri: of the libvirt.
+            domain: which.
+            owner: the user whose the libvirt is.
+            libvirtd: the number of its daemon's process; 0: not known.
+            environment: panicd's own.
+        """
+        token = f"libvirt:{uri}#{domain.uuid}#{domain.id}"
+        path = str(pid_file(uri, domain.name, environment))
+        roots = [f"/proc/{libvirtd}/root"] if libvirtd else []
+        for root in (*roots, ""):
+            try:
+                pid = int(Path(root + path).read_text(encoding="ascii"))
+            except (OSError, ValueError):
+                continue
+            found = cls(owner, domain, token, pid)
+            if found.identity is not None:
+                return found
+        return cls(owner, domain, token, 0)
+
+    def _open(self, pid: int, domain: DomainRef) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except (ProcessLookupError, ValueError):
+            return
+        start_time = start_time_of(pid)
+        # Its number may be of another PID namespace; libvirt tells QEMU the UUID.
+        arguments = (read_of(pid, "cmdline", MAX_COMMAND_LINE) or b"").split(b"\0")
+        if start_time is None or domain.uuid.encode() not in arguments or has_ended(pidfd):
+            os.close(pidfd)
+            return
+        self.pid, self._pidfd, self.unknown_because = pid, pidfd, None
+        self.identity = ProcessIdentity(boot_id(), pid, start_time)
+
+    @property
+    def token(self) -> str:
+        """What tells this start of the domain from every other."""
+        return str(self.identity) if self.identity is not None else self._token
+
+    def note_stopped(self) -> None:
+        """Note that libvirt says that the domain has ended."""
+        self._has_stopped.set()
+
+    def gone(self) -> bool:
+        """Tell whether the process has ended; libvirt's word where it is not known."""
+        return super().gone() if self._pidfd is not None else self._has_stopped.is_set()
+
+    async def wait_gone(self) -> None:
+        """Wait for that."""
+        if self._pidfd is not None:
+            await super().wait_gone()
+        else:
+            await self._has_stopped.wait()
+
+    async def exit_status(self, timeout: float) -> int | None:
+        """Return how it ended, where that can be had."""
+        return await super().exit_status(timeout) if self._pidfd is not None else None

@@ -1,0 +1,71 @@
+"""Faults between panicd and libvirt.
+
+They say whether libvirt was told, and so whether something may have been done::
+
+    LibvirtError
+    ├── LibvirtAwayError      it was told nothing: it is not there, is silent, or busy with others
+    ├── LibvirtRefusedError   it answered no
+    └── LibvirtSilentError    it was told, and did not say how it went: ask for the domain's state
+        └── LibvirtLostError      the connection has ended
+"""
+
+from enum import IntEnum
+
+
+class ErrorCode(IntEnum):
+    """The errors of libvirt's that panicd knows (``virErrorNumber``, virterror.h)."""
+
+    INTERNAL_ERROR = 1
+    NO_SUPPORT = 3
+    OPERATION_FAILED = 9
+    XML_ERROR = 27
+    OPERATION_DENIED = 29  # on a connection that may only read
+    RPC = 39
+    NO_DOMAIN = 42
+    AUTH_FAILED = 45
+    OPERATION_INVALID = 55  # not in this state
+    CONFIG_UNSUPPORTED = 67
+    OPERATION_TIMEOUT = 68  # another job holds the domain
+    ARGUMENT_UNSUPPORTED = 74
+    OPERATION_ABORTED = 78
+    AUTH_CANCELLED = 79
+    NO_DOMAIN_METADATA = 80
+    OPERATION_UNSUPPORTED = 84
+    RESOURCE_BUSY = 87
+    ACCESS_DENIED = 88
+    AUTH_UNAVAILABLE = 94
+
+
+class LibvirtError(Exception):
+    """libvirt did not do what it was asked for."""
+
+
+class LibvirtAwayError(LibvirtError):
+    """It was told nothing."""
+
+
+class LibvirtSilentError(LibvirtError):
+    """There is no answer; it may do it yet, or may have done it."""
+
+
+class LibvirtLostError(LibvirtSilentError):
+    """The connection ended before an answer came."""
+
+
+class LibvirtRefusedError(LibvirtError):
+    """It said no.
+
+    Attributes:
+        code: why, ``ErrorCode`` or another of libvirt's numbers.
+        message: libvirt's text, for people; bounded, on one line.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    @property
+    def no_domain(self) -> bool:
+        """Whether it knows no such domain."""
+        return self.code == ErrorCode.NO_DOMAIN

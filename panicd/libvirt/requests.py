@@ -1,0 +1,524 @@
+"""What panicd asks of libvirt: each a value that is yet to be sent. Pure.
+
+libvirt goes by a domain's UUID, whatever else it is given: a request that is carried out late meets
+the domain's next start. Whoever acts asks for its state and its number right before.
+
+Sources: libvirt ``src/remote/remote_protocol.x`` (``struct remote_…_args`` and ``…_ret``),
+``src/remote/qemu_protocol.x``; the flags are of ``include/libvirt/libvirt-domain.h``. 'High' is
+libvirtd's ``@priority`` there: of such requests some more can be carried out than of others.
+"""
+
+import uuid as uuids
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final, Generic, TypeVar
+
+from panicd.libvirt.protocol import (
+    AUTH_TYPES_MOST,
+    CPU_MAP_MOST,
+    DOMAINS_MOST,
+    IO_THREADS_MOST,
+    JOB_FACTS_MOST,
+    PEEK_MOST,
+    STATISTICS_MOST,
+    DomainRef,
+    DomainState,
+    DumpFormat,
+    EventId,
+    LifecycleAction,
+    Procedure,
+    QemuProcedure,
+    read_domain,
+    read_optional_text,
+    read_text,
+    read_typed,
+)
+from panicd.libvirt.wire import QEMU_PROGRAM, REMOTE_PROGRAM
+from panicd.libvirt.xdr import (
+    Decoder,
+    XdrError,
+    pack_int,
+    pack_optional_text,
+    pack_text,
+    pack_uhyper,
+    pack_uint,
+)
+
+T_co = TypeVar("T_co", covariant=True)
+
+LIST_ACTIVE: Final = 1 << 0  # VIR_CONNECT_LIST_DOMAINS_ACTIVE: crashed ones are among them
+LIST_INACTIVE: Final = 1 << 1
+XML_INACTIVE: Final = 1 << 1  # VIR_DOMAIN_XML_…
+XML_MIGRATABLE: Final = 1 << 3
+AFFECT_LIVE: Final = 1 << 0  # VIR_DOMAIN_AFFECT_…
+AFFECT_CONFIG: Final = 1 << 1
+START_FORCE_BOOT: Final = 1 << 3  # VIR_DOMAIN_START_FORCE_BOOT
+DESTROY_GRACEFUL: Final = 1 << 0  # VIR_DOMAIN_DESTROY_GRACEFUL
+DUMP_MEMORY_ONLY: Final = 1 << 4  # VIR_DUMP_MEMORY_ONLY
+MEMORY_PHYSICAL: Final = 1 << 1  # VIR_MEMORY_PHYSICAL
+LIFECYCLE_CRASH: Final = 2  # VIR_DOMAIN_LIFECYCLE_CRASH
+METADATA_ELEMENT: Final = 2  # VIR_DOMAIN_METADATA_ELEMENT
+STATISTICS_STATE: Final = 1 << 0  # VIR_DOMAIN_STATS_STATE
+EVENT_REGEX: Final = 1 << 0  # VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX
+COMMAND_HMP: Final = 1 << 0  # VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+OPERATION_DUMP: Final = 8  # VIR_DOMAIN_JOB_OPERATION_DUMP
+KEEPALIVE: Final = 10  # VIR_DRV_FEATURE_PROGRAM_KEEPALIVE
+AUTH_NONE: Final = 0  # REMOTE_AUTH_…
+AUTH_POLKIT: Final = 2
+
+
+class Lane(Enum):
+    """How libvirtd carries a call out, and so where it waits."""
+
+    QUERY = auto()  # high, and waits for no domain: it is answered though every QEMU hangs
+    URGENT = auto()  # high, and takes its time
+    JOB = auto()  # waits until nothing else is done with the domain, and for QEMU
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Generic[T_co]):
+    """One call that is yet to be made.
+
+    Attributes:
+        name: what it is, for messages.
+        procedure: which.
+        arguments: its arguments' bytes.
+        read: makes of the answer's bytes what it says; raises ``XdrError``.
+        program: the protocol that the procedure is of.
+        domain: the UUID of the domain that it is about; empty: of none alone.
+        lane: see there.
+    """
+
+    name: str
+    procedure: int
+    arguments: bytes
+    read: Callable[[Decoder], T_co]
+    program: int = REMOTE_PROGRAM
+    domain: str = ""
+    lane: Lane = Lane.QUERY
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What libvirt is busy with of a domain (``VIR_DOMAIN_JOB_…``).
+
+    Attributes:
+        type: ``virDomainJobType``; 0: nothing.
+        operation: ``virDomainJobOperation``: 5 a migration out, 8 a dump, 9 a backup; 0: not known.
+        elapsed: milliseconds.
+        processed: bytes that are done.
+        total: bytes in all.
+    """
+
+    type: int
+    operation: int
+    elapsed: int
+    processed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """How libvirt's own monitor of a domain is (``virDomainControlInfo``).
+
+    Attributes:
+        state: 0 fine, 1 a job, 2 a command that QEMU has not answered, 3 broken.
+        details: of 3, why.
+        since: milliseconds that it has been so.
+    """
+
+    state: int
+    details: int
+    since: int
+
+
+def nothing(_items: Decoder) -> None:
+    """Read an answer that says no more than that it was done."""
+
+
+def _of(
+    procedure: Procedure,
+    domain: DomainRef,
+    read: Callable[[Decoder], T_co],
+    *rest: bytes,
+    lane: Lane = Lane.JOB,
+) -> Request[T_co]:
+    name = procedure.name.lower().removeprefix("domain_").replace("_", " ")
+    arguments = domain.pack() + b"".join(rest)
+    return Request(name, procedure, arguments, read, domain=domain.uuid, lane=lane)
+
+
+def _impact(live: bool) -> bytes:
+    return pack_uint(AFFECT_LIVE if live else AFFECT_CONFIG)
+
+
+# The connection itself.
+
+
+def list_auth() -> Request[list[int]]:
+    """Ask how one has to prove who one is: ``AUTH_NONE``, ``AUTH_POLKIT``. High."""
+
+    def read(items: Decoder) -> list[int]:
+        return items.array(items.int32, AUTH_TYPES_MOST)
+
+    return Request("auth list", Procedure.AUTH_LIST, b"", read)
+
+
+def ask_polkit() -> Request[bool]:
+    """Have libvirtd ask polkit whether this process may (``org.libvirt.unix.manage``). High."""
+    return Request("auth polkit", Procedure.AUTH_POLKIT, b"", _boolean)
+
+
+def start_keepalive() -> Request[bool]:
+    """Have libvirtd ask on its part whether this end is there; before ``open_driver``. High."""
+    feature = pack_int(KEEPALIVE)
+    return Request("keepalive", Procedure.CONNECT_SUPPORTS_FEATURE, feature, _boolean)
+
+
+def open_driver(uri: str) -> Request[None]:
+    """Open ``qemu:///system`` or ``qemu:///session``. High."""
+    arguments = pack_optional_text(uri) + pack_uint(0)
+    return Request("open", Procedure.CONNECT_OPEN, arguments, nothing)
+
+
+def lib_version() -> Request[int]:
+    """Ask for libvirtd's version: 1000000 * major + 1000 * minor + release. High."""
+    return Request("version", Procedure.CONNECT_GET_LIB_VERSION, b"", Decoder.uint64)
+
+
+def hypervisor_version() -> Request[int]:
+    """Ask for the version of the host's own QEMU, counted likewise.
+
+    The first time it may take a minute: libvirt asks every QEMU that is installed what it can do.
+    """
+    procedure = Procedure.CONNECT_GET_VERSION
+    return Request("QEMU's version", procedure, b"", Decoder.uint64, lane=Lane.JOB)
+
+
+def listen(event: EventId) -> Request[int]:
+    """Have all domains' events told on this connection; the answer is the registration's number.
+
+    High.
+    """
+    arguments = pack_int(event) + pack_uint(0)
+    procedure = Procedure.CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY
+    return Request("events", procedure, arguments, Decoder.int32)
+
+
+def listen_to_qemu(names: tuple[str, ...]) -> Request[int]:
+    """Have QEMU's own events of these names told, of all domains. High; it taints none.
+
+    Source: ``qemu_connect_domain_monitor_event_register_args``; libvirt's regular expressions are
+    GLib's.
+    """
+    pattern = pack_optional_text(f"^({'|'.join(names)})$")
+    arguments = pack_uint(0) + pattern + pack_uint(EVENT_REGEX)
+    procedure = QemuProcedure.CONNECT_DOMAIN_MONITOR_EVENT_REGISTER
+    return Request("QEMU's events", procedure, arguments, Decoder.int32, QEMU_PROGRAM)
+
+
+# All domains.
+
+
+def list_domains(*, active: bool = True, inactive: bool = False) -> Request[list[DomainRef]]:
+    """Ask for all domains: those that have a QEMU, crashed ones among them, or those without. High.
+
+    Args:
+        active: those that have.
+        inactive: those that have not.
+    """
+    flags = (LIST_ACTIVE if active else 0) | (LIST_INACTIVE if inactive else 0)
+
+    def read(items: Decoder) -> list[DomainRef]:
+        domains = items.array(lambda: read_domain(items), DOMAINS_MOST)
+        items.uint32()  # how many there are
+        return domains
+
+    arguments = pack_int(1) + pack_uint(flags)
+    return Request("list", Procedure.CONNECT_LIST_ALL_DOMAINS, arguments, read)
+
+
+def states() -> Request[list[tuple[DomainRef, DomainState]]]:
+    """Ask how all domains that have a QEMU stand, in one call (``VIR_DOMAIN_STATS_STATE``)."""
+
+    def record(items: Decoder) -> tuple[DomainRef, DomainState]:
+        domain = read_domain(items)
+        said = dict(items.array(lambda: read_typed(items), STATISTICS_MOST))
+        state, reason = said.get("state.state"), said.get("state.reason")
+        if not isinstance(state, int) or not isinstance(reason, int):
+            raise XdrError("a domain's statistics without its state")
+        return domain, DomainState(state, reason)
+
+    def read(items: Decoder) -> list[tuple[DomainRef, DomainState]]:
+        return items.array(lambda: record(items), DOMAINS_MOST)
+
+    arguments = pack_uint(0) + pack_uint(STATISTICS_STATE) + pack_uint(LIST_ACTIVE)
+    procedure = Procedure.CONNECT_GET_ALL_DOMAIN_STATS
+    return Request("states", procedure, arguments, read, lane=Lane.JOB)
+
+
+# One domain, asked about.
+
+
+def look_up(uuid: str) -> Request[DomainRef]:
+    """Ask for the domain that has a UUID. High."""
+    arguments = uuids.UUID(uuid).bytes
+    return Request("look-up", Procedure.DOMAIN_LOOKUP_BY_UUID, arguments, read_domain)
+
+
+def look_up_id(number: int) -> Request[DomainRef]:
+    """Ask for the running domain that has a number; refused where none has it any more. High."""
+    return Request("look-up", Procedure.DOMAIN_LOOKUP_BY_ID, pack_int(number), read_domain)
+
+
+def state_of(domain: DomainRef) -> Request[DomainState]:
+    """Ask how a domain stands, and why. High."""
+
+    def read(items: Decoder) -> DomainState:
+        return DomainState(items.int32(), items.int32())
+
+    return _of(Procedure.DOMAIN_GET_STATE, domain, read, pack_uint(0), lane=Lane.QUERY)
+
+
+def describe(
+    domain: DomainRef, *, inactive: bool = False, migratable: bool = False
+) -> Request[str]:
+    """Ask for a domain's XML.
+
+    Args:
+        domain: which.
+        inactive: as it is started next time, in place of as it runs.
+        migratable: as a migration carries it.
+    """
+    flags = (XML_INACTIVE if inactive else 0) | (XML_MIGRATABLE if migratable else 0)
+    return _of(Procedure.DOMAIN_GET_XML_DESC, domain, read_text, pack_uint(flags))
+
+
+def metadata(domain: DomainRef, uri: str, *, live: bool = True) -> Request[str]:
+    """Ask for the element that a domain's metadata has in an XML namespace.
+
+    Refused with ``NO_DOMAIN_METADATA`` where there is none.
+    """
+    element = pack_int(METADATA_ELEMENT) + pack_optional_text(uri) + _impact(live)
+    return _of(Procedure.DOMAIN_GET_METADATA, domain, read_text, element)
+
+
+def job(domain: DomainRef) -> Request[Job]:
+    """Ask what libvirt is busy with of a domain."""
+
+    def read(items: Decoder) -> Job:
+        kind = items.int32()
+        said = dict(items.array(lambda: read_typed(items), JOB_FACTS_MOST))
+        names = ("operation", "time_elapsed", "data_processed", "data_total")
+        return Job(kind, *(_whole(said.get(name)) for name in names))
+
+    return _of(Procedure.DOMAIN_GET_JOB_STATS, domain, read, pack_uint(0))
+
+
+def io_threads(domain: DomainRef) -> Request[int]:
+    """Have QEMU itself asked something: how many I/O threads it has. Nothing is changed by it."""
+
+    def thread(items: Decoder) -> int:
+        number = items.uint32()
+        items.opaque(CPU_MAP_MOST)
+        return number
+
+    def read(items: Decoder) -> int:
+        threads = items.array(lambda: thread(items), IO_THREADS_MOST)
+        items.uint32()  # how many there are
+        return len(threads)
+
+    return _of(Procedure.DOMAIN_GET_IOTHREAD_INFO, domain, read, pack_uint(AFFECT_LIVE))
+
+
+def block_job(domain: DomainRef, disk: str) -> Request[int | None]:
+    """Ask whether a job is under way with a disk; the answer is ``virDomainBlockJobType``, or None.
+
+    Args:
+        domain: which.
+        disk: its target (``vda``), or the path of its image.
+    """
+
+    def read(items: Decoder) -> int | None:
+        found, kind = items.int32(), items.int32()
+        _bandwidth, _done, _total = items.uint64(), items.uint64(), items.uint64()
+        return kind if found else None
+
+    arguments = pack_text(disk) + pack_uint(0)
+    return _of(Procedure.DOMAIN_GET_BLOCK_JOB_INFO, domain, read, arguments)
+
+
+def control(domain: DomainRef) -> Request[Control]:
+    """Ask how libvirt's own monitor of a domain is. High."""
+
+    def read(items: Decoder) -> Control:
+        return Control(items.uint32(), items.uint32(), items.uint64())
+
+    return _of(Procedure.DOMAIN_GET_CONTROL_INFO, domain, read, pack_uint(0), lane=Lane.QUERY)
+
+
+def has_managed_save(domain: DomainRef) -> Request[bool]:
+    """Ask whether a domain goes on from a saved image when it is started."""
+    return _of(Procedure.DOMAIN_HAS_MANAGED_SAVE_IMAGE, domain, _boolean, pack_uint(0))
+
+
+def managed_save_xml(domain: DomainRef) -> Request[str]:
+    """Ask for the XML that a domain's saved image has it go on with (libvirt 3.7)."""
+    return _of(Procedure.DOMAIN_MANAGED_SAVE_GET_XML_DESC, domain, read_text, pack_uint(0))
+
+
+def peek(domain: DomainRef, physical: int, length: int) -> Request[bytes]:
+    """Ask for a part of a guest's memory. It answers for the memory of devices as well: RAM only.
+
+    Args:
+        domain: which.
+        physical: the guest's own address.
+        length: bytes, ``PEEK_MOST`` at most.
+    """
+
+    def read(items: Decoder) -> bytes:
+        data = items.opaque(PEEK_MOST)
+        if len(data) != length:
+            raise XdrError(f"{len(data)} bytes of memory in place of {length}")
+        return data
+
+    where = pack_uhyper(physical) + pack_uint(length) + pack_uint(MEMORY_PHYSICAL)
+    return _of(Procedure.DOMAIN_MEMORY_PEEK, domain, read, where)
+
+
+def screenshot(domain: DomainRef, screen: int = 0) -> Request[str]:
+    """Have a picture of a screen made; the answer is its MIME type, and a stream brings it."""
+
+    def read(items: Decoder) -> str:
+        return items.optional(lambda: read_text(items)) or ""
+
+    which = pack_uint(screen) + pack_uint(0)
+    return _of(Procedure.DOMAIN_SCREENSHOT, domain, read, which)
+
+
+# One domain, acted on.
+
+
+def reset(domain: DomainRef) -> Request[None]:
+    """Reset a domain; a crashed one is 'paused (crashed)' then, and has to be resumed."""
+    return _of(Procedure.DOMAIN_RESET, domain, nothing, pack_uint(0))
+
+
+def resume(domain: DomainRef) -> Request[None]:
+    """Let a domain run."""
+    return _of(Procedure.DOMAIN_RESUME, domain, nothing)
+
+
+def suspend(domain: DomainRef) -> Request[None]:
+    """Stop a domain's processors."""
+    return _of(Procedure.DOMAIN_SUSPEND, domain, nothing)
+
+
+def destroy(domain: DomainRef, *, graceful: bool = False) -> Request[None]:
+    """End a domain's QEMU: by SIGTERM, and unless ``graceful`` by SIGKILL after that. High."""
+    flags = pack_uint(DESTROY_GRACEFUL if graceful else 0)
+    return _of(Procedure.DOMAIN_DESTROY_FLAGS, domain, nothing, flags, lane=Lane.URGENT)
+
+
+def start(domain: DomainRef, *, force_boot: bool = False) -> Request[DomainRef]:
+    """Start a domain that does not run; the answer has its new number.
+
+    Args:
+        domain: which.
+        force_boot: from its beginning, though there is a saved image, which is removed.
+    """
+    flags = pack_uint(START_FORCE_BOOT if force_boot else 0)
+    return _of(Procedure.DOMAIN_CREATE_WITH_FLAGS, domain, read_domain, flags)
+
+
+def set_on_crash(domain: DomainRef, action: LifecycleAction, *, live: bool = True) -> Request[None]:
+    """Set what libvirt itself does when the guest panics (libvirt 3.9).
+
+    Args:
+        domain: which.
+        action: what.
+        live: as it runs; otherwise as it is started next time.
+    """
+    what = pack_uint(LIFECYCLE_CRASH) + pack_uint(action) + _impact(live)
+    return _of(Procedure.DOMAIN_SET_LIFECYCLE_ACTION, domain, nothing, what)
+
+
+def set_metadata(
+    domain: DomainRef, uri: str, key: str, element: str | None, *, live: bool = True
+) -> Request[None]:
+    """Set the element that a domain's metadata has in an XML namespace.
+
+    Args:
+        domain: which.
+        uri: the namespace's.
+        key: the prefix that stands for it in the XML.
+        element: the XML; None: it is removed.
+        live: as it runs; otherwise as it is started next time.
+    """
+    what = pack_int(METADATA_ELEMENT) + pack_optional_text(element) + pack_optional_text(key)
+    which = pack_optional_text(uri) + _impact(live)
+    return _of(Procedure.DOMAIN_SET_METADATA, domain, nothing, what, which)
+
+
+def define_managed_save_xml(domain: DomainRef, xml: str) -> Request[None]:
+    """Set the XML that a domain's saved image has it go on with (libvirt 3.7)."""
+    what = pack_optional_text(xml) + pack_uint(0)
+    return _of(Procedure.DOMAIN_MANAGED_SAVE_DEFINE_XML, domain, nothing, what)
+
+
+def core_dump(domain: DomainRef, path: str, kind: DumpFormat) -> Request[None]:
+    """Have a domain's memory written to a path, by libvirtd; it answers when that is done.
+
+    A domain that libvirt takes for running it resumes afterwards.
+
+    Args:
+        domain: which.
+        path: of a file, or of a pipe in ``/proc``.
+        kind: see there.
+    """
+    how = pack_text(path) + pack_uint(kind) + pack_uint(DUMP_MEMORY_ONLY)
+    return _of(Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT, domain, nothing, how)
+
+
+def abort_job(domain: DomainRef) -> Request[None]:
+    """Have libvirt give up what it is busy with of a domain."""
+    return _of(Procedure.DOMAIN_ABORT_JOB, domain, nothing)
+
+
+def monitor_command(domain: DomainRef, command: str, *, human: bool = False) -> Request[str]:
+    """Have a command carried out by a domain's QEMU. libvirt marks the domain as tainted by it.
+
+    Args:
+        domain: which.
+        command: QMP's JSON, or the human monitor's.
+        human: the latter.
+    """
+    arguments = domain.pack() + pack_text(command) + pack_uint(COMMAND_HMP if human else 0)
+    procedure = QemuProcedure.DOMAIN_MONITOR_COMMAND
+    return Request(
+        "monitor command", procedure, arguments, read_text, QEMU_PROGRAM, domain.uuid, Lane.JOB
+    )
+
+
+def ask_agent(domain: DomainRef, command: str, seconds: int) -> Request[str]:
+    """Have a command carried out by the agent in a guest.
+
+    Args:
+        domain: which.
+        command: the agent's JSON.
+        seconds: that libvirt waits for the agent.
+    """
+    arguments = domain.pack() + pack_text(command) + pack_int(seconds) + pack_uint(0)
+    procedure = QemuProcedure.DOMAIN_AGENT_COMMAND
+    return Request(
+        "ask agent", procedure, arguments, read_optional_text, QEMU_PROGRAM, domain.uuid, Lane.JOB
+    )
+
+
+def _whole(value: float | str | None) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _boolean(items: Decoder) -> bool:
+    return items.int32() != 0

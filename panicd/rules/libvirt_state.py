@@ -1,0 +1,68 @@
+"""How a domain stands in libvirt's words, and what that is in QEMU's.
+
+Source: libvirt, ``include/libvirt/libvirt-domain.h`` (virDomainState and the reasons of each) and
+``src/qemu/qemu_monitor.c`` (qemuMonitorVMStatusToPausedReason); seen with 9.0: after a reset a
+panicked guest is 'paused (crashed)'.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+from panicd.rules.machine.vm import Vm
+from panicd.rules.qapi import RunState
+
+NOSTATE, RUNNING, BLOCKED, PAUSED, SHUTDOWN, SHUTOFF, CRASHED, PMSUSPENDED = range(8)
+
+_PAUSED: Final = {
+    2: RunState.FINISH_MIGRATE,  # VIR_DOMAIN_PAUSED_MIGRATION
+    3: RunState.SAVE_VM,
+    4: RunState.SAVE_VM,  # a dump
+    5: RunState.IO_ERROR,
+    6: RunState.WATCHDOG,
+    8: RunState.SHUTDOWN,
+    10: RunState.PRELAUNCH,  # it was crashed, and was reset since
+    11: RunState.PRELAUNCH,  # it is being started
+    12: RunState.POSTMIGRATE,  # the source of a post-copy migration
+    13: RunState.POSTMIGRATE,
+}
+_STATES: Final = {
+    RUNNING: RunState.RUNNING,
+    BLOCKED: RunState.RUNNING,
+    PAUSED: RunState.PAUSED,
+    SHUTDOWN: RunState.SHUTDOWN,
+    SHUTOFF: RunState.SHUTDOWN,
+    CRASHED: RunState.GUEST_PANICKED,
+    PMSUSPENDED: RunState.SUSPENDED,
+}
+
+
+def run_state(state: int, reason: int) -> RunState:
+    """Return the run state that a domain's state stands for, with libvirt's reason of it."""
+    if state == PAUSED:
+        return _PAUSED.get(reason, RunState.PAUSED)
+    return _STATES.get(state, RunState.UNKNOWN)
+
+
+class Stand(StrEnum):
+    """How a guest stands, as far as a command depends on it."""
+
+    RUNS = "runs"
+    PANICKED = "panicked"
+    RESET = "reset"  # and not yet let run
+    STOPPED = "stopped"  # by anything else
+
+
+def stand_of(state: RunState) -> Stand:
+    """Return how a guest stands in a run state that libvirt tells of."""
+    if state.executes:
+        return Stand.RUNS
+    if state is RunState.GUEST_PANICKED:
+        return Stand.PANICKED
+    return Stand.RESET if state is RunState.PRELAUNCH else Stand.STOPPED
+
+
+def expected(vm: Vm) -> Stand:
+    """Return how a guest is to stand after all that was heard of it."""
+    if vm.stops_by_panic:
+        return Stand.RESET if vm.reset_since_panic else Stand.PANICKED
+    return stand_of(vm.run_state)
