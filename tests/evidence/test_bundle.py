@@ -128,7 +128,7 @@ async def test_screen_without_end_is_none(socket_dir: Path) -> None:
         def write() -> None:
             with suppress(BrokenPipeError):
                 while True:
-                    os.write(file, picture)
+                    os.write(file, picture * 1000)  # its end is the size, never the time
 
         thread.append(threading.Thread(target=write))
         thread[0].start()
