@@ -93,7 +93,8 @@ async def test_line_that_drips_without_end_costs_its_share(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
-    pace, pauses = Pace(share=0.1), list[float]()
+    # so small a share that no pause between two bytes, on however busy a host, pays for one
+    pace, pauses = Pace(share=1e-6), list[float]()
 
     class Counted(Pace):
         def pause(self, _began: float, _now: float) -> float | None:
