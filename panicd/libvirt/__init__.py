@@ -26,7 +26,6 @@ A domain of libvirt's is a second kind of VM behind the interface of the first (
     requests        what may be asked
     protocol        what libvirt's remote protocol says of domains
     wire, xdr       its messages, and their bytes
-    sockets         where a libvirt is reached
     errors          whether libvirt was told, and so whether something may have been done
 
 Enters: libvirt's events and answers. Leaves: what a session takes and gives.

@@ -31,7 +31,7 @@ from panicd.libvirt.errors import (
 )
 from panicd.libvirt.protocol import Event, EventId
 from panicd.libvirt.requests import Lane, Request
-from panicd.libvirt.sockets import Place, find_place
+from panicd.rules.libvirt_place import Place, find_place
 
 T = TypeVar("T")
 

@@ -33,7 +33,6 @@ from panicd.libvirt.protocol import (
     MetadataChanged,
     QemuEvent,
 )
-from panicd.libvirt.sockets import UnusableUriError
 from panicd.libvirt.takeover import give_back, take_over
 from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.identity import parse_uuid
@@ -43,6 +42,7 @@ from panicd.rules.libvirt import (
     UnreadableXMLError,
     parse_domain,
 )
+from panicd.rules.libvirt_place import UnusableUriError
 from panicd.rules.settings import LibvirtSettings, OnStop
 
 KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its policy

@@ -29,7 +29,6 @@ from panicd.libvirt.protocol import (
     read_error,
     read_event,
 )
-from panicd.libvirt.sockets import Place, UnusableUriError, find_place
 from panicd.libvirt.wire import (
     MESSAGE_MOST,
     QEMU_PROGRAM,
@@ -49,6 +48,7 @@ from panicd.libvirt.xdr import (
     pack_uhyper,
     pack_uint,
 )
+from panicd.rules.libvirt_place import Place, UnusableUriError, find_place
 from tests.parts.fake_libvirtd import RefusedError, pack_error
 
 VM = DomainRef("vm-ä", "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f50", 7)
