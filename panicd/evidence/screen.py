@@ -31,6 +31,7 @@ TOO_LARGE: Final = f"more than the {MOST} bytes that a screen can be"
 SIGNATURES: Final = {"png": b"\x89PNG\r\n\x1a\n", "ppm": b"P6"}
 CHUNK: Final = 1 << 16  # bytes taken at once
 ANSWER_TIMEOUT: Final = 2.0  # seconds
+BY_LIBVIRT_WITHIN: Final = 5.0  # seconds: it waits for what libvirt does about the panic itself
 WRITABLE: Final = 0o622  # by QEMU's user; only who has it already can find it in /proc
 
 
@@ -138,7 +139,7 @@ async def take_picture_by_libvirt(client: Client, domain: DomainRef) -> tuple[Pi
                 problem = error
                 scope.cancel()
 
-        await client.call(screenshot(domain), timeout=ANSWER_TIMEOUT, take=take)
+        await client.call(screenshot(domain), timeout=BY_LIBVIRT_WITHIN, take=take)
     if problem is not None:
         raise problem
     for kind, signature in SIGNATURES.items():

@@ -58,11 +58,13 @@ class Call:
         take: told what a stream brings, where the call starts one.
 
     Attributes:
-        streams: it was answered, and the stream that it has started is not at its end.
+        answer: to be told when libvirtd is through with it.
+        is_answered: it is, but for the stream that it has started; that may come before.
+        is_at_end: of the stream nothing comes any more.
         is_unwanted: nothing of the stream is to be told any more.
     """
 
-    __slots__ = ("answer", "done", "is_unwanted", "request", "streams", "take")
+    __slots__ = ("answer", "done", "is_answered", "is_at_end", "is_unwanted", "request", "take")
 
     def __init__(
         self,
@@ -73,7 +75,8 @@ class Call:
         self.request = request
         self.done = done
         self.take = take
-        self.streams = False
+        self.is_answered = False
+        self.is_at_end = take is None
         self.is_unwanted = False
         self.answer: object = None
 
@@ -208,9 +211,10 @@ class Connection:
     def give_up(self, call: Call) -> None:
         """Have nothing told any more of the stream that a call starts."""
         call.is_unwanted = True
-        if call.streams and not self.has_ended:
-            serial = next(serial for serial, each in self._calls.items() if each is call)
-            self._send_piece(call, serial, Status.ERROR)
+        for serial, each in self._calls.items():
+            if each is call and call.is_answered:
+                self._send_piece(call, serial, Status.ERROR)
+                break
 
     def abort(self, problem: str) -> None:
         """End the connection at once."""
@@ -278,34 +282,39 @@ class Connection:
 
     def _take_reply(self, message: Message) -> None:
         call = self._calls.get(message.serial)
-        if call is None or call.streams or call.request.procedure != message.procedure:
+        if call is None or call.is_answered or call.request.procedure != message.procedure:
             raise XdrError("an answer to what was not asked")
         if message.status == Status.ERROR:
             self._end(message.serial, read_error(message.payload))
         elif message.status == Status.OK:
             items = Decoder(message.payload)
-            call.answer = call.request.read(items)
+            answer = call.request.read(items)
             items.end()
-            if call.take is None:
+            call.is_answered = True
+            if call.answer is None:  # the stream has not failed before
+                call.answer = answer
+            if call.is_at_end:
                 self._end(message.serial, call.answer)
-            else:
-                call.streams = True
-                if call.is_unwanted:
-                    self._send_piece(call, message.serial, Status.ERROR)
+            elif call.is_unwanted:
+                self._send_piece(call, message.serial, Status.ERROR)
         else:
             raise XdrError("an answer that is to be continued")
 
     def _take_piece(self, message: Message) -> None:
-        """Take a piece of a stream; an empty one is its end, which both sides confirm."""
+        """Take a piece of a stream; an empty one is its end, which both sides confirm.
+
+        libvirtd may send it before the answer of the call that has started it.
+        """
         call = self._calls.get(message.serial)
-        if call is None or not call.streams:
+        if call is None or call.take is None or call.is_at_end:
             raise XdrError("a piece of what was not asked for")
-        if message.status == Status.ERROR:
-            self._end(message.serial, read_error(message.payload))
-        elif message.status == Status.OK:
-            self._end(message.serial, call.answer)
+        if message.status != Status.CONTINUE:
+            if message.status == Status.ERROR:
+                call.answer = read_error(message.payload)
+            call.is_at_end = True
+            if call.is_answered:
+                self._end(message.serial, call.answer)
         elif not call.is_unwanted:
-            assert call.take is not None
             if message.payload:
                 call.take(message.payload)
             else:
@@ -317,9 +326,7 @@ class Connection:
         self._send(Message(request.program, request.procedure, Kind.STREAM, serial, status))
 
     def _end(self, serial: int, answer: object) -> None:
-        call = self._calls.pop(serial)
-        call.streams = False
-        call.done(answer)
+        self._calls.pop(serial).done(answer)
 
     # Whether it is there.
 

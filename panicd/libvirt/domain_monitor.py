@@ -218,7 +218,7 @@ class _Course:
             self._question.put(index, answer)
 
     def _ask(self, request: Request[Any], done: Callable[[Any], None]) -> None:
-        """Ask libvirt; again while it can't be told, within the time: it has done nothing by then."""
+        """Ask libvirt; again for a while where it can't be told: it has done nothing by then."""
 
         def answered(answer: object) -> None:
             if self._is_over:

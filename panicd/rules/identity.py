@@ -12,6 +12,7 @@ Source: unix(7), SO_PEERCRED: the credentials at the time of listen(2) or connec
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
@@ -77,6 +78,7 @@ class Vouched:
         return f"{_DIALS_IN}:{self.uid}:{claimed or self.process or self.address}"
 
 
+@lru_cache(maxsize=16_384)
 def owner_of(key: str) -> int | None:
     """Return the user whose domain has this key; None of a key that 0.1.0 wrote."""
     found = _KEY.match(key)

@@ -70,6 +70,8 @@ class Holds:
 
     def on(self, names: Iterable[str], now: float) -> Operation | None:
         """Return the hold that a domain is under, by any of its names or with the whole host."""
+        if not self._latest:  # asked at each step of each panic
+            return None
         holds = (self.at(held, now) for held in (*names, EVERY_DOMAIN))
         return next(filter(None, holds), None)
 

@@ -1,9 +1,10 @@
-/* Many QMP servers in one process, light enough not to be what is measured: fleet DIRECTORY COUNT
+/* QMP servers in one process, light enough not to be what is measured: fleet DIRECTORY FIRST COUNT
  *
- * Serves COUNT machines of a QEMU 7.2 on DIRECTORY/vm-NNNNN.qmp, each true in its run state. On
- * standard input it is told, a line each, and answers each with a line of JSON:
+ * Serves COUNT machines of a QEMU 7.2 on DIRECTORY/vm-NNNNN.qmp, from number FIRST on, each true in
+ * its run state. There are as few to a process as a QEMU has descriptors. On standard input it is told, a line each, and answers each with a line of JSON:
  *
- *     heard COMMAND       wait until every machine was sent COMMAND; seconds since the first connect
+ *     heard COMMAND       wait until every machine was sent COMMAND; when the first one was connected,
+ *                         and when that was
  *     panic FIRST COUNT   have machines panic; microseconds from before the event was written until
  *                         system_reset or quit was read, of each, once all of them run again
  *
@@ -271,7 +272,7 @@ static void report(void) {
         sscanf(command, "%*s %63s", name);
         for (int i = 0; i < count; i++)
             if (strcmp(machines[i].heard, name)) return;
-        printf("{\"seconds\": %.6f, \"cpu\": %.6f}\n", now() - first_connect, cpu());
+        printf("{\"began\": %.6f, \"ended\": %.6f, \"cpu\": %.6f}\n", first_connect, now(), cpu());
     } else if (!strcmp(what, "drop")) {
         for (int i = 0; i < count; i++) hang_up(&machines[i]);
         first_connect = 0;
@@ -285,7 +286,8 @@ static void report(void) {
         }
         for (int i = first; i < first + many; i++)
             if (!machines[i].acted || strcmp(machines[i].state, "running")) return;
-        printf("{\"seconds\": %.6f, \"cpu\": %.6f, \"microseconds\": [", now() - began, cpu() - used);
+        printf("{\"began\": %.6f, \"ended\": %.6f, \"cpu\": %.6f, \"microseconds\": [", began, now(),
+               cpu() - used);
         for (int i = first; i < first + many; i++)
             printf("%s%.1f", i > first ? ", " : "",
                    (machines[i].reacted - machines[i].panicked) * 1e6);
@@ -297,13 +299,14 @@ static void report(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3) return fprintf(stderr, "usage: fleet DIRECTORY COUNT\n"), 2;
+    if (argc != 4) return fprintf(stderr, "usage: fleet DIRECTORY FIRST COUNT\n"), 2;
     alarm(3600);
-    count = atoi(argv[2]);
+    int first = atoi(argv[2]);
+    count = atoi(argv[3]);
     machines = calloc(count, sizeof *machines);
     poller = epoll_create1(EPOLL_CLOEXEC);
     if (!machines || poller < 0) fail("start");
-    for (int i = 0; i < count; i++) serve(&machines[i], argv[1], i);
+    for (int i = 0; i < count; i++) serve(&machines[i], argv[1], first + i);
     watch(STDIN_FILENO, NULL);
     printf("{}\n");
     fflush(stdout);

@@ -2,10 +2,11 @@
 
     python -m tests.bench.fleet [--count N] [--rounds N] [--singles N] [--subjects A,B]
 
-``fleet.c`` serves N monitors and measures from the moment before a panic's event is written to the
-first ``system_reset`` that it reads from the same socket. ``floor`` (``floor.c``) is the least that
-any program can do, ``plain`` (``plain.py``) the least with qemu.qmp on asyncio. ``panicd`` runs as
-shipped: durable journal, metrics, logs to a file; with the evidence budget at 0 and at its default.
+``fleet.c`` serves N monitors, some to a process, and measures from the moment before a panic's
+event is written to the first ``system_reset`` that it reads from the same socket. ``floor``
+(``floor.c``) is the least that any program can do, ``plain`` (``plain.py``) the least with qemu.qmp
+on asyncio. ``panicd`` runs as shipped: durable journal, metrics, logs to a file; with the evidence
+budget at 0 and at its default.
 All take their turns in each round, so that what else the machine does falls on all alike.
 
 Everything is on unix sockets in a temporary directory, and ends with this program.
@@ -45,49 +46,84 @@ AFTERWARDS = 3.0
 """Seconds in which what was put off until after the commands is done."""
 
 
+IN_A_PROCESS = 40
+"""Machines: so many descriptors as a QEMU has, which panicd looks through."""
+
+
 class Fleet:
-    """The servers: a process that is told what to do, a line at a time."""
+    """The servers: processes that are told what to do, a line at a time."""
 
     def __init__(self, program: Path, directory: Path, count: int) -> None:
-        self._process = subprocess.Popen(
-            [program, directory, str(count)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._read()
+        self._firsts = range(0, count, IN_A_PROCESS)
+        self._count = count
+        self._processes = [
+            subprocess.Popen(
+                [program, directory, str(first), str(min(IN_A_PROCESS, count - first))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for first in self._firsts
+        ]
+        for process in self._processes:
+            _read(process)
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Have it do something, and return what it says of it."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        answer = json.loads(self._process.stdout.readline())
-        assert isinstance(answer, dict)
-        return answer
+        """Have them do something, and return what they say of it, put together."""
+        what, *rest = command.split()
+        told = [(process, command) for process in self._processes]
+        if what == "panic":
+            first, count = map(int, rest)
+            told = [
+                (process, f"panic {begin - at} {end - begin}")
+                for at, process in zip(self._firsts, self._processes, strict=True)
+                if (begin := max(at, first)) < (end := min(at + IN_A_PROCESS, first + count))
+            ]
+        for process, line in told:
+            assert process.stdin is not None
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+        answers = [_read(process) for process, _ in told]
+        if what == "drop":
+            return {}
+        began, ended = min(a["began"] for a in answers), max(a["ended"] for a in answers)
+        return {
+            "seconds": ended - began,
+            "cpu": sum(answer["cpu"] for answer in answers),
+            "microseconds": [each for a in answers for each in a.get("microseconds", ())],
+        }
 
     def end(self) -> None:
-        """End it, and with it all its connections."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(10)
+        """End them, and with them all their connections."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in self._processes:
+            process.wait(10)
 
     def kill(self) -> None:
-        """End it at once, as a power cut would: its sockets' files stay."""
-        self._process.kill()
-        self._process.wait(10)
+        """End them at once, as a power cut would: their sockets' files stay."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait(10)
 
     def freeze(self) -> None:
-        """Stop it in its tracks; its connections stay, and nobody answers."""
-        self._process.send_signal(signal.SIGSTOP)
+        """Stop them in their tracks; their connections stay, and nobody answers."""
+        for process in self._processes:
+            process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Have it go on."""
-        self._process.send_signal(signal.SIGCONT)
+        """Have them go on."""
+        for process in self._processes:
+            process.send_signal(signal.SIGCONT)
+
+
+def _read(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    answer = json.loads(process.stdout.readline())
+    assert isinstance(answer, dict)
+    return answer
 
 
 @dataclass

@@ -121,11 +121,8 @@ async def test_who_gives_up_in_line_is_never_sent(socket_dir: Path) -> None:
             listener.client.ask(requests.reset(domain), lambda _: None, timeout=1000)
         with trio.move_on_after(0.05):
             await call(listener, requests.resume(domain))
-        await fake.end()
-        await listener.wait_standing(Standing.AWAY)
-        fake.faults.hangs = set()
-        await listener.wait_standing(Standing.UP)
-        await call(listener, requests.state_of(domain))
+        await fake.go_on()
+        await call(listener, requests.suspend(domain))
         assert not fake.told[Procedure.DOMAIN_RESUME]
 
 
@@ -394,8 +391,10 @@ async def test_what_it_says_no_with_is_printable_and_bounded(socket_dir: Path) -
 # Streams.
 
 
-async def test_a_picture_comes_in_pieces(socket_dir: Path) -> None:
+@pytest.mark.parametrize("first", [False, True])
+async def test_a_picture_comes_in_pieces(socket_dir: Path, first: bool) -> None:
     async with FakeLibvirtd.start(socket_dir) as fake, connected(fake.uri) as listener:
+        fake.faults.streams_first = first
         picture = bytearray()
         kind = await listener.client.call(
             requests.screenshot(fake.domain().ref), timeout=ANSWERED_WITHIN, take=picture.extend
@@ -404,8 +403,10 @@ async def test_a_picture_comes_in_pieces(socket_dir: Path) -> None:
         assert picture == PICTURE
 
 
-async def test_a_picture_that_is_not_wanted_any_more(socket_dir: Path) -> None:
+@pytest.mark.parametrize("first", [False, True])
+async def test_a_picture_that_is_not_wanted_any_more(socket_dir: Path, first: bool) -> None:
     async with FakeLibvirtd.start(socket_dir) as fake, connected(fake.uri) as listener:
+        fake.faults.streams_first = first
         taken: list[bytes] = []
         with trio.CancelScope() as scope:
 

@@ -160,5 +160,5 @@ async def test_an_idle_domain_without_a_panic_device_is_told_of(socket_dir: Path
         status = await daemon.domain("vm")
         assert status["panic_device"] == "none"
         assert status["libvirt"] == "preserve"
-        (exposed,) = (await daemon.call("audit"))["domains"]
+        (exposed,) = (await daemon.call("audit"))["exposed"]
         assert "virt-xml vm --add-device --panic default" in str(exposed)

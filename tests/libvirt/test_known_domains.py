@@ -260,6 +260,7 @@ async def test_libvirt_that_says_no(socket_dir: Path) -> None:
 async def test_a_dump_that_is_given_up_is_ended_in_libvirt_too(socket_dir: Path) -> None:
     async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
         fake.domain().state = State.CRASHED, 1
+        fake.job = (2, 8)  # a dump
         fake.faults.hangs.add(Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT)
         with pytest.raises(LibvirtSilentError):
             await beside.dump(known.client, of(fake.domain()), socket_dir / "dump", "elf", 0.2)

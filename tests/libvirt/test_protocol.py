@@ -108,6 +108,28 @@ def test_an_answer_is_read_or_makes_no_sense(asked: requests.Request[Any], said:
         asked.read(Decoder(said))
 
 
+def typed(name: str, value: float | str) -> bytes:
+    if isinstance(value, str):
+        return pack_text(name) + pack_int(7) + pack_text(value)
+    if isinstance(value, int):
+        return pack_text(name) + pack_int(3) + struct.pack(">q", value)
+    return pack_text(name) + pack_int(5) + struct.pack(">d", value)
+
+
+NAMES = st.sampled_from(["state.state", "state.reason", "operation", "data_total", "vm"])
+VALUES = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(max_size=5))
+
+
+@given(st.lists(st.builds(typed, NAMES, VALUES), max_size=8))
+def test_facts_of_any_type_are_read_or_make_no_sense(facts: list[bytes]) -> None:
+    said = pack_uint(len(facts)) + b"".join(facts)
+    job = requests.job(VM).read(Decoder(pack_int(1) + said))
+    assert all(type(number) is int for number in (job.operation, job.elapsed, job.total))
+    with suppress(XdrError):
+        ((_, stands),) = requests.states().read(Decoder(pack_uint(1) + VM.pack() + said))
+        assert type(stands.state) is type(stands.reason) is int
+
+
 EVENTS = [
     (REMOTE_PROGRAM, Procedure.DOMAIN_EVENT_CALLBACK_LIFECYCLE),
     (REMOTE_PROGRAM, Procedure.DOMAIN_EVENT_CALLBACK_REBOOT),

@@ -122,6 +122,7 @@ class Faults:
         refuses: why it says no, by procedure.
         raw: makes of a message's bytes what is written.
         dies_after: a procedure that it carries out, and ends with.
+        streams_first: a stream begins before the answer of the call that has started it.
         piece: bytes that are written at once; 0: all.
         auth: how one has to prove who one is (``REMOTE_AUTH_…``).
         polkit: whether polkit lets one in.
@@ -134,6 +135,7 @@ class Faults:
     refuses: dict[int, str] = field(default_factory=dict)
     raw: Callable[[bytes], bytes] = lambda message: message
     dies_after: int | None = None
+    streams_first: bool = False
     piece: int = 0
     auth: int = 0
     polkit: bool = True
@@ -173,6 +175,7 @@ class FakeLibvirtd:
         self.job = (0, 0)
         self._ids = count(1 + max(each.id for each in domains))
         self._clients: list[_Client] = []
+        self._hung: list[tuple[_Client, Message]] = []
         self._awake = trio.Event()
         self._awake.set()
         self._answers: dict[int, Callable[[Decoder], bytes]] = {
@@ -241,6 +244,14 @@ class FakeLibvirtd:
             yield
         finally:
             self._awake.set()
+
+    async def go_on(self) -> None:
+        """Have all QEMUs go on that hang: what was asked of them is answered."""
+        self.faults.hangs = set()
+        hung, self._hung = self._hung, []
+        for client, message in hung:
+            client.under_way -= 1
+            await self._take(client, message)
 
     async def end(self) -> None:
         """End all connections, as where it is killed."""
@@ -321,6 +332,7 @@ class FakeLibvirtd:
         client.under_way += 1
         self.most_under_way = max(self.most_under_way, client.under_way)
         if procedure in self.faults.hangs or self._qemu_hangs(message):
+            self._hung.append((client, message))
             return
         try:
             payload = self._answer(client, message)
@@ -333,12 +345,16 @@ class FakeLibvirtd:
             return
         client.under_way -= 1
         payload = self.faults.lies.get(procedure, payload)
-        self._reply(client, message, Kind.REPLY, Status.OK, payload)
+        streams_first = self.faults.streams_first and procedure == Procedure.DOMAIN_SCREENSHOT
+        if not streams_first:
+            self._reply(client, message, Kind.REPLY, Status.OK, payload)
         if procedure == Procedure.DOMAIN_SCREENSHOT:
             for at in range(0, len(PICTURE), PIECE):
                 piece = PICTURE[at : at + PIECE]
                 self._reply(client, message, Kind.STREAM, Status.CONTINUE, piece)
             self._reply(client, message, Kind.STREAM, Status.CONTINUE)
+        if streams_first:
+            self._reply(client, message, Kind.REPLY, Status.OK, payload)
         if procedure == Procedure.DOMAIN_RESET:
             self._say(self._of(Decoder(message.payload)), None)
 

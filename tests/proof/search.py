@@ -57,7 +57,7 @@ def key(world: World) -> object:
         else each
         for each in world.channel
     )
-    rest = None if state is None else replace(state, incident=None, serial=0)
+    rest = None if state is None else state._replace(incident=None, serial=0)
     return tuple(values.values()), rest
 
 
@@ -169,7 +169,8 @@ def _what_is_wrong(world: World) -> str:
         return "an incident whose QEMU is gone stays open" if incident is not None else ""
     if not guest.panicked and guest.state is RunState.RUNNING and incident is not None:
         return "an incident of a healthy guest stays open"
-    if not guest.panicked and incident is not None and incident.state is not IncidentState.RESET:
+    known = not world.misread  # else it is paused as the panicked one would be: crash-safety.md
+    if known and not guest.panicked and incident and incident.state is not IncidentState.RESET:
         return f"a guest that others have reset counts as {incident.state}"
     if guest.panicked and stopped and incident is None:
         return "a panicked guest that nobody knows of"

@@ -46,6 +46,12 @@ def test_nor_with_all_of_it_together_as_far_as_is_looked(on_crash: OnCrash) -> N
     assert search(start(on_crash, TOGETHER), at_most=WORLDS).violation is None
 
 
+def test_nor_where_others_act_while_panicd_is_killed() -> None:
+    """Down to the end: a guest may be reset while panicd's own stop is under way."""
+    both = Limits(panics=1, foreign=1, crashes=1, cuts=0, deaths=0)
+    assert search(start(OnCrash.PRESERVE, both)).violation is None
+
+
 SILENT = Limits(panics=1, foreign=1, crashes=0, cuts=0, deaths=0, silences=2)
 ENFORCED = Limits(panics=1, foreign=2, crashes=0, cuts=1, deaths=0, silences=1)
 MORE_WORLDS = 7000

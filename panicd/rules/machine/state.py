@@ -1,7 +1,8 @@
 """The machine's state: what is known of the VM, its incident, and what is under way."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import Incident
@@ -277,9 +278,8 @@ ACTING = (
 """A plan is carried out: what happens meanwhile is not somebody else's doing."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """Everything that the machine remembers.
+class State(NamedTuple):
+    """Everything that the machine remembers: a tuple, for one is made at each step.
 
     Attributes:
         vm: the VM; None before it is known.
@@ -310,7 +310,7 @@ class State:
 
     vm: Vm | None = None
     incident: Incident | None = None
-    phase: Phase = field(default_factory=Begun)
+    phase: Phase = Begun()
     serial: int = 0
     alone: bool = False
     departed: bool = False

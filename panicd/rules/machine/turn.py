@@ -4,8 +4,9 @@ A ``Turn`` lives within one call of ``step``; nobody else sees it change.
 """
 
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Final, Literal, TypeVar
 
 from panicd.rules.incident import (
@@ -52,7 +53,7 @@ SettledState = Literal[
     IncidentState.PRESERVED, IncidentState.RUNNING_ON, IncidentState.FAILED, IncidentState.RESET
 ]
 
-_FIELDS: Final = tuple(each.name for each in fields(State))
+_VALUES: Final = attrgetter(*State._fields)
 
 
 class Turn:
@@ -93,14 +94,13 @@ class Turn:
     ignored_at: float
 
     def __init__(self, state: State, moment: Moment) -> None:
-        for name in _FIELDS:
-            setattr(self, name, getattr(state, name))
+        self.__dict__.update(zip(State._fields, state, strict=True))
         self.moment = moment
         self.effects: list[effects.Effect] = []
 
     def state(self) -> State:
         """Return the state after the step."""
-        return State(*[getattr(self, name) for name in _FIELDS])
+        return State._make(_VALUES(self))
 
     # What is known.
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from panicd.fleet.connector import connect
-from panicd.qemu import process
+from panicd.qemu import other_end, process
 from panicd.qemu.monitor import event_loop, open_monitor
 from panicd.qemu.other_end import receive
 from panicd.qemu.process import Peer, PeerUnknownError
@@ -54,6 +54,20 @@ def peer_of(program: Program, *, old_kernel: bool) -> Iterator[Peer]:
 
 
 kernels = pytest.mark.parametrize("old_kernel", [False, True], ids=["newer", "before 6.5"])
+
+
+def test_a_process_with_very_many_descriptors_is_looked_at_so_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        inode = other_end.inode_of(theirs)
+        assert other_end.holds(os.getpid(), inode) is True
+        monkeypatch.setattr(other_end, "MOST_DESCRIPTORS", 2)
+        assert other_end.holds(os.getpid(), inode) is None
+    assert other_end.holds(os.getpid(), inode) is None
+    monkeypatch.undo()
+    assert other_end.holds(os.getpid(), inode) is False
 
 
 @kernels
