@@ -9,11 +9,24 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.parts.linux import Kernel, LinuxMissingError, find_kernel
+from tests.parts.apt import MissingError
+from tests.parts.linters import LINTERS, linter
+from tests.parts.linux import Kernel, find_kernel
 
 # How long an example takes depends on what else the machine does. What hangs, hangs without too.
 settings.register_profile("any-load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-load")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin what takes long and disturbs nobody before the tests that wait for something."""
+    if not session.config.option.collectonly:
+        for arguments in LINTERS:
+            if any(
+                item.nodeid.endswith(f"::test_linter[{' '.join(arguments)}]")
+                for item in session.items
+            ):
+                linter(arguments)
 
 
 @pytest.fixture
@@ -28,5 +41,5 @@ def linux_kernel() -> Kernel:
     """A Linux kernel to boot; skips, saying what is missing, where there is none to be had."""
     try:
         return find_kernel()
-    except LinuxMissingError as missing:
+    except MissingError as missing:
         pytest.skip(f"no Linux guest here: {missing}")

@@ -118,7 +118,8 @@ def test_what_does_not_work_is_seen(
         Case("not-destroyed", "", {"on_crash": "preserve"}, "destroyed", ()),
     )
     monkeypatch.setattr(story, "CASES", wrong)
-    monkeypatch.setattr(story, "_CASE_SECONDS", 2.0)
+    limit = patience(2.0)
+    monkeypatch.setattr(story, "_CASE_SECONDS", limit)
     monkeypatch.setattr("tempfile.tempdir", str(socket_dir))
 
     assert story.tell() == 1
@@ -126,11 +127,11 @@ def test_what_does_not_work_is_seen(
     printed = capsys.readouterr().out
     assert f"0 of {len(wrong)} policies seen working" in printed
     for fault in (
-        "not-gone: not done within 2 seconds",
-        "not-running: not done within 2 seconds",
+        f"not-gone: not done within {limit:g} seconds",
+        f"not-running: not done within {limit:g} seconds",
         "not-panicked: run state: expected guest-panicked, found running",
         "not-dumped: no finished dump",
-        "not-reset: not done within 2 seconds",
+        f"not-reset: not done within {limit:g} seconds",
         "not-destroyed: the incident is preserved, and not destroyed",
     ):
         assert fault in printed

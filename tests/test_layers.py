@@ -41,7 +41,7 @@ STRICTER = {
     "config": {"rules"},
     "qemu": {"rules"},
     # It looks on from outside, as whoever runs panicd does.
-    "demo": {"rules", "host.sdnotify", "service.control_client"},
+    "demo": {"rules", "host.sdnotify", "host.terminal", "service.control_client"},
     # Programs, each run in a process of its own.
     "dumps.filter": {"rules", "dumps.filter"},
 }

@@ -1,13 +1,11 @@
 """The linters, and what they don't look at."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.parts.patience import patience
+from tests.parts.linters import LINTERS, linter
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for part in ("panicd", "tests") for path in (ROOT / part).rglob("*.py"))
@@ -42,26 +40,11 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("ruff", "check", "panicd", "tests"),
-        ("ruff", "format", "--check", "panicd", "tests"),
-        ("mypy",),
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("arguments", LINTERS, ids=" ".join)
 def test_linter(arguments: tuple[str, ...]) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=patience(300),
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout
+    status, said = linter(arguments).wait()
+
+    assert status == 0, said
 
 
 def test_an_exception_has_its_rule_and_its_reason() -> None:

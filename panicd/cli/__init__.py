@@ -3,12 +3,15 @@
 ::
 
     program        the options, and where each command is; deferred: loaded when it is called
-    base           what commands share; configured: what they read themselves; moment: a time typed
-    commands       those that ask the daemon, or tell it to do something; watching: again and again
+    base           what commands share; configured: what they read themselves; moment: times
+    completing     what a shell offers for a word that is half typed
+    commands       status, explain, audit, reload; selecting: which domains; watching: again
+    operator_commands   hold, act, release, ack: what an operator decides
     incident_commands, incident_log, export, filtering    those that show what has happened
     checking, probing, advising, arguments, demonstrating, running    one command each
-    render         what is printed; render_changes, render_dumps, render_incident: parts of it
-    terminal       what people see, made printable
+    render         what is printed; render_status, render_incident, render_changes, render_dumps:
+                   parts of it
+    documents      what --json prints
 
 A command's module is loaded when the command is called: a line of help needs no event loop.
 """

@@ -9,7 +9,7 @@ import click
 import trio
 
 from panicd.cli import render
-from panicd.cli.base import Context, domain_names, fail, json_option
+from panicd.cli.base import Context, every_domain, fail, json_option
 from panicd.cli.configured import libvirt_uri
 from panicd.host.osinfo import look_up
 from panicd.libvirt import requests
@@ -36,7 +36,7 @@ OPERATOR: Final = "the operator"
 
 
 @click.command("advise")
-@click.argument("domains", metavar="[DOMAIN]...", nargs=-1, shell_complete=domain_names)
+@click.argument("domains", metavar="[DOMAIN]...", nargs=-1, shell_complete=every_domain)
 @click.option(
     "--os",
     "system",
@@ -50,11 +50,11 @@ OPERATOR: Final = "the operator"
 def advise_command(
     context: Context, domains: tuple[str, ...], system: str, kernel: str | None, uri: str | None
 ) -> tuple[object, Callable[[], None]]:
-    """Say which panic device the guest of a libvirt DOMAIN can use, and what suits it.
+    """Say which panic device the guest of a libvirt domain can use.
 
-    What it runs is known by libosinfo's id in libvirt's XML, by osinfo-query where that is
-    installed, by the guest's agent, or by --os. Without DOMAIN: each that libvirt has, or --os
-    alone. Nothing is changed.
+    What the guest runs is known from libosinfo's id in libvirt's XML, from osinfo-query if that is
+    installed, from the guest's agent, or from --os. Without a DOMAIN it says so for every domain of
+    libvirt, or for --os alone. Nothing is changed.
     """
     version = parse_kernel(kernel) if kernel else None
     if kernel and version is None:

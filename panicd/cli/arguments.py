@@ -17,23 +17,27 @@ from panicd.rules.qemu_args import Argument, Wanted, qemu_arguments
     show_default=True,
     metavar="X.Y",
     callback=lambda _context, _parameter, text: _version(text),
-    help="Of the QEMU that runs it.",
+    help="The version of the QEMU that runs the VM.",
 )
 @click.option(
     "--directory",
     type=click.Path(path_type=Path),
     default=Path("/run/qemu"),
     show_default=True,
-    help="Where the VM's monitor socket is to be.",
+    help="The directory of the VM's monitor socket.",
 )
 @click.option(
     "--dial-in",
     type=click.Path(path_type=Path),
-    help="Have the VM connect to panicd's listening socket instead.",
+    help="Let the VM connect to this socket of panicd's instead.",
 )
-@click.option("--machine", default="", metavar="TYPE", help="Its machine type, as in -machine.")
-@click.option("--pci", is_flag=True, help="For a machine without an ISA bus.")
-@click.option("--no-notifier", is_flag=True, help="The guest is to report no panic.")
+@click.option("--machine", default="", metavar="TYPE", help="The machine type, as in -machine.")
+@click.option(
+    "--pci", is_flag=True, help="Use a PCI panic device, for a machine without an ISA bus."
+)
+@click.option(
+    "--no-notifier", is_flag=True, help="Leave the panic device out: the guest reports no panic."
+)
 def qemu_args(  # noqa: PLR0917 - click calls it, each by its name
     name: str,
     qemu_version: tuple[int, int, int],
@@ -43,7 +47,7 @@ def qemu_args(  # noqa: PLR0917 - click calls it, each by its name
     pci: bool,
     no_notifier: bool,
 ) -> None:
-    """Print the arguments that a VM should be started with, a line each with its reason."""
+    """Print the arguments to start a VM with, and why."""
     socket = dial_in or directory / f"{name}.qmp"
     wanted = Wanted(
         qemu_version,

@@ -1,18 +1,19 @@
-"""What the commands share: the configuration, the daemon's answers, completion, ``--json``."""
+"""What the commands share: their options, the daemon's answers, ``--json``."""
 
-import json
+import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, MutableMapping
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, Final, NoReturn, ParamSpec, cast
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeAlias
 
 import click
-from click.shell_completion import CompletionItem
 
 from panicd.config.control_place import control_socket
+from panicd.config.places import Places
 from panicd.rules.printable import escape
-from panicd.service.control_client import Answer, DaemonUnreachableError, RefusedError, call
+from panicd.service.control_client import DaemonUnreachableError, RefusedError, call
 
 FAILED: Final = 1
 BAD_USAGE: Final = 2  # also click's own
@@ -20,27 +21,37 @@ BAD_USAGE: Final = 2  # also click's own
 FINDINGS: Final = "panicd.findings"
 """Where a command notes in click's context that it found something amiss."""
 
+DOCUMENT: Final = "panicd.document"
+"""Where a command notes what its document is called, if not as the command."""
+
+CONFIG_FILE: Final = "panicd.config"
+SOCKET: Final = "panicd.socket"
+"""Where the shared options are kept in click's context, which all commands have in common."""
+
 P = ParamSpec("P")
 
 
 class Context:
     """What the commands share.
 
-    Attributes:
-        config_file: where the configuration is.
-        socket: of the daemon, as given; None: as configured.
+    Args:
+        given: the shared options, under their names above.
     """
 
-    def __init__(self, config_file: Path, socket: Path | None) -> None:
-        self.config_file = config_file
-        self._socket = socket
+    def __init__(self, given: MutableMapping[str, Any]) -> None:
+        self._given = given
+
+    @property
+    def config_file(self) -> Path:
+        """Where the configuration is."""
+        return self._given.get(CONFIG_FILE) or Places.here().config_file
 
     @property
     def socket(self) -> Path:
         """The daemon's control socket: as given, as configured, or where it is by default."""
-        return self._socket or control_socket(self.config_file)
+        return self._given.get(SOCKET) or control_socket(self.config_file)
 
-    def ask(self, command: str, **arguments: object) -> object:
+    def ask(self, command: str, **arguments: object) -> Any:
         """Return the daemon's answer, or say why there is none and exit with 1."""
         try:
             return call(self.socket, command, arguments)
@@ -51,7 +62,7 @@ class Context:
 
     def _spoilt(self) -> list[str]:
         """Return what is wrong with the configuration, as it may be why no daemon is found."""
-        if self._socket is not None:
+        if self._given.get(SOCKET) is not None:
             return []
         from panicd.config.config import ConfigError, read  # noqa: PLC0415 - slow to load
 
@@ -69,55 +80,77 @@ def fail(message: str, status: int = FAILED) -> NoReturn:
     sys.exit(status)
 
 
+# Options.
+
+
+def shared_options(*, of_program: bool = False) -> list[click.Parameter]:
+    """Return the options that stand before a command or after it; the later one counts."""
+    path = click.Path(path_type=Path)
+
+    def option(name: str, variable: str, **how: Any) -> click.Option:
+        return click.Option(
+            [name], envvar=variable if of_program else None, expose_value=False, **how
+        )
+
+    return [
+        option(
+            "--config",
+            "PANICD_CONFIG",
+            type=path,
+            callback=_keeping(CONFIG_FILE),
+            help="The configuration.  [default: /etc/panicd/panicd.yaml; without root ~/.config/…]",
+        ),
+        option(
+            "--socket",
+            "PANICD_SOCKET",
+            type=path,
+            callback=_keeping(SOCKET),
+            help="The daemon's control socket.  [default: as configured]",
+        ),
+        option(
+            "--utc",
+            "PANICD_UTC",
+            is_flag=True,
+            callback=_take_utc,
+            help="Show times in UTC, and take them for UTC.  [default: the local zone]",
+        ),
+    ]
+
+
+def _keeping(place: str) -> Callable[[click.Context, click.Parameter, Path | None], None]:
+    def keep(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            context.meta[place] = value
+
+    return keep
+
+
+def _take_utc(_context: click.Context, _parameter: click.Parameter, utc: bool) -> None:
+    if utc:
+        os.environ["TZ"] = "UTC"
+        time.tzset()
+
+
 def json_option(
     command: Callable[Concatenate[Context, P], tuple[object, Callable[[], None]]],
 ) -> Callable[P, None]:
     """Give a command ``--json``: it returns its answer, and what prints that for people."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-    @click.pass_obj
+    @click.pass_context
     @wraps(command)
-    def wrapped(context: Context, /, *args: P.args, **kwargs: P.kwargs) -> None:
+    def wrapped(context: click.Context, /, *args: P.args, **kwargs: P.kwargs) -> None:
         as_json = kwargs.pop("as_json")
-        answer, show = command(context, *args, **kwargs)
+        answer, show = command(context.obj, *args, **kwargs)
         if as_json:
-            click.echo(json.dumps(answer, indent=2))
+            from panicd.cli.documents import written  # noqa: PLC0415 - only where it is wanted
+
+            name = str(context.meta.get(DOCUMENT, context.command.name))
+            click.echo(written(name, answer))
         else:
             show()
 
     return wrapped
-
-
-def domain_names(
-    context: click.Context, _parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Complete a domain's name."""
-    answer = cast("Answer", _ask_quietly(context, "status") or {"domains": []})
-    return _completions([domain["domain"] for domain in answer["domains"]], incomplete)
-
-
-def incident_ids(
-    context: click.Context, _parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Complete an incident's id."""
-    answer = cast("list[Answer]", _ask_quietly(context, "incidents") or [])
-    return _completions([incident["id"] for incident in answer], incomplete)
-
-
-def _ask_quietly(context: click.Context, command: str) -> object:
-    """Return the running daemon's answer, for a completion; None where none runs."""
-    given = context.find_root().params  # a completion parses the options, and calls no command
-    shared = Context(given["config_file"], given["socket"])
-    try:
-        return call(shared.socket, command, {}, timeout=1.0)
-    except (DaemonUnreachableError, RefusedError):
-        return None
-
-
-def _completions(names: list[str], incomplete: str) -> list[CompletionItem]:
-    # What is offered is printed by the shell, a line each: what is not printable is not offered.
-    fit = (name for name in names if name.startswith(incomplete) and name.isprintable())
-    return [CompletionItem(name) for name in fit]
 
 
 def note_findings(findings: object) -> None:
@@ -136,3 +169,28 @@ def fails_on_findings(command: Callable[P, None]) -> Callable[P, None]:
             context.exit(FAILED)
 
     return wrapped
+
+
+# Completion; what completes is loaded when something is completed.
+
+Complete: TypeAlias = Callable[[click.Context, click.Parameter, str], list[Any]]
+
+
+def _completing(name: str) -> Complete:
+    """Return what completes an argument: a function of ``completing``."""
+
+    def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
+        from panicd.cli import completing  # noqa: PLC0415 - only where it is wanted
+
+        found: list[Any] = getattr(completing, name)(Context(context.meta).socket, incomplete)
+        return found
+
+    return complete
+
+
+every_domain: Final = _completing("every_domain")
+panicked_domains: Final = _completing("panicked_domains")
+held_domains: Final = _completing("held_domains")
+free_domains: Final = _completing("free_domains")
+every_incident: Final = _completing("every_incident")
+unacknowledged_incidents: Final = _completing("unacknowledged_incidents")

@@ -12,21 +12,25 @@ from panicd.cli.configured import load
 from panicd.cli.render_changes import counted
 from panicd.config.config import Config, Dial
 from panicd.libvirt.own_monitor import matches_libvirts_own
+from panicd.rules.socket_path import path_problem
 from panicd.service.programs import missing_programs
 
 
 @click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.pass_obj
-def check(context: Context) -> None:
-    """Check the configuration; print every mistake with its line, and exit with 2.
+def check(context: Context, file: Path | None) -> None:
+    """Check the configuration, and print every mistake.
 
-    A monitor's glob that matches no socket now, and a program that it names and that is not on this
-    machine, are warned of, and no mistake.
+    FILE is the configuration to check, if it is not the one that `panicd run` would take. Each
+    mistake is printed with its line, and the exit status is then 2. A warning does not change it:
+    a glob that matches no socket, a path too long for one, a program that is not installed.
     """
-    config = load(context.config_file)
+    file = file or context.config_file
+    config = load(file)
     for warning in warnings(config):
-        click.echo(f"{context.config_file}: {warning}", err=True)
-    click.echo(f"{context.config_file}: good, {counted(len(config.domains), 'domain rule')}")
+        click.echo(f"{file}: {warning}", err=True)
+    click.echo(f"{file}: good, {counted(len(config.domains), 'domain rule')}")
 
 
 def warnings(config: Config) -> Iterator[str]:
@@ -36,15 +40,26 @@ def warnings(config: Config) -> Iterator[str]:
             continue
         if not _finds_a_socket(monitor.glob):
             yield f"monitors: {monitor.glob} matches no socket now{_why_not(monitor.glob)}"
+        yield from _too_long(monitor.glob)
         if matches_libvirts_own(monitor.glob):
             yield f"monitors: {monitor.glob} matches libvirt's own monitors, which are not dialled"
     yield from map(str, missing_programs(config))
 
 
 def _finds_a_socket(pattern: str) -> bool:
+    return any(Path(path).is_socket() for path in _found(pattern))
+
+
+def _too_long(pattern: str) -> Iterator[str]:
+    """Yield what can't be connected to: what a pattern matches has more bytes than the pattern."""
+    for path in map(Path, _found(pattern)):
+        if path.is_socket() and (problem := path_problem(path)):
+            yield f"monitors: {path}: {problem}"
+
+
+def _found(pattern: str) -> Iterator[str]:
     # As the daemon's, and unlike those of pathlib, these wildcards match no leading dot.
-    found = glob.iglob(pattern)  # noqa: PTH207 - as just said
-    return any(Path(path).is_socket() for path in found)
+    return glob.iglob(pattern)  # noqa: PTH207 - as just said
 
 
 def _why_not(pattern: str) -> str:

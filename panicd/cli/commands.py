@@ -1,38 +1,76 @@
-"""The commands that ask the daemon, or tell it to do something."""
+"""The commands that show how the domains stand, and what a panic of theirs would lead to."""
 
-import re
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, cast
 
 import click
 
-from panicd.cli.base import Context, fails_on_findings, note_findings
-from panicd.cli.base import domain_names as _domain_names
-from panicd.cli.base import incident_ids as _incident_ids
-from panicd.cli.base import json_option as _json_option
+from panicd.cli.base import (
+    Context,
+    every_domain,
+    fail,
+    fails_on_findings,
+    json_option,
+    note_findings,
+)
 from panicd.cli.deferred import shown
-from panicd.cli.moment import SECONDS
+from panicd.cli.selecting import SORTED_BY, Wanted
 from panicd.rules.on_crash import OnCrash
-from panicd.rules.operation import EVERY_DOMAIN
-from panicd.service.control_client import Answer
+from panicd.service.control_client import Answer, call
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Show it anew every second, until interrupted.")
-@_json_option
-def status(context: Context, watch: bool) -> tuple[object, Callable[[], None]]:
-    """Show every domain: whether it is armed, what a panic would lead to, what is open."""
-    answer = context.ask("status")
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1, shell_complete=every_domain)
+@click.option("--problems", is_flag=True, help="Only domains that somebody has to look at.")
+@click.option(
+    "--policy",
+    "policies",
+    type=click.Choice([str(value) for value in OnCrash]),
+    multiple=True,
+    help="Only domains with this on_crash.",
+)
+@click.option(
+    "--sort",
+    type=click.Choice(list(SORTED_BY)),
+    default="state",
+    show_default=True,
+    help="The order: by state, the worst first; by name; by age, the oldest first; by policy.",
+)
+@click.option("--all", "everything", is_flag=True, help="More domains than the window holds.")
+@click.option("--watch", is_flag=True, help="Show it again every second, a window at a time.")
+@json_option
+def status(
+    context: Context, /, *, patterns: tuple[str, ...], watch: bool, **how: Any
+) -> tuple[object, Callable[[], None]]:
+    """Show every domain, the worst first.
+
+    A line is one domain: how it stands and since when, its open incident, its policy, what a panic
+    would lead to now. On a terminal it is as much as the window holds; columns that don't fit are
+    left out. Piped, it is everything.
+
+    PATTERN is a domain's name with or without wildcards (`web-*`), a UUID, or a monitor's path.
+    Exit status 1 where it matches no domain.
+    """
+    wanted = Wanted(patterns, **how)
+
     if watch:
-        return answer, shown("panicd.cli.watching:show_again", lambda: context.ask("status"))
-    return answer, shown("panicd.cli.render:status", answer)
+
+        def again() -> Answer:
+            return wanted.select(cast("Answer", call(context.socket, "status")))
+
+        return None, shown("panicd.cli.watching:show_again", again)
+    every = context.ask("status")
+    for pattern in wanted.unmatched(every):
+        fail(f"no domain matches {pattern!r}")
+    answer = wanted.select(every)
+    return answer, shown("panicd.cli.render_status:status", answer, wanted.everything)
 
 
 @click.command()
-@click.argument("domain", shell_complete=_domain_names)
-@_json_option
+@click.argument("domain", shell_complete=every_domain)
+@json_option
 def explain(context: Context, domain: str) -> tuple[object, Callable[[], None]]:
-    """Show what a panic of DOMAIN would lead to now, step by step, and why.
+    """Show what a panic of DOMAIN would lead to now, and why.
 
     DOMAIN is a name, a UUID, or the path of its monitor, which no other domain has.
     """
@@ -40,117 +78,25 @@ def explain(context: Context, domain: str) -> tuple[object, Callable[[], None]]:
     return answer, shown("panicd.cli.render:explanation", answer)
 
 
-WHY: Final = click.option("--why", required=True, help="The reason; it is kept in the journal.")
-
-
 @click.command()
-@click.argument("domain", required=False, shell_complete=_domain_names)
-@click.option("--all", "whole_host", is_flag=True, help="Every domain: maintenance of the host.")
-@click.option(
-    "--for",
-    "duration",
-    metavar="2h",
-    callback=lambda _c, _p, text: _duration(text),
-    help="For so long: 90s, 30m, 2h, 1d.  [default: until `unhold`]",
-)
-@click.option("--future", is_flag=True, help="Accept a DOMAIN that does not exist yet.")
-@WHY
-@_json_option
-def hold(
-    context: Context,
-    /,
-    *,
-    domain: str | None,
-    whole_host: bool,
-    duration: float | None,
-    future: bool,
-    why: str,
-) -> tuple[object, Callable[[], None]]:
-    """Suspend automation for DOMAIN: its panics are recorded, and nothing is done about them.
-
-    It ends by `panicd unhold`, or by itself when its time is over; then what is due is done. It
-    survives a restart of the daemon. A DOMAIN that matches nothing now is refused.
-    """
-    held = _held(domain, whole_host)
-    answer = context.ask("hold", domain=held, future=future, why=why, **{"for": duration})
-    return answer, shown("panicd.cli.render_changes:hold", answer)
-
-
-@click.command()
-@click.argument("domain", required=False, shell_complete=_domain_names)
-@click.option("--all", "whole_host", is_flag=True, help="End the maintenance of the host.")
-@WHY
-@_json_option
-def unhold(
-    context: Context, domain: str | None, whole_host: bool, why: str
-) -> tuple[object, Callable[[], None]]:
-    """End a hold: what is due is done at once."""
-    answer = context.ask("unhold", domain=_held(domain, whole_host), why=why)
-    return answer, shown("panicd.cli.render_changes:unhold", answer)
-
-
-@click.command()
-@click.argument("domain", shell_complete=_domain_names)
-@WHY
-@_json_option
-def release(context: Context, domain: str, why: str) -> tuple[object, Callable[[], None]]:
-    """Let the panicked guest of DOMAIN run as it is (`cont`), as `act DOMAIN ignore` does."""
-    answer = context.ask("release", domain=domain, why=why)
-    return answer, shown("panicd.cli.render_changes:act", answer)
-
-
-@click.command()
-@click.argument("domain", shell_complete=_domain_names)
-@click.argument("action", type=click.Choice([str(value) for value in OnCrash]))
-@WHY
-@_json_option
-def act(context: Context, domain: str, action: str, why: str) -> tuple[object, Callable[[], None]]:
-    """Apply ACTION to the panicked guest of DOMAIN, whatever its policy, budget or hold say."""
-    answer = context.ask("act", domain=domain, action=action, why=why)
-    return answer, shown("panicd.cli.render_changes:act", answer)
-
-
-@click.command()
-@click.argument("incident_id", metavar="INCIDENT", shell_complete=_incident_ids)
-@WHY
-@_json_option
-def ack(context: Context, incident_id: str, why: str) -> tuple[object, Callable[[], None]]:
-    """Note that INCIDENT was looked at."""
-    answer = context.ask("ack", incident=incident_id, why=why)
-    return answer, shown("panicd.cli.render_changes:ack", answer)
-
-
-@click.command()
-@_json_option
+@json_option
 def reload(context: Context) -> tuple[object, Callable[[], None]]:
-    """Have the daemon read its configuration anew: all of it, or on a mistake nothing."""
+    """Make the daemon read its configuration again.
+
+    Either all of it takes effect, or, if there is a mistake in it, nothing does.
+    """
     answer = context.ask("reload")
     return answer, shown("panicd.cli.render_changes:reload", answer)
 
 
 @click.command()
 @fails_on_findings
-@_json_option
+@json_option
 def audit(context: Context) -> tuple[object, Callable[[], None]]:
-    """List every domain that could not be acted on if it panicked now, and what to do about it.
+    """List the domains that could not be acted on, and why.
 
-    Exit status 1 where there is one.
+    It says what to do about each. Exit status 1 where there is one.
     """
-    answer = cast("Answer", context.ask("audit"))
+    answer = context.ask("audit")
     note_findings(answer["exposed"])
     return answer, shown("panicd.cli.render:audit", answer)
-
-
-def _held(domain: str | None, whole_host: bool) -> str:
-    if (domain is None) is not whole_host:
-        raise click.UsageError("give a DOMAIN, or --all for the whole host")
-    return EVERY_DOMAIN if domain is None else domain
-
-
-def _duration(text: str | None) -> float | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)([smhd])", text)
-    if match is None or int(match[1]) == 0:
-        raise click.BadParameter("expected a duration such as 90s, 30m, 2h or 1d")
-    return int(match[1]) * SECONDS[match[2]]

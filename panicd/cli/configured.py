@@ -9,7 +9,7 @@ import click
 from panicd.cli.base import BAD_USAGE, Context, fail
 from panicd.config import config as configuration
 from panicd.config.config import Config, ConfigError
-from panicd.incident.records import JOURNAL, read_record
+from panicd.incident.records import JOURNAL, NoSuchIncidentError, incident_called, read_record
 from panicd.journal.journal import JournalError
 from panicd.service.control_client import Answer, DaemonUnreachableError, RefusedError, call
 
@@ -40,9 +40,10 @@ def record(context: Context, incident_id: str) -> Answer:
     except DaemonUnreachableError as unreachable:
         state_directory = load(context.config_file).state_directory
         try:
+            incident_id = incident_called(state_directory / JOURNAL, incident_id)
             answer = read_record(state_directory / JOURNAL, state_directory, incident_id)
         except JournalError as error:
             fail(f"{unreachable}, and the journal can't be read: {error}")
-        if answer is None:
-            fail(f"{unreachable}, and the journal has no incident {incident_id!r}")
+        except NoSuchIncidentError as error:
+            fail(f"{unreachable}, and in the journal {error}")
     return cast("Answer", answer)

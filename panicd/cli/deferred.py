@@ -3,12 +3,20 @@
 So a list of commands loads none of them, and ``--json`` nothing that draws.
 """
 
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from typing import Any, cast
+from itertools import groupby
+from typing import Any, Final, cast
 
 import click
+
+from panicd.cli.base import shared_options
+
+COMPLETING: Final = "_PANICD_COMPLETE"  # the variable by which a shell asks (click)
+INTERRUPTED: Final = 130  # as a shell says it of what SIGINT has ended
 
 
 class Deferred(click.Command):
@@ -18,19 +26,24 @@ class Deferred(click.Command):
         name: the command's.
         help: the first sentence of its help.
         place: where it is.
+        purpose: what it is for: the list's heading.
     """
 
-    def __init__(self, name: str, help: str, place: str) -> None:  # noqa: A002 - click's word
+    def __init__(self, name: str, help: str, place: str, purpose: str) -> None:  # noqa: A002 - click's word
         super().__init__(name, help=help)
+        self.purpose = purpose
         self._place = place
 
     def load(self) -> click.Command:
-        """Return the command itself."""
-        return cast("click.Command", _found(self._place))
+        """Return the command itself, which takes the program's options too."""
+        command = cast("click.Command", _found(self._place))
+        there = {parameter.name for parameter in command.params}
+        command.params += [each for each in shared_options() if each.name not in there]
+        return command
 
 
 class DeferringGroup(click.Group):
-    """A group whose commands may be deferred."""
+    """A group whose commands are deferred, and listed by what they are for."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -38,6 +51,37 @@ class DeferringGroup(click.Group):
         """Return the command that is called, loaded, with its name and arguments."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.load() if isinstance(command, Deferred) else command, rest
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the commands' names in the order in which they were added."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands, a line or more for each, and none of it cut."""
+        deferred = [
+            c for c in map(self.commands.get, self.list_commands(ctx)) if isinstance(c, Deferred)
+        ]
+        width = max(len(str(command.name)) for command in deferred)
+        for purpose, commands in groupby(deferred, key=lambda command: command.purpose):
+            with formatter.section(purpose):
+                formatter.write_dl([(f"{c.name:{width}}", str(c.help)) for c in commands])
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Do what is asked on a command line; a shell that completes one has its own script."""
+        if COMPLETING in os.environ:
+            import_module("panicd.cli.completing")
+        return super().main(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Carry out what is called; an interrupt is no failure of it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except BaseExceptionGroup as group:
+            if group.subgroup(KeyboardInterrupt) is None:
+                raise
+            sys.exit(INTERRUPTED)
 
 
 def shown(place: str, *arguments: object) -> Callable[[], None]:

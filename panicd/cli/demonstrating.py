@@ -8,8 +8,8 @@ from panicd.demo.story import tell
 @click.command()
 @click.pass_context
 def demo(context: click.Context) -> None:
-    """Start real QEMUs whose guests panic, and show what panicd does with each policy.
+    """Let guests of real QEMUs panic, and show what panicd does.
 
-    Takes less than a minute, needs qemu-system-x86_64, and leaves nothing behind.
+    It takes less than a minute, needs qemu-system-x86_64, and leaves nothing behind.
     """
     context.exit(tell())

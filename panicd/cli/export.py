@@ -15,7 +15,6 @@ import contextlib
 import errno
 import gzip
 import io
-import json
 import os
 import secrets
 import stat
@@ -25,18 +24,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
+from panicd.cli.documents import written
 from panicd.cli.filtering import leaves_out, write_filtered
-from panicd.cli.render import UNFOLDED
 from panicd.cli.render_incident import page
-from panicd.cli.terminal import Terminal
 from panicd.evidence.screen import MOST
+from panicd.host.terminal import Terminal
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.service.control_client import Answer
 
 FAST: Final = 1  # levels of gzip
 STORED: Final = 0
 LONGEST: Final = MOST  # bytes: nothing that panicd keeps of a guest but its dump is longer
-UNCOMPRESSED: Final = frozenset({".elf"})  # every other dump was compressed when it was written
+UNCOMPRESSED: Final = frozenset({".elf", ".dmp"})  # others were compressed when written
 BUFFER: Final = 1 << 20  # bytes
 THERE: Final = "is there already (--force replaces it)"
 NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -128,7 +127,7 @@ def _write(
             format=tarfile.PAX_FORMAT,
         ) as archive,
     ):
-        texts = {"record.json": json.dumps(record, indent=2), "timeline.txt": _page(record, now)}
+        texts = {"record.json": written("incident", record), "timeline.txt": _page(record, now)}
         for name, text in texts.items():
             content = text.encode(errors="backslashreplace")
             _add(archive, f"{folder}/{name}", io.BytesIO(content), len(content), now)
@@ -187,8 +186,7 @@ class _Members:
 
 def _page(record: Answer, now: float) -> str:
     text = io.StringIO()
-    console = Terminal(file=text, width=UNFOLDED, color_system=None)
-    console.print(*page(record, now), sep="\n")
+    Terminal(file=text).print(*page(record, now, None))
     return text.getvalue()
 
 

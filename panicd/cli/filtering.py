@@ -27,7 +27,6 @@ else:
     from backports import zstd
 
 BLOCK: Final = 1 << 20  # bytes
-CORES: Final = (".elf", ".zst")
 
 
 def leaves_out(path: Path, level: int) -> bool:
@@ -44,7 +43,7 @@ def write_filtered(path: Path, level: int, target: IO[bytes]) -> None:
     """Write a kdump of a full dump. Blocking, perhaps for minutes.
 
     Args:
-        path: the dump, an ELF core, packed or not.
+        path: the dump, packed or not.
         level: makedumpfile's dump level.
         target: a new file.
 
@@ -52,7 +51,7 @@ def write_filtered(path: Path, level: int, target: IO[bytes]) -> None:
         NotReadableError: it can't be filtered; the text says why, and may be the guest's.
         OSError: one of the files can't be read or written.
     """
-    if path.suffix not in CORES:
+    if path.suffix == ".kdump":
         raise NotReadableError(f"only ELF cores are filtered here: makedumpfile -l -d {level}")
     kept, left_out = _bitmap(path, level) if level > 1 else (None, {})
     about = PageSelection(level, left_out=left_out).about().encode()

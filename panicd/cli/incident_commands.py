@@ -3,18 +3,21 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import click
 
 from panicd.cli import render
-from panicd.cli.base import Context, domain_names, fail, incident_ids, json_option
+from panicd.cli.base import DOCUMENT, Context, every_domain, every_incident, fail, json_option
 from panicd.cli.incident_log import incident_log
 from panicd.cli.moment import parse_moment
 from panicd.cli.render_incident import page
+from panicd.host import terminal
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.printable import escape
 from panicd.service.control_client import Answer
+
+INCIDENT: Final = click.argument("incident_id", metavar="INCIDENT", shell_complete=every_incident)
 
 
 def _moment(_context: object, _parameter: object, text: str | None) -> float | None:
@@ -25,9 +28,11 @@ def _moment(_context: object, _parameter: object, text: str | None) -> float | N
 
 
 @click.command()
-@click.option("--domain", shell_complete=domain_names, help="Only this domain's, by name or UUID.")
-@click.option("--open", is_flag=True, help="Only those that go on.")
-@click.option("--unacknowledged", is_flag=True, help="Only those that nobody has seen to (`ack`).")
+@click.option("--domain", shell_complete=every_domain, help="Only of this domain, by name or UUID.")
+@click.option("--open", is_flag=True, help="Only open ones.")
+@click.option(
+    "--unacknowledged", is_flag=True, help="Only those that nobody has acknowledged (`ack`)."
+)
 @click.option(
     "--since",
     metavar="TIME",
@@ -43,7 +48,7 @@ def _moment(_context: object, _parameter: object, text: str | None) -> float | N
 @click.option(
     "--same-as",
     metavar="INCIDENT",
-    shell_complete=incident_ids,
+    shell_complete=every_incident,
     help="Only those of the same panic as INCIDENT's, itself among them.",
 )
 @click.option(
@@ -65,15 +70,15 @@ def incidents(
 ) -> tuple[object, Callable[[], None]]:
     """List incidents, the newest first.
 
-    A time is how long ago (30m, 2h, 7d), or a date (2026-11-23, 2026-11-23T04:00): the local one,
-    unless it ends in Z or an offset such as +01:00.
+    A TIME is how long ago (30m, 2h, 7d) or a date (2026-11-23, 2026-11-23T04:00). A date is local,
+    unless it ends in Z or an offset such as +01:00, or --utc is given.
     """
     if since is not None and until is not None and since >= until:
         raise click.UsageError("--since is not before --until")
     given = {"domain": domain, "since": since, "until": until, "same_as": same_as}
     wanted_too = {key: value for key, value in given.items() if value is not None}
     answer = context.ask("incidents", **wanted, **wanted_too)
-    return answer, lambda: render.incidents(cast("list[Answer]", answer))
+    return answer, lambda: render.incidents(cast("list[Answer]", answer), time.time())
 
 
 @click.command()
@@ -94,36 +99,42 @@ def incidents(
 def panics(
     context: Context, /, since: float | None, limit: int
 ) -> tuple[object, Callable[[], None]]:
-    """List the panics that were told from each other: how often each was seen, and where.
+    """List the different panics, and how often each was seen.
 
-    Panics are the same where their signatures are: what happened, and in which function. Those of
-    which too little is known are in no group.
+    Two panics are the same if their signatures are: what happened, and in which function. Panics
+    of which too little is known to compare them are left out.
     """
     answer = context.ask("panics", limit=limit, **({} if since is None else {"since": since}))
     return answer, lambda: render.panics(cast("list[Answer]", answer))
 
 
 @click.command()
-@click.argument("incident_id", metavar="INCIDENT", shell_complete=incident_ids)
+@INCIDENT
 @click.option(
     "--log",
     is_flag=True,
-    help="Show the kernel's log instead: whole from its memory dump, else its end.",
+    help="Show the guest's kernel log instead: all of it from a memory dump, else its end.",
 )
 @json_option
 def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:
-    """Show INCIDENT from the panic to its end: what was seen, decided and done, and when."""
+    """Show one incident, from the panic to its end.
+
+    That is what was seen, decided and done, and when. INCIDENT is an id, the beginning of one or
+    of its last part, or `last`.
+    """
     answer = cast("Answer", context.ask("incident", incident=incident_id))
     if log:
+        click.get_current_context().meta[DOCUMENT] = "incident-log"
         try:
             return incident_log(answer)
         except NotReadableError as error:
             fail(f"no kernel log: {escape(str(error))}")
-    return answer, lambda: render.console.print(*page(answer, time.time()), sep="\n")
+    console = terminal.console
+    return answer, lambda: console.print(*page(answer, time.time(), console.width))
 
 
 @click.command()
-@click.argument("incident_id", metavar="INCIDENT", shell_complete=incident_ids)
+@INCIDENT
 @click.option(
     "-o",
     "--output",
@@ -134,7 +145,7 @@ def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Cal
 @click.option(
     "--level",
     type=click.IntRange(0, 31),
-    help="Leave out of a full dump what this dump level of makedumpfile's does, 31 for instance.",
+    help="Filter a full dump at this dump level of makedumpfile's, such as 31.",
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.pass_obj
@@ -147,16 +158,16 @@ def export(
     level: int | None,
     force: bool,
 ) -> None:
-    """Write all that is known of INCIDENT into one archive, to send to whoever debugs it.
+    """Pack all that is known of INCIDENT into one archive.
 
-    It holds what the guest had in memory and on its screen: mind who gets it. Without a daemon the
-    journal is read as it is.
+    The archive holds what the guest had in memory and on its screen: be careful who gets it. The
+    journal is read directly if no daemon runs.
     """
     from panicd.cli.configured import record  # noqa: PLC0415 - slow to load
     from panicd.cli.export import ExportError, archive_name, write_archive  # noqa: PLC0415 - as above
 
     known = record(context, incident_id)
-    target = output or Path(archive_name(incident_id))
+    target = output or Path(archive_name(known["id"]))
     try:
         left_out = write_archive(
             known, target, dump=not no_dump, force=force, now=time.time(), level=level

@@ -34,7 +34,8 @@ def incident_log(incident: dict[str, Any]) -> tuple[object, Callable[[], None]]:
         except NotReadableError as error:
             why_not = str(error)
         else:
-            answer = {"dump": str(path), "panic_line": panic_line(log.lines), **asdict(log)}
+            why = incident["panic_line"] or panic_line(log.lines)
+            answer = {"dump": str(path), "panic_line": why, **asdict(log)}
             return answer, lambda: _show(log)
     return _kept(incident, why_not)
 
@@ -61,7 +62,11 @@ def _kept(incident: dict[str, Any], why_not: str) -> tuple[object, Callable[[], 
         NotReadableError: nothing was; the text says why there is none in a dump either.
     """
     evidence = incident["evidence"] or {"files": {}}
-    names = [name for name in ("kernel.log", "console-0.log") if name in evidence["files"]]
+    names = [
+        name
+        for name in ("kernel.log", "bug-check.txt", "console-0.log")
+        if name in evidence["files"]
+    ]
     if not names:
         raise NotReadableError(f"{why_not}, and its evidence has none")
     path = Path(incident["evidence_directory"], names[0])

@@ -1,7 +1,7 @@
-"""A time as people type it: how long ago it was, or a date."""
+"""Times as people type and read them, and as programs do."""
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -29,3 +29,20 @@ def parse_moment(text: str, now: float) -> float:
             f"expected how long ago, such as 30m, 2h or 7d, or a date such as 2026-11-23 or "
             f"2026-11-23T04:00 (got {text!r})"
         ) from None
+
+
+def written_time(seconds: float) -> str:
+    """Return a time with its zone, the local one, from seconds since the epoch."""
+    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+def rfc3339(seconds: float) -> str:
+    """Return a time in UTC as programs read it, from seconds since the epoch."""
+    written = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return written.replace("+00:00", "Z")
+
+
+def age(seconds: float) -> str:
+    """Return how long something has lasted, in its largest unit: 40s, 12m, 3h, 5d."""
+    unit = next((unit for unit in "dhm" if seconds >= SECONDS[unit]), "s")
+    return f"{max(0, int(seconds // SECONDS[unit]))}{unit}"

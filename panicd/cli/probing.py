@@ -70,12 +70,10 @@ ARMED_BECAUSE: Final = {
 @click.argument("socket_path", metavar="SOCKET", type=click.Path(path_type=Path))
 @json_option
 def probe_command(context: Context, socket_path: Path) -> tuple[object, Callable[[], None]]:
-    """Ask the VM behind a monitor SOCKET what it can do, and change nothing.
+    """Ask a VM at its monitor what it can do, and change nothing.
 
-    Exit status 1 where what is configured for it could not be obeyed if it panicked.
-
-    QEMU serves one client on each monitor: one that the daemon is connected to does not answer
-    here. Ask `panicd explain` for such a domain.
+    Exit status 1 if its policy could not be obeyed. QEMU serves one client on each monitor, so a
+    monitor that the daemon is connected to does not answer here: use `panicd explain` instead.
     """
     try:
         answer = probe_socket(socket_path, load(context.config_file))
@@ -201,7 +199,7 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
         or policy.panic_notifier is PanicNotifier.ANY,
         "unrequested": policy.unrequested,
         "configured": plan_view(foresee(policy, connected, now=0.0)),
-        "exposed": list(reasons),
+        "exposed": dict(reasons),
         "remedies": [*reasons.values(), *conflicts, *_warnings(capability)],
     }
 

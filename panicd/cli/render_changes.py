@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from panicd.cli import render
-from panicd.cli.render import written_time
+from panicd.cli.moment import written_time
+from panicd.host import terminal
 from panicd.rules.operation import EVERY_DOMAIN
 from panicd.service.control_client import Answer
 
@@ -18,45 +18,47 @@ def hold(answer: Answer) -> None:
     """Print what ``panicd hold`` did."""
     until = answer["until"]
     end = "until `panicd unhold`" if until is None else f"until {written_time(until)}"
-    render.console.print(f"Held {end}: {_called(answer)}.")
+    terminal.console.print(f"Held {end}: {_called(answer)}.")
     if not answer["domains"]:
-        render.console.print("No domain matches now; one that comes will be held.")
+        terminal.console.print("No domain matches now; one that comes will be held.")
     elif answer["domains"] != [answer["domain"]]:
-        render.console.print(f"It matches {_domains(answer['domains'])}.")
+        terminal.console.print(f"It matches {_domains(answer['domains'])}.")
 
 
 def unhold(answer: Answer) -> None:
     """Print what ``panicd unhold`` did."""
-    render.console.print(f"No longer held: {_called(answer)}.")
+    terminal.console.print(f"No longer held: {_called(answer)}.")
     if still := answer["still_held"]:
-        render.console.print(f"Another hold still matches {_domains(still)}; see `panicd status`.")
+        terminal.console.print(
+            f"Another hold still matches {_domains(still)}; see `panicd status`."
+        )
 
 
 def act(answer: Answer) -> None:
     """Print what ``panicd act`` and ``panicd release`` did."""
     name, incident = answer["domain"], f"incident {answer['incident']}"
     if not answer["done"]:
-        render.console.print(f"{name}: it goes on; see `panicd incidents --open`.")
+        terminal.console.print(f"{name}: it goes on; see `panicd incidents --open`.")
     elif answer["ending"]:
-        render.console.print(f"{name}: {answer['ending']}; {incident} is closed.")
+        terminal.console.print(f"{name}: {answer['ending']}; {incident} is closed.")
     else:
-        render.console.print(f"{name}: {answer['state']}; {incident} stays open.")
+        terminal.console.print(f"{name}: {answer['state']}; {incident} stays open.")
 
 
 def ack(answer: Answer) -> None:
     """Print what ``panicd ack`` did."""
-    render.console.print(f"Acknowledged: incident {answer['incident']} of {answer['domain']}.")
+    terminal.console.print(f"Acknowledged: incident {answer['incident']} of {answer['domain']}.")
 
 
 def reload(answer: Answer) -> None:
     """Print what ``panicd reload`` did."""
     monitors = counted(answer["monitors"], "monitor")
-    render.console.print(f"In force: {monitors}, {counted(answer['rules'], 'domain rule')}.")
+    terminal.console.print(f"In force: {monitors}, {counted(answer['rules'], 'domain rule')}.")
     changed = answer["domains"]
     whose = f"of {_domains(changed)}" if changed else "of no domain"
-    render.console.print(f"The policy {whose} changed.")
+    terminal.console.print(f"The policy {whose} changed.")
     for key in answer["at_next_start"]:
-        render.console.print(f"{key} takes effect at the next start.")
+        terminal.console.print(f"{key} takes effect at the next start.")
 
 
 def _called(answer: Answer) -> str:

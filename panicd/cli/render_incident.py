@@ -6,15 +6,14 @@ evidence lies.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pwd import getpwuid
 from typing import Final
 
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from panicd.cli.render import configured, seen, signature, written_time
-from panicd.cli.terminal import line
+from panicd.cli.moment import written_time
+from panicd.cli.render import configured, seen, signature
+from panicd.host.terminal import Text, line, table
 from panicd.rules.guest_memory.memory import PAGE
+from panicd.rules.policy import Reason
 from panicd.service.control_client import Answer
 
 MIB: Final = 1 << 20
@@ -37,16 +36,17 @@ class Moment:
     about: Text
 
 
-def page(answer: Answer, now: float) -> Iterator[RenderableType]:
-    """Return the parts of an incident's page.
+def page(answer: Answer, now: float, width: int | None) -> Iterator[str | Text]:
+    """Yield the lines of an incident's page.
 
     Args:
         answer: the daemon's, or ``panicd.incident.records.read_record``'s.
         now: in seconds since the epoch: how long an incident has gone on.
+        width: of the terminal; None: as much as it takes.
     """
     yield from _head(answer, now)
     yield ""
-    yield _timeline_table(answer)
+    yield from _timeline_table(answer, width)
     yield ""
     yield from _evidence(answer)
 
@@ -90,9 +90,7 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
     yield line(f"payload   {_payload(answer['payload'])}")
     if answer["repeats"]:
         yield line(f"again     {answer['repeats']} times within the incident")
-    for decision in answer["decisions"]:
-        because = f"{configured(decision)}, reason {decision['reason']}: {decision['why']}"
-        yield line("decided   ", (decision["action"], "bold"), f" ({because})")
+    yield from _decisions(answer["history"])
     closed_at = answer["closed_at"]
     lasted = duration((now if closed_at is None else closed_at) - answer["opened_at"])
     if closed_at is None:
@@ -100,7 +98,32 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
     else:
         yield line(f"now       {answer['ending']}, after {lasted}")
     if looked := answer["acknowledged"]:
-        yield line(f"seen      by uid {looked['uid']}: {looked['why']}")
+        yield line(f"ack       by {user(looked['uid'])}: {looked['why']}")
+
+
+def _decisions(history: Iterable[Answer]) -> Iterator[Text]:
+    """Yield each decision and why it was made: an operator's, in the operator's words."""
+    asked = shown = None
+    for entry in history:
+        if entry["kind"] == "asked":
+            asked = entry
+        if entry["kind"] != "decided":
+            continue
+        plan = entry["plan"]
+        because = f"{configured(plan)}, reason {plan['reason']}: {plan['why']}"
+        if plan["reason"] == Reason.OPERATOR and asked is not None:
+            because = f"{user(asked['uid'])} asked for it: {asked['why']}"
+        if (plan["action"], because) != shown:
+            yield line("decided   ", (plan["action"], "bold"), f" ({because})")
+        shown = plan["action"], because
+
+
+def user(uid: int) -> str:
+    """Return the name of a user of this host."""
+    try:
+        return getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
 
 
 def _signature(answer: Answer) -> Iterator[str]:
@@ -126,15 +149,17 @@ def _payload(payload: Answer) -> str:
     )
 
 
-def _timeline_table(answer: Answer) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("after", "took", "what"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("", overflow="fold")
-    for moment in timeline(answer["history"]):
-        took = "" if moment.took is None else duration(moment.took)
-        table.add_row(duration(moment.after), took, moment.what, moment.about)
-    return table
+def _timeline_table(answer: Answer, width: int | None) -> Iterator[Text]:
+    rows = (
+        (
+            duration(moment.after),
+            "" if moment.took is None else duration(moment.took),
+            moment.what,
+            moment.about,
+        )
+        for moment in timeline(answer["history"])
+    )
+    return table(("AFTER", "TOOK", "WHAT", ""), rows, width)
 
 
 def _evidence(answer: Answer) -> Iterator[Text]:
@@ -205,7 +230,7 @@ def _about(entry: Answer) -> str:
         case "closed":
             return f"{entry['ending']} {entry['detail']}"
         case "asked" | "acknowledged":
-            return f"uid {entry['uid']} {entry.get('what', '')}: {entry['why']}"
+            return f"{user(entry['uid'])} {entry.get('what', '')}".rstrip() + f": {entry['why']}"
         case "observed":
             return str(entry["what"])
         case _:

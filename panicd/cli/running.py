@@ -21,17 +21,17 @@ from panicd.web.http import HttpBindError
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="What is logged: this, and what is graver.",
+    help="The least severe messages that are logged.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Decide, record and report, and do nothing to any VM."
+    "--dry-run", is_flag=True, help="Decide, record and report, but do nothing to any VM."
 )
 @click.pass_obj
 def run(context: Context, log_level: str, dry_run: bool) -> None:
     """Run the daemon, in the foreground.
 
-    It logs to standard error, one JSON object a line; under systemd, fields to the journal. SIGHUP
-    has it read its configuration anew, SIGTERM has it stop; guests keep what arming gave them.
+    It logs to standard error, one JSON object a line, or to systemd's journal. SIGHUP makes it read
+    its configuration again. SIGTERM stops it; guests stay armed.
     """
     config = load(context.config_file)
     configure(level=log_level)

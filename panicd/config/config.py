@@ -11,6 +11,7 @@ reported together with the mistakes in single values.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -172,7 +173,9 @@ def load(path: Path) -> Config:
     config = read(path)
     if config.web_config is None:
         return config
-    return replace(config, web=load_web_config(config.web_config))
+    listen = config.metrics_listen
+    beyond = listen is not None and not ip_address(listen[0]).is_loopback
+    return replace(config, web=load_web_config(config.web_config, beyond_loopback=beyond))
 
 
 def read(path: Path) -> Config:

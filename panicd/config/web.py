@@ -60,15 +60,21 @@ class WebConfig:
         tls: encrypts; None: nothing does.
         clients_verified: every client has shown a certificate that was verified.
         users: bcrypt hashes of passwords, by name; without any, no password is asked for.
+        operators: those of them who may do something about domains.
     """
 
     tls: ssl.SSLContext | None = None
     clients_verified: bool = False
     users: Map[str, bytes] = field(default_factory=dict)
+    operators: frozenset[str] = frozenset()
 
 
-def load_web_config(path: Path) -> WebConfig:
+def load_web_config(path: Path, *, beyond_loopback: bool = False) -> WebConfig:
     """Read a web configuration file, with the certificates that it names.
+
+    Args:
+        path: the file.
+        beyond_loopback: what it is for can be reached from elsewhere, so operators need TLS.
 
     Raises:
         ConfigError: it can't be read, or something is wrong with it.
@@ -83,9 +89,10 @@ def load_web_config(path: Path) -> WebConfig:
         with keys["http_server_config"].section() as http:
             http["http2"].read(boolean, True)  # that it may be is no duty: HTTP/1.1 is spoken
         users = {name: _password_hash(value) for name, value in keys["basic_auth_users"].entries()}
+        operators = _operators(keys["operators"], users, in_clear=beyond_loopback and not context)
     if mistakes:
         raise mistakes.error()
-    return WebConfig(context, clients_verified, users)
+    return WebConfig(context, clients_verified, users, operators)
 
 
 def _tls(value: Value, directory: Path) -> tuple[ssl.SSLContext, bool]:
@@ -126,6 +133,16 @@ def _tls(value: Value, directory: Path) -> tuple[ssl.SSLContext, bool]:
     context.verify_mode = _VERIFY[wanted]
     context.set_alpn_protocols(["http/1.1"])
     return context, wanted is ClientAuth.REQUIRED
+
+
+def _operators(value: Value, users: Map[str, bytes], *, in_clear: bool) -> frozenset[str]:
+    names = {item: item.read(text, "") for item in value.items()}
+    for item, name in names.items():
+        if name not in users:
+            item.wrong("a name of basic_auth_users", name)
+    if names and in_clear:
+        value.wrong("tls_server_config too, as metrics.listen is not on loopback")
+    return frozenset(names.values())
 
 
 def _set_versions(context: ssl.SSLContext, keys: Section) -> None:

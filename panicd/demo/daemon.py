@@ -117,8 +117,9 @@ class DaemonProcess:
             width: Of the operator's terminal.
             color: Whether that has colours.
         """
-        environment = {**_environment(), "COLUMNS": str(width)}
-        environment |= {"FORCE_COLOR": "1"} if color else {"NO_COLOR": "1"}
+        size = {"COLUMNS": str(width), "LINES": "1000"}
+        environment = {**_environment(), **size, "FORCE_COLOR": "1"}  # it prints as to a terminal
+        environment |= {} if color else {"NO_COLOR": "1"}
         finished = await trio.run_process(
             _command(self._config_file, *arguments),
             capture_stdout=True,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from typing import Final, NoReturn
-
-from rich.console import Console
-from rich.markup import escape as escape_markup
-from rich.table import Table
+from typing import Final
 
 from panicd.demo.qmp import Message
 from panicd.demo.scene import Answer, Scene, stamp
-from panicd.rules.printable import escape
+from panicd.host.terminal import Part, Terminal, Text, line
 
 _WIDTH_WITHOUT_TERMINAL: Final = 120
+_INDENT: Final = 10  # columns before what is said of a VM
+_STYLE_OF: Final = {"proof": "green", "fault": "red"}
 _IDLE_SECONDS: Final = 0.05
 
 _WORD_OF_EVENT: Final = {
@@ -28,16 +25,6 @@ class OutputClosedError(Exception):
     """Nobody reads what is printed any more."""
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> NoReturn:
-        """End as an error does, and not in the midst of everything."""
-        try:
-            super().on_broken_pipe()
-        except SystemExit as error:
-            raise OutputClosedError from error
-        raise AssertionError("rich exits on a broken pipe")
-
-
 class Report:
     """Prints, to the terminal or wherever the output goes.
 
@@ -45,40 +32,52 @@ class Report:
     """
 
     def __init__(self) -> None:
-        self.console = _Console(highlight=False, emoji=False)
-        if not self.console.is_terminal and "COLUMNS" not in os.environ:
-            self.console.width = _WIDTH_WITHOUT_TERMINAL
+        self.console = Terminal()
 
-    def say(self, text: str) -> None:
-        """Print a line; ``text`` may have markup."""
-        self.console.print(text, soft_wrap=True)
+    @property
+    def width(self) -> int:
+        """How many columns there are."""
+        return self.console.width or _WIDTH_WITHOUT_TERMINAL
+
+    def say(self, *parts: Part) -> None:
+        """Print a line."""
+        try:
+            self.console.print(line(*parts))
+            self.console.file.flush()
+        except BrokenPipeError as error:
+            raise OutputClosedError from error
 
     def fault(self, text: str) -> None:
         """Print what went wrong."""
-        self.console.print(f"[bold red]✘[/] {_plain(text)}", soft_wrap=True)
+        self.say(("✘", "bold red"), " ", text)
 
     def typed(self, command: str, printed: str) -> None:
         """Print a command, and what it printed."""
-        self.console.print(f"\n[bold]$ {command}[/]")
-        self.console.out(printed, end="", highlight=False)
+        self.say("")
+        self.say((f"$ {command}", "bold"))
+        try:
+            self.console.file.write(printed)
+        except BrokenPipeError as error:
+            raise OutputClosedError from error
 
     def scene(self, scene: Scene) -> None:
         """Print what became of one VM."""
         case = scene.case
-        mark = "[bold green]✔[/]" if scene.proven else "[bold red]✘[/]"
-        self.console.print(f"\n{mark} [bold]{case.name}[/]: {case.about}")
-        table = Table(box=None, show_header=False, pad_edge=True, padding=(0, 0, 0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        table.add_row("config", _plain(_flow(case.rule)))
+        mark = ("✔", "bold green") if scene.proven else ("✘", "bold red")
+        self.say("")
+        self.say(mark, " ", (case.name, "bold"), f": {case.about}")
+        rows = [("config", line(_flow(case.rule)))]
         if scene.events:
-            table.add_row("QEMU", _plain(_qemu(scene)))
-        table.add_row("panicd", _panicd(scene))
-        for proof in scene.proofs:
-            table.add_row("[green]proof[/]", _plain(proof))
+            rows.append(("QEMU", line(_qemu(scene))))
+        rows.append(("panicd", _panicd(scene)))
+        rows += [("proof", line(proof)) for proof in scene.proofs]
         if scene.fault:
-            table.add_row("[red]fault[/]", f"[red]{_plain(scene.fault)}[/]")
-        self.console.print(table)
+            rows.append(("fault", line((scene.fault, "red"))))
+        for name, text in rows:
+            first, *rest = text.folded(self.width - _INDENT)
+            self.say("  ", (f"{name:7} ", _STYLE_OF.get(name, "dim")), first)
+            for more in rest:
+                self.say(" " * _INDENT, more)
 
 
 def _qemu(scene: Scene) -> str:
@@ -95,17 +94,23 @@ def _event(event: Message) -> str:
     return f"{name} ({word})" if word else name
 
 
-def _panicd(scene: Scene) -> str:
+def _panicd(scene: Scene) -> Text:
     """What panicd decided and did."""
     incident = scene.incident
     if incident is None:
-        return "no incident"
+        return line("no incident")
     decision = incident["decisions"][-1]
     told = f"by {incident['source']} {_after(scene, incident['opened_at'])}"
-    decided = f"[bold]{decision['action']}[/] ({decision['reason']})"
     steps = [_step(scene, step) for step in incident["steps"] if not _is_idle(step)]
     became = incident["ending"] or incident["state"]
-    return f"{' · '.join([told, decided, *steps])} → [bold]{became}[/]"
+    return line(
+        f"{told} · ",
+        (decision["action"], "bold"),
+        f" ({decision['reason']})",
+        *(part for step in steps for part in (" · ", step)),
+        " → ",
+        (became, "bold"),
+    )
 
 
 def _is_idle(step: Answer) -> bool:
@@ -115,11 +120,11 @@ def _is_idle(step: Answer) -> bool:
     return bool(step["ended_at"] - step["begun_at"] < _IDLE_SECONDS)
 
 
-def _step(scene: Scene, step: Answer) -> str:
+def _step(scene: Scene, step: Answer) -> Text:
     """One step, and when it had ended; how, where it was not simply done."""
-    ended = "" if step["outcome"] in {None, "done"} else f" [yellow]{step['outcome']}[/]"
+    ended = "" if step["outcome"] in {None, "done"} else f" {step['outcome']}"
     when = f" {_after(scene, step['ended_at'])}" if step["ended_at"] else ""
-    return f"{step['step']}{ended}{when}"
+    return line(step["step"], (ended, "yellow"), when)
 
 
 def _after(scene: Scene, moment: float) -> str:
@@ -135,7 +140,3 @@ def _flow(rule: object) -> str:
         f"{key}: {{{_flow(value)}}}" if isinstance(value, dict) else f"{key}: {value}"
         for key, value in rule.items()
     )
-
-
-def _plain(text: str) -> str:
-    return escape_markup(escape(text))

@@ -189,14 +189,16 @@ class _Story:
         self._report.typed(f"curl {url}", "\n".join([*shown, "…", ""]))
 
     async def _type(self, daemon: DaemonProcess, arguments: Sequence[str]) -> str:
-        console = self._report.console
-        return await daemon.type(*arguments, width=console.width, color=console.is_terminal)
+        report = self._report
+        color = report.console.is_terminal
+        return await daemon.type(*arguments, width=report.width, color=color)
 
     def _summary(self, scenes: Sequence[Scene], daemon: DaemonProcess) -> int:
         report = self._report
         proven = sum(scene.proven for scene in scenes)
         seconds = time.monotonic() - self._began
-        report.say(f"\n{proven} of {len(scenes)} policies seen working, in {seconds:.0f} s.")
+        report.say("")
+        report.say(f"{proven} of {len(scenes)} policies seen working, in {seconds:.0f} s.")
         if proven == len(scenes):
             return DONE
         for scene in scenes:

@@ -87,7 +87,7 @@ class GuestMemory:
         """
         if self.size is None:
             return 0
-        if kind is DumpFormat.ELF and level == 0:
+        if kind in {DumpFormat.ELF, DumpFormat.WIN_DMP} and level == 0:
             return self.size
         return int(LEAST_SHARE * max(0, min(self.size, self.resident or 0) - left_out))
 

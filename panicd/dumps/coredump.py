@@ -8,7 +8,7 @@ Source: QAPI ``dump-guest-memory``, ``query-dump``, ``DUMP_COMPLETED`` (``qapi/d
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ import trio
 from panicd.dumps.checks import GuestMemory, check_guest, is_size
 from panicd.dumps.directory import dump_path
 from panicd.dumps.page_selection import MAX_LENGTH, PageSelection, selected_pages
+from panicd.dumps.windows import windows_parts
 from panicd.dumps.writer import DumpProgress, DumpWriter, enlarge
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
-from panicd.qemu.guest_memory import GuestReader, RangeReader
+from panicd.qemu.guest_memory import GuestReader, RangeReader, monitor_reader
 from panicd.qemu.monitor import (
     CommandError,
     MonitorError,
@@ -32,6 +33,7 @@ from panicd.qemu.monitor import (
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import DETACHED_DUMP_SINCE, DUMP_FORMATS_SINCE
 from panicd.rules.guest_memory.memory import PAGE
+from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 __all__ = ["DumpError", "DumpFailure", "DumpProgress", "FinishedDump", "dump_guest_memory"]
@@ -44,6 +46,8 @@ LOOKING_SHARE: Final = 1 / 4  # and of a dump's own time at most
 OTHERWISE: Final = DumpFormat.ELF_ZSTD
 """What is written where pages can't be left out: of all of them it is faster and smaller than a
 kdump, and it is what tools of other systems read."""
+NO_WINDOWS: Final = "the guest is no Windows that tells of itself"
+ALL_OF_WINDOWS: Final = "of a Windows all pages are kept that are not empty"
 NOT_BY_OTHERS: Final = "libvirt gives the memory from its beginning to its end only"
 CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
 NOT_DONE: Final = "QEMU was not done in time"
@@ -98,8 +102,8 @@ async def dump_guest_memory(
         UncertainError: the session ended, or QEMU said nothing.
     """
     owner = session.peer.uid
-    for made in (kind, OTHERWISE):
-        path = dump_path(settings, owner, domain, incident, made)
+    for each in DumpFormat:
+        path = dump_path(settings, owner, domain, incident, each)
         if path.exists():
             # It is complete, though panicd was interrupted before it could say so.
             return FinishedDump(path, path.stat().st_size)
@@ -108,27 +112,25 @@ async def dump_guest_memory(
     progress.began, progress.total = trio.current_time(), memory.size
     deadline = progress.began + settings.timeout
     let_go = session.vm.times_let_go
-    selecting = _selected(session, settings, kind, memory, by_other=by_other, reader=reader)
-    async with selecting as selection:
+    async with _chosen(session, settings, kind, memory, by_other=by_other, reader=reader) as chosen:
+        made, selection = chosen
         if session.vm.times_let_go > let_go:
             why = "the guest was reset or resumed while its dump was prepared"
             raise DumpError(DumpFailure.OVERTAKEN, why)
-        if selection.reason:
-            if settings.level_required:
-                raise DumpError(DumpFailure.UNFILTERED, selection.reason)
-            kind = OTHERWISE
+        if selection.reason and settings.level_required:
+            raise DumpError(DumpFailure.UNFILTERED, selection.reason)
         progress.left_out = sum(selection.left_out.values()) * PAGE
-        path = dump_path(settings, owner, domain, incident, kind)
+        path = dump_path(settings, owner, domain, incident, made)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         enlarge(reading)
         try:
             writer = DumpWriter(
                 reading,
                 path,
-                kind,
+                made,
                 settings=settings,
                 selection=selection,
-                least=memory.least_dump(kind, selection.level, progress.left_out),
+                least=memory.least_dump(made, selection.level, progress.left_out),
                 most=memory.most_dump(),
                 progress=progress,
                 give_way=give_way,
@@ -141,10 +143,10 @@ async def dump_guest_memory(
             if by_other is None:
                 await _hand_over(session, writer, writing)
                 _check_time(deadline)
-                run = partial(_run_dump, session, kind, deadline, progress)
+                run = partial(_run_dump, session, made, deadline, progress)
             else:
                 left = deadline - trio.current_time()
-                run = partial(_have_dumped, by_other, writer, writing, kind, left)
+                run = partial(_have_dumped, by_other, writer, writing, made, left)
             asked = True
             await _while_it_is_written(writer, run)
             size = await _await_end(writer, deadline)
@@ -162,7 +164,7 @@ async def dump_guest_memory(
 
 
 @asynccontextmanager
-async def _selected(
+async def _chosen(
     session: Session,
     settings: CoredumpSettings,
     kind: DumpFormat,
@@ -170,20 +172,42 @@ async def _selected(
     *,
     by_other: DumpByOther | None,
     reader: Callable[[float], GuestReader] | None,
-) -> AsyncIterator[PageSelection]:
-    """Find out what is left out."""
+) -> AsyncIterator[tuple[DumpFormat, PageSelection]]:
+    """Find out what is written, and what is left out of it."""
     level = kind.level(settings.level)
-    if kind is not DumpFormat.KDUMP_ZLIB:
-        yield PageSelection(level)
-    elif by_other is not None and reader is None:
-        yield PageSelection(level & 1, reason=NOT_BY_OTHERS)
+    if kind.is_elf:
+        yield kind, PageSelection(level)
+        return
+    expected = LOOKING + (memory.size or 0) / LOOKING_RATE
+    timeout = min(expected, settings.timeout * LOOKING_SHARE)
+    deadline = trio.current_time() + timeout
+    if reader is not None:
+        guest = reader(deadline)
+    elif by_other is not None:
+        guest = monitor_reader(session, timeout, by_other)
     else:
-        expected = LOOKING + (memory.size or 0) / LOOKING_RATE
-        timeout = min(expected, settings.timeout * LOOKING_SHARE)
-        deadline = trio.current_time() + timeout
-        guest = reader(deadline) if reader else RangeReader(session, deadline, MAX_LENGTH)
-        async with selected_pages(guest, level, memory.size) as selection:
-            yield selection
+        guest = RangeReader(session, deadline, MAX_LENGTH)
+    async with AsyncExitStack() as stack:
+        parts, why_not = None, NO_WINDOWS if kind.is_of_windows else ""
+        try:
+            looking = windows_parts(session, guest, memory.size or 0)
+            parts = await stack.enter_async_context(looking)
+        except NotReadableError as error:
+            why_not = str(error)
+        if parts is not None:
+            windows = kind if kind.is_of_windows else DumpFormat.WIN_DMP_ZSTD
+            reason = ALL_OF_WINDOWS if level > 1 else ""
+            yield windows, PageSelection(level & 1, reason=reason, windows=parts)
+        elif why_not:
+            yield OTHERWISE, PageSelection(level & 1, reason=why_not)
+        elif kind is not DumpFormat.KDUMP_ZLIB:
+            yield kind, PageSelection(level)
+        elif by_other is not None and reader is None:
+            yield OTHERWISE, PageSelection(level & 1, reason=NOT_BY_OTHERS)
+        else:
+            selecting = selected_pages(guest, level, memory.size)
+            selection = await stack.enter_async_context(selecting)
+            yield OTHERWISE if selection.reason else kind, selection
 
 
 async def _while_it_is_written(writer: DumpWriter, dump: Callable[[], Awaitable[None]]) -> None:

@@ -27,6 +27,8 @@ SUFFIXES: Final[dict[DumpFormat, str]] = {
     DumpFormat.KDUMP_ZLIB: ".kdump",
     DumpFormat.KDUMP_LZO: ".kdump",
     DumpFormat.KDUMP_SNAPPY: ".kdump",
+    DumpFormat.WIN_DMP: ".dmp",
+    DumpFormat.WIN_DMP_ZSTD: ".dmp.zst",
 }
 MAX_FOLDER_NAME: Final = 128  # bytes; a file system's limit is 255
 LOOP: Final = 24 * 3600.0

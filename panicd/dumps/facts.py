@@ -116,5 +116,7 @@ def _release(head: bytes) -> str:
 def _commands(path: Path, release: str) -> tuple[str, ...]:
     core = path.with_suffix("") if path.suffix == ".zst" else path
     unpack = (f"zstd -d {path}",) if path.suffix == ".zst" else ()
+    if core.suffix == ".dmp":
+        return (*unpack, f"windbg -z {core}", f"vol -f {core} windows.crashinfo")
     symbols = SYMBOLS + (release or "VERSION")
     return (*unpack, f"crash {symbols} {core}", f"drgn -c {core} -s {symbols}")

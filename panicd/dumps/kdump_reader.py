@@ -1,4 +1,4 @@
-"""Reads the kdump-compressed format, as QEMU and panicd leave it of a guest of 64-bit x86.
+"""Reads the kdump-compressed format, as QEMU and panicd leave it of a guest of 64-bit x86 or Arm.
 
 The file is a row of blocks: a header, a sub-header with the notes, two bitmaps (a bit for each page
 that there is, and for each that was dumped), a descriptor for each dumped page, the pages.
@@ -13,12 +13,14 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
+from panicd.rules.guest_memory.dump_file import NOT_READ, READABLE
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.vmcoreinfo import MAX_SIZE
 
 SIGNATURE: Final = b"KDUMP   "
-UNKNOWN_MACHINE: Final = b"Unknown"  # QEMU 10.0 on; what has no VMCOREINFO is left so
+MACHINES: Final = {*READABLE.values(), b"Unknown"}
+"""The last of QEMU 10.0 on; what has no VMCOREINFO is left so."""
 MAX_BITMAP: Final = 1 << 28  # bytes; that of a guest of 8 TiB
 
 _MACHINE_AT: Final = 12 + 4 * 65  # utsname, its fifth part
@@ -54,8 +56,8 @@ class KdumpReader:
         head = self._read(0, _HEADER_SIZE)
         block, sub_blocks, bitmap_blocks = _SIZES.unpack_from(head, _SIZES_AT)
         machine = head[_MACHINE_AT:].partition(b"\0")[0]
-        if not head.startswith(SIGNATURE) or machine not in {b"x86_64", UNKNOWN_MACHINE}:
-            raise NotReadableError("not a guest of 64-bit x86")
+        if not head.startswith(SIGNATURE) or machine not in MACHINES:
+            raise NotReadableError(f"a kdump of a guest of {NOT_READ}")
         bitmap = bitmap_blocks // 2 * block
         if block != PAGE or sub_blocks <= 0 or not 0 < bitmap <= MAX_BITMAP:
             raise NotReadableError("the kdump has unlikely sizes")

@@ -19,7 +19,10 @@ import trio
 
 from panicd.qemu.guest_memory import GuestReader
 from panicd.qemu.threads import needing_a_thread
+from panicd.rules.guest_memory.dump_file import find_vmcoreinfo
+from panicd.rules.guest_memory.page_map import check_page_size
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
+from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 
 PROGRAM: Final = ("-I", "-m", "panicd.dumps.filter.page_bitmap")
 REQUEST: Final = struct.Struct("<QQ")  # as the program's own
@@ -43,12 +46,14 @@ class PageSelection:
         bitmap: a file in memory with a bit for each page that is kept; None: all are.
         left_out: how many pages are not, by what they were used for.
         reason: why fewer are left out than was wanted; empty where that is not so.
+        windows: a file in memory with what a dump for WinDbg has besides; None: it is none.
     """
 
     level: int
     bitmap: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
+    windows: int | None = None
 
     def about(self) -> str:
         """Return what the dump says of itself, as JSON."""
@@ -73,7 +78,8 @@ async def selected_pages(
     """
     empty = level & 1
     try:
-        vmcoreinfo = await reader.vmcoreinfo()
+        vmcoreinfo = find_vmcoreinfo(await reader.notes())
+        check_page_size(Vmcoreinfo.parse(vmcoreinfo))
     except NotReadableError as error:
         yield PageSelection(empty, reason=str(error))
         return

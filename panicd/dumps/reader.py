@@ -24,7 +24,8 @@ from panicd.dumps.kdump_reader import KdumpReader
 from panicd.rules.guest_memory.dump_file import DumpFile, find_vmcoreinfo
 from panicd.rules.guest_memory.memory import Limits
 from panicd.rules.guest_memory.reading import NotReadableError
-from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
+from panicd.rules.guest_memory.vmcoreinfo import NO_LINUX, Vmcoreinfo
+from panicd.rules.guest_memory.windows import SIGNATURE
 from panicd.rules.kernel_log import KernelLog, read_log
 
 if sys.version_info >= (3, 14):
@@ -110,16 +111,18 @@ def open_dump(path: Path) -> Iterator[Dump]:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        file = _PlainFile(descriptor)
+        file: File = _PlainFile(descriptor)
         start = file.read(0, len(KDUMP_SIGNATURE))
+        if start.startswith(ZSTD_SIGNATURE):
+            file = _ZstdFile(file)
+            start = file.read(0, len(KDUMP_SIGNATURE))
         if start.startswith(ELF_SIGNATURE):
             yield _ElfReader(file)
-        elif start.startswith(ZSTD_SIGNATURE):
-            yield _ElfReader(_ZstdFile(file))
         elif start == KDUMP_SIGNATURE:
             yield KdumpReader(file.read)
         else:
-            raise NotReadableError("neither an ELF core nor a kdump")
+            windows = start == SIGNATURE
+            raise NotReadableError(NO_LINUX if windows else "neither an ELF core nor a kdump")
     finally:
         os.close(descriptor)
 

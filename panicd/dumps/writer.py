@@ -9,6 +9,8 @@ nothing behind as soon as the disk lets go.
     elf         QEMU ── pipe ──► head repaired, the rest by splice(2) ──► file
     elf-zstd    QEMU ── pipe ──► the same ── pipe ──► elf_filter.py ──► file; so elf of level 1
     kdump-zlib  QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.filter.page_filter ──► file
+    win-dmp     QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.filter.windows_filter
+                ── pipe ──► elf_filter.py ──► file
     kdump-*     QEMU ── pipe ──► pieces to their places ──► file, then its head repaired
 
 QEMU writes the last to a pipe in makedumpfile's flattened format: pieces, each with its place in
@@ -27,10 +29,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import trio
 
@@ -44,6 +46,7 @@ from panicd.rules.settings import CoredumpSettings, DumpFormat
 CHUNK: Final = 1 << 20  # bytes moved at once, and in the pipe: the most that pipe(7) lets users ask
 SPACE_CHECK: Final = 64 << 20  # bytes written between two looks at the free space
 ELF_FILTER: Final = (str(Path(__file__).with_name("elf_filter.py")),)
+WINDOWS_FILTER: Final = ("-m", "panicd.dumps.filter.windows_filter")
 PAGE_FILTER: Final = ("-m", "panicd.dumps.filter.page_filter")
 
 PATIENCE: Final = 60.0
@@ -136,14 +139,15 @@ class DumpWriter:
         self._settings = settings
         self._selection = selection
         # One of its own: the thread may outlive whoever gave it.
-        self._bitmap = None if selection.bitmap is None else os.dup(selection.bitmap)
+        given = selection.bitmap if selection.windows is None else selection.windows
+        self._given = None if given is None else os.dup(given)  # what a filter goes by
         self._least = least
         self._most = most
         self._waited = 0.0  # seconds, for QEMU
         self._progress = progress
         self._give_way = give_way
         self._next_check = SPACE_CHECK
-        self._filter: subprocess.Popen[bytes] | None = None
+        self._filters: list[subprocess.Popen[bytes]] = []
         self._stop = os.eventfd(0)
         self._stop_lock = threading.Lock()
         self._trio = trio.lowlevel.current_trio_token()
@@ -160,8 +164,8 @@ class DumpWriter:
         with self._stop_lock:
             if self._stop >= 0:
                 os.eventfd_write(self._stop, 1)
-            if self._filter is not None:
-                self._filter.kill()
+            for process in self._filters:
+                process.kill()
 
     def _run(self) -> None:
         try:
@@ -174,8 +178,8 @@ class DumpWriter:
             self.error = DumpError(DumpFailure.INCOMPLETE, "given up")
         finally:
             os.close(self._pipe)
-            if self._bitmap is not None:
-                os.close(self._bitmap)
+            if self._given is not None:
+                os.close(self._given)
             with self._stop_lock:
                 os.close(self._stop)
                 self._stop = -1
@@ -194,6 +198,7 @@ class DumpWriter:
             self._check_space(file, self._least)
             self._tell(self.ready)
             about = [str(self._selection.level), self._selection.about()]
+            given = [] if self._given is None else [str(self._given)]
             match self._kind:
                 case DumpFormat.ELF if self._selection.level == 0:
                     self._copy_elf(file, file)
@@ -202,8 +207,13 @@ class DumpWriter:
                 case DumpFormat.ELF_ZSTD:
                     self._filter_elf(file, [*ELF_FILTER, "zstd", *about])
                 case DumpFormat.KDUMP_ZLIB:
-                    bitmap = [] if self._bitmap is None else [str(self._bitmap)]
-                    self._filter_elf(file, [*PAGE_FILTER, *about, *bitmap])
+                    self._filter_elf(file, [*PAGE_FILTER, *about, *given])
+                case DumpFormat.WIN_DMP:
+                    first = [*WINDOWS_FILTER, *given]
+                    self._filter_elf(file, first, [*ELF_FILTER, "plain", *about])
+                case DumpFormat.WIN_DMP_ZSTD:
+                    first = [*WINDOWS_FILTER, *given]
+                    self._filter_elf(file, first, [*ELF_FILTER, "zstd", *about])
                 case _:
                     self._place_pieces(file)
                     self._repair_kdump(file)
@@ -294,36 +304,53 @@ class DumpWriter:
         if missing > 0:
             raise DumpError(DumpFailure.INCOMPLETE, f"QEMU's dump is {missing} bytes short")
 
-    def _filter_elf(self, file: int, program: Sequence[str]) -> None:
-        """Have a program write to the file what it makes of the core."""
-        with self._stop_lock:
-            self._filter = subprocess.Popen(
-                [sys.executable, "-I", *program],
-                stdin=subprocess.PIPE,
-                stdout=file,
-                bufsize=0,
-                cwd="/",
-                env=os.environ | ONE_THREAD,
-                pass_fds=() if self._bitmap is None else (self._bitmap,),
-            )
-        with self._filter as process:
-            assert process.stdin is not None
-            enlarge(process.stdin.fileno())
+    def _filter_elf(self, file: int, *programs: Sequence[str]) -> None:
+        """Have a program write to the file what it makes of the core, or several, one by one."""
+        with ExitStack() as stack:
+            first = self._start_filters(file, programs, stack)
             try:
-                self._copy_elf(process.stdin.fileno(), file)
-                process.stdin.close()
+                self._copy_elf(first.fileno(), file)
+                first.close()
             except BrokenPipeError:
-                pass  # its exit status says why
+                pass  # an exit status says why
             except (DumpError, OSError, _StoppedError):
-                process.kill()
+                for process in self._filters:
+                    process.kill()
                 raise
-            status = process.wait()
+            statuses = [process.wait() for process in self._filters]
+        # Who finds the next one's pipe closed did not fail: the last that has failed says why.
+        status = next(filter(None, reversed(statuses)), 0)
         if status:
             self._check_stopped(select.poll(), 0)
         if status > 1:
             raise OSError(status, os.strerror(status), str(self._path))
         if status:
             raise DumpError(DumpFailure.UNWRITABLE, f"the filter ended with status {status}")
+
+    def _start_filters(
+        self, file: int, programs: Sequence[Sequence[str]], stack: ExitStack
+    ) -> IO[bytes]:
+        """Start the programs, the last first; return where the first one is written to."""
+        target: int | IO[bytes] = file
+        with self._stop_lock:
+            for program in reversed(programs):
+                process = subprocess.Popen(
+                    [sys.executable, "-I", *program],
+                    stdin=subprocess.PIPE,
+                    stdout=target,
+                    bufsize=0,
+                    cwd="/",
+                    env=os.environ | ONE_THREAD,
+                    pass_fds=() if self._given is None else (self._given,),
+                )
+                if not isinstance(target, int):
+                    target.close()  # the program has it now
+                self._filters.insert(0, stack.enter_context(process))
+                assert process.stdin is not None
+                enlarge(process.stdin.fileno())
+                target = process.stdin
+        assert not isinstance(target, int)
+        return target
 
     def _place_pieces(self, file: int) -> None:
         """Put the pieces of a flattened kdump to their places in the file."""

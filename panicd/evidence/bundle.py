@@ -23,17 +23,26 @@ from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.memory import PeekReader
 from panicd.libvirt.protocol import DomainRef
 from panicd.qemu.dump_error import DumpByOther
-from panicd.qemu.guest_memory import read_kernel_log, read_log_of
+from panicd.qemu.guest_memory import GuestReader, monitor_reader, read_words
 from panicd.qemu.monitor import MonitorError
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
 from panicd.rules.capability import Version
-from panicd.rules.kernel_log import KernelLog, NotReadableError
-from panicd.rules.last_words import SILENCE, LastWords, words_of_console, words_of_log
+from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.guest_memory.windows import WindowsCrash
+from panicd.rules.kernel_log import KernelLog
+from panicd.rules.last_words import (
+    SILENCE,
+    LastWords,
+    words_of_bug_check,
+    words_of_console,
+    words_of_log,
+)
 
 PNG_SINCE: Final[Version] = (7, 1, 0)
 ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
 CONSOLE_KEPT: Final = 64 * 1024  # bytes of the console's end
+WORDS_WITHIN: Final = 2.0  # seconds, by a monitor
 LOG_WITHIN: Final = 5.0  # seconds, by libvirt; on a loaded machine it took half of one
 LOG_LINES: Final = 512  # lines of the kernel log, the newest
 THREADS: Final = trio.CapacityLimiter(16)  # of its own: those that hang are missed by nobody else
@@ -156,9 +165,12 @@ async def collect(
 
 
 def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> dict[str, Item]:
-    """Return what is taken by a monitor; by another's dump the kernel log takes its time: last."""
-    first: dict[str, Item] = {"kernel log": _kernel_log}
-    last: dict[str, Item] = {"kernel log": partial(_kernel_log, by_other=by_other)}
+    """Return what is taken by a monitor; by another's dump the own words take their time: last."""
+
+    async def words(session: Session, bundle: Bundle) -> None:
+        await _own_words(monitor_reader(session, WORDS_WITHIN, by_other), bundle)
+
+    own: dict[str, Item] = {"kernel log": words}
     others: dict[str, Item] = {
         "screenshot": _screenshot,
         "registers": _registers,
@@ -167,7 +179,7 @@ def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> dict[str, I
     }
     if not is_wanted:
         return others
-    return first | others if by_other is None else others | last
+    return own | others if by_other is None else others | own
 
 
 def by_libvirt(client: Client, domain: DomainRef, *, is_wanted: bool) -> dict[str, Item]:
@@ -183,27 +195,25 @@ def by_libvirt(client: Client, domain: DomainRef, *, is_wanted: bool) -> dict[st
         taken, kind = await take_picture_by_libvirt(client, domain)
         await _keep_picture(bundle, f"screen.{kind}", taken)
 
-    async def kernel_log(_session: Session, bundle: Bundle) -> None:
-        reader = PeekReader(client, domain, trio.current_time() + LOG_WITHIN)
-        await _keep_log(bundle, await read_log_of(reader, LOG_LINES))
+    async def words(_session: Session, bundle: Bundle) -> None:
+        await _own_words(PeekReader(client, domain, trio.current_time() + LOG_WITHIN), bundle)
 
     items: dict[str, Item] = {"screenshot": picture}
     if is_wanted:  # last: libvirt takes its time
-        items["kernel log"] = kernel_log
+        items["kernel log"] = words
     return items
 
 
-async def _kernel_log(
-    session: Session, bundle: Bundle, by_other: DumpByOther | None = None
-) -> None:
-    log = await read_kernel_log(session, lines=LOG_LINES, timeout=2.0, by_other=by_other)
-    await _keep_log(bundle, log)
-
-
-async def _keep_log(bundle: Bundle, log: KernelLog) -> None:
-    _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
-    # Some milliseconds, in which others are responded to.
-    bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
+async def _own_words(reader: GuestReader, bundle: Bundle) -> None:
+    match await read_words(reader, LOG_LINES):
+        case KernelLog() as log:
+            _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
+            # Some milliseconds, in which others are responded to.
+            bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
+        case WindowsCrash(bug_check, build, processors):
+            said = f"{bug_check.line}\nbuild: {build}\nprocessors: {processors}\n"
+            _write(bundle, "bug-check.txt", said.encode(), "the bug check of a Windows")
+            bundle.words = words_of_bug_check(bug_check)
 
 
 async def _screenshot(session: Session, bundle: Bundle) -> None:

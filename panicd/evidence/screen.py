@@ -21,7 +21,7 @@ import trio
 from panicd.libvirt.client import Client
 from panicd.libvirt.protocol import DomainRef
 from panicd.libvirt.requests import screenshot
-from panicd.qemu.monitor import MonitorError
+from panicd.qemu.monitor import CommandError, MonitorError
 from panicd.qemu.session import Session
 
 MOST: Final = 32 << 20
@@ -32,6 +32,8 @@ SIGNATURES: Final = {"png": b"\x89PNG\r\n\x1a\n", "ppm": b"P6"}
 CHUNK: Final = 1 << 16  # bytes taken at once
 ANSWER_TIMEOUT: Final = 2.0  # seconds
 BY_LIBVIRT_WITHIN: Final = 5.0  # seconds: it waits for what libvirt does about the panic itself
+NO_CONSOLE: Final = "There is no console"  # QEMU, ui/console.c, qmp_screendump
+NO_SCREEN: Final = "the VM has no screen"
 WRITABLE: Final = 0o622  # by QEMU's user; only who has it already can find it in /proc
 
 
@@ -100,7 +102,7 @@ async def take_picture(session: Session, kind: str) -> Picture:
 
     Raises:
         MonitorError: QEMU won't, or does not answer.
-        OSError: what it makes is no picture.
+        OSError: the VM has no screen, or what QEMU makes is no picture.
     """
     picture = Picture()
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -178,6 +180,8 @@ async def _dump_screen(session: Session, name: str, kind: str, picture: Picture,
         nursery.start_soon(take)
         try:
             await session.execute("screendump", arguments)
+        except CommandError as error:
+            problem = OSError(NO_SCREEN) if NO_CONSOLE in error.description else error
         except MonitorError as error:
             problem = error
         nursery.cancel_scope.cancel()

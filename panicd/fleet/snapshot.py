@@ -5,20 +5,24 @@ Called from the HTTP server's thread too, so it only reads.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Final
 
 from panicd.dumps.queue import DumpStatus, dump_status
-from panicd.host.metrics import DomainSample
+from panicd.host.domain_series import DomainSample, HoldSample, IncidentSample
 from panicd.incident.domains import Domain
 from panicd.incident.services import Services
 from panicd.journal.chronicle import Chronicle
 from panicd.journal.counters import Counters
+from panicd.journal.signatures import hash_of
 from panicd.rules.budget import Balance, balance
 from panicd.rules.capability import Armed, Capability
-from panicd.rules.incident import Incident
+from panicd.rules.incident import Incident, State
 from panicd.rules.operation import Holds, Operation
+from panicd.rules.panic_device import PanicDevice
 from panicd.rules.plan import Plan, make_plan
 from panicd.rules.policy import Decision, Reason, Situation, decide, while_unwritten
 from panicd.rules.settings import JournalFailure, Policy
+from panicd.rules.standing import Standing
 from panicd.rules.storm import StormOutlook
 
 
@@ -28,6 +32,7 @@ class DomainStatus:
 
     Attributes:
         domain: its name.
+        standing: how it stands, in one word.
         uuid: its UUID.
         monitor: its monitor's address.
         connected: panicd has a session with it.
@@ -47,6 +52,9 @@ class DomainStatus:
         restarts_left: of the restart budget.
         incident: the id of its open incident.
         incident_state: where that stands; ``watched`` while the guest handles its panic itself.
+        opened_at: when that began, in seconds since the epoch.
+        acknowledged: somebody has looked at it.
+        panic_line: the guest's own words for it.
         dump: of its memory, where one goes on or is waited for.
         held_until: when an operator's hold ends by itself, in seconds since the epoch.
         held_why: why it is held; empty where it is not.
@@ -58,6 +66,7 @@ class DomainStatus:
     """
 
     domain: str
+    standing: Standing
     uuid: str
     monitor: str
     connected: bool
@@ -77,6 +86,9 @@ class DomainStatus:
     restarts_left: int = 0
     incident: str = ""
     incident_state: str = ""
+    opened_at: float | None = None
+    acknowledged: bool = False
+    panic_line: str = ""
     dump: DumpStatus | None = None
     held_until: float | None = None
     held_why: str = ""
@@ -145,8 +157,10 @@ def domain_status(domain: Domain, outlook: Outlook) -> DomainStatus:
     """Return how a domain stands."""
     chronicle, session, policy, dump = domain.chronicle, domain.session, domain.policy, domain.dump
     hold = outlook.hold_on(domain)
+    incident = chronicle.incident if chronicle else None
     known = DomainStatus(
         domain=domain.name,
+        standing=_standing(domain, held=hold is not None),
         uuid=domain.uuid,
         monitor=domain.address,
         connected=session is not None,
@@ -156,8 +170,11 @@ def domain_status(domain: Domain, outlook: Outlook) -> DomainStatus:
         spare_of=domain.spare_of,
         silent=domain.is_silent,
         silent_since=session.silent_since if session else None,
-        incident=chronicle.incident.id if chronicle else "",
-        incident_state=_stands(chronicle.incident) if chronicle else "",
+        incident=incident.id if incident else "",
+        incident_state=_stands(incident) if incident else "",
+        opened_at=incident.opened.at if incident else None,
+        acknowledged=incident is not None and incident.acknowledged is not None,
+        panic_line=incident.panic_line if incident else "",
         dump=dump_status(dump, outlook.now) if dump else None,
         held_until=hold.until if hold else None,
         held_why=hold.why if hold else "",
@@ -182,8 +199,64 @@ def domain_status(domain: Domain, outlook: Outlook) -> DomainStatus:
     )
 
 
+def waiting_status(incident: Incident, outlook: Outlook) -> DomainStatus:
+    """Return how a domain stands that panicd is not connected to, and whose incident goes on."""
+    opened, hold = incident.opened, outlook.holds.on(incident.opened.names, outlook.now)
+    return DomainStatus(
+        domain=opened.domain,
+        standing=_of_incident(incident),
+        uuid=opened.uuid,
+        monitor=opened.monitor,
+        connected=False,
+        problem="panicd is not connected to it",
+        since=opened.at,
+        attempts=0,
+        incident=incident.id,
+        incident_state=_stands(incident),
+        opened_at=opened.at,
+        acknowledged=incident.acknowledged is not None,
+        panic_line=incident.panic_line,
+        held_until=hold.until if hold else None,
+        held_why=hold.why if hold else "",
+    )
+
+
 def _stands(incident: Incident) -> str:
     return "watched" if incident.watched_until is not None else incident.state.value
+
+
+_STANDING_OF: Final = {
+    State.FAILED: Standing.FAILED,
+    State.PRESERVED: Standing.PRESERVED,
+    State.RESET: Standing.RESET,
+    State.RUNNING_ON: Standing.RUNNING_ON,
+}
+
+
+def _of_incident(incident: Incident) -> Standing:
+    if incident.watched_until is not None:
+        return Standing.WATCHED
+    return _STANDING_OF.get(incident.state, Standing.ACTING)
+
+
+def _standing(domain: Domain, *, held: bool) -> Standing:
+    """Return how a domain stands: the worst that can be said of it."""
+    if domain.chronicle is not None:
+        return _of_incident(domain.chronicle.incident)
+    if domain.spare_of:
+        return Standing.SPARE
+    if domain.is_silent:
+        return Standing.SILENT
+    if domain.session is None or domain.policy is None:
+        return Standing.NOT_CONNECTED
+    capability = domain.session.capability
+    if capability.panic_device is PanicDevice.NONE:
+        return Standing.NO_PANIC_DEVICE
+    if capability.armed is not Armed.YES:
+        return Standing.NOT_ARMED
+    if capability.libvirt_acts:
+        return Standing.LIBVIRT_ACTS
+    return Standing.HELD if held else Standing.READY
 
 
 def foresee_domain(domain: Domain, outlook: Outlook, *, own_time: Reason | None = None) -> Plan:
@@ -227,6 +300,27 @@ def domain_samples(
     opened = [chronicle.incident.opened for chronicle in waiting]
     away = Away(frozenset(o.domain_key for o in opened), frozenset(o.monitor for o in opened))
     return [_sample(domain, outlook, away) for domain in domains if not domain.spare_of]
+
+
+def incident_samples(incidents: Iterable[Incident]) -> list[IncidentSample]:
+    """Return open incidents as a scrape tells of them."""
+    return [
+        IncidentSample(
+            domain=incident.opened.domain,
+            at=incident.opened.at,
+            state=incident.state,
+            reason=incident.decision.reason if incident.decision else "",
+            acknowledged=incident.acknowledged is not None,
+            signature=hash_of(incident),
+        )
+        for incident in incidents
+    ]
+
+
+def hold_samples(outlook: Outlook) -> list[HoldSample]:
+    """Return the holds that last as a scrape tells of them."""
+    holds = outlook.holds.lasting(outlook.now)
+    return [HoldSample(hold.domain, hold.at, hold.until is not None) for hold in holds]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,7 @@ about a QEMU, and never text from a guest.
 """
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import (
@@ -24,11 +21,17 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
-from panicd.rules.printable import escape
+from panicd.host.domain_series import (
+    DomainSample,
+    HoldSample,
+    IncidentSample,
+    domain_metrics,
+    lasting_holds,
+    open_incidents,
+)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of what `Metrics.render` returns (Prometheus' 'Exposition formats')."""
@@ -43,37 +46,8 @@ INCIDENT_BUCKETS: Final = (
 )  # fmt: skip
 """Seconds: from a restart at once, over a dump, to a guest preserved for a week."""
 
-LABEL_LIMIT: Final = 200
-"""Characters of a label's value; a libvirt name has at most 80."""
-
 SIGNATURES: Final = 20
 """Panic signatures that have a series at most; the least recent goes for a new one."""
-
-WRITTEN_AT_ONCE: Final = 16
-"""Samples that are written before anybody else's turn; they take some 0.1 ms."""
-
-
-@dataclass(frozen=True, slots=True)
-class DomainSample:
-    """One domain at the time of a snapshot.
-
-    Its counters are None as long as it is not known which domain it is, by UUID or name: a counter
-    that began at 0 and jumped to what the journal has would look like that many panics.
-    """
-
-    domain: str
-    up: bool
-    armed: bool
-    panicked: bool
-    held: bool
-    panics: int | None
-    restarts: int | None
-    action_failures: int | None
-    uuid: str
-    on_crash: str
-    effective_on_crash: str
-    panic_device: str
-    qemu_version: str
 
 
 class Metrics:
@@ -94,6 +68,8 @@ class Metrics:
         coredump_free_bytes: Returns the free space for coredumps, or None where it can't be
             told; called like `domains`.
         exposed: Returns how many domains could not be acted on, by the reason; called likewise.
+        incidents: Returns the open incidents; called likewise.
+        holds: Returns the holds that last; called likewise.
         log_dropped: Returns how many log entries were dropped since the start; called likewise.
         give_way: Called again and again at a scrape, in its thread; may wait a moment.
     """
@@ -111,6 +87,8 @@ class Metrics:
         domains: Callable[[], Sequence[DomainSample]],
         coredump_free_bytes: Callable[[], int | None],
         exposed: Callable[[], Mapping[str, int]] = dict,
+        incidents: Callable[[], Iterable[IncidentSample]] = tuple,
+        holds: Callable[[], Iterable[HoldSample]] = tuple,
         log_dropped: Callable[[], int] = int,
         give_way: Callable[[], None] = lambda: None,
     ) -> None:
@@ -237,6 +215,8 @@ class Metrics:
                 exposed,
                 log_dropped,
                 give_way,
+                incidents=incidents,
+                holds=holds,
                 signatures=lambda: dict(self._signatures),
             )
         )
@@ -269,8 +249,12 @@ class _Snapshot(Collector):
         log_dropped: Callable[[], int],
         give_way: Callable[[], None],
         *,
+        incidents: Callable[[], Iterable[IncidentSample]],
+        holds: Callable[[], Iterable[HoldSample]],
         signatures: Callable[[], Mapping[str, float]],
     ) -> None:
+        self._incidents = incidents
+        self._holds = holds
         self._log_dropped = log_dropped
         self._give_way = give_way
         self._signatures = signatures
@@ -281,7 +265,9 @@ class _Snapshot(Collector):
     def describe(self) -> Iterable[Metric]:
         """Name the metrics without asking for a snapshot, which may not be there yet."""
         return [
-            *_domain_metrics((), self._give_way),
+            *domain_metrics((), self._give_way),
+            open_incidents(()),
+            lasting_holds(()),
             _free_space(None),
             _exposed({}),
             _log_dropped(0),
@@ -290,7 +276,9 @@ class _Snapshot(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return [
-            *_domain_metrics(self._domains(), self._give_way),
+            *domain_metrics(self._domains(), self._give_way),
+            open_incidents(self._incidents()),
+            lasting_holds(self._holds()),
             _free_space(self._coredump_free_bytes()),
             _exposed(self._exposed()),
             _log_dropped(self._log_dropped()),
@@ -337,121 +325,3 @@ def _last_panics(times: Mapping[str, float]) -> Metric:
     for signature, at in times.items():
         metric.add_metric((signature,), at)
     return metric
-
-
-_Value = Callable[[DomainSample], float | None]
-"""Tells a sample's value; None where it has none yet."""
-
-
-def _domain_metrics(
-    domains: Sequence[DomainSample], give_way: Callable[[], None]
-) -> Iterable[Metric]:
-    def series(metric: Metric, suffix: str, value: _Value) -> Metric:
-        metric.samples = _Series(domains, partial(_sample, metric.name + suffix, value), give_way)
-        return metric
-
-    def gauge(name: str, text: str, value: _Value) -> Metric:
-        return series(GaugeMetricFamily(name, text), "", value)
-
-    def counter(name: str, text: str, value: _Value) -> Metric:
-        return series(CounterMetricFamily(name, text), "_total", value)
-
-    info = InfoMetricFamily(
-        "panicd_domain", "What the domain is, and what would happen on a panic."
-    )
-    info.samples = _Series(domains, _info, give_way)
-    return (
-        gauge(
-            "panicd_domain_up",
-            "Whether panicd has a QMP connection to the domain, and its QEMU answers.",
-            lambda domain: domain.up,
-        ),
-        gauge(
-            "panicd_domain_armed",
-            "Whether a panic of the domain is known to be left to panicd to decide.",
-            lambda domain: domain.armed,
-        ),
-        gauge(
-            "panicd_domain_panicked",
-            "Whether the domain has an open panic incident.",
-            lambda domain: domain.panicked,
-        ),
-        gauge(
-            "panicd_domain_held",
-            "Whether an operator suspended automation.",
-            lambda domain: domain.held,
-        ),
-        counter(
-            "panicd_domain_panics",
-            "Panics of the domain, since panicd knows it.",
-            lambda domain: domain.panics,
-        ),
-        counter(
-            "panicd_domain_restarts",
-            "Restarts of the domain by panicd.",
-            lambda domain: domain.restarts,
-        ),
-        counter(
-            "panicd_domain_action_failures",
-            "Actions on the domain that failed.",
-            lambda domain: domain.action_failures,
-        ),
-        info,
-    )
-
-
-def _sample(name: str, value: _Value, domain: DomainSample) -> Sample | None:
-    at = value(domain)
-    return None if at is None else Sample(name, {"domain": _name(domain.domain)}, at)
-
-
-def _info(domain: DomainSample) -> Sample:
-    labels = {
-        "domain": _name(domain.domain),
-        "uuid": _label(domain.uuid),
-        "on_crash": _label(domain.on_crash),
-        "effective_on_crash": _label(domain.effective_on_crash),
-        "panic_device": _label(domain.panic_device),
-        "qemu_version": _label(domain.qemu_version),
-    }
-    return Sample("panicd_domain_info", labels, 1.0)
-
-
-class _Series(list[Sample]):
-    """A metric's samples, each made when it is written: kept all at once, they would be collected.
-
-    Python's cycle collector would go through all of them, and nobody be responded to meanwhile.
-    """
-
-    def __init__(
-        self,
-        domains: Sequence[DomainSample],
-        sample: Callable[[DomainSample], Sample | None],
-        give_way: Callable[[], None],
-    ) -> None:
-        super().__init__()
-        self._domains = domains
-        self._sample = sample
-        self._give_way = give_way
-
-    def __iter__(self) -> Iterator[Sample]:
-        for number, domain in enumerate(self._domains):
-            if number % WRITTEN_AT_ONCE == 0:
-                self._give_way()
-            sample = self._sample(domain)
-            if sample is not None:
-                yield sample
-
-
-def _name(domain: str) -> str:
-    """Make a label of a domain's name; two names are never one series, which would be no scrape."""
-    label = _label(domain)
-    if label == domain:
-        return label
-    digest = sha256(domain.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{label[: LABEL_LIMIT - 9]}~{digest}"
-
-
-def _label(value: str) -> str:
-    """Make a label's value printable, and bound it: a name may be anything, as a file's may."""
-    return escape(value[:LABEL_LIMIT])[:LABEL_LIMIT]

@@ -10,6 +10,7 @@ Source: org.freedesktop.systemd1(5), 'The Manager Object' (``Subscribe``, ``Star
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -173,6 +174,15 @@ class _Bus:
                 self._parser.next_msg_size = None  # it was taken out all the same
             else:
                 return message
+
+
+def bus_that_is_missing() -> str:
+    """Return where the system bus is to be and is not; empty: it is there, as far as is known."""
+    try:
+        path = get_bus("SYSTEM")
+    except (ValueError, RuntimeError) as error:  # see _connect
+        return str(error)
+    return "" if path.startswith("\0") or Path(path).is_socket() else path
 
 
 @asynccontextmanager

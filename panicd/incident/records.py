@@ -13,16 +13,49 @@ from panicd.dumps.directory import PARTIAL
 from panicd.dumps.facts import DumpFacts, dump_facts
 from panicd.evidence.bundle import SCREENS, read_manifest
 from panicd.journal import database as journal_database
+from panicd.journal import lookup
 from panicd.journal import signatures as journal_signatures
 from panicd.journal.signatures import Group
 from panicd.rules.incident import AnyEntry, Decided, Incident, Outcome, StepBegun, StepEnded
+from panicd.rules.machine.steps import taken_at_once
 from panicd.rules.payload import describe
-from panicd.rules.plan import AnyStep, Dump, Plan
+from panicd.rules.plan import AnyStep, Dump, Plan, told
 from panicd.rules.policy import EXPLANATIONS
 from panicd.rules.signature import Signature
 
 JOURNAL: Final = "journal.sqlite3"
 BUNDLES: Final = "incidents"
+
+
+class NoSuchIncidentError(Exception):
+    """No incident, or more than one, is meant; the message says which there are."""
+
+
+LATEST: Final = "last"
+"""Stands for the newest incident's id."""
+
+
+def incident_called(journal: Path, text: str) -> str:
+    """Return the id of the incident that is meant. Blocking.
+
+    Args:
+        journal: its file, which a daemon may have open meanwhile.
+        text: an id, the beginning of one, or of its last part, or ``last``.
+
+    Raises:
+        NoSuchIncidentError: it is none's, or more than one's.
+        JournalError: the journal can't be read.
+    """
+    with journal_database.reader(journal) as database:
+        latest = text == LATEST
+        found = lookup.newest(database) if latest else lookup.called(database, text)
+    match found:
+        case [only]:
+            return only
+        case []:
+            raise NoSuchIncidentError(f"no incident is called {text!r}")
+        case _:
+            raise NoSuchIncidentError(f"{text!r} is the beginning of {', '.join(found)}: say which")
 
 
 def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[str, object] | None:
@@ -46,7 +79,7 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
     evidence = read_manifest(directory)
     files = evidence["files"] if evidence is not None else ()
     screens = (str(directory / name) for name in SCREENS if name in files)
-    dumps = list(_dumps(history, incident_id))
+    dumps = list(finished_dumps(history, incident_id))
     return {
         **incident_view(incident),
         "same": (same := read_same(journal, incident)) and asdict(same),
@@ -55,7 +88,7 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
         "evidence": evidence,
         "screenshot": next(screens, None),
         "dumps": [str(path) for path in dumps],
-        "dump_facts": [asdict(facts) for facts in _facts(dumps)],
+        "dump_facts": [asdict(facts) for facts in dump_facts_of(dumps)],
     }
 
 
@@ -116,8 +149,8 @@ def read_panics(journal: Path, since: float, limit: int) -> list[tuple[Group, Si
     return found
 
 
-def _dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
-    """Yield an incident's finished dumps that are still there."""
+def finished_dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
+    """Yield an incident's finished dumps that are still there. Blocking."""
     places = {
         Path(entry.detail).parent
         for entry, step in _steps(history)
@@ -132,8 +165,8 @@ def _dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
         yield from (path for path in found if path.suffix != PARTIAL)
 
 
-def _facts(dumps: Iterable[Path]) -> Iterator[DumpFacts]:
-    """Yield what the dumps are; those that can't be read are left out."""
+def dump_facts_of(dumps: Iterable[Path]) -> Iterator[DumpFacts]:
+    """Yield what the dumps are; those that can't be read are left out. Blocking."""
     for path in dumps:
         with suppress(OSError):
             yield dump_facts(path)
@@ -154,6 +187,11 @@ def _steps(history: Sequence[AnyEntry]) -> Iterator[tuple[AnyEntry, AnyStep | No
 def plan_view(plan: Plan) -> dict[str, object]:
     """Return a plan as plain values."""
     decision = plan.decision
+    begins = range(len(plan.steps))
+    at_once = next(
+        ([i + 1, last + 1] for i in begins if (last := taken_at_once(plan.steps, i)) is not None),
+        None,
+    )
     return {
         "on_crash": decision.on_crash,
         "unrequested": decision.unrequested,
@@ -161,12 +199,13 @@ def plan_view(plan: Plan) -> dict[str, object]:
         "reason": decision.reason,
         "why": EXPLANATIONS[decision.reason],
         "steps": [step_view(step) for step in plan.steps],
+        "at_once": at_once,
     }
 
 
 def step_view(step: AnyStep) -> dict[str, object]:
     """Return a step as plain values."""
-    return {"step": type(step).__name__, **asdict(step)}
+    return {"step": type(step).__name__, "does": told(step), **asdict(step)}
 
 
 def incident_view(incident: Incident) -> dict[str, object]:

@@ -8,6 +8,7 @@
     counters     what metrics and budgets count; totals the same for good, when incidents are pruned
     outbox       notifications still to be delivered
     signatures, summaries    what is read without an incident's entries
+    lookup       which incident an operator means
     file, error, damaged     its lock, its faults, and one that is set aside
 
 Enters: entries (``rules.incident``). Leaves: 'durable', and what was written before.

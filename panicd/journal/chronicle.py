@@ -30,7 +30,6 @@ from panicd.rules.incident import (
     StepEnded,
     apply,
 )
-from panicd.rules.payload import describe
 from panicd.rules.policy import EXPLANATIONS
 from panicd.rules.settings import JournalFailure
 
@@ -183,8 +182,8 @@ class Chronicle:
         match entry:
             case Opened(source=source, information=information):
                 payload = information and {"type": information.type, **dict(information.fields)}
-                says = {"payload": describe(information).summary} if information else {}
-                log.warning("guest panicked", source=source, information=payload, **says)
+                log.warning("guest panicked", source=source, information=payload)
+                self._tell_words(before)
             case Repeated(count=count):
                 log.warning("guest panicked again", count=count, repeats=self.incident.repeats)
             case Decided(plan=plan):
@@ -208,10 +207,10 @@ class Chronicle:
                 self._tell_words(before)
             case Settled(state=state):
                 log.info("incident stays open", state=state)
-            case Asked(uid=uid, what=what, why=why):
-                log.info("operator asked", uid=uid, what=what, why=why)
-            case Acknowledged(uid=uid, why=why):
-                log.info("incident acknowledged", uid=uid, why=why)
+            case Asked(uid=uid, what=what, why=why, user=user):
+                log.info("operator asked", uid=uid, user=user, what=what, why=why)
+            case Acknowledged(uid=uid, why=why, user=user):
+                log.info("incident acknowledged", uid=uid, user=user, why=why)
             case Observed(what=what):
                 log.info("seen", what=what)
             case Enforced():
@@ -223,8 +222,8 @@ class Chronicle:
 
     def _tell_words(self, before: Incident | None) -> None:
         """Tell what the guest said of its panic, when that is first known."""
-        line, known = self.incident.panic_line, self.incident.told
-        known_before = (before.panic_line, before.told) if before else ("", None)
+        line, known = self.incident.panic_line, self.incident.signature
+        known_before = (before.panic_line, before.signature) if before else ("", None)
         if (line, known) != known_before:
             named = (
                 {"signature": known.hash, "title": known.title, "frames": list(known.frames)}

@@ -28,7 +28,6 @@ from panicd.libvirt.errors import (
 from panicd.libvirt.protocol import PEEK_MOST, DomainRef, DumpFormat, State
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.guest_memory import Beginning, GuestReader, beginning_of_dump, memory_file
-from panicd.rules.guest_memory.dump_file import find_vmcoreinfo
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 
 ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes a few milliseconds
@@ -124,10 +123,9 @@ class PeekReader(GuestReader):
         self._domain = domain
         self._beginning: Beginning | None = None
 
-    async def vmcoreinfo(self) -> bytes:
-        """Return the guest kernel's note on itself; see ``GuestReader``."""
-        beginning = await self._know_beginning()
-        return find_vmcoreinfo(beginning.notes)
+    async def notes(self) -> bytes:
+        """Return the notes of a dump; see ``GuestReader``."""
+        return (await self._know_beginning()).notes
 
     @asynccontextmanager
     async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:

@@ -1,4 +1,4 @@
-"""The kernel log of a stopped guest, over QMP and without a dump.
+"""What a stopped guest's memory says, over QMP and without a dump.
 
 ``dump-guest-memory`` writes a range of a few pages into a memfd, in about a millisecond, and with
 each the guest kernel's note on itself. Not detached: QEMU does nothing else meanwhile, so ranges
@@ -18,12 +18,11 @@ import os
 import re
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -31,11 +30,10 @@ from panicd.qemu.dump_error import DumpByOther, DumpError
 from panicd.qemu.monitor import Command, CommandError, MonitorError, NoReplyError
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import Version
-from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, find_vmcoreinfo
+from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile
 from panicd.rules.guest_memory.memory import MAX_REQUEST, PAGE, Limits
-from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
-from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
-from panicd.rules.kernel_log import KernelLog, read_log
+from panicd.rules.guest_memory.reading import NotReadableError, Reading, ReadRequest
+from panicd.rules.guest_words import GuestWords, read_guest_words
 
 VMCOREINFO_SINCE: Final[Version] = (2, 11, 0)
 FD_NAME: Final = "panicd-range"
@@ -43,64 +41,107 @@ HEAD: Final = 1 << 14  # bytes; the ELF headers of a range take some 300
 ELF: Final = "elf"  # the format of which the beginning has the notes
 BEGINNING: Final = 64 * 1024  # bytes of a dump that are waited for: its headers, and some notes
 _WORD: Final = re.compile(r"\b0x([0-9a-f]{16})\b")
-FIRST: Final = ReadRequest(0, PAGE)  # any page will do for the note; a PC has this one
+T = TypeVar("T")
+
+FIRST: Final = (0, 1 << 30, 1 << 31)
+"""Where a page may be that a guest has, of which one is asked for to get the note: a PC's, that of
+Arm's ``virt``, that of RISC-V's (whose machine is then refused by its name)."""
 
 
-async def read_kernel_log(
-    session: Session, *, lines: int, timeout: float, by_other: DumpByOther | None = None
-) -> KernelLog:
-    """Read the last lines of a stopped guest's kernel log, within ``Limits``.
+class NoMemoryThereError(NotReadableError):
+    """QEMU refuses a range: the guest has no memory there, if nothing else is wrong."""
+
+
+class GuestReader(ABC):
+    """Reads a stopped guest's memory.
+
+    Attributes:
+        deadline: until when it may be done, on trio's clock.
+    """
+
+    deadline: float
+
+    @abstractmethod
+    async def notes(self) -> bytes:
+        """Return the notes of a dump: QEMU's on each processor, the guest kernel's on itself.
+
+        Raises:
+            NotReadableError: there are none.
+            SessionLostError: the session ended.
+        """
+
+    @abstractmethod
+    def range(
+        self, request: ReadRequest
+    ) -> AbstractAsyncContextManager[list[tuple[int, int, int]]]:
+        """Yield where a range lies: files in memory, and from where to where in them.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+
+    async def read(self, request: ReadRequest) -> bytes:
+        """Return a range.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+        async with self.range(request) as pieces:
+            return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
+
+    async def serve(self, reading: Reading[T]) -> T:
+        """Give a reading what it asks for; return what it makes of it.
+
+        Raises:
+            NotReadableError: it makes nothing of it.
+            SessionLostError: the session ended.
+        """
+        try:
+            request = next(reading)
+            while True:
+                try:
+                    data = await self.read(request)
+                except NotReadableError as error:
+                    request = reading.throw(error)
+                else:
+                    request = reading.send(data)
+        except StopIteration as end:
+            made: T = end.value
+            return made
+
+
+async def read_words(reader: GuestReader, lines: int) -> GuestWords:
+    """Read the end of a Linux' log, or a Windows' bug check, within ``Limits``.
+
+    Args:
+        reader: of the guest's memory. What was read of a log until its deadline is returned.
+        lines: how many at most.
+
+    Raises:
+        NotReadableError: there is nothing to be had; the text says why, and may be the guest's.
+        SessionLostError: the session ended.
+    """
+    return await reader.serve(read_guest_words(await reader.notes(), Limits(lines)))
+
+
+def monitor_reader(
+    session: Session, timeout: float, by_other: DumpByOther | None = None
+) -> GuestReader:
+    """Return what reads a stopped guest's memory by the monitor, in small ranges.
 
     Whoever reads the session's events finds a DUMP_COMPLETED for each range among them.
 
     Args:
         session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
-        lines: how many at most.
-        timeout: seconds for all of it. What was read until then is returned.
+        timeout: seconds for all of it.
         by_other: who has QEMU dump, where others may not; None: panicd, by the monitor.
-
-    Raises:
-        NotReadableError: there is no log to be had; the text says why, and may be the guest's.
-        SessionLostError: the session ended.
     """
     deadline = trio.current_time() + timeout
     if by_other is None:
-        return await read_log_of(RangeReader(session, deadline, MAX_REQUEST), lines)
-    _check_readable(session)
-    note = find_vmcoreinfo((await beginning_of_dump(by_other, timeout)).notes)
-    return await _read_log(note, partial(_read_words, session, deadline=deadline), lines)
-
-
-async def read_log_of(reader: "GuestReader", lines: int) -> KernelLog:
-    """Read the last lines of a stopped guest's kernel log, within ``Limits``.
-
-    Args:
-        reader: of the guest's memory.
-        lines: how many at most.
-
-    Raises:
-        NotReadableError: there is no log to be had; the text says why, and may be the guest's.
-        SessionLostError: the session ended.
-    """
-    return await _read_log(await reader.vmcoreinfo(), reader.read, lines)
-
-
-async def _read_log(
-    note: bytes, read: Callable[[ReadRequest], Awaitable[bytes]], lines: int
-) -> KernelLog:
-    reader = read_log(Vmcoreinfo.parse(note), Limits(lines))
-    try:
-        request = next(reader)
-        while True:
-            try:
-                data = await read(request)
-            except NotReadableError as error:
-                request = reader.throw(error)
-            else:
-                request = reader.send(data)
-    except StopIteration as end:
-        log: KernelLog = end.value
-        return log
+        return RangeReader(session, deadline, MAX_REQUEST)
+    return WordReader(session, deadline, by_other)
 
 
 def _check_readable(session: Session) -> None:
@@ -177,60 +218,47 @@ async def _read_beginning(stream: trio.lowlevel.FdStream) -> Beginning | None:
     return None
 
 
-async def _read_words(session: Session, request: ReadRequest, *, deadline: float) -> bytes:
-    """Read a range by the human monitor, which prints it in words of eight bytes."""
-    count = request.length // 8
-    command = {"command-line": f"xp /{count}gx {request.physical:#x}"}
-    try:
-        printed = await session.execute("human-monitor-command", command, _left(deadline))
-    except CommandError as error:
-        raise NotReadableError(f"QEMU gives no memory: {error.description}") from error
-    except NoReplyError as error:
-        raise NotReadableError("the time is over") from error
-    words = [int(word, 16) for word in _WORD.findall(str(printed))]
-    if len(words) != count:
-        raise NotReadableError(f"no guest memory at {request.physical:#x}")
-    return struct.pack(f"<{count}Q", *words)
+class WordReader(GuestReader):
+    """Reads a stopped guest's memory by the human monitor, which prints it in words of eight bytes.
 
-
-class GuestReader(ABC):
-    """Reads a stopped guest's memory.
-
-    Attributes:
+    Args:
+        session: the VM.
         deadline: until when it may be done, on trio's clock.
+        dump: who has QEMU dump; the dump's beginning has the notes.
     """
 
-    deadline: float
+    def __init__(self, session: Session, deadline: float, dump: DumpByOther) -> None:
+        self.deadline = deadline
+        self._session = session
+        self._dump = dump
 
-    @abstractmethod
-    async def vmcoreinfo(self) -> bytes:
-        """Return the guest kernel's note on itself.
+    async def notes(self) -> bytes:
+        """Return the notes of a dump; see ``GuestReader``."""
+        _check_readable(self._session)
+        return (await beginning_of_dump(self._dump, _left(self.deadline))).notes
 
-        Raises:
-            NotReadableError: there is none.
-            SessionLostError: the session ended.
-        """
-
-    @abstractmethod
-    def range(
-        self, request: ReadRequest
-    ) -> AbstractAsyncContextManager[list[tuple[int, int, int]]]:
-        """Yield where a range lies: files in memory, and from where to where in them.
-
-        Raises:
-            NotReadableError: it can't be had.
-            SessionLostError: the session ended.
-        """
+    @asynccontextmanager
+    async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
+        """Yield where a range lies; see ``GuestReader``."""
+        with memory_file(request.length) as file:
+            os.pwrite(file, await self.read(request), 0)
+            yield [(file, 0, request.length)]
 
     async def read(self, request: ReadRequest) -> bytes:
-        """Return a range.
-
-        Raises:
-            NotReadableError: it can't be had.
-            SessionLostError: the session ended.
-        """
-        async with self.range(request) as pieces:
-            return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
+        """Return a range; see ``GuestReader``."""
+        count = request.length // 8
+        command = {"command-line": f"xp /{count}gx {request.physical:#x}"}
+        left = _left(self.deadline)
+        try:
+            printed = await self._session.execute("human-monitor-command", command, left)
+        except CommandError as error:
+            raise NotReadableError(f"QEMU gives no memory: {error.description}") from error
+        except NoReplyError as error:
+            raise NotReadableError("the time is over") from error
+        words = [int(word, 16) for word in _WORD.findall(str(printed))]
+        if len(words) != count:
+            raise NotReadableError(f"no guest memory at {request.physical:#x}")
+        return struct.pack(f"<{count}Q", *words)
 
 
 class RangeReader(GuestReader):
@@ -250,19 +278,27 @@ class RangeReader(GuestReader):
         self._session = session
         self._file_size = HEAD + MAX_NOTES + longest
 
-    async def vmcoreinfo(self) -> bytes:
-        """Return the guest kernel's note on itself.
+    async def notes(self) -> bytes:
+        """Return the notes of a dump: QEMU's, and the guest kernel's on itself.
 
         Raises:
-            NotReadableError: there is none.
+            NotReadableError: there are none.
             SessionLostError: the session ended.
         """
         _check_readable(self._session)
         # Who does not answer this at once does not answer what follows.
         deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
         with memory_file(self._file_size) as file:
-            dump = await _write_range(self._session, file, FIRST, deadline)
-            return find_vmcoreinfo(os.pread(file, dump.notes.length, dump.notes.offset))
+            dump = await self._any_range(file, deadline)
+            return os.pread(file, dump.notes.length, dump.notes.offset)
+
+    async def _any_range(self, file: int, deadline: float) -> DumpFile:
+        """Have QEMU write a page, whichever it is."""
+        *tries, last = (ReadRequest(place, PAGE) for place in FIRST)
+        for request in tries:
+            with suppress(NoMemoryThereError):
+                return await _write_range(self._session, file, request, deadline)
+        return await _write_range(self._session, file, last, deadline)
 
     @asynccontextmanager
     async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
@@ -294,7 +330,7 @@ async def _write_range(
     for answer in answers:
         match answer:
             case CommandError():
-                raise NotReadableError(f"QEMU gives no memory: {answer.description}") from answer
+                raise NoMemoryThereError(f"QEMU gives no memory: {answer.description}") from answer
             case NoReplyError():
                 raise NotReadableError("the time is over") from answer
             case MonitorError():

@@ -231,8 +231,9 @@ class Peer:
         """Tell whether the process is a QEMU that runs a virtual machine, and alive.
 
         The file that it executes decides, where it may be seen (that takes ptrace rights). Where it
-        may not, the process's own word is taken, its name or its argv[0]: who lies there brings a
-        signal upon himself only, for the process that is asked is the one that is signalled.
+        may not, or where the process gives up its memory, which takes a large one seconds, its own
+        word is taken, its name or its argv[0]: who lies there brings a signal upon himself only,
+        for the process that is asked is the one that is signalled.
         """
         return self._pidfd is not None and any(map(self._is_qemu_program, self._program_names()))
 
@@ -332,9 +333,9 @@ class Peer:
             executable = Path(f"/proc/{self.pid}/exe").readlink()
             # After a package upgrade the running program is a deleted one.
             names = (executable.name.removesuffix(" (deleted)"),)
-        except (FileNotFoundError, ProcessLookupError):
+        except ProcessLookupError:
             return ()
-        except PermissionError:
+        except (FileNotFoundError, PermissionError):  # none any more: it gives up its memory
             comm = read_of(self.pid, "comm", 64) or b""
             argv = self.command_line() or ("",)
             names = (comm.decode(errors="replace").rstrip("\n"), Path(argv[0]).name)

@@ -6,12 +6,13 @@
     policy, plan   what is done about a panic, and in which steps; on_crash, settings: as configured
     recovery       how an open incident goes on; incident: its entries and states; ending: of a QEMU
     budget, storm, flood       restarts that are left, many panics at once, one guest's too many
+    standing       how a domain stands, in one word
     identity       whose a domain is; capability, panic_device, exposure: what its QEMU can do
     qapi, payload, bug_check   QEMU's events, and a panic's payload in words
     command_line, qemu_args, io_ports, socket_path, guest_system, libvirt    how VMs are started
     libvirt_state  how a domain stands, in QEMU's words; libvirt_place: where a libvirt is reached
     operation, notification, unit_name    what operators ask, what others are told, units' names
-    guest_memory/, kernel_log, consoles   a stopped guest's own words
+    guest_memory/, guest_words, kernel_log, consoles   a stopped guest's own words
     panic_text/, last_words, signature    what they say of the panic
     retention, shares          what is kept, and how much of each user's
     printable      text that others chose

@@ -1,9 +1,10 @@
-"""The names of Windows' bug checks ('blue screens').
+"""Windows' bug checks ('blue screens'): their names, and what is said of one.
 
 Source: Microsoft's 'Bug Check Code Reference' (learn.microsoft.com, Windows debugger), whose names
 these are; those that are seen on servers and in virtual machines.
 """
 
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -100,3 +101,28 @@ BUG_CHECKS: Final = MappingProxyType(
         0xDEAD_DEAD: "MANUALLY_INITIATED_CRASH1",
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class BugCheck:
+    """A bug check.
+
+    Attributes:
+        code: what it was.
+        parameters: its four, each of 64 bits; none where they are not known.
+    """
+
+    code: int
+    parameters: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What its code is called; empty: not known here."""
+        return BUG_CHECKS.get(self.code, "")
+
+    @property
+    def line(self) -> str:
+        """What it says, in one line."""
+        numbers = ", ".join(f"0x{number:016X}" for number in self.parameters)
+        parts = (f"Windows bug check 0x{self.code:08X}", self.name, numbers and f"({numbers})")
+        return " ".join(filter(None, parts))

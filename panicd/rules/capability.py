@@ -44,6 +44,13 @@ PLATFORMS: Final[dict[str, str]] = {
 }
 """What reports panics in a machine of which each is a part, by the machine type's beginning."""
 
+PCI_ONLY: Final = ("virt", "sbsa-ref")
+"""Machine types without an ISA bus, by their beginning: they refuse ``pvpanic``; measured."""
+
+NO_VMCOREINFO: Final = ("sbsa-ref", "s390-ccw", "pseries")
+"""Machine types that refuse ``-device vmcoreinfo``, for they have no fw_cfg with DMA; measured, but
+for pseries, which has no fw_cfg (QEMU, ``hw/ppc/spapr.c``)."""
+
 TDX: Final = "tdx-guest"  # the object of a confidential guest, which reports by its own call
 
 
@@ -80,6 +87,15 @@ def platform_notifier(machine: str) -> str | None:
         machine: the QOM type of ``/machine``, such as ``s390-ccw-virtio-7.2-machine``.
     """
     return next((what for start, what in PLATFORMS.items() if machine.startswith(start)), None)
+
+
+def has_isa(machine: str) -> bool:
+    """Tell whether a machine has the bus of ``pvpanic``, and not only that of ``pvpanic-pci``.
+
+    Args:
+        machine: its type, as in ``-machine`` or as ``/machine`` has it.
+    """
+    return not machine.startswith(PCI_ONLY)
 
 
 class Armed(StrEnum):

@@ -5,7 +5,7 @@ from enum import StrEnum
 from shlex import quote
 from typing import Final
 
-from panicd.rules.capability import Armed, Capability
+from panicd.rules.capability import Armed, Capability, has_isa
 from panicd.rules.on_crash import Action
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Decision, Reason
@@ -90,6 +90,8 @@ def _remedy(
         return NOT_ARMED
     if exposure is Exposure.IRREVERSIBLE and decision is not None and decision.unrequested:
         return text.replace("on_crash", "unrequested")
+    if exposure is Exposure.NO_DEVICE and capability and not has_isa(capability.machine):
+        return text.replace("pvpanic (or pvpanic-pci)", "pvpanic-pci")
     return text
 
 

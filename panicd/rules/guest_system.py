@@ -55,8 +55,8 @@ DRIVERS: Final = (
     Driver(
         "linux",
         ISA,
-        "Linux drivers/platform/x86/pvpanic.c, later drivers/misc/pvpanic (CONFIG_PVPANIC); seen "
-        "in vendors' trees of 3.10",
+        "Linux drivers/platform/x86/pvpanic.c, later drivers/misc/pvpanic (CONFIG_PVPANIC), of "
+        "2013: the tree of 3.10.35 has it, and so has that of RHEL 6's 2.6.32",
         kernel=(3, 10),
         released="2013-06-30",
     ),
@@ -227,12 +227,17 @@ _GRACE: Final = {
     "winnt": "yes, such as 15m: it writes its memory dump after it has reported the panic, and "
     "reboots",
 }
+# Linux kernel/panic.c and Documentation/admin-guide/kernel-parameters.txt,
+# crash_kexec_post_notifiers: else the crash kernel is started before any panic notifier is called.
+# QEMU qapi/run-state.json, GUEST_CRASHLOADED (5.0); hw/core/machine.c, hw_compat_5_1: from 5.2 on
+# the device offers it, to machine types as new.
 _KDUMP: Final = {
-    "linux": "with a crash kernel loaded, Linux 5.6 and later says so on QEMU 6.0 and later, and "
+    "linux": "with a crash kernel loaded it dumps and says nothing, unless it was started with "
+    "crash_kexec_post_notifiers: then Linux 5.6 and later says so on QEMU 5.2 and later, and "
     "kdump_timeout applies; an older one reports a panic before its kdump: give it that time by "
     "`grace`",
     "winnt": "with its memory dump enabled, the pvpanic driver of virtio-win since 2021 says "
-    "GUEST_CRASHLOADED in place of a panic where the device offers that (QEMU 6.0 and later), and "
+    "GUEST_CRASHLOADED in place of a panic where the device offers that (QEMU 5.2 and later), and "
     "kdump_timeout applies (its pull request 559)",
 }
 _NOT_KNOWN: Final = "not known of this system"

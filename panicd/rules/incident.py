@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Final, Literal, assert_never
 
 from panicd.rules.on_crash import Action
+from panicd.rules.payload import payload_line
 from panicd.rules.plan import AnyStep, AwaitGuestReset, Collect, Plan
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.qapi import PanicInformation
@@ -237,11 +238,13 @@ class Asked(Entry):
         uid: the user who asked (SO_PEERCRED, unix(7)).
         what: the command, and its argument.
         why: in the operator's words.
+        user: who asked by the page, whose requests have panicd's own uid; empty for others.
     """
 
     uid: int
     what: str
     why: str
+    user: str = ""
     kind: Literal["asked"] = "asked"
 
 
@@ -251,6 +254,7 @@ class Acknowledged(Entry):
 
     uid: int
     why: str
+    user: str = ""
     kind: Literal["acknowledged"] = "acknowledged"
 
 
@@ -309,7 +313,7 @@ class Incident:
         decisions: every decision so far, the latest last; one that is made again stands there once.
         closed: how it ended.
         acknowledged: who looked at it.
-        panic_line: the guest's own words for it, from its kernel log; empty where unknown.
+        said: the guest's own words for it, as the evidence tells; empty where unknown.
         told: what the panic is known by, as the evidence tells.
         enforced: how often it was stopped again after somebody else resumed it.
         ran_on: it was ignored already, and has run on.
@@ -326,9 +330,14 @@ class Incident:
     closed: Closed | None = None
     acknowledged: Acknowledged | None = None
     enforced: int = 0
-    panic_line: str = ""
+    said: str = ""
     ran_on: bool = False
     told: Signature | None = None
+
+    @property
+    def panic_line(self) -> str:
+        """The line that says why the guest panicked: its own words, or else its payload's."""
+        return self.said or payload_line(self.opened.information)
 
     @property
     def signature(self) -> Signature | None:
@@ -440,15 +449,13 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             steps = {**incident.steps, index: StepRecord(record.begun_at, at, outcome, detail)}
             tries = incident.begun[index] - (outcome is Outcome.SKIPPED)
             begun = {**incident.begun, index: tries}
-            collected = incident.plan is not None and isinstance(
-                incident.plan.steps[index], Collect
-            )
-            says = collected and outcome is Outcome.DONE and detail
-            panic_line = detail if says else incident.panic_line
+            step = incident.plan.steps[index] if incident.plan is not None else None
+            says = isinstance(step, Collect) and outcome is Outcome.DONE and detail
+            said = detail if says else incident.said
             tells_more = signature is not None and (signature.hash or incident.told is None)
             told = signature if tells_more else incident.told
-            said = replace(incident, panic_line=panic_line, told=told)
-            return replace(said, state=state, steps=steps, begun=begun)
+            changed = replace(incident, state=state, steps=steps, begun=begun)
+            return replace(changed, said=said, told=told)
         case Settled(state=settled):
             ran_on = incident.ran_on or settled is State.RUNNING_ON
             return replace(incident, state=_next(incident, Mark(settled)), ran_on=ran_on)

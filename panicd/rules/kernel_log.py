@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from panicd.rules.guest_memory.memory import KernelMemory, Limits, PhysicalMemory
+from panicd.rules.guest_memory.memory import Limits, PhysicalMemory, kernel_memory
 from panicd.rules.guest_memory.printk import Record, open_ring
 from panicd.rules.guest_memory.reading import NotReadableError, Reading
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
@@ -56,7 +56,7 @@ def read_log(info: Vmcoreinfo, limits: Limits) -> Reading[KernelLog]:
     Raises:
         NotReadableError: not one line could be read; the text says why.
     """
-    memory = KernelMemory(PhysicalMemory(limits), info)
+    memory = kernel_memory(PhysicalMemory(limits), info)
     ring = yield from open_ring(memory, info)
     available = min(ring.count, limits.records)
     lines: list[LogLine] = []

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from panicd.rules.bug_check import BugCheck
 from panicd.rules.panic_text.cause import Worth, find_cause
 from panicd.rules.panic_text.console import read_console
 from panicd.rules.panic_text.foreign import foreign_panic
 from panicd.rules.panic_text.line import LogLine
 from panicd.rules.qapi import MAX_TEXT
-from panicd.rules.signature import Signature, signature_of
+from panicd.rules.signature import Signature, signature_of, signature_of_bug_check
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,11 @@ def words_of_log(lines: Iterable[LogLine]) -> LastWords:
     if cause.at < 0:
         return SILENCE
     return LastWords(cause.worth, said[cause.at].text[:MAX_TEXT], signature_of(said, cause))
+
+
+def words_of_bug_check(check: BugCheck) -> LastWords:
+    """Return what a Windows says of its panic."""
+    return LastWords(Worth.CAUSE, check.line, signature_of_bug_check(check))
 
 
 def words_of_console(end: bytes) -> LastWords:

@@ -33,6 +33,7 @@ class Operation:
         why: in the operator's words.
         until: of a hold, when it ends by itself; None: when it is taken back.
         detail: of ``act`` the action, of ``ack`` the incident.
+        user: who asked by the page, whose requests have panicd's own uid; empty for others.
     """
 
     at: float
@@ -42,6 +43,7 @@ class Operation:
     why: str
     until: float | None = None
     detail: str = ""
+    user: str = ""
 
 
 class Holds:
@@ -79,6 +81,11 @@ class Holds:
         """Return the hold under exactly this key, name or ``EVERY_DOMAIN``, if it lasts."""
         hold = self._latest.get(held)
         return hold if hold is not None and (hold.until is None or now < hold.until) else None
+
+    def lasting(self, now: float) -> list[Operation]:
+        """Return the holds that last. May be asked for in any thread."""
+        holds = list(self._latest.values())
+        return [hold for hold in holds if hold.until is None or now < hold.until]
 
     def next_end(self, now: float) -> float | None:
         """Return when the next hold ends by itself, in seconds since the epoch."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from panicd.rules.bug_check import BUG_CHECKS
+from panicd.rules.bug_check import BugCheck
 from panicd.rules.qapi import PanicInformation
 
 MEMBERS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
@@ -75,33 +75,42 @@ def describe(information: PanicInformation | None) -> Payload:
     return Payload(_SUMMARIES[information.type](good), members, missing)
 
 
-def windows_bug_check(information: PanicInformation | None) -> tuple[int, tuple[int, ...]] | None:
-    """Return the code and the parameters of a Windows' bug check; None where a payload has none."""
+def payload_line(information: PanicInformation | None) -> str:
+    """Return what a payload says, in one line; empty: nothing."""
+    if information is None or information.type not in MEMBERS:
+        return ""
+    return describe(information).summary
+
+
+def windows_bug_check(information: PanicInformation | None) -> BugCheck | None:
+    """Return the bug check of a Windows; None where a payload has none, or not all of it."""
     if information is None or information.type != "hyper-v":
         return None
-    fields = dict(information.fields)
+    check = _bug_check(dict(information.fields))
+    return check if check is not None and check.parameters else None
+
+
+def _bug_check(fields: Mapping[str, int | str]) -> BugCheck | None:
+    """Return what a Windows wrote to its crash registers; None: it is none, or has no code."""
     numbers = [fields.get(name) for name in MEMBERS["hyper-v"]]
-    if not all(isinstance(number, int) for number in numbers):
+    code, *parameters = (n % 2**64 if isinstance(n, int) else None for n in numbers)
+    if code is None or (parameters[0] is not None and _is_linux(parameters[0])):
         return None
-    code, *parameters = (number % 2**64 for number in numbers if isinstance(number, int))
-    if _is_linux(parameters[0]):
-        return None
-    return code % 2**32, tuple(parameters)
+    known = tuple(number for number in parameters if number is not None)
+    # A 64-bit Windows may leave the code sign-extended.
+    return BugCheck(code % 2**32, known if len(known) == len(parameters) else ())
 
 
 def _is_linux(guest_id: int) -> bool:
-    return (guest_id % 2**64) >> 56 == LINUX_GUEST_ID
+    return guest_id >> 56 == LINUX_GUEST_ID
 
 
 def _hyper_v(fields: Mapping[str, int | str]) -> str:
-    code, guest_id = fields.get("arg1"), fields.get("arg2")
+    code = fields.get("arg1")
     if not isinstance(code, int):
         return "Hyper-V crash registers without a code"
-    if isinstance(guest_id, int) and _is_linux(guest_id):
-        return f"a Linux kernel's crash, error {code:#x}"
-    # A 64-bit Windows may leave the code sign-extended.
-    name = BUG_CHECKS.get(code % 2**32, "a code that is not known here")
-    return f"Windows bug check {code % 2**32:#010x}: {name}"
+    check = _bug_check(fields)
+    return check.line if check else f"a Linux kernel's crash, error {code:#x}"
 
 
 def _s390(fields: Mapping[str, int | str]) -> str:

@@ -130,6 +130,12 @@ AnyStep = (
 )
 
 
+def told(step: AnyStep) -> str:
+    """Return what a step does, in one sentence."""
+    first = (type(step).__doc__ or "").partition("\n\n")[0]
+    return " ".join(first.replace("``", "`").split())
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is carried out for one decision, in this order."""

@@ -7,8 +7,10 @@ from panicd.rules.capability import (
     ACPI_NODE_SINCE,
     EXITS_ON_PANIC_SINCE,
     NEUTRAL_PORT,
+    NO_VMCOREINFO,
     SET_ACTION_SINCE,
     Version,
+    has_isa,
     platform_notifier,
 )
 
@@ -72,8 +74,7 @@ def qemu_arguments(wanted: Wanted) -> list[Argument]:
         Argument("-qmp", "chardev:panicd", "speaks QMP"),
     ]
     panics = _reported(wanted) if wanted.notifier else _neutralised(wanted)
-    vmcoreinfo = Argument("-device", "vmcoreinfo", "lets a dump's tools find their way")
-    return [*monitor, *panics, *([vmcoreinfo] if wanted.version >= VMCOREINFO_SINCE else [])]
+    return [*monitor, *panics, *_vmcoreinfo(wanted)]
 
 
 def has_builtin_device(version: Version, machine: str) -> bool:
@@ -82,6 +83,15 @@ def has_builtin_device(version: Version, machine: str) -> bool:
         return False
     default = version < (1, 6, 0) and machine in DEFAULT_MACHINES
     return default or machine in BUILTIN_MACHINES
+
+
+def _vmcoreinfo(wanted: Wanted) -> list[Argument]:
+    if wanted.version < VMCOREINFO_SINCE or wanted.machine.startswith(NO_VMCOREINFO):
+        return []
+    why = "lets a dump's tools find their way"
+    if wanted.machine.startswith("virt"):
+        why += " (of Arm: RISC-V's virt refuses it, leave it out there)"
+    return [Argument("-device", "vmcoreinfo", why)]
 
 
 def _connects(wanted: Wanted) -> str:
@@ -101,7 +111,8 @@ def _reported(wanted: Wanted) -> list[Argument]:
     if platform_notifier(wanted.machine) is None:
         if version < PVPANIC_SINCE:
             raise ValueError("the panic device pvpanic came with QEMU 1.5")
-        if wanted.pci and version < PVPANIC_PCI_SINCE:
+        pci = wanted.pci or not has_isa(wanted.machine)
+        if pci and version < PVPANIC_PCI_SINCE:
             raise ValueError(
                 "pvpanic-pci came with QEMU 6.0; earlier ones have pvpanic, on the ISA bus"
             )
@@ -115,7 +126,7 @@ def _reported(wanted: Wanted) -> list[Argument]:
                 ". But the firmware of QEMU 1.5 does not tell the guest of it (ACPI): a Linux "
                 "guest's driver does not find it, and its panic goes unseen before QEMU 1.6"
             )
-        device = "pvpanic-pci" if wanted.pci else "pvpanic"
+        device = "pvpanic-pci" if pci else "pvpanic"
         arguments.append(Argument("-device", device, why))
     if version >= SET_ACTION_SINCE:
         why = "panics wait for panicd even while it is not connected"

@@ -6,6 +6,7 @@ Durations are seconds, sizes bytes. ``panicd.config.config`` reads them from a f
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 from panicd.rules.on_crash import Action, OnCrash
 
@@ -21,7 +22,7 @@ class DumpFormat(StrEnum):
     """What a dump is written as.
 
     ``elf``, ``kdump-lzo`` and ``kdump-snappy`` are QEMU's own (QAPI ``DumpGuestMemoryFormat``).
-    ``kdump-zlib`` and ``elf-zstd`` panicd makes of QEMU's ``elf`` on its way.
+    The others panicd makes of QEMU's ``elf`` on its way.
     """
 
     ELF = "elf"
@@ -29,12 +30,23 @@ class DumpFormat(StrEnum):
     KDUMP_ZLIB = "kdump-zlib"
     KDUMP_LZO = "kdump-lzo"
     KDUMP_SNAPPY = "kdump-snappy"
+    WIN_DMP = "win-dmp"
+    WIN_DMP_ZSTD = "win-dmp-zstd"
 
     @property
     def of_qemu(self) -> str:
         """What QEMU is asked for."""
-        own = self in {DumpFormat.ELF_ZSTD, DumpFormat.KDUMP_ZLIB}
-        return DumpFormat.ELF.value if own else self.value
+        return self.value if self in OF_QEMU else DumpFormat.ELF.value
+
+    @property
+    def is_of_windows(self) -> bool:
+        """Whether it is a Windows' that WinDbg opens."""
+        return self in {DumpFormat.WIN_DMP, DumpFormat.WIN_DMP_ZSTD}
+
+    @property
+    def is_elf(self) -> bool:
+        """Whether it is an ELF core, which any system's guest can have."""
+        return self in {DumpFormat.ELF, DumpFormat.ELF_ZSTD}
 
     def level(self, wanted: int) -> int:
         """Return as much of a dump level as it can hold.
@@ -43,6 +55,9 @@ class DumpFormat(StrEnum):
             wanted: makedumpfile's dump level.
         """
         return wanted if self is DumpFormat.KDUMP_ZLIB else wanted & 1
+
+
+OF_QEMU: Final = frozenset({DumpFormat.ELF, DumpFormat.KDUMP_LZO, DumpFormat.KDUMP_SNAPPY})
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from panicd.rules.bug_check import BUG_CHECKS
+from panicd.rules.bug_check import BugCheck
 from panicd.rules.panic_text.cause import Cause, Worth
 from panicd.rules.panic_text.consequences import PANIC
 from panicd.rules.panic_text.heads import LOOKED_AT, Head, Nature, head_of
@@ -81,19 +81,21 @@ def signature_of(lines: Sequence[LogLine], cause: Cause) -> Signature | None:
 
 
 def signature_of_payload(information: PanicInformation | None) -> Signature | None:
-    """Return the signature of a Windows' bug check, by its code and small parameters."""
+    """Return the signature of the bug check that a panic came with; None: it has none."""
     check = windows_bug_check(information)
-    if check is None:
-        return None
-    bug_check, parameters = check
-    name = BUG_CHECKS.get(bug_check, "of no known name")
+    return signature_of_bug_check(check) if check is not None else None
+
+
+def signature_of_bug_check(check: BugCheck) -> Signature:
+    """Return the signature of a Windows' bug check, by its code and small parameters."""
     # A status code may be sign-extended, as the bug check itself.
     codes = [
-        number - 2**64 + _STATUS if number >= 2**64 - _STATUS else number for number in parameters
+        number - 2**64 + _STATUS if number >= 2**64 - _STATUS else number
+        for number in check.parameters
     ]
     small = [f"{code:#x}" if code < _STATUS else "…" for code in codes]
-    title = f"bug check {bug_check:#x} {name} ({', '.join(small)})"
-    return _strong(title)
+    name = check.name or "of no known name"
+    return _strong(f"bug check {check.code:#x} {name} ({', '.join(small)})")
 
 
 def _access(report: Sequence[LogLine]) -> str:

@@ -4,6 +4,7 @@
 
     daemon         from start to stop
     control        the control socket; control_client: the commands' end of it
-    api            what is answered there; operators and holding: what operators want done
+    api            what is answered there; operators and holding: what operators want done;
+                   counter: where the page asks
     programs       whether what the configuration has run is there
 """

@@ -10,9 +10,22 @@ import trio
 from panicd.config.config import Config, ConfigError
 from panicd.config.mistakes import did_you_mean
 from panicd.fleet.audit import exposed_domains, unwatched
-from panicd.fleet.snapshot import Outlook, budget_of, domain_status, foresee_domain
+from panicd.fleet.snapshot import (
+    Outlook,
+    budget_of,
+    domain_status,
+    foresee_domain,
+    waiting_status,
+)
 from panicd.incident.domains import Domain
-from panicd.incident.records import incident_view, plan_view, read_panics, read_record
+from panicd.incident.records import (
+    NoSuchIncidentError,
+    incident_called,
+    incident_view,
+    plan_view,
+    read_panics,
+    read_record,
+)
 from panicd.incident.services import Services
 from panicd.journal.journal import JournalError
 from panicd.rules.exposure import NO_MONITOR
@@ -88,7 +101,8 @@ class Api:
 
     def _status(self) -> object:
         services = self._services
-        now = self._keeping.clock()
+        outlook = Outlook.of(services)
+        now = outlook.now
         return {
             "now": now,
             "journal_fault": self._keeping.journal.fault,
@@ -99,7 +113,10 @@ class Api:
             "problems": services.problems.current,
             "passed_over": services.problems.passed_over,
             "domains": self._domain_views(),
-            "waiting": [incident_view(c.incident) for c in services.waiting.chronicles],
+            "waiting": [
+                asdict(waiting_status(chronicle.incident, outlook))
+                for chronicle in services.waiting.chronicles
+            ],
         }
 
     async def _domain_views(self) -> AsyncIterator[object]:
@@ -145,11 +162,9 @@ class Api:
         # A monitor that is left over from before is not meant.
         found = [domain for domain in called if domain.session is not None] or called
         if len(found) > 1:
-            monitors = ", ".join(domain.address for domain in found)
-            raise RefusedError(
-                "ambiguous", f"{len(found)} domains are called {name!r}: say which by its monitor, "
-                f"one of {monitors}"
-            )  # fmt: skip
+            which = "\n".join(f"  {_told_apart(domain)}" for domain in found)
+            message = f"{len(found)} domains are called {name!r}. Which one? Give its monitor:"
+            raise RefusedError("ambiguous", f"{message}\n{which}")
         return found[0]
 
     async def _no_such_domain(self, name: str, hint: str = "") -> RefusedError:
@@ -188,8 +203,9 @@ class Api:
 
     async def _signature(self, incident_id: str) -> str:
         """Return what an incident's panic is compared by."""
+        incident_id = await self._called(incident_id)
         incident = await _read(partial(self._keeping.journal.incident, incident_id))
-        if incident is None:
+        if incident is None:  # pruned in this very moment
             raise _no_such_incident(incident_id)
         if incident.signature is None or not incident.signature.hash:
             why = "too little is known of its panic to say that another is the same"
@@ -208,10 +224,23 @@ class Api:
     async def _incident(self, incident_id: str) -> object:
         state_directory = self._services.config().state_directory
         journal = self._keeping.journal.path
+        incident_id = await self._called(incident_id)
         record = await _read(partial(read_record, journal, state_directory, incident_id))
         if record is None:
             raise _no_such_incident(incident_id)
         return record
+
+    async def _called(self, text: str) -> str:
+        """Return the id of the incident that is meant; one in hand may not be in the journal."""
+        domains = self._services.fleet.domains.values()
+        if any(d.chronicle is not None and d.chronicle.incident.id == text for d in domains):
+            return text
+        if any(c.incident.id == text for c in self._services.waiting.chronicles):
+            return text
+        try:
+            return await _read(partial(incident_called, self._keeping.journal.path, text))
+        except NoSuchIncidentError as error:
+            raise RefusedError("no-such-incident", str(error)) from error
 
     async def _hold(self, request: Request) -> object:
         asked, services = _text(request.arguments, "domain"), self._services
@@ -267,7 +296,8 @@ class Api:
                 allowed = ", ".join(OnCrash)
                 raise RefusedError("bad-request", f"action: expected one of {allowed}") from None
         operation = self._operation(request, domain.key, detail=detail)
-        done, incident = await self._operators.act(domain, operation, action)
+        about = _text(request.arguments, "about") if "about" in request.arguments else ""
+        done, incident = await self._operators.act(domain, operation, action, about)
         return {
             "domain": domain.name,
             "done": done,
@@ -277,7 +307,7 @@ class Api:
         }
 
     async def _acknowledge(self, request: Request) -> object:
-        incident_id = _text(request.arguments, "incident")
+        incident_id = await self._called(_text(request.arguments, "incident"))
         operation = self._operation(request, "", detail=incident_id)
         domain = await self._operators.acknowledge(incident_id, operation)
         return {"incident": incident_id, "domain": domain}
@@ -293,6 +323,7 @@ class Api:
             why=_text(request.arguments, "why"),
             until=until,
             detail=detail,
+            user=request.user,
         )
 
     async def _reload_config(self) -> object:
@@ -319,6 +350,12 @@ class Api:
             if number % SHOWN_AT_ONCE == 0:
                 await self._services.priority.give_way_async()
         return sorted(changed)
+
+
+def _told_apart(domain: Domain) -> str:
+    """Return how a domain is told from others of its name."""
+    claimed = f", UUID {domain.uuid}" if domain.uuid else ""
+    return f"{domain.address}  ({domain.name}{claimed})"
 
 
 def _after_grace(domain: Domain, plan: Plan, outlook: Outlook) -> Plan | None:

@@ -71,11 +71,19 @@ class PeerCredentials:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for."""
+    """What a client asks for.
+
+    Attributes:
+        command: what is to be done.
+        arguments: to it.
+        peer: who asks; panicd itself for somebody who asks by the page.
+        user: who that is, by the name that the page knows; empty on the control socket.
+    """
 
     command: str
     arguments: Mapping[str, object]
     peer: PeerCredentials
+    user: str = ""
 
 
 Handler: TypeAlias = Callable[[Request], Awaitable[object]]

@@ -34,9 +34,15 @@ from panicd.dumps.queue import DumpQueue
 from panicd.evidence.retention import BundleRetention
 from panicd.fleet.audit import count_exposed
 from panicd.fleet.connector import Connector
-from panicd.fleet.snapshot import Outlook, domain_samples
+from panicd.fleet.snapshot import (
+    Outlook,
+    domain_samples,
+    hold_samples,
+    incident_samples,
+)
+from panicd.host.domain_series import DomainSample
 from panicd.host.logs import dropped, get_logger, write_late
-from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
+from panicd.host.metrics import SIGNATURES, Metrics
 from panicd.host.priority import Priority
 from panicd.host.problems import Problems
 from panicd.host.sdnotify import ServiceManager
@@ -63,6 +69,7 @@ from panicd.rules.policy import FALLBACK_REASONS
 from panicd.rules.settings import JournalFailure
 from panicd.service import control
 from panicd.service.api import Api
+from panicd.service.counter import Counter
 from panicd.service.operators import Operators
 from panicd.service.programs import missing_programs
 from panicd.web.http import serve_http
@@ -111,6 +118,8 @@ class Daemon:
             domains=self._domain_samples,
             coredump_free_bytes=self._coredump_free_bytes,
             exposed=self._exposed,
+            incidents=lambda: incident_samples(self._incidents_open()),
+            holds=lambda: hold_samples(Outlook.of(self._services)),
             log_dropped=lambda: dropped.total,
             give_way=self._priority.give_way,
         )
@@ -177,7 +186,9 @@ class Daemon:
                     self._priority.give_way_async,
                     partial(self._problems.tell, f"control socket {self._config.control_socket}"),
                 )
-                await nursery.start(self._serve_http, Pages(services))
+                counter = Counter(api.handle)
+                nursery.start_soon(counter.serve)
+                await nursery.start(self._serve_http, Pages(services, counter.ask))
                 await self._start_monitors(self._config)
                 self._loaded()
                 nursery.start_soon(operators.run)

@@ -60,7 +60,7 @@ class Operators:
         self.look_anew()
 
     async def act(
-        self, domain: Domain, operation: Operation, action: OnCrash | None
+        self, domain: Domain, operation: Operation, action: OnCrash | None, about: str = ""
     ) -> tuple[bool, Incident | None]:
         """Do something about a domain's panicked guest.
 
@@ -68,6 +68,7 @@ class Operators:
             domain: which.
             operation: who asks, and why.
             action: what; None: let the guest run as it is.
+            about: the id of the incident that is meant; empty: the one that goes on.
 
         Returns:
             Whether it is done; it goes on where it isn't. And the incident that it is about, as it
@@ -81,6 +82,8 @@ class Operators:
             raise RefusedError("not-connected", f"{domain.name}: {domain.problem}")
         await self._record(operation)
         request, chronicle = Request(operation, action), domain.chronicle
+        if about and (chronicle is None or chronicle.incident.id != about):
+            raise RefusedError("overtaken", f"{domain.name}: incident {about} has ended")
         driver.ask(request)
         with trio.move_on_after(PATIENCE):
             await request.done.wait()
@@ -102,7 +105,7 @@ class Operators:
             if domain.chronicle is not None and domain.chronicle.incident.id == incident_id:
                 await self.act(domain, operation, None)
                 return domain.name
-        entry = Acknowledged(operation.at, operation.uid, operation.why)
+        entry = Acknowledged(operation.at, operation.uid, operation.why, operation.user)
         journal = services.keeping.journal
         try:
             for chronicle in services.waiting.parked:
@@ -127,6 +130,7 @@ class Operators:
             "operator asked",
             domain=operation.domain,
             uid=operation.uid,
+            user=operation.user,
             what=f"{operation.kind} {operation.detail}".strip(),
             why=operation.why,
             until=operation.until,

@@ -1,4 +1,4 @@
-"""The programs that a configuration has panicd run: whether they are there.
+"""What a configuration has panicd run, and the bus that it asks: whether they are there.
 
 They are looked for when it starts, not when a guest has panicked.
 """
@@ -8,36 +8,51 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from panicd.config.config import Config
+from panicd.host.systemd import bus_that_is_missing
+from panicd.rules.settings import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class MissingProgram:
-    """A program that can't be run.
+    """A program that can't be run, or the system bus that isn't there.
 
     Attributes:
         program: its name, or its path.
         wanted_by: the key of the configuration that asks for it.
+        package: of Debian, that has it; empty where that is not known.
     """
 
     program: str
     wanted_by: str
+    package: str = ""
 
     def __str__(self) -> str:
-        return f"{self.wanted_by}: {self.program} is not there, or no program"
+        package = f" (Debian: {self.package})" if self.package else ""
+        return f"{self.wanted_by}: {self.program} is not there, or of no use{package}"
 
 
 def missing_programs(config: Config) -> list[MissingProgram]:
     """Return what a configuration asks for and can't be run here, each once."""
-    return [
+    missing = [
         MissingProgram(program, wanted_by)
         for program, wanted_by in dict(_wanted(config)).items()
         if shutil.which(program) is None
     ]
+    if any(p.relaunch is not None and p.relaunch.unit for p in _policies(config)) and (
+        bus := bus_that_is_missing()
+    ):
+        missing.append(MissingProgram(bus, "relaunch.unit", "dbus"))
+    return missing
+
+
+def _policies(config: Config) -> Iterator[Policy]:
+    yield from (rule.policy for rule in config.domains)
+    yield config.defaults
 
 
 def _wanted(config: Config) -> Iterator[tuple[str, str]]:
     """Yield each program with the key that asks for it."""
-    for policy in (*(rule.policy for rule in config.domains), config.defaults):
+    for policy in _policies(config):
         if policy.relaunch is not None and policy.relaunch.command:
             yield policy.relaunch.command[0], "relaunch.command"
     if config.notify.hook is not None:

@@ -104,6 +104,12 @@ class BasicAuth:
         return Verdict.ADMITTED
 
 
+def user_of(authorization: str) -> str:
+    """Return the name in the value of an Authorization header; empty where there is none."""
+    credentials = _credentials(authorization)
+    return credentials[0] if credentials is not None else ""
+
+
 def client_of(peer: str) -> str:
     """Return what tells a client from others, of its address."""
     try:

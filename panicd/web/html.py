@@ -19,7 +19,7 @@ TEXT_LIMIT: Final = 2000
 WORD_LENGTH: Final = 40
 """Characters. What is not longer is remembered: half the time of a page of 2,000 domains."""
 
-VOID: Final = frozenset({"img", "link", "meta"})
+VOID: Final = frozenset({"img", "input", "link", "meta"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,13 @@ def style(sheet: str) -> Html:
     """Make a style sheet; panicd's own, and nothing of it is escaped."""
     assert "<" not in sheet
     return Html(f"<style>{sheet}</style>")
+
+
+def script(program: str) -> Html:
+    """Make a script; panicd's own, and nothing of it is escaped."""
+    assert "</" not in program
+    assert "<!" not in program
+    return Html(f"<script>{program}</script>")
 
 
 def document(*, title: str, head: Html, body: Html) -> bytes:

@@ -5,7 +5,7 @@ daemon's an answer costs its share of the interpreter, and nothing else.
 
 A client may be slow, silent, malformed or many, and so before TLS is agreed on, when a server
 that is handed finished connections does not even know of it. An exchange has a time limit, the TLS
-handshake within it; headers have a size; requests are taken one after the other, each with no body;
+handshake within it; headers have a size, and so has a body; requests are taken one after the other;
 and when there are too many connections, one that waits for its client goes: the one that does so
 for longest, of the address that holds most.
 """
@@ -48,6 +48,9 @@ what was not read is reset, and the response with it (RFC 9112, 9.6)."""
 
 HEADER_LIMIT: Final = 8 * 1024
 """Bytes of a request's line and headers that are kept while their end has not come."""
+
+BODY_LIMIT: Final = 4 * 1024
+"""Bytes of a form that is sent."""
 
 RECEIVE_SIZE: Final = 4096
 """Bytes read at a time; of what was sent ahead no more is ever kept."""
@@ -151,6 +154,10 @@ class _Held:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     answering: bool = False
 
+    def goes_on(self) -> None:
+        """Give the client the time of an exchange anew: it has taken a part of a download."""
+        self.scope.deadline = trio.current_time() + EXCHANGE_TIMEOUT
+
 
 class _Server:
     """Accepts connections and keeps their number in bounds; lives in the server's thread."""
@@ -237,7 +244,7 @@ class _Server:
             else:
                 return
             # A connection does not outlive the configuration that it was let in under.
-            going_on = await wire.respond(response, last=self._is_last(web))
+            going_on = await wire.respond(response, last=self._is_last(web), goes_on=held.goes_on)
             if going_on:
                 held.since = trio.current_time()
                 held.scope.deadline = held.since + min(KEEP_ALIVE_TIMEOUT, EXCHANGE_TIMEOUT)
@@ -269,16 +276,41 @@ class _Wire:
             headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in event.headers}
             method, target = event.method.decode("ascii"), event.target.decode("latin-1")
             self._bodiless = method == "HEAD"
-            if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
-                return Response(b"A request has no body here.\n", 413)
-            await self._next_event()  # its end, for there is no body
+            length = int(headers.get("content-length", "0"))
+            if "transfer-encoding" in headers or length > BODY_LIMIT * (method == "POST"):
+                return Response(b"A request has no such body here.\n", 413)
+            body = await self._body()
         except h11.RemoteProtocolError as error:
             return Response(b"That is no HTTP request.\n", error.error_status_hint)
-        path, verified = target.partition("?")[0], web.clients_verified
-        return Request(path, method, headers, verified, peer=self._peer)
+        path, _, query = target.partition("?")
+        return Request(
+            path,
+            method,
+            headers,
+            web.clients_verified,
+            peer=self._peer,
+            query=query,
+            encrypted=web.tls is not None,
+            body=body,
+        )
 
-    async def respond(self, response: Response, *, last: bool) -> bool:
-        """Send a response, and return whether another request may follow."""
+    async def respond(self, response: Response, *, last: bool, goes_on: Callable[[], None]) -> bool:
+        """Send a response, and return whether another request may follow.
+
+        Args:
+            response: what is sent.
+            last: no other request may follow.
+            goes_on: called whenever the client has taken a part of a download.
+        """
+        try:
+            return await self._respond(response, last=last, goes_on=goes_on)
+        finally:
+            if response.download is not None:
+                response.download.close()
+
+    async def _respond(
+        self, response: Response, *, last: bool, goes_on: Callable[[], None]
+    ) -> bool:
         parser = self._parser
         headers = response.all_headers()
         if last or parser.their_state in {h11.SEND_BODY, h11.ERROR}:
@@ -289,7 +321,18 @@ class _Wire:
             headers=[(name, value) for name, value in headers.items()],
         )
         sent = parser.send(head) or b""
-        if not self._bodiless:
+        if not self._bodiless and response.download is not None:
+            chunks = response.download.chunks()
+            try:
+                while chunk := await trio.to_thread.run_sync(next, chunks, b""):
+                    sent += parser.send(h11.Data(data=chunk)) or b""
+                    await self._transport.send_all(sent)
+                    sent = b""
+                    goes_on()
+            except OSError as error:  # the client sees that it is not whole
+                get_logger().warning("a file was not sent to its end", problem=str(error))
+                return False
+        elif not self._bodiless:
             sent += parser.send(h11.Data(data=response.body)) or b""
         sent += parser.send(h11.EndOfMessage()) or b""
         await self._transport.send_all(sent)
@@ -302,6 +345,13 @@ class _Wire:
         """Return when more than what was asked was sent, or the client has closed."""
         if not self._parser.trailing_data[0]:
             await self._receive()
+
+    async def _body(self) -> bytes:
+        """Return the rest of a request; its length is known to be within bounds."""
+        body = b""
+        while isinstance(event := await self._next_event(), h11.Data):
+            body += event.data
+        return body
 
     async def _next_event(self) -> object:
         while True:

@@ -6,19 +6,20 @@ get the same bytes. Pages are made one at a time too, apart from them.
 
 import gzip
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Final
+from ipaddress import ip_address
+from typing import Final, Protocol
 
 import trio
 
 from panicd.config.web import WebConfig
 from panicd.host.logs import get_logger
 from panicd.host.metrics import CONTENT_TYPE
-from panicd.web.basic_auth import BasicAuth, Verdict
+from panicd.web.basic_auth import BasicAuth, Verdict, client_of, user_of
 
-METHODS: Final = frozenset({"GET", "HEAD"})
+READING: Final = frozenset({"GET", "HEAD"})
 
 TEXT: Final = "text/plain; charset=utf-8"
 
@@ -40,11 +41,16 @@ class Request:
 
     Attributes:
         path: without the query.
+        query: what follows ``?``, as it was sent.
         method: such as ``GET``.
         headers: by their names in lower case; of one that comes twice, the last.
         clients_verified: the client has shown a certificate that was verified.
         authenticated: it is known who asks; told to the pages.
         peer: the client's address; empty where it is not known.
+        user: who asks, where a password was asked for; told to the pages.
+        operator: that is somebody who may do something about domains, asking over TLS or loopback.
+        encrypted: it came over TLS.
+        body: of a POST.
     """
 
     path: str
@@ -53,21 +59,40 @@ class Request:
     clients_verified: bool = False
     authenticated: bool = False
     peer: str = ""
+    query: str = ""
+    user: str = ""
+    operator: bool = False
+    encrypted: bool = False
+    body: bytes = b""
+
+
+class Download(Protocol):
+    """A body that is not made at once; closed in the end, whether it was read or not."""
+
+    length: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield it, in parts. Blocking."""
+
+    def close(self) -> None:
+        """Let go of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a client gets; ``headers`` come on top of ``HEADERS``."""
+    """What a client gets; ``headers`` come on top of ``HEADERS``; a ``download`` is its body."""
 
     body: bytes
     status: int = 200
     content_type: str = TEXT
     headers: Mapping[str, str] = field(default_factory=dict)
+    download: Download | None = None
 
     def all_headers(self) -> dict[str, str]:
         """Return every header."""
-        length = {"Content-Length": str(len(self.body)), "Content-Type": self.content_type}
-        return HEADERS | length | dict(self.headers)
+        length = len(self.body) if self.download is None else self.download.length
+        told = {"Content-Length": str(length), "Content-Type": self.content_type}
+        return HEADERS | told | dict(self.headers)
 
 
 OPEN: Final = WebConfig()
@@ -118,7 +143,7 @@ class WebApp:
         healthy: tells whether the daemon does its work; called in the server's thread, and must
             return at once.
         not_ready: says why the daemon is not ready, a reason each; called likewise.
-        pages: answers everything else; called in a thread, never twice at a time.
+        pages: answers everything else; called in a thread, never twice at a time but for a POST.
         web: returns the web configuration in force; the same object for as long as it is.
     """
 
@@ -141,20 +166,25 @@ class WebApp:
         """Begin to answer, in the event loop of the caller."""
         self._auth = BasicAuth()
         self._page_turn = trio.CapacityLimiter(1)
+        self._post_turn = trio.CapacityLimiter(1)  # one may wait for what it asks for
         self._scrape_turn = trio.CapacityLimiter(1000)  # as many as there can be connections
 
     async def answer(self, request: Request) -> Response:
         """Answer one request."""
-        users = self.web().users
-        if users:
-            refusal = await self._refuse(users, request)
+        web = self.web()
+        user = ""
+        if web.users:
+            refusal = await self._refuse(web.users, request)
             if refusal is not None:
                 return refusal
-        if request.method not in METHODS:
+            user = user_of(request.headers.get("authorization", ""))
+        operator = user in web.operators and (request.encrypted or _is_loopback(request.peer))
+        if request.method not in READING and not (request.method == "POST" and operator):
             return Response(b"Only GET and HEAD.\n", 405, headers={"Allow": "GET, HEAD"})
-        authenticated = bool(users) or request.clients_verified
+        authenticated = bool(web.users) or request.clients_verified
+        known = replace(request, authenticated=authenticated, user=user, operator=operator)
         try:
-            return await self._route(replace(request, authenticated=authenticated))
+            return await self._route(known)
         except Exception:  # noqa: BLE001 - a bug in showing is no reason to stop what is shown
             get_logger().exception("could not be answered", path=request.path)
             return Response(b"This failed; panicd's log says why.\n", 500)
@@ -172,6 +202,10 @@ class WebApp:
                 return Response(b"Who are you?\n", 401, headers=challenge)
 
     async def _route(self, request: Request) -> Response:
+        if request.method == "POST":
+            return await trio.to_thread.run_sync(
+                self._pages, request, abandon_on_cancel=True, limiter=self._post_turn
+            )
         match request.path:
             case "/healthz":
                 good = self._healthy()
@@ -197,6 +231,13 @@ class WebApp:
             headers["Content-Encoding"] = "gzip"
             return Response(exposition.compressed, 200, CONTENT_TYPE, headers)
         return Response(exposition.plain, 200, CONTENT_TYPE, headers)
+
+
+def _is_loopback(peer: str) -> bool:
+    try:
+        return ip_address(client_of(peer)).is_loopback
+    except ValueError:
+        return False
 
 
 def _accepts_gzip(accept_encoding: str) -> bool:

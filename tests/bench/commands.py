@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from tests.parts.daemon import RunningDaemon
+from tests.parts.daemon import ExecutedDaemon
 from tests.parts.fake import FakeQemu
 
 MEASURE = "virsh --version"
@@ -65,7 +65,7 @@ async def main(times: int, domains: int) -> None:
         async with AsyncExitStack() as stack:
             for fake in fakes:
                 await stack.enter_async_context(fake.running())
-            daemon = await stack.enter_async_context(RunningDaemon.start(directory))
+            daemon = await stack.enter_async_context(ExecutedDaemon.start(directory))
             for fake in fakes:
                 await daemon.wait_armed(fake.machine.name)
             await trio.to_thread.run_sync(partial(measure, daemon.config_file, times))

@@ -35,7 +35,7 @@ import trio
 
 from panicd.demo.guests import Guest
 from tests.bench.fleet import LAST_QUESTION, Fleet, compile_program
-from tests.parts.daemon import RunningDaemon
+from tests.parts.daemon import ExecutedDaemon
 from tests.parts.qemu import RealQemu
 from tests.parts.vitals import cpu_seconds, resident_bytes
 
@@ -87,7 +87,7 @@ async def measure(directory: Path, options: argparse.Namespace) -> dict[str, Fig
     fleet = Fleet(program, others, options.count)
     figures: dict[str, Figures] = defaultdict(Figures)
     try:
-        async with RunningDaemon.start(
+        async with ExecutedDaemon.start(
             directory,
             {
                 "on_crash": "restart",
@@ -114,7 +114,7 @@ async def measure(directory: Path, options: argparse.Namespace) -> dict[str, Fig
 
 
 @asynccontextmanager
-async def a_guest(daemon: RunningDaemon, directory: Path, *, floods: bool) -> AsyncIterator[None]:
+async def a_guest(daemon: ExecutedDaemon, directory: Path, *, floods: bool) -> AsyncIterator[None]:
     """Run the QEMU of one spell."""
     mark = daemon.mark()
     async with RealQemu.start(directory, name=BAD, guest=Guest.FLOOD, paused=True) as bad:
@@ -140,7 +140,7 @@ def negotiate(sock: socket.socket, path: Path) -> None:
 
 
 async def spell(
-    daemon: RunningDaemon, fleet: Fleet, options: argparse.Namespace, figures: Figures
+    daemon: ExecutedDaemon, fleet: Fleet, options: argparse.Namespace, figures: Figures
 ) -> None:
     """Have one of the others panic after the other."""
     began, used = time.monotonic(), cpu_seconds(daemon.pid)

@@ -30,7 +30,7 @@ from typing import Any
 import trio
 
 from tests.bench.fleet import Fleet, compile_program
-from tests.parts.daemon import RunningDaemon
+from tests.parts.daemon import ExecutedDaemon
 from tests.parts.vitals import cpu_seconds, resident_bytes
 from tests.parts.wire import Message
 
@@ -49,7 +49,7 @@ class Figures:
     memory: list[int] = field(default_factory=list)
 
 
-class CountingDaemon(RunningDaemon):
+class CountingDaemon(ExecutedDaemon):
     """A daemon whose lines are counted and not kept: thousands would be looked through each time.
 
     Attributes:

@@ -25,7 +25,7 @@ import trio
 
 from panicd.demo.guests import Guest
 from panicd.demo.qemu import Watched
-from tests.parts.daemon import RunningDaemon
+from tests.parts.daemon import ExecutedDaemon
 from tests.parts.libvirt import Libvirtd
 from tests.parts.qemu import RealQemu
 
@@ -93,7 +93,7 @@ async def acted_on(
     elif subject == "panicd":
         async with (
             RealQemu.start(directory, accel="tcg", guest=Guest.PANIC_ON_KEY) as qemu,
-            RunningDaemon.start(directory, defaults, time_limit=TIME_LIMIT) as daemon,
+            ExecutedDaemon.start(directory, defaults, time_limit=TIME_LIMIT) as daemon,
         ):
             await daemon.wait_armed("vm")
             yield qemu
@@ -101,7 +101,7 @@ async def acted_on(
         uri = {"uri": libvirtd.uri}
         async with (
             libvirtd.domain(directory, policy) as vm,
-            RunningDaemon.start(directory, defaults, libvirt=uri, time_limit=TIME_LIMIT) as daemon,
+            ExecutedDaemon.start(directory, defaults, libvirt=uri, time_limit=TIME_LIMIT) as daemon,
         ):
             await daemon.wait_armed("vm")
             yield vm

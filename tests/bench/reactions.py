@@ -27,7 +27,7 @@ from panicd.demo.guests import Guest
 from panicd.rules.settings import DumpFormat
 from tests.bench.dumps import MIB, SHARES, write_memory
 from tests.parts.background import background
-from tests.parts.daemon import RunningDaemon
+from tests.parts.daemon import ExecutedDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.qemu import RealQemu
 
@@ -80,7 +80,7 @@ async def measure(directory: Path, options: argparse.Namespace) -> Times:
     times: Times = defaultdict(list)
     try:
         async with (
-            RunningDaemon.start(
+            ExecutedDaemon.start(
                 directory, policy, domains=domains, storm="off", time_limit=3600
             ) as daemon,
             RealQemu.start(directory, guest=Guest.PANIC_ON_KEY, name=BIG, extra=extra) as vm,
@@ -113,13 +113,13 @@ def time_is_over(end: float) -> bool:
     return time.monotonic() >= end
 
 
-def dump_is_over(daemon: RunningDaemon, mark: int) -> bool:
+def dump_is_over(daemon: ExecutedDaemon, mark: int) -> bool:
     """Whether the large guest's dump has ended."""
     return bool(daemon.logged("step ended", step="Dump", domain=BIG, since=mark))
 
 
 async def panics(
-    daemon: RunningDaemon,
+    daemon: ExecutedDaemon,
     fakes: list[FakeQemu],
     times: Times,
     spell: str,

@@ -17,6 +17,7 @@ import yaml
 
 from panicd import __version__
 from panicd.cli import main
+from panicd.cli.program import COMMANDS
 from tests.parts.background import background
 from tests.parts.commands import BAD_USAGE, DONE, FAILED, ask, ask_json, panicd
 from tests.parts.daemon import DaemonInside, ObservedDaemon
@@ -100,6 +101,25 @@ def test_check_warns_of_a_glob_that_matches_nothing(socket_dir: Path) -> None:
     assert result.output.splitlines() == [
         f"{config}: monitors: {socket_dir}/*.qmp matches no socket now",
         f"{config}: monitors: {nowhere}/*/qmp.sock matches no socket now ({nowhere}: {reason})",
+        f"{config}: good, 0 domain rules",
+    ]
+
+
+def test_check_takes_a_file_and_warns_of_a_path_too_long_for_a_socket(socket_dir: Path) -> None:
+    (config := socket_dir / "other.yaml").write_text(f"monitors: [{{glob: {socket_dir}/*/m}}]\n")
+    (deep := socket_dir / ("d" * (106 - len(str(socket_dir))))).mkdir()
+    there = os.open(deep, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as long:
+        long.bind(f"/proc/self/fd/{there}/m")
+        os.close(there)
+        result = panicd("check", config)
+    assert result.exit_code == DONE
+    length = len(str(deep / "m"))
+    assert result.output.splitlines() == [
+        (
+            f"{config}: monitors: {deep}/m: the path has {length} bytes; "
+            "a socket's may have 107 (unix(7))"
+        ),
         f"{config}: good, 0 domain rules",
     ]
 
@@ -189,6 +209,49 @@ async def test_status_and_explain(socket_dir: Path) -> None:
         assert "no domain is called 'web-2'" in await ask(daemon, "explain", "web-2", status=FAILED)
 
 
+async def test_two_domains_of_one_name_which_is_asked(socket_dir: Path) -> None:
+    other = UUID.replace("5e1f", "6e1f")
+    one = FakeQemu(socket_dir / "a.qmp", name="twin", uuid=UUID)
+    two = FakeQemu(socket_dir / "b.qmp", name="twin", uuid=other)
+    async with DaemonInside.start(socket_dir) as daemon, one.running(), two.running():
+        await daemon.wait_log("policy in force", count=2)
+        for vm in (one, two):
+            vm.panic()
+        await daemon.wait_log("incident stays open", count=2)
+        asked = await ask(daemon, "release", "twin", "--why", "a test", status=FAILED)
+        head, *which = asked.splitlines()
+        assert head == "panicd: 2 domains are called 'twin'. Which one? Give its monitor:"
+        assert sorted(line.split()[0] for line in which) == [str(one.socket), str(two.socket)]
+        assert all("UUID" in line for line in which)
+        await ask(daemon, "release", str(two.socket), "--why", "a test")
+        assert one.machine.state is RunState.GUEST_PANICKED
+        assert two.machine.state is RunState.RUNNING
+
+
+async def test_options_of_the_program_stand_before_a_command_or_after_it(socket_dir: Path) -> None:
+    async with DaemonInside.start(socket_dir) as daemon:
+        config = str(daemon.config_file)
+        for words in (
+            ("--config", config, "status"),
+            ("status", "--config", config),
+            ("--config", "/nowhere", "status", "--config", config),
+            ("status", "--socket", str(daemon.control_socket)),
+        ):
+            result = await trio.to_thread.run_sync(panicd, *words)
+            assert result.output.startswith("0 domains"), words
+
+
+def test_help_is_grouped_and_none_of_its_lines_is_cut() -> None:
+    lines = panicd("--help", env={"COLUMNS": "80"}).output.splitlines()
+    assert not [line for line in lines if line.endswith("...") or len(line) > 80]
+    for purpose, commands in COMMANDS.items():
+        first = lines.index(f"{purpose}:") + 1
+        listed = lines[first : first + len(commands)]
+        assert [line.split()[0] for line in listed] == list(commands), "a line each"
+        for line, (_, told) in zip(listed, commands.values(), strict=True):
+            assert line.endswith(told)
+
+
 async def test_status_of_nothing_asks_the_right_questions(socket_dir: Path) -> None:
     async with DaemonInside.start(socket_dir) as daemon:
         assert "Does a monitor's glob match" in await ask(daemon, "status")
@@ -245,8 +308,9 @@ async def test_hold_answers_what_it_is_on(socket_dir: Path) -> None:
         assert not (await daemon.domain("web-1"))["held_why"]
 
         answer = await ask_json(daemon, "hold", "web-1", "--for", "1h", *because)
-        assert answer["domains"] == ["web-1"]
-        assert answer["until"] == (await daemon.domain("web-1"))["held_until"]
+        assert answer["matches"] == ["web-1"]
+        (domain,) = (await ask_json(daemon, "status"))["domains"]
+        assert answer["until"] == domain["held_until"]
 
 
 async def test_hold_of_what_there_is_none_of_is_refused(socket_dir: Path) -> None:
@@ -311,7 +375,7 @@ async def test_each_change_answers_what_it_did(socket_dir: Path) -> None:
             "In force: 1 monitor, 2 domain rules.\nThe policy of vm changed.\n"
             "metrics_listen takes effect at the next start.\n"
         )
-        assert (await ask_json(daemon, "reload"))["domains"] == []
+        assert (await ask_json(daemon, "reload"))["changed"] == []
 
 
 async def test_reload_is_all_or_nothing(socket_dir: Path) -> None:

@@ -24,7 +24,7 @@ def completions(daemon: ObservedDaemon, *words: str) -> list[str]:
     return [line.partition(",")[2] for line in panicd(env=env).output.split("\n") if line]
 
 
-async def test_domains_and_incidents_are_completed(socket_dir: Path) -> None:
+async def test_what_a_command_can_be_used_on_is_completed(socket_dir: Path) -> None:
     web, db = (FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in ("web-1", "db-1"))
     async with DaemonInside.start(socket_dir) as daemon, web.running(), db.running():
         for vm in (web, db):
@@ -33,14 +33,36 @@ async def test_domains_and_incidents_are_completed(socket_dir: Path) -> None:
         async def offered(*words: str) -> list[str]:
             return await trio.to_thread.run_sync(lambda: completions(daemon, *words))
 
-        assert await offered("explain", "") == ["db-1", "web-1"]
-        assert await offered("explain", "we") == ["web-1"]
-        assert await offered("incidents", "--domain", "d") == ["db-1"]
+        assert await offered("explain", "") == ["db-1\tready", "web-1\tready"]
+        assert await offered("explain", "we") == ["web-1\tready"]
+        assert await offered("incidents", "--domain", "d") == ["db-1\tready"]
         assert set(OnCrash) <= set(await offered("act", "db-1", ""))
+        for verb in ("act", "release", "unhold"):
+            assert await offered(verb, "") == []
         db.panic()
         incident = await daemon.wait_incident("db-1", state="preserved")
-        await daemon.call("ack", incident=incident.id, why="it is in the journal by now")
-        assert await offered("incident", "") == [incident.id]
+        await daemon.call("hold", domain="web-1", why="it is in the journal by now")
+        assert await offered("release", "") == await offered("act", "") == ["db-1\tpreserved"]
+        assert await offered("unhold", "") == ["web-1\theld"]
+        assert await offered("hold", "") == ["db-1\tpreserved"]
+        for verb in ("incident", "ack", "export"):
+            assert await offered(verb, "") == [f"{incident.id}\tdb-1, preserved"]
+        await daemon.call("ack", incident=incident.id, why="a test")
+        assert await offered("ack", "") == []
+
+
+async def test_options_after_the_command_count_for_a_completion(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp", name="vm")
+    async with DaemonInside.start(socket_dir) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        typed = ("panicd", "explain", "--config", str(daemon.config_file), "")
+        env = {
+            "_PANICD_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(typed),
+            "COMP_CWORD": str(len(typed) - 1),
+        }
+        found = await trio.to_thread.run_sync(lambda: panicd(env=env).output)
+        assert found == "plain,vm\tready\n"
 
 
 def test_completion_offers_nothing_where_no_daemon_answers(socket_dir: Path) -> None:

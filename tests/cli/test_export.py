@@ -83,7 +83,7 @@ def test_archive_holds_record_timeline_bundle_and_dump(
             assert file is not None
             return file.read()
 
-        assert json.loads(content("record.json"))["id"] == ID
+        assert json.loads(content("record.json"))["incident"] == ID
         assert content("bundle/kernel.log") == b"Oops\xff\n"
         assert content(f"dump/{ID}.kdump") == Path(record["dumps"][0]).read_bytes()
         timeline = content("timeline.txt").decode()

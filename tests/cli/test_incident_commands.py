@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import trio
 
 from panicd.service.control_client import RefusedError
 from tests.parts.commands import FAILED, ask, ask_json, panicd
@@ -23,12 +26,13 @@ async def test_incidents_and_incident(socket_dir: Path) -> None:
         vm.panic()
         incident = await daemon.wait_incident("vm", state="preserved")
         await ask(daemon, "ack", incident.id, "--why", "seen")  # it is in the journal by now
-        (kept,) = await ask_json(daemon, "incidents", "--open", "--domain", UUID)
-        assert (kept["id"], kept["state"]) == (incident.id, "preserved")
-        assert await ask_json(daemon, "incidents", "--domain", "other") == []
+        (kept,) = (await ask_json(daemon, "incidents", "--open", "--domain", UUID))["incidents"]
+        assert (kept["incident"], kept["incident_state"]) == (incident.id, "preserved")
+        other = await ask_json(daemon, "incidents", "--domain", "other")
+        assert other["incidents"] == []
         assert incident.id in await ask(daemon, "incidents")
         whole = await ask_json(daemon, "incident", incident.id)
-        assert whole["id"] == incident.id
+        assert whole["incident"] == incident.id
         shown = await ask(daemon, "incident", incident.id)
         assert "EnsureStopped" in shown
         assert "seen" in shown
@@ -44,7 +48,8 @@ async def test_incidents_are_filtered(socket_dir: Path) -> None:
         incident = await daemon.wait_incident("vm", state="preserved")
 
         async def found(*options: str) -> list[str]:
-            return [one["id"] for one in await ask_json(daemon, "incidents", *options)]
+            answer = await ask_json(daemon, "incidents", *options)
+            return [one["incident"] for one in answer["incidents"]]
 
         await ask(daemon, "act", "vm", "preserve", "--why", "it is in the journal by now")
         assert await found("--unacknowledged") == [incident.id]
@@ -53,11 +58,12 @@ async def test_incidents_are_filtered(socket_dir: Path) -> None:
         await ask(daemon, "ack", incident.id, "--why", "seen")
         assert await found("--unacknowledged") == []
         assert await found("--open") == [incident.id]
-        (told,) = daemon.logged("guest panicked", incident=incident.id)
-        assert told["payload"] == "Windows bug check 0x0000000a: IRQL_NOT_LESS_OR_EQUAL"
-        assert told["payload"] in await ask(daemon, "incidents")
-        shown = await ask(daemon, "incident", incident.id)
-        assert "Windows bug check 0x0000000a: IRQL_NOT_LESS_OR_EQUAL" in shown
+        (told,) = daemon.logged("panic line", incident=incident.id)
+        words = "Windows bug check 0x0000000A IRQL_NOT_LESS_OR_EQUAL (0x0000000000000001, "
+        assert told["panic_line"].startswith(words)
+        assert told["title"] == "bug check 0xa IRQL_NOT_LESS_OR_EQUAL (0x1, 0x2, 0x3, 0x4)"
+        assert words[:60] in await ask(daemon, "incidents")
+        assert words in await ask(daemon, "incident", incident.id)
         with pytest.raises(RefusedError, match="since: expected seconds"):
             await daemon.call("incidents", since="yesterday")
 
@@ -76,12 +82,68 @@ async def test_incident_is_exported_with_and_without_a_daemon(
         await ask(daemon, "export", "no-such", status=FAILED)
     await ask(daemon, "export", incident.id, "-o", str(tmp_path / "down"))
     said = await ask(daemon, "export", "no-such", status=FAILED)
-    assert "the journal has no incident 'no-such'" in said
+    assert "and in the journal no incident is called 'no-such'" in said
     for name in ("up", "down"):
         with tarfile.open(tmp_path / name) as archive:
             record = archive.extractfile(f"panicd-{incident.id}/record.json")
             assert record is not None
-            assert json.load(record)["id"] == incident.id
+            assert json.load(record)["incident"] == incident.id
+
+
+async def test_incident_is_called_by_its_beginning_its_last_part_or_last(socket_dir: Path) -> None:
+    vms = [FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in ("a", "b")]
+    async with DaemonInside.start(socket_dir) as daemon:
+        found = {}
+        for vm in vms:
+            async with vm.running():
+                await daemon.wait_armed(vm.socket.stem)
+                vm.panic()
+                incident = await daemon.wait_incident(vm.socket.stem, state="preserved")
+                found[vm.socket.stem] = incident.id
+                await ask(daemon, "ack", incident.id, "--why", "it is in the journal by now")
+        first, last = found.values()
+
+        async def called(text: str) -> str:
+            return str((await ask_json(daemon, "incident", text))["incident"])
+
+        assert await called("last") == last
+        for whole in (first, last):
+            token = whole.partition("-")[2]
+            assert await called(whole) == await called(token) == await called(token[:6]) == whole
+            assert await called(whole[:-1]) == whole
+        said = await ask(daemon, "incident", "20", status=FAILED)
+        assert "'20' is the beginning of" in said
+        assert first in said
+        assert last in said
+        for nobody in ("", "%", "no-such"):
+            assert await ask(daemon, "incident", nobody, status=FAILED)
+        said = await ask(daemon, "ack", last.partition("-")[2], "--why", "again")
+        assert said == f"Acknowledged: incident {last} of b.\n"
+        same = await ask(daemon, "incidents", "--same-as", "last", status=FAILED)
+        assert f"incident {last}: too little is known" in same
+    await ask(daemon, "export", "last", "-o", str(socket_dir / "archive"))
+    with tarfile.open(socket_dir / "archive") as archive:
+        assert archive.getnames()[0] == f"panicd-{last}/record.json"
+
+
+@pytest.mark.parametrize("options", [["--utc", "incidents"], ["incidents", "--utc"], ["incidents"]])
+async def test_times_have_their_zone(socket_dir: Path, options: list[str]) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        await ask(daemon, "ack", incident.id, "--why", "it is in the journal by now")
+        run = await trio.run_process(
+            [sys.executable, "-m", "panicd", "--config", daemon.config_file, *options],
+            env=os.environ | {"TZ": "Asia/Kolkata"},
+            capture_stdout=True,
+        )
+    row = run.stdout.decode().splitlines()[-1]
+    day, clock, zone = row.split()[4:7]
+    assert zone == ("UTC" if "--utc" in options else "IST")
+    stamp = f"{day}T{clock}".replace("-", "").replace(":", "")
+    assert (stamp == incident.id[:15]) == ("--utc" in options), "an id has its time in UTC"
 
 
 def test_export_says_why_the_journal_cannot_be_read(socket_dir: Path) -> None:
@@ -109,31 +171,35 @@ async def test_panics_are_told_from_each_other(socket_dir: Path) -> None:
             incident = await daemon.wait_incident("vm", ending="restarted", count=number)
             await daemon.wait_kept(incident)
             found.append(incident.id)
-        lookup, stuck = await ask_json(daemon, "panics")
+        lookup, stuck = (await ask_json(daemon, "panics"))["panics"]
+        known = lookup["signature"]
         assert lookup == {
-            "signature": lookup["signature"],
+            "signature": {
+                "hash": known["hash"],
+                "title": "NULL pointer dereference",
+                "frames": ["queue_put", "queue_flush"],
+            },
             "count": 2,
             "domains": 1,
             "first_at": lookup["first_at"],
             "last_at": lookup["last_at"],
-            "newest": found[3],
-            "title": "NULL pointer dereference",
-            "frames": ["queue_put", "queue_flush"],
+            "incident": found[3],
         }
-        assert (stuck["title"], stuck["count"], stuck["newest"]) == ("panic: stuck #", 1, found[2])
+        assert (stuck["signature"]["title"], stuck["count"]) == ("panic: stuck #", 1)
+        assert stuck["incident"] == found[2]
         shown = await ask(daemon, "panics", "--limit", "1")
         assert "NULL pointer dereference in queue_put < queue_flush" in shown
         assert "stuck" not in shown
-        assert await ask_json(daemon, "panics", "--since", "0s") == []
+        assert (await ask_json(daemon, "panics", "--since", "0s"))["panics"] == []
 
-        same = await ask_json(daemon, "incidents", "--same-as", found[0])
-        assert [one["id"] for one in same] == [found[3], found[0]]
+        same = (await ask_json(daemon, "incidents", "--same-as", found[0]))["incidents"]
+        assert [one["incident"] for one in same] == [found[3], found[0]]
         assert "seen 2 times on 1 domain" in await ask(daemon, "incident", found[0])
         for none in (found[1], "no-such"):
             await ask(daemon, "incidents", "--same-as", none, status=FAILED)
         told = daemon.logged("panic line", incident=found[3])[-1]
-        assert told["signature"] == lookup["signature"]
-        assert told["frames"] == lookup["frames"]
+        assert told["signature"] == known["hash"]
+        assert told["frames"] == known["frames"]
 
 
 LOOKUP = """\

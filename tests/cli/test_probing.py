@@ -34,7 +34,7 @@ async def test_probe_tells_what_a_real_qemu_can_do_and_changes_nothing(socket_di
         async with RealQemu.start(socket_dir, devices=["pvpanic", "pvpanic-pci"], uuid=UUID) as vm:
             daemon = ObservedDaemon(socket_dir)
             seen = await ask_json(daemon, "probe", str(vm.socket))
-            assert (seen["name"], seen["uuid"], seen["panic_device"]) == ("vm", UUID, "requested")
+            assert (seen["domain"], seen["uuid"], seen["panic_device"]) == ("vm", UUID, "requested")
             assert seen["device_types"] == ["pvpanic", "pvpanic-pci"]
             assert {plan["on_crash"] for plan in seen["policies"]} == set(OnCrash)
             assert seen["remedies"] == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from panicd.cli.render_incident import duration, page, timeline
-from panicd.cli.terminal import Terminal
+from panicd.host.terminal import Terminal
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_each_step_is_a_line_with_its_duration() -> None:
         ("Quit", None),
     ]
     assert moments[1].about.plain == r"done: \x1b[31m[bold]"
-    assert "not ended" in moments[3].about
+    assert "not ended" in moments[3].about.plain
 
 
 def test_step_s_end_without_its_beginning_is_shown_all_the_same() -> None:
@@ -58,6 +58,14 @@ def test_step_s_end_without_its_beginning_is_shown_all_the_same() -> None:
     assert [m.what for m in timeline([end | {"detail": ""}])] == ["step ended"]
 
 
+PLAN: dict[str, Any] = {
+    "on_crash": "restart",
+    "unrequested": None,
+    "action": "preserve",
+    "reason": "held",
+    "why": "an operator",
+    "steps": [],
+}
 RECORD: dict[str, Any] = {
     "id": "20261123T040000-0a1b2c3d",
     "domain": "web-1",
@@ -82,19 +90,20 @@ RECORD: dict[str, Any] = {
         "newest": "x",
     },
     "repeats": 2,
-    "decisions": [
-        {
-            "on_crash": "restart",
-            "unrequested": None,
-            "action": "preserve",
-            "reason": "held",
-            "why": "an operator",
-        }
-    ],
     "state": "closed",
     "ending": "restarted",
     "acknowledged": {"uid": 0, "why": "ticket 42"},
-    "history": [{"at": 1000.0, "kind": "opened", "source": "event"}],
+    "history": [
+        {"at": 1000.0, "kind": "opened", "source": "event"},
+        {"at": 1000.0, "kind": "decided", "plan": PLAN},
+        {"at": 1001.0, "kind": "decided", "plan": PLAN},
+        {"at": 1002.0, "kind": "asked", "uid": 0, "what": "act destroy", "why": "it is [red]x"},
+        {
+            "at": 1002.0,
+            "kind": "decided",
+            "plan": PLAN | {"action": "destroy", "reason": "operator"},
+        },
+    ],
     "evidence_directory": "/var/lib/panicd/incidents/x",
     "evidence": {"files": {"screen.png": "the guest's screen"}, "problems": {"kernel log": "no"}},
     "screenshot": "/var/lib/panicd/incidents/x/screen.png",
@@ -114,8 +123,7 @@ RECORD: dict[str, Any] = {
 
 def shown(**changed: Any) -> list[str]:
     text = StringIO()
-    console = Terminal(file=text, width=200, color_system=None)
-    console.print(*page(RECORD | changed, 4600.0), sep="\n")
+    Terminal(text, 200, colours=False).print(*page(RECORD | changed, 4600.0, 200))
     return text.getvalue().splitlines()
 
 
@@ -127,8 +135,9 @@ def test_panic_line_comes_first_and_all_that_an_operator_asks_follows() -> None:
     for line in (
         payload,
         "decided   preserve (on_crash restart, reason held: an operator)",
+        "decided   destroy (root asked for it: it is [red]x)",
         "now       restarted, after 2.50 s",
-        "seen      by uid 0: ticket 42",
+        "ack       by root: ticket 42",
         "Dump        /dumps/x.kdump",
         "  17.0 MiB, level 31; left out: cache 1 MiB, cache private 2 MiB, free 100 MiB",
         "  less was left out than configured: it [red]lies",

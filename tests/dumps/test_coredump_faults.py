@@ -27,7 +27,7 @@ from panicd.qemu.session import Session
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.parts.background import background
 from tests.parts.fake import FakeQemu
-from tests.parts.patience import fail_after
+from tests.parts.patience import fail_after, patience
 from tests.parts.profile import QEMU_1_7, QEMU_2_5, QEMU_7_2, Profile, RunState
 from tests.parts.sessions import open_session
 
@@ -214,14 +214,15 @@ async def test_qemu_that_neither_writes_nor_gives_up_keeps_no_turn(
     monkeypatch: pytest.MonkeyPatch,
     profile: Profile,
 ) -> None:
-    monkeypatch.setattr(dump_writer, "PATIENCE", 0.05)
+    monkeypatch.setattr(dump_writer, "PATIENCE", patience(0.5))
     monkeypatch.setattr(coredump, "CLEARING", 0.05)
     vm = fake(socket_dir, profile)
     async with open_session(vm) as session:
-        vm.hold_dumps()
+        vm.hold_dumps(stubborn=True)
         with fail_after(30), pytest.raises(DumpError) as caught:
             await dump(session, settings)
         assert caught.value.failure is DumpFailure.TOO_SLOW
+        assert "dump-guest-memory" in vm.commands
         assert files(settings) == []
 
 

@@ -109,7 +109,7 @@ def test_the_dump_says_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        core((0, page(1)), machine=183),
+        core((0, page(1)), machine=243),
         core((0, page(1)[:-1])),
         core((0, page(1)), (0, page(2))),
         core(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -28,11 +29,12 @@ class Ranges(GuestReader):
         self.deadline = deadline
         self._guest = guest
 
-    async def vmcoreinfo(self) -> bytes:
+    async def notes(self) -> bytes:
         """The guest's note."""
         if not self._guest.note:
             raise NotReadableError("no VMCOREINFO")
-        return self._guest.vmcoreinfo
+        size = len(self._guest.vmcoreinfo)
+        return struct.pack("<III12s", 11, size, 0, b"VMCOREINFO") + self._guest.vmcoreinfo
 
     @asynccontextmanager
     async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:

@@ -224,7 +224,7 @@ async def test_incident_is_closed_when_its_qemu_ends_without_ever_coming_back(
         vm.socket.unlink()  # nobody can be connected to it any more
         await daemon.start_again()
         (waiting,) = (await daemon.call("status"))["waiting"]
-        assert waiting["state"] == "preserved"
+        assert waiting["incident_state"] == "preserved"
         vm.kill()
         await daemon.wait_incident("vm", ending="qemu-gone")
 
@@ -269,7 +269,7 @@ async def test_incident_of_a_domain_that_is_configured_no_longer_waits_for_its_e
         await daemon.start_again()
         status = await daemon.call("status")
         assert status["domains"] == []
-        assert [waiting["id"] for waiting in status["waiting"]] == [incident.id]
+        assert [waiting["incident"] for waiting in status["waiting"]] == [incident.id]
 
         vm.kill()
         ended = await daemon.wait_incident("vm", ending="qemu-gone")

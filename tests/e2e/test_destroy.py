@@ -80,7 +80,7 @@ async def test_a_hung_qemu_is_taken_for_no_other(socket_dir: Path) -> None:
         await daemon.wait_log("monitor is not connected", domain="b", since=daemon.began)
         assert not was_signalled(other)
         (waits,) = (await daemon.call("status"))["waiting"]
-        assert (waits["domain"], waits["state"]) == ("a", "acting")
+        assert (waits["domain"], waits["incident_state"]) == ("a", "acting")
 
 
 async def test_no_signal_is_sent_that_the_journal_does_not_know_of(

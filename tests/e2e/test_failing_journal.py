@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import trio
 
 from panicd.incident import adoption
 from panicd.journal.journal import Journal, JournalError
-from panicd.rules.incident import AnyEntry, State
+from panicd.rules.incident import AnyEntry, Closed, State
 from panicd.rules.machine import resting
+from panicd.service.control_client import RefusedError
 from tests.journal.journals import change
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
@@ -144,6 +146,41 @@ async def test_open_incident_is_written_once_it_can_be(
             await daemon.wait_log("the journal can't be written", since=daemon.mark())
         await daemon.wait_kept(incident)
         assert fake.sessions == 1
+
+
+@pytest.mark.parametrize(
+    ("on_failure", "ends_only", "acted"),
+    [("act", False, True), ("preserve", False, False), ("preserve", True, True)],
+)
+async def test_an_operator_is_told_what_is_known_where_the_journal_can_t_be_written(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, on_failure: str, ends_only: bool, acted: bool
+) -> None:
+    append_soon = Journal.append_soon
+
+    def refuse_some(
+        journal: Journal, incident_id: str, entries: Sequence[AnyEntry], done: Done
+    ) -> None:
+        if not ends_only or any(isinstance(entry, Closed) for entry in entries):
+            refuse(journal)
+        append_soon(journal, incident_id, entries, done)
+
+    fake = FakeQemu(socket_dir / "vm.qmp")
+    journal = {"on_failure": on_failure}
+    async with DaemonInside.start(socket_dir, journal=journal) as daemon, fake.running():
+        await daemon.wait_armed("vm")
+        fake.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        await daemon.wait_kept(incident)
+        with monkeypatch.context() as broken:
+            broken.setattr(Journal, "append_soon", refuse_some)
+            restart = partial(daemon.call, "act", domain="vm", action="restart", why="looked at it")
+            if on_failure == "act":
+                answer = await restart()
+                assert (answer["done"], answer["ending"]) == (True, "restarted")
+            else:
+                with pytest.raises(RefusedError, match="it is not known whether it was done"):
+                    await restart()
+            assert fake.acting_commands == (["system_reset", "cont"] if acted else [])
 
 
 def refuse(_journal: Journal, *_: object) -> None:

@@ -20,6 +20,7 @@ from tests.parts.libvirt import ROOT, Libvirtd, LibvirtMissingError, LibvirtVm
 from tests.parts.linux import Kernel, Trouble
 from tests.parts.patience import fail_after, patiently
 from tests.parts.qemu import RealQemu
+from tests.rules.windows_memory import WindowsMemory
 
 pytestmark = pytest.mark.real
 
@@ -405,6 +406,24 @@ async def test_the_words_of_a_linux_are_read_and_it_is_dumped_afterwards(
             [*command, "incident", found.id, "--log"], capture_stdout=True
         )
         assert whole.stdout.decode().splitlines()[-40:] == kept.splitlines()[-40:]
+
+
+async def test_the_bug_check_of_a_windows_is_read_and_it_is_dumped_afterwards(
+    libvirtd: Libvirtd, socket_dir: Path
+) -> None:
+    coredump = {**ENOUGH_SPACE, "format": "kdump-zlib"}
+    policy = {"evidence": {"budget": "10s"}, "coredump": coredump}
+    rules = [{"match": "vm", "on_crash": "coredump-destroy"}]
+    async with (
+        RunningDaemon.start(socket_dir, policy, domains=rules, **configured(libvirtd)) as daemon,
+        libvirtd.domain(socket_dir, "preserve", guest=WindowsMemory()),
+    ):
+        found = await daemon.wait_incident("vm", ending="destroyed")
+        assert libvirtd.running
+        incident: Any = await daemon.call("incident", incident=found.id)
+        assert incident["panic_line"].startswith("Windows bug check 0x0000007E SYSTEM_THREAD")
+        (dump,) = incident["dumps"]
+        assert dump.endswith(".dmp.zst")
 
 
 PANIC = "Kernel panic - not syncing: sysrq triggered crash"

@@ -209,7 +209,7 @@ async def test_held_guest_is_left_stopped_though_it_panics_too_often(socket_dir:
         await daemon.call("hold", domain="vm", why="looking at it")
         fake.panic()
         incident = await daemon.wait_incident("vm", state="preserved")
-        assert incident.decisions[-1] == ("preserve", "held")
+        assert incident.decisions == [("ignore", "on-crash"), ("preserve", "held")]
         assert fake.changing_commands == ["cont", "cont"]
 
 

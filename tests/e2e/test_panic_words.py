@@ -1,4 +1,7 @@
-"""Real Linux kernels panic of all kinds of trouble: the line that says why, and the signature."""
+"""Real Linux kernels panic of all kinds of trouble: the line that says why, and the signature.
+
+Both are the same in every boot, and from the log in memory as from the console.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from panicd.evidence.bundle import CONSOLE_KEPT
+from panicd.rules.last_words import words_of_console
+from tests.parts.apt import MissingError
 from tests.parts.daemon import RunningDaemon
-from tests.parts.linux import Kernel, LinuxMissingError, linux_guest
+from tests.parts.linux import Kernel, linux_guest
 from tests.parts.linux_trouble import KINDS, make_trouble
 
 pytestmark = [pytest.mark.linux, pytest.mark.real]
@@ -27,13 +34,13 @@ async def test_a_panic_is_known_by_its_cause_in_every_boot(
     kind = KINDS[name]
     try:
         trouble = make_trouble(kind, linux_kernel)
-    except LinuxMissingError as missing:
+    except MissingError as missing:
         pytest.skip(f"no such trouble here: {missing}")
     policy: dict[str, Any] = {"on_crash": "destroy", "evidence": {"budget": "5s"}}
     known = set()
     async with RunningDaemon.start(socket_dir, policy, time_limit=TIME_LIMIT * BOOTS) as daemon:
         for boot in range(1, BOOTS + 1):
-            async with linux_guest(socket_dir, linux_kernel, trouble=trouble):
+            async with linux_guest(socket_dir, linux_kernel, trouble=trouble) as guest:
                 found = await daemon.wait_incident("linux", ending="destroyed", count=boot)
             incident: Any = await daemon.call("incident", incident=found.id)
             assert incident["panic_line"].startswith(kind.line)
@@ -42,4 +49,11 @@ async def test_a_panic_is_known_by_its_cause_in_every_boot(
             assert kind.frame in {"", *signature["frames"][:1]}
             known.add(signature["hash"])
             assert incident["same"]["count"] == boot
+            assert "kernel.log" in incident["evidence"]["files"]
+            console = words_of_console(
+                (await trio.Path(guest.console).read_bytes())[-CONSOLE_KEPT:]
+            )
+            assert console.line.startswith(kind.line)
+            assert console.signature is not None
+            known.add(console.signature.hash)
     assert len(known) == 1

@@ -11,7 +11,7 @@ import trio
 
 from panicd.demo.guests import Guest
 from panicd.service.control_client import RefusedError
-from tests.parts.daemon import RunningDaemon
+from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
@@ -142,8 +142,8 @@ async def test_relaunch_that_a_stop_cut_short_is_not_begun_again(
             await daemon.wait_armed("vm")
             await vm.panic()
             await vm.wait_exit()
-            while not await told.exists():
-                await trio.lowlevel.checkpoint()  # nothing tells when it runs
+            while not (await told.exists() and await told.read_text()):
+                await trio.lowlevel.checkpoint()  # nothing tells when it has written
         with fail_after(STOPS_WITHIN):
             await daemon.terminate()
         await daemon.start_again()
@@ -151,3 +151,21 @@ async def test_relaunch_that_a_stop_cut_short_is_not_begun_again(
             await daemon.wait_incident("vm", ending="relaunched")
             assert await daemon.metric("panicd_domain_restarts_total", domain="vm") == 1
         assert await told.read_text() == "begun\n"
+
+
+async def test_panic_that_qemu_is_about_to_end_with_is_on_record_after_a_stop(
+    socket_dir: Path,
+) -> None:
+    fake = FakeQemu(socket_dir / "vm.qmp")
+    policy = {"on_crash": "destroy", "timeouts": {"stop": "1h"}}
+    async with fake.running():
+        async with DaemonInside.start(socket_dir, policy) as daemon:
+            await daemon.wait_armed("vm")
+            fake.machine.emit("GUEST_PANICKED", {"action": "poweroff"})
+            fake.machine.emit("STOP", None)  # so that it shows when both were heard
+            while (await daemon.domain("vm"))["run_state"] == "running":
+                pass
+            assert daemon.incidents() == []
+        (kept,) = daemon.journal()
+        assert (kept.opened.source, kept.state) == ("event", "detected")
+        assert fake.acting_commands == []

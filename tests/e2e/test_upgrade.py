@@ -97,4 +97,4 @@ async def test_open_incident(socket_dir: Path, place: str) -> None:
         else:
             await daemon.wait_log("guest panicked", source="reconciliation")
             (waits,) = (await daemon.call("status"))["waiting"]
-            assert waits["id"] == "a"
+            assert waits["incident"] == "a"

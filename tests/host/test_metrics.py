@@ -4,13 +4,15 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from panicd.host.metrics import SIGNATURES, DomainSample, Metrics
+from panicd.host.domain_series import DomainSample, HoldSample, IncidentSample
+from panicd.host.metrics import SIGNATURES, Metrics
 from tests.parts.patience import patience
 
 DB_1 = DomainSample(
@@ -35,6 +37,8 @@ def make(
     registry: CollectorRegistry | None = None,
     domains: Callable[[], Sequence[DomainSample]] = tuple,
     free: int | None = 4096,
+    incidents: Sequence[IncidentSample] = (),
+    holds: Sequence[HoldSample] = (),
 ) -> Metrics:
     return Metrics(
         registry or CollectorRegistry(),
@@ -46,6 +50,8 @@ def make(
         dump_failure_reasons=("no-space",),
         domains=domains,
         coredump_free_bytes=lambda: free,
+        incidents=lambda: incidents,
+        holds=lambda: holds,
     )
 
 
@@ -194,6 +200,29 @@ def test_names_that_look_alike_once_they_are_printable_are_two_series() -> None:
     names = ["a\x1b", r"a\x1b", "a\u202e", r"a\u202e"]
     samples = [replace(DB_1, domain=name) for name in names]
     assert len(domain_series(make(domains=lambda: samples))) == 8 * len(names)
+
+
+WAITS = IncidentSample("db-1", 1000.0, "preserved", "on-crash", False, "1-0123456789")
+OPEN = "panicd_domain_open_incident_timestamp_seconds"
+
+
+def test_an_open_incident_has_a_series_with_its_beginning() -> None:
+    seen = replace(WAITS, domain="web", at=2000.0, acknowledged=True, signature="")
+    found = domain_series(make(incidents=(replace(WAITS, at=3000.0), WAITS, seen)))
+    assert found == {
+        f"{OPEN}{{acknowledged=no,domain=db-1,reason=on-crash,signature=1-0123456789,"
+        "state=preserved}": 1000,
+        f"{OPEN}{{acknowledged=yes,domain=web,reason=on-crash,signature=,state=preserved}}": 2000,
+    }, "of two that are alike the one that began first: a series must not come twice"
+
+
+def test_a_hold_has_a_series_with_its_beginning() -> None:
+    holds = (HoldSample("*", 1000.0, False), HoldSample("db-1\x1b", 2000.0, True))
+    assert domain_series(make(holds=holds)) == {
+        "panicd_hold_timestamp_seconds{domain=*,ends=no}": 1000,
+        "panicd_hold_timestamp_seconds{domain=db-1\\x1b~" + sha256(b"db-1\x1b").hexdigest()[:8]
+        + ",ends=yes}": 2000,
+    }  # fmt: skip
 
 
 def test_free_space_that_is_not_known_is_left_out() -> None:

@@ -28,7 +28,7 @@ ID = b"@ID@"
 TIME_LIMIT = 5.0
 
 SILENCE = 0.02
-"""Seconds without a command after which the monitor says its last."""
+"""Seconds without a command after which a monitor says its last; it is no limit for panicd."""
 
 
 @dataclass
@@ -46,13 +46,16 @@ class Course:
     heard: list[Heard] = field(default_factory=list)
 
 
-async def converse(greeting: bytes, replies: Sequence[bytes], last: bytes = b"") -> Course:
+async def converse(
+    greeting: bytes, replies: Sequence[bytes], last: bytes = b"", silence: float = SILENCE
+) -> Course:
     """Hold a session with a monitor that says this. Runs inside ``event_loop()``.
 
     Args:
         greeting: Sent at once.
         replies: One is sent for each command, as long as there are any and it is asked.
         last: Sent before it hangs up.
+        silence: Seconds without a command after which it does so.
 
     Raises:
         trio.TooSlowError: The session did not end.
@@ -63,7 +66,7 @@ async def converse(greeting: bytes, replies: Sequence[bytes], last: bytes = b"")
     with fail_after(TIME_LIMIT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                _play, trio.socket.from_stdlib_socket(theirs), greeting, replies, last
+                _play, trio.socket.from_stdlib_socket(theirs), greeting, replies, last, silence
             )
             with suppress(MonitorError):
                 await _look_after(ours, course)
@@ -92,22 +95,26 @@ async def _look_after(sock: socket.socket, course: Course) -> None:
 
 
 async def _play(
-    sock: trio.socket.SocketType, greeting: bytes, replies: Sequence[bytes], last: bytes
+    sock: trio.socket.SocketType,
+    greeting: bytes,
+    replies: Sequence[bytes],
+    last: bytes,
+    silence: float,
 ) -> None:
     left = iter(replies)
     splitter = JsonSplitter()
     with sock, suppress(OSError):
         await _send(sock, greeting)
-        with trio.move_on_after(SILENCE) as silence:
+        with trio.move_on_after(silence) as listening:
             while data := await sock.recv(1 << 16):
                 for text in splitter.feed(data):
                     reply = next(left, None)
                     if reply is None:
-                        silence.cancel()
+                        listening.cancel()
                         break
                     call = json.loads(text)
                     await _send(sock, reply.replace(ID, json.dumps(call.get("id")).encode()))
-                    silence.deadline = trio.current_time() + SILENCE
+                    listening.deadline = trio.current_time() + silence
         await _send(sock, last)
 
 

@@ -27,7 +27,7 @@ import trio
 from panicd.rules.incident import Incident, Outcome
 from panicd.service.control_client import DaemonUnreachableError, RefusedError
 from tests.hostile.monitors import FUTILE, TOLERABLE, event, serving
-from tests.parts.daemon import Process, RunningDaemon
+from tests.parts.daemon import ExecutedDaemon, Process
 from tests.parts.fake import FakeQemu
 from tests.parts.vitals import open_files, resident_bytes
 from tests.parts.wire import Message
@@ -48,7 +48,7 @@ TOLD_BEFORE = 0.2
 """Seconds by which the log may tell of something before the journal, or ``status``, has it."""
 
 
-class SoakedDaemon(RunningDaemon):
+class SoakedDaemon(ExecutedDaemon):
     """A daemon that logs for an hour: its lines are counted and not kept.
 
     Attributes:

@@ -157,11 +157,11 @@ async def test_its_waiting_incident(socket_dir: Path, attack: Attack, victim: Fa
         await nursery.start(attacker.run)
         await connected(daemon, attack)
         (waits,) = (await daemon.call("status"))["waiting"]
-        assert (waits["id"], waits["state"]) == (kept.id, "preserved")
+        assert (waits["incident"], waits["incident_state"]) == (kept.id, "preserved")
         attacker.panic()
         await daemon.wait_log("incident stays open", since=daemon.began)
         (waits,) = (await daemon.call("status"))["waiting"]
-        assert waits["id"] == kept.id
+        assert waits["incident"] == kept.id
 
 
 async def test_its_hold(socket_dir: Path, attack: Attack, victim: FakeQemu) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
-from tests.parts.daemon import Process, RunningDaemon
+from tests.parts.daemon import ExecutedDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.libvirt import Libvirtd, LibvirtMissingError
 from tests.parts.qemu import RealQemu
@@ -33,24 +30,14 @@ def libvirtd() -> Iterator[Libvirtd]:
             pytest.skip(f"no libvirt here: {missing}")
 
 
-class NeighbourDaemon(RunningDaemon):
+class NeighbourDaemon(ExecutedDaemon):
     """A daemon that sees the files of the libvirtd: they are in its mount namespace only."""
-
-    libvirtd: Libvirtd
-
-    async def _open_process(self, arguments: list[str], environment: dict[str, str]) -> Process:
-        inside = ["nsenter", "--target", str(self.libvirtd.pid), "--mount"]
-        return await trio.lowlevel.open_process(
-            [*inside, sys.executable, "-m", "panicd", *arguments],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **environment},
-        )
 
 
 @pytest.fixture(autouse=True)
 def _neighbour(libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NeighbourDaemon, "libvirtd", libvirtd, raising=False)
+    inside = ["nsenter", "--target", str(libvirtd.pid), "--mount"]
+    monkeypatch.setattr(NeighbourDaemon, "before", inside)
 
 
 def configured(libvirtd: Libvirtd, **config: Any) -> dict[str, Any]:

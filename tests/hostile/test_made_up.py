@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from panicd.qemu.monitor import event_loop
 from tests.hostile.monitors import NESTED, STATUS, greeting
 from tests.hostile.scale import whole
-from tests.hostile.sessions import ID, Course, converse
+from tests.hostile.sessions import ID, SILENCE, Course, converse
+from tests.parts.patience import patience
 from tests.parts.vitals import open_files
 
 MARK = ID.decode()
@@ -77,10 +78,10 @@ greetings = (
 )
 
 
-def run(hello: bytes, script: list[bytes], last: bytes) -> Course:
+def run(hello: bytes, script: list[bytes], last: bytes, silence: float = SILENCE) -> Course:
     async def main() -> Course:
         async with event_loop():
-            return await converse(hello, script, last)
+            return await converse(hello, script, last, silence)
 
     return trio.run(main)
 
@@ -99,7 +100,8 @@ def test_whatever_is_said_the_session_ends_in_order(
 def test_one_that_behaves_is_looked_after() -> None:
     answer = encoded({"return": STATUS, "id": MARK})
     panic = encoded({"event": "GUEST_PANICKED", "timestamp": {"seconds": 1, "microseconds": 2}})
-    course = run(greeting({"major": 7, "minor": 2, "micro": 0}), [answer] * 9, panic)
+    hello = greeting({"major": 7, "minor": 2, "micro": 0})
+    course = run(hello, [answer] * 9, panic, silence=patience(0.5))
     assert course.connected
     assert course.probed
 

@@ -53,7 +53,7 @@ async def test_relaunched_domain_that_does_not_come_back_in_time_is_a_failure(
         failed = await daemon.wait_incident("vm", state="failed")
         assert failed.details[-1] == "the domain did not come back in time"
         (waiting,) = (await daemon.call("status"))["waiting"]
-        assert waiting["id"] == failed.id
+        assert waiting["incident"] == failed.id
 
         async with fake(socket_dir).running():  # late, but here
             ended = await daemon.wait_incident("vm", ending="relaunched")
@@ -101,5 +101,5 @@ async def test_waiting_incident_is_not_taken_for_another_domain_s(socket_dir: Pa
         async with FakeQemu(socket_dir / "other.qmp", name="other").running():
             await daemon.wait_armed("other")
             (waiting,) = (await daemon.call("status"))["waiting"]
-            assert waiting["id"] == incident.id
+            assert waiting["incident"] == incident.id
             assert (await daemon.domain("other"))["incident"] == ""

@@ -11,7 +11,6 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
 
 import trio
 
@@ -22,11 +21,10 @@ from panicd.rules.plan import Terminate
 from panicd.service.control_client import DaemonUnreachableError, RefusedError
 from tests.kill.gate import Gate
 from tests.kill.scenarios import DUMP, Scenario
-from tests.kill.stable import Stable
 from tests.kill.subjects import FakeSubject, RealSubject, Subject, relaunch_arguments
 from tests.kill.verdict import Counters, Evidence, became, has_begun, judge, judge_dead_qemu, wanted
 from tests.parts.background import background
-from tests.parts.daemon import DaemonEndedError, Process, RunningDaemon
+from tests.parts.daemon import DaemonEndedError, Process, RunningDaemon, stable
 from tests.parts.fake import FakeQemu
 from tests.parts.recorded import Fault
 
@@ -99,14 +97,8 @@ class Verdict:
 class GatedDaemon(RunningDaemon):
     """A daemon with gates; its directory holds the socket where it asks."""
 
-    stable: ClassVar[Stable]
-
     async def _open_process(self, arguments: list[str], environment: dict[str, str]) -> Process:
-        return await self.stable.start(arguments, environment)
-
-    def _reap(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL)
+        return await stable.start(arguments, environment, "tests.kill.gated:run")
 
     async def wait_line(self, since: int) -> None:
         """Wait until it has logged more."""

@@ -4,7 +4,7 @@ At a gate the whole daemon stands still and asks the test (``gate.Gate``, on the
 beside the configuration) to go on. There it can be killed, and it is known to the instruction what
 it had done by then. The gates are put around the daemon's own functions; nothing else differs.
 
-``stable`` runs it.
+``cases.GatedDaemon`` starts it.
 """
 
 from __future__ import annotations

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tests.kill.cases import COMMANDS, FIRST, Blow, Case, GatedDaemon, Verdict, try_case
+from tests.kill.cases import COMMANDS, FIRST, Blow, Case, Verdict, try_case
 from tests.kill.scenarios import Scenario
-from tests.kill.stable import Stable
 
 AT_ONCE = 3
 """Cases under way at a time: a case waits about as long as it computes."""
@@ -56,7 +55,7 @@ async def run(cases: Iterable[Case], tell: Callable[[Verdict], None] = lambda _:
         figures.add(verdict)
         tell(verdict)
 
-    async with Stable.open() as GatedDaemon.stable, trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         for case in cases:
             nursery.start_soon(one, case)
     figures.seconds = time.monotonic() - began

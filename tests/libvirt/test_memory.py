@@ -17,8 +17,9 @@ from panicd.libvirt import requests
 from panicd.libvirt.memory import PeekReader, dumper
 from panicd.libvirt.protocol import CrashedDetail, DomainRef, DumpFormat, EventKind
 from panicd.qemu.dump_error import DumpError
-from panicd.qemu.guest_memory import read_log_of
+from panicd.qemu.guest_memory import read_words
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
+from panicd.rules.kernel_log import KernelLog
 from tests.parts.fake_libvirtd import FakeLibvirtd
 from tests.parts.libvirt import Libvirtd, LibvirtMissingError
 from tests.parts.libvirt_client import ANSWERED_WITHIN, Listener, connected
@@ -68,7 +69,8 @@ async def test_log_screen_and_dump_of_a_panicked_linux(
         stood = await client.call(requests.state_of(domain), timeout=ANSWERED_WITHIN)
         began = trio.current_time()
         reader = PeekReader(client, domain, began + patience(WITHIN))
-        log = await read_log_of(reader, 200)
+        log = await read_words(reader, 200)
+        assert isinstance(log, KernelLog)
         took = trio.current_time() - began
         text = [line.text for line in log.lines]
         assert any("sysrq triggered crash" in line for line in text), text[-20:]
@@ -110,7 +112,7 @@ async def test_a_linux_that_leaves_no_note_has_no_log(
     async with without as (listener, domain):
         reader = PeekReader(listener.client, domain, trio.current_time() + patience(WITHIN))
         with pytest.raises(NotReadableError, match="VMCOREINFO"):
-            await read_log_of(reader, 200)
+            await read_words(reader, 200)
 
 
 async def test_a_domain_that_libvirt_takes_for_running_is_not_dumped(socket_dir: Path) -> None:

@@ -17,7 +17,11 @@ import trio
 
 from tests.parts.background import background
 
+ROOT = Path(__file__).parents[2]
+
 PROGRAM = shutil.which("chromium")
+AXE = Path(os.environ.get("PANICD_TEST_AXE", ROOT / "node_modules/axe-core/axe.min.js"))
+"""The accessibility engine (`npm install axe-core`), where there is one."""
 
 _KEYS = {"Tab": 9, "Enter": 13}
 _QUIET = (
@@ -128,8 +132,10 @@ class Chromium:
         await self.call("Input.dispatchKeyEvent", type="keyUp", **described)
 
     async def tell(self, expression: str) -> Any:
-        """Return what a JavaScript expression comes to in the page."""
-        answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Return what a JavaScript expression comes to in the page, also one that takes a while."""
+        answer = await self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 

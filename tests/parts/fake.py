@@ -119,6 +119,7 @@ class FakeQemu(RecordedMonitor):
         self._resume_panics = 0.0
         self._panics_before_reply = False
         self._dumps_held: trio.Event | None = None
+        self._stubborn = False
         self._listener: trio.socket.SocketType | None = None
         self._session: _Session | None = None
         self._nursery: trio.Nursery
@@ -236,12 +237,15 @@ class FakeQemu(RecordedMonitor):
         if self._session is not None:
             self._session.send(data)
 
-    def hold_dumps(self) -> None:
+    def hold_dumps(self, *, stubborn: bool = False) -> None:
         """Let no dump come to its end until :meth:`release_dumps`, or until nobody reads it.
 
         One that is not detached keeps QEMU from answering anybody meanwhile.
+
+        Args:
+            stubborn: Though nobody reads it: QEMU hangs in its storage.
         """
-        self._dumps_held = trio.Event()
+        self._dumps_held, self._stubborn = trio.Event(), stubborn
 
     def release_dumps(self) -> None:
         """Let dumps go on."""
@@ -371,7 +375,9 @@ class FakeQemu(RecordedMonitor):
 
     async def _write_dump(self, dump: Dump) -> str | None:
         with os.fdopen(dump.fd, "wb", buffering=0) as file:
-            if self._dumps_held is not None:
+            if self._dumps_held is not None and self._stubborn:
+                await self._dumps_held.wait()
+            elif self._dumps_held is not None:
                 await _held(self._dumps_held, dump.fd)
             error = await trio.to_thread.run_sync(_write_chunks, dump, file, abandon_on_cancel=True)
         self.machine.finish_dump(error)

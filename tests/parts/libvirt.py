@@ -28,6 +28,8 @@ from panicd.libvirt.once import connected
 from tests.parts.linux import Kernel, Trouble, make_initramfs
 from tests.parts.patience import fail_after, patience
 from tests.parts.qemu import qemu_binary
+from tests.parts.windows import write_windows
+from tests.rules.windows_memory import WindowsMemory
 
 STARTS_WITHIN: Final = 30.0  # seconds
 ANSWERS_WITHIN: Final = 60.0  # seconds; the first domain has libvirt ask QEMU what it can do
@@ -98,6 +100,7 @@ _DOMAIN: Final = """
     <qemu:arg value='socket,id=witness,path={witness},server=on,wait=off'/>
     <qemu:arg value='-mon'/>
     <qemu:arg value='chardev=witness,mode=control'/>
+    {arguments}
   </qemu:commandline>
 </domain>
 """
@@ -325,7 +328,7 @@ class Libvirtd:
         *,
         name: str = "vm",
         on_reboot: str = "restart",
-        guest: Guest | tuple[Kernel, Trouble] = Guest.PANIC_ON_KEY,
+        guest: Guest | tuple[Kernel, Trouble] | WindowsMemory = Guest.PANIC_ON_KEY,
     ) -> AsyncIterator[LibvirtVm]:
         """Define a domain and start it; in the end it is gone.
 
@@ -334,11 +337,16 @@ class Libvirtd:
             on_crash: libvirt's own policy.
             name: the domain's.
             on_reboot: what libvirt does when it is reset.
-            guest: what runs in it: a small one, or a Linux, and of what it panics.
+            guest: what runs in it: a small one, a Linux, and of what it panics, or what stands for
+                a Windows, which panics at once.
         """
         witness = directory / f"{name}.witness"
         rom, xml = directory / f"{name}.rom", directory / f"{name}.xml"
-        if isinstance(guest, Guest):
+        arguments: list[str] = []
+        if isinstance(guest, WindowsMemory):
+            rom, arguments = write_windows(directory, guest)
+            memory, boots = 32, f"<loader type='rom' readonly='yes'>{rom}</loader>"
+        elif isinstance(guest, Guest):
             write_rom(guest, rom)
             memory, boots = 32, f"<loader type='rom' readonly='yes'>{rom}</loader>"
         else:
@@ -354,6 +362,7 @@ class Libvirtd:
                 emulator=qemu_binary(),
                 monitor=directory / f"{name}.qmp",
                 witness=witness,
+                arguments="".join(f"<qemu:arg value='{argument}'/>" for argument in arguments),
             )
         )
         await self.virsh("define", str(xml))

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import lzma
 import os
-import shutil
 import stat
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.parts.apt import Apt, MissingError, need
+from tests.parts.machines import Machine
 from tests.parts.qemu import RealQemu
 
 _META_PACKAGE = "linux-image-cloud-amd64"
@@ -37,12 +37,7 @@ for module in {modules}; do /bin/busybox insmod /$module.ko; done
 
 CRASH_KEY = "/bin/busybox echo c > /proc/sysrq-trigger"
 
-_DOWNLOAD_SECONDS = 120.0
 _MEMORY = "128M"
-
-
-class LinuxMissingError(Exception):
-    """What a Linux guest is made of can't be had here; says what, and why."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +48,15 @@ class Kernel:
         image: The kernel, for ``-kernel``.
         modules: The files of the modules that are not built in, in the order of loading.
         busybox: A statically linked busybox.
+        machine: What it runs on; None: a PC.
+        console: The serial console's name.
     """
 
     image: Path
     modules: tuple[Path, ...]
     busybox: Path
+    machine: Machine | None = None
+    console: str = "ttyS0"
 
 
 @dataclass(frozen=True)
@@ -96,19 +95,14 @@ def find_kernel() -> Kernel:
     """The kernel to test with, downloaded if need be.
 
     Raises:
-        LinuxMissingError: It can't be had; says why.
+        MissingError: It can't be had; says why.
     """
     busybox = next((Path(place) for place in _BUSYBOX_PLACES if Path(place).exists()), None)
     if busybox is None:
-        raise LinuxMissingError("no busybox: apt-get install busybox-static")
+        raise MissingError("no busybox: apt-get install busybox-static")
     unpacked = cache_directory() / "linux"
-    if not unpacked.exists():
-        _unpack_kernel(unpacked)
-    image = next(unpacked.glob("boot/vmlinuz-*"), None)
-    if image is None:
-        raise LinuxMissingError(f"no kernel in {unpacked}, which may be deleted")
-    found = (next(unpacked.rglob(f"{name}.ko*"), None) for name in _MODULES)
-    return Kernel(image, tuple(path for path in found if path is not None), busybox)
+    unpack_kernel(Apt(), _META_PACKAGE, unpacked)
+    return Kernel(*kernel_in(unpacked), busybox)
 
 
 def cache_directory() -> Path:
@@ -154,13 +148,17 @@ async def linux_guest(
         directory,
         guest=None,
         devices=(*devices, "vmcoreinfo"),
+        machine=kernel.machine,
         name="linux",
         paused=paused,
         proxied=proxied,
         accel="tcg",
         extra=(
             *("-m", _MEMORY, "-kernel", str(kernel.image), "-initrd", str(initramfs)),
-            *("-append", f"{screen_console}console=ttyS0 panic={reboots_after} {trouble.append}"),
+            *(
+                "-append",
+                f"{screen_console}console={kernel.console} panic={reboots_after} {trouble.append}",
+            ),
             *("-smp", str(trouble.cpus)),
             *(("-device", "VGA") if screen else ()),
             *("-serial", f"file:{console}"),
@@ -170,42 +168,35 @@ async def linux_guest(
         yield LinuxGuest(vm, console)
 
 
-def _unpack_kernel(target: Path) -> None:
-    for tool in ("apt-get", "apt-cache", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise LinuxMissingError(f"no {tool}, with which Debian's cloud kernel is fetched")
+def unpack_kernel(apt: Apt, meta_package: str, target: Path) -> None:
+    """Have the kernel that a package depends on in a directory, downloaded unless it is there.
+
+    Raises:
+        MissingError: It can't be had; says why.
+    """
+    if target.exists():
+        return
+    need("apt-get", "apt-cache", "dpkg-deb")
     target.parent.mkdir(parents=True, exist_ok=True)
+    found = [name for name in apt.depends(meta_package) if name.startswith("linux-image-")]
+    if not found:
+        raise MissingError(f"{meta_package} depends on no kernel")
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        depends = run(scratch, "apt-cache", "depends", "--important", _META_PACKAGE)
-        package = next(
-            (line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line),
-            None,
-        )
-        if package is None:
-            raise LinuxMissingError(f"apt knows no {_META_PACKAGE}: apt-get update, on Debian")
-        run(scratch, "apt-get", "download", package)
-        archive = next(Path(scratch).glob("*.deb"))
-        run(scratch, "dpkg-deb", "-x", archive.name, "unpacked")
+        apt.unpack(Path(scratch, "unpacked"), found[0])
         Path(scratch, "unpacked").rename(target)
 
 
-def run(directory: str | Path, *command: str) -> str:
-    """What a command prints; raises LinuxMissingError where it fails."""
-    try:
-        done = subprocess.run(
-            command,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_SECONDS,
-            check=True,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LinuxMissingError(f"{' '.join(command)}: no end in sight") from error
-    except subprocess.CalledProcessError as error:
-        raise LinuxMissingError(f"{' '.join(command)}: {error.stderr.strip()}") from error
-    return done.stdout
+def kernel_in(unpacked: Path) -> tuple[Path, tuple[Path, ...]]:
+    """The kernel in a directory, and those of the modules that are not built in.
+
+    Raises:
+        MissingError: There is none.
+    """
+    image = next(unpacked.glob("boot/vmlinuz-*"), None)
+    if image is None:
+        raise MissingError(f"no kernel in {unpacked}, which may be deleted")
+    found = (next(unpacked.rglob(f"{name}.ko*"), None) for name in _MODULES)
+    return image, tuple(path for path in found if path is not None)
 
 
 def make_initramfs(kernel: Kernel, trouble: Trouble) -> bytes:

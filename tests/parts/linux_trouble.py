@@ -1,19 +1,12 @@
-"""The troubles that a real Linux guest panics of, and the module that makes some of them.
-
-The module is built once for the kernel of ``tests.parts.linux``, with gcc and the kernel's own
-headers, which apt downloads; nothing is installed.
-"""
+"""The troubles that a real Linux guest panics of; a module makes some of them."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
-from tests.parts.linux import Kernel, LinuxMissingError, Trouble, cache_directory, run
-
-_SOURCE = Path(__file__).parent / "trouble" / "trouble.c"
+from tests.parts.apt import Apt
+from tests.parts.linux import Kernel, Trouble
+from tests.parts.linux_module import built_module
 
 
 @dataclass(frozen=True)
@@ -107,43 +100,7 @@ def make_trouble(kind: Kind, kernel: Kernel) -> Trouble:
     """How a guest comes to panic of a kind.
 
     Raises:
-        LinuxMissingError: The module for it can't be had here; says why.
+        MissingError: The module for it can't be had here; says why.
     """
-    module = _built_module(kernel) if "trouble.ko" in kind.then else None
+    module = built_module("trouble", kernel.image, Apt()) if "trouble.ko" in kind.then else None
     return Trouble(kind.then, kind.append, kind.cpus, module, kind.script)
-
-
-def _built_module(kernel: Kernel) -> Path:
-    release = kernel.image.name.removeprefix("vmlinuz-")
-    source = _SOURCE.read_bytes()
-    target = cache_directory() / f"trouble-{release}" / "trouble.ko"
-    if target.exists() and target.with_name("trouble.c").read_bytes() == source:
-        return target
-    for tool in ("gcc", "make"):
-        if shutil.which(tool) is None:
-            raise LinuxMissingError(f"no {tool}, with which a module for the guest is built")
-    with tempfile.TemporaryDirectory(dir=cache_directory()) as scratch:
-        headers = _headers(Path(scratch), release)
-        module = Path(scratch, "trouble")
-        module.mkdir()
-        Path(module, "trouble.c").write_bytes(source)
-        Path(module, "Kbuild").write_text("obj-m := trouble.o\n")
-        no_types = "CONFIG_DEBUG_INFO_BTF_MODULES="  # they take pahole
-        run(scratch, "make", "-C", str(headers), f"M={module}", "CC=gcc", no_types, "modules")
-        shutil.rmtree(target.parent, ignore_errors=True)
-        module.rename(target.parent)
-    return target
-
-
-def _headers(scratch: Path, release: str) -> Path:
-    package = f"linux-headers-{release}"
-    depends = run(scratch, "apt-cache", "depends", "--important", package).split()
-    others = [name for name in depends if name.startswith(("linux-headers-", "linux-kbuild-"))]
-    run(scratch, "apt-get", "download", *{package, *others})
-    root = scratch / "root"
-    for archive in scratch.glob("*.deb"):
-        run(scratch, "dpkg-deb", "-x", archive.name, str(root))
-    headers = root / "usr" / "src" / f"linux-headers-{release}"
-    makefile = headers / "Makefile"
-    makefile.write_text(makefile.read_text().replace("include /usr/", f"include {root}/usr/"))
-    return headers

@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,18 @@ from tests.parts.patience import patience
 RULES = Path(__file__).parents[2] / "config/prometheus/panicd.rules.yaml"
 
 INTERVAL = "1s"
-"""Between two scrapes, and between two evaluations of the rules."""
+"""Between two scrapes, and between two evaluations of the rules, by default."""
+
+EACH_AT_ONCE: dict[str, Any] = {
+    "route": {
+        "receiver": "webhook",
+        "group_by": ["..."],
+        "group_wait": "0s",
+        "group_interval": "1s",
+    },
+    "receivers": [{"name": "webhook"}],
+}
+"""Alertmanager's configuration by default: each alert by itself, without delay."""
 
 _LOOK_EVERY = 0.05  # seconds
 _PROGRAMS = ("prometheus", "prometheus-alertmanager")
@@ -57,6 +68,15 @@ class Notice:
     status: str
     labels: dict[str, str]
     annotations: dict[str, str]
+    receiver: str = ""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What Alertmanager sent at once: one page, or one mail, had it been one."""
+
+    receiver: str
+    alerts: tuple[Notice, ...]
 
 
 class Alerting:
@@ -64,28 +84,45 @@ class Alerting:
 
     Attributes:
         notices: Every alert that came by webhook, in the order of their coming.
+        messages: The messages that they came in.
     """
 
     def __init__(self, directory: Path) -> None:
         self.notices: list[Notice] = []
+        self.messages: list[Message] = []
         self._directory = directory
+        self._interval = INTERVAL
         self._changed = trio.lowlevel.ParkingLot()
         self._prometheus, self._alertmanager = unused_port(), unused_port()
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, directory: Path, *, target: str) -> AsyncIterator[Self]:
+    async def start(
+        cls,
+        directory: Path,
+        *,
+        target: str | Sequence[str],
+        routing: dict[str, Any] | None = None,
+        rules: str | None = None,
+        interval: str = INTERVAL,
+    ) -> AsyncIterator[Self]:
         """Run both until this ends.
 
         Args:
             directory: For their files.
-            target: The address that is scraped.
+            target: The address that is scraped, or some.
+            routing: A configuration of Alertmanager, whose receivers are replaced.
+            rules: The alert rules; those that are shipped, by default.
+            interval: Between two scrapes, and between two evaluations of the rules.
         """
         alerting = cls(directory)
+        alerting._interval = interval
         async with background() as nursery:
             (webhook,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, alerting._take, [webhook])
-            alerting._write_config(target, webhook.socket.getsockname()[1])
+            targets = [target] if isinstance(target, str) else list(target)
+            (directory / "rules.yaml").write_text(rules or RULES.read_text(encoding="utf-8"))
+            alerting._write_config(targets, webhook.socket.getsockname()[1], routing)
             alertmanager = [
                 "prometheus-alertmanager",
                 f"--config.file={directory}/alertmanager.yml",
@@ -142,12 +179,26 @@ class Alerting:
                     return notice
             await self._changed.park()
 
-    def _write_config(self, target: str, webhook: int) -> None:
+    async def wait_message(self, receiver: str, name: str) -> Message:
+        """Wait until a receiver was sent a message with an alert that fires."""
+        while True:
+            for message in self.messages:
+                firing = {n.labels["alertname"] for n in message.alerts if n.status == "firing"}
+                if message.receiver == receiver and name in firing:
+                    return message
+            await self._changed.park()
+
+    def _write_config(
+        self, targets: list[str], webhook: int, routing: dict[str, Any] | None
+    ) -> None:
         prometheus = {
-            "global": {"scrape_interval": INTERVAL, "evaluation_interval": INTERVAL},
-            "rule_files": [str(RULES)],
+            "global": {
+                "scrape_interval": self._interval,
+                "evaluation_interval": self._interval,
+            },
+            "rule_files": [str(self._directory / "rules.yaml")],
             "scrape_configs": [
-                {"job_name": "panicd", "static_configs": [{"targets": [target]}]},
+                {"job_name": "panicd", "static_configs": [{"targets": targets}]},
             ],
             "alerting": {
                 "alertmanagers": [
@@ -155,20 +206,14 @@ class Alerting:
                 ]
             },
         }
-        alertmanager = {
-            "route": {
-                "receiver": "webhook",
-                "group_by": ["..."],
-                "group_wait": "0s",
-                "group_interval": "1s",
-            },
-            "receivers": [
-                {
-                    "name": "webhook",
-                    "webhook_configs": [{"url": f"http://127.0.0.1:{webhook}/"}],
-                }
-            ],
-        }
+        alertmanager = dict(routing or EACH_AT_ONCE)
+        alertmanager["receivers"] = [
+            {
+                "name": receiver["name"],
+                "webhook_configs": [{"url": f"http://127.0.0.1:{webhook}/"}],
+            }
+            for receiver in alertmanager["receivers"]
+        ]
         for name, config in (("prometheus", prometheus), ("alertmanager", alertmanager)):
             (self._directory / f"{name}.yml").write_text(yaml.safe_dump(config))
 
@@ -216,10 +261,13 @@ class Alerting:
         while len(body) < length:
             body += await stream.receive_some()
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        for alert in json.loads(body)["alerts"]:
-            self.notices.append(
-                Notice(trio.current_time(), alert["status"], alert["labels"], alert["annotations"])
-            )
+        sent, now = json.loads(body), trio.current_time()
+        came = [
+            Notice(now, one["status"], one["labels"], one["annotations"], sent["receiver"])
+            for one in sent["alerts"]
+        ]
+        self.notices += came
+        self.messages.append(Message(sent["receiver"], tuple(came)))
         self._changed.unpark_all()
 
 

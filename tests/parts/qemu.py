@@ -24,6 +24,7 @@ from panicd.demo.qemu import (
     machine_arguments,
     usable_accelerator,
 )
+from tests.parts.machines import Machine
 from tests.parts.proxy import RecordingProxy
 
 __all__ = [
@@ -89,6 +90,7 @@ class RealQemu(Qemu):
         guest: Guest | None = Guest.IDLE,
         firmware: bool = False,
         devices: Sequence[str] = ("pvpanic",),
+        machine: Machine | None = None,
         name: str = "vm",
         uuid: str | None = None,
         paused: bool = False,
@@ -110,6 +112,7 @@ class RealQemu(Qemu):
                 second RESET that a firmware makes after a reset. Otherwise the guest is the
                 firmware.
             devices: A ``-device`` each.
+            machine: What it is instead of a PC, with that one's guest.
             name: The VM's name and the stem of its socket.
             uuid: Its UUID; None: a random one.
             paused: Leave the guest waiting for a ``cont``, as ``-S`` does.
@@ -125,9 +128,17 @@ class RealQemu(Qemu):
         """
         public, private = directory / f"{name}.qmp", directory / f"{name}.behind-proxy"
         check_socket_path(private)  # the longer one
-        machine = [
-            *machine_arguments(qemu_binary(), accel or ("tcg" if firmware else accelerator())),
-            *_guest_arguments(guest, directory / f"{name}.guest", firmware=firmware),
+        rom = directory / f"{name}.guest"
+        if machine is None:
+            accel = accel or ("tcg" if firmware else accelerator())
+            base = [
+                *machine_arguments(qemu_binary(), accel),
+                *_guest_arguments(guest, rom, firmware=firmware),
+            ]
+        else:
+            base = machine.arguments(find_qemu(machine.qemu), rom)
+        arguments = [
+            *base,
             *(argument for device in devices for argument in ("-device", device)),
             *extra,
         ]
@@ -141,7 +152,7 @@ class RealQemu(Qemu):
                 )
             vm = await stack.enter_async_context(
                 cls.launch(
-                    machine,
+                    arguments,
                     name=name,
                     uuid=uuid or str(uuid_module.uuid4()),
                     monitor=public,

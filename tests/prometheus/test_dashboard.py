@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.prometheus.test_rules import BASE
 from tests.test_docs import metric_names
 
 Panel = dict[str, Any]
@@ -85,7 +86,9 @@ def test_panels_do_not_overlap() -> None:
 
 def test_the_data_source_is_chosen_where_it_is_shown() -> None:
     variables = {variable["name"]: variable for variable in BOARD["templating"]["list"]}
-    assert variables.keys() == {"datasource", "job", "instance", "domain"}
+    assert variables.keys() == {
+        *("datasource", "job", "instance", "domain", "scheme", "runbooks"),
+    }
     assert variables["datasource"]["type"] == "datasource"
     assert variables["datasource"]["query"] == "prometheus"
     sources = re.findall(r'"uid": "([^"]+)"', TEXT)
@@ -110,3 +113,36 @@ def test_every_metric_is_shown_and_no_other() -> None:
     }
     # A domain's failures are its host's, which are shown; the file's metrics stand for the rest.
     assert shown == metric_names() - {"panicd_domain_action_failures_total"}
+
+
+def test_links_lead_to_the_page_of_what_a_row_tells_of_and_to_runbooks() -> None:
+    page = "${scheme}://${__data.fields.instance}/"
+    links: dict[str, set[str]] = {}
+    for panel in WITH_QUERIES:
+        for override in panel["fieldConfig"]["overrides"]:
+            field = override["matcher"]["options"]
+            for entry in override["properties"]:
+                if entry["id"] == "links":
+                    links.setdefault(field, set()).update(link["url"] for link in entry["value"])
+    assert links == {
+        "alertname": {"${runbooks}${__data.fields.alertname}.md"},
+        "instance": {page},
+        "domain": {f"{page}domain?name=${{__data.fields.domain:percentencode}}"},
+        "signature": {f"{page}panics/${{__data.fields.signature}}"},
+    }
+    (runbooks,) = [v for v in BOARD["templating"]["list"] if v["name"] == "runbooks"]
+    assert runbooks["query"] == BASE
+
+
+def test_what_is_told_of_hosts_tells_them_apart() -> None:
+    """In every table, and wherever a series is a domain's: two hosts may have one of a name."""
+    for panel in WITH_QUERIES:
+        hidden = {
+            name
+            for change in panel.get("transformations", ())
+            for name in change["options"].get("excludeByName", ())
+        }
+        assert "instance" not in hidden, panel["title"]
+        for target in panel["targets"]:
+            legend = target["legendFormat"]
+            assert "{{domain}}" not in legend or "{{instance}}" in legend, panel["title"]

@@ -174,6 +174,8 @@ def _what_is_wrong(world: World) -> str:
         return f"a guest that others have reset counts as {incident.state}"
     if guest.panicked and stopped and incident is None:
         return "a panicked guest that nobody knows of"
+    if stopped and incident is not None and incident.state is IncidentState.RUNNING_ON:
+        return "a guest that its panic has stopped counts as one that runs on"
     if guest.panicked and stopped and action in {Action.DESTROY, Action.RESTART}:
         assert incident is not None
         if incident.state is not IncidentState.FAILED:

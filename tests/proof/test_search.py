@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from panicd.rules.incident import Ending
-from panicd.rules.machine import arrival, commands, deciding, resting, results, steps
+from panicd.rules.machine import arrival, commands, deciding, ignoring, resting, results, steps
 from panicd.rules.machine import turn as turns
+from panicd.rules.machine.state import RunningAgain, Stage
+from panicd.rules.machine.turn import Turn
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.recovery import Stay
 from tests.proof.search import search, start
-from tests.proof.world import Limits
+from tests.proof.world import Limits, World, _panic, moves
 
 ALONE = [
     Limits(panics=1, foreign=0, crashes=0, cuts=0, deaths=0),
@@ -60,6 +62,51 @@ MORE_WORLDS = 7000
 @pytest.mark.parametrize("on_crash", POLICIES)
 def test_nor_where_answers_get_lost(on_crash: OnCrash) -> None:
     assert search(start(on_crash, SILENT), at_most=MORE_WORLDS).violation is None
+
+
+NOTHING = Limits(panics=0, foreign=0, crashes=0, cuts=0, deaths=0)
+AGAIN = [
+    replace(NOTHING, panics=2),
+    replace(NOTHING, panics=1, foreign=1),
+    replace(NOTHING, panics=1, crashes=1),
+    replace(NOTHING, panics=1, cuts=1),
+    replace(NOTHING, panics=1, deaths=1),
+    replace(NOTHING, panics=1, silences=1),
+]
+
+
+def ignored_before() -> World:
+    """A guest that was let run after two panics within a second: a third one is not written."""
+    world = untroubled(start(OnCrash.IGNORE, NOTHING))
+    for _ in range(2):
+        world = untroubled(_panic(world))
+    assert world.state is not None
+    assert world.state.ignored_at
+    return world
+
+
+def untroubled(world: World) -> World:
+    """Return the world when everything has happened but what time brings."""
+    while following := [after for name, after in moves(world) if name != "the time is over"]:
+        world = following[0]
+    return world
+
+
+@pytest.mark.parametrize("limits", AGAIN, ids=str)
+def test_nor_where_an_ignored_guest_panics_again_at_once(limits: Limits) -> None:
+    assert search(replace(ignored_before(), left=limits)).violation is None
+
+
+def test_a_cont_before_the_ignored_guest_has_stopped_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_soon(turn: Turn) -> None:
+        turn.enter(RunningAgain(Stage.GIVEN))
+        turn.send([("cont", ())], 5.0, acts=True)
+
+    world = replace(ignored_before(), left=AGAIN[0])
+    monkeypatch.setattr(ignoring, "ignore_once_more", too_soon)
+    assert search(world).violation is not None
 
 
 @pytest.mark.parametrize("on_crash", [OnCrash.PRESERVE, OnCrash.RESTART])

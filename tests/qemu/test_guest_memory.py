@@ -15,17 +15,18 @@ import trio
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.event_outlet import Heard
 from panicd.qemu.guest_memory import (
-    _read_words,
+    FIRST,
     beginning_of_dump,
     memory_file,
-    read_kernel_log,
+    monitor_reader,
+    read_words,
 )
 from panicd.qemu.monitor import SessionLostError, event_loop, open_monitor
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
-from panicd.rules.kernel_log import panic_line
+from panicd.rules.kernel_log import KernelLog, panic_line
 from panicd.rules.qapi import DumpCompletedEvent, RunState
 from tests.parts.fake import FakeQemu
 from tests.parts.linux import Kernel, linux_guest
@@ -86,7 +87,8 @@ async def test_reads_the_log_of_a_panicked_linux(
             await guest.vm.wait_status("guest-panicked")
             async with session_at(guest.vm.socket, heard) as session:
                 before = len(guest.vm.proxy.commands)
-                log = await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+                log = await read_words(monitor_reader(session, TIME_LIMIT), 60)
+                assert isinstance(log, KernelLog)
                 sent = guest.vm.proxy.commands[before:]
 
                 assert panic_line(log.lines) == PANIC
@@ -105,7 +107,8 @@ async def test_reads_the_log_of_a_panicked_linux(
                 assert all(isinstance(entry.event, DumpCompletedEvent) for entry in heard)
                 assert await session.query_status() is RunState.GUEST_PANICKED
 
-                whole = await read_kernel_log(session, lines=10_000, timeout=TIME_LIMIT)
+                whole = await read_words(monitor_reader(session, TIME_LIMIT), 10_000)
+                assert isinstance(whole, KernelLog)
                 assert whole.complete
                 assert whole.lines[0].text.startswith("Linux version ")
                 assert whole.lines[-60:] == log.lines
@@ -118,8 +121,8 @@ async def test_a_guest_that_is_no_linux(socket_dir: Path) -> None:
             RealQemu.start(socket_dir, paused=True) as vm,
             session_at(vm.socket) as session,
         ):
-            with pytest.raises(NotReadableError, match=r"not a guest of 64-bit x86|no VMCOREINFO"):
-                await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+            with pytest.raises(NotReadableError, match=r"a guest of 32-bit x86|no VMCOREINFO"):
+                await read_words(monitor_reader(session, TIME_LIMIT), 60)
             assert await session.query_status() is RunState.PRELAUNCH
 
 
@@ -137,7 +140,7 @@ async def test_such_a_guest_s_memory_is_left_alone(
     async with fake_session(fake) as session:
         before = fake.commands.copy()
         with pytest.raises(NotReadableError, match=reason):
-            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+            await read_words(monitor_reader(session, TIME_LIMIT), 60)
         assert fake.commands == before
 
 
@@ -146,7 +149,7 @@ async def test_the_time_is_over(socket_dir: Path) -> None:
     async with fake_session(fake) as session:
         fake.hold_dumps()
         with pytest.raises(NotReadableError, match="the time is over"):
-            await read_kernel_log(session, lines=60, timeout=0.2)
+            await read_words(monitor_reader(session, 0.2), 60)
         fake.release_dumps()
 
 
@@ -154,15 +157,15 @@ async def test_there_is_no_note(socket_dir: Path) -> None:
     fake = FakeQemu(socket_dir / "vm.qmp", state=State.GUEST_PANICKED)
     async with fake_session(fake) as session:
         with pytest.raises(NotReadableError, match="no VMCOREINFO"):
-            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+            await read_words(monitor_reader(session, TIME_LIMIT), 60)
 
 
 async def test_qemu_refuses(socket_dir: Path) -> None:
     fake = FakeQemu(socket_dir / "vm.qmp", state=State.GUEST_PANICKED)
     async with fake_session(fake) as session:
-        fake.refuse("dump-guest-memory", "no block there")
+        fake.refuse("dump-guest-memory", "no block there", times=len(FIRST))
         with pytest.raises(NotReadableError, match="QEMU gives no memory: no block there"):
-            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+            await read_words(monitor_reader(session, TIME_LIMIT), 60)
 
 
 def test_qemu_can_t_write_without_bound() -> None:
@@ -179,7 +182,7 @@ async def test_qemu_dies(socket_dir: Path) -> None:
     async with fake_session(fake) as session:
         fake.cut_before("dump-guest-memory")
         with pytest.raises(SessionLostError):
-            await read_kernel_log(session, lines=60, timeout=TIME_LIMIT)
+            await read_words(monitor_reader(session, TIME_LIMIT), 60)
 
 
 async def test_the_notes_are_those_of_a_dump_that_another_makes_and_it_is_given_up() -> None:
@@ -230,6 +233,10 @@ DUMP_HEAD = (
 )
 
 
+async def not_asked(_path: Path, _kind: str, _timeout: float) -> None:
+    raise AssertionError
+
+
 @pytest.mark.real
 async def test_the_human_monitor_shows_what_is_there(socket_dir: Path) -> None:
     with fail_after(TIME_LIMIT):
@@ -237,13 +244,11 @@ async def test_the_human_monitor_shows_what_is_there(socket_dir: Path) -> None:
             RealQemu.start(socket_dir, paused=True) as vm,
             session_at(vm.socket) as session,
         ):
-            deadline = trio.current_time() + TIME_LIMIT
+            reader = monitor_reader(session, TIME_LIMIT, by_other=not_asked)
             for request in (ReadRequest(0xF0000, 64 * 1024), ReadRequest(0, 4096)):
                 saved = trio.Path(socket_dir) / f"{request.physical:x}"
                 where = {"val": request.physical, "size": request.length, "filename": str(saved)}
                 await session.execute("pmemsave", where)
-                assert await saved.read_bytes() == await _read_words(
-                    session, request, deadline=deadline
-                )
+                assert await saved.read_bytes() == await reader.read(request)
             with pytest.raises(NotReadableError, match="no guest memory at"):
-                await _read_words(session, ReadRequest(1 << 51, 4096), deadline=deadline)
+                await reader.read(ReadRequest(1 << 51, 4096))

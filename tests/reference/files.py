@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from click.shell_completion import get_completion_class
 
 from panicd import __version__
-from panicd.cli import main
+from panicd.cli import completing, main
+from tests.reference import schemas
 from tests.reference.commands import commands_page
 from tests.reference.machine import machine_document
 from tests.reference.roff import man_body, plain
@@ -85,6 +87,7 @@ def manual_of_configuration() -> str:
 
 def completion(shell: str) -> str:
     """Return a shell's completion script; it asks the program at each use."""
+    assert completing.DescribingBash.name == "bash"  # it is known once it is loaded
     found = get_completion_class(shell)
     assert found is not None
     variables = found(main, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE")
@@ -128,6 +131,8 @@ def _page(section: int, name: str, purpose: str, manual: str, markdown: str) -> 
 
 
 FILES: Final[dict[str, Callable[[], str]]] = {
+    **{f"docs/schemas/{name}.json": partial(schemas.written, name) for name in schemas.DOCUMENTS},
+    "docs/json.md": schemas.json_document,
     "docs/commands.md": commands_document,
     "docs/machine.md": machine_document,
     "share/man/man1/panicd.1": manual_of_program,

@@ -7,7 +7,7 @@ a text that doesn't fit before the buffer's end goes to its beginning.
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
@@ -285,8 +285,15 @@ class Served:
         return sum(request.length for request in self.requests)
 
 
+class GuestMemory(Protocol):
+    """Whatever has pages that can be read."""
+
+    def read(self, physical: int, length: int) -> bytes:
+        """Return whole pages."""
+
+
 def serve(
-    reader: Generator[ReadRequest, bytes, T], memory: LinuxMemory, served: Served | None = None
+    reader: Generator[ReadRequest, bytes, T], memory: GuestMemory, served: Served | None = None
 ) -> T:
     """Serve a reader from memory to its end, and return what it read."""
     served = served or Served()

@@ -16,6 +16,8 @@ POLICY = Policy(COREDUMP, OnCrash.RESTART)
 BUILTIN = Capability((1, 5, 3), PanicDevice.BUILTIN, ("pvpanic",))
 UNARMED = Capability((2, 8, 0), PanicDevice.REQUESTED, ("pvpanic",), no_shutdown=False)
 UNKNOWN = replace(UNARMED, no_shutdown=None)
+SILENT_PC = replace(MODERN, panic_device=PanicDevice.NONE, machine="pc-q35-7.2-machine")
+SILENT_ARM = replace(SILENT_PC, machine="virt-7.2-machine")
 
 
 DOMAIN = LibvirtDomain(1, "web 1", "", "preserve", has_vmcoreinfo=True)
@@ -149,6 +151,8 @@ BUILTIN_1_6 = replace(BUILTIN, version=(1, 6, 2))
         (IGNORES, IRREVERSIBLE, "irreversible", "another on_crash than ignore", "unrequested"),
         (UNREQUESTED, BUILTIN_1_6, "irreversible", "another unrequested than ignore", "on_crash"),
         (POLICY, BUILTIN, "firmware", "QEMU 1.6 or later", "-device"),
+        (POLICY, SILENT_PC, "no-device", "add -device pvpanic (or pvpanic-pci)", "-pci,"),
+        (POLICY, SILENT_ARM, "no-device", "add -device pvpanic-pci,", "pvpanic (or"),
     ],
 )
 def test_remedy_suits_what_is_known(

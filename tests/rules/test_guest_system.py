@@ -82,6 +82,7 @@ def test_kdump_and_grace_are_said_of_those_that_dump_themselves() -> None:
     assert "memory dump" in windows.grace
     assert "GUEST_CRASHLOADED" in windows.kdump
     assert "kernel.panic" in advise(linux()).ignore
+    assert "crash_kexec_post_notifiers" in advise(linux()).kdump
     assert {unknown.ignore, unknown.grace, unknown.kdump} == {"not known of this system"}
 
 

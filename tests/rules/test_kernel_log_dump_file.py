@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 from panicd.rules.guest_memory.dump_file import DumpFile, Piece, find_vmcoreinfo
 from panicd.rules.guest_memory.reading import NotReadableError
 
-X86_64, AARCH64 = 62, 183
+X86_64, AARCH64, S390, RISCV = 62, 183, 22, 243
 LOAD, NOTE = 1, 4
 
 
 def header(count: int, *, machine: int = X86_64, ident: bytes = b"\x7fELF\x02\x01\x01") -> bytes:
     fields = (4, machine, 1, 0, 64 + 64, 64, 0, 64, 56, count, 64, 2, 1)
     return struct.pack("<16sHHIQQQIHHHHHH", ident, *fields) + bytes(64)
+
+
+S390_HEADER = struct.pack(">16sHHI", b"\x7fELF\x02\x02\x01", 4, S390, 1) + bytes(500)
 
 
 def segment(kind: int, offset: int, size: int, physical: int = 0) -> bytes:
@@ -40,11 +43,17 @@ def test_finds_notes_and_memory() -> None:
             segment(LOAD, 0x1138, 0x2000, 0x6000),
         )
     )
+    assert parsed.machine == b"x86_64"
     assert parsed.notes == Piece(0x130, 0x1008)
     assert parsed.locate(0x7000, 0x2000) == [
         Piece(0x2138, 0x1000, 0x7000),
         Piece(0x3138, 0x1000, 0x8000),
     ]
+
+
+def test_a_dump_of_arm() -> None:
+    parsed = DumpFile.parse(header(1, machine=AARCH64) + segment(NOTE, 0x130, 0x1008))
+    assert parsed.machine == b"aarch64"
 
 
 @pytest.mark.parametrize("physical", [0x5000, 0x9000, 0x10000])
@@ -60,9 +69,11 @@ def test_what_is_not_all_there_is_refused(physical: int) -> None:
     ("head", "reason"),
     [
         (b"", "no program headers"),
-        (b"makedumpfile" + bytes(500), "not a guest of 64-bit x86"),
-        (header(0, machine=AARCH64), "not a guest of 64-bit x86"),
-        (header(0, ident=b"\x7fELF\x01\x01"), "not a guest of 64-bit x86"),
+        (b"makedumpfile" + bytes(500), "not an ELF core"),
+        (header(0, machine=RISCV), "a guest of RISC-V: neither 64-bit x86 nor 64-bit Arm"),
+        (header(0, machine=4711), "a guest of another machine: neither"),
+        (header(0, ident=b"\x7fELF\x01\x01"), "neither 64-bit x86 nor"),
+        (S390_HEADER, "a guest of s390: neither"),
         (header(65535), "unlikely program headers"),
         (header(2), "no program headers"),
         (dump(segment(LOAD, 0, 4096)), "no notes of a likely size"),
@@ -70,7 +81,7 @@ def test_what_is_not_all_there_is_refused(physical: int) -> None:
         (dump(segment(NOTE, 0, 8), segment(LOAD, (1 << 64) - 1, 4096)), "beyond where any file"),
     ],
 )
-def test_what_is_no_dump_of_a_pc_is_refused(head: bytes, reason: str) -> None:
+def test_what_is_no_dump_of_such_a_guest_is_refused(head: bytes, reason: str) -> None:
     with pytest.raises(NotReadableError, match=reason):
         DumpFile.parse(head)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from panicd.rules.bug_check import BUG_CHECKS
-from panicd.rules.payload import describe
+from panicd.rules.payload import describe, payload_line
 from panicd.rules.qapi import GuestPanickedEvent, PanicInformation, parse_event
 
 
@@ -20,7 +20,10 @@ def hyper_v(*arguments: int) -> PanicInformation | None:
 
 def test_bug_check_has_its_name_and_its_parameters() -> None:
     payload = describe(hyper_v(0x133, 1, 0x1E00, 0xFFFF_F806_4C4F_A320, 0))
-    assert payload.summary == "Windows bug check 0x00000133: DPC_WATCHDOG_VIOLATION"
+    assert payload.summary == (
+        "Windows bug check 0x00000133 DPC_WATCHDOG_VIOLATION"
+        " (0x0000000000000001, 0x0000000000001E00, 0xFFFFF8064C4FA320, 0x0000000000000000)"
+    )
     assert dict(payload.members)["arg4"] == "0xfffff8064c4fa320"
     assert payload.missing == ()
 
@@ -28,13 +31,19 @@ def test_bug_check_has_its_name_and_its_parameters() -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (0xFFFF_FFFF_C000_021A, "0xc000021a: STATUS_SYSTEM_PROCESS_TERMINATED"),
-        (-0x3FFFFDE6, "0xc000021a: STATUS_SYSTEM_PROCESS_TERMINATED"),
-        (0x0BADCAFE, "0x0badcafe: a code that is not known here"),
+        (0xFFFF_FFFF_C000_021A, "0xC000021A STATUS_SYSTEM_PROCESS_TERMINATED"),
+        (-0x3FFFFDE6, "0xC000021A STATUS_SYSTEM_PROCESS_TERMINATED"),
+        (0x0BADCAFE, "0x0BADCAFE (0x"),
     ],
 )
 def test_bug_check_codes_are_told_by_their_lower_half(code: int, words: str) -> None:
-    assert describe(hyper_v(code, 0, 0, 0, 0)).summary == f"Windows bug check {words}"
+    assert describe(hyper_v(code, 0, 0, 0, 0)).summary.startswith(f"Windows bug check {words}")
+
+
+def test_a_bug_check_without_all_of_its_parameters() -> None:
+    assert (
+        describe(hyper_v(0xA, 1)).summary == "Windows bug check 0x0000000A IRQL_NOT_LESS_OR_EQUAL"
+    )
 
 
 def test_linux_in_the_same_registers_is_no_bug_check() -> None:
@@ -111,6 +120,11 @@ def test_malformed_payload_says_what_is_wrong_with_it(
     payload = describe(payload_of(info))
     assert payload.missing == missing
     assert payload.summary
+
+
+def test_only_a_payload_that_is_known_says_why() -> None:
+    assert payload_line(hyper_v(0xA, 1)).startswith("Windows bug check 0x0000000A")
+    assert payload_line(None) == payload_line(payload_of({"type": "newer"})) == ""
 
 
 def test_type_from_a_newer_qemu_is_kept() -> None:

@@ -96,6 +96,30 @@ def test_without_a_notifier(version: Version, machine: str, expected: list[str])
     assert [line for line in found[2:] if "vmcoreinfo" not in line] == expected
 
 
+@pytest.mark.parametrize(
+    ("machine", "devices"),
+    [
+        ("virt", ["pvpanic-pci", "vmcoreinfo"]),
+        ("virt-10.0", ["pvpanic-pci", "vmcoreinfo"]),
+        ("sbsa-ref", ["pvpanic-pci"]),
+        ("s390-ccw-virtio", []),
+        ("pseries-9.0", []),
+        ("q35", ["pvpanic", "vmcoreinfo"]),
+        ("microvm", ["pvpanic", "vmcoreinfo"]),
+    ],
+)
+def test_a_machine_gets_the_devices_that_it_takes(machine: str, devices: list[str]) -> None:
+    wanted = Wanted((7, 2, 0), "/run/qemu/vm.qmp", machine=machine)
+    assert [line for line in shown(wanted) if line.startswith("-device")] == [
+        f"-device {device}" for device in devices
+    ]
+
+
+def test_a_machine_without_isa_in_a_qemu_without_the_pci_device() -> None:
+    with pytest.raises(ValueError, match=r"pvpanic-pci came with QEMU 6\.0"):
+        qemu_arguments(Wanted((5, 2, 0), "/run/qemu/vm.qmp", machine="virt"))
+
+
 def test_machine_that_reports_panics_by_itself() -> None:
     wanted = Wanted((7, 2, 0), "/run/qemu/vm.qmp", machine="s390-ccw-virtio")
     assert not any("pvpanic" in line for line in shown(wanted))

@@ -29,7 +29,7 @@ CONFIG = Path("/etc/panicd/panicd.yaml")
 STATE = Path("/var/lib/panicd")
 WRITTEN = {str(STATE), "/run/panicd"}
 VM, OTHER = "vm", "vm-other"  # whose QEMUs are not root's
-ABOVE_BASE = 100  # MB at most: Debian's Python, what panicd needs of others, and panicd
+ABOVE_BASE = 150  # MB at most: Debian's Python, numpy, and panicd with what else it needs
 
 CONFIGURATION = """
 monitors: [{glob: /run/qemu/*.qmp}]
@@ -75,7 +75,7 @@ def inspected(what: str) -> str:
 
 
 def incident(name: str) -> Any:
-    found = asked("incidents", "--domain", name)
+    found = asked("incidents", "--domain", name)["incidents"]
     return found[0] if found else None
 
 

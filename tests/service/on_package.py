@@ -133,6 +133,16 @@ def it_is_no_other_python_s() -> None:
     assert "dist-packages" not in maps
 
 
+def what_can_t_be_compiled_costs_time_only() -> None:
+    (modules,) = Path("/usr/lib/panicd/lib").glob("*/site-packages")
+    broken = modules / "broken.py"  # fails as all of it does where the disk is full
+    broken.write_text("no Python\n")
+    apt("install", "--reinstall", NEWEST)
+    broken.unlink()
+    assert package("db:Status-Status") == "installed"
+    serves()
+
+
 def a_downgrade_keeps_what_is_open() -> None:
     apt("install", "--allow-downgrades", EARLIER)
     assert package("Version") == "0.0.1"
@@ -189,6 +199,7 @@ STEPS = (
     the_demonstration_works,
     a_vm_as_qemu_args_prints_it_is_acted_on,
     it_is_no_other_python_s,
+    what_can_t_be_compiled_costs_time_only,
     a_downgrade_keeps_what_is_open,
     a_panic_during_an_upgrade_is_found,
     a_panic_while_it_is_removed_is_found_afterwards,

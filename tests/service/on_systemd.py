@@ -102,7 +102,7 @@ def domain(name: str) -> Any:
 
 
 def incident(name: str) -> Any:
-    found = asked("incidents", "--domain", name)
+    found = asked("incidents", "--domain", name)["incidents"]
     return found[0] if found else None
 
 
@@ -163,7 +163,7 @@ def it_starts() -> None:
     run("systemctl", "enable", "panicd")
     run("systemctl", "start", "panicd")
     assert (shown("ActiveState"), shown("NotifyAccess")) == ("active", "main")
-    assert shown("StatusText")
+    until("it says how its domains stand", lambda: shown("StatusText"))
     start_vm("left")
 
 
@@ -179,7 +179,7 @@ def it_is_confined() -> None:
 def a_panic_is_preserved_with_evidence_and_told() -> None:
     panic("left")
     until("evidence", lambda: incident("left")["state"] == "preserved")
-    bundle = Path("/var/lib/panicd/incidents") / incident("left")["id"]
+    bundle = Path("/var/lib/panicd/incidents") / incident("left")["incident"]
     assert {"bundle.json", "registers.txt", "screen.png"} <= {
         path.name for path in bundle.iterdir()
     }
@@ -308,7 +308,7 @@ def it_works_for_one_user_without_root() -> None:
     start_vm_unit("anew-2", "vm@anew\\x2d2.service")
     panic("anew-2")
     until("the refusal", lambda: incident("anew-2")["state"] == "failed")
-    told_why = run("panicd", "incident", incident("anew-2")["id"])
+    told_why = run("panicd", "incident", incident("anew-2")["incident"])
     # Without polkit; with it, and no rule of its, systemd wants a password.
     assert "vm@anew\\x2d2.service: Permission denied" in told_why, told_why
     run("systemctl", "stop", "panicd")

@@ -1,10 +1,12 @@
 """What a configuration has panicd run, and is not there."""
 
 from pathlib import Path
+from socket import AF_UNIX, socket
 
 import pytest
 
 from panicd.config.config import load
+from panicd.host.systemd import bus_that_is_missing
 from panicd.service.programs import MissingProgram, missing_programs
 from tests.parts.commands import DONE, panicd
 from tests.parts.daemon import DaemonInside
@@ -22,16 +24,38 @@ domains:
 
 def test_each_is_named_with_who_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere/bus")
     file = tmp_path / "panicd.yaml"
     file.write_text(CONFIG.format(gone=tmp_path))
 
     assert missing_programs(load(file)) == [
         MissingProgram(f"{tmp_path}/start", "relaunch.command"),
         MissingProgram(f"{tmp_path}/hook", "notify.hook.command"),
+        MissingProgram("/nowhere/bus", "relaunch.unit", "dbus"),
     ]
     checked = panicd("--config", file, "check")
     assert checked.exit_code == DONE
-    assert f"relaunch.command: {tmp_path}/start is not there, or no program" in checked.output
+    assert "relaunch.unit: /nowhere/bus is not there, or of no use (Debian: dbus)" in checked.output
+
+
+@pytest.mark.parametrize(
+    ("address", "missing"),
+    [
+        ("unix:path={there}", ""),
+        ("unix:path={gone}", "{gone}"),
+        ("unix:abstract=/known/when/it/is/called", ""),
+        ("tcp:host=127.0.0.1", "DBus transports ({{'tcp'}}) not supported. Supported: ('unix',)"),
+    ],
+)
+def test_the_bus_is_looked_for(
+    address: str, missing: str, socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"there": socket_dir / "there", "gone": socket_dir / "gone"}
+    with socket(AF_UNIX) as bus:
+        bus.bind(str(places["there"]))
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address.format(**places))
+
+        assert bus_that_is_missing() == missing.format(**places)
 
 
 async def test_the_daemon_says_so_when_it_starts(socket_dir: Path) -> None:

@@ -23,6 +23,7 @@ TEST_PINS = ROOT / "tests/requirements.txt"
 NOBODY = 65534
 REST = (
     "makedumpfile zstd prometheus-alertmanager busybox-static"
+    " qemu-system-arm gcc-aarch64-linux-gnu make"
     " libvirt-daemon dbus-daemon libvirt-clients groff-base libosinfo-bin"
 )
 
@@ -134,7 +135,8 @@ def test_make_test_sets_up_and_passes_arguments_to_pytest() -> None:
     "script",
     [
         *(".ci/run", ".ci/setup", ".ci/install", ".ci/on"),
-        *("share/package/deb", "share/package/rpm", "share/package/stage", "share/package/release"),
+        *("share/package/deb", "share/package/rpm", "share/package/stage", "share/package/slim"),
+        "share/package/release",
         *("tests/service/container", "tests/service/image", "tests/service/package"),
     ],
 )

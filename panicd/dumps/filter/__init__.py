@@ -1,4 +1,4 @@
-"""Dumps that leave out what nobody debugs a kernel panic with.
+"""Dumps that leave out what nobody debugs a kernel panic with, or are of another kind than QEMU's.
 
 ::
 
@@ -7,6 +7,8 @@
                    needs, and is run before the dump
     kdump_writer   the kdump-compressed format, page by page
     page_filter    a program: an ELF core comes in, the kept pages go out as a kdump
+    windows_filter a program: an ELF core of a Windows comes in, a dump for WinDbg goes out
+    core_stream    what comes in
 
 What a guest wrote is worked on in processes of their own: a lie costs time and memory there, within
 limits, and not in the daemon. numpy does it for many pages at once.

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from panicd.dumps.filter.page_classes import CHUNK, classify, left_out
-from panicd.rules.guest_memory.memory import PAGE, KernelMemory, Limits, PhysicalMemory
+from panicd.rules.guest_memory.memory import PAGE, Limits, PhysicalMemory, kernel_memory
 from panicd.rules.guest_memory.page_layout import DumpLevel
 from panicd.rules.guest_memory.page_map import PageMap, PageRun, find_page_map
 from panicd.rules.guest_memory.reading import NotReadableError, Reading, ReadRequest
@@ -72,7 +72,7 @@ def read_bitmap(vmcoreinfo: bytes, size: int, level: DumpLevel) -> Reading[PageB
     """
     info = Vmcoreinfo.parse(vmcoreinfo)
     physical = PhysicalMemory(TABLES)
-    found = yield from find_page_map(info, KernelMemory(physical, info), size)
+    found = yield from find_page_map(info, kernel_memory(physical, info), size)
     bits = bytearray()
     counts = dict.fromkeys(
         (DumpLevel.CACHE, DumpLevel.CACHE_PRIVATE, DumpLevel.USER, DumpLevel.FREE), 0

@@ -6,27 +6,25 @@ there is one: a file in memory. Exit status: 0 done, else the errno of what fail
 traceback, for anything else.
 """
 
-import errno
 import mmap
 import os
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
+from panicd.dumps.filter.core_stream import BLOCK, HEAD, CoreStream
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, Piece
 from panicd.rules.guest_memory.kdump_head import kdump_head
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 
 NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
-BLOCK: Final = 1 << 20  # bytes looked at together
-HEAD: Final = 1 << 16  # bytes; QEMU's ELF headers take some hundred
 MAX_PAGES: Final = 1 << 31  # of 8 TiB: the bitmaps of more would take too much memory
 FIRMWARE_END: Final = 1 << 32
 FIRMWARE: Final = 16 << 20  # bytes that a PC's may have at most
-CUT_OFF: Final = errno.ENODATA
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +46,7 @@ def main(arguments: list[str]) -> int:
 def filter_core(
     source: int, target: int, *, level: int, about: bytes, kept: bytes | None, at: float
 ) -> None:
-    """Write a kdump of an ELF core of a guest of 64-bit x86, and of any other core a copy.
+    """Write a kdump of an ELF core of a guest of 64-bit x86 or Arm, and of any other core a copy.
 
     Args:
         source: what is read from its beginning to its end: a pipe or a file.
@@ -62,7 +60,7 @@ def filter_core(
         NotReadableError: the core's pieces don't follow on one another.
         OSError: the target can't be written; ENODATA: the source ends too early.
     """
-    stream = _Stream(source)
+    stream = CoreStream(source)
     try:
         # Here, so that numpy's that don't load (on an old processor) cost the filter, not the dump.
         from panicd.dumps.filter.kdump_writer import KdumpWriter  # noqa: PLC0415 - see above
@@ -76,7 +74,7 @@ def filter_core(
     pages = max(_end(piece) for piece in layout.memory) // PAGE
     there = _bitmap(layout)
     chosen = there if kept is None else _both(there, kept)
-    head = kdump_head(notes, pages=pages, level=level, about=about, at=at)
+    head = kdump_head(notes, machine=layout.machine, pages=pages, level=level, about=about, at=at)
     writer = KdumpWriter(target, head, there, chosen)
     buffer = memoryview(bytearray(BLOCK))
     for piece in sorted(layout.memory, key=lambda piece: piece.offset):
@@ -109,7 +107,7 @@ def _checked(layout: DumpFile) -> DumpFile:
         raise NotReadableError("it has no memory, or too much")
     if any(_end(one) > another.physical for one, another in pairwise(memory)):
         raise NotReadableError("its pieces lie on one another")
-    return DumpFile(layout.notes, tuple(memory))
+    return replace(layout, memory=tuple(memory))
 
 
 def _end(piece: Piece) -> int:
@@ -129,63 +127,6 @@ def _bitmap(layout: DumpFile) -> bytes:
         }:
             bits[page // 8] |= 1 << page % 8
     return bytes(bits)
-
-
-class _Stream:
-    """A file or pipe, read forwards."""
-
-    def __init__(self, source: int) -> None:
-        self._source = source
-        self._ahead = b""
-        self._at = 0
-
-    def peek(self, size: int) -> bytes:
-        """Return as many bytes from the beginning on, fewer at the end."""
-        while len(self._ahead) < size:
-            more = os.read(self._source, size - len(self._ahead))
-            if not more:
-                break
-            self._ahead += more
-        return self._ahead[:size]
-
-    def skip_to(self, offset: int) -> None:
-        """Pass over what lies before an offset."""
-        if offset < self._at:
-            raise NotReadableError("the core's pieces lie on one another")
-        waste = memoryview(bytearray(BLOCK))
-        while self._at < offset:
-            self.fill(waste[: min(len(waste), offset - self._at)])
-
-    def fill(self, target: memoryview) -> None:
-        """Read on until there is as much.
-
-        Raises:
-            OSError: ENODATA: it ends before.
-        """
-        taken = self._ahead[: len(target)]
-        target[: len(taken)] = taken
-        self._ahead = self._ahead[len(taken) :]
-        filled = len(taken)
-        while filled < len(target):
-            size = os.readv(self._source, [target[filled:]])
-            if not size:
-                raise OSError(CUT_OFF, "the core is cut off")
-            filled += size
-        self._at += filled
-
-    def copy(self, target: int) -> None:
-        """Write all of it, what was looked at included."""
-        part = self._ahead or os.read(self._source, BLOCK)
-        while part:
-            rest = memoryview(part)
-            while rest:
-                rest = rest[os.write(target, rest) :]
-            part = os.read(self._source, BLOCK)
-
-    def drain(self, waste: memoryview) -> None:
-        """Read what is still there; whoever writes it must not find the pipe closed."""
-        while os.readv(self._source, [waste]):
-            pass
 
 
 def _both(there: bytes, kept: bytes) -> bytes:

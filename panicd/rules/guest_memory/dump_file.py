@@ -3,10 +3,12 @@
 QEMU puts the program headers behind a section header, at no fixed place, and the notes of all
 CPUs before the kernel's own, which is there with ``-device vmcoreinfo``.
 
-Source: elf(5); QEMU, ``docs/specs/vmcoreinfo``.
+Source: elf(5), and elf.h for the machines; QEMU, ``docs/specs/vmcoreinfo``,
+``target/i386/arch_dump.c`` (``QEMUCPUState``).
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,14 +19,29 @@ MAX_NOTES: Final = 4 << 20  # bytes: some 900 a CPU, of which QEMU has at most 4
 MAX_NOTE_COUNT: Final = 1 << 14  # two a CPU
 VMCOREINFO: Final = b"VMCOREINFO"  # the note's name
 
-_IDENT: Final = b"\x7fELF\x02\x01"  # 64 bits, little endian
-_MACHINE_X86_64: Final = 62
+_ELF: Final = b"\x7fELF"
+_WIDE_LITTLE: Final = b"\x02\x01"  # 64 bits, little endian
+READABLE: Final = {62: b"x86_64", 183: b"aarch64"}
+"""The machines whose memory is read, and what uname(1) calls them."""
+NOT_READ: Final = "neither 64-bit x86 nor 64-bit Arm"
+_OTHERS: Final = {
+    3: "32-bit x86",
+    20: "32-bit POWER",
+    21: "64-bit POWER",
+    22: "s390",
+    40: "32-bit Arm",
+    243: "RISC-V",
+    258: "LoongArch",
+}
 _FILE_END: Final = 1 << 63  # bytes: off_t is signed
 _PT_LOAD: Final = 1
 _PT_NOTE: Final = 4
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT: Final = struct.Struct("<IIQQQQQQ")
 _NOTE: Final = struct.Struct("<III")
+_QEMU: Final = b"QEMU"  # the name of a processor's note
+_CR4_AT: Final = 8 + 18 * 8 + 10 * 24 + 4 * 8  # behind its registers and segments
+_LA57: Final = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +55,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class DumpFile:
-    """Where in a dump the notes and the memory lie, in the file's order."""
+    """Where in a dump the notes and the memory lie, in the file's order.
 
+    Attributes:
+        machine: of the guest, as uname(1) calls it.
+        notes: where they lie.
+        memory: the same.
+    """
+
+    machine: bytes
     notes: Piece
     memory: tuple[Piece, ...]
 
@@ -51,12 +75,11 @@ class DumpFile:
             head: the file's beginning, with all of its program headers.
 
         Raises:
-            NotReadableError: that is no dump of an x86-64 guest, or one with unlikely headers.
+            NotReadableError: it is none, of another machine, or has unlikely headers.
         """
         try:
-            ident, _, machine, _, _, at, _, _, _, size, count, *_ = _HEADER.unpack_from(head)
-            if not ident.startswith(_IDENT) or machine != _MACHINE_X86_64:
-                raise NotReadableError("not a guest of 64-bit x86")
+            _, _, _, _, _, at, _, _, _, size, count, *_ = _HEADER.unpack_from(head)
+            machine = _machine(head)
             if size != _SEGMENT.size or count > MAX_SEGMENTS:
                 raise NotReadableError("the dump has unlikely program headers")
             segments = [_SEGMENT.unpack_from(head, at + i * size) for i in range(count)]
@@ -67,7 +90,8 @@ class DumpFile:
         notes = [Piece(s[2], s[5]) for s in segments if s[0] == _PT_NOTE]
         if len(notes) != 1 or notes[0].length > MAX_NOTES:
             raise NotReadableError("the dump has no notes of a likely size")
-        return cls(notes[0], tuple(Piece(s[2], s[5], s[4]) for s in segments if s[0] == _PT_LOAD))
+        memory = tuple(Piece(s[2], s[5], s[4]) for s in segments if s[0] == _PT_LOAD)
+        return cls(machine, notes[0], memory)
 
     def locate(self, physical: int, length: int) -> list[Piece]:
         """Return the pieces that hold a range of guest memory, in order and without a gap.
@@ -88,23 +112,57 @@ class DumpFile:
         return pieces
 
 
+def _machine(head: bytes) -> bytes:
+    """Return what a core is of.
+
+    Raises:
+        NotReadableError: of no machine that is read here.
+    """
+    if not head.startswith(_ELF):
+        raise NotReadableError("not an ELF core")
+    number = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
+    machine = READABLE.get(number)
+    if machine is None or not head.startswith(_WIDE_LITTLE, len(_ELF)):
+        other = _OTHERS.get(number, "another machine")
+        raise NotReadableError(f"a guest of {other}: {NOT_READ}")
+    return machine
+
+
+def walk_notes(notes: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """Yield the name, the type and the contents of each note that is there whole."""
+    at = 0
+    for _ in range(MAX_NOTE_COUNT):
+        name = at + _NOTE.size
+        if name > len(notes):
+            break
+        name_size, size, kind = _NOTE.unpack_from(notes, at)
+        contents = name + _aligned(name_size)
+        at = contents + _aligned(size)
+        if at <= len(notes):
+            yield (
+                notes[name : name + name_size].rstrip(b"\0"),
+                kind,
+                notes[contents : contents + size],
+            )
+
+
 def find_vmcoreinfo(notes: bytes) -> bytes:
     """Return the contents of the guest kernel's own note.
 
     Raises:
         NotReadableError: there is none.
     """
-    at = 0
-    for _ in range(MAX_NOTE_COUNT):
-        name = at + _NOTE.size
-        if name > len(notes):
-            break
-        name_size, size, _ = _NOTE.unpack_from(notes, at)
-        contents = name + _aligned(name_size)
-        at = contents + _aligned(size)
-        if notes[name : name + name_size].rstrip(b"\0") == VMCOREINFO and at <= len(notes):
-            return notes[contents : contents + size]
+    for name, _, contents in walk_notes(notes):
+        if name == VMCOREINFO:
+            return contents
     raise NotReadableError("no VMCOREINFO: the VM has no vmcoreinfo device, or its guest no driver")
+
+
+def has_five_levels(notes: bytes) -> bool:
+    """Return whether page tables have five levels, as QEMU notes of the first processor."""
+    states = (contents for name, _, contents in walk_notes(notes) if name == _QEMU)
+    state = next(states, b"").ljust(_CR4_AT + 8, b"\0")
+    return bool(int.from_bytes(state[_CR4_AT : _CR4_AT + 8], "little") & _LA57)
 
 
 def _aligned(size: int) -> int:

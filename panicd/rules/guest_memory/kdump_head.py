@@ -12,11 +12,10 @@ Sources: makedumpfile ``IMPLEMENTATION`` and ``diskdump_mod.h``; QEMU ``include/
 """
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from panicd.rules.guest_memory.dump_file import find_vmcoreinfo
+from panicd.rules.guest_memory.dump_file import find_vmcoreinfo, walk_notes
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
@@ -54,11 +53,14 @@ class KdumpHead:
         return len(self.data) + 2 * self.bitmap_size
 
 
-def kdump_head(notes: bytes, *, pages: int, level: int, about: bytes, at: float) -> KdumpHead:
+def kdump_head(
+    notes: bytes, *, machine: bytes, pages: int, level: int, about: bytes, at: float
+) -> KdumpHead:
     """Return the beginning of a dump.
 
     Args:
         notes: of QEMU's ELF core; VMCOREINFO among them where the guest has it.
+        machine: the guest's, as uname(1) calls it.
         pages: the number of the guest's last page, and one more.
         level: what is left out: makedumpfile's dump level.
         about: what panicd's own note says.
@@ -74,7 +76,8 @@ def kdump_head(notes: bytes, *, pages: int, level: int, about: bytes, at: float)
         information_size = len(information)
         info = Vmcoreinfo.parse(information)
         release = info.release.encode("ascii", "replace")[:_NAME]
-        phys_base = info.number("phys_base")
+        if info.has_number("phys_base"):  # of x86-64
+            phys_base = info.number("phys_base")
     except NotReadableError:
         pass
     if not -(1 << 63) <= phys_base < 1 << 63:
@@ -85,7 +88,7 @@ def kdump_head(notes: bytes, *, pages: int, level: int, about: bytes, at: float)
         SIGNATURE,
         _VERSION,
         # libkdumpfile takes names for absent unless five are filled in.
-        *(b"Linux", b"(none)", release or b"(none)", b"(none)", b"x86_64", b"(none)"),
+        *(b"Linux", b"(none)", release or b"(none)", b"(none)", machine, b"(none)"),
         *(int(at), int(at % 1 * 1e6)),
         ZLIB,
         *(PAGE, blocks, 2 * bitmap_size // PAGE),
@@ -103,7 +106,7 @@ def kdump_head(notes: bytes, *, pages: int, level: int, about: bytes, at: float)
 
 def own_note(notes: bytes) -> bytes | None:
     """Return what panicd's own note says; None where there is none."""
-    for name, _, contents in _walk(notes):
+    for name, _, contents in walk_notes(notes):
         if name == OWN_NOTE:
             return contents
     return None
@@ -118,16 +121,6 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def _walk(notes: bytes) -> Iterator[tuple[bytes, int, bytes]]:
-    at = 0
-    while at + _NOTE.size <= len(notes):
-        name_size, size, kind = _NOTE.unpack_from(notes, at)
-        contents = at + _NOTE.size + name_size + -name_size % 4
-        name = notes[at + _NOTE.size : at + _NOTE.size + name_size].rstrip(b"\0")
-        yield name, kind, notes[contents : contents + size]
-        at = contents + size + -size % 4
-
-
 def _processors(notes: bytes) -> int:
     """Return how many processors the notes tell of."""
-    return sum((name, kind) == (b"CORE", _NT_PRSTATUS) for name, kind, _ in _walk(notes))
+    return sum((name, kind) == (b"CORE", _NT_PRSTATUS) for name, kind, _ in walk_notes(notes))

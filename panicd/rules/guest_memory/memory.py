@@ -1,28 +1,15 @@
-"""Guest memory as a reader sees it: physical pages, each read once, and virtual addresses.
-
-Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3, 4.5 '4-level paging
-and 5-level paging'; Linux, ``Documentation/arch/x86/x86_64/mm.rst``.
-"""
+"""Guest memory as a reader sees it: physical pages, each read once, and virtual addresses."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from panicd.rules.guest_memory.page_tables import PHYSICAL_BITS, PageTables, page_tables
 from panicd.rules.guest_memory.reading import NotReadableError, Reading, ReadRequest
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 
-PAGE: Final = 4096  # bytes
+PAGE: Final = 4096  # bytes that are read together: the smallest page of all guests
 MAX_REQUEST: Final = 64 * PAGE  # in one go: while QEMU writes it, it does nothing else
-
-PHYSICAL_BITS: Final = 52
-KERNEL_MAP: Final = 0xFFFFFFFF80000000  # Linux, __START_KERNEL_map
-KERNEL_MAP_SIZE: Final = 1 << 30  # Linux, KERNEL_IMAGE_SIZE with KASLR
-
-_PRESENT: Final = 1 << 0
-_LARGE: Final = 1 << 7
-_LARGE_SHIFTS: Final = (30, 21)  # an entry of these levels may map 1 GiB or 2 MiB itself
-_ADDRESS: Final = (1 << PHYSICAL_BITS) - PAGE
-_SHIFTS: Final = (48, 39, 30, 21, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,32 +85,34 @@ class PhysicalMemory:
             self._pages[page] = data[index * PAGE : (index + 1) * PAGE]
 
 
-class KernelMemory:
-    """The kernel's half of the virtual addresses.
+class VirtualMemory:
+    """A kernel's virtual addresses, found by its page tables.
 
-    The kernel's image lies in one piece. What it allocated since, a log buffer of another size
-    among it, is found by the page tables, which begin at ``swapper_pg_dir``.
-
-    Raises:
-        NotReadableError: the kernel is laid out in another way, or its memory is encrypted.
+    Args:
+        physical: the pages that were read so far.
+        tables: where they lead to.
     """
 
-    def __init__(self, physical: PhysicalMemory, info: Vmcoreinfo) -> None:
-        if info.page_size() != PAGE:
-            raise NotReadableError(f"pages of {info.page_size()} bytes")
-        if info.number("sme_mask"):
-            raise NotReadableError("the guest's memory is encrypted")
+    def __init__(self, physical: PhysicalMemory, tables: PageTables) -> None:
         self._physical = physical
-        self._phys_base = info.number("phys_base")
-        self._shifts = _SHIFTS if info.number("pgtable_l5_enabled") else _SHIFTS[1:]
-        self._lowest = (1 << 64) - (1 << self._shifts[0] + 8)
-        self._top = self._in_image(info.symbol("swapper_pg_dir"))
+        self._tables = tables
 
     def read(self, address: int, length: int) -> Reading[bytes]:
         """Return a range of virtual memory.
 
         Raises:
             NotReadableError: it is not mapped, can't be had, or costs more than the limits allow.
+        """
+        data = b""
+        for run in (yield from self.runs(address, length)):
+            data += yield from self._physical.read(run.start, len(run))
+        return data
+
+    def runs(self, address: int, length: int) -> Reading[list[range]]:
+        """Return the runs of physical memory that a range of virtual memory is mapped to.
+
+        Raises:
+            NotReadableError: as ``read``.
         """
         runs: list[range] = []
         while length > 0:
@@ -135,29 +124,34 @@ class KernelMemory:
             runs.append(range(start, mapped.start + size))
             address += size
             length -= size
-        data = b""
-        for run in runs:
-            data += yield from self._physical.read(run.start, len(run))
-        return data
+        return runs
 
     def locate(self, address: int) -> Reading[range]:
         """Return the physical memory that is mapped from an address on, to its mapping's end."""
-        if 0 <= address - KERNEL_MAP < KERNEL_MAP_SIZE:
-            return range(self._in_image(address), self._in_image(KERNEL_MAP + KERNEL_MAP_SIZE))
-        if not self._lowest <= address < 1 << 64:
+        tables = self._tables
+        if address in tables.image:
+            return range(address + tables.moved, tables.image.stop + tables.moved)
+        if not tables.lowest <= address < 1 << 64:
             raise NotReadableError(f"no kernel address: {address:#x}")
-        table = self._top
-        for shift in self._shifts:
-            place = table + 8 * (address >> shift & 511)
+        table = tables.top
+        for shift, mask in zip(tables.shifts, tables.masks, strict=True):
+            place = table + 8 * (address >> shift & mask)
             entry = int.from_bytes((yield from self._physical.read(place, 8)), "little")
-            if not entry & _PRESENT:
+            mapped = tables.entry(entry, shift)
+            if mapped is None:
                 raise NotReadableError(f"not mapped: {address:#x}")
-            table = entry & _ADDRESS
-            if shift in _LARGE_SHIFTS and entry & _LARGE:
+            table = mapped.address
+            if mapped.memory:
                 break
         size = 1 << shift
         page = table & -size
         return range(page + address % size, page + size)
 
-    def _in_image(self, address: int) -> int:
-        return address - KERNEL_MAP + self._phys_base
+
+def kernel_memory(physical: PhysicalMemory, info: Vmcoreinfo) -> VirtualMemory:
+    """Return the virtual addresses of a Linux kernel, as it tells of them itself.
+
+    Raises:
+        NotReadableError: the kernel is laid out in another way, or its memory is encrypted.
+    """
+    return VirtualMemory(physical, page_tables(info))

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from panicd.rules.guest_memory.memory import PAGE, KernelMemory
+from panicd.rules.guest_memory.memory import PAGE, VirtualMemory
 from panicd.rules.guest_memory.page_layout import PageLayout
 from panicd.rules.guest_memory.reading import NotReadableError, Reading
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 
 _POINTER: Final = 8  # bytes
-_SECTION_BITS: Final = range(24, 35)  # 16 MiB to 16 GiB; x86-64 has 27
+_SECTION_BITS: Final = range(24, 35)  # 16 MiB to 16 GiB; x86-64 and arm64 have 27
 _PRESENT: Final = 0b11  # of section_mem_map: SECTION_MARKED_PRESENT, SECTION_HAS_MEM_MAP
 _ADDRESS: Final = -PAGE  # the bits of section_mem_map that are an address; the rest are flags
 _ROOT_COUNTS: Final = range(1, (1 << 18) + 1)  # x86-64 has 2048, and 2^17 with 5 levels of tables
@@ -64,7 +64,17 @@ class PageMap:
     runs: tuple[PageRun, ...]
 
 
-def find_page_map(info: Vmcoreinfo, memory: KernelMemory, size: int) -> Reading[PageMap]:
+def check_page_size(info: Vmcoreinfo) -> None:
+    """See that a kernel's pages are of the size that pages are left out by.
+
+    Raises:
+        NotReadableError: they are larger, as an arm64's may be.
+    """
+    if info.page_size() != PAGE:
+        raise NotReadableError(f"its pages have {info.page_size()} bytes, not {PAGE}")
+
+
+def find_page_map(info: Vmcoreinfo, memory: VirtualMemory, size: int) -> Reading[PageMap]:
     """Find the array of a stopped kernel.
 
     Args:
@@ -75,6 +85,7 @@ def find_page_map(info: Vmcoreinfo, memory: KernelMemory, size: int) -> Reading[
     Raises:
         NotReadableError: there is none to be found, or it is too long to be true.
     """
+    check_page_size(info)
     layout = PageLayout.read(info)
     sections = _Sections(info, memory)
     pages = sections.pages
@@ -102,7 +113,7 @@ class _Sections:
         pages: in a section.
     """
 
-    def __init__(self, info: Vmcoreinfo, memory: KernelMemory) -> None:
+    def __init__(self, info: Vmcoreinfo, memory: VirtualMemory) -> None:
         bits = info.number("SECTION_SIZE_BITS")
         if bits not in _SECTION_BITS:
             raise NotReadableError(f"sections of 2^{bits} bytes")
@@ -137,7 +148,7 @@ class _Sections:
 
 
 def _runs(
-    memory: KernelMemory, size: int, base: int, first: int, count: int
+    memory: VirtualMemory, size: int, base: int, first: int, count: int
 ) -> Reading[list[PageRun]]:
     """Find where a section's part of the array lies; what is not mapped is left out."""
     runs = []

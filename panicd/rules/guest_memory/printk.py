@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from panicd.rules.guest_memory.memory import PAGE, KernelMemory
+from panicd.rules.guest_memory.memory import PAGE, VirtualMemory
 from panicd.rules.guest_memory.reading import NotReadableError, Reading
 from panicd.rules.guest_memory.vmcoreinfo import Structure, Vmcoreinfo
 
@@ -72,7 +72,7 @@ class PrintkRing:
         lost: how many of those that were read had not been written whole, or were overwritten.
     """
 
-    def __init__(self, memory: KernelMemory, layout: "_Layout", ring: bytes) -> None:
+    def __init__(self, memory: VirtualMemory, layout: "_Layout", ring: bytes) -> None:
         descriptors = layout.ring.part(ring, "desc_ring")
         texts = layout.ring.part(ring, "text_data_ring")
         count_bits = layout.descriptors.unsigned(descriptors, "count_bits")
@@ -194,7 +194,7 @@ class PrintkRing:
         }
 
 
-def open_ring(memory: KernelMemory, info: Vmcoreinfo) -> Reading[PrintkRing]:
+def open_ring(memory: VirtualMemory, info: Vmcoreinfo) -> Reading[PrintkRing]:
     """Return the kernel's ring buffer.
 
     Raises:

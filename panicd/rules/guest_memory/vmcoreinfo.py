@@ -14,8 +14,10 @@ MAX_SIZE: Final = 1 << 16  # bytes; kernels give it a page
 MAX_STRUCTURE: Final = 1 << 10  # bytes; the largest of those that panicd reads has 88
 MAX_RELEASE: Final = 64  # characters: Linux, __NEW_UTS_LEN
 
+NO_LINUX: Final = "the guest is a Windows"
+
 _ADDRESS: Final = re.compile(r"[0-9a-fA-F]{1,16}", re.ASCII)
-_NUMBER: Final = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+_NUMBER: Final = re.compile(r"-?[0-9]{1,20}|0x[0-9a-f]{1,16}", re.ASCII)
 _CODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}  # of the module struct, by bytes
 
 
@@ -33,8 +35,10 @@ class Vmcoreinfo:
         """Return the entries of a note.
 
         Raises:
-            NotReadableError: it is larger than any kernel's.
+            NotReadableError: it is larger than any kernel's, or a Windows' header.
         """
+        if contents.startswith(b"PAGE"):
+            raise NotReadableError(NO_LINUX)
         if len(contents) > MAX_SIZE:
             raise NotReadableError(f"a VMCOREINFO of {len(contents)} bytes")
         lines = contents.decode("ascii", errors="replace").split("\n")
@@ -94,7 +98,8 @@ class Vmcoreinfo:
         return Structure(size, places)
 
     def _number(self, key: str) -> int:
-        return int(self._matching(key, _NUMBER))
+        value = self._matching(key, _NUMBER)
+        return int(value, 16 if value.startswith("0x") else 10)
 
     def _matching(self, key: str, pattern: re.Pattern[str]) -> str:
         value = self._entries.get(key)

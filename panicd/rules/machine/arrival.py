@@ -1,19 +1,29 @@
 """How a domain is found, and how it is left: what a crash, a lost session or an end leads to."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
 from panicd.rules.capability import Armed, Capability, run_by_libvirt
 from panicd.rules.ending import Cause
-from panicd.rules.incident import Ending, Outcome, StepResult
+from panicd.rules.incident import Ending, Outcome, Source, StepResult
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import deciding, effects, hearing
 from panicd.rules.machine.inputs import Adopted, Attached, Departed, Plight
-from panicd.rules.machine.state import Begun, Departing, Left, Relaunching, Stage
+from panicd.rules.machine.state import (
+    AskingState,
+    Begun,
+    Departing,
+    Left,
+    Relaunching,
+    SeeingEnd,
+    Stage,
+    Then,
+)
 from panicd.rules.machine.turn import Turn
 from panicd.rules.machine.vm import Vm, follow, with_capability
 from panicd.rules.plan import Kill, Terminate
-from panicd.rules.qapi import RunState
+from panicd.rules.qapi import GuestPanickedEvent, PanicAction, PanicInformation, RunState
 from panicd.rules.recovery import End, Found, GiveUp, GoOn, Redecide, Stay, recover
 
 NOT_BEGUN: Final = StepResult(Outcome.SKIPPED, "panicd came no further")
@@ -161,6 +171,8 @@ def leave(turn: Turn, problem: str = "") -> None:
     phase = turn.phase
     if isinstance(phase, Relaunching) and phase.stage is Stage.RECORDING:
         turn.end(phase.index, NOT_BEGUN)
+    if turn.incident is None:
+        _put_on_record(turn)
     if turn.incident is not None:
         turn.note_repeats()
     if turn.has_turn:
@@ -173,6 +185,31 @@ def leave(turn: Turn, problem: str = "") -> None:
     turn.requests = ()
     turn.enter(Left())
     turn.emit(effects.Leave(problem))
+
+
+def _put_on_record(turn: Turn) -> None:
+    """Open an incident for panics that were heard and not yet dealt with.
+
+    Whoever finds the domain next deals with them. Panics that let the guest run are left out: it
+    would be taken for one that somebody has resumed.
+    """
+    for information, count in _heard_only(turn):
+        is_first = turn.incident is None
+        if is_first:
+            turn.open_incident(Source.EVENT, information)
+        turn.repeats += count - is_first
+
+
+def _heard_only(turn: Turn) -> Iterator[tuple[PanicInformation | None, int]]:
+    phase = turn.phase
+    if isinstance(phase, SeeingEnd) or (isinstance(phase, AskingState) and phase.then is Then.OPEN):
+        yield phase.information, phase.count
+    for heard in turn.deferred:
+        event = heard.event
+        if not isinstance(event, GuestPanickedEvent) or hearing.announced_twice(turn, event):
+            continue
+        if event.action is not PanicAction.RUN:
+            yield event.information, heard.count
 
 
 LOST: Final = "the domain's monitor was lost"

@@ -46,6 +46,7 @@ from panicd.rules.qapi import (
 ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
 ACTED_ON: Final = frozenset(
     {
+        IncidentState.DETECTED,  # what became of its guest since is not known
         IncidentState.PRESERVED,
         IncidentState.RUNNING_ON,
         IncidentState.FAILED,
@@ -401,7 +402,7 @@ def grant(turn: Turn, asked: Asked) -> None:
     elif incident.id != asked.about:
         turn.answer("the guest panicked after this was asked for")
     elif operation.kind is OperationKind.ACK:
-        turn.note(Acknowledged(operation.at, operation.uid, operation.why))
+        turn.note(Acknowledged(operation.at, operation.uid, operation.why, operation.user))
         turn.commit()
         turn.answer("")
     elif incident.state not in ACTED_ON and incident.watched_until is None:
@@ -426,5 +427,5 @@ def _obey(turn: Turn) -> None:
         return
     operation = asked.operation
     what = f"{operation.kind} {operation.detail}".strip()
-    turn.note(AskedEntry(operation.at, operation.uid, what, operation.why))
+    turn.note(AskedEntry(operation.at, operation.uid, what, operation.why, operation.user))
     deciding.carry_out(turn, decision, situation)

@@ -22,6 +22,7 @@ from panicd.rules.machine.state import (
 )
 from panicd.rules.machine.turn import Turn
 from panicd.rules.plan import (
+    AnyStep,
     AwaitGuestReset,
     AwaitQuiet,
     AwaitReturn,
@@ -91,18 +92,19 @@ def _by_libvirt(turn: Turn, step: SystemReset | Cont | Quit) -> bool:
 # Readying: stop, quiet and the command's being on record, all at once.
 
 
-def _readied(turn: Turn, index: int) -> int | None:
+def taken_at_once(plan: tuple[AnyStep, ...], index: int) -> int | None:
     """Return the step of the command that ends the panic, if nothing but quiet goes before it."""
-    following = turn.plan.steps[index : index + 3]
-    if turn.known.ended:
-        return None
-    match following:
+    match plan[index : index + 3]:
         case (EnsureStopped(), AwaitQuiet(), SystemReset() | Quit()):
             return index + 2
         case (AwaitQuiet(), SystemReset() | Quit(), *_):
             return index + 1
         case _:
             return None
+
+
+def _readied(turn: Turn, index: int) -> int | None:
+    return None if turn.known.ended else taken_at_once(turn.plan.steps, index)
 
 
 def _begin_readying(turn: Turn, index: int, act: int) -> End:

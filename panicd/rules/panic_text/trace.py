@@ -27,7 +27,7 @@ _BY_CHANCE: Final = frozenset(
 )
 """Where the innermost function is a matter of chance: the timer's interrupt came upon it."""
 
-_NAME: Final = r"(?P<name>[A-Za-z_][\w.$]{0,127})\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?"
+_NAME: Final = r"(?P<name>[A-Za-z_][\w.$]{0,127})\+0x(?P<offset>[0-9a-f]+)(?:/0x[0-9a-f]+)?"
 _IN_HEAD: Final = re.compile(rf"\b{_NAME}")
 _POINTER: Final = re.compile(  # x86, arm64, arm, powerpc, riscv and mips, s390
     r"(?:[RE]IP: (?:[0-9a-f]+:)?(?:\[<[0-9a-f]+>\] *){0,2}|pc : |PC is at |NIP \[[0-9a-f]+\] "
@@ -37,7 +37,8 @@ _ENTRY: Final = re.compile(
     rf"\s*(?:\(?\[<?[0-9a-f]+>?\] ?\(?){{0,2}}(?P<unsure>\?\s+)?{_NAME}(?!.* from )"
 )
 _ENTRY_FROM: Final = re.compile(  # arm
-    r"\s*(?:\[<[0-9a-f]+>\] )?\(?[\w.$]+\)? from (?:\[<[0-9a-f]+>\] )?\(?(?P<name>[\w.$]+)\+0x"
+    r"\s*(?:\[<[0-9a-f]+>\] )?\(?[\w.$]+\)? from (?:\[<[0-9a-f]+>\] )?"
+    r"\(?(?P<name>[\w.$]+)\+0x(?P<offset>[0-9a-f]+)"
 )
 _BEGINS: Final = re.compile(r"(?:\w+ )?(?:call trace|(?:stack )?backtrace)\b", re.IGNORECASE)
 _ENDS: Final = re.compile(
@@ -145,12 +146,16 @@ def _traces(report: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _entry(text: str) -> str:
-    """Return the function that a trace's entry names for sure; empty: this is none."""
+    """Return the function that a trace's entry names for sure; empty: this is none.
+
+    No call returns to a function's first byte: one that would never return was the last of the
+    function before it (arm64 until Linux 6.2 does not look one byte back, as others do).
+    """
     chained = _ENTRY_FROM.match(text)
-    if chained:
-        return _bare(chained["name"])
-    entry = _ENTRY.match(text)
-    return "" if entry is None or entry["unsure"] else _bare(entry["name"])
+    entry = chained or _ENTRY.match(text)
+    if entry is None or (not chained and entry["unsure"]) or not int(entry["offset"], 16):
+        return ""
+    return _bare(entry["name"])
 
 
 def _bare(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the page of an incident shows of its evidence: the screen, the ends of the logs."""
+"""What the page of an incident shows of its evidence: the screen, the ends of the logs, files."""
 
 import os
 import re
@@ -15,7 +15,7 @@ TEXT_KEPT: Final = 64 * 1024
 """Bytes of a text of the evidence that are shown, the last."""
 
 SCREEN: Final = "screen.png"
-TEXTS: Final = re.compile(r"kernel\.log|console-[0-9]+\.log|registers\.txt")
+TEXTS: Final = re.compile(r"kernel\.log|bug-check\.txt|console-[0-9]+\.log|registers\.txt")
 """What of the evidence is shown as text."""
 
 
@@ -36,6 +36,9 @@ def evidence(directory: Path, incident_id: str, host: str, shows_guests: bool) -
         return
     yield element("h2", "Evidence")
     yield element("p", f"In {directory}, on {host}.")
+    if shows_guests:
+        links = (element("a", name, href=f"/incident/{incident_id}/file/{name}") for name in files)
+        yield element("ul", *(element("li", link) for link in links), class_="files")
     if shows_guests and SCREEN in files:
         address = f"/incident/{incident_id}/{SCREEN}"
         picture = element("img", src=address, alt="The guest's screen when it panicked")

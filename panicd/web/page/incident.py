@@ -1,6 +1,7 @@
 """The page of an incident: what is known of the panic, and how it went."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, assert_never
 
 from panicd.journal.signatures import Group
@@ -33,13 +34,18 @@ from panicd.web.page.parts import (
     WHY_WITHHELD,
     WITHHELD,
     badge,
+    commands,
+    domain_link,
     elapsed,
+    facts,
     free_text,
     incident_state,
+    live,
     moment,
     notice,
     seen,
     table,
+    word,
 )
 
 _OUTCOMES: Final = {
@@ -48,58 +54,97 @@ _OUTCOMES: Final = {
     Outcome.FAILED: BAD,
     Outcome.UNKNOWN: WARN,
 }
-_KINDS: Final = {"opened": "panicked", "repeated": "panicked again", "settled": "stays open"}
+_KINDS: Final = {
+    "opened": "panicked",
+    "repeated": "panicked again",
+    "settled": "stays open",
+    "step-begun": "step",
+}
 
 
-def incident_page(
-    incident: Incident,
-    same: Group | None,
-    history: list[AnyEntry],
-    evidence: Iterable[Html],
-    shows_guests: bool,
-) -> Html:
-    """Return an incident's page, of which the evidence is read as it is put in.
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is known of an incident.
 
-    Args:
+    Attributes:
         incident: which.
         same: those of the same panic, where enough is known of it.
         history: its entries.
-        evidence: what is shown of it, as ``panicd.web.page.evidence`` yields it.
+        opens: commands that open its dumps.
+    """
+
+    incident: Incident
+    same: Group | None
+    history: list[AnyEntry]
+    opens: Sequence[str] = ()
+
+
+def incident_page(
+    case: Case, evidence: Iterable[Html], forms: Iterable[Html], shows_guests: bool
+) -> Html:
+    """Return an incident's page.
+
+    Args:
+        case: what is known of it.
+        evidence: what is shown of what was kept, as ``panicd.web.page.evidence`` yields it.
+        forms: for what may be done about it.
         shows_guests: whether it is known who asks.
     """
+    incident = case.incident
     opened, decision = incident.opened, incident.decision
-    facts: list[tuple[str, Content]] = [
+    known: list[tuple[str, Content]] = [
+        ("Domain", domain_link(opened.domain)),
         ("Panicked", moment(opened.at)),
         ("Known by", opened.source),
         ("Again", f"{incident.repeats} times" if incident.repeats else ""),
         ("Action", _decided(decision) if decision else "none"),
         ("Reason", EXPLANATIONS[decision.reason] if decision else ""),
-        *_signature(incident.signature, same, shows_guests),
+        *_signature(incident.signature, case.same, shows_guests),
         ("UUID", opened.uuid),
         ("Monitor", opened.monitor),
         ("Incident", incident.id),
     ]
-    if seen := incident.acknowledged:
-        facts.append(("Seen", f"by uid {seen.uid}: {seen.why}"))
+    if looked := incident.acknowledged:
+        known.append(("Acknowledged", _asked_by(looked.uid, looked.user, looked.why)))
     if information := opened.information:
         told: Content = element("span", WITHHELD, class_="quiet")
         if shows_guests:
             fields = ", ".join(f"{name}={value}" for name, value in information.fields)
             told = element("span", f"{information.type}: {fields}", class_="words")
-        facts.insert(2, ("Payload", told))
+        known.insert(3, ("Payload", told))
     return joined(
         element("h1", opened.domain, " ", incident_state(incident)),
         _panic_line(incident, shows_guests),
         *([] if shows_guests else [notice(PLAIN, WHY_WITHHELD)]),
-        element(
-            "dl",
-            *(joined(element("dt", name), element("dd", value)) for name, value in facts if value),
-            class_="facts",
-        ),
-        element("h2", "Timeline"),
-        _timeline(history, shows_guests),
+        live("facts", facts(known)),
+        *forms,
+        element("h2", "Next"),
+        commands(*_next(case)),
+        live("timeline", element("h2", "Timeline"), _timeline(case.history, shows_guests)),
         *evidence,
     )
+
+
+def _next(case: Case) -> Iterable[str]:
+    """Yield the commands that come next."""
+    incident = case.incident
+    named = word(incident.opened.domain, incident.opened.uuid or incident.opened.monitor)
+    yield f"panicd incident {incident.id} --log"
+    yield from case.opens
+    if incident.is_open:
+        yield f'panicd act {named} restart --why "evidence taken"'
+        yield f'panicd act {named} destroy --why "not needed"'
+        yield f'panicd hold {named} --for 2h --why "looking at it"'
+    else:
+        yield f"panicd explain {named}"
+        yield f"panicd export {incident.id}"
+    if incident.acknowledged is None:
+        yield f'panicd ack {incident.id} --why "looked at"'
+
+
+def _asked_by(uid: int, user: str, why: str) -> Html:
+    """Return who asked for something: by the page, or by a command."""
+    return free_text(f"by {user} (page): {why}" if user else f"by uid {uid}: {why}")
 
 
 def _decided(decision: Decision) -> str:
@@ -122,16 +167,41 @@ def _timeline(history: list[AnyEntry], shows_guests: bool) -> Html:
     rows: list[tuple[Content, ...]] = []
     plan: Plan | None = None
     began = history[0].at
-    for entry in history:
+    for place, entry in enumerate(history):
         if isinstance(entry, Decided):
             plan = entry.plan
-        kind = _KINDS.get(entry.kind, entry.kind.replace("-", " "))
-        rows.append((elapsed(entry.at - began), kind, _about(entry, plan, shows_guests)))
+        if isinstance(entry, StepEnded):
+            continue  # it stands beside its beginning
+        ended = _end_of(entry, history[place + 1 :]) if isinstance(entry, StepBegun) else None
+        about = _about(entry, plan, shows_guests, ended)
+        rows.append((elapsed(entry.at - began), _KINDS.get(entry.kind, entry.kind), about))
     return table(("After", "What", "About it"), rows, "compact")
 
 
-def _about(entry: AnyEntry, plan: Plan | None, shows_guests: bool) -> Content:
-    """Return what an entry of an incident's history says, beside its kind."""
+def _end_of(begun: StepBegun, later: Sequence[AnyEntry]) -> StepEnded | None:
+    """Return how a step ended; None while it is not known to have."""
+    for entry in later:
+        match entry:
+            case StepEnded(index=begun.index):
+                return entry
+            case StepBegun(index=begun.index) | Decided():
+                return None
+            case _:
+                pass
+    return None
+
+
+def _about(
+    entry: AnyEntry, plan: Plan | None, shows_guests: bool, ended: StepEnded | None
+) -> Content:
+    """Return what an entry of an incident's history says, beside its kind.
+
+    Args:
+        entry: which.
+        plan: the one in force.
+        shows_guests: whether it is known who asks.
+        ended: of a step that begins, how it ended.
+    """
     match entry:
         case Opened(source=source):
             return f"known by {source}"
@@ -140,16 +210,20 @@ def _about(entry: AnyEntry, plan: Plan | None, shows_guests: bool) -> Content:
         case Decided(plan=decided):
             return f"{decided.decision.effective}: {EXPLANATIONS[decided.decision.reason]}"
         case StepBegun(index=index):
-            return _step_name(plan, index)
-        case StepEnded(index=index, outcome=outcome, detail=detail):
-            said = _said(detail, shows_guests)
-            return joined(f"{_step_name(plan, index)} ", badge(_OUTCOMES[outcome], outcome), said)
+            if ended is None:
+                return joined(f"{_step_name(plan, index)} ", badge(WARN, "no end is known"))
+            took = f" in {elapsed(ended.at - entry.at)}"
+            outcome = badge(_OUTCOMES[ended.outcome], ended.outcome)
+            said = _said(ended.detail, shows_guests)
+            return joined(f"{_step_name(plan, index)} ", outcome, took, said)
+        case StepEnded():
+            return ""
         case Settled(state=state):
             return badge(STATES[state], state)
-        case Asked(uid=uid, what=what, why=why):
-            return free_text(f"uid {uid}, {what}: {why}")
-        case Acknowledged(uid=uid, why=why):
-            return free_text(f"uid {uid}: {why}")
+        case Asked(uid=uid, what=what, why=why, user=user):
+            return joined(f"{what}, ", _asked_by(uid, user, why))
+        case Acknowledged(uid=uid, why=why, user=user):
+            return _asked_by(uid, user, why)
         case Observed(what=what):
             return what
         case Enforced():

@@ -1,67 +1,100 @@
-"""The page of the host: its domains, the open incidents and the latest."""
+"""The page of the host: what is open, its domains, the same panics, and the latest incidents."""
 
 from collections.abc import Iterable
 from typing import Final
 
 from panicd.fleet.snapshot import DomainStatus, Outlook, domain_status
 from panicd.incident.domains import Domain
+from panicd.incident.records import read_panics
 from panicd.incident.services import Services
-from panicd.journal.journal import Journal, JournalError
+from panicd.journal.journal import JournalError
+from panicd.journal.signatures import Group
 from panicd.rules.capability import Armed
 from panicd.rules.incident import Incident, State
-from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Reason
+from panicd.rules.signature import Signature
 from panicd.web.html import Content, Html, element, joined
+from panicd.web.page.filtering import SHOWN, Filter, address_of, has_no_device
 from panicd.web.page.parts import (
     BAD,
     GOOD,
     PLAIN,
+    SEEN,
     STATES,
     WARN,
     WHY_WITHHELD,
     WITHHELD,
     badge,
+    domain_link,
     figures,
     free_text,
+    incident_link,
     incident_state,
+    live,
     moment,
     notice,
+    seen,
     table,
     when,
 )
 
 INCIDENTS_SHOWN: Final = 20
 OPEN_SHOWN: Final = 200
+PANICS_READ: Final = 50
+PANICS_SHOWN: Final = 5
+PANICS_WITHIN: Final = 7 * 86400.0
+"""Seconds: what was seen more than once within a week is shown on the host's page."""
+
+MARKS: Final = {
+    "attention": WARN,
+    "panicked": BAD,
+    "not-armed": WARN,
+    "no-device": WARN,
+    "not-connected": WARN,
+    "silent": BAD,
+    "held": WARN,
+}
 
 
-def overview(services: Services, shows_guests: bool) -> Html:
+def overview(services: Services, shows_guests: bool, query: str) -> Html:
     """Return the host's page. Blocking.
 
     Args:
         services: the daemon's.
         shows_guests: whether it is known who asks.
+        query: what of it is asked for.
     """
-    outlook = Outlook.of(services)
-    domains = list(services.fleet.domains.values())
+    wanted, outlook = Filter.of(query), Outlook.of(services)
+    domains = services.priority.in_turn(tuple(services.fleet.domains.values()))
     statuses = [(domain, domain_status(domain, outlook)) for domain in domains]
-    statuses.sort(
-        key=lambda pair: (not pair[1].incident, not _needs_a_look(pair[1]), pair[1].domain)
-    )
+    attention = SHOWN["attention"][1]
+    statuses.sort(key=lambda pair: (not pair[1].incident, not attention(pair[1]), pair[1].domain))
     known = [status for _, status in statuses]
+    shown = [(domain, status) for domain, status in statuses if wanted.fits(status)]
+    counts = [
+        (name, sum(map(fits, known)), MARKS.get(key, PLAIN), address_of(key))
+        for key, (name, fits) in SHOWN.items()
+    ]
+    journal, trouble = services.keeping.journal, list[Html]()
+    going_on, latest, groups = list[Incident](), list[Incident](), list[tuple[Group, Signature]]()
+    try:
+        going_on = journal.incidents(open_only=True, limit=OPEN_SHOWN)
+        latest = journal.incidents(limit=INCIDENTS_SHOWN + len(going_on))
+        groups = read_panics(journal.path, outlook.now - PANICS_WITHIN, PANICS_READ)
+    except JournalError as error:
+        trouble.append(notice(BAD, f"The journal can't be read: {error}"))
     return joined(
         element("h1", "Host"),
-        *_notices(services, shows_guests),
-        figures(
-            ("domains", len(known), PLAIN),
-            ("panicked", sum(bool(s.incident) for s in known), BAD),
-            ("not armed", sum(s.connected and s.armed != Armed.YES for s in known), WARN),
-            ("not connected", sum(not s.connected and not s.spare_of for s in known), WARN),
-            ("silent", sum(s.silent for s in known), BAD),
-            ("held", sum(bool(s.held_why) for s in known), WARN),
+        live("state", *trouble, *_notices(services, shows_guests), figures(*counts)),
+        wanted.form(),
+        live("open", *_open(going_on, wanted, shows_guests)),
+        live(
+            "domains",
+            element("h2", "Domains"),
+            element("p", f"{len(shown)} of {len(known)} shown.", class_="quiet"),
+            _domains(services, shown),
         ),
-        *_incidents(services.keeping.journal, shows_guests),
-        element("h2", "Domains"),
-        _domains(statuses),
+        live("latest", *_again(groups, shows_guests), *_latest(latest, shows_guests)),
     )
 
 
@@ -84,36 +117,53 @@ def _notices(services: Services, shows_guests: bool) -> Iterable[Html]:
         yield notice(PLAIN, WHY_WITHHELD)
 
 
-def _incidents(journal: Journal, shows_guests: bool) -> Iterable[Html]:
+def _open(going_on: list[Incident], wanted: Filter, shows_guests: bool) -> Iterable[Html]:
     yield element("h2", "Open incidents")
-    try:
-        going_on = journal.incidents(open_only=True, limit=OPEN_SHOWN)
-        latest = journal.incidents(limit=INCIDENTS_SHOWN + len(going_on))
-    except JournalError as error:
-        yield notice(BAD, f"The journal can't be read: {error}")
-        return
-    yield incident_table(going_on, shows_guests) if going_on else element("p", "None.")
+    found = [i for i in going_on if wanted.has_text(i.opened.domain, i.opened.uuid, i.id)]
+    found.sort(key=lambda incident: incident.acknowledged is not None)
+    yield incident_table(found, shows_guests) if found else element("p", "None.")
+
+
+def _again(groups: list[tuple[Group, Signature]], shows_guests: bool) -> Iterable[Html]:
+    again = sorted((g for g in groups if g[0].count > 1), key=lambda g: -g[0].count)
+    if again:
+        yield element("h2", "The same panic again")
+        rows: list[tuple[Content, ...]] = [
+            (
+                element("a", group.signature, href=f"/panics/{group.signature}", class_="id"),
+                words(signature.title, shows_guests),
+                seen(group),
+                moment(group.last_at),
+            )
+            for group, signature in again[:PANICS_SHOWN]
+        ]
+        yield table(("Panic", "What the guest said", "Seen", "Last"), rows)
+
+
+def _latest(latest: list[Incident], shows_guests: bool) -> Iterable[Html]:
     over = [incident for incident in latest if not incident.is_open][:INCIDENTS_SHOWN]
     yield element("h2", "Recent incidents")
     yield incident_table(over, shows_guests) if over else element("p", "None.")
 
 
-def _domains(statuses: list[tuple[Domain, DomainStatus]]) -> Html:
-    if not statuses:
+def _domains(services: Services, statuses: list[tuple[Domain, DomainStatus]]) -> Html:
+    if not services.fleet.domains:
         return element("p", "None. Does a monitor's glob match, and does its VM run?")
+    if not statuses:
+        return element("p", "None is like that.")
     return table(
         ("Domain", "State", "Armed", "Policy", "Would do now", "Restarts left", "Held"),
         [
             (
-                status.domain,
-                _domain_state(status),
+                domain_link(status.domain),
+                domain_state(domain, status),
                 _armed(status),
                 status.on_crash,
                 _would_do(status),
-                _restarts(domain, status),
-                _held(status),
+                restarts_left(domain, status),
+                held(status),
             )
-            for domain, status in statuses
+            for domain, status in services.priority.in_turn(statuses)
         ],
     )
 
@@ -126,27 +176,32 @@ def incident_table(incidents: Iterable[Incident], shows_guests: bool) -> Html:
         shows_guests: whether it is known who asks.
     """
     return table(
-        ("Domain", "State", "Panicked", "Action", "Panic", "Incident"),
+        ("Incident", "Domain", "State", "Panicked", "Action", "What the guest said"),
         [
             (
-                incident.opened.domain,
+                incident_link(incident.id, incident.opened.domain),
+                domain_link(incident.opened.domain),
                 incident_state(incident),
                 moment(incident.opened.at),
                 _action(incident),
-                _words(incident, shows_guests),
-                element("a", incident.id, href=f"/incident/{incident.id}"),
+                words(incident.panic_line or _title(incident), shows_guests),
             )
             for incident in incidents
         ],
     )
 
 
-def _words(incident: Incident, shows_guests: bool) -> Content:
-    if not incident.panic_line:
+def words(said: str, shows_guests: bool) -> Content:
+    """Return what a guest said, for those who may read it."""
+    if not said:
         return ""
     if not shows_guests:
         return element("span", WITHHELD, class_="quiet")
-    return element("span", incident.panic_line, class_="words")
+    return element("span", said, class_="words")
+
+
+def _title(incident: Incident) -> str:
+    return incident.signature.title if incident.signature else ""
 
 
 def _action(incident: Incident) -> str:
@@ -157,18 +212,16 @@ def _action(incident: Incident) -> str:
     return f"{decision.effective}{because}"
 
 
-def _needs_a_look(status: DomainStatus) -> bool:
-    armed = status.armed == Armed.YES and status.panic_device != PanicDevice.NONE
-    good = bool(status.spare_of) or (status.connected and armed and not status.silent)
-    return not good or bool(status.incident or status.held_why)
-
-
-def _domain_state(status: DomainStatus) -> Content:
+def domain_state(domain: Domain, status: DomainStatus) -> Content:
+    """Mark how a domain stands."""
     if status.incident:
         address = f"/incident/{status.incident}"
-        state = badge(STATES[State(status.incident_state)], status.incident_state)
+        state = badge(STATES[_state_of(status)], status.incident_state)
         named = f"incident {status.incident} of {status.domain}"
-        return joined(state, " ", element("a", "incident", href=address, aria_label=named))
+        link = element("a", "incident", href=address, aria_label=named)
+        chronicle = domain.chronicle
+        looked_at = chronicle is not None and chronicle.incident.acknowledged is not None
+        return joined(state, " ", *((badge(PLAIN, SEEN), " ") if looked_at else ()), link)
     if not status.connected:
         problem = element("span", f" {status.problem}", class_="quiet free")
         if status.spare_of:
@@ -181,10 +234,15 @@ def _domain_state(status: DomainStatus) -> Content:
     return badge(GOOD if status.run_state == "running" else WARN, status.run_state)
 
 
+def _state_of(status: DomainStatus) -> State:
+    """Return the state of a domain's incident; one that is watched is being acted on."""
+    return State.ACTING if status.incident_state == "watched" else State(status.incident_state)
+
+
 def _armed(status: DomainStatus) -> Content:
     if not status.connected:
         return ""
-    if status.panic_device == PanicDevice.NONE:
+    if has_no_device(status):
         return badge(WARN, "no panic device")
     return badge(GOOD if status.armed == Armed.YES else WARN, status.armed)
 
@@ -197,14 +255,16 @@ def _would_do(status: DomainStatus) -> Content:
     return joined(status.effective_on_crash, " ", badge(WARN, status.reason))
 
 
-def _restarts(domain: Domain, status: DomainStatus) -> str:
+def restarts_left(domain: Domain, status: DomainStatus) -> str:
+    """Return what is left of a domain's restart budget."""
     policy = domain.policy
     if policy is None or not status.connected:
         return ""
     return f"{status.restarts_left} of {policy.restart.max}"
 
 
-def _held(status: DomainStatus) -> Content:
+def held(status: DomainStatus) -> Content:
+    """Return until when a domain is held, and why."""
     if not status.held_why:
         return ""
     until = f"until {when(status.held_until)}: " if status.held_until else ""

@@ -7,7 +7,7 @@ from panicd.journal.journal import Journal, JournalError
 from panicd.rules.signature import Signature
 from panicd.web.html import Content, Html, element, joined
 from panicd.web.page.overview import incident_table
-from panicd.web.page.parts import BAD, WITHHELD, moment, notice, seen, table
+from panicd.web.page.parts import BAD, WITHHELD, live, moment, notice, seen, table
 
 PANICS_SHOWN: Final = 200
 INCIDENTS_SHOWN: Final = 200
@@ -29,15 +29,16 @@ def panics(journal: Journal, shows_guests: bool) -> Html:
         return joined(heading, element("p", "None of which enough is known to compare it."))
     rows: list[tuple[Content, ...]] = [
         (
+            element("a", signature.hash, href=f"/panics/{signature.hash}", class_="id"),
             _named(signature, shows_guests),
             seen(group),
             moment(group.first_at),
             element("a", moment(group.last_at), href=f"/incident/{group.newest}"),
-            element("a", signature.hash, href=f"/panics/{signature.hash}"),
         )
         for group, signature in groups
     ]
-    return joined(heading, table(("Panic", "Seen", "First", "Last", "Signature"), rows))
+    listed = table(("Panic", "What the guest said", "Seen", "First", "Last"), rows)
+    return joined(heading, live("panics", listed))
 
 
 def panic(journal: Journal, signature: str, shows_guests: bool) -> Html | None:

@@ -1,12 +1,16 @@
-"""What pages are put together from: tables, figures, notices, marks, times, an incident's state."""
+"""What pages are put together from: tables, figures, notices, marks, times, links, commands."""
 
+import re
+import time
 from collections.abc import Iterable
 from datetime import datetime
+from shlex import quote as shell_quote
 from typing import Final
+from urllib.parse import quote, urlencode
 
 from panicd.journal.signatures import Group
 from panicd.rules.incident import Incident, State
-from panicd.web.html import Content, Html, element
+from panicd.web.html import Content, Html, element, joined
 
 # How a state is marked: nothing to do, to be looked at, something is wrong.
 GOOD, WARN, BAD, PLAIN = "good", "warn", "bad", ""
@@ -18,13 +22,14 @@ STATES: Final = {
     State.PRESERVED: BAD,
     State.RUNNING_ON: WARN,
     State.FAILED: BAD,
+    State.RESET: WARN,
     State.CLOSED: PLAIN,
 }
 
+SEEN: Final = "acknowledged"
 WITHHELD: Final = "withheld"
 WHY_WITHHELD: Final = (
-    "What guests wrote or show is withheld, as nobody is asked for a name here: "
-    "metrics.web_config changes that."
+    "Guest output is hidden because this page has no login. Set metrics.web_config to change that."
 )
 
 
@@ -73,15 +78,26 @@ def _wrapped(cell: Content) -> Content:
     return element("div", cell) if cell else cell
 
 
-def figures(*figures: tuple[str, int, str]) -> Html:
-    """Make a row of counts: what is counted, how many, and how it is marked if there are any."""
+def figures(*figures: tuple[str, int, str, str]) -> Html:
+    """Make a row of counts.
+
+    Each is what is counted, how many, how it is marked if there are any, and where they are shown.
+    """
     return element(
-        "dl",
+        "ul",
         *(
             element(
-                "div", element("dt", name), element("dd", str(number)), class_=mark * bool(number)
+                "li",
+                element(
+                    "a",
+                    element("span", str(number), class_="count"),
+                    " ",
+                    element("span", name),
+                    href=address,
+                ),
+                class_=mark * bool(number),
             )
-            for name, number, mark in figures
+            for name, number, mark, address in figures
         ),
         class_="figures",
     )
@@ -98,10 +114,12 @@ def badge(mark: str, text: str) -> Html:
 
 
 def incident_state(incident: Incident) -> Html:
-    """Mark how an incident stands, or how it ended."""
+    """Mark how an incident stands, or how it ended, and whether somebody has looked at it."""
     if incident.closed is not None:
-        return badge(PLAIN, incident.closed.ending)
-    return badge(STATES[incident.state], incident.state)
+        state = badge(PLAIN, incident.closed.ending)
+    else:
+        state = badge(STATES[incident.state], incident.state)
+    return joined(state, " ", badge(PLAIN, SEEN)) if incident.acknowledged else state
 
 
 def notice(mark: str, text: str) -> Html:
@@ -124,9 +142,83 @@ def when(seconds: float) -> str:
 def moment(seconds: float) -> Html:
     """Return a time, given in seconds since the epoch, as an element."""
     at = datetime.fromtimestamp(seconds).astimezone()
-    return element("time", when(seconds), datetime=at.isoformat(timespec="seconds"))
+    told = element("time", when(seconds), datetime=at.isoformat(timespec="seconds"))
+    return joined(told, " ", element("span", f"({age(time.time() - seconds)})", class_="quiet"))
+
+
+def age(seconds: float) -> str:
+    """Return how long ago something was, in words."""
+    if seconds < 0:
+        return "in the future"
+    for length, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def elapsed(seconds: float) -> str:
     """Return a duration in words."""
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def facts(known: Iterable[tuple[str, Content]]) -> Html:
+    """Make a list of what is known; what is empty is left out."""
+    return element(
+        "dl",
+        *(joined(element("dt", name), element("dd", value)) for name, value in known if value),
+        class_="facts",
+    )
+
+
+def live(name: str, *content: Content) -> Html:
+    """Make a part of a page that is renewed while it is shown; its name is the page's only such."""
+    return element("div", *content, id=name, data_live="yes")
+
+
+def domain_link(name: str) -> Html:
+    """Link to the page of a domain, or of all that are called so."""
+    query = urlencode({"name": name}, errors="surrogatepass")
+    return element("a", name, href=f"/domain?{query}", class_="domain")
+
+
+def incident_link(incident_id: str, domain: str) -> Html:
+    """Link to the page of an incident."""
+    named = f"incident {incident_id} of {domain}"
+    address = f"/incident/{quote(incident_id)}"
+    return element("a", incident_id, href=address, aria_label=named, class_="id")
+
+
+def commands(*lines: str) -> Html:
+    """Make commands that can be copied."""
+    return element(
+        "ul",
+        *(
+            element(
+                "li",
+                element("code", line),
+                element(
+                    "button",
+                    "Copy",
+                    type="button",
+                    hidden="hidden",
+                    data_copy="yes",
+                    aria_label=f"Copy: {line}",
+                ),
+            )
+            for line in lines
+        ),
+        class_="commands",
+    )
+
+
+def word(name: str, otherwise: str) -> str:
+    """Return what a domain is called in a command.
+
+    A name that a shell or panicd would take for something else is not passed on: a guest's owner
+    may have chosen it, and who copies a command does not look.
+
+    Args:
+        name: the domain's.
+        otherwise: what is taken in its place: its UUID, or its monitor.
+    """
+    return name if re.fullmatch(r"\w[\w.@:+-]*", name, re.ASCII) else shell_quote(otherwise)

@@ -11,11 +11,12 @@ and never for time to pass::
 
 from tests.parts.daemon.inside import DaemonInside
 from tests.parts.daemon.observed import LoggedIncident, ObservedDaemon, scrape
-from tests.parts.daemon.running import DaemonEndedError, Process, RunningDaemon
+from tests.parts.daemon.running import DaemonEndedError, ExecutedDaemon, Process, RunningDaemon
 
 __all__ = [
     "DaemonEndedError",
     "DaemonInside",
+    "ExecutedDaemon",
     "LoggedIncident",
     "ObservedDaemon",
     "Process",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import trio
 
 from tests.parts.background import background
+from tests.parts.daemon import stable
 from tests.parts.daemon.observed import TIME_LIMIT, ObservedDaemon
 from tests.parts.patience import fail_after
 
@@ -27,7 +29,7 @@ class DaemonEndedError(Exception):
 
 
 class Process(Protocol):
-    """What is made use of of a ``trio.Process``."""
+    """What is made use of of a ``trio.Process``, by whichever means it was started."""
 
     @property
     def pid(self) -> int: ...
@@ -41,6 +43,8 @@ class Process(Protocol):
 
 class RunningDaemon(ObservedDaemon):
     """The real program, in a process of its own. Made by :meth:`start` and ended with it.
+
+    It is forked from one that has imported all of it; :class:`ExecutedDaemon` is not.
 
     It must leave as it should, without a traceback, and its journal must hold what its log told
     (after a :meth:`kill` the log may know more).
@@ -159,12 +163,7 @@ class RunningDaemon(ObservedDaemon):
         return "\n".join([super().last_words(), *self.stray])
 
     async def _open_process(self, arguments: list[str], environment: dict[str, str]) -> Process:
-        return await trio.lowlevel.open_process(
-            [sys.executable, "-m", "panicd", *arguments],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **environment},
-        )
+        return await stable.start(arguments, environment)
 
     def _send(self, number: signal.Signals) -> None:
         assert self._process is not None, "it was started"
@@ -191,5 +190,26 @@ class RunningDaemon(ObservedDaemon):
 
     def _reap(self) -> None:
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL)
-            os.waitpid(self._process.pid, 0)
+            with suppress(ProcessLookupError):
+                process = os.pidfd_open(self._process.pid)
+                self._process.send_signal(signal.SIGKILL)
+                select.select([process], [], [])
+                os.close(process)
+
+
+class ExecutedDaemon(RunningDaemon):
+    """A daemon that is started as people start it: what it takes can be measured.
+
+    Attributes:
+        before: The command line's words before the program's.
+    """
+
+    before: Sequence[str] = ()
+
+    async def _open_process(self, arguments: list[str], environment: dict[str, str]) -> Process:
+        return await trio.lowlevel.open_process(
+            [*self.before, sys.executable, "-m", "panicd", *arguments],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environment},
+        )

@@ -1,4 +1,6 @@
+import platform
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,36 @@ def test_ends_between_the_check_and_the_signal(start: Start, fake_qemu: Path) ->
 
     with Peer.of(program.sock, is_qemu_program=kill) as peer:
         assert not peer.send_signal(signal.SIGTERM)
+
+
+ENDING = """
+import ctypes, threading
+ends = threading.Event()
+def serve():
+    connection = server.accept()[0]
+    connection.send(b"!")
+    connection.recv(1)
+    ends.set()
+    threading.Event().wait()
+threading.Thread(target=serve).start()
+ends.wait()
+ctypes.CDLL(None).syscall({exit}, 0)  # of this thread: the process has no memory, and goes on
+"""
+EXIT = {"x86_64": 60, "aarch64": 93}
+
+
+async def test_one_that_gives_up_its_memory_is_no_stranger(start: Start, fake_qemu: Path) -> None:
+    """A large QEMU is for seconds neither there nor gone, and is still the one to be ended."""
+    program = start(fake_qemu, then=ENDING.format(exit=EXIT[platform.machine()]))
+    program.hear()
+    with fail_after(LIMIT), Peer.of(program.sock) as peer:
+        peer.confirm()
+        program.sock.send(b"?")
+        with suppress(FileNotFoundError):
+            while await trio.Path(f"/proc/{peer.pid}/exe").readlink():
+                pass
+        assert not peer.gone()
+        assert peer.is_qemu()
+        assert peer.beyond_signals() == ""
+        assert peer.send_signal(signal.SIGKILL)
+        await peer.wait_gone()

@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 from panicd.rules.capability import Capability
-from panicd.rules.incident import Opened
+from panicd.rules.incident import Opened, Repeated, Source
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import State, effects, step
 from panicd.rules.machine.inputs import (
@@ -20,10 +20,12 @@ from panicd.rules.machine.inputs import (
     Elapsed,
     Heard,
     Input,
+    LookAgain,
     Lost,
     Moment,
     NoAnswer,
     Reconsider,
+    Stopping,
 )
 from panicd.rules.machine.state import AskingState, SettingPanic
 from panicd.rules.machine.vm import Vm
@@ -181,6 +183,67 @@ def test_nor_where_qemu_ends_before_it_answers() -> None:
     machine.tell(Elapsed(machine.state.serial), Lost())
     machine.answer(NoAnswer("lost", lost=True))
     assert machine.opened
+
+
+PAYLOAD = PanicInformation("hyper-v", (("arg1", 1),))
+ENDS = Heard(GuestPanickedEvent(0.0, PanicAction.POWEROFF, PAYLOAD), 3)
+STOPS = Heard(GuestPanickedEvent(0.0, PanicAction.PAUSE, PAYLOAD), 3)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [(ENDS,), (ENDS, Elapsed(0)), (LookAgain(), ENDS), (LookAgain(), STOPS, Heard(STOP))],
+    ids=["QEMU's end", "what became of that", "an answer", "an answer, and stopped"],
+)
+def test_a_panic_that_was_only_heard_is_on_record_when_panicd_stops(
+    inputs: tuple[Input, ...],
+) -> None:
+    """While it waits for something else; ``Elapsed`` is that of what it waits for."""
+    machine = Machine(OnCrash.DESTROY)
+    machine.attach()
+    for came in inputs:
+        machine.tell(Elapsed(machine.state.serial) if isinstance(came, Elapsed) else came)
+    assert not machine.opened
+    machine.tell(Stopping())
+    (opened,) = machine.opened
+    assert (opened.source, opened.information) == (Source.EVENT, PAYLOAD)
+    repeats = [n.entry for n in machine.all(effects.Note) if isinstance(n.entry, Repeated)]
+    assert [repeated.count for repeated in repeats] == [2]
+    assert machine.sent == []
+
+
+@pytest.mark.parametrize(
+    ("run_state", "then"),
+    [
+        (RunState.GUEST_PANICKED, IncidentState.ACTING),
+        (RunState.RUNNING, None),
+        (RunState.PAUSED, IncidentState.DETECTED),
+    ],
+)
+def test_one_that_was_only_heard_is_dealt_with_by_the_next_start(
+    run_state: RunState, then: IncidentState | None
+) -> None:
+    before = Machine(OnCrash.RESTART)
+    before.attach()
+    before.tell(LookAgain(), STOPS, Stopping())
+    machine = Machine(OnCrash.RESTART)
+    vm = Vm(run_state, Capability(version=(7, 2, 0)), process="qemu")
+    machine.tell(Attached(vm, before.state.incident))
+    assert (machine.incident, machine.opened) == (then, [])
+    if then is IncidentState.DETECTED:  # what became of it is for people to say
+        machine.answer({})
+        act = Operation(0.0, 0, OperationKind.ACT, "vm", "")
+        machine.tell(Asked(1, act, OnCrash.RESTART))
+        machine.answer({"status": str(run_state)})
+        assert machine.incident is IncidentState.ACTING
+
+
+@pytest.mark.parametrize("heard", [RESET, STOP, replace(PANIC, action=PanicAction.RUN)], ids=str)
+def test_no_incident_is_opened_for_anything_else(heard: Event) -> None:
+    machine = Machine(OnCrash.DESTROY)
+    machine.attach()
+    machine.tell(LookAgain(), Heard(heard), Stopping())
+    assert not machine.opened
 
 
 @pytest.mark.parametrize("lost", [False, True])

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import bcrypt
 import pytest
@@ -33,6 +34,7 @@ from panicd.rules.policy import Decision, Reason
 from panicd.rules.signature import Signature
 from panicd.service.control_client import RefusedError
 from panicd.web.http import HttpServer
+from panicd.web.page.script import SCRIPT
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.html import Reader
@@ -45,7 +47,7 @@ PANIC: dict[str, Any] = {
     "type": "s390", "core": 1, "psw-mask": 2, "psw-addr": 3, "reason": PAYLOAD + TURNED,
 }  # fmt: skip
 PICTURE = b"\x89PNG\r\n\x1a\n" + b"x" * 100
-ALICE = basic("alice", "opensesame")
+ALICE, BOB = basic("alice", "opensesame"), basic("bob", "opensesame")
 ELEMENTS = {
     *(
         "html",
@@ -62,7 +64,8 @@ ELEMENTS = {
         "footer",
     ),
     *("h1", "h2", "dl", "div", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "span"),
-    *("time", "details", "summary", "pre", "img"),
+    *("time", "details", "summary", "pre", "img", "ul", "li", "code", "button", "script"),
+    *("form", "label", "input", "select", "option"),
 }
 
 
@@ -81,10 +84,14 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched(directory: Path, *, users: bool = False, **config: Any) -> AsyncIterator[Watched]:
+async def watched(
+    directory: Path, *, users: bool = False, operators: tuple[str, ...] = (), **config: Any
+) -> AsyncIterator[Watched]:
+    """A daemon with, or without, the users alice and bob."""
     web = directory / "web.yaml"
     hashed = bcrypt.hashpw(b"opensesame", bcrypt.gensalt(4)).decode()
-    web.write_text(yaml.safe_dump({"basic_auth_users": {"alice": hashed} if users else {}}))
+    known = {"alice": hashed, "bob": hashed} if users else {}
+    web.write_text(yaml.safe_dump({"basic_auth_users": known, "operators": list(operators)}))
     metrics = {"listen": "127.0.0.1:0", "web_config": str(web)}
     async with DaemonInside.start(directory, metrics=metrics, **config) as daemon:
         served = await daemon.wait_log("metrics are served")
@@ -126,6 +133,8 @@ async def test_the_host_page_shows_domains_and_incidents(socket_dir: Path) -> No
         }
         links = [attributes["href"] for tag, attributes in read.elements if tag == "a"]
         assert links.count(path) == 2, "of the open incident, and of the domain"
+        assert "acknowledged" in read.text
+        assert "s ago)" in read.text
         for link in set(links) - {"#main"}:
             assert link is not None
             assert (await seen.get(link)).status == 200
@@ -135,14 +144,15 @@ async def test_the_host_page_shows_domains_and_incidents(socket_dir: Path) -> No
 async def test_a_guest_can_inject_nothing(socket_dir: Path, users: bool) -> None:
     async with panicked(socket_dir, users=users) as (seen, path):
         keep_evidence(socket_dir, path)
-        for page in ("/", path):
+        for page in ("/", path, f"/domain?name={quote(HOSTILE)}", f"/?q={quote(HOSTILE)}"):
             answer = await seen.get(page, ALICE)
+            assert answer.status == 200, page
             read = Reader(answer.body.decode())
             assert {tag for tag, _ in read.elements} <= ELEMENTS
             for _, attributes in read.elements:
                 assert not [name for name in attributes if name.startswith(("on", "style"))]
                 for address in (attributes.get("href"), attributes.get("src")):
-                    assert address is None or re.fullmatch(r"[/#][\w/.-]*", address)
+                    assert address is None or re.fullmatch(r"[/#][\w/.?=%+#-]*", address)
             assert TURNED not in read.text
             assert "\x1b" not in read.text
             assert not [name for name in answer.headers if "alert" in answer.headers[name]]
@@ -186,15 +196,22 @@ async def test_a_screen_that_is_no_picture_is_not_shown(socket_dir: Path) -> Non
         assert (await seen.get(f"{path}/screen.png", ALICE)).status == 404
 
 
-async def test_the_policy_allows_this_style_and_no_script(socket_dir: Path) -> None:
+async def test_the_policy_allows_this_style_and_this_script(socket_dir: Path) -> None:
     async with watched(socket_dir) as seen:
         answer = await seen.get("/")
     policy = answer.headers["content-security-policy"]
     (sheet,) = re.findall(r"<style>(.*?)</style>", answer.body.decode(), re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode().lower()
-    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
-    assert "script" not in policy
-    assert "unsafe" not in policy
+    (program,) = re.findall(r"<script>(.*?)</script>", answer.body.decode(), re.DOTALL)
+    assert program == SCRIPT
+    style, script = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode().lower()
+        for text in (sheet, program)
+    )
+    assert policy == (
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; "
+        "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    )
 
 
 async def test_tables_keep_their_meaning_as_cards(socket_dir: Path) -> None:
@@ -211,7 +228,8 @@ async def test_tables_keep_their_meaning_as_cards(socket_dir: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/incident/", "/incident/x", "/incident/20261123T044714-00000000", "/incident/../..",
-     "/incident/20261123T044714-00000000/screen.png", "/incident/%2e%2e"],
+     "/incident/20261123T044714-00000000/screen.png", "/incident/%2e%2e", "/domain?name=none",
+     "/incident/20261123T044714-00000000/file/kernel.log", "/do/act"],
 )  # fmt: skip
 async def test_there_is_no_other_page(socket_dir: Path, path: str) -> None:
     async with watched(socket_dir) as seen:
@@ -254,7 +272,13 @@ async def test_a_bad_web_configuration_leaves_the_old_in_force(socket_dir: Path)
         assert (await seen.get("/")).status == 200
 
 
-KINDS = 12
+TITLES = (
+    *("NULL pointer dereference", "soft lockup", "hung task", "out of memory", "init killed"),
+    *("kernel BUG at drivers/vendor/queue.c", "WARNING at net/core/dev.c", f"panic: {PAYLOAD}"),
+    *("KASAN: use-after-free (write)", "RCU stall", "general protection fault"),
+    "bug check 0x1e KMODE_EXCEPTION_NOT_HANDLED (0xc0000005, …, 0x0, …)",
+)
+KINDS = len(TITLES)
 INCIDENTS = 200
 
 
@@ -265,13 +289,15 @@ async def many_panics(directory: Path) -> None:
     with Journal.open(directory / "state" / "journal.sqlite3") as journal:
         for number in range(INCIDENTS):
             kind, at = number % KINDS, time.time() - 3600 + number
-            known = Signature(f"kind {kind} {PAYLOAD}", (f"function_{kind}",), f"1-{kind:010x}")
+            functions = (f"function_{kind}", "vendor_queue_flush_all", "vendor_ioctl_compat")
+            known = Signature(TITLES[kind], functions, f"1-{kind:010x}")
+            line = f"{TITLES[kind]} at virtual address 0000000000000008 in {functions[0]}+0x12/0x40"
             await journal.append(
                 f"20231114T000000-{number:08x}",
                 Opened(at, f"vm-{number % 40}", "", "/run/m.qmp", "1:2", Source.EVENT),
                 Decided(at, plan),
                 StepBegun(at, 0),
-                StepEnded(at, 0, Outcome.DONE, "Oops", known),
+                StepEnded(at, 0, Outcome.DONE, line, known),
                 Closed(at + 1, Ending.DESTROYED),
             )
 
@@ -295,3 +321,137 @@ async def test_panics_are_shown_in_groups(socket_dir: Path, users: bool) -> None
         assert "/panics/1-0000000007" in {a.get("href") for _, a in incident.elements}
         assert (PAYLOAD in incident.text) is users
         assert (await seen.get("/panics/1-ffffffffff", *given)).status == 404
+
+
+async def test_what_was_kept_is_sent_to_who_is_known(socket_dir: Path) -> None:
+    async with panicked(socket_dir, users=True, name="vm") as (seen, path):
+        keep_evidence(socket_dir, path)
+        answer = await seen.get(f"{path}/file/kernel.log", ALICE)
+        assert answer.body == f"one\n{PAYLOAD}\n\x1b[2J\n".encode()
+        assert answer.headers["content-disposition"] == 'attachment; filename="kernel.log"'
+        assert "sandbox" in answer.headers["content-security-policy"]
+        for other in ("bundle.json", "..", ".", "etc", "qemu.json"):  # not listed, or not there
+            assert (await seen.get(f"{path}/file/{other}", ALICE)).status == 404, other
+        assert (await seen.get(f"{path}/file/kernel.log")).status == 401
+
+
+async def test_what_was_kept_is_sent_to_nobody_else(socket_dir: Path) -> None:
+    async with panicked(socket_dir, users=False, name="vm") as (seen, path):
+        keep_evidence(socket_dir, path)
+        assert (await seen.get(f"{path}/file/kernel.log")).status == 403
+        assert "/file/" not in (await seen.get(path)).body.decode()
+
+
+async def test_a_listed_file_that_leads_elsewhere_is_not_sent(socket_dir: Path) -> None:
+    async with panicked(socket_dir, users=True, name="vm") as (seen, path):
+        keep_evidence(socket_dir, path)
+        log = socket_dir / "state" / "incidents" / path.rpartition("/")[2] / "kernel.log"
+        log.unlink()
+        log.symlink_to("/etc/passwd")
+        assert (await seen.get(f"{path}/file/kernel.log", ALICE)).status == 404
+
+
+async def dumped_guest(seen: Watched, vm: FakeQemu) -> tuple[str, bytes]:
+    """Have a guest panic and be dumped; returns its incident's page, and the dump."""
+    await seen.daemon.wait_log("policy in force")
+    vm.panic()
+    stays = await seen.daemon.wait_log("incident stays open")
+    await seen.daemon.call("ack", incident=stays["incident"], why="seen")
+    (dump,) = seen.daemon.directory.glob("state/coredumps/*/*/*")
+    return f"/incident/{stays['incident']}", dump.read_bytes()
+
+
+async def test_memory_is_sent_to_an_operator_and_to_no_other_user(socket_dir: Path) -> None:
+    dumped = {"on_crash": "coredump-preserve", "coredump": {"min_free": "1MiB", "format": "elf"}}
+    async with (
+        watched(socket_dir, users=True, operators=("alice",), defaults=dumped) as seen,
+        FakeQemu(socket_dir / "vm.qmp").running() as vm,
+    ):
+        path, content = await dumped_guest(seen, vm)
+        answer = await seen.get(f"{path}/dump/0", ALICE)
+        assert (answer.status, answer.body) == (200, content)
+        assert (await seen.get(f"{path}/dump/0", BOB)).status == 403
+        assert (await seen.get(f"{path}/dump/1", ALICE)).status == 404
+        assert (await seen.get(f"{path}/dump/0")).status == 401
+        assert f"{path}/dump/0" in (await seen.get(path, ALICE)).body.decode()
+        assert f"{path}/dump/0" not in (await seen.get(path, BOB)).body.decode()
+
+
+async def test_a_step_is_one_row_with_its_duration(socket_dir: Path) -> None:
+    async with (
+        watched(socket_dir, defaults={"on_crash": "destroy"}) as seen,
+        FakeQemu(socket_dir / "vm.qmp").running() as vm,
+    ):
+        await seen.daemon.wait_log("policy in force")
+        vm.panic()
+        closed = await seen.daemon.wait_incident("vm", ending="destroyed")
+        await seen.daemon.wait_kept(closed)
+        text = (await seen.page(f"/incident/{closed.id}")).text
+        assert re.search(r"step ?Quit done in [0-9.]+ m?s", text), text
+        assert text.count("Quit") == 1
+
+
+async def test_a_guest_that_is_watched_or_was_reset_is_shown(socket_dir: Path) -> None:
+    async with (
+        watched(socket_dir, domains=[{"match": "patient", "grace": "1h"}]) as seen,
+        FakeQemu(socket_dir / "patient.qmp", name="patient").running() as patient,
+        FakeQemu(socket_dir / "left.qmp", name="left").running() as left,
+    ):
+        await seen.daemon.wait_log("policy in force", count=2)
+        patient.panic()
+        left.panic()
+        await seen.daemon.wait_incident("left", state="preserved")
+        await left.foreign("system_reset")
+        await seen.daemon.wait_incident("left", state="reset")
+        await seen.daemon.wait_domain("patient", lambda d: d["incident_state"] == "watched")
+        text = (await seen.page("/")).text
+        assert "watched" in text
+        assert "reset" in text
+
+
+async def test_domains_are_searched_for_and_told_apart(socket_dir: Path) -> None:
+    async with (
+        panicked(socket_dir, users=False, name="web-1") as (seen, _),
+        FakeQemu(socket_dir / "bare.qmp", name="bare", devices=()).running(),
+    ):
+        await seen.daemon.wait_log("policy in force", domain="bare")
+        await seen.daemon.call("hold", domain="bare", why="busy")
+
+        async def shown(query: str) -> set[str]:
+            read = await seen.page(f"/{query}")
+            (domains,) = re.findall(r"Domains([0-9]+ of 2) shown", read.text)
+            links = {a.get("href") for tag, a in read.elements if tag == "a"}
+            found = {n for n in ("web-1", "bare") if f"/domain?name={n}" in links}
+            return {domains, *found}
+
+        assert await shown("") == {"2 of 2", "web-1", "bare"}
+        assert await shown("?q=WEB") == {"1 of 2", "web-1"}
+        assert await shown("?show=held") == {"1 of 2", "bare", "web-1"}  # its incident is open
+        assert await shown("?show=no-device&q=bar") == {"1 of 2", "bare"}
+        assert await shown("?show=silent&q=x") == {"0 of 2"}
+        for nonsense in ("?show=' OR 1", "?%ff=%00&q", "?" + "&" * 50, "?q=%ED%A0%80"):
+            assert (await seen.get(f"/{nonsense.replace(' ', '%20')}")).status == 200
+        text = (await seen.page("/")).text
+        assert "1 no panic device" in text
+        assert "1 held" in text
+
+
+async def test_a_domain_has_a_page_and_keeps_it(socket_dir: Path) -> None:
+    async with panicked(socket_dir, users=False, name="web-1") as (seen, path):
+        read = await seen.page("/domain?name=web-1")
+        assert path in {a.get("href") for _, a in read.elements}
+        assert "panicd explain web-1" in read.text
+        assert "--name -" not in read.text
+        await seen.daemon.call("act", domain="web-1", action="destroy", why="gone")
+        await seen.daemon.wait_log("incident closed")
+        (socket_dir / "vm.qmp").unlink(missing_ok=True)
+        assert (await seen.page("/domain?name=web-1")).text.count(path.rpartition("/")[2]) == 1
+
+
+async def test_a_command_to_copy_names_the_monitor_where_the_name_would_be_an_option(
+    socket_dir: Path,
+) -> None:
+    async with panicked(socket_dir, users=False, name="--all") as (seen, path):
+        monitor = f"{socket_dir}/vm.qmp"
+        assert f"panicd hold {monitor} --for 2h" in (await seen.page(path)).text
+        assert "hold --all" not in (await seen.page("/domain?name=--all")).text

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import trio
 
-from panicd.cli import render, render_incident
-from panicd.cli.terminal import Terminal, line
+from panicd.cli import render, render_incident, render_status
+from panicd.cli.selecting import Wanted
+from panicd.host import terminal
+from panicd.host.terminal import Terminal, line
 from tests.parts.commands import ask, panicd
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
@@ -35,6 +37,12 @@ DOMAIN: dict[str, Any] = {
     **dict.fromkeys(("armed", "panic_device", "on_crash", "effective_on_crash"), HOSTILE),
     **dict.fromkeys(("reason", "incident", "incident_state", "held_why", "libvirt"), HOSTILE),
     "connected": True,
+    "standing": "silent",
+    "since": 0.0,
+    "silent_since": 0.0,
+    "opened_at": 0.0,
+    "acknowledged": False,
+    "panic_line": HOSTILE,
     "silent": True,
     "spare_of": "",
     "beyond_signals": HOSTILE,
@@ -45,7 +53,8 @@ DOMAIN: dict[str, Any] = {
 }
 PLAN: dict[str, Any] = {
     **dict.fromkeys(("action", "on_crash", "unrequested", "reason", "why"), HOSTILE),
-    "steps": [{"step": HOSTILE, "timeout": 1.0, "on_failure": HOSTILE}],
+    "steps": [{"step": HOSTILE, "timeout": 1.0, "on_failure": HOSTILE, "does": HOSTILE}],
+    "at_once": [1, 2],
 }
 KINDS = ("opened", "decided", "settled", "closed", "asked", "acknowledged", "observed", HOSTILE)
 INCIDENT: dict[str, Any] = {
@@ -110,7 +119,8 @@ STATUS: dict[str, Any] = {
         DOMAIN | {"connected": False, "dump": None},
         DOMAIN | {"connected": False, "dump": None, "spare_of": HOSTILE},
     ],
-    "waiting": [INCIDENT],
+    "dry_run": True,
+    "waiting": [DOMAIN | {"connected": False, "dump": None, "monitor": "other"}],
 }
 PROBED: dict[str, Any] = {
     **DOMAIN,
@@ -149,15 +159,17 @@ GROUP: dict[str, Any] = {
 }
 EXPOSED = {"domain": HOSTILE, "on_crash": HOSTILE, "reasons": {HOSTILE: HOSTILE}}
 COMMANDS: dict[str, Callable[[], None]] = {
-    "status": partial(render.status, STATUS),
+    "status": partial(render_status.status, Wanted().select(STATUS), everything=True),
     "explain": partial(render.explanation, EXPLAINED),
     "explain, not connected": partial(render.explanation, EXPLAINED | {"plan": None}),
-    "incidents": partial(render.incidents, [INCIDENT]),
+    "incidents": partial(render.incidents, [INCIDENT], 9.0),
     "panics": partial(render.panics, [GROUP]),
     "probe": partial(render.probe, PROBED),
     "audit": partial(render.audit, {"domains": 1, "exposed": [EXPOSED]}),
     "advise": partial(render.advice, [ADVISED, ADVISED | {"device": ""}]),
-    "incident": lambda: render.console.print(*render_incident.page(INCIDENT, 9.0), sep="\n"),
+    "incident": lambda: terminal.console.print(
+        *render_incident.page(INCIDENT, 9.0, terminal.console.width)
+    ),
 }
 """What each command prints of an answer in which every text is hostile."""
 
@@ -168,8 +180,7 @@ def test_no_text_acts_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, command: str, width: int
 ) -> None:
     out = StringIO()
-    terminal = Terminal(file=out, width=width, color_system=None, force_terminal=True)
-    monkeypatch.setattr(render, "console", terminal)
+    monkeypatch.setattr(terminal, "console", Terminal(file=out, width=width, colours=False))
     COMMANDS[command]()
     shown = out.getvalue()
     assert all(map(str.isprintable, shown.split("\n")))
@@ -181,9 +192,7 @@ def test_no_text_acts_on_a_terminal(
 def test_line_keeps_texts_and_styles_apart() -> None:
     made = line(HOSTILE, (HOSTILE, "bold"), line("ok"))
     assert made.plain == SHOWN + SHOWN + "ok"
-    assert [(span.start, span.end, span.style) for span in made.spans] == [
-        (len(SHOWN), 2 * len(SHOWN), "bold"),
-    ]
+    assert made.pieces == ((SHOWN, ""), (SHOWN, "bold"), ("ok", ""))
 
 
 async def test_domain_with_a_hostile_name(socket_dir: Path) -> None:

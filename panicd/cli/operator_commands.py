@@ -1,0 +1,124 @@
+"""The commands by which an operator decides: ``hold``, ``act``, ``release``, ``ack``."""
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import click
+
+from panicd.cli.base import (
+    Context,
+    free_domains,
+    held_domains,
+    json_option,
+    panicked_domains,
+    unacknowledged_incidents,
+)
+from panicd.cli.deferred import shown
+from panicd.cli.moment import SECONDS
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.operation import EVERY_DOMAIN
+
+WHY: Final = click.option("--why", required=True, help="The reason. It is kept in the journal.")
+
+
+@click.command()
+@click.argument("domain", required=False, shell_complete=free_domains)
+@click.option("--all", "whole_host", is_flag=True, help="Every domain: maintenance of the host.")
+@click.option(
+    "--for",
+    "duration",
+    metavar="2h",
+    callback=lambda _c, _p, text: _duration(text),
+    help="How long: 90s, 30m, 2h, 1d.  [default: until `unhold`]",
+)
+@click.option("--future", is_flag=True, help="Accept a DOMAIN that does not exist yet.")
+@WHY
+@json_option
+def hold(
+    context: Context,
+    /,
+    *,
+    domain: str | None,
+    whole_host: bool,
+    duration: float | None,
+    future: bool,
+    why: str,
+) -> tuple[object, Callable[[], None]]:
+    """Suspend automation for a domain, or for the whole host.
+
+    While it lasts, panics are recorded and nothing is done about them. A hold ends by `panicd
+    unhold`, or when its time is over; then what is due is done. It survives a restart of the
+    daemon. A DOMAIN that matches nothing now is refused.
+    """
+    held = _held(domain, whole_host)
+    answer = context.ask("hold", domain=held, future=future, why=why, **{"for": duration})
+    return answer, shown("panicd.cli.render_changes:hold", answer)
+
+
+@click.command()
+@click.argument("domain", required=False, shell_complete=held_domains)
+@click.option("--all", "whole_host", is_flag=True, help="End the maintenance of the host.")
+@WHY
+@json_option
+def unhold(
+    context: Context, domain: str | None, whole_host: bool, why: str
+) -> tuple[object, Callable[[], None]]:
+    """End a hold, and do at once what is due."""
+    answer = context.ask("unhold", domain=_held(domain, whole_host), why=why)
+    return answer, shown("panicd.cli.render_changes:unhold", answer)
+
+
+@click.command()
+@click.argument("domain", shell_complete=panicked_domains)
+@WHY
+@json_option
+def release(context: Context, domain: str, why: str) -> tuple[object, Callable[[], None]]:
+    """Let the panicked guest of DOMAIN run as it is (`cont`).
+
+    `panicd act DOMAIN ignore` does the same.
+    """
+    answer = context.ask("release", domain=domain, why=why)
+    return answer, shown("panicd.cli.render_changes:act", answer)
+
+
+@click.command()
+@click.argument("domain", shell_complete=panicked_domains)
+@click.argument("action", type=click.Choice([str(value) for value in OnCrash]))
+@WHY
+@json_option
+def act(context: Context, domain: str, action: str, why: str) -> tuple[object, Callable[[], None]]:
+    """Apply ACTION to the panicked guest of DOMAIN.
+
+    It is applied whatever the domain's policy, restart budget or hold say.
+    """
+    answer = context.ask("act", domain=domain, action=action, why=why)
+    return answer, shown("panicd.cli.render_changes:act", answer)
+
+
+@click.command()
+@click.argument("incident_id", metavar="INCIDENT", shell_complete=unacknowledged_incidents)
+@WHY
+@json_option
+def ack(context: Context, incident_id: str, why: str) -> tuple[object, Callable[[], None]]:
+    """Note that somebody has looked at INCIDENT.
+
+    INCIDENT is an id, the beginning of one or of its last part, or `last`.
+    """
+    answer = context.ask("ack", incident=incident_id, why=why)
+    return answer, shown("panicd.cli.render_changes:ack", answer)
+
+
+def _held(domain: str | None, whole_host: bool) -> str:
+    if (domain is None) is not whole_host:
+        raise click.UsageError("give a DOMAIN, or --all for the whole host")
+    return EVERY_DOMAIN if domain is None else domain
+
+
+def _duration(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)([smhd])", text)
+    if match is None or int(match[1]) == 0:
+        raise click.BadParameter("expected a duration such as 90s, 30m, 2h or 1d")
+    return int(match[1]) * SECONDS[match[2]]

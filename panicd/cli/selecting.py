@@ -1,0 +1,103 @@
+"""Which domains ``panicd status`` shows, and in what order."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+from panicd.rules.standing import PROBLEMS, Standing
+from panicd.service.control_client import Answer
+
+_ORDER: Final[dict[str, int]] = {standing: place for place, standing in enumerate(Standing)}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which domains are wanted, and in what order.
+
+    Attributes:
+        patterns: globs of names, or UUIDs or monitors; none: all.
+        problems: only those that somebody has to look at.
+        policies: only those with one of these; none: all.
+        sort: by what.
+        everything: more lines than the window has.
+    """
+
+    patterns: Sequence[str] = ()
+    problems: bool = False
+    policies: Sequence[str] = ()
+    sort: str = "state"
+    everything: bool = False
+
+    def select(self, answer: Answer) -> Answer:
+        """Return an answer of ``status`` with the domains that are wanted, in their order.
+
+        ``of`` how many they are stands in it too.
+        """
+        rows = _rows(answer)
+        chosen = sorted(filter(self._has, rows), key=SORTED_BY[self.sort])
+        return answer | {"domains": chosen, "waiting": [], "of": len(rows)}
+
+    def unmatched(self, answer: Answer) -> Iterator[str]:
+        """Yield the patterns that match no domain of an answer, whatever else is wanted."""
+        rows = _rows(answer)
+        for pattern in self.patterns:
+            if not any(_matches(row, pattern) for row in rows):
+                yield pattern
+
+    def _has(self, row: Answer) -> bool:
+        return (
+            (not self.problems or row["standing"] in PROBLEMS)
+            and (not self.policies or row["on_crash"] in self.policies)
+            and (not self.patterns or any(_matches(row, pattern) for pattern in self.patterns))
+        )
+
+
+def since(row: Answer) -> float | None:
+    """Return since when a domain stands as it does, where that matters; since the epoch."""
+    if row["opened_at"] is not None:
+        return float(row["opened_at"])
+    if row["connected"]:
+        return None if row["silent_since"] is None else float(row["silent_since"])
+    return float(row["since"])
+
+
+def _rows(answer: Answer) -> list[Answer]:
+    """Return the domains, and those of which no more is known than an open incident.
+
+    Where its monitor is still tried, that is one row.
+    """
+    gone = {row["monitor"]: row for row in answer["waiting"]}
+    known = [
+        gone.pop(row["monitor"]) | {"problem": row["problem"]}
+        if not row["connected"] and row["monitor"] in gone
+        else row
+        for row in answer["domains"]
+    ]
+    return [*known, *gone.values()]
+
+
+def _matches(row: Answer, pattern: str) -> bool:
+    names = (row["domain"], row["uuid"], row["monitor"])
+    return any(name == pattern or fnmatchcase(name, pattern) for name in names if name)
+
+
+def _worst_first(row: Answer) -> tuple[float, str]:
+    place: float = _ORDER[row["standing"]]
+    if row["acknowledged"]:  # somebody sees to it: after the other problems
+        place = _ORDER[Standing.HELD] - 0.5
+    return place, row["domain"]
+
+
+def _oldest_first(row: Answer) -> tuple[float, str]:
+    began = since(row)
+    return math.inf if began is None else began, row["domain"]
+
+
+SORTED_BY: Final[dict[str, Callable[[Answer], tuple[float | str, str]]]] = {
+    "state": _worst_first,
+    "name": lambda row: ("", row["domain"]),
+    "age": _oldest_first,
+    "policy": lambda row: (row["on_crash"], row["domain"]),
+}

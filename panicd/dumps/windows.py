@@ -1,0 +1,61 @@
+"""What a stopped Windows guest's dump has besides its memory, found out over QMP before the dump.
+
+It works on what the guest wrote, within limits, and QEMU is asked for ranges of memory only. Its
+own ``win-dmp`` is left alone: ``panicd.rules.guest_memory.windows_dump`` says why.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from panicd.qemu.guest_memory import GuestReader
+from panicd.qemu.monitor import CommandError, NoReplyError
+from panicd.qemu.session import Session
+from panicd.rules.guest_memory.memory import Limits
+from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.guest_memory.windows import WindowsHeader
+from panicd.rules.guest_memory.windows_dump import read_dump, read_registers
+
+LIMITS: Final = Limits(lines=0, size=64 << 20, requests=1 << 14)
+"""A few pages for each processor, of which QEMU has at most 4096."""
+
+
+@asynccontextmanager
+async def windows_parts(
+    session: Session, reader: GuestReader, size: int
+) -> AsyncIterator[int | None]:
+    """Yield a file in memory with what the filter puts into a dump; None: the guest is no Windows.
+
+    Args:
+        session: the VM.
+        reader: of its memory.
+        size: bytes of memory that the guest has.
+
+    Raises:
+        NotReadableError: it is a Windows, and no dump for WinDbg can be made of it.
+        SessionLostError: the session ended.
+    """
+    domain = session.capability.libvirt
+    if domain is not None and not domain.has_vmcoreinfo:
+        yield None  # libvirt would be asked for nothing
+        return
+    try:
+        header = WindowsHeader.find(await reader.notes())
+    except NotReadableError:  # whoever looks for something else says why
+        header = None
+    if header is None:
+        yield None
+        return
+    command = {"command-line": "info registers -a"}
+    try:
+        printed = str(await session.execute("human-monitor-command", command))
+    except (CommandError, NoReplyError) as error:
+        raise NotReadableError(f"QEMU gives no registers: {error}") from error
+    parts = await reader.serve(read_dump(header, read_registers(printed), size, LIMITS))
+    file = os.memfd_create("panicd-windows", os.MFD_CLOEXEC)
+    try:
+        os.pwrite(file, parts.written(), 0)
+        yield file
+    finally:
+        os.close(file)

@@ -1,0 +1,236 @@
+"""What a scrape tells of each domain: its eight series, its open incidents, the holds.
+
+None of it is kept: at each scrape it is made of a snapshot. Labels hold words of panicd's own,
+names of domains and facts about a QEMU, and never text from a guest.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.samples import Sample
+
+from panicd.rules.printable import escape
+
+LABEL_LIMIT: Final = 200
+"""Characters of a label's value; a libvirt name has at most 80."""
+
+WRITTEN_AT_ONCE: Final = 16
+"""Samples that are written before anybody else's turn; they take some 0.1 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSample:
+    """One domain at the time of a snapshot.
+
+    Its counters are None as long as it is not known which domain it is, by UUID or name: a counter
+    that began at 0 and jumped to what the journal has would look like that many panics.
+    """
+
+    domain: str
+    up: bool
+    armed: bool
+    panicked: bool
+    held: bool
+    panics: int | None
+    restarts: int | None
+    action_failures: int | None
+    uuid: str
+    on_crash: str
+    effective_on_crash: str
+    panic_device: str
+    qemu_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentSample:
+    """One open incident.
+
+    Attributes:
+        domain: the name of its domain, which may be gone.
+        at: when it began, in seconds since the epoch.
+        state: where it stands.
+        reason: of the decision in force; empty before one is made.
+        acknowledged: an operator has looked at it.
+        signature: the hash of what the panic is known by; empty where too little is known.
+    """
+
+    domain: str
+    at: float
+    state: str
+    reason: str
+    acknowledged: bool
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldSample:
+    """One hold that lasts.
+
+    Attributes:
+        held: what the operator called the domain; ``*``: all of the host.
+        at: when it was asked for, in seconds since the epoch.
+        ends: it ends by itself.
+    """
+
+    held: str
+    at: float
+    ends: bool
+
+
+def open_incidents(samples: Iterable[IncidentSample]) -> Metric:
+    """Make the series of the open incidents: of some that are alike, the one that began first."""
+    metric = GaugeMetricFamily(
+        "panicd_domain_open_incident_timestamp_seconds",
+        "When an open incident of the domain began, in Unix time; there as long as it is open.",
+        labels=("domain", "state", "reason", "acknowledged", "signature"),
+    )
+    earliest: dict[tuple[str, str, str, str, str], float] = {}
+    for sample in samples:
+        seen = "yes" if sample.acknowledged else "no"
+        labels = (domain_label(sample.domain), sample.state, sample.reason, seen, sample.signature)
+        earliest[labels] = min(sample.at, earliest.get(labels, sample.at))
+    for labels, at in earliest.items():
+        metric.add_metric(labels, at)
+    return metric
+
+
+def lasting_holds(samples: Iterable[HoldSample]) -> Metric:
+    """Make the series of the holds."""
+    metric = GaugeMetricFamily(
+        "panicd_hold_timestamp_seconds",
+        "When a hold that lasts was asked for, in Unix time; of '*', all domains of the host.",
+        labels=("domain", "ends"),
+    )
+    for sample in samples:
+        ends = "yes" if sample.ends else "no"
+        metric.add_metric((domain_label(sample.held), ends), sample.at)
+    return metric
+
+
+_Value = Callable[[DomainSample], float | None]
+"""Tells a sample's value; None where it has none yet."""
+
+
+def domain_metrics(
+    domains: Sequence[DomainSample], give_way: Callable[[], None]
+) -> Iterable[Metric]:
+    """Make the eight series of each domain.
+
+    Args:
+        domains: as they stand.
+        give_way: called again and again; may wait a moment.
+    """
+
+    def series(metric: Metric, suffix: str, value: _Value) -> Metric:
+        metric.samples = _Series(domains, partial(_sample, metric.name + suffix, value), give_way)
+        return metric
+
+    def gauge(name: str, text: str, value: _Value) -> Metric:
+        return series(GaugeMetricFamily(name, text), "", value)
+
+    def counter(name: str, text: str, value: _Value) -> Metric:
+        return series(CounterMetricFamily(name, text), "_total", value)
+
+    info = InfoMetricFamily(
+        "panicd_domain", "What the domain is, and what would happen on a panic."
+    )
+    info.samples = _Series(domains, _info, give_way)
+    return (
+        gauge(
+            "panicd_domain_up",
+            "Whether panicd has a QMP connection to the domain, and its QEMU answers.",
+            lambda domain: domain.up,
+        ),
+        gauge(
+            "panicd_domain_armed",
+            "Whether a panic of the domain is known to be left to panicd to decide.",
+            lambda domain: domain.armed,
+        ),
+        gauge(
+            "panicd_domain_panicked",
+            "Whether the domain has an open panic incident.",
+            lambda domain: domain.panicked,
+        ),
+        gauge(
+            "panicd_domain_held",
+            "Whether an operator suspended automation.",
+            lambda domain: domain.held,
+        ),
+        counter(
+            "panicd_domain_panics",
+            "Panics of the domain, since panicd knows it.",
+            lambda domain: domain.panics,
+        ),
+        counter(
+            "panicd_domain_restarts",
+            "Restarts of the domain by panicd.",
+            lambda domain: domain.restarts,
+        ),
+        counter(
+            "panicd_domain_action_failures",
+            "Actions on the domain that failed.",
+            lambda domain: domain.action_failures,
+        ),
+        info,
+    )
+
+
+def _sample(name: str, value: _Value, domain: DomainSample) -> Sample | None:
+    at = value(domain)
+    return None if at is None else Sample(name, {"domain": domain_label(domain.domain)}, at)
+
+
+def _info(domain: DomainSample) -> Sample:
+    labels = {
+        "domain": domain_label(domain.domain),
+        "uuid": _label(domain.uuid),
+        "on_crash": _label(domain.on_crash),
+        "effective_on_crash": _label(domain.effective_on_crash),
+        "panic_device": _label(domain.panic_device),
+        "qemu_version": _label(domain.qemu_version),
+    }
+    return Sample("panicd_domain_info", labels, 1.0)
+
+
+class _Series(list[Sample]):
+    """A metric's samples, each made when it is written: kept all at once, they would be collected.
+
+    Python's cycle collector would go through all of them, and nobody be responded to meanwhile.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[DomainSample],
+        sample: Callable[[DomainSample], Sample | None],
+        give_way: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._domains = domains
+        self._sample = sample
+        self._give_way = give_way
+
+    def __iter__(self) -> Iterator[Sample]:
+        for number, domain in enumerate(self._domains):
+            if number % WRITTEN_AT_ONCE == 0:
+                self._give_way()
+            sample = self._sample(domain)
+            if sample is not None:
+                yield sample
+
+
+def domain_label(domain: str) -> str:
+    """Make a label of a domain's name; two names are never one series, which would be no scrape."""
+    label = _label(domain)
+    if label == domain:
+        return label
+    digest = sha256(domain.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{label[: LABEL_LIMIT - 9]}~{digest}"
+
+
+def _label(value: str) -> str:
+    """Make a label's value printable, and bound it: a name may be anything, as a file's may."""
+    return escape(value[:LABEL_LIMIT])[:LABEL_LIMIT]

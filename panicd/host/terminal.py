@@ -1,0 +1,346 @@
+"""What people see: text as it is, made printable, with its style apart from it.
+
+Domain names, run states, panic lines and much else are a guest's or a QEMU's to choose. So nothing
+that is printed is markup: whatever a terminal could act on is escaped, and a style is given beside
+a text and never in it. On a terminal lines are folded at its width; what is piped is not.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain, zip_longest
+from typing import Final, NamedTuple, TextIO, TypeAlias
+from unicodedata import combining, east_asian_width
+
+from panicd.rules.printable import escape
+
+_STYLES: Final = {
+    "bold": "1",
+    "dim": "2",
+    "red": "31",
+    "green": "32",
+    "yellow": "33",
+    "bold red": "1;31",
+    "bold green": "1;32",
+}
+"""The styles, as ECMA-48's SGR has them."""
+
+
+class Text(NamedTuple):
+    """Printable text, in pieces of one style each."""
+
+    pieces: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def plain(self) -> str:
+        """The text without its styles."""
+        return "".join(text for text, _ in self.pieces)
+
+    @property
+    def width(self) -> int:
+        """How many columns it takes."""
+        return width_of(self.plain)
+
+    def painted(self) -> str:
+        """Return it as a terminal shows it."""
+        return "".join(
+            f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and text else text
+            for text, style in self.pieces
+        )
+
+    def cut(self, width: int) -> "Text":
+        """Return as much of it as so many columns hold, and a mark where that is not all."""
+        if self.width <= width:
+            return self
+        head, _ = self._split(width - 1)
+        return Text((*head.pieces, ("…", "")))
+
+    def folded(self, width: int) -> "Iterator[Text]":
+        """Yield it in lines of at most so many columns, broken at spaces where there are any."""
+        rest = self
+        while rest.width > width:
+            head, tail = rest._split(width)
+            words = head.plain
+            space = len(words) if tail.plain.startswith(" ") else words.rfind(" ")
+            if words[:space].strip():
+                head, tail = rest._split(width_of(words[:space]))
+            yield head
+            rest = _stripped(tail)
+        yield rest
+
+    def _split(self, width: int) -> "tuple[Text, Text]":
+        head: list[tuple[str, str]] = []
+        for number, (text, style) in enumerate(self.pieces):
+            taken = len(text) if width_of(text) <= width else _fits(text, width)
+            head.append((text[:taken], style))
+            if taken < len(text):
+                tail = ((text[taken:], style), *self.pieces[number + 1 :])
+                return Text(tuple(head)), Text(tail)
+            width -= width_of(text)
+        return self, Text()
+
+
+def _stripped(text: Text) -> Text:
+    """Return a text without its leading spaces."""
+    for number, (piece, style) in enumerate(text.pieces):
+        if rest := piece.lstrip(" "):
+            return Text(((rest, style), *text.pieces[number + 1 :]))
+    return Text()
+
+
+Part: TypeAlias = str | Text | tuple[str, str]
+"""Text, or text with its style."""
+
+
+def line(*parts: Part) -> Text:
+    """Join texts to one."""
+    pieces: list[tuple[str, str]] = []
+    for part in parts:
+        match part:
+            case Text():
+                pieces += part.pieces
+            case (text, style):
+                pieces.append((escape(text), style))
+            case _:
+                pieces.append((escape(part), ""))
+    return Text(tuple(pieces))
+
+
+def width_of(text: str) -> int:
+    """Return how many columns a text takes (UAX #11)."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _fits(text: str, width: int) -> int:
+    """Return how many characters of a text so many columns hold."""
+    taken = 0
+    for character in text:
+        width -= width_of(character)
+        if width < 0:
+            break
+        taken += 1
+    return taken
+
+
+class Terminal:
+    """Where commands print.
+
+    Args:
+        file: standard output, if None.
+        width: columns; None: the terminal's, and no limit where there is none.
+        height: lines, in the same way.
+        colours: styles are shown; None: on a terminal that has any.
+    """
+
+    def __init__(
+        self,
+        file: TextIO | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        *,
+        colours: bool | None = None,
+    ) -> None:
+        self._file = file
+        self._width = width
+        self._height = height
+        self._colours = colours
+
+    @property
+    def file(self) -> TextIO:
+        """Where it is written."""
+        return self._file or sys.stdout
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether people read it as it is written."""
+        forced = bool(os.environ.get("FORCE_COLOR"))
+        return self._width is not None or forced or self.file.isatty()
+
+    @property
+    def width(self) -> int | None:
+        """Columns; None: no limit."""
+        if self._width is not None or not self.is_terminal:
+            return self._width
+        return _size("COLUMNS", 0)
+
+    @property
+    def height(self) -> int | None:
+        """Lines; None: no limit."""
+        if self._height is not None or not self.is_terminal:
+            return self._height
+        return _size("LINES", 1)
+
+    def print(self, *lines: str | Text) -> None:
+        """Print texts, each from the beginning of a line."""
+        for text in self.lines(lines):
+            self.file.write(f"{text}\n")
+
+    def lines(self, lines: Iterable[str | Text]) -> Iterator[str]:
+        """Yield texts as they are written: folded, and with their styles."""
+        width, colours = self.width, self._colours
+        if colours is None:
+            forced = os.environ.get("FORCE_COLOR") or os.environ.get("TERM", "dumb") != "dumb"
+            colours = self.is_terminal and bool(forced) and not os.environ.get("NO_COLOR")
+        for text in lines:
+            whole = line(text)
+            for part in whole.folded(width) if width else (whole,):
+                yield part.painted() if colours else part.plain
+
+
+def _size(variable: str, place: int) -> int:
+    """Return the terminal's columns or lines: as the environment says, or the terminal itself."""
+    said = os.environ.get(variable, "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno())[place] or _SIZE[place]
+    except (OSError, ValueError):
+        return _SIZE[place]
+
+
+_SIZE: Final = 80, 24
+
+console = Terminal()
+
+GAP: Final = "  "
+FEW: Final = 0.05  # of the rows of a list: their names may be longer than their column is wide
+LEAST: Final = 16  # columns of a cell that is folded or cut; with less it is no use
+
+
+class Column(NamedTuple):
+    """One of a list's.
+
+    Attributes:
+        heading: its name.
+        rank: the higher, the sooner it goes where there is no room; 0: it stays.
+        cut: its cells may be cut at their end; the last one only.
+    """
+
+    heading: str
+    rank: int = 0
+    cut: bool = False
+
+
+def listing(
+    columns: Iterable[Column], rows: Iterable[Iterable[str | Text]], width: int | None
+) -> list[Text]:
+    """Return a list: a line of headings, and one for each row.
+
+    On a terminal, what fits: columns go, or are cut, and one that has nothing in it goes first. A
+    name that is long does not cost the other rows their columns. Piped, all is there, and an empty
+    cell is ``-``.
+
+    Args:
+        columns: what there is to say, in this order.
+        rows: the cells of each.
+        width: of the terminal; None: it is piped.
+    """
+    shown = list(columns)
+    cells = [[line(cell) for cell in row] for row in rows]
+    if width is not None:
+        kept = _fitting(shown, cells, width)
+        shown = [shown[i] for i in kept]
+        cells = [[row[i] for i in kept] for row in cells]
+    headings = [line((column.heading, "bold")) for column in shown]
+    empty = line("-")
+    table = [
+        headings,
+        *([cell if cell.pieces and cell.plain else empty for cell in row] for row in cells),
+    ]
+    widths = [
+        _usual(column, _limits(number, width))
+        for number, column in enumerate(zip(*table, strict=True))
+    ]
+    return [_laid_out(row, widths, shown, width) for row in table]
+
+
+def _usual(cells: Iterable[Text], limits: Iterable[float] = (math.inf,)) -> int:
+    """Return the width of a column: of all its cells, or of those within a limit if few are not."""
+    widths = [cell.width for cell in cells]
+    for limit in limits:
+        within = [width for width in widths if width <= limit]
+        if len(widths) - len(within) <= len(widths) * FEW:
+            return max(within, default=0)
+    return max(widths)
+
+
+def _limits(number: int, width: int | None) -> tuple[float, ...]:
+    """Return the limits of a column's width: only names, which come first, may be too long."""
+    return (math.inf,) if number or width is None else (width // 3, width // 2)
+
+
+def _fitting(columns: list[Column], rows: list[list[Text]], width: int) -> list[int]:
+    """Return which columns have something in them and fit."""
+    numbers = range(len(columns))
+    there = [i for i in numbers if not columns[i].rank or any(row[i].plain for row in rows)]
+    usual = [
+        _usual((line(columns[i].heading), *(row[i] for row in rows)), _limits(i, width))
+        for i in numbers
+    ]
+    return _best(columns, usual, there, width)
+
+
+def _best(columns: list[Column], widths: list[int], there: list[int], width: int) -> list[int]:
+    """Return which of the columns that are there fit: what ranks last goes first."""
+    needs = [min(LEAST, each) if c.cut else each for c, each in zip(columns, widths, strict=True)]
+    kept = list(there)
+    while sum(needs[i] + len(GAP) for i in kept) - len(GAP) > width:
+        last = max(kept, key=lambda i: columns[i].rank)
+        if not columns[last].rank:
+            break
+        kept.remove(last)
+    return kept
+
+
+def _laid_out(row: list[Text], widths: list[int], columns: list[Column], width: int | None) -> Text:
+    """Return one row; where its name is longer than usual, its columns are where there is room."""
+    kept = list(range(len(row)))
+    if width is not None and row[0].width > widths[0]:
+        widths = [cell.width for cell in row]
+        kept = _best(columns, widths, kept, width)
+    pieces: list[tuple[str, str]] = []
+    used = 0
+    for i in kept:
+        room = None if width is None else width - used
+        cell = row[i].cut(room) if columns[i].cut and room is not None else row[i]
+        pieces += [*cell.pieces, (" " * (widths[i] - cell.width) + GAP, "")]
+        used += widths[i] + len(GAP)
+    return Text(tuple(pieces[:-1]))
+
+
+def table(
+    headings: Iterable[str], rows: Iterable[Iterable[str | Text]], width: int | None
+) -> Iterator[Text]:
+    """Yield a table of a few rows, each cell whole: its last column is folded where it must be."""
+    lines = [
+        [line((heading, "bold")) for heading in headings],
+        *([line(c) for c in r] for r in rows),
+    ]
+    *widths, _ = (max(cell.width for cell in column) for column in zip(*lines, strict=True))
+    indent = sum(widths) + len(GAP) * len(widths)
+    room = max(width - indent, LEAST) if width is not None else None
+    for row in lines:
+        *first, last = row
+        folded = last.folded(room) if room is not None else iter((last,))
+        head = chain.from_iterable(
+            (*cell.pieces, (" " * (usual - cell.width) + GAP, ""))
+            for cell, usual in zip(first, widths, strict=True)
+        )
+        yield Text((*head, *next(folded).pieces))
+        yield from (Text(((" " * indent, ""), *rest.pieces)) for rest in folded)
+
+
+def grid(rows: Iterable[Iterable[str | Text]]) -> Iterator[Text]:
+    """Yield rows of cells that stand below each other; a row may have fewer than others."""
+    cells = [[line(cell) for cell in row] for row in rows]
+    widths = [max(c.width for c in column if c) for column in zip_longest(*cells)]
+    for row in cells:
+        *first, last = row
+        padded = (
+            (*c.pieces, (" " * (w - c.width) + GAP, ""))
+            for c, w in zip(first, widths, strict=False)
+        )
+        yield Text((*chain.from_iterable(padded), *last.pieces))

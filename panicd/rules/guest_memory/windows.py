@@ -1,0 +1,185 @@
+"""What a Windows guest says of its panic: its bug check, and what else its dump's header lacks.
+
+virtio-win's driver for fw_cfg has the kernel make the header of a full dump while it still runs,
+and leaves it where a Linux has VMCOREINFO. By that, the kernel's debugger data block (KDBG) is
+found, and by that the rest. A kernel may keep KDBG encoded: the driver leaves where its own copy is
+in the place of the first parameter.
+
+Sources: QEMU ``dump/win_dump.c``, ``include/qemu/win_dump_defs.h``; virtio-win ``fwcfg64``;
+``KDDEBUGGER_DATA64`` in the Windows SDK's ``wdbgexts.h``.
+"""
+
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from panicd.rules.bug_check import BugCheck
+from panicd.rules.guest_memory.dump_file import find_vmcoreinfo, has_five_levels
+from panicd.rules.guest_memory.memory import PAGE, Limits, PhysicalMemory, VirtualMemory
+from panicd.rules.guest_memory.page_tables import x86_tables
+from panicd.rules.guest_memory.reading import NotReadableError, Reading
+
+SIGNATURE: Final = b"PAGEDU64"
+HEADER_SIZE: Final = 2 * PAGE
+BUG_CHECK_AT: Final = 0x38  # in the header, and how much it takes there
+BUG_CHECK: Final = struct.Struct("<5Q")
+
+_BUILD_AT: Final = 0x0C
+_TOP_AT: Final = 0x10  # DirectoryTableBase
+_PROCESSORS_AT: Final = 0x34
+_COPY_AT: Final = 0x40  # the first parameter
+_KDBG_AT: Final = 0x80
+_RUNS_AT: Final = 0x88
+_RUN_HEAD: Final = struct.Struct("<IIQ")  # how many runs, and of how many pages together
+_RUN: Final = struct.Struct("<QQ")  # the first page, and how many
+_MAX_RUNS: Final = (704 - _RUN_HEAD.size) // _RUN.size
+_MAX_PAGES: Final = 1 << 40
+
+_KDBG_SIZE: Final = 0x340
+_TAG: Final = slice(0x10, 0x14)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowsHeader:
+    """The header of a dump, as the driver left it.
+
+    Attributes:
+        data: all of it.
+        five_levels: its page tables have five levels, and not four.
+    """
+
+    data: bytes
+    five_levels: bool = False
+
+    @classmethod
+    def find(cls, notes: bytes) -> "WindowsHeader | None":
+        """Return the header among a dump's notes; None: the guest is no Windows of 64 bits.
+
+        Raises:
+            NotReadableError: the guest left nothing.
+        """
+        left = find_vmcoreinfo(notes)
+        if len(left) != HEADER_SIZE or not left.startswith(SIGNATURE):
+            return None
+        return cls(left, has_five_levels(notes))
+
+    @property
+    def build(self) -> int:
+        """The kernel's number."""
+        return self._number(_BUILD_AT, 4)
+
+    @property
+    def processors(self) -> int:
+        """How many processors it had."""
+        return self._number(_PROCESSORS_AT, 4)
+
+    def runs(self) -> tuple[range, ...]:
+        """Return the pages that a dump of this guest has, in the order in which it has them.
+
+        Raises:
+            NotReadableError: they make no sense.
+        """
+        count, _, pages = _RUN_HEAD.unpack_from(self.data, _RUNS_AT)
+        if not 0 < count <= _MAX_RUNS:
+            raise NotReadableError(f"a Windows with {count} runs of memory")
+        places = (_RUNS_AT + _RUN_HEAD.size + number * _RUN.size for number in range(count))
+        found = [_RUN.unpack_from(self.data, place) for place in places]
+        runs = tuple(range(first, first + length) for first, length in found)
+        if runs[-1].stop > _MAX_PAGES or any(one.stop > two.start for one, two in pairwise(runs)):
+            raise NotReadableError("a Windows whose runs of memory lie on one another")
+        if sum(map(len, runs)) != pages:
+            raise NotReadableError(f"a Windows with {pages} pages that are not those of its runs")
+        return runs
+
+    def memory(self, limits: Limits) -> VirtualMemory:
+        """Return the memory of its kernel."""
+        top = self._number(_TOP_AT, 8) & -PAGE
+        tables = x86_tables(top, five_levels=self.five_levels)
+        return VirtualMemory(PhysicalMemory(limits), tables)
+
+    def kdbg(self, memory: VirtualMemory) -> "Reading[Kdbg]":
+        """Return the kernel's debugger data block.
+
+        Raises:
+            NotReadableError: it can't be found.
+        """
+        for place in (_KDBG_AT, _COPY_AT):
+            address = self._number(place, 8)
+            try:
+                data = yield from memory.read(address, _KDBG_SIZE)
+            except NotReadableError:
+                continue
+            if data[_TAG] == b"KDBG":
+                return Kdbg(address, data)
+        raise NotReadableError("a Windows, of which no debugger data block can be read")
+
+    def _number(self, place: int, size: int) -> int:
+        return int.from_bytes(self.data[place : place + size], "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Kdbg:
+    """The kernel's debugger data block.
+
+    Attributes:
+        address: where it lies.
+        data: what stands in it.
+    """
+
+    address: int
+    data: bytes
+
+    @property
+    def bug_check(self) -> int:
+        """Where the bug check stands: ``KiBugcheckData``."""
+        return self._number(0x88, 8)
+
+    @property
+    def pages(self) -> bytes:
+        """Where the kernel's array of pages lies, as it stands there: ``MmPfnDatabase``."""
+        return self.data[0xC0:0xC8]
+
+    @property
+    def processors(self) -> int:
+        """Where the addresses of the processors' blocks stand: ``KiProcessorBlock``."""
+        return self._number(0x218, 8)
+
+    @property
+    def context(self) -> int:
+        """Where in such a block the address of its context stands: ``OffsetPrcbContext``."""
+        return self._number(0x338, 2)
+
+    def _number(self, place: int, size: int) -> int:
+        return int.from_bytes(self.data[place : place + size], "little")
+
+
+@dataclass(frozen=True, slots=True)
+class WindowsCrash:
+    """What a Windows says of its panic.
+
+    Attributes:
+        bug_check: why it stopped.
+        build: its kernel's number.
+        processors: how many it had.
+    """
+
+    bug_check: BugCheck
+    build: int
+    processors: int
+
+
+def read_crash(header: WindowsHeader, limits: Limits) -> Reading[WindowsCrash]:
+    """Read a guest's bug check.
+
+    Raises:
+        NotReadableError: it can't be read, or the guest noted none; the text says why.
+    """
+    memory = header.memory(limits)
+    kdbg = yield from header.kdbg(memory)
+    data = yield from memory.read(kdbg.bug_check, BUG_CHECK.size)
+    code, *parameters = BUG_CHECK.unpack(data)
+    check = BugCheck(code % 2**32, tuple(parameters))
+    if not check.code:
+        raise NotReadableError("a Windows that has noted no bug check")
+    return WindowsCrash(check, header.build, header.processors)

@@ -1,0 +1,107 @@
+"""Which domains the host's page shows: by what was searched for, and by how they stand."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qs, urlencode
+
+from panicd.fleet.snapshot import DomainStatus
+from panicd.rules.capability import Armed
+from panicd.rules.panic_device import PanicDevice
+from panicd.web.html import Html, element
+
+FIELDS: Final = 20
+"""Of a query that are read."""
+
+
+def has_no_device(status: DomainStatus) -> bool:
+    """Whether its guest is known to have no way to report a panic."""
+    return status.connected and status.panic_device == PanicDevice.NONE
+
+
+def _needs_a_look(status: DomainStatus) -> bool:
+    armed = status.armed == Armed.YES and not has_no_device(status)
+    good = bool(status.spare_of) or (status.connected and armed and not status.silent)
+    return not good or bool(status.incident or status.held_why)
+
+
+SHOWN: Final[Mapping[str, tuple[str, Callable[[DomainStatus], bool]]]] = {
+    "all": ("domains", lambda _status: True),
+    "attention": ("needs a look", _needs_a_look),
+    "panicked": ("panicked", lambda s: bool(s.incident)),
+    "not-armed": ("not armed", lambda s: s.connected and s.armed != Armed.YES),
+    "no-device": ("no panic device", has_no_device),
+    "not-connected": ("not connected", lambda s: not s.connected and not s.spare_of),
+    "silent": ("silent", lambda s: s.silent),
+    "held": ("held", lambda s: bool(s.held_why)),
+}
+"""How domains are told apart: what each kind is called, and which are of it."""
+
+
+def fields_of(query: str) -> dict[str, str]:
+    """Return the fields of a query or a form, the first of those that come twice."""
+    try:
+        given = parse_qs(query, errors="surrogatepass", max_num_fields=FIELDS)
+    except ValueError:
+        return {}
+    return {name: values[0] for name, values in given.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What is looked for.
+
+    Attributes:
+        text: in a domain's name, UUID, monitor or policy.
+        shown: one of ``SHOWN``.
+    """
+
+    text: str = ""
+    shown: str = "all"
+
+    @classmethod
+    def of(cls, query: str) -> "Filter":
+        """Return what a query asks for; what makes no sense, asks for nothing."""
+        fields = fields_of(query)
+        shown = fields.get("show", "all")
+        return cls(fields.get("q", "").strip(), shown if shown in SHOWN else "all")
+
+    def fits(self, status: DomainStatus) -> bool:
+        """Tell whether a domain is looked for."""
+        if not SHOWN[self.shown][1](status):
+            return False
+        words = (status.domain, status.uuid, status.monitor, status.on_crash)
+        return self.has_text(*words)
+
+    def has_text(self, *words: str) -> bool:
+        """Tell whether the text is in one of these."""
+        wanted = self.text.casefold()
+        return any(wanted in word.casefold() for word in words)
+
+    def form(self) -> Html:
+        """Return the form that asks for it."""
+        options = [
+            element("option", name, value=key, selected="selected" * (key == self.shown))
+            for key, (name, _) in SHOWN.items()
+        ]
+        text = element(
+            "input", type="search", id="search", name_="q", value=self.text, autocomplete="off"
+        )
+        return element(
+            "form",
+            element("label", "Search", for_="search"),
+            text,
+            element("label", "Show", for_="show"),
+            element("select", *options, id="show", name_="show"),
+            element("button", "Search", type="submit"),
+            method="get",
+            action="/",
+            id="filter",
+            class_="filter",
+            role="search",
+        )
+
+
+def address_of(shown: str) -> str:
+    """Return where the domains of a kind are shown."""
+    return f"/?{urlencode({'show': shown})}#domains"

@@ -1,0 +1,67 @@
+"""When many domains panic at once: what the breaker asks, and what it answers."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from panicd.incident.storm import StormWatch
+from panicd.rules.settings import Storm, StormAction
+
+NOW = 1000.0
+STORM = Storm(window=60.0, minimum=3, share=0.5, then=StormAction.PRESERVE)
+
+
+def key(number: int, owner: int = 1) -> str:
+    return f"dialled:{owner}:/run/{number}.qmp"
+
+
+class Host:
+    """A host of six domains of one user, that tells how often it was counted."""
+
+    def __init__(self, storm: Storm | None = STORM) -> None:
+        self.counted = 0
+        self.breaker = StormWatch(lambda: storm, self._domains)
+
+    def _domains(self) -> Mapping[int | None, int]:
+        self.counted += 1
+        return Counter({1: 6})
+
+    def have_panicked(self, count: int, at: float = NOW) -> None:
+        for number in range(count):
+            self.breaker.remember(key(number), at)
+
+
+@pytest.mark.parametrize("then", [StormAction.PRESERVE, StormAction.LIMIT])
+def test_the_one_that_makes_enough_is_in_the_storm(then: StormAction) -> None:
+    host = Host(replace(STORM, then=then))
+    asked, other = host.breaker.preserves, host.breaker.limits
+    if then is StormAction.LIMIT:
+        asked, other = other, asked
+    host.have_panicked(1)
+    assert not asked(1, NOW, also=key(5)), "two"
+    host.have_panicked(2)
+    assert not asked(1, NOW, also=key(1)), "two still: it has panicked before"
+    assert asked(1, NOW, also=key(5)), "three, and half of them"
+    assert not other(1, NOW, also=key(5))
+    assert not asked(1, NOW + 61.0, also=key(5)), "the others have panicked long ago"
+
+
+def test_the_host_s_domains_are_not_counted_where_too_few_have_panicked() -> None:
+    """It is asked at each thing that happens to a domain, and a host may have thousands."""
+    host = Host()
+    host.have_panicked(1)
+    assert not host.breaker.preserves(1, NOW, also=key(5))
+    assert host.counted == 0
+    host.have_panicked(2)
+    assert host.breaker.preserves(1, NOW, also=key(5))
+    assert host.counted == 1
+
+
+def test_without_a_storm_breaker_nothing_is_one() -> None:
+    host = Host(None)
+    host.have_panicked(6)
+    assert not host.breaker.preserves(1, NOW, also=key(0))
+    assert not host.breaker.rages(NOW)
+    assert host.counted == 0

@@ -1,0 +1,98 @@
+"""The hook that tells a chat: what comes out at the other end, and what a guest can't do to it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parts.daemon import DaemonInside
+from tests.parts.fake import FakeQemu
+from tests.parts.receiver import Receiver, Told, status
+
+HOOK = Path(__file__).parents[2] / "share/panicd/hooks/chat"
+HOST = os.uname().nodename
+NAME = "<!channel> *web*"
+REASON = "<!here> <http://evil.example|click>\x1b[2J\u202e & `x`"
+PANIC: dict[str, Any] = {
+    "type": "s390", "core": 1, "psw-mask": 2, "psw-addr": 3, "reason": REASON,
+}  # fmt: skip
+
+
+def notify(directory: Path, receiver: Receiver, *options: str, retry_for: str = "1h") -> Any:
+    (directory / "url").write_text(receiver.url + "\n")
+    return {
+        "retry_for": retry_for,
+        "hook": {"command": [str(HOOK), str(directory / "url"), *options]},
+    }
+
+
+async def told(directory: Path, *options: str, count: int = 2) -> list[Told]:
+    """What a chat was told of a guest that panicked and was preserved."""
+    async with Receiver.start() as receiver:
+        config = notify(directory, receiver, *options)
+        async with (
+            DaemonInside.start(directory, notify=config, time_limit=60) as daemon,
+            FakeQemu(directory / "vm.qmp", name=NAME).running() as vm,
+        ):
+            await daemon.wait_log("policy in force")
+            vm.panic(PANIC)
+            await receiver.wait(lambda requests: len(requests) >= count)
+            await daemon.wait_log("notification delivered", count=2)
+            return receiver.requests
+
+
+async def test_a_chat_is_told_with_the_host_a_link_and_what_the_guest_said(
+    socket_dir: Path,
+) -> None:
+    panicked, settled = await told(socket_dir)
+    title, said, action, link = panicked.body["text"].split("\n")
+    assert title == f"&lt;!channel&gt; *web* on {HOST}: panicked, decided"
+    assert said.startswith("The guest said: ")
+    assert "&lt;!here&gt; &lt;http://evil.example|click&gt;" in said
+    assert action == "panicd: preserve (on_crash applies as configured)"
+    assert link.startswith(f"http://{HOST}:10077/incident/20")
+    for body in (panicked.body, settled.body):
+        assert body["mrkdwn"] is False
+        assert not set("<>\x1b\u202e") & set(body["text"])
+    assert ": settled, preserved\n" in settled.body["text"]
+
+
+async def test_teams_is_told_by_a_card_without_markup(socket_dir: Path) -> None:
+    panicked, _ = await told(socket_dir, "--teams", "--page", "https://vm-host/")
+    (attachment,) = panicked.body["attachments"]
+    card = attachment["content"]
+    assert {block["type"] for block in card["body"]} == {"RichTextBlock"}
+    runs = [run["text"] for block in card["body"] for run in block["inlines"]]
+    assert runs[0] == f"{NAME} on {HOST}: panicked, decided"
+    assert not {"\x1b", "\u202e", "\n"} & set("".join(runs))
+    assert card["actions"][0]["url"].startswith("https://vm-host/incident/20")
+
+
+async def test_what_is_not_wanted_is_not_told(socket_dir: Path) -> None:
+    (settled,) = await told(socket_dir, "--only", "settled,closed", count=1)
+    assert "settled" in settled.body["text"]
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"), [(500, "answered with status 500"), (0, "can't be reached")]
+)
+async def test_a_chat_that_does_not_take_it_is_tried_again_and_its_address_stays_secret(
+    socket_dir: Path, code: int, problem: str
+) -> None:
+    async with Receiver.start() as receiver:
+        receiver.answer = lambda _number, _told: status(code) if code else b"\xff\r\n"
+        config = notify(socket_dir, receiver)
+        async with (
+            DaemonInside.start(socket_dir, notify=config, time_limit=60) as daemon,
+            FakeQemu(socket_dir / "vm.qmp").running() as vm,
+        ):
+            await daemon.wait_log("policy in force")
+            vm.panic()
+            line = await daemon.wait_log("notification not delivered")
+            assert problem in line["problem"]
+            assert "told?x=1" not in line["problem"]
+            receiver.answer = lambda _number, _told: status(204)
+            await daemon.wait_log("notification delivered", count=2)
