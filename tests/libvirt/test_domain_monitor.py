@@ -13,7 +13,7 @@ import trio
 from panicd.incident import liveness
 from panicd.libvirt import domain_monitor
 from panicd.libvirt.protocol import EventKind, Procedure, State
-from tests.parts.daemon import DaemonInside
+from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake_libvirtd import FakeDomain, FakeLibvirtd
 
 RESET, RESUME = Procedure.DOMAIN_RESET, Procedure.DOMAIN_RESUME
@@ -162,3 +162,50 @@ async def test_an_idle_domain_without_a_panic_device_is_told_of(socket_dir: Path
         assert status["libvirt"] == "preserve"
         (exposed,) = (await daemon.call("audit"))["exposed"]
         assert "virt-xml vm --add-device --panic default" in str(exposed)
+
+
+@pytest.mark.parametrize("on_crash", ["restart", "destroy"])
+async def test_panicd_is_killed_between_the_record_and_the_command(
+    socket_dir: Path, on_crash: str
+) -> None:
+    domain = FakeDomain("vm", 1, on_crash=on_crash)
+    act, ending = (RESET, "restarted") if on_crash == "restart" else (DESTROY, "destroyed")
+    async with (
+        FakeLibvirtd.start(socket_dir, domain) as fake,
+        RunningDaemon.start(
+            socket_dir, monitors=[], libvirt={"uri": fake.uri}, time_limit=60
+        ) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        fake.faults.hangs.add(Procedure.DOMAIN_LOOKUP_BY_UUID)
+        fake.panic()
+        while not fake.told[Procedure.DOMAIN_LOOKUP_BY_UUID]:  # noqa: ASYNC110 - told by a process
+            await trio.sleep(0.001)
+        await daemon.kill()
+        assert not fake.told[act]
+        assert daemon.journal()[0].steps, "it is on record"
+
+        fake.faults.hangs.clear()
+        await daemon.start_again()
+        await daemon.wait_incident("vm", ending=ending)
+        assert fake.told[act] == 1
+        assert len(daemon.journal()) == 1
+
+
+async def test_panicd_is_killed_when_the_command_was_carried_out(socket_dir: Path) -> None:
+    async with (
+        FakeLibvirtd.start(socket_dir) as fake,
+        RunningDaemon.start(
+            socket_dir, monitors=[], libvirt={"uri": fake.uri}, time_limit=60
+        ) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        fake.faults.dies_after = RESET
+        fake.panic()
+        while not fake.told[RESET]:  # noqa: ASYNC110 - told by a process
+            await trio.sleep(0.001)
+        await daemon.kill()
+        fake.faults.dies_after = None
+        await daemon.start_again()
+        await daemon.wait_incident("vm", ending="restarted")
+        assert (fake.told[RESET], fake.told[RESUME]) == (1, 1), "nothing is done twice"
