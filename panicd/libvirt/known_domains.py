@@ -5,6 +5,7 @@ and told of by its events after that; each is described once at its start, and a
 timer. While libvirtd is away or silent, what was known last holds.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -331,7 +332,8 @@ class Libvirt:
         elif standing is Standing.AWAY:
             for start in self._starts.values():
                 start.monitor.end(f"libvirt is away: {self._client.problem}")
-        self._note_problem(self._client.problem)
+        if trio.current_effective_deadline() > -math.inf:  # else it is panicd that leaves
+            self._note_problem(self._client.problem)
         self._changed.unpark_all()
 
     async def _keep_listed(self) -> None:
