@@ -24,7 +24,16 @@ from panicd.libvirt.errors import (
     LibvirtError,
     LibvirtRefusedError,
 )
-from panicd.libvirt.protocol import DomainRef, DomainState, QemuEvent, State
+from panicd.libvirt.protocol import (
+    CrashedDetail,
+    DomainRef,
+    DomainState,
+    EventKind,
+    Lifecycle,
+    QemuEvent,
+    Rebooted,
+    State,
+)
 from panicd.libvirt.requests import Job, Request
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.exchange import Command, Exchange
@@ -33,7 +42,16 @@ from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
 from panicd.rules.libvirt_state import Stand, expected, run_state, stand_of
 from panicd.rules.machine.vm import Vm
-from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState, parse_event
+from panicd.rules.qapi import (
+    GuestCrashloadedEvent,
+    GuestPanickedEvent,
+    PanicAction,
+    ResetEvent,
+    ResumeEvent,
+    RunState,
+    StopEvent,
+    parse_event,
+)
 
 TAKEN_IN_WITHIN: Final = 2.0
 """Seconds that libvirt is given to take in a panic. It does so in a thread of its own; one that
@@ -125,6 +143,23 @@ class DomainMonitor(Exchange):
                 self._panic_at = trio.current_time()
         if event is not None:
             self.events.put(event)
+
+    def hear_libvirt(self, told: Lifecycle | Rebooted) -> None:
+        """Take what libvirt itself says of the guest, where it does not pass on QEMU's events.
+
+        It says less: no panic's payload, nor who has reset the guest.
+        """
+        match told:
+            case Rebooted():
+                self.events.put(ResetEvent(0.0, guest=False, reason=""))
+            case Lifecycle(event=EventKind.CRASHED, detail=CrashedDetail.CRASHLOADED):
+                self.events.put(GuestCrashloadedEvent(0.0))
+            case Lifecycle(event=EventKind.CRASHED):
+                self.has_panicked = True
+                self.events.put(GuestPanickedEvent(0.0, PanicAction.PAUSE))
+                self.events.put(StopEvent(0.0))
+            case Lifecycle(event=EventKind.RESUMED):
+                self.events.put(ResumeEvent(0.0))
 
     def taken_in(self) -> None:
         """Note that libvirt itself knows of the panic by now."""

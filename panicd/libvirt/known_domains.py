@@ -33,6 +33,7 @@ from panicd.libvirt.protocol import (
     Lifecycle,
     MetadataChanged,
     QemuEvent,
+    Rebooted,
 )
 from panicd.libvirt.takeover import give_back, take_over
 from panicd.qemu.process_identity import ProcessIdentity
@@ -394,6 +395,10 @@ class Libvirt:
     # What is heard.
 
     def _hear(self, event: Event) -> None:
+        if isinstance(event, Lifecycle | Rebooted) and not self.client.tells_qemu_events:
+            start = self._starts.get(event.domain.uuid)
+            if start is not None and start.ref.id == event.domain.id:
+                start.monitor.hear_libvirt(event)
         match event:
             case QemuEvent(domain=ref):
                 self._started(ref).monitor.hear(event)

@@ -132,6 +132,19 @@ async def test_an_idle_one_that_hangs_counts_as_silent(
         await daemon.wait_log("QEMU answers again", domain="vm")
 
 
+async def test_libvirt_s_own_events_do_where_qemu_s_are_refused(socket_dir: Path) -> None:
+    async with FakeLibvirtd.start(socket_dir) as fake:
+        fake.faults.qemu_events = False
+        async with DaemonInside.start(
+            socket_dir, monitors=[], libvirt={"uri": fake.uri}, time_limit=60
+        ) as daemon:
+            await daemon.wait_armed("vm")
+            fake.panic()
+            incident = await daemon.wait_incident("vm", ending="restarted")
+            assert incident.source == "event"
+            assert (fake.told[RESET], fake.told[RESUME]) == (1, 1)
+
+
 async def test_found_panicked_when_panicd_comes(socket_dir: Path) -> None:
     domain = FakeDomain("vm", 1, state=PANICKED)
     async with (
