@@ -5,6 +5,7 @@ and told of by its events after that; each is described once at its start, and a
 timer. While libvirtd is away or silent, what was known last holds.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -32,8 +33,8 @@ from panicd.libvirt.protocol import (
     Lifecycle,
     MetadataChanged,
     QemuEvent,
+    Rebooted,
 )
-from panicd.libvirt.sockets import UnusableUriError
 from panicd.libvirt.takeover import give_back, take_over
 from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.identity import parse_uuid
@@ -43,6 +44,7 @@ from panicd.rules.libvirt import (
     UnreadableXMLError,
     parse_domain,
 )
+from panicd.rules.libvirt_place import UnusableUriError
 from panicd.rules.settings import LibvirtSettings, OnStop
 
 KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its policy
@@ -331,7 +333,8 @@ class Libvirt:
         elif standing is Standing.AWAY:
             for start in self._starts.values():
                 start.monitor.end(f"libvirt is away: {self._client.problem}")
-        self._note_problem(self._client.problem)
+        if trio.current_effective_deadline() > -math.inf:  # else it is panicd that leaves
+            self._note_problem(self._client.problem)
         self._changed.unpark_all()
 
     async def _keep_listed(self) -> None:
@@ -392,6 +395,10 @@ class Libvirt:
     # What is heard.
 
     def _hear(self, event: Event) -> None:
+        if isinstance(event, Lifecycle | Rebooted) and not self.client.tells_qemu_events:
+            start = self._starts.get(event.domain.uuid)
+            if start is not None and start.ref.id == event.domain.id:
+                start.monitor.hear_libvirt(event)
         match event:
             case QemuEvent(domain=ref):
                 self._started(ref).monitor.hear(event)

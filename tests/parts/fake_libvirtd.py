@@ -103,7 +103,10 @@ class FakeDomain:
     @property
     def xml(self) -> str:
         """What describes it, in short."""
-        metadata = "".join(self.metadata.values())
+        metadata = "".join(
+            element.replace("<policy ", f"<p:policy xmlns:p='{uri}' ", 1)
+            for uri, element in self.metadata.items()
+        )
         return (
             f"<domain type='qemu' id='{self.id}'><name>{self.name}</name><uuid>{self.uuid}</uuid>"
             f"<metadata>{metadata}</metadata><on_crash>{self.on_crash}</on_crash>"
@@ -331,10 +334,8 @@ class FakeLibvirtd:
         self.told[procedure] += 1
         client.under_way += 1
         self.most_under_way = max(self.most_under_way, client.under_way)
-        if procedure in self.faults.hangs:
+        if procedure in self.faults.hangs or self._qemu_hangs(message):
             self._hung.append((client, message))
-            return
-        if self._qemu_hangs(message):
             return
         try:
             payload = self._answer(client, message)
@@ -362,7 +363,8 @@ class FakeLibvirtd:
 
     def _qemu_hangs(self, message: Message) -> bool:
         """Whether it is about a domain whose QEMU hangs, and takes that one."""
-        if message.program != REMOTE_PROGRAM or message.procedure not in _BY_QEMU:
+        by_qemu = message.program == REMOTE_PROGRAM and message.procedure in _BY_QEMU
+        if not (self.faults.qemu_hangs and by_qemu):
             return False
         return self._of(Decoder(message.payload)).name in self.faults.qemu_hangs
 
