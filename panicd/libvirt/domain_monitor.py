@@ -60,6 +60,16 @@ LOOK_EVERY: Final = 0.05  # seconds between two looks whether it has
 TELL_AGAIN: Final = 0.1  # seconds, where libvirt could not be told
 ENDED: Final = "the domain has ended"
 
+QEMU_EVENTS: Final = (
+    "GUEST_PANICKED",
+    "GUEST_CRASHLOADED",
+    "GUEST_PVSHUTDOWN",
+    "STOP",
+    "RESUME",
+    "RESET",
+    "SHUTDOWN",
+)
+
 _COMMANDS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
     "system_reset": requests.reset,
     "cont": requests.resume,

@@ -18,7 +18,7 @@ from panicd.host.logs import get_logger
 from panicd.host.timers import Timers
 from panicd.libvirt import requests
 from panicd.libvirt.client import Client, Standing
-from panicd.libvirt.domain_monitor import ENDED, DomainMonitor
+from panicd.libvirt.domain_monitor import ENDED, QEMU_EVENTS, DomainMonitor
 from panicd.libvirt.domain_process import DomainProcess
 from panicd.libvirt.errors import (
     LibvirtAwayError,
@@ -53,16 +53,6 @@ LISTED_WITHIN: Final = 30.0  # seconds
 REFRESH_EVERY: Final = 300.0  # seconds; nothing tells of an ``<on_crash>`` that somebody sets
 RETRY_EVERY: Final = 5.0  # seconds
 GIVEN_BACK_WITHIN: Final = 5.0  # seconds, for all domains, when panicd stops
-
-QEMU_EVENTS: Final = (
-    "GUEST_PANICKED",
-    "GUEST_CRASHLOADED",
-    "GUEST_PVSHUTDOWN",
-    "STOP",
-    "RESUME",
-    "RESET",
-    "SHUTDOWN",
-)
 
 
 @dataclass(eq=False, slots=True)
@@ -399,8 +389,10 @@ class Libvirt:
             start = self._starts.get(event.domain.uuid)
             if start is not None and start.ref.id == event.domain.id:
                 start.monitor.hear_libvirt(event)
+        if event.domain.id >= 0 and self._is_over(event.domain):
+            return
         match event:
-            case QemuEvent(domain=ref):
+            case QemuEvent(domain=ref) if ref.id >= 0:  # it has none while it is being ended
                 self._started(ref).monitor.hear(event)
             case Lifecycle(domain=ref, event=EventKind.STARTED):
                 self._started(ref)
@@ -415,6 +407,11 @@ class Libvirt:
                     self._wake.set()
             case _:
                 pass
+
+    def _is_over(self, ref: DomainRef) -> bool:
+        """Whether this was an earlier start than the one that is known: numbers grow."""
+        start = self._starts.get(ref.uuid)
+        return start is not None and ref.id < start.ref.id
 
     def _started(self, ref: DomainRef) -> Start:
         """Take in a start of a domain, if it is a new one."""

@@ -145,6 +145,21 @@ async def test_libvirt_s_own_events_do_where_qemu_s_are_refused(socket_dir: Path
             assert (fake.told[RESET], fake.told[RESUME]) == (1, 1)
 
 
+async def test_a_late_word_of_an_earlier_start_counts_for_nothing(socket_dir: Path) -> None:
+    async with looked_after(socket_dir, FakeDomain("vm", 7)) as (fake, daemon):
+        domain, mark = fake.domain(), daemon.mark()
+        for number in (3, -1):
+            domain.id = number
+            fake.say_panic(domain)
+        domain.id = 3
+        fake.say_lifecycle(domain, EventKind.STOPPED)
+        domain.id = 7
+        fake.panic()
+        await daemon.wait_incident("vm", ending="restarted")
+        assert not daemon.logged("domain ended", since=mark)
+        assert len(daemon.incidents()) == 1
+
+
 async def test_found_panicked_when_panicd_comes(socket_dir: Path) -> None:
     domain = FakeDomain("vm", 1, state=PANICKED)
     async with (
