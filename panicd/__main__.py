@@ -1,5 +1,13 @@
-"""``python -m panicd``."""
+"""The command ``panicd``, and ``python -m panicd``.
 
-from panicd.cli import main
+What a command imports is no garbage: the collector is off until all of it is there (``Deferred``).
+"""
 
-main(prog_name="panicd")
+import gc
+
+gc.disable()
+
+from panicd.cli import main  # noqa: E402 - as just said
+
+if __name__ == "__main__":
+    main(prog_name="panicd")

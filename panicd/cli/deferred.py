@@ -3,6 +3,7 @@
 So a list of commands loads none of them, and ``--json`` nothing that draws.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -37,6 +38,9 @@ class Deferred(click.Command):
     def load(self) -> click.Command:
         """Return the command itself, which takes the program's options too."""
         command = cast("click.Command", _found(self._place))
+        if not gc.isenabled():  # see panicd.__main__
+            gc.freeze()
+            gc.enable()
         there = {parameter.name for parameter in command.params}
         command.params += [each for each in shared_options() if each.name not in there]
         return command

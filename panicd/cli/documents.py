@@ -66,7 +66,9 @@ def _incident(answer: Mapping[str, Any]) -> dict[str, Any]:
     names = {"id": "incident", "state": "incident_state", "acknowledged": "acknowledgement"}
     told = _renamed(answer, **names)
     if (acknowledgement := told["acknowledgement"]) is not None:
-        told["acknowledgement"] = {key: acknowledgement[key] for key in ("at", "uid", "why")}
+        told["acknowledgement"] = {
+            key: acknowledgement[key] for key in ("at", "uid", "user", "why")
+        }
     if "history" in told:
         told["history"] = [_renamed(entry, state="incident_state") for entry in told["history"]]
     if told.get("same") is not None:

@@ -7,13 +7,9 @@ from typing import Final, cast
 
 import click
 
-from panicd.cli import render
 from panicd.cli.base import DOCUMENT, Context, every_domain, every_incident, fail, json_option
-from panicd.cli.incident_log import incident_log
+from panicd.cli.deferred import shown
 from panicd.cli.moment import parse_moment
-from panicd.cli.render_incident import page
-from panicd.host import terminal
-from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.printable import escape
 from panicd.service.control_client import Answer
 
@@ -78,7 +74,7 @@ def incidents(
     given = {"domain": domain, "since": since, "until": until, "same_as": same_as}
     wanted_too = {key: value for key, value in given.items() if value is not None}
     answer = context.ask("incidents", **wanted, **wanted_too)
-    return answer, lambda: render.incidents(cast("list[Answer]", answer), time.time())
+    return answer, shown("panicd.cli.render:incidents", answer, time.time())
 
 
 @click.command()
@@ -105,7 +101,7 @@ def panics(
     of which too little is known to compare them are left out.
     """
     answer = context.ask("panics", limit=limit, **({} if since is None else {"since": since}))
-    return answer, lambda: render.panics(cast("list[Answer]", answer))
+    return answer, shown("panicd.cli.render:panics", answer)
 
 
 @click.command()
@@ -124,13 +120,15 @@ def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Cal
     """
     answer = cast("Answer", context.ask("incident", incident=incident_id))
     if log:
+        from panicd.cli.incident_log import incident_log  # noqa: PLC0415 - slow to load
+        from panicd.rules.guest_memory.reading import NotReadableError  # noqa: PLC0415 - as above
+
         click.get_current_context().meta[DOCUMENT] = "incident-log"
         try:
             return incident_log(answer)
         except NotReadableError as error:
             fail(f"no kernel log: {escape(str(error))}")
-    console = terminal.console
-    return answer, lambda: console.print(*page(answer, time.time(), console.width))
+    return answer, shown("panicd.cli.render_incident:show", answer, time.time())
 
 
 @click.command()

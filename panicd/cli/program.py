@@ -84,7 +84,7 @@ def main(context: click.Context) -> None:
       panicd check                      is the configuration right?
       panicd run                        the daemon
       panicd status                     what it sees
-      panicd explain web-1              what a panic of web-1 would lead to, and why
+      panicd explain web-1              what a panic of it would lead to, and why
       panicd hold web-1 --why "…"       leave web-1 alone for now
     """  # noqa: D301 - \b is click's, not an escape
     context.obj = Context(context.meta)

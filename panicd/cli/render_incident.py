@@ -11,6 +11,7 @@ from typing import Final
 
 from panicd.cli.moment import written_time
 from panicd.cli.render import configured, seen, signature
+from panicd.host import terminal
 from panicd.host.terminal import Text, line, table
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.policy import Reason
@@ -34,6 +35,11 @@ class Moment:
     took: float | None
     what: str
     about: Text
+
+
+def show(answer: Answer, now: float) -> None:
+    """Print what ``panicd incident`` shows; ``now`` in seconds since the epoch."""
+    terminal.console.print(*page(answer, now, terminal.console.width))
 
 
 def page(answer: Answer, now: float, width: int | None) -> Iterator[str | Text]:
@@ -98,7 +104,7 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
     else:
         yield line(f"now       {answer['ending']}, after {lasted}")
     if looked := answer["acknowledged"]:
-        yield line(f"ack       by {user(looked['uid'])}: {looked['why']}")
+        yield line(f"ack       by {user(looked)}: {looked['why']}")
 
 
 def _decisions(history: Iterable[Answer]) -> Iterator[Text]:
@@ -112,18 +118,20 @@ def _decisions(history: Iterable[Answer]) -> Iterator[Text]:
         plan = entry["plan"]
         because = f"{configured(plan)}, reason {plan['reason']}: {plan['why']}"
         if plan["reason"] == Reason.OPERATOR and asked is not None:
-            because = f"{user(asked['uid'])} asked for it: {asked['why']}"
+            because = f"{user(asked)} asked for it: {asked['why']}"
         if (plan["action"], because) != shown:
             yield line("decided   ", (plan["action"], "bold"), f" ({because})")
         shown = plan["action"], because
 
 
-def user(uid: int) -> str:
-    """Return the name of a user of this host."""
+def user(asked: Answer) -> str:
+    """Return who asked: somebody on the page, or a user of this host."""
+    if asked.get("user"):
+        return f"{asked['user']} (page)"
     try:
-        return getpwuid(uid).pw_name
+        return getpwuid(asked["uid"]).pw_name
     except KeyError:
-        return f"uid {uid}"
+        return f"uid {asked['uid']}"
 
 
 def _signature(answer: Answer) -> Iterator[str]:
@@ -230,7 +238,7 @@ def _about(entry: Answer) -> str:
         case "closed":
             return f"{entry['ending']} {entry['detail']}"
         case "asked" | "acknowledged":
-            return f"{user(entry['uid'])} {entry.get('what', '')}".rstrip() + f": {entry['why']}"
+            return f"{user(entry)} {entry.get('what', '')}".rstrip() + f": {entry['why']}"
         case "observed":
             return str(entry["what"])
         case _:

@@ -1,5 +1,6 @@
 """The parts of the configuration about what starts VMs: libvirt, units, commands."""
 
+import os
 from dataclasses import replace
 
 from panicd.config.section import Value
@@ -12,6 +13,7 @@ from panicd.config.values import (
     text,
     unit,
 )
+from panicd.rules.libvirt_place import UnusableUriError, find_place
 from panicd.rules.settings import InheritOnCrash, LibvirtSettings, OnStop, Relaunch
 
 
@@ -27,6 +29,11 @@ def read_libvirt(value: Value) -> LibvirtSettings | None:
         )
         if value.given and keys.sound and not settings.uri:
             uri.wrong("the URI of the libvirt that runs the domains, such as qemu:///system")
+        elif settings.uri:
+            try:
+                find_place(settings.uri, os.environ)
+            except UnusableUriError as error:
+                uri.wrong("the URI of a libvirt of this host", str(error))
     return settings if settings.uri else None
 
 

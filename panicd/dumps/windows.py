@@ -6,7 +6,7 @@ own ``win-dmp`` is left alone: ``panicd.rules.guest_memory.windows_dump`` says w
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from panicd.qemu.guest_memory import GuestReader
@@ -48,10 +48,9 @@ async def windows_parts(
         yield None
         return
     command = {"command-line": "info registers -a"}
-    try:
+    printed = ""  # without, processors' contexts stay as the guest saved them
+    with suppress(CommandError, NoReplyError):
         printed = str(await session.execute("human-monitor-command", command))
-    except (CommandError, NoReplyError) as error:
-        raise NotReadableError(f"QEMU gives no registers: {error}") from error
     parts = await reader.serve(read_dump(header, read_registers(printed), size, LIMITS))
     file = os.memfd_create("panicd-windows", os.MFD_CLOEXEC)
     try:

@@ -13,7 +13,7 @@ from panicd.host.logs import get_logger
 from panicd.host.timers import Timer
 from panicd.incident.domains import Domain
 from panicd.incident.services import Services
-from panicd.qemu.monitor import MonitorError
+from panicd.qemu.monitor_error import MonitorError, NoReplyError
 from panicd.qemu.session import Session
 from panicd.rules.machine.answers import run_state_of
 
@@ -45,6 +45,9 @@ class Liveness:
         self._session = session
         self._is_idle = is_idle
         self._look = look
+        # libvirt knows the run state itself: its QEMU is asked for something else.
+        by_api = session.capability.by_api
+        self._questions = ("query-status", "query-iothreads") if by_api else ("query-status",)
         first = random.uniform(0.0, ASK_EVERY)  # noqa: S311 - spreads the questions, guards nothing
         self._timer: Timer | None = services.timers.after(first, self._ask)
 
@@ -59,7 +62,7 @@ class Liveness:
             self._timer = self._services.timers.after(ASK_EVERY, self._ask)
             return
         self._timer = self._services.timers.after(SILENT_AFTER, self._is_silent)
-        question = [("query-status", dict[str, object]())]
+        question = [(name, dict[str, object]()) for name in self._questions]
         self._session.monitor.ask(question, self._answered, timeout=SILENT_AFTER)
 
     def _is_silent(self) -> None:
@@ -70,11 +73,16 @@ class Liveness:
         if self._timer is None:
             return
         self._timer.cancel()
-        (answer,) = answers
-        if isinstance(answer, MonitorError):  # its session's end, or nonsense: seen to elsewhere
-            return
+        answer, *others = answers
+        unanswered = any(isinstance(each, NoReplyError) for each in answers)
+        if isinstance(answer, MonitorError) and not unanswered:
+            return  # its session's end, or nonsense: seen to elsewhere
         self._timer = self._services.timers.after(ASK_EVERY, self._ask)
-        self._note(None)
+        if unanswered:
+            self._is_silent()
+            return
+        if not any(isinstance(each, MonitorError) for each in others):
+            self._note(None)
         if run_state_of(answer) is not self._session.run_state:
             self._look()
 

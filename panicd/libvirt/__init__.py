@@ -23,10 +23,9 @@ A domain of libvirt's is a second kind of VM behind the interface of the first (
     once            a libvirt that is asked something once
     client          the few connections to one libvirt, and who waits for which
     connection      one of them, on trio; no call has a task
-    requests        what may be asked
+    requests        what may be asked; introduction: what a connection begins with
     protocol        what libvirt's remote protocol says of domains
     wire, xdr       its messages, and their bytes
-    sockets         where a libvirt is reached
     errors          whether libvirt was told, and so whether something may have been done
 
 Enters: libvirt's events and answers. Leaves: what a session takes and gives.

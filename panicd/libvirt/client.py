@@ -21,7 +21,7 @@ import trio
 
 from panicd.host.logs import get_logger
 from panicd.host.timers import Timer, Timers
-from panicd.libvirt import requests
+from panicd.libvirt import introduction, requests
 from panicd.libvirt.connection import UNDER_WAY_MOST, Awaited, Call, Connection, Credentials
 from panicd.libvirt.errors import (
     LibvirtAwayError,
@@ -31,7 +31,7 @@ from panicd.libvirt.errors import (
 )
 from panicd.libvirt.protocol import Event, EventId
 from panicd.libvirt.requests import Lane, Request
-from panicd.libvirt.sockets import Place, find_place
+from panicd.rules.libvirt_place import Place, find_place
 
 T = TypeVar("T")
 
@@ -299,9 +299,9 @@ class Client:
         self.tells_qemu_events = False
         events = await self._open(self._look_at_events)
         for event in EventId:
-            await events.execute(requests.listen(event), timeout=OPENED_WITHIN)
+            await events.execute(introduction.listen(event), timeout=OPENED_WITHIN)
         if self._qemu_events:
-            asked = requests.listen_to_qemu(self._qemu_events)
+            asked = introduction.listen_to_qemu(self._qemu_events)
             try:
                 await events.execute(asked, timeout=OPENED_WITHIN)
             except LibvirtRefusedError as error:
@@ -414,10 +414,10 @@ async def _introduce(connection: Connection, driver: str) -> None:
     Raises:
         LibvirtError: it does not.
     """
-    ways = await connection.execute(requests.list_auth(), timeout=OPENED_WITHIN)
+    ways = await connection.execute(introduction.list_auth(), timeout=OPENED_WITHIN)
     if requests.AUTH_POLKIT in ways:
-        await connection.execute(requests.ask_polkit(), timeout=OPENED_WITHIN)
+        await connection.execute(introduction.ask_polkit(), timeout=OPENED_WITHIN)
     elif requests.AUTH_NONE not in ways:
         raise LibvirtAwayError("libvirtd asks for a password (auth_unix_rw): panicd has none")
-    await connection.execute(requests.start_keepalive(), timeout=OPENED_WITHIN)
-    await connection.execute(requests.open_driver(driver), timeout=OPENED_WITHIN)
+    await connection.execute(introduction.start_keepalive(), timeout=OPENED_WITHIN)
+    await connection.execute(introduction.open_driver(driver), timeout=OPENED_WITHIN)

@@ -25,7 +25,16 @@ from panicd.libvirt.errors import (
     LibvirtError,
     LibvirtRefusedError,
 )
-from panicd.libvirt.protocol import DomainRef, DomainState, QemuEvent, State
+from panicd.libvirt.protocol import (
+    CrashedDetail,
+    DomainRef,
+    DomainState,
+    EventKind,
+    Lifecycle,
+    QemuEvent,
+    Rebooted,
+    State,
+)
 from panicd.libvirt.requests import Job, Request
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.exchange import Command, Exchange
@@ -34,7 +43,16 @@ from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
 from panicd.rules.libvirt_state import Stand, expected, run_state, stand_of
 from panicd.rules.machine.vm import Vm
-from panicd.rules.qapi import GuestPanickedEvent, PanicAction, parse_event
+from panicd.rules.qapi import (
+    GuestCrashloadedEvent,
+    GuestPanickedEvent,
+    PanicAction,
+    ResetEvent,
+    ResumeEvent,
+    RunState,
+    StopEvent,
+    parse_event,
+)
 
 TAKEN_IN_WITHIN: Final = 2.0
 """Seconds that libvirt is given to take in a panic. It does so in a thread of its own; one that
@@ -42,6 +60,16 @@ comes after a reset has it say 'crashed' of a guest that runs."""
 LOOK_EVERY: Final = 0.05  # seconds between two looks whether it has
 TELL_AGAIN: Final = 0.1  # seconds, where libvirt could not be told
 ENDED: Final = "the domain has ended"
+
+QEMU_EVENTS: Final = (
+    "GUEST_PANICKED",
+    "GUEST_CRASHLOADED",
+    "GUEST_PVSHUTDOWN",
+    "STOP",
+    "RESUME",
+    "RESET",
+    "SHUTDOWN",
+)
 
 _COMMANDS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
     "system_reset": requests.reset,
@@ -127,6 +155,23 @@ class DomainMonitor(Exchange):
         if event is not None:
             self.events.put(event)
 
+    def hear_libvirt(self, told: Lifecycle | Rebooted) -> None:
+        """Take what libvirt itself says of the guest, where it does not pass on QEMU's events.
+
+        It says less: no panic's payload, nor who has reset the guest.
+        """
+        match told:
+            case Rebooted():
+                self.events.put(ResetEvent(0.0, guest=False, reason=""))
+            case Lifecycle(event=EventKind.CRASHED, detail=CrashedDetail.CRASHLOADED):
+                self.events.put(GuestCrashloadedEvent(0.0))
+            case Lifecycle(event=EventKind.CRASHED):
+                self.has_panicked = True
+                self.events.put(GuestPanickedEvent(0.0, PanicAction.PAUSE))
+                self.events.put(StopEvent(0.0))
+            case Lifecycle(event=EventKind.RESUMED):
+                self.events.put(ResumeEvent(0.0))
+
     def taken_in(self, *, is_still: bool) -> None:
         """Note that libvirt itself knows of the panic by now.
 
@@ -165,7 +210,16 @@ class DomainMonitor(Exchange):
 class _Course:
     """What libvirt is asked for one question."""
 
-    __slots__ = ("_asked", "_is_over", "_monitor", "_names", "_question", "_timeout", "_timers")
+    __slots__ = (
+        "_asked",
+        "_deadline",
+        "_is_over",
+        "_monitor",
+        "_names",
+        "_question",
+        "_timeout",
+        "_timers",
+    )
 
     def __init__(
         self, monitor: DomainMonitor, question: Question, names: list[str], timeout: float
@@ -173,7 +227,7 @@ class _Course:
         self._monitor = monitor
         self._question = question
         self._names = names
-        self._timeout = timeout
+        self._timeout, self._deadline = timeout, trio.current_time() + timeout
         self._asked: list[Asked] = []
         self._timers: list[Timer] = []
         self._is_over = False
@@ -187,6 +241,8 @@ class _Course:
         for index, name in enumerate(self._names):
             if name == "query-status":
                 self._ask_state(index)
+            elif name == "query-iothreads":
+                self._ask_qemu(index)
             elif name in _ABOUT_JOB:
                 about_job.append(index)
             elif name in _COMMANDS:
@@ -221,7 +277,7 @@ class _Course:
         done: Callable[[Any], None],
         first: Callable[[], None] | None = None,
     ) -> None:
-        """Ask libvirt; again, for as long as it can't be told: it has done nothing by then.
+        """Ask libvirt; again for a while where it can't be told: it has done nothing by then.
 
         Args:
             request: what.
@@ -232,7 +288,7 @@ class _Course:
         def answered(answer: object) -> None:
             if self._is_over:
                 return
-            if isinstance(answer, LibvirtAwayError):
+            if isinstance(answer, LibvirtAwayError) and trio.current_time() < self._deadline:
                 again = first or partial(self._ask, request, done)
                 self._timers.append(self._monitor.timers.after(TELL_AGAIN, again))
             elif isinstance(answer, LibvirtRefusedError) and answer.no_domain:
@@ -252,18 +308,31 @@ class _Course:
             elif answer.state == State.SHUTOFF:
                 self._monitor.end(ENDED)
             else:
-                state = run_state(answer.state, answer.reason)
-                again = partial(self._ask_state, index)
-                if self._monitor.is_to_wait(stand_of(state), again):
-                    return
-                vm = self._monitor.known()
-                if vm is not None and state.executes and expected(vm) is Stand.PANICKED:
-                    # Taken for the guest's word, it would be stopped and acted on.
-                    self._monitor.end("libvirt says that a guest runs that was heard to panic")
-                    return
-                self._put(index, {"status": state.value})
+                self._take_state(index, run_state(answer.state, answer.reason))
 
         self._ask(requests.state_of(self._monitor.domain), answered)
+
+    def _take_state(self, index: int, state: RunState) -> None:
+        monitor, stand = self._monitor, stand_of(state)
+        vm = monitor.known()
+        if monitor.is_to_wait(stand, partial(self._ask_state, index)):
+            return
+        if vm is not None and stand is Stand.RUNS and expected(vm) is Stand.PANICKED:
+            # Somebody has let it run, and that was not heard of: it is not to be stopped for that.
+            monitor.end("libvirt says 'runs' of a guest that has panicked")
+        else:
+            self._put(index, {"status": state.value})
+
+    def _ask_qemu(self, index: int) -> None:
+        """Have QEMU itself asked something, to see whether it answers."""
+
+        def answered(answer: int | LibvirtError) -> None:
+            if isinstance(answer, LibvirtError):
+                self._put(index, _failure(self._names[index], answer))
+            else:
+                self._put(index, [])
+
+        self._ask(requests.io_threads(self._monitor.domain), answered)
 
     def _ask_job(self, indices: list[int]) -> None:
         def answered(answer: Job | LibvirtError) -> None:

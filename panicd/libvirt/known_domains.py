@@ -5,6 +5,7 @@ and told of by its events after that; each is described once at its start, and a
 timer. While libvirtd is away or silent, what was known last holds.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -17,7 +18,7 @@ from panicd.host.logs import get_logger
 from panicd.host.timers import Timers
 from panicd.libvirt import requests
 from panicd.libvirt.client import Client, Standing
-from panicd.libvirt.domain_monitor import ENDED, DomainMonitor
+from panicd.libvirt.domain_monitor import ENDED, QEMU_EVENTS, DomainMonitor
 from panicd.libvirt.domain_process import DomainProcess
 from panicd.libvirt.errors import (
     LibvirtAwayError,
@@ -31,8 +32,8 @@ from panicd.libvirt.protocol import (
     Lifecycle,
     MetadataChanged,
     QemuEvent,
+    Rebooted,
 )
-from panicd.libvirt.sockets import UnusableUriError
 from panicd.libvirt.takeover import give_back, give_back_all, take_over
 from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.identity import parse_uuid
@@ -42,6 +43,7 @@ from panicd.rules.libvirt import (
     UnreadableXMLError,
     parse_domain,
 )
+from panicd.rules.libvirt_place import UnusableUriError
 from panicd.rules.settings import LibvirtSettings, OnStop
 
 KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its policy
@@ -51,15 +53,6 @@ REFRESH_EVERY: Final = 300.0  # seconds; nothing tells of an ``<on_crash>`` that
 RETRY_EVERY: Final = 5.0  # seconds
 GIVEN_BACK_WITHIN: Final = 5.0  # seconds, for all domains, when panicd stops
 
-QEMU_EVENTS: Final = (
-    "GUEST_PANICKED",
-    "GUEST_CRASHLOADED",
-    "GUEST_PVSHUTDOWN",
-    "STOP",
-    "RESUME",
-    "RESET",
-    "SHUTDOWN",
-)
 _OF_STATE: Final = frozenset({"GUEST_PANICKED", "RESUME", "RESET"})
 
 
@@ -336,7 +329,8 @@ class Libvirt:
         elif standing is Standing.AWAY:
             for start in self._starts.values():
                 start.monitor.end(f"libvirt is away: {self._client.problem}")
-        self._note_problem(self._client.problem)
+        if trio.current_effective_deadline() > -math.inf:  # else it is panicd that leaves
+            self._note_problem(self._client.problem)
         self._changed.unpark_all()
 
     async def _keep_listed(self) -> None:
@@ -397,12 +391,18 @@ class Libvirt:
     # What is heard.
 
     def _hear(self, event: Event) -> None:
+        if isinstance(event, Lifecycle | Rebooted) and not self.client.tells_qemu_events:
+            start = self._starts.get(event.domain.uuid)
+            if start is not None and start.ref.id == event.domain.id:
+                start.monitor.hear_libvirt(event)
+        if event.domain.id >= 0 and self._is_over(event.domain):
+            return
         self._told_of.add(event.domain.uuid)
         match event:
-            case QemuEvent(domain=ref, name=name):
+            case QemuEvent(domain=ref) if ref.id >= 0:  # it has none while it is being ended
                 start = self._started(ref)
-                if name in _OF_STATE:
-                    start.stays_panicked = name == "GUEST_PANICKED"
+                if event.name in _OF_STATE:
+                    start.stays_panicked = event.name == "GUEST_PANICKED"
                 start.monitor.hear(event)
             case Lifecycle(domain=ref, event=EventKind.STARTED):
                 self._started(ref)
@@ -418,6 +418,11 @@ class Libvirt:
                     self._wake.set()
             case _:
                 pass
+
+    def _is_over(self, ref: DomainRef) -> bool:
+        """Whether this was an earlier start than the one that is known: numbers grow."""
+        start = self._starts.get(ref.uuid)
+        return start is not None and ref.id < start.ref.id
 
     def _started(self, ref: DomainRef) -> Start:
         """Take in a start of a domain, if it is a new one."""

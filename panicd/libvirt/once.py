@@ -8,7 +8,7 @@ import trio
 
 from panicd.libvirt.client import Client, Standing
 from panicd.libvirt.errors import LibvirtAwayError
-from panicd.libvirt.sockets import UnusableUriError
+from panicd.rules.libvirt_place import UnusableUriError
 
 CONNECTED_WITHIN: Final = 5.0  # seconds
 

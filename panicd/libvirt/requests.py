@@ -15,7 +15,6 @@ from enum import Enum, auto
 from typing import Final, Generic, TypeVar
 
 from panicd.libvirt.protocol import (
-    AUTH_TYPES_MOST,
     CPU_MAP_MOST,
     DOMAINS_MOST,
     IO_THREADS_MOST,
@@ -25,7 +24,6 @@ from panicd.libvirt.protocol import (
     DomainRef,
     DomainState,
     DumpFormat,
-    EventId,
     LifecycleAction,
     Procedure,
     QemuProcedure,
@@ -60,10 +58,8 @@ MEMORY_PHYSICAL: Final = 1 << 1  # VIR_MEMORY_PHYSICAL
 LIFECYCLE_CRASH: Final = 2  # VIR_DOMAIN_LIFECYCLE_CRASH
 METADATA_ELEMENT: Final = 2  # VIR_DOMAIN_METADATA_ELEMENT
 STATISTICS_STATE: Final = 1 << 0  # VIR_DOMAIN_STATS_STATE
-EVENT_REGEX: Final = 1 << 0  # VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX
 COMMAND_HMP: Final = 1 << 0  # VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
 OPERATION_DUMP: Final = 8  # VIR_DOMAIN_JOB_OPERATION_DUMP
-KEEPALIVE: Final = 10  # VIR_DRV_FEATURE_PROGRAM_KEEPALIVE
 AUTH_NONE: Final = 0  # REMOTE_AUTH_…
 AUTH_POLKIT: Final = 2
 
@@ -151,71 +147,6 @@ def _of(
 
 def _impact(live: bool) -> bytes:
     return pack_uint(AFFECT_LIVE if live else AFFECT_CONFIG)
-
-
-# The connection itself.
-
-
-def list_auth() -> Request[list[int]]:
-    """Ask how one has to prove who one is: ``AUTH_NONE``, ``AUTH_POLKIT``. High."""
-
-    def read(items: Decoder) -> list[int]:
-        return items.array(items.int32, AUTH_TYPES_MOST)
-
-    return Request("auth list", Procedure.AUTH_LIST, b"", read)
-
-
-def ask_polkit() -> Request[bool]:
-    """Have libvirtd ask polkit whether this process may (``org.libvirt.unix.manage``). High."""
-    return Request("auth polkit", Procedure.AUTH_POLKIT, b"", _boolean)
-
-
-def start_keepalive() -> Request[bool]:
-    """Have libvirtd ask on its part whether this end is there; before ``open_driver``. High."""
-    feature = pack_int(KEEPALIVE)
-    return Request("keepalive", Procedure.CONNECT_SUPPORTS_FEATURE, feature, _boolean)
-
-
-def open_driver(uri: str) -> Request[None]:
-    """Open ``qemu:///system`` or ``qemu:///session``. High."""
-    arguments = pack_optional_text(uri) + pack_uint(0)
-    return Request("open", Procedure.CONNECT_OPEN, arguments, nothing)
-
-
-def lib_version() -> Request[int]:
-    """Ask for libvirtd's version: 1000000 * major + 1000 * minor + release. High."""
-    return Request("version", Procedure.CONNECT_GET_LIB_VERSION, b"", Decoder.uint64)
-
-
-def hypervisor_version() -> Request[int]:
-    """Ask for the version of the host's own QEMU, counted likewise.
-
-    The first time it may take a minute: libvirt asks every QEMU that is installed what it can do.
-    """
-    procedure = Procedure.CONNECT_GET_VERSION
-    return Request("QEMU's version", procedure, b"", Decoder.uint64, lane=Lane.JOB)
-
-
-def listen(event: EventId) -> Request[int]:
-    """Have all domains' events told on this connection; the answer is the registration's number.
-
-    High.
-    """
-    arguments = pack_int(event) + pack_uint(0)
-    procedure = Procedure.CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY
-    return Request("events", procedure, arguments, Decoder.int32)
-
-
-def listen_to_qemu(names: tuple[str, ...]) -> Request[int]:
-    """Have QEMU's own events of these names told, of all domains. High; it taints none.
-
-    Source: ``qemu_connect_domain_monitor_event_register_args``; libvirt's regular expressions are
-    GLib's.
-    """
-    pattern = pack_optional_text(f"^({'|'.join(names)})$")
-    arguments = pack_uint(0) + pattern + pack_uint(EVENT_REGEX)
-    procedure = QemuProcedure.CONNECT_DOMAIN_MONITOR_EVENT_REGISTER
-    return Request("QEMU's events", procedure, arguments, Decoder.int32, QEMU_PROGRAM)
 
 
 # All domains.
@@ -360,7 +291,7 @@ def control(domain: DomainRef) -> Request[Control]:
 
 def has_managed_save(domain: DomainRef) -> Request[bool]:
     """Ask whether a domain goes on from a saved image when it is started."""
-    return _of(Procedure.DOMAIN_HAS_MANAGED_SAVE_IMAGE, domain, _boolean, pack_uint(0))
+    return _of(Procedure.DOMAIN_HAS_MANAGED_SAVE_IMAGE, domain, boolean, pack_uint(0))
 
 
 def managed_save_xml(domain: DomainRef) -> Request[str]:
@@ -520,5 +451,6 @@ def _whole(value: float | str | None) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _boolean(items: Decoder) -> bool:
+def boolean(items: Decoder) -> bool:
+    """Read an answer that is yes or no."""
     return items.int32() != 0

@@ -10,7 +10,7 @@
     identity       whose a domain is; capability, panic_device, exposure: what its QEMU can do
     qapi, payload, bug_check   QEMU's events, and a panic's payload in words
     command_line, qemu_args, io_ports, socket_path, guest_system, libvirt    how VMs are started
-    libvirt_state  how a domain stands, in QEMU's words
+    libvirt_state  how a domain stands, in QEMU's words; libvirt_place: where a libvirt is reached
     operation, notification, unit_name    what operators ask, what others are told, units' names
     guest_memory/, guest_words, kernel_log, consoles   a stopped guest's own words
     panic_text/, last_words, signature    what they say of the panic

@@ -396,10 +396,7 @@ class Incident:
         return self.decision.action if self.decision else Action.NONE
 
 
-OWN_TIME_OVER: Final = {
-    Reason.GRACE: Reason.GRACE_OVER,
-    Reason.KDUMP: Reason.KDUMP_STUCK,
-}
+OWN_TIME_OVER: Final = {Reason.GRACE: Reason.GRACE_OVER, Reason.KDUMP: Reason.KDUMP_STUCK}
 """What is said of a guest's own time when it is over."""
 
 
@@ -447,15 +444,13 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             if record is None or record.outcome is not None:
                 raise IllegalTransitionError(f"{incident.id}: step {index} ended before it began")
             steps = {**incident.steps, index: StepRecord(record.begun_at, at, outcome, detail)}
-            tries = incident.begun[index] - (outcome is Outcome.SKIPPED)
-            begun = {**incident.begun, index: tries}
+            begun = {**incident.begun, index: incident.begun[index] - (outcome is Outcome.SKIPPED)}
             step = incident.plan.steps[index] if incident.plan is not None else None
             says = isinstance(step, Collect) and outcome is Outcome.DONE and detail
-            said = detail if says else incident.said
             tells_more = signature is not None and (signature.hash or incident.told is None)
             told = signature if tells_more else incident.told
-            changed = replace(incident, state=state, steps=steps, begun=begun)
-            return replace(changed, said=said, told=told)
+            incident = replace(incident, said=says or incident.said, told=told)
+            return replace(incident, state=state, steps=steps, begun=begun)
         case Settled(state=settled):
             ran_on = incident.ran_on or settled is State.RUNNING_ON
             return replace(incident, state=_next(incident, Mark(settled)), ran_on=ran_on)

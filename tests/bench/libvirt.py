@@ -4,9 +4,10 @@
 
 Told is the time from GUEST_PANICKED's own timestamp to those of RESET and RESUME (``restart``) and
 of SHUTDOWN (``destroy``), all of them QEMU's, so that nobody's reading of them counts. ``libvirt``:
-its domain, and nobody else. ``panicd``: a QEMU that libvirt does not run. ``panicd, by virsh``:
-libvirt's domain, which panicd acts on through libvirt. panicd takes no evidence here, as libvirt
-does not. The libvirtd is one with its own files, as in ``tests/parts/libvirt.py``: it takes root.
+its domain, and nobody else. ``panicd``: a QEMU that libvirt does not run. ``panicd, by libvirt``:
+libvirt's domain, which panicd reaches by libvirt alone; ``beside libvirt``: which has a monitor for
+panicd as well. panicd takes no evidence here, as libvirt does not. The libvirtd is one with its own
+files, as in ``tests/parts/libvirt.py``: it takes root.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ TIME_LIMIT = 120.0
 """Seconds that one guest's panics may take."""
 
 ENDLESS = {"max": 999_999, "window": "1h", "min_uptime": "0s"}
-SUBJECTS = ("libvirt", "panicd", "panicd, by virsh")
+SUBJECTS = ("libvirt", "panicd, by libvirt", "panicd, beside libvirt", "panicd")
 FOLLOWS = {"restart": ("RESET", "RESUME"), "destroy": ("SHUTDOWN",)}
 
 
@@ -98,10 +99,12 @@ async def acted_on(
             await daemon.wait_armed("vm")
             yield qemu
     else:
-        uri = {"uri": libvirtd.uri}
+        config: dict[str, Any] = {"libvirt": {"uri": libvirtd.uri}}
+        if subject == "panicd, by libvirt":
+            config["monitors"] = []
         async with (
             libvirtd.domain(directory, policy) as vm,
-            ExecutedDaemon.start(directory, defaults, libvirt=uri, time_limit=TIME_LIMIT) as daemon,
+            ExecutedDaemon.start(directory, defaults, **config, time_limit=TIME_LIMIT) as daemon,
         ):
             await daemon.wait_armed("vm")
             yield vm

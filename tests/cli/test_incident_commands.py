@@ -59,7 +59,7 @@ async def test_incidents_are_filtered(socket_dir: Path) -> None:
         await ask(daemon, "ack", incident.id, "--why", "seen")
         assert await found("--unacknowledged") == []
         assert await found("--open") == [incident.id]
-        (told,) = daemon.logged("panic line", incident=incident.id)
+        told = await daemon.wait_log("panic line", incident=incident.id)
         words = "Windows bug check 0x0000000A IRQL_NOT_LESS_OR_EQUAL (0x0000000000000001, "
         assert told["panic_line"].startswith(words)
         assert told["title"] == "bug check 0xa IRQL_NOT_LESS_OR_EQUAL (0x1, 0x2, 0x3, 0x4)"
@@ -180,13 +180,13 @@ async def test_panics_are_told_from_each_other(socket_dir: Path) -> None:
                 "title": "NULL pointer dereference",
                 "frames": ["queue_put", "queue_flush"],
             },
-            "count": 2,
-            "domains": 1,
+            "incident_count": 2,
+            "domain_count": 1,
             "first_at": lookup["first_at"],
             "last_at": lookup["last_at"],
             "incident": found[3],
         }
-        assert (stuck["signature"]["title"], stuck["count"]) == ("panic: stuck #", 1)
+        assert (stuck["signature"]["title"], stuck["incident_count"]) == ("panic: stuck #", 1)
         assert stuck["incident"] == found[2]
         shown = await ask(daemon, "panics", "--limit", "1")
         assert "NULL pointer dereference in queue_put < queue_flush" in shown

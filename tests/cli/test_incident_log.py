@@ -44,7 +44,7 @@ async def test_without_a_dump_the_log_that_was_kept_is_shown(socket_dir: Path) -
         answer = await ask_json(daemon, "incident", incident.id, "--log")
         assert answer["panic_line"] == PANIC
         kept = socket_dir / "state" / "incidents" / incident.id / "console-0.log"
-        assert answer["file"] == str(kept)
+        assert answer["log_file"] == str(kept)
         kept.unlink()
         await ask(daemon, "incident", incident.id, "--log", status=FAILED)
 

@@ -84,7 +84,7 @@ async def test_probe_of_a_device_neutralised_on_purpose_advises_nothing_else(
     async with fake.running():
         seen = await ask_json(daemon, "probe", str(fake.socket))
     assert seen["panic_device"] == "neutralised"
-    assert seen["exposed"] == []
+    assert seen["exposures"] == {}
     (left_open,) = seen["remedies"]
     assert left_open.startswith("nothing, if the guest is to report no panic")
     assert "dma-chan" in left_open

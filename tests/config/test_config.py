@@ -151,7 +151,7 @@ def test_every_setting_of_the_rules_has_its_key(policy: type[Policy], section: s
     names = {f.name for f in fields(policy)} - {"inherits_on_crash"}  # what libvirt.on_crash makes
     unknown = [name for name in names if "one of" in mistakes_in(section % name)]
     words = {"on_crash", "fallback", "panic_notifier", "unrequested", "then", "format"}
-    words |= {"relaunch"}
+    words |= {"relaunch", "on_stop"}
     assert set(unknown) <= words  # these say which words they take; an unknown key would as well
     for name in unknown:
         assert f".{name}: expected one of " in mistakes_in(section % name)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from panicd.dumps.facts import dump_facts
 from panicd.dumps.reader import read_dumped_log
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.guest_memory import monitor_reader, read_words
+from panicd.qemu.monitor_error import CommandError
 from panicd.qemu.session import Session
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
@@ -178,6 +180,25 @@ async def test_a_header_that_lies(socket_dir: Path, edits: dict[int, bytes], rea
     assert made.path.name.endswith(".elf.zst")
     assert made.selection is not None
     assert reason in made.selection.reason
+
+
+@pytest.mark.real
+async def test_without_registers_the_guest_s_own_contexts_stay(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = WindowsMemory()
+    asked = Session.execute
+
+    async def execute(session: Session, command: str, *arguments: Any) -> Any:
+        if command == "human-monitor-command":
+            raise CommandError("CommandNotFound", "not by libvirt")
+        return await asked(session, command, *arguments)
+
+    monkeypatch.setattr(Session, "execute", execute)
+    async with panicked(socket_dir, memory) as (_, session):
+        made = await dump(session, socket_dir, DumpFormat.WIN_DMP)
+    assert made.path.suffix == ".dmp"
+    assert b"old old old" in made.path.read_bytes()
 
 
 @pytest.mark.real

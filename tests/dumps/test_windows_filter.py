@@ -104,7 +104,9 @@ def test_a_core_that_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_core_of_another_machine(tmp_path: Path) -> None:
-    with pytest.raises(NotReadableError, match="not a guest of 64-bit x86"):
+    with pytest.raises(
+        NotReadableError, match="a guest of 32-bit x86: neither 64-bit x86 nor 64-bit Arm"
+    ):
         made(tmp_path, core((0, page(1)), machine=3), [(0, 1)])
 
 

@@ -414,13 +414,13 @@ async def test_the_bug_check_of_a_windows_is_read_and_it_is_dumped_afterwards(
     coredump = {**ENOUGH_SPACE, "format": "kdump-zlib"}
     policy = {"evidence": {"budget": "10s"}, "coredump": coredump}
     rules = [{"match": "vm", "on_crash": "coredump-destroy"}]
-    async with (
-        RunningDaemon.start(socket_dir, policy, domains=rules, **configured(libvirtd)) as daemon,
-        libvirtd.domain(socket_dir, "preserve", guest=WindowsMemory()),
-    ):
-        found = await daemon.wait_incident("vm", ending="destroyed")
+    started = RunningDaemon.start(socket_dir, policy, domains=rules, **configured(libvirtd))
+    async with libvirtd.domain(socket_dir, "preserve", guest=WindowsMemory()) as vm:
+        await vm.wait_status("guest-panicked")
+        async with started as daemon:
+            found = await daemon.wait_incident("vm", ending="destroyed")
+            incident: Any = await daemon.call("incident", incident=found.id)
         assert libvirtd.running
-        incident: Any = await daemon.call("incident", incident=found.id)
         assert incident["panic_line"].startswith("Windows bug check 0x0000007E SYSTEM_THREAD")
         (dump,) = incident["dumps"]
         assert dump.endswith(".dmp.zst")

@@ -153,4 +153,3 @@ async def test_a_file_system_that_is_mounted_over_a_glob_s_directory_is_looked_i
                 before.panic()  # it is connected still
                 await daemon.wait_incident("before", state="preserved")
                 assert before.sessions == 1
-            await daemon.wait_log("monitor is gone", domain="after")

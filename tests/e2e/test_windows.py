@@ -41,7 +41,7 @@ async def test_bug_check_and_dump_of_a_real_guest(socket_dir: Path) -> None:
         (dump,) = incident["dumps"]
         assert dump.endswith(f"{found.id}.dmp.zst")
         assert await trio.Path(dump).exists()
-        (told,) = daemon.logged("panic line", incident=found.id)
+        told = await daemon.wait_log("panic line", incident=found.id)
         assert told["panic_line"] == LINE
         assert told["signature"] == incident["signature"]["hash"]
         assert await vm.status() == "guest-panicked"
@@ -60,5 +60,5 @@ async def test_the_same_of_hyper_v_s_crash_registers(socket_dir: Path) -> None:
         found = await daemon.wait_incident("vm", state="preserved")
         incident: Any = await daemon.call("incident", incident=found.id)
         assert incident["panic_line"] == LINE
-        (told,) = daemon.logged("panic line", incident=found.id)
+        told = await daemon.wait_log("panic line", incident=found.id)
         assert (told["panic_line"], told["signature"]) == (LINE, incident["signature"]["hash"])

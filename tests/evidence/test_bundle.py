@@ -14,6 +14,7 @@ from panicd.evidence import bundle as evidence
 from tests.parts.daemon import DaemonInside
 from tests.parts.dump_files import PNG
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import patiently
 
 
 @pytest.mark.parametrize("hanging", ["find_logs", "_make"])
@@ -101,7 +102,7 @@ class Painter:
 
 async def evidence_of(socket_dir: Path, vm: FakeQemu) -> dict[str, Any]:
     """The record of an incident of this VM, evidence and all."""
-    policy = {"on_crash": "restart", "evidence": {"budget": "3s"}}
+    policy = {"on_crash": "restart", "evidence": {"budget": patiently(3)}}
     async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
         await daemon.wait_armed("vm")
         vm.panic()
@@ -153,3 +154,10 @@ async def test_what_is_no_picture_is_not_kept_as_one(socket_dir: Path) -> None:
     assert record["evidence"]["problems"]["screenshot"] == "what QEMU wrote is no picture"
     assert not (Path(record["evidence_directory"]) / "screen.png").exists()
     os.close(painter.kept)
+
+
+async def test_a_vm_without_a_screen_is_said_to_have_none(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    vm.refuse("screendump", "There is no console to take a screendump from")
+    record = await evidence_of(socket_dir, vm)
+    assert record["evidence"]["problems"]["screenshot"] == "the VM has no screen"

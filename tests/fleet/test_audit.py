@@ -46,8 +46,8 @@ async def audited(daemon: ObservedDaemon) -> tuple[int, dict[str, list[str]]]:
     result = await panicd(daemon, "audit --json")
     answer: Any = json.loads(result.output)
     for exposed in answer["exposed"]:
-        assert all(exposed["reasons"].values()), "a remedy each"
-    return result.exit_code, {e["domain"]: [*e["reasons"]] for e in answer["exposed"]}
+        assert all(exposed["exposures"].values()), "a remedy each"
+    return result.exit_code, {e["domain"]: [*e["exposures"]] for e in answer["exposed"]}
 
 
 async def test_host_on_which_all_could_be_acted_on(socket_dir: Path) -> None:
@@ -58,7 +58,10 @@ async def test_host_on_which_all_could_be_acted_on(socket_dir: Path) -> None:
         await daemon.wait_armed("vm")
         assert await audited(daemon) == (DONE, {})
         shown = await panicd(daemon, "audit")
-        assert (shown.exit_code, "1 domains" in shown.output) == (DONE, True)
+        assert (shown.exit_code, "1 domain, and it could be acted on" in shown.output) == (
+            DONE,
+            True,
+        )
 
 
 async def test_each_exposed_domain_with_its_remedy(socket_dir: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from panicd.fleet import connector
+from panicd.fleet import connector, supervision
 from panicd.fleet.backoff import FIRST_RETRY, LAST_RETRY, Backoff
 from panicd.qemu.socket_table import DOES_NOT_ANSWER, TAKEN
 from tests.parts.background import background
@@ -274,7 +274,7 @@ async def test_vm_that_dials_in_again_is_known_by_its_uuid(socket_dir: Path) -> 
 async def test_vm_with_two_monitors_is_looked_after_through_one(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connector, "TWIN_LEAVES", 0.05)
+    monkeypatch.setattr(supervision, "TWIN_LEAVES", 0.05)
     uuid = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f52"
     one = FakeQemu(socket_dir / "one.qmp", name="vm", uuid=uuid)
     other = FakeQemu(socket_dir / "other.qmp", name="vm", uuid=uuid)

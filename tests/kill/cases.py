@@ -26,12 +26,13 @@ from tests.kill.verdict import Counters, Evidence, became, has_begun, judge, jud
 from tests.parts.background import background
 from tests.parts.daemon import DaemonEndedError, Process, RunningDaemon, stable
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import patiently
 from tests.parts.recorded import Fault
 
 TIME_LIMIT = 60.0
 """Seconds for one case, on a busy machine."""
 
-SHORT = {"stop": "1s", "reset": "1s", "resume": "1s"}
+SHORT = ("stop", "reset", "resume")
 """Time limits of steps, so that an answer that was lost is not waited for long."""
 
 
@@ -138,7 +139,8 @@ class _Trial:
 
     async def run(self) -> None:
         policy = {"evidence": {"budget": "0s"}, **self._scenario.policy}
-        policy["timeouts"] = {**SHORT, **policy.get("timeouts", {})}
+        short = dict.fromkeys(SHORT, patiently(1))
+        policy["timeouts"] = {**short, **policy.get("timeouts", {})}
         if self._scenario.relaunch:
             policy["relaunch"] = {"command": self._relaunch_command(), "timeout": "3s"}
         start = GatedDaemon.start(self._directory, policy, time_limit=TIME_LIMIT, storm="off")

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from panicd.libvirt import requests
+from panicd.libvirt import introduction, requests
 from panicd.libvirt.client import (
     LINES_MOST,
     OPENED_WITHIN,
@@ -149,10 +149,10 @@ async def test_there_is_none_and_then_there_is_one(socket_dir: Path) -> None:
     async with connected(uri, waits=False) as listener:
         await listener.wait(lambda: "No such file" in listener.client.problem)
         with pytest.raises(LibvirtAwayError, match="No such file"):
-            await call(listener, requests.lib_version())
+            await call(listener, introduction.lib_version())
         async with FakeLibvirtd.start(socket_dir):
             await listener.wait_standing(Standing.UP)
-            assert await call(listener, requests.lib_version()) == 9_000_000
+            assert await call(listener, introduction.lib_version()) == 9_000_000
         await listener.wait_standing(Standing.AWAY)
         async with FakeLibvirtd.start(socket_dir):
             await listener.wait_standing(Standing.UP)
@@ -196,13 +196,13 @@ async def test_silence_shows_after_two_quiet_spells_and_ends_after_half_a_minute
         assert listener.standings == [Standing.UP], "it was asked, and has answered"
         answers: list[object] = []
         with fake.frozen():
-            listener.client.ask(requests.lib_version(), answers.append, timeout=1000)
+            listener.client.ask(introduction.lib_version(), answers.append, timeout=1000)
             await quiet()
             assert listener.standings == [Standing.UP]
             await quiet()
             assert listener.standings == [Standing.UP, Standing.SILENT]
             with pytest.raises(LibvirtAwayError):
-                await call(listener, requests.lib_version())
+                await call(listener, introduction.lib_version())
             assert answers == []
         await listener.wait_standing(Standing.UP)
         assert answers == [9_000_000], "what it was told before, it has answered"
@@ -274,7 +274,7 @@ async def test_it_writes_a_byte_at_a_time(socket_dir: Path) -> None:
         async with connected(fake.uri) as listener:
             fake.panic()
             await listener.wait_event(EventKind.CRASHED, 0)
-            assert await call(listener, requests.lib_version()) == 9_000_000
+            assert await call(listener, introduction.lib_version()) == 9_000_000
 
 
 # Who may.
@@ -347,7 +347,7 @@ async def test_nonsense_ends_the_connection_and_no_more(socket_dir: Path, said: 
         fake.say(said)
         await listener.wait(lambda: Standing.AWAY in listener.standings)
         await listener.wait_standing(Standing.UP)
-        assert await call(listener, requests.lib_version()) == 9_000_000
+        assert await call(listener, introduction.lib_version()) == 9_000_000
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ async def test_an_answer_that_makes_no_sense_is_none(
             await call(listener, request)
         fake.faults.lies = {}
         await listener.wait(lambda: listener.client.standing is Standing.UP)
-        assert await call(listener, requests.lib_version()) == 9_000_000
+        assert await call(listener, introduction.lib_version()) == 9_000_000
 
 
 async def test_what_it_says_no_with_is_printable_and_bounded(socket_dir: Path) -> None:
@@ -429,5 +429,5 @@ async def test_a_bug_of_whoever_listens_is_not_hidden(socket_dir: Path) -> None:
                 def fails(_answer: object) -> None:
                     raise ZeroDivisionError
 
-                listener.client.ask(requests.lib_version(), fails, timeout=ANSWERED_WITHIN)
+                listener.client.ask(introduction.lib_version(), fails, timeout=ANSWERED_WITHIN)
                 await trio.sleep_forever()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from panicd.libvirt import requests
+from panicd.libvirt import introduction, requests
 from panicd.libvirt.client import Standing
 from panicd.libvirt.errors import ErrorCode, LibvirtAwayError, LibvirtRefusedError
 from panicd.libvirt.protocol import (
@@ -151,7 +151,7 @@ async def test_a_domain_is_found_and_told_of(start: Start) -> None:
 async def test_version_and_process_are_told(start: Start) -> None:
     async with start() as subject, connected(subject.uri) as listener:
         await listener.domain()
-        assert await call(listener, requests.lib_version()) >= 9_000_000
+        assert await call(listener, introduction.lib_version()) >= 9_000_000
         peer = listener.client.peer
         assert peer is not None
         assert peer.uid == os.getuid()

@@ -152,7 +152,7 @@ async def test_what_was_told_since_counts_before_the_list(socket_dir: Path) -> N
         listed = fake.told[Procedure.CONNECT_GET_ALL_DOMAIN_STATS]
         known.refresh_soon()
         while fake.told[Procedure.CONNECT_GET_ALL_DOMAIN_STATS] == listed:
-            await trio.sleep(0.001)
+            await trio.lowlevel.checkpoint()
         fake.say_lifecycle(fake.domain(), EventKind.STOPPED)
         fake.domain().id = 77
         fake.say_lifecycle(fake.domain(), EventKind.STARTED)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 
 from panicd.host.timers import Timers
 from panicd.libvirt import requests
@@ -63,14 +64,14 @@ async def test_a_reset_that_waits_its_turn_does_not_meet_the_next_start(socket_d
         for _ in range(2):
             client.ask(requests.io_threads(ref), lambda _: None, timeout=60)
         while fake.told[Procedure.DOMAIN_GET_IOTHREAD_INFO] < 2:
-            await trio.sleep(0.001)
+            await trio.lowlevel.checkpoint()
         answers: list[object] = []
         monitor.ask([("system_reset", {})], answers.extend, timeout=60)
         await client.call(requests.list_domains(), timeout=10)  # what was asked before is answered
         fake.domain().id, fake.domain().state = 77, RUNNING
         await fake.go_on()
         while not answers:
-            await trio.sleep(0.001)
+            await trio.lowlevel.checkpoint()
         assert isinstance(answers[0], SessionLostError)
         assert not fake.told[Procedure.DOMAIN_RESET]
 
@@ -96,7 +97,7 @@ async def test_what_could_not_be_told_at_once_is_looked_at_anew(
         answers: list[object] = []
         monitor.ask([(command, {})], answers.extend, timeout=60)
         while not answers:
-            await trio.sleep(0.001)
+            await trio.lowlevel.checkpoint()
         assert isinstance(answers[0], SessionLostError)
         assert not fake.told[COMMANDS[command]]
 
@@ -113,7 +114,7 @@ async def test_its_turn_is_not_lost_to_others(socket_dir: Path, command: str) ->
         for _ in range(50):
             client.ask(requests.io_threads(ref), lambda _: None, timeout=60)
         while not answers:
-            await trio.sleep(0.001)
+            await trio.lowlevel.checkpoint()
         assert answers == [{}]
         assert fake.told[COMMANDS[command]] == 1
         assert fake.told[Procedure.DOMAIN_GET_IOTHREAD_INFO] < 100

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panicd.libvirt import requests
+from panicd.libvirt import introduction, requests
 from panicd.libvirt.errors import ErrorCode, LibvirtRefusedError
 from panicd.libvirt.protocol import (
     MESSAGE_KEPT,
@@ -29,7 +29,6 @@ from panicd.libvirt.protocol import (
     read_error,
     read_event,
 )
-from panicd.libvirt.sockets import Place, UnusableUriError, find_place
 from panicd.libvirt.wire import (
     MESSAGE_MOST,
     QEMU_PROGRAM,
@@ -49,19 +48,20 @@ from panicd.libvirt.xdr import (
     pack_uhyper,
     pack_uint,
 )
+from panicd.rules.libvirt_place import Place, UnusableUriError, find_place
 from tests.parts.fake_libvirtd import RefusedError, pack_error
 
 VM = DomainRef("vm-ä", "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f50", 7)
 
 EVERY: list[requests.Request[Any]] = [
-    requests.list_auth(),
-    requests.ask_polkit(),
-    requests.start_keepalive(),
-    requests.open_driver("qemu:///system"),
-    requests.lib_version(),
-    requests.hypervisor_version(),
-    requests.listen(EventId.LIFECYCLE),
-    requests.listen_to_qemu(("RESET",)),
+    introduction.list_auth(),
+    introduction.ask_polkit(),
+    introduction.start_keepalive(),
+    introduction.open_driver("qemu:///system"),
+    introduction.lib_version(),
+    introduction.hypervisor_version(),
+    introduction.listen(EventId.LIFECYCLE),
+    introduction.listen_to_qemu(("RESET",)),
     requests.list_domains(),
     requests.states(),
     requests.look_up(VM.uuid),

@@ -101,7 +101,10 @@ class FakeDomain:
     @property
     def xml(self) -> str:
         """What describes it, in short."""
-        metadata = "".join(self.metadata.values())
+        metadata = "".join(
+            element.replace("<policy ", f"<p:policy xmlns:p='{uri}' ", 1)
+            for uri, element in self.metadata.items()
+        )
         return (
             f"<domain type='qemu' id='{self.id}'><name>{self.name}</name><uuid>{self.uuid}</uuid>"
             f"<metadata>{metadata}</metadata><on_crash>{self.on_crash}</on_crash>"
@@ -269,6 +272,11 @@ class FakeLibvirtd:
         self._say_qemu(domain, "GUEST_PANICKED", '{"action":"pause"}')
         self._say_qemu(domain, "STOP")
 
+    def say_resume(self, domain: FakeDomain) -> None:
+        """Tell what its QEMU says when a guest was reset and let run by somebody."""
+        self._say_qemu(domain, "RESET", '{"guest":false,"reason":"host-qmp-system-reset"}')
+        self._say_qemu(domain, "RESUME")
+
     def say_lifecycle(self, domain: FakeDomain, event: EventKind, detail: int = 0) -> None:
         """Tell who listens what has become of a domain."""
         self._say(domain, event, detail)
@@ -329,10 +337,8 @@ class FakeLibvirtd:
         self.told[procedure] += 1
         client.under_way += 1
         self.most_under_way = max(self.most_under_way, client.under_way)
-        if procedure in self.faults.hangs:
+        if procedure in self.faults.hangs or self._qemu_hangs(message):
             self._hung.append((client, message))
-            return
-        if self._qemu_hangs(message):
             return
         try:
             payload = self._answer(client, message)
@@ -360,8 +366,8 @@ class FakeLibvirtd:
 
     def _qemu_hangs(self, message: Message) -> bool:
         """Whether it is about a domain whose QEMU hangs, and takes that one."""
-        takes_it = message.program == REMOTE_PROGRAM and message.procedure in _BY_QEMU
-        if not self.faults.qemu_hangs or not takes_it:
+        by_qemu = message.program == REMOTE_PROGRAM and message.procedure in _BY_QEMU
+        if not (self.faults.qemu_hangs and by_qemu):
             return False
         return self._of(Decoder(message.payload)).name in self.faults.qemu_hangs
 

@@ -185,12 +185,10 @@ def unpack_kernel(apt: Apt, meta_package: str, target: Path) -> None:
     if not found:
         raise MissingError(f"{meta_package} depends on no kernel")
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        parts = [
-            name
-            for name in apt.depends(found[0])
-            if name.startswith(("linux-binary-", "linux-modules-"))  # after Debian 13
-        ]
-        apt.unpack(Path(scratch, "unpacked"), found[0], *parts)
+        # After Debian 13 the kernel and its modules are in packages of their own.
+        parts = ("linux-binary-", "linux-modules-")
+        found[1:] = [name for name in apt.depends(found[0]) if name.startswith(parts)]
+        apt.unpack(Path(scratch, "unpacked"), *found)
         Path(scratch, "unpacked").rename(target)
 
 

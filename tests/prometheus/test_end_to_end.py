@@ -125,7 +125,8 @@ async def test_a_panic_reaches_alertmanager(socket_dir: Path) -> None:
         health = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
         assert set(health.values()) == {"ok"}, health
         firing = {n.labels["alertname"] for n in alerting.notices if n.status == "firing"}
-        assert firing == {"PanicdDomainPanicked"}
+        # All three of the host have panicked: it says so, if the last was seen before it was gone.
+        assert firing - {"PanicdManyDomainsPanicked"} == {"PanicdDomainPanicked"}
 
 
 @pytest.mark.linux

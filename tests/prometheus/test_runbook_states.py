@@ -15,7 +15,7 @@ import pytest
 from panicd.incident import liveness
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
-from tests.parts.profile import QEMU_2_8
+from tests.parts.profile import QEMU_1_6, QEMU_2_8
 from tests.prometheus.test_runbooks import (
     DIRECTORY,
     ENDING,
@@ -144,8 +144,8 @@ STATES: dict[str, tuple[State, str]] = {
         "action-failed",
     ),
     "PanicdFellBack": (
-        panicked({"on_crash": "restart"}, state="preserved", reboot_action="shutdown"),
-        "reset-impossible",
+        panicked({"on_crash": "ignore"}, state="preserved", profile=QEMU_1_6),
+        "irreversible",
     ),
     "PanicdCoredumpFailed": (panicked(FULL, state="preserved"), NAME),
     "PanicdCoredumpSpaceLow": (as_it_is(FULL), ""),

@@ -93,11 +93,13 @@ async def test_line_that_drips_without_end_costs_its_share(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
-    pace, pauses = Pace(share=0.1), list[float]()
+    # so small a share that no pause between two bytes, on however busy a host, pays for one
+    pace, pauses = Pace(share=1e-6), list[float]()
 
     class Counted(Pace):
-        def pause(self, began: float, now: float) -> float | None:
-            pauses.append(pace.pause(began, now) or 0.0)
+        def pause(self, _began: float, _now: float) -> float | None:
+            read = float(len(pauses))  # each as if it had taken a second, and nothing else any time
+            pauses.append(pace.pause(read, read + 1) or 0.0)
             return None
 
     async def drip() -> None:

@@ -86,7 +86,7 @@ PARTS: Final[dict[str, tuple[str, str]]] = {
     "signature": ("What a panic is compared by.", "hash title frames"),
     "decision": ("A decision, and why.", "on_crash unrequested action reason why"),
     "step_record": ("How a step went.", "step begun_at ended_at outcome detail"),
-    "acknowledgement": ("Who looked at an incident.", "at uid why"),
+    "acknowledgement": ("Who looked at an incident.", "at uid user why"),
     "same": (
         "The incidents of the same panic.",
         "incident_count domain_count first_at last_at incident",
@@ -99,7 +99,8 @@ PARTS: Final[dict[str, tuple[str, str]]] = {
         "One entry of an incident's journal.",
         (
             "at kind domain? uuid? monitor? process? source? information? key? name? count? plan? "
-            "index? step? outcome? detail? signature? incident_state? uid? what? why? ending? "
+            "index? step? outcome? detail? signature? incident_state? uid? user? what? why? "
+            "ending? "
             "panic_line?"
         ),
     ),
@@ -166,6 +167,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "key": (TEXT, "What the domain's belongings are kept under."),
     "name": (TEXT, "A name, for people."),
     "uid": (COUNT, "The user who asked."),
+    "user": (TEXT, "The name of who asked on the page; empty: it was asked by a command."),
     "now": (TEXT, "When the answer was given."),
     "at": (TEXT, "When it happened."),
     "since": (TEXT, "Since when it stands as it does."),

@@ -76,7 +76,7 @@ def test_broken_memory_is_refused(broken: str) -> None:
 @pytest.mark.parametrize(
     ("edits", "reason"),
     [
-        ({"SYMBOL(prb)": None}, r"VMCOREINFO has no SYMBOL\(prb\): not a kernel of 5.10 or later"),
+        ({"SYMBOL(prb)": None}, r"VMCOREINFO has no SYMBOL\(prb\): a kernel before 5.10, or newer"),
         ({"SYMBOL(prb)": "ffffffff8162c2c8ff"}, r"malformed SYMBOL\(prb\)"),
         ({"SYMBOL(swapper_pg_dir)": "0"}, "no physical address"),
         ({"NUMBER(phys_base)": "9" * 20}, "no physical address"),

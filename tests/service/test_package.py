@@ -102,7 +102,7 @@ def test_the_wheel_says_what_it_is(wheel: dict[str, bytes]) -> None:
     assert f"{STEM}.dist-info/licenses/LICENSE" in wheel
     # The README is its long description. Its links lead to files of the repository.
     assert str(said.get_payload()).startswith("# panicd\n")
-    assert "panicd = panicd.cli:main" in wheel[f"{STEM}.dist-info/entry_points.txt"].decode()
+    assert "panicd = panicd.__main__:main" in wheel[f"{STEM}.dist-info/entry_points.txt"].decode()
     # Any Linux, any Python that is new enough: nothing is compiled.
     assert b"Tag: py3-none-any" in wheel[f"{STEM}.dist-info/WHEEL"]
 

@@ -432,6 +432,34 @@ async def test_checks_hold_up_nobody_who_is_known(monkeypatch: pytest.MonkeyPatc
     assert verdicts == [Verdict.BUSY, *[Verdict.REFUSED] * (basic_auth.WAITING_LIMIT + 1)]
 
 
+async def test_one_client_does_not_take_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = threading.Event()
+    verdicts = dict[str, list[Verdict]](guesser=[], other=[])
+    auth = BasicAuth()
+
+    def checkpw(_password: bytes, _hashed: bytes) -> bool:
+        return not finish.wait(patience(10))
+
+    async def guess(client: str) -> None:
+        peer = "192.0.2.1" if client == "guesser" else "192.0.2.2"
+        verdicts[client].append(await auth.check(USERS, WRONG, peer))
+
+    monkeypatch.setattr(bcrypt, "checkpw", checkpw)
+    asked = basic_auth.WAITING_LIMIT * 2
+    with fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for _ in range(asked):
+                nursery.start_soon(guess, "guesser")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(guess, "other")
+            await trio.testing.wait_all_tasks_blocked()
+            finish.set()
+    looked_at = 1 + basic_auth.WAITING_OF_ONE
+    refused = [Verdict.REFUSED] * looked_at
+    assert verdicts["guesser"] == [Verdict.BUSY] * (asked - looked_at) + refused
+    assert verdicts["other"] == [Verdict.REFUSED]
+
+
 COSTS = {f"cost-{cost}": bcrypt.hashpw(b"x", bcrypt.gensalt(cost)) for cost in (6, 4, 9, 8)}
 
 

@@ -104,7 +104,9 @@ class Vmcoreinfo:
     def _matching(self, key: str, pattern: re.Pattern[str]) -> str:
         value = self._entries.get(key)
         if value is None:
-            raise NotReadableError(f"VMCOREINFO has no {key}: not a kernel of 5.10 or later")
+            raise NotReadableError(
+                f"VMCOREINFO has no {key}: a kernel before 5.10, or newer than is known"
+            )
         if not pattern.fullmatch(value):
             raise NotReadableError(f"VMCOREINFO has a malformed {key}")
         return value

@@ -261,3 +261,15 @@ async def test_two_hundred_domains_are_accessible_at_every_size_and_colour(
                             await browser.take_picture(picture)
                         await browser.tell(engine + ";true")
                         assert await browser.tell(VIOLATIONS) == [], (size, scheme, page)
+
+
+async def test_a_card_can_be_tapped_anywhere(socket_dir: Path) -> None:
+    async with shown(socket_dir, "phone") as (browser, _, path):
+        tapped = await browser.tell("""(() => {
+          const card = document.querySelector('#open .cards tbody tr');
+          card.scrollIntoView({block: 'center'});
+          const box = card.getBoundingClientRect();
+          const there = document.elementFromPoint(box.right - 8, box.bottom - 8);
+          return there.closest('a') && there.closest('a').pathname;
+        })()""")
+        assert tapped == path
