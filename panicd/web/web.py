@@ -17,7 +17,7 @@ import trio
 from panicd.config.web import WebConfig
 from panicd.host.logs import get_logger
 from panicd.host.metrics import CONTENT_TYPE
-from panicd.web.basic_auth import BasicAuth, Verdict, client_of, user_of
+from panicd.web.basic_auth import BasicAuth, Verdict, user_of
 
 READING: Final = frozenset({"GET", "HEAD"})
 
@@ -235,9 +235,10 @@ class WebApp:
 
 def _is_loopback(peer: str) -> bool:
     try:
-        return ip_address(client_of(peer)).is_loopback
+        address = ip_address(peer)
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _accepts_gzip(accept_encoding: str) -> bool:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import bcrypt
 import pytest
 
 from panicd.config.config import ConfigError, load
+from panicd.config.web import WebConfig
 from panicd.rules.incident import Acknowledged, Asked
 from panicd.web.page.forms import ACTIONS
 from panicd.web.page.tokens import GOOD_FOR, SPENT_LIMIT, Tokens
+from panicd.web.web import Request, Response, WebApp
 from tests.config.test_web_config import HASH, TLS
 from tests.parts.fake import FakeQemu
 from tests.parts.html import Reader
@@ -285,3 +288,33 @@ def test_operators_need_a_password_and_a_connection_that_nobody_listens_to(
     mistakes = web_mistakes(tmp_path, listen, web)
     assert bool(mistakes) is bool(wrong)
     assert all(wrong in mistake for mistake in mistakes), mistakes
+
+
+@pytest.mark.parametrize(
+    ("peer", "may"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("192.0.2.1", False),
+        ("::ffff:192.0.2.1", False),
+        ("2001:db8::1", False),
+        ("", False),
+    ],
+)
+async def test_in_clear_one_may_on_loopback_only(peer: str, may: bool) -> None:
+    asked: list[Request] = []
+
+    def pages(request: Request) -> Response:
+        asked.append(request)
+        return Response(b"")
+
+    hashed = bcrypt.hashpw(b"opensesame", bcrypt.gensalt(4))
+    web = WebConfig(users={"alice": hashed}, operators=frozenset({"alice"}))
+    app = WebApp(render=bytes, healthy=lambda: True, pages=pages, web=lambda: web)
+    app.start()
+    headers = {"authorization": ALICE.partition(": ")[2]}
+    await app.answer(Request("/", headers=headers, peer=peer))
+    assert [request.operator for request in asked] == [may]
+    answer = await app.answer(Request("/do/ack", "POST", headers, peer=peer))
+    assert answer.status == (200 if may else 405)
