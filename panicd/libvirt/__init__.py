@@ -20,6 +20,7 @@ A domain of libvirt's is a second kind of VM behind the interface of the first (
     takeover        has libvirt preserve a domain that panics, and gives it back
     beside          what goes through libvirt where panicd has a QMP monitor of its own
     own_monitor     libvirt's own monitors, which are never dialled
+    one_start       a call that one start of a domain is meant by, and never the next one
     once            a libvirt that is asked something once
     client          the few connections to one libvirt, and who waits for which
     connection      one of them, on trio; no call has a task

@@ -14,6 +14,7 @@ from panicd.libvirt.errors import (
     LibvirtSilentError,
 )
 from panicd.libvirt.memory import write_memory
+from panicd.libvirt.one_start import call_on
 from panicd.libvirt.protocol import DomainRef, State
 from panicd.libvirt.requests import Request
 from panicd.rules.libvirt import LibvirtDomain
@@ -48,7 +49,7 @@ async def act(client: Client, domain: LibvirtDomain, verb: str, timeout: float =
     """
     ref = await _find(client, domain)
     await _await_panic_taken_in(client, ref, waits=verb != "destroy")
-    await client.call(VERBS[verb](ref), timeout=timeout)
+    await call_on(client, ref, VERBS[verb](ref), timeout=timeout)
 
 
 async def dump(

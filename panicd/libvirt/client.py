@@ -26,6 +26,7 @@ from panicd.libvirt.connection import UNDER_WAY_MOST, Awaited, Call, Connection,
 from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtError,
+    LibvirtNoRoomError,
     LibvirtRefusedError,
     LibvirtSilentError,
 )
@@ -186,7 +187,7 @@ class Client:
             queue.append(asked)
             self._open_line()
         else:
-            asked.finish(LibvirtAwayError(f"{request.name}: there is no room for it"))
+            asked.finish(LibvirtNoRoomError(f"{request.name}: there is no room for it"))
         return asked
 
     async def call(

@@ -4,6 +4,7 @@ They say whether libvirt was told, and so whether something may have been done::
 
     LibvirtError
     ├── LibvirtAwayError      it was told nothing: it is not there, is silent, or busy with others
+    │   └── LibvirtNoRoomError    it was to be told at once, and there was no room
     ├── LibvirtRefusedError   it answered no
     └── LibvirtSilentError    it was told, and did not say how it went: ask for the domain's state
         └── LibvirtLostError      the connection has ended
@@ -42,6 +43,10 @@ class LibvirtError(Exception):
 
 class LibvirtAwayError(LibvirtError):
     """It was told nothing."""
+
+
+class LibvirtNoRoomError(LibvirtAwayError):
+    """It was to be told at once, and there was no room."""
 
 
 class LibvirtSilentError(LibvirtError):

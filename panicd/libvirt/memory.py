@@ -25,7 +25,8 @@ from panicd.libvirt.errors import (
     LibvirtRefusedError,
     LibvirtSilentError,
 )
-from panicd.libvirt.protocol import PEEK_MOST, DomainRef, DumpFormat, State
+from panicd.libvirt.one_start import call_on
+from panicd.libvirt.protocol import PEEK_MOST, DomainRef, DomainState, DumpFormat, State
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.guest_memory import Beginning, GuestReader, beginning_of_dump, memory_file
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
@@ -74,7 +75,7 @@ async def write_memory(
     request = requests.core_dump(domain, os.fspath(path), FORMATS[kind])
     may_go_on = True
     try:
-        await client.call(request, timeout=timeout)
+        await call_on(client, domain, request, timeout=timeout, may=_is_stopped)
         may_go_on = False
     except (LibvirtAwayError, LibvirtRefusedError):
         may_go_on = False
@@ -82,6 +83,10 @@ async def write_memory(
     finally:
         if may_go_on:
             await _give_up_dump(client, domain)
+
+
+def _is_stopped(stands: DomainState) -> bool:
+    return stands.state != State.RUNNING
 
 
 async def _see_stopped(client: Client, domain: DomainRef) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import trio
 import trio.lowlevel
 
 from panicd.host.timers import Timers
-from panicd.libvirt import requests
+from panicd.libvirt import beside, requests
 from panicd.libvirt.client import Asked, Client
 from panicd.libvirt.domain_monitor import DomainMonitor
 from panicd.libvirt.errors import LibvirtAwayError
 from panicd.libvirt.protocol import Procedure, State
 from panicd.qemu.monitor_error import SessionLostError
 from panicd.rules.capability import UNKNOWN_VERSION, Capability
+from panicd.rules.libvirt import parse_domain
 from panicd.rules.machine.vm import Vm
 from panicd.rules.qapi import RunState
 from tests.parts.fake_libvirtd import FakeLibvirtd
@@ -118,3 +120,34 @@ async def test_its_turn_is_not_lost_to_others(socket_dir: Path, command: str) ->
         assert answers == [{}]
         assert fake.told[COMMANDS[command]] == 1
         assert fake.told[Procedure.DOMAIN_GET_IOTHREAD_INFO] < 100
+
+
+@pytest.mark.parametrize("asks", ["act", "dump"])
+async def test_what_is_done_beside_a_monitor_does_not_meet_the_next_start(
+    socket_dir: Path, asks: str
+) -> None:
+    async with panicked(socket_dir) as (fake, client, _monitor):
+        ref = fake.domain().ref
+        fake.faults.hangs = {Procedure.DOMAIN_GET_IOTHREAD_INFO}
+        for _ in range(2):
+            client.ask(requests.io_threads(ref), lambda _: None, timeout=60)
+        domain = parse_domain(fake.domain().xml)
+        path = socket_dir / "dump"
+        if asks == "act":
+            done = partial(beside.act, client, domain, "reset")
+        else:
+            done = partial(beside.dump, client, domain, path, "elf", 60.0)
+
+        async def ask() -> None:
+            with pytest.raises(LibvirtAwayError):
+                await done()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            while not fake.told[Procedure.DOMAIN_GET_STATE]:
+                await trio.lowlevel.checkpoint()
+            await client.call(requests.list_domains(), timeout=10)
+            fake.domain().id, fake.domain().state = 77, RUNNING
+            await fake.go_on()
+        assert not fake.told[Procedure.DOMAIN_RESET]
+        assert not fake.told[Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT]
