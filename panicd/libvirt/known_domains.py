@@ -21,6 +21,7 @@ from panicd.libvirt.client import Client, Standing
 from panicd.libvirt.domain_monitor import ENDED, QEMU_EVENTS, DomainMonitor
 from panicd.libvirt.domain_process import DomainProcess
 from panicd.libvirt.errors import (
+    ErrorCode,
     LibvirtAwayError,
     LibvirtError,
     LibvirtRefusedError,
@@ -178,8 +179,8 @@ class Libvirt:
         text = await self.client.call(requests.describe(start.ref), timeout=ANSWERS_WITHIN)
         try:
             domain = parse_domain(text)
-        except UnreadableXMLError as error:
-            raise LibvirtAwayError(str(error)) from error
+        except UnreadableXMLError as error:  # of this one: libvirt has answered
+            raise LibvirtRefusedError(ErrorCode.XML_ERROR, str(error)) from error
         if domain.id != start.ref.id:
             raise LibvirtAwayError("it was started anew meanwhile")
         domain = await self._arrange(start, domain)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
+from trio.testing import wait_all_tasks_blocked
 
 from panicd.libvirt import beside
 from panicd.libvirt import known_domains as module
@@ -140,6 +141,29 @@ async def test_a_word_that_is_none_ends_nothing(socket_dir: Path) -> None:
         assert start is not None
         await known.describe(start)
         assert not ACTS & set(fake.told)
+
+
+async def test_one_that_can_t_be_read_keeps_no_other_from_being_described(
+    socket_dir: Path,
+) -> None:
+    bad, good = FakeDomain("bad", 1), FakeDomain("good", 2)
+    async with (
+        FakeLibvirtd.start(socket_dir, bad, good) as fake,
+        knowing(fake, dry_run=True) as known,
+    ):
+        for start in known.running:
+            await known.describe(start)
+        bad.metadata["urn:x"] = "<broken"
+        good.on_crash = "coredump-destroy"
+        asked = fake.told[Procedure.DOMAIN_GET_XML_DESC]
+        known.refresh_soon()
+        with fail_after(10):
+            while fake.told[Procedure.DOMAIN_GET_XML_DESC] < asked + 2:
+                await trio.lowlevel.checkpoint()
+        await wait_all_tasks_blocked(0.01)
+        assert known.problem == ""
+        described = {start.domain.name: start.domain for start in known.running if start.domain}
+        assert described["good"].on_crash is OnCrash.COREDUMP_DESTROY
 
 
 async def test_what_was_told_since_counts_before_the_list(socket_dir: Path) -> None:
