@@ -55,6 +55,11 @@ class Gate:
         """Wait until the daemon stands at the point where it is to be kept."""
         await self._reached.wait()
 
+    @property
+    def has_reached(self) -> bool:
+        """Whether the daemon stands at the point where it is to be kept."""
+        return self._reached.is_set()
+
     def go_on(self, keep_at: str | None = None) -> None:
         """Let the daemon go on, and keep it again at another point, or nowhere."""
         self._kept_at = keep_at

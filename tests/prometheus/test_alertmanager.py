@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from email import message_from_bytes
 from pathlib import Path
 from typing import Any
@@ -164,12 +164,19 @@ class MailServer:
         self.came = trio.Event()
 
     async def serve(self, stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):  # it may hang up as it likes
+            await self._serve(stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
         buffered = b""
 
         async def line() -> bytes:
             nonlocal buffered
             while b"\r\n" not in buffered:
-                buffered += await stream.receive_some()
+                received = await stream.receive_some()
+                if not received:
+                    raise trio.BrokenResourceError
+                buffered += received
             first, _, buffered = buffered.partition(b"\r\n")
             return first
 

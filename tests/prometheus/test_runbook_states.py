@@ -106,7 +106,8 @@ def as_it_is(defaults: dict[str, Any], **qemu: Any) -> State:
 async def unreachable(directory: Path) -> AsyncIterator[Stage]:
     async with running(directory, {}) as (daemon, vm):
         vm.exit()
-        await daemon.wait_log("monitor is not connected", domain=NAME)
+        gone = "nobody listens on this socket"
+        await daemon.wait_log("monitor is not connected", domain=NAME, reason=gone)
         yield stage(daemon)
 
 
