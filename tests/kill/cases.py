@@ -32,7 +32,7 @@ from tests.parts.recorded import Fault
 TIME_LIMIT = 60.0
 """Seconds for one case, on a busy machine."""
 
-POINT_WITHIN = 20.0
+POINT_WITHIN = 5.0
 """Seconds in which a daemon comes to the point where it is to be struck."""
 
 SHORT = ("stop", "reset", "resume")

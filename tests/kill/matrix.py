@@ -14,7 +14,7 @@ from tests.kill.scenarios import Scenario
 AT_ONCE = 3
 """Cases under way at a time: a case waits about as long as it computes."""
 
-TRIES = 3
+TRIES = 8
 """How often a case is tried in which the daemon does not come to its point."""
 
 
