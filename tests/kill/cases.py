@@ -22,7 +22,15 @@ from panicd.service.control_client import DaemonUnreachableError, RefusedError
 from tests.kill.gate import Gate
 from tests.kill.scenarios import DUMP, Scenario
 from tests.kill.subjects import FakeSubject, RealSubject, Subject, relaunch_arguments
-from tests.kill.verdict import Counters, Evidence, became, has_begun, judge, judge_dead_qemu, wanted
+from tests.kill.verdict import (
+    Counters,
+    Evidence,
+    became,
+    has_begun,
+    judge,
+    judge_dead_qemu,
+    wanted,
+)
 from tests.parts.background import background
 from tests.parts.daemon import DaemonEndedError, Process, RunningDaemon, stable
 from tests.parts.fake import FakeQemu
@@ -139,6 +147,7 @@ class _Trial:
         self._gate: Gate
         self._subject: Subject
         self._answered = trio.Event()
+        self._cut_at: int | None = None
 
     async def run(self) -> None:
         policy = {"evidence": {"budget": "0s"}, **self._scenario.policy}
@@ -214,6 +223,7 @@ class _Trial:
         self._evidence.dumped_at_blow = any(map(_is_complete, self._dump_files()))
         match blow:
             case Blow.CUT:
+                self._cut_at = self._daemon.mark()
                 _fake(subject).close_session()
                 gate.go_on()
             case Blow.KILL_QEMU:
@@ -254,7 +264,7 @@ class _Trial:
             await self._wait_journal(lambda journal: bool(journal) and not journal[-1].is_open)
         else:
             await self._answered.wait()
-            if self._evidence.at_blow is not None:
+            if self._evidence.at_blow is not None or self._cut_at is not None:
                 await self._wait_journal(lambda _: self._is_taken_up())
             await self._wait_journal(lambda _: self._has_become())
         evidence.journal = self._daemon.journal()
@@ -270,7 +280,8 @@ class _Trial:
     def _is_taken_up(self) -> bool:
         """Whether the daemon has found the domain again, and gone on with its incident."""
         daemon, subject = self._daemon, self._subject
-        armed = daemon.logged("policy in force", since=daemon.began, domain="vm")
+        since = daemon.began if self._cut_at is None else self._cut_at
+        armed = daemon.logged("policy in force", since=since, domain="vm")
         return bool(armed) or (subject.ended and not self._relaunches())
 
     def _has_become(self) -> bool:
