@@ -87,6 +87,7 @@ async def see(directory: Path, kernel: Any) -> Seen:
             domain = await daemon.domain(NAME)
             await guest.vm.start_guest()
             found = await daemon.wait_incident(NAME, state="preserved")
+            await daemon.wait_kept(found)
             incident: Any = await daemon.call("incident", incident=found.id)
             log = await ask(daemon, "incident", found.id, "--log")
         bundle = directory / "state" / "incidents" / found.id

@@ -69,6 +69,7 @@ async def test_incident_has_the_panics_own_words(socket_dir: Path, linux_kernel:
         linux_guest(socket_dir, linux_kernel, devices=["pvpanic"]),
     ):
         found = await daemon.wait_incident("linux", ending="restarted")
+        await daemon.wait_kept(found)
         incident: Any = await daemon.call("incident", incident=found.id)
         assert incident["panic_line"] == WORDS
         kept_of_linux(Path(incident["evidence_directory"]))
@@ -84,6 +85,7 @@ async def test_incident_of_linux_is_shown_and_exported_whole(
         linux_guest(socket_dir, linux_kernel, screen=True),
     ):
         found = await daemon.wait_incident("linux", ending="restarted")
+        await daemon.wait_kept(found)
         incident: Any = await daemon.call("incident", incident=found.id)
         (told,) = daemon.logged("panic line", incident=found.id)
         assert told["panic_line"] == WORDS
@@ -121,6 +123,7 @@ async def test_evidence_of_a_guest_without_words_is_taken_all_the_same(socket_di
         await daemon.wait_armed("vm")
         await vm.press_key()
         found = await daemon.wait_incident("vm", ending="destroyed")
+        await daemon.wait_kept(found)
         incident: Any = await daemon.call("incident", incident=found.id)
         assert incident["panic_line"] == ""
         kept_of_boot_sector(Path(incident["evidence_directory"]))

@@ -419,6 +419,7 @@ async def test_the_bug_check_of_a_windows_is_read_and_it_is_dumped_afterwards(
         await vm.wait_status("guest-panicked")
         async with started as daemon:
             found = await daemon.wait_incident("vm", ending="destroyed")
+            await daemon.wait_kept(found)
             incident: Any = await daemon.call("incident", incident=found.id)
         assert libvirtd.running
         assert incident["panic_line"].startswith("Windows bug check 0x0000007E SYSTEM_THREAD")

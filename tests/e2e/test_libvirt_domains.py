@@ -289,6 +289,7 @@ async def test_what_is_kept_of_a_linux(
         libvirtd.plain_domain(socket_dir, "coredump-destroy", guest=guest, vmcoreinfo=True),
     ):
         found = await daemon.wait_incident("vm", ending="destroyed")
+        await daemon.wait_kept(found)
         assert {("Collect", "done"), ("Dump", "done")} <= set(found.steps)
         incident: Any = await daemon.call("incident", incident=found.id)
         assert incident["panic_line"] == "Kernel panic - not syncing: sysrq triggered crash"

@@ -53,6 +53,7 @@ async def test_a_dump_holds_what_a_kernel_panic_is_debugged_with(
         linux_guest(socket_dir, linux_kernel),
     ):
         incident = await daemon.wait_incident(NAME, ending="destroyed")
+        await daemon.wait_kept(incident)
         record = await daemon.call("incident", incident=incident.id)
         (dump,) = record["dump_facts"]
         assert dump["path"].endswith(f"{incident.id}.kdump")

@@ -272,6 +272,7 @@ async def test_unrequested_is_told_from_on_crash(socket_dir: Path) -> None:
         audited = await daemon.call("audit")
         fake.panic()
         incident = await daemon.wait_incident("vm", state="preserved")
+        await daemon.wait_kept(incident)
         shown = await daemon.call("incident", incident=incident.id)
         (logged,) = daemon.logged("decided")
     for told in (explained["plan"], shown["decisions"][0], logged):

@@ -42,6 +42,7 @@ async def test_a_panic_is_known_by_its_cause_in_every_boot(
         for boot in range(1, BOOTS + 1):
             async with linux_guest(socket_dir, linux_kernel, trouble=trouble) as guest:
                 found = await daemon.wait_incident("linux", ending="destroyed", count=boot)
+                await daemon.wait_kept(found)
             incident: Any = await daemon.call("incident", incident=found.id)
             assert incident["panic_line"].startswith(kind.line)
             signature = incident["signature"]

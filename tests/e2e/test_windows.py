@@ -34,6 +34,7 @@ async def test_bug_check_and_dump_of_a_real_guest(socket_dir: Path) -> None:
         await daemon.wait_armed("vm")
         await vm.start_guest()
         found = await daemon.wait_incident("vm", state="preserved")
+        await daemon.wait_kept(found)
         incident: Any = await daemon.call("incident", incident=found.id)
         assert incident["panic_line"] == LINE
         assert incident["signature"]["title"].startswith("bug check 0x7e SYSTEM_THREAD_EXCEPTION")
@@ -58,6 +59,7 @@ async def test_the_same_of_hyper_v_s_crash_registers(socket_dir: Path) -> None:
         await daemon.wait_armed("vm")
         vm.panic({"type": "hyper-v", **numbers})
         found = await daemon.wait_incident("vm", state="preserved")
+        await daemon.wait_kept(found)
         incident: Any = await daemon.call("incident", incident=found.id)
         assert incident["panic_line"] == LINE
         told = await daemon.wait_log("panic line", incident=found.id)

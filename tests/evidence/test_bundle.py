@@ -107,6 +107,7 @@ async def evidence_of(socket_dir: Path, vm: FakeQemu) -> dict[str, Any]:
         await daemon.wait_armed("vm")
         vm.panic()
         incident = await daemon.wait_incident("vm", ending="restarted")
+        await daemon.wait_kept(incident)
         record: dict[str, Any] = await daemon.call("incident", incident=incident.id)
         return record
 

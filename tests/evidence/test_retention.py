@@ -20,6 +20,7 @@ async def test_incident_whose_evidence_was_removed_says_so(socket_dir: Path) -> 
         mark = daemon.mark()
         vm.panic()
         second = await daemon.wait_incident("vm", ending="restarted", since=mark)
+        await daemon.wait_kept(second)
         await daemon.wait_log("old evidence removed", incident=first.id)
         record: Any = await daemon.call("incident", incident=first.id)
         assert "evidence.keep" in record["evidence"]["removed"]["why"]
