@@ -371,7 +371,16 @@ class FakeQemu(RecordedMonitor):
         if dump.detached:
             self._nursery.start_soon(self._write_dump, dump)
             return None
-        return await self._write_dump(dump)
+        errors: list[str | None] = []
+        written = trio.Event()
+
+        async def write() -> None:
+            errors.append(await self._write_dump(dump))
+            written.set()
+
+        self._nursery.start_soon(write)  # to its end, whatever becomes of the connection
+        await written.wait()
+        return errors[0]
 
     async def _write_dump(self, dump: Dump) -> str | None:
         with os.fdopen(dump.fd, "wb", buffering=0) as file:
