@@ -46,7 +46,7 @@ def unwatched(fleet: Fleet) -> list[RunningQemu]:
     """Return the QEMUs of this host that panicd has no monitor of."""
     domains = list(fleet.domains.values())
     names = {domain.name for domain in domains}
-    pids = {domain.session.peer.pid for domain in domains if domain.session is not None}
+    pids = {session.peer.pid for domain in domains if (session := domain.session) is not None}
     return [qemu for qemu in running_qemus() if qemu.pid not in pids and qemu.name not in names]
 
 

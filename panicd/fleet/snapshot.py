@@ -154,7 +154,7 @@ def foresee_decision(
 
 
 def domain_status(domain: Domain, outlook: Outlook) -> DomainStatus:
-    """Return how a domain stands."""
+    """Return how a domain stands; from any thread, while its session may end."""
     chronicle, session, policy, dump = domain.chronicle, domain.session, domain.policy, domain.dump
     hold = outlook.hold_on(domain)
     incident = chronicle.incident if chronicle else None
@@ -182,7 +182,8 @@ def domain_status(domain: Domain, outlook: Outlook) -> DomainStatus:
     if session is None or policy is None:
         return known
     capability = session.capability
-    decision = foresee_decision(policy, capability, _situation(domain, outlook), outlook)
+    situation = _situation(domain, capability, outlook)
+    decision = foresee_decision(policy, capability, situation, outlook)
     return replace(
         known,
         run_state=session.run_state,
@@ -241,15 +242,16 @@ def _of_incident(incident: Incident) -> Standing:
 
 def _standing(domain: Domain, *, held: bool) -> Standing:
     """Return how a domain stands: the worst that can be said of it."""
-    if domain.chronicle is not None:
-        return _of_incident(domain.chronicle.incident)
+    chronicle, session = domain.chronicle, domain.session
+    if chronicle is not None:
+        return _of_incident(chronicle.incident)
     if domain.spare_of:
         return Standing.SPARE
     if domain.is_silent:
         return Standing.SILENT
-    if domain.session is None or domain.policy is None:
+    if session is None or domain.policy is None:
         return Standing.NOT_CONNECTED
-    capability = domain.session.capability
+    capability = session.capability
     if capability.panic_device is PanicDevice.NONE:
         return Standing.NO_PANIC_DEVICE
     if capability.armed is not Armed.YES:
@@ -264,16 +266,15 @@ def foresee_domain(domain: Domain, outlook: Outlook, *, own_time: Reason | None 
     assert domain.session is not None
     assert domain.policy is not None
     policy, capability = domain.policy, domain.session.capability
-    situation = replace(_situation(domain, outlook), own_time=own_time)
+    situation = replace(_situation(domain, capability, outlook), own_time=own_time)
     decision = foresee_decision(policy, capability, situation, outlook)
     return make_plan(decision, policy, capability, situation)
 
 
-def _situation(domain: Domain, outlook: Outlook) -> Situation:
+def _situation(domain: Domain, capability: Capability, outlook: Outlook) -> Situation:
     """Return how a connected domain would stand if it panicked now."""
-    assert domain.session is not None
     return Situation(
-        run_state=domain.session.capability.panic_leaves,
+        run_state=capability.panic_leaves,
         restarts=outlook.counters.restarts(domain.key),
         held=outlook.hold_on(domain) is not None,
         storm=outlook.storm.hits(domain.key),

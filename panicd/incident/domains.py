@@ -85,7 +85,8 @@ class Domain:
     @property
     def is_silent(self) -> bool:
         """Whether its QEMU is known not to answer, connected or not."""
-        return self.mute if self.session is None else self.session.silent_since is not None
+        session = self.session  # it may end meanwhile, where this is asked for in another thread
+        return self.mute if session is None else session.silent_since is not None
 
 
 @dataclass(slots=True)
