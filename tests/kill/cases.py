@@ -259,7 +259,7 @@ class _Trial:
 
     async def _see_the_end(self) -> None:
         evidence, scenario = self._evidence, self._scenario
-        struck_dead = self._case.blow is Blow.KILL_QEMU
+        struck_dead = self._case.blow is Blow.KILL_QEMU and evidence.struck
         if struck_dead:
             await self._wait_journal(lambda journal: bool(journal) and not journal[-1].is_open)
         else:
