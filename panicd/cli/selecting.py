@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, NamedTuple
 
 from panicd.rules.standing import PROBLEMS, Standing
 from panicd.service.control_client import Answer
@@ -12,8 +11,7 @@ from panicd.service.control_client import Answer
 _ORDER: Final[dict[str, int]] = {standing: place for place, standing in enumerate(Standing)}
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Which domains are wanted, and in what order.
 
     Attributes:

@@ -104,7 +104,11 @@ def _notices(services: Services, shows_guests: bool) -> Iterable[Html]:
     if fault := services.keeping.journal.fault:
         yield notice(BAD, f"The journal can't be written: {fault}")
     if services.unrecorded():
-        yield notice(BAD, "The journal was damaged: guests are preserved until it is seen to.")
+        yield notice(
+            BAD,
+            "The journal was damaged: panicked guests are preserved until "
+            "journal.sqlite3.damaged-… is moved away.",
+        )
     if services.storm.raged:
         yield notice(BAD, "Many domains panicked at once: what ends or resets is held back.")
     if problem := services.libvirt.problem:
