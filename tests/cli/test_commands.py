@@ -179,6 +179,14 @@ def test_qemu_args_are_a_shell_s_words(version: str, more: list[str]) -> None:
     assert ("-no-shutdown" in words) == (version in {"2.8", "5.2"})  # 1.5 pauses on a panic
 
 
+def test_qemu_args_say_why_to_people_alone() -> None:
+    asked = ("qemu-args", "--name", "web-1")
+    assert "#" not in panicd(*asked).output
+    assert (
+        "# lets the guest report that it panics" in panicd(*asked, env={"FORCE_COLOR": "1"}).output
+    )
+
+
 # -- with a daemon
 
 
