@@ -328,7 +328,7 @@ async def test_hold_of_what_there_is_none_of_is_refused(socket_dir: Path) -> Non
         async with vm.running():
             await daemon.wait_armed("web-1")
             refused = await ask(daemon, "hold", "web-2", *because, status=FAILED)
-            assert "no domain is called 'web-2'; did you mean \"web-1\"?; --future" in refused
+            assert "no domain is called 'web-2'; did you mean \"web-1\"?\nAdd --future" in refused
             for pattern in ("web-*", "web-[12]", "web-?"):
                 refused = await ask(daemon, "hold", pattern, "--future", *because, status=FAILED)
                 assert "a hold is on one domain" in refused
