@@ -61,8 +61,9 @@ async def measure(directory: Path, options: argparse.Namespace) -> tuple[list[fl
             record = await daemon.call("incident", incident=incident.id)
             (step,) = (each for each in record["steps"] if each["step"] == "Collect")
             took.append(step["ended_at"] - step["begun_at"])
-    kept = Path(record["evidence_directory"], "kernel.log")
-    return took, len(kept.read_text(errors="replace").splitlines())
+        kept = trio.Path(record["evidence_directory"], "kernel.log")
+        lines = (await kept.read_text(errors="replace")).splitlines()
+    return took, len(lines)
 
 
 if __name__ == "__main__":
