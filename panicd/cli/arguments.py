@@ -30,7 +30,7 @@ from panicd.rules.qemu_args import Argument, Wanted, qemu_arguments
 @click.option(
     "--dial-in",
     type=click.Path(path_type=Path),
-    help="Let the VM connect to this socket of panicd's instead.",
+    help="Let the VM connect to this socket of panicd instead.",
 )
 @click.option("--machine", default="", metavar="TYPE", help="The machine type, as in -machine.")
 @click.option(

@@ -21,13 +21,13 @@ from panicd.service.control_client import Answer, call
 
 @click.command()
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1, shell_complete=every_domain)
-@click.option("--problems", is_flag=True, help="Only domains that somebody has to look at.")
+@click.option("--problems", is_flag=True, help="Show only domains that somebody must look at.")
 @click.option(
     "--policy",
     "policies",
     type=click.Choice([str(value) for value in OnCrash]),
     multiple=True,
-    help="Only domains with this on_crash.",
+    help="Show only domains with this on_crash.",
 )
 @click.option(
     "--sort",
@@ -36,7 +36,12 @@ from panicd.service.control_client import Answer, call
     show_default=True,
     help="The order: by state, the worst first; by name; by age, the oldest first; by policy.",
 )
-@click.option("--all", "everything", is_flag=True, help="More domains than the window holds.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Show every domain, even if they don't fit the window.",
+)
 @click.option("--watch", is_flag=True, help="Show it again every second, a window at a time.")
 @json_option
 def status(
@@ -93,7 +98,7 @@ def reload(context: Context) -> tuple[object, Callable[[], None]]:
 @fails_on_findings
 @json_option
 def audit(context: Context) -> tuple[object, Callable[[], None]]:
-    """List the domains that could not be acted on, and why.
+    """List the domains that panicd could not act on, and why.
 
     It says what to do about each. Exit status 1 where there is one.
     """

@@ -45,14 +45,14 @@ def _moment(_context: object, _parameter: object, text: str | None) -> float | N
     "--same-as",
     metavar="INCIDENT",
     shell_complete=every_incident,
-    help="Only those of the same panic as INCIDENT's, itself among them.",
+    help="Only those of the same panic as INCIDENT, which is included.",
 )
 @click.option(
     "--limit",
     type=click.IntRange(1, 10_000),
     default=20,
     show_default=True,
-    help="At most so many, the newest.",
+    help="Show at most this many, the newest.",
 )
 @json_option
 def incidents(
@@ -89,7 +89,7 @@ def incidents(
     type=click.IntRange(1, 10_000),
     default=20,
     show_default=True,
-    help="At most so many, the latest seen.",
+    help="Show at most this many, the latest seen.",
 )
 @json_option
 def panics(
@@ -109,7 +109,7 @@ def panics(
 @click.option(
     "--log",
     is_flag=True,
-    help="Show the guest's kernel log instead: all of it from a memory dump, else its end.",
+    help="Show the guest's kernel log: all of it if there is a memory dump, or else its end.",
 )
 @json_option
 def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:
@@ -143,7 +143,7 @@ def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Cal
 @click.option(
     "--level",
     type=click.IntRange(0, 31),
-    help="Filter a full dump at this dump level of makedumpfile's, such as 31.",
+    help="Filter a full dump at this dump level of makedumpfile, such as 31.",
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.pass_obj

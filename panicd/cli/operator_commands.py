@@ -24,7 +24,9 @@ WHY: Final = click.option("--why", required=True, help="The reason. It is kept i
 
 @click.command()
 @click.argument("domain", required=False, shell_complete=free_domains)
-@click.option("--all", "whole_host", is_flag=True, help="Every domain: maintenance of the host.")
+@click.option(
+    "--all", "whole_host", is_flag=True, help="Hold every domain, for maintenance of the host."
+)
 @click.option(
     "--for",
     "duration",

@@ -29,7 +29,7 @@ COMMANDS: Final = {
             "commands:explain",
             "Show what a panic of DOMAIN would lead to now, and why.",
         ),
-        "audit": ("commands:audit", "List the domains that could not be acted on, and why."),
+        "audit": ("commands:audit", "List the domains that panicd could not act on, and why."),
         "export": (
             "incident_commands:export",
             "Pack all that is known of INCIDENT into one archive.",

@@ -146,7 +146,7 @@ class Connector:
                 for discovery in self._discoveries:
                     discovery.look_again()
         except OSError as error:
-            get_logger().warning("what is mounted may go unseen", reason=str(error))
+            get_logger().warning("mounts may be missed", reason=str(error))
 
     async def dial_found(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Dial the monitors that libvirt's domains were given, whatever they are called."""

@@ -74,7 +74,7 @@ class UnidentifiedConnections:
             self._untold += 1
             return False
         if self._untold:
-            get_logger().warning("connections that were none are not told of", count=self._untold)
+            get_logger().warning("connections without a QEMU were not logged", count=self._untold)
         self._untold, self._told_at = 0, now
         return True
 

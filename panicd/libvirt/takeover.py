@@ -52,9 +52,9 @@ async def give_back_all(uri: str, domains: Iterable[tuple[DomainRef, LibvirtDoma
                         await give_back(client, ref, domain)
                     except LibvirtRefusedError as error:  # it has ended, most likely
                         log = get_logger(domain=domain.name)
-                        log.warning("libvirt goes on leaving panics be", problem=str(error))
+                        log.warning("libvirt keeps preserving panicked guests", problem=str(error))
     except LibvirtError as error:
-        get_logger().warning("libvirt goes on leaving panics be", problem=str(error))
+        get_logger().warning("libvirt keeps preserving panicked guests", problem=str(error))
 
 
 async def _set_on_crash(client: Client, ref: DomainRef, word: str) -> None:

@@ -57,9 +57,9 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     "applies",
     Reason.ACTION_FAILED: "the action before this one failed: the fallback applies",
     Reason.DUMP_FAILED: "the dump failed and is required: the guest is preserved",
-    Reason.STORM: "many domains of this host panicked at once, so the cause lies deeper: the guest "
-    "is preserved for an operator",
-    Reason.FLOOD: "it panicked more often than is ignored: the guest is stopped and preserved",
+    Reason.STORM: "many domains of this host panicked at once, so the host is the likely cause: "
+    "the guest is preserved for an operator",
+    Reason.FLOOD: "it panicked more often than ignore allows: the guest is stopped and preserved",
     Reason.HELD: "an operator suspended automation: nothing is done until the hold ends",
     Reason.JOURNAL: "the journal can't be written, or was found damaged and with it what was done "
     "before: the guest is preserved",

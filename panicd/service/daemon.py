@@ -239,7 +239,7 @@ class Daemon:
         try:
             recent = self._journal.incidents(since=since, limit=-1)[::-1]
         except JournalDamagedError as error:  # one that is closed: it costs no more than this
-            get_logger().error("whether there was a storm is not known", problem=str(error))
+            get_logger().error("it is not known whether there was a storm", problem=str(error))
             return
         for incident in recent:
             self._storm.remember(incident.opened.domain_key, incident.opened.at)

@@ -330,7 +330,7 @@ class _Wire:
                     sent = b""
                     goes_on()
             except OSError as error:  # the client sees that it is not whole
-                get_logger().warning("a file was not sent to its end", problem=str(error))
+                get_logger().warning("a file was not sent completely", problem=str(error))
                 return False
         elif not self._bodiless:
             sent += parser.send(h11.Data(data=response.body)) or b""

@@ -60,7 +60,7 @@ def _status(domain: Domain, status: DomainStatus) -> Html:
         ("State", domain_state(domain, status)),
         ("Since", moment(status.since)),
         ("Policy", status.on_crash),
-        ("Would do now", _would_do(status)),
+        ("If it panics", _would_do(status)),
         ("Armed", status.armed if status.connected else ""),
         ("Panic device", status.panic_device),
         ("Restarts left", restarts_left(domain, status)),

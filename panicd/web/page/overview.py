@@ -101,7 +101,7 @@ def overview(services: Services, shows_guests: bool, query: str) -> Html:
 
 def _notices(services: Services, shows_guests: bool) -> Iterable[Html]:
     if services.dry_run:
-        yield notice(WARN, "A dry run: everything is decided, and nothing is done.")
+        yield notice(WARN, "Dry run: panicd decides and records, but does nothing.")
     if fault := services.keeping.journal.fault:
         yield notice(BAD, f"The journal can't be written: {fault}")
     if services.unrecorded():
@@ -111,7 +111,10 @@ def _notices(services: Services, shows_guests: bool) -> Iterable[Html]:
             "journal.sqlite3.damaged-… is moved away.",
         )
     if services.storm.raged:
-        yield notice(BAD, "Many domains panicked at once: what ends or resets is held back.")
+        yield notice(
+            BAD,
+            "Storm: many domains panicked at once; storm.then applies.",
+        )
     if problem := services.libvirt.problem:
         yield notice(BAD, f"libvirt does not answer: {problem}")
     for problem in services.problems.current:
@@ -166,9 +169,9 @@ def _domains(services: Services, statuses: list[tuple[Domain, DomainStatus]]) ->
     if not services.fleet.domains:
         return element("p", "None. Does a monitor's glob match, and does its VM run?")
     if not statuses:
-        return element("p", "None is like that.")
+        return element("p", "No domain matches.")
     return table(
-        ("Domain", "State", "Armed", "Policy", "Would do now", "Restarts left", "Held"),
+        ("Domain", "State", "Armed", "Policy", "If it panics", "Restarts left", "Held"),
         [
             (
                 domain_link(status.domain),

@@ -27,7 +27,7 @@ STATES: Final = {
 }
 
 SEEN: Final = "acknowledged"
-WITHHELD: Final = "withheld"
+WITHHELD: Final = "hidden"
 WHY_WITHHELD: Final = (
     "Guest output is hidden because this page has no login. Set metrics.web_config to change that."
 )

@@ -39,7 +39,7 @@ SCRIPT: Final = """
       }
       told.textContent = "";
     } catch (error) {
-      if (mine === newest) told.textContent = "What is shown is old: panicd gives no answer.";
+      if (mine === newest) told.textContent = "This page is old: panicd does not answer.";
     }
   }
   function show(part) {
