@@ -250,7 +250,9 @@ class Api:
         domains = matched(services, places)
         if not domains and asked != EVERY_DOMAIN:
             if set(asked) & PATTERN:
-                message = "a hold is on one domain, by its name or UUID, or on the whole host (--all)"
+                message = (
+                    "a hold is on one domain, by its name or UUID, or on the whole host (--all)"
+                )
                 raise RefusedError("bad-request", message)
             if request.arguments.get("future") is not True:
                 hint = "\nAdd --future to hold it once it exists."

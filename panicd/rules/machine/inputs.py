@@ -95,7 +95,7 @@ class Plight(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """An incident that has no connection is taken up, for as long as there is something to do."""
+    """An incident without a connection is taken up, as long as there is something to do."""
 
     incident: Incident
     plight: Plight
@@ -153,7 +153,7 @@ class Elapsed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What was to be done outside of the machine has come to its end.
+    """Something that was done outside of the machine has ended.
 
     Attributes:
         serial: of the effect.
@@ -183,7 +183,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class TurnCame:
-    """The domain may be acted on now."""
+    """It is the domain's turn to be acted on."""
 
     serial: int
 
@@ -200,7 +200,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Departed:
-    """It was found out why the session ended.
+    """panicd found out why the session ended.
 
     Attributes:
         gone: QEMU has ended with it.
@@ -218,7 +218,7 @@ class Reconsider:
 
 @dataclass(frozen=True, slots=True)
 class LookAgain:
-    """Something may have happened to the guest that no event told of."""
+    """Something may have happened to the guest without an event."""
 
 
 @dataclass(frozen=True, slots=True)

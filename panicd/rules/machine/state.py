@@ -32,7 +32,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """Nothing is under way; an incident may be open, and stays as it is."""
+    """Nothing is under way. An incident may be open and stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The guest is to have stopped."""
+    """The machine waits for the guest to have stopped."""
 
     index: int
     stage: Stage
@@ -123,7 +123,7 @@ class Collecting:
 
 @dataclass(frozen=True, slots=True)
 class Quieting:
-    """What QEMU is busy with is waited for.
+    """The machine waits until QEMU is no longer busy.
 
     Attributes:
         index: of the step.
@@ -215,7 +215,7 @@ class StoppingAgain:
 
 @dataclass(frozen=True, slots=True)
 class RunningAgain:
-    """A panic has stopped a guest whose panics are ignored, and it is let run again.
+    """A panic stopped a guest whose panics are ignored; it is let run again.
 
     The decision on record stands for that.
     """
@@ -225,17 +225,17 @@ class RunningAgain:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """It is not known how a step ended: the session is given up, and the VM asked on the next."""
+    """It is not known how a step ended. The session ends, and the VM is asked in the next one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Departing:
-    """The session has ended, and it is found out why."""
+    """The session has ended, and panicd finds out why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """The domain is looked after no more; an open incident waits."""
+    """panicd no longer looks after the domain; an open incident waits."""
 
 
 Phase = (
