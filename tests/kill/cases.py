@@ -154,7 +154,7 @@ class _Trial:
         short = dict.fromkeys(SHORT, patiently(1))
         policy["timeouts"] = {**short, **policy.get("timeouts", {})}
         if self._scenario.relaunch:
-            policy["relaunch"] = {"command": self._relaunch_command(), "timeout": "3s"}
+            policy["relaunch"] = {"command": self._relaunch_command(), "timeout": patiently(3)}
         start = GatedDaemon.start(self._directory, policy, time_limit=TIME_LIMIT, storm="off")
         async with (
             Gate.open(self._directory) as self._gate,
