@@ -68,7 +68,7 @@ class WaitingRoom:
         opened, deadline = chronicle.incident.opened, return_deadline(chronicle)
         if deadline is not None and is_resumed:
             deadline = max(deadline, self._clock() + FOUND_WITHIN)
-        if deadline is not None and self._has_returned(opened):
+        if _is_relaunched(chronicle) and self._has_returned(opened):
             self.hand_over(chronicle, Plight.RETURNED)  # it was faster than what brought it back
             return
         place = self._waiting[chronicle.incident.id] = _Place(chronicle)
@@ -152,6 +152,14 @@ def _is_of(opened: Opened, domain: Domain) -> bool:
 def _lives(opened: Opened) -> bool:
     process = ProcessIdentity.parse(opened.process)
     return process is not None and not process.has_ended()
+
+
+def _is_relaunched(chronicle: Chronicle) -> bool:
+    """Tell whether only a domain's return is missing, be it that its time is over."""
+    incident = chronicle.incident
+    if not incident.is_open or incident.plan is None or not incident.steps:
+        return False
+    return isinstance(incident.plan.steps[max(incident.steps)], AwaitReturn)
 
 
 def return_deadline(chronicle: Chronicle) -> float | None:
