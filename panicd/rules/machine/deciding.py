@@ -78,9 +78,18 @@ def decide_now(turn: Turn, run_state: RunState | None, own_time: Reason | None =
     carry_out(turn, decision, situation)
 
 
-def carry_out(turn: Turn, decision: Decision, situation: Situation) -> None:
-    """Note a decision with its plan, and begin with the plan."""
-    if turn.open.has_begun(Dump):
+def carry_out(
+    turn: Turn, decision: Decision, situation: Situation, *, asked_for: bool = False
+) -> None:
+    """Note a decision with its plan, and begin with the plan.
+
+    Args:
+        turn: the step in the making.
+        decision: what is to be done.
+        situation: the domain as it stands.
+        asked_for: an operator asks for it anew: a dump that failed is made again.
+    """
+    if turn.open.dumped or (turn.open.has_begun(Dump) and not asked_for):
         decision = replace(decision, coredump=False)
     policy, capability = turn.moment.policy, turn.known.capability
     turn.decided(make_plan(decision, policy, capability, situation))

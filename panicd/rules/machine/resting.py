@@ -428,7 +428,12 @@ def _obey(turn: Turn) -> None:
         turn.answer(str(impossible))
         turn.rest()
         return
+    if decision.coredump and turn.open.dumped:
+        action = decision.wanted.action
+        turn.answer(f"the incident has a dump, {turn.open.dumped}: ask for {action} alone")
+        turn.rest()
+        return
     operation = asked.operation
     what = f"{operation.kind} {operation.detail}".strip()
     turn.note(AskedEntry(operation.at, operation.uid, what, operation.why, operation.user))
-    deciding.carry_out(turn, decision, situation)
+    deciding.carry_out(turn, decision, situation, asked_for=True)
