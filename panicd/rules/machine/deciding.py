@@ -206,13 +206,14 @@ def follow_up(turn: Turn, end: End) -> None:
     match end:
         case Course():
             finish(turn, end)
-        case Came(index=index, result=result):
-            _end_step(turn, index, result)
+        case Came():
+            _end_step(turn, end)
         case None:
             pass
 
 
-def _end_step(turn: Turn, index: int, result: StepResult) -> None:
+def _end_step(turn: Turn, came: Came) -> None:
+    index, result = came.index, came.result
     turn.end(index, result)
     step = turn.step(index)
     if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
@@ -222,7 +223,7 @@ def _end_step(turn: Turn, index: int, result: StepResult) -> None:
     if course is Course.RESET_BY_OTHERS or (course and result.outcome is Outcome.FAILED):
         finish(turn, course)  # it failed for others have reset the guest, or let it run
         return
-    is_cut_off = cut_off(turn, step, result)
+    is_cut_off = came.lost or cut_off(turn, step, result)
     if step.on_failure is OnFailure.CONTINUE and not is_cut_off:
         begin_step(turn, index + 1)
     elif result.outcome is Outcome.UNKNOWN or is_cut_off:

@@ -282,7 +282,10 @@ def arm_look(turn: Turn) -> None:
     """See to it that what no event tells of is looked at."""
     incident, vm = turn.incident, turn.known
     if incident is not None and incident.watched_until is not None:
-        turn.wake(max(0.0, incident.watched_until - turn.moment.now))
+        if turn.watched[0] != incident.watched_until:
+            left = max(0.0, incident.watched_until - turn.moment.now)
+            turn.watched = (incident.watched_until, turn.moment.ticks + left)
+        turn.wake(max(0.0, turn.watched[1] - turn.moment.ticks))
     elif incident is not None and incident.state in LOOK_AFTER:
         turn.wake(LOOK_AFTER[incident.state])
     elif incident is None and vm.run_state is RunState.INMIGRATE:
