@@ -207,5 +207,5 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
 def _warnings(capability: Capability) -> list[str]:
     """Return what would be wrong under other policies than the one that is configured."""
     if capability.reboot_is_shutdown:
-        return ["drop -no-reboot, or configure relaunch, or restart can't be obeyed"]
+        return ["remove -no-reboot, or configure relaunch: restart can't be obeyed"]
     return []

@@ -34,42 +34,43 @@ class Exposure(StrEnum):
 _REMEDIES: Final[dict[Exposure, str]] = {
     Exposure.NO_MONITOR: "give panicd a QMP monitor of its own: see `panicd qemu-args`, and "
     "`panicd status` for why there is no connection",
-    Exposure.SILENT: "its QEMU is stopped, or hangs (in its storage, mostly), and would not tell "
-    "of a panic: see `ps -o stat,wchan PID`",
-    Exposure.NO_DEVICE: "add -device pvpanic (or pvpanic-pci), or the guest can't report a panic",
+    Exposure.SILENT: "its QEMU is stopped or hangs (mostly in storage), and would not report a "
+    "panic: see `ps -o stat,wchan PID`",
+    Exposure.NO_DEVICE: "add -device pvpanic (or pvpanic-pci): without one the guest can't report "
+    "a panic",
     Exposure.BUILTIN_DEVICE: "add -device pvpanic to ask for the builtin device, or set "
     "panic_notifier: any, or on_crash does not apply; to be rid of the device see "
     "`panicd qemu-args --no-notifier`",
-    Exposure.FIRMWARE: "take QEMU 1.6 or later: the firmware of 1.5 does not tell the guest of "
-    "pvpanic (ACPI), so a Linux guest's driver does not find it and its panic goes unseen",
+    Exposure.FIRMWARE: "use QEMU 1.6 or later: the firmware of 1.5 does not tell the guest of "
+    "pvpanic (ACPI), so a Linux guest's driver does not find it, and panicd sees no panic",
     Exposure.NOT_ARMED: "let panicd read QEMU's command line, to see whether -no-shutdown is "
     "there: without it this QEMU exits on a panic",
     Exposure.IRREVERSIBLE: "choose another on_crash than ignore, or QEMU 1.7 or later: the "
     "fallback applies",
-    Exposure.RESET_IMPOSSIBLE: "drop -no-reboot, or configure relaunch, or restart can't be obeyed",
+    Exposure.RESET_IMPOSSIBLE: "remove -no-reboot, or configure relaunch: restart can't be obeyed",
     Exposure.BUDGET_SPENT: "find out why it panics; until restart.window has passed, restart.then "
     "applies",
-    Exposure.LIBVIRT: "have libvirt preserve it, or it acts before panicd can: libvirt.take_over "
+    Exposure.LIBVIRT: "let libvirt preserve it, or it acts before panicd can: libvirt.take_over "
     "does that, and so does virsh set-lifecycle-action DOMAIN crash preserve",
     Exposure.NO_DUMP_SPACE: "make room above coredump.min_free in coredump.directory, and let "
     "panicd write there",
     Exposure.NO_SIGNAL: "let panicd see which process holds the monitor and signal it: no proxy in "
     "between, and CAP_KILL; `panicd explain` says what is missing",
-    Exposure.NO_VMCOREINFO: "add -device vmcoreinfo, or the kernel's log can't be read",
+    Exposure.NO_VMCOREINFO: "add -device vmcoreinfo, so that panicd can read the kernel's log",
     Exposure.HELD: "`panicd unhold`, when the work is done",
 }
 
 _BY_LIBVIRT: Final[dict[Exposure, str]] = {
-    Exposure.NO_MONITOR: "libvirt does not let panicd look after it: see `panicd status` for why",
-    Exposure.SILENT: "its QEMU hangs (in its storage, mostly), and would not tell of a panic: see "
+    Exposure.NO_MONITOR: "libvirt does not give panicd access to it: see `panicd status` for why",
+    Exposure.SILENT: "its QEMU hangs (mostly in storage), and would not report a panic: see "
     "`virsh domcontrol {name}`",
     Exposure.NO_DEVICE: "`virt-xml {name} --add-device --panic default`, and stop and start it: "
     "without a panic device the guest can't report a panic",
     Exposure.NO_VMCOREINFO: "`virt-xml {name} --edit --features vmcoreinfo.state=on`, and stop and "
     "start it: without it the kernel's log of a Linux guest can't be found in its memory",
     Exposure.RESET_IMPOSSIBLE: "`virt-xml {name} --edit --events on_reboot=restart`, and stop and "
-    "start it; or configure relaunch: libvirt ends it instead of having it reset",
-    Exposure.LIBVIRT: "have libvirt preserve it, or it acts before panicd can: libvirt.take_over "
+    "start it; or configure relaunch: libvirt ends it instead of resetting it",
+    Exposure.LIBVIRT: "let libvirt preserve it, or it acts before panicd can: libvirt.take_over "
     "does that, and so does `virsh set-lifecycle-action {name} crash preserve`",
 }
 """Of a domain that libvirt alone can reach. The options are those of virt-xml 4.1."""

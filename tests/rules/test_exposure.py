@@ -151,8 +151,8 @@ BUILTIN_1_6 = replace(BUILTIN, version=(1, 6, 2))
         (IGNORES, IRREVERSIBLE, "irreversible", "another on_crash than ignore", "unrequested"),
         (UNREQUESTED, BUILTIN_1_6, "irreversible", "another unrequested than ignore", "on_crash"),
         (POLICY, BUILTIN, "firmware", "QEMU 1.6 or later", "-device"),
-        (POLICY, SILENT_PC, "no-device", "add -device pvpanic (or pvpanic-pci)", "-pci,"),
-        (POLICY, SILENT_ARM, "no-device", "add -device pvpanic-pci,", "pvpanic (or"),
+        (POLICY, SILENT_PC, "no-device", "add -device pvpanic (or pvpanic-pci)", "pvpanic-pci:"),
+        (POLICY, SILENT_ARM, "no-device", "add -device pvpanic-pci:", "pvpanic (or"),
     ],
 )
 def test_remedy_suits_what_is_known(
