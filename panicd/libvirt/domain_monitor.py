@@ -94,6 +94,7 @@ class DomainMonitor(Exchange):
         known: returns what is known of the VM by its events; until it is set, nothing is.
         problem: why the session has ended.
         has_panicked: it was heard that the guest has.
+        look: libvirt was asked so, and nothing was heard or done since that would change it.
     """
 
     def __init__(self, client: Client, domain: DomainRef, timers: Timers) -> None:
@@ -107,7 +108,7 @@ class DomainMonitor(Exchange):
         self.timers = timers
         self._panic_at = -TAKEN_IN_WITHIN  # when one was heard of that libvirt has not taken in
         self._resets = 0  # under way
-        self._look: Look | None = None  # nothing was heard or done since that would change it
+        self.look: Look | None = None
         self._courses: set[_Course] = set()
         self._waiting: list[Callable[[], None]] = []
 
@@ -178,12 +179,12 @@ class DomainMonitor(Exchange):
                 self.has_panicked = True
                 if action is PanicAction.PAUSE:
                     self._panic_at = trio.current_time()
-                if self._look is None or not self._look.holds:  # a guest may flood
+                if self.look is None or not self.look.holds:  # a guest may flood
                     self._look_ahead(busy=True)
             case ResetEvent() if self._resets:
                 self._look_ahead()
             case ResetEvent() | ResumeEvent():
-                self._look = None
+                self.look = None
         self.events.put(event)
 
     def taken_in(self, *, is_still: bool) -> None:
@@ -211,7 +212,7 @@ class DomainMonitor(Exchange):
             is_late = wanted is Stand.RESET and self._resets > 0
         waits = is_late and stand is not wanted
         if waits:
-            self._look = None
+            self.look = None
             self._waiting.append(again)
             if len(self._waiting) == 1:
                 self.timers.after(LOOK_EVERY, self._look_again)
@@ -227,16 +228,20 @@ class DomainMonitor(Exchange):
     def _look_ahead(self, *, busy: bool = False) -> None:
         """Ask how the domain stands, and what keeps it busy, for a command is likely to follow."""
         is_there = not self.events.ended
-        self._look = Look(self.client, self.domain, busy=busy) if is_there else None
+        self.look = Look(self.client, self.domain, busy=busy) if is_there else None
+
+    @property
+    def looked_ahead(self) -> bool:
+        """Whether it was asked just now."""
+        return self.look is not None and self.look.holds
 
     def word(self, request: Request[Any]) -> Word | None:
         """Return the answer to a question that was asked just now; None: it was not."""
-        look = self._look
-        return look.word(request) if look is not None and look.holds else None
+        return self.look.word(request) if self.look is not None and self.looked_ahead else None
 
     def acts(self, name: str) -> None:
         """Note that a command is under way: how the domain stands it will change."""
-        self._look = None
+        self.look = None
         self._resets += name == "system_reset"
 
     def has_acted(self, name: str) -> None:
@@ -415,6 +420,7 @@ class _Course:
 
     def _command(self, index: int) -> None:
         found: list[DomainRef | DomainState] = []
+        ahead = self._monitor.looked_ahead
 
         def answered(answer: DomainRef | DomainState | LibvirtError) -> None:
             if isinstance(answer, LibvirtError):
@@ -422,7 +428,7 @@ class _Course:
                 return
             found.append(answer)
             if len(found) == 2:
-                self._give(index, found)
+                self._take_look(index, found, ahead=ahead)
 
         domain = self._monitor.domain
         lane = _COMMANDS[self._names[index]](domain).lane
@@ -430,26 +436,31 @@ class _Course:
         for first in (requests.look_up(domain.uuid), requests.state_of(domain)):
             self._ask(replace(first, domain=domain.uuid, lane=lane), answered)
 
-    def _give(self, index: int, found: list[DomainRef | DomainState]) -> None:
+    def _take_look(self, index: int, found: list[DomainRef | DomainState], *, ahead: bool) -> None:
+        """Give the command if the domain is found as it is known; else it is not meant."""
         monitor, name = self._monitor, self._names[index]
         vm = monitor.known()
         assert vm is not None, "the machine has attached it"
-        for each in found:
-            if isinstance(each, DomainRef):
-                if each.id != monitor.domain.id:
-                    monitor.end(f"libvirt has started the domain anew before {name}")
-                    return
-                continue
-            if each.state == State.SHUTOFF:
-                monitor.end(ENDED)
-                return
-            stand = stand_of(run_state(each.state, each.reason))
-            if monitor.is_to_wait(stand, partial(self._command, index)):
-                return
-            if stand is not expected(vm) and name != "stop":
-                why = f"libvirt says '{stand}', and events said '{expected(vm)}', before {name}"
-                monitor.end(why)
-                return
+        (start,) = (each for each in found if isinstance(each, DomainRef))
+        (state,) = (each for each in found if isinstance(each, DomainState))
+        stand = stand_of(run_state(state.state, state.reason))
+        if start.id != monitor.domain.id:
+            monitor.end(f"libvirt has started the domain anew before {name}")
+        elif state.state == State.SHUTOFF:
+            monitor.end(ENDED)
+        elif monitor.is_to_wait(stand, partial(self._command, index)):
+            pass
+        elif stand is expected(vm) or name == "stop":
+            self._give(index)
+        elif ahead:  # what was heard since may be why
+            monitor.look = None
+            self._command(index)
+        else:
+            why = f"libvirt says '{stand}', and events said '{expected(vm)}', before {name}"
+            monitor.end(why)
+
+    def _give(self, index: int) -> None:
+        monitor, name = self._monitor, self._names[index]
 
         def done(answer: LibvirtError | None) -> None:
             self._has_acted()

@@ -118,6 +118,7 @@ async def measure(rounds: int, journal: str | None) -> Times:
     with (
         tempfile.TemporaryDirectory(prefix="panicd-") as one,
         tempfile.TemporaryDirectory(prefix="panicd-") as other,
+        tempfile.TemporaryDirectory(prefix="panicd-") as place,
         Libvirtd.start(Path(one)) as own,
         Libvirtd.start(Path(other)) as shared,
     ):
@@ -128,8 +129,6 @@ async def measure(rounds: int, journal: str | None) -> Times:
             "domains": [{"match": "panicd-*", **NO_EVIDENCE}],
             **({"state_directory": journal} if journal else {}),
         }
-        place = Path(other, "guests")
-        place.mkdir()
         async with (
             connected(own.uri) as heard,
             connected(shared.uri) as heard_too,
@@ -139,7 +138,7 @@ async def measure(rounds: int, journal: str | None) -> Times:
         ):
             subjects = [
                 Subject(own, heard, Path(one), "libvirt", None),
-                *(Subject(shared, heard_too, place, name, daemon) for name in SUBJECTS[1:]),
+                *(Subject(shared, heard_too, Path(place), name, daemon) for name in SUBJECTS[1:]),
             ]
             async with _all([subject.domain("restart") for subject in subjects]) as domains:
                 for _ in range(rounds):
