@@ -22,6 +22,7 @@ from panicd.libvirt.client import Asked, Client
 from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtError,
+    LibvirtLostError,
     LibvirtNoRoomError,
     LibvirtRefusedError,
 )
@@ -463,6 +464,8 @@ class _Course:
         monitor, name = self._monitor, self._names[index]
 
         def done(answer: LibvirtError | None) -> None:
+            if isinstance(answer, LibvirtLostError):
+                return  # what came of it is yet to be heard, or that the session has ended
             self._has_acted()
             self._put(index, {} if answer is None else failure(name, answer))
 
