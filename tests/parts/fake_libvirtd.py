@@ -504,6 +504,7 @@ class FakeLibvirtd:
     def _suspend(self, items: Decoder) -> bytes:
         domain = self._running(items)
         domain.state = State.PAUSED, 1
+        self._say_qemu(domain, "STOP")
         self._say(domain, EventKind.SUSPENDED, 0)
         return b""
 
