@@ -17,7 +17,7 @@ test: ## run the tests; ARGS='-k policy -x' goes to pytest
 	@.ci/setup test
 	@.venv/bin/python -m pytest $(ARGS)
 
-kill-matrix: ## kill panicd at every point of every plan, on the fake and on the real QEMU
+kill-matrix: ## kill panicd at every point of every plan, on fake and real QEMUs and libvirtds
 	@.ci/setup test
 	@.venv/bin/python -m tests.kill $(ARGS)
 

@@ -5,7 +5,7 @@ Each test runs on both kinds, on a fake and on the real one. What holds for one 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -141,20 +141,26 @@ async def by_fake_libvirtd(directory: Path) -> AsyncIterator[Reached]:
             yield reached
 
 
-@asynccontextmanager
-async def by_real_libvirtd(directory: Path) -> AsyncIterator[Reached]:
+@pytest.fixture(scope="module")
+def libvirtd() -> Iterator[Libvirtd]:
+    """A real one, for all tests."""
     try:
-        with (
-            TemporaryDirectory(prefix="panicd-") as place,
-            Libvirtd.start(Path(place)) as libvirtd,
-        ):
-            async with (
-                libvirtd.domain(directory, "preserve") as vm,
-                domain_of(libvirtd.uri, vm.press_key) as reached,
-            ):
-                yield reached
+        with TemporaryDirectory(prefix="panicd-") as place, Libvirtd.start(Path(place)) as libvirtd:
+            yield libvirtd
     except LibvirtMissingError as error:
         pytest.skip(str(error))
+
+
+def by_real_libvirtd(libvirtd: Libvirtd) -> Reach:
+    @asynccontextmanager
+    async def reach(directory: Path) -> AsyncIterator[Reached]:
+        async with (
+            libvirtd.domain(directory, "preserve") as vm,
+            domain_of(libvirtd.uri, vm.press_key) as reached,
+        ):
+            yield reached
+
+    return reach
 
 
 @pytest.fixture(
@@ -162,11 +168,11 @@ async def by_real_libvirtd(directory: Path) -> AsyncIterator[Reached]:
         pytest.param(by_monitor(start_fake), id="fake-monitor"),
         pytest.param(by_monitor(start_real), id="monitor", marks=pytest.mark.real),
         pytest.param(by_fake_libvirtd, id="fake-libvirt"),
-        pytest.param(by_real_libvirtd, id="libvirt", marks=pytest.mark.real),
+        pytest.param(None, id="libvirt", marks=pytest.mark.real),
     ]
 )
 async def vm(request: pytest.FixtureRequest, socket_dir: Path) -> AsyncIterator[Reached]:
-    reach: Reach = request.param
+    reach: Reach = request.param or by_real_libvirtd(request.getfixturevalue("libvirtd"))
     with fail_after(TIME_LIMIT):
         async with reach(socket_dir) as reached:
             yield reached

@@ -67,6 +67,16 @@ async def test_connection_is_cut_and_answers_are_lost() -> None:
     check(await try_some(["coredump-restart", "destroy", "release"], sent_only, Kind.FAKE))
 
 
+async def test_panicd_is_killed_and_cut_off_around_every_command_to_libvirt() -> None:
+    blows = {Blow.KILL, Blow.KILL_LOST, Blow.KILL_LATE, Blow.CUT}
+
+    def sent_only(case: Case) -> bool:
+        return case.blow in blows and case.point is not None and case.point.startswith("sent")
+
+    names = ["coredump-restart", "destroy", "ignore-by-libvirt"]
+    check(await try_some(names, sent_only, Kind.FAKE_LIBVIRT))
+
+
 @pytest.mark.real
 async def test_panicd_is_killed_and_qemu_is_a_real_one() -> None:
     kills = {Blow.KILL, Blow.KILL_UNREAD}
