@@ -15,6 +15,7 @@ import trio.testing
 from panicd.host.timers import Timers
 from panicd.libvirt import look, requests
 from panicd.libvirt.domain_monitor import DomainMonitor
+from panicd.libvirt.memory import dumper
 from panicd.libvirt.protocol import Procedure, QemuEvent, State
 from panicd.qemu.event_outlet import Heard
 from panicd.qemu.monitor_error import SessionLostError
@@ -215,3 +216,35 @@ async def test_one_that_has_no_room_waits_in_line(socket_dir: Path) -> None:
         await until(lambda: bool(one.answers))
         assert isinstance(one.answers[0], SessionLostError)
         assert not one.fake.told[RESET]
+
+
+async def test_a_dump_whose_connection_ends_is_begun_again(socket_dir: Path) -> None:
+    """It has not failed: it is the only one that there will be of this guest."""
+    async with followed(socket_dir) as one:
+        one.panic()
+        client, domain = one.monitor.client, one.monitor.domain
+        one.fake.faults.hangs = {Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT}
+
+        async def dump() -> None:
+            with pytest.raises(SessionLostError):
+                await dumper(client, domain)(socket_dir / "dump", "elf", 60.0)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dump)
+            await until(lambda: bool(one.fake.told[Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT]))
+            await one.fake.end()
+
+
+async def test_what_a_lost_connection_left_unknown_may_yet_be_heard(socket_dir: Path) -> None:
+    """The line for commands has ended, and the one that tells of what came of it has not."""
+    async with followed(socket_dir) as one:
+        one.panic()
+        one.fake.faults.hangs = {RESET}
+        one.give("system_reset")
+        await until(lambda: bool(one.fake.told[RESET]))
+        for line in list(one.monitor.client._lines):
+            line.abort("the connection ended")
+        one.hear("RESET")
+        assert not one.answers
+        one.monitor.end("libvirt is away")
+        assert isinstance(one.answers[0], SessionLostError)
