@@ -66,13 +66,8 @@ TELL_AGAIN: Final = 0.1  # seconds, where libvirt could not be told
 ENDED: Final = "the domain has ended"
 
 QEMU_EVENTS: Final = (
-    "GUEST_PANICKED",
-    "GUEST_CRASHLOADED",
-    "GUEST_PVSHUTDOWN",
-    "STOP",
-    "RESUME",
-    "RESET",
-    "SHUTDOWN",
+    *("GUEST_PANICKED", "GUEST_CRASHLOADED", "GUEST_PVSHUTDOWN"),
+    *("STOP", "RESUME", "RESET", "SHUTDOWN"),
 )
 
 _COMMANDS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
@@ -95,6 +90,7 @@ class DomainMonitor(Exchange):
         known: returns what is known of the VM by its events; until it is set, nothing is.
         problem: why the session has ended.
         has_panicked: it was heard that the guest has.
+        is_called_crashed: libvirt says so of a guest that is seen to run, and has before.
         look: libvirt was asked so, and nothing was heard or done since that would change it.
     """
 
@@ -104,6 +100,7 @@ class DomainMonitor(Exchange):
         self.known: Callable[[], Vm | None] = lambda: None
         self.problem = ""
         self.has_panicked = False
+        self.is_called_crashed = False
         self.client = client
         self.domain = domain
         self.timers = timers
@@ -379,8 +376,11 @@ class _Course:
         self._ask(requests.state_of(self._monitor.domain), answered)
 
     def _take_state(self, index: int, state: RunState) -> None:
-        monitor, stand = self._monitor, stand_of(state)
+        monitor = self._monitor
         vm = monitor.known()
+        if vm is not None and monitor.is_called_crashed and not monitor.has_panicked:
+            state = vm.run_state  # as its events tell
+        stand = stand_of(state)
         if monitor.is_to_wait(stand, partial(self._ask_state, index)):
             return
         if vm is not None and stand is Stand.RUNS and expected(vm) is Stand.PANICKED:
