@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from tests.parts import patience
 from tests.parts.patience import fail_after
+from tests.parts.slowness import slowness
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *slow: float) -> None:
@@ -17,7 +18,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *slow: float) -> None:
 
 
 def test_no_machine_is_faster_than_an_idle_one() -> None:
-    assert 1.0 <= patience.slowness() < 10_000
+    assert 1.0 <= slowness() < 10_000
 
 
 async def test_limit_is_over_in_its_time(
