@@ -108,7 +108,7 @@ def answer(path: str) -> str | None:
 
 def start_vm(name: str, user: str) -> None:
     text = inside("qemu-args", "--name", name)
-    arguments = text.split()
+    arguments = shlex.split(text, comments=True)
     own = f"socket,id=own,path={SOCKETS / name}.own,server=on,wait=off"
     run(
         *("systemd-run", "--quiet", "--collect", "--unit", f"vm-{name}", "--uid", user),

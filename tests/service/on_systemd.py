@@ -8,6 +8,7 @@ names of steps may be given, to take only those.
 import json
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import subprocess
@@ -111,7 +112,7 @@ def incident(name: str) -> Any:
 def start_vm(name: str, *, dial_in: bool = False) -> None:
     extra = ("--dial-in", "/run/panicd/qmp.sock") if dial_in else ()
     text = run("panicd", "qemu-args", "--name", name, *extra)
-    arguments = text.split()
+    arguments = shlex.split(text, comments=True)
     own = f"socket,id=own,path={SOCKETS / name}.own,server=on,wait=off"
     run(
         *("systemd-run", "--quiet", "--collect", "--unit", f"vm-{name}"),
