@@ -108,7 +108,7 @@ def answer(path: str) -> str | None:
 
 def start_vm(name: str, user: str) -> None:
     text = inside("qemu-args", "--name", name)
-    arguments = text.split()
+    arguments = shlex.split(text, comments=True)
     own = f"socket,id=own,path={SOCKETS / name}.own,server=on,wait=off"
     run(
         *("systemd-run", "--quiet", "--collect", "--unit", f"vm-{name}", "--uid", user),
@@ -137,7 +137,7 @@ def hung_qemu_is_ended(name: str, user: str) -> None:
     os.kill(process, signal.SIGSTOP)  # it answers nothing, and a SIGTERM is kept from it
     inside("unhold", name, "--why", "go")
     until("the process is gone", lambda: not Path(f"/proc/{process}").exists())
-    until("the incident's end", lambda: incident(name)["state"] == "closed")
+    until("the incident's end", lambda: incident(name)["incident_state"] == "closed")
 
 
 def process_status() -> dict[str, list[str]]:
@@ -198,7 +198,7 @@ def it_says_that_it_is_healthy() -> None:
 def memory_is_dumped() -> None:
     start_vm("dump", VM)
     panic("dump")
-    until("the dump's end", lambda: incident("dump")["state"] == "preserved")
+    until("the dump's end", lambda: incident("dump")["incident_state"] == "preserved")
     (dump,) = (STATE / "coredumps").glob("*/dump/*.elf.zst")
     assert dump.stat().st_size > 10_000
 

@@ -83,7 +83,9 @@ def panic_unheard(name: str) -> None:
 
 
 def is_preserved(name: str) -> None:
-    until(f"{name} is preserved", lambda: (i := incident(name)) and i["state"] == "preserved")
+    until(
+        f"{name} is preserved", lambda: (i := incident(name)) and i["incident_state"] == "preserved"
+    )
 
 
 def serves() -> None:

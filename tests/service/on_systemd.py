@@ -8,6 +8,7 @@ names of steps may be given, to take only those.
 import json
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import subprocess
@@ -111,7 +112,7 @@ def incident(name: str) -> Any:
 def start_vm(name: str, *, dial_in: bool = False) -> None:
     extra = ("--dial-in", "/run/panicd/qmp.sock") if dial_in else ()
     text = run("panicd", "qemu-args", "--name", name, *extra)
-    arguments = text.split()
+    arguments = shlex.split(text, comments=True)
     own = f"socket,id=own,path={SOCKETS / name}.own,server=on,wait=off"
     run(
         *("systemd-run", "--quiet", "--collect", "--unit", f"vm-{name}"),
@@ -180,7 +181,7 @@ def it_is_confined() -> None:
 
 def a_panic_is_preserved_with_evidence_and_told() -> None:
     panic("left")
-    until("evidence", lambda: incident("left")["state"] == "preserved")
+    until("evidence", lambda: incident("left")["incident_state"] == "preserved")
     bundle = Path("/var/lib/panicd/incidents") / incident("left")["incident"]
     assert {"bundle.json", "registers.txt", "screen.png"} <= {
         path.name for path in bundle.iterdir()
@@ -192,7 +193,7 @@ def a_panic_is_preserved_with_evidence_and_told() -> None:
 def memory_is_dumped() -> None:
     start_vm("dump")
     panic("dump")
-    until("the dump's end", lambda: incident("dump")["state"] == "preserved")
+    until("the dump's end", lambda: incident("dump")["incident_state"] == "preserved")
     dumps = list(Path("/var/lib/panicd/coredumps").glob("*/dump/*"))
     assert any(path.stat().st_size > 10_000 for path in dumps), dumps
 
@@ -208,13 +209,13 @@ def another_user_s_hung_qemu_is_ended() -> None:
     os.kill(process, signal.SIGSTOP)
     run("panicd", "unhold", "end", "--why", "go")
     until("the process is gone", lambda: not Path(f"/proc/{process}").exists())
-    until("the incident's end", lambda: incident("end")["state"] == "closed")
+    until("the incident's end", lambda: incident("end")["incident_state"] == "closed")
 
 
 def a_vm_that_dialled_in_is_reset() -> None:
     start_vm("again", dial_in=True)
     panic("again")
-    until("the restart", lambda: incident("again")["state"] == "closed")
+    until("the restart", lambda: incident("again")["incident_state"] == "closed")
 
 
 def start_vm_unit(name: str, unit: str) -> None:
@@ -229,7 +230,7 @@ def a_vm_that_can_t_be_reset_is_started_anew_by_its_unit() -> None:
     start_vm_unit(name, unit)
     before = main_pid(unit)
     panic(name)
-    until("the relaunch", lambda: incident(name)["state"] == "closed")
+    until("the relaunch", lambda: incident(name)["incident_state"] == "closed")
     assert incident(name)["ending"] == "relaunched", incident(name)
     assert main_pid(unit) not in {0, before}
     until("it is armed again", lambda: (d := domain(name)) and d["armed"] == "yes")
@@ -278,7 +279,7 @@ def a_wedged_daemon_is_started_anew() -> None:
     until("it is ready", lambda: shown("ActiveState") == "active")
     until("left is armed", lambda: (d := domain("left")) and d["armed"] == "yes")
     assert "watchdog" in run("journalctl", "-b", "-o", "cat", "-u", "panicd").lower()
-    assert incident("left")["state"] == "preserved"
+    assert incident("left")["incident_state"] == "preserved"
 
 
 def a_stop_leaves_the_vms() -> None:
@@ -309,7 +310,7 @@ def it_works_for_one_user_without_root() -> None:
     until("the process is gone", lambda: not Path(f"/proc/{process}").exists())
     start_vm_unit("anew-2", "vm@anew\\x2d2.service")
     panic("anew-2")
-    until("the refusal", lambda: incident("anew-2")["state"] == "failed")
+    until("the refusal", lambda: incident("anew-2")["incident_state"] == "failed")
     told_why = run("panicd", "incident", incident("anew-2")["incident"])
     # Without polkit; with it, and no rule of its, systemd wants a password.
     assert "vm@anew\\x2d2.service: Permission denied" in told_why, told_why
