@@ -128,7 +128,7 @@ _AS_VIRT_INSTALL_MAKES_IT: Final = """
     <emulator>{emulator}</emulator>
     <controller type="usb" model="qemu-xhci" ports="15"/>
     <controller type="pci" model="pcie-root"/>
-    <controller type="pci" model="pcie-root-port"/>
+    {ports}
     <console type="pty"/>
     <input type="tablet" bus="usb"/>
     <graphics type="vnc" port="-1" socket="{vnc}"/>
@@ -386,6 +386,7 @@ class Libvirtd:
         name: str = "vm",
         guest: Guest | tuple[Kernel, Trouble] = Guest.PANIC_ON_KEY,
         panic: str = PANIC,
+        ports: int = 1,
         vmcoreinfo: bool = False,
     ) -> AsyncIterator[PlainDomain]:
         """Define a domain as virt-install does, and start it; in the end it is gone.
@@ -396,6 +397,7 @@ class Libvirtd:
             name: the domain's.
             guest: what runs in it: a small one, or a Linux, and of what it panics.
             panic: its panic device.
+            ports: PCIe root ports that it has; virt-install gives it 14 where it knows its system.
             vmcoreinfo: its kernel can leave a note on itself.
         """
         rom, xml = directory / f"{name}.rom", directory / f"{name}.xml"
@@ -415,6 +417,7 @@ class Libvirtd:
                 emulator=qemu_binary(),
                 vnc=directory / f"{name}.vnc",
                 panic=panic,
+                ports='<controller type="pci" model="pcie-root-port"/>' * ports,
             )
         )
         await self.virsh("define", str(xml))
