@@ -57,7 +57,7 @@ def arm(answer: Answer) -> None:
             "driver (Linux: modprobe pvpanic-pci)."
         )
     out.print(f"It is -device {answer['argument']}.")
-    out.print(CONSEQUENCES)
+    out.print(*CONSEQUENCES.splitlines())
 
 
 def disarm(answer: Answer) -> None:

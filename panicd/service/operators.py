@@ -150,7 +150,9 @@ class Operators:
         except PluggingError as error:
             raise RefusedError("not-done", f"{domain.name}: {error}") from error
         finally:
-            self.look_anew()
+            driver = self._connector.driver_of(domain)
+            if driver is not None:
+                driver.reload()
 
     async def acknowledge(self, incident_id: str, operation: Operation) -> str:
         """Note that an incident was looked at, whether it is open or not.

@@ -20,7 +20,7 @@ from tests.parts.qemu import RealQemu
 pytestmark = pytest.mark.real
 
 TIME_LIMIT = 120.0  # seconds
-WAITS = "echo 1 > /proc/sys/kernel/unknown_nmi_panic; while true; do /bin/busybox sleep 999; done"
+WAITS = Trouble("while true; do /bin/busybox sleep 999; done", append="unknown_nmi_panic")
 """A Linux that panics when it is sent an NMI."""
 
 
@@ -57,7 +57,7 @@ async def test_a_linux_of_libvirt_s(
     libvirtd: Libvirtd, socket_dir: Path, linux_kernel: Kernel
 ) -> None:
     config: dict[str, Any] = {"libvirt": {"uri": libvirtd.uri}, "monitors": []}
-    guest = linux_kernel, Trouble(then=WAITS)
+    guest = linux_kernel, WAITS
     async with (
         libvirtd.plain_domain(socket_dir, "restart", guest=guest, panic="", ports=8) as domain,
         RunningDaemon.start(socket_dir, time_limit=TIME_LIMIT, **config) as daemon,
@@ -68,7 +68,8 @@ async def test_a_linux_of_libvirt_s(
 
         answer = await arm_once_booted(daemon, "vm")
         assert answer["argument"].startswith("pvpanic-pci,id=panicd-panic,bus=pci.")
-        status = await daemon.wait_domain("vm", lambda d: d["panic_device"] == "requested")
+        status = await daemon.domain("vm")
+        assert status["panic_device"] == "requested"
         assert status["standing"] == "ready"
         assert status["armed"] == "yes"
         assert await domain.xml("--inactive") == before
@@ -77,7 +78,7 @@ async def test_a_linux_of_libvirt_s(
         assert "virt-xml vm --add-device" in exposed["vm"]["reasons"]["plugged"]
 
         await daemon.call("disarm", domain="vm", why="to be migrated")
-        await daemon.wait_domain("vm", lambda d: d["panic_device"] == "none")
+        assert (await daemon.domain("vm"))["panic_device"] == "none"
         assert "panicd-panic" not in await domain.xml()
         await arm_once_booted(daemon, "vm")
 
@@ -102,7 +103,6 @@ async def test_a_linux_of_libvirt_s(
 async def test_a_linux_with_a_monitor(
     socket_dir: Path, linux_kernel: Kernel, dials_in: bool
 ) -> None:
-    trouble = Trouble(then=WAITS)
     listening = socket_dir / "in.sock"
     config: dict[str, Any] = {"monitors": [{"listen": str(listening)}]} if dials_in else {}
     policy = {"on_crash": "preserve"}
@@ -112,14 +112,14 @@ async def test_a_linux_with_a_monitor(
             socket_dir,
             linux_kernel,
             devices=[],
-            trouble=trouble,
+            trouble=WAITS,
             dial=listening if dials_in else None,
         ) as guest,
     ):
         await daemon.wait_armed("linux")
         assert (await daemon.domain("linux"))["panic_device"] == "none"
         await arm_once_booted(daemon, "linux")
-        await daemon.wait_domain("linux", lambda d: d["panic_device"] == "requested")
+        assert (await daemon.domain("linux"))["panic_device"] == "requested"
         assert len(daemon.logged("domain connected")) == 1, "it is still the same session"
         await guest.vm.hmp("nmi")
         await daemon.wait_incident("linux", state="preserved")
@@ -137,7 +137,6 @@ async def test_a_guest_without_the_driver(socket_dir: Path) -> None:
             await arm(daemon, "vm", yes=False)
         answer = await arm(daemon, "vm")
         assert answer["taken"] is False
-        await daemon.wait_domain("vm", lambda d: d["panic_device"] == "requested")
         with pytest.raises(RefusedError, match="has not let go"):
             await daemon.call("disarm", domain="vm", why="a mistake")
         assert (await daemon.domain("vm"))["panic_device"] == "requested"

@@ -407,6 +407,7 @@ class Libvirtd:
         else:
             rom.write_bytes(make_initramfs(*guest))
             memory, boots = 262144, f"<kernel>{guest[0].image}</kernel><initrd>{rom}</initrd>"
+            boots += f"<cmdline>{guest[1].append}</cmdline>" if guest[1].append else ""
         xml.write_text(
             _AS_VIRT_INSTALL_MAKES_IT.format(
                 name=name,
