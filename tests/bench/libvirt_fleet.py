@@ -2,8 +2,8 @@
 
     python -m tests.bench.libvirt_fleet [--real N] [--fake N]
 
-The real ones are QEMUs of 32 MiB that a real libvirtd runs (it takes root); the fake ones those of one
-that runs nothing (``tests/parts/fake_libvirtd.py``). Half of them are to be restarted, half
+The real ones are QEMUs of 32 MiB that a real libvirtd runs (it takes root); the fake ones those of
+one that runs nothing (``tests/parts/fake_libvirtd.py``). Half of them are to be restarted, half
 destroyed. Told is how long it takes from panicd's start until it looks after all of them, what it
 costs while nothing happens, and when the last is dealt with after the first has panicked.
 """
