@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -249,13 +249,16 @@ async def test_a_panic_at_once_after_the_start_is_libvirt_s(
     """It takes a moment until libvirt leaves a domain that was started to panicd."""
     async with (
         RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon,
-        libvirtd.plain_domain(socket_dir, "destroy", guest=Guest.PANIC_ONCE) as domain,
+        AsyncExitStack() as stack,
     ):
+        with daemon.frozen():  # a long moment, so that libvirt is sure to be faster
+            starts = libvirtd.plain_domain(socket_dir, "destroy", guest=Guest.PANIC_ONCE)
+            domain = await stack.enter_async_context(starts)
+            await domain.wait_state("shut off (crashed)")
         incident = await daemon.wait_incident("vm", ending="qemu-gone")
         assert incident.decisions == [("preserve", "libvirt")]
         assert daemon.logged("decided", domain="vm", on_crash="destroy")
         assert await daemon.metric("panicd_fallbacks_total", reason="libvirt") == 1
-        await domain.wait_state("shut off (crashed)")
 
 
 @pytest.mark.parametrize("on_stop", ["keep", "restore"])
