@@ -7,15 +7,18 @@ ARGS ?=
 RELEASE ?= bookworm
 RELEASES ?= bookworm trixie sid
 
+# Most of what the tests take is waiting, so more of them than there are processors run at a time.
+WORKERS ?= 4
+
 .PHONY: help test panics release-test service-test package-test image-test kill-matrix hostile demo \
   deb rpm release lint reference requirements clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
 
-test: ## run the tests; ARGS='-k policy -x' goes to pytest
+test: ## run the tests, 4 at a time; ARGS='-k policy -x' goes to pytest (-n0: one after the other)
 	@.ci/setup test
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 kill-matrix: ## kill panicd at every point of every plan, on the fake and on the real QEMU
 	@.ci/setup test

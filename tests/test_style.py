@@ -1,14 +1,23 @@
 """The linters, and what they don't look at."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.parts.linters import LINTERS, linter
+from tests.conftest import LONGEST
+from tests.parts.patience import patience
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for part in ("panicd", "tests") for path in (ROOT / part).rglob("*.py"))
+
+LINTERS = (
+    ("ruff", "check", "panicd", "tests"),
+    ("ruff", "format", "--check", "panicd", "tests"),
+    ("mypy",),
+)
 
 # Lines in a file; a test file's tables may be long.
 LIMITS = {"panicd": 475, "tests": 800}
@@ -42,9 +51,21 @@ def name_of(path: Path) -> str:
 
 @pytest.mark.parametrize("arguments", LINTERS, ids=" ".join)
 def test_linter(arguments: tuple[str, ...]) -> None:
-    status, said = linter(arguments).wait()
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=patience(300),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
-    assert status == 0, said
+
+def test_what_begins_first_is_there() -> None:
+    assert sorted(set(LONGEST) - {name_of(path) for path in FILES}) == []
 
 
 def test_an_exception_has_its_rule_and_its_reason() -> None:

@@ -10,7 +10,7 @@
     incident_commands, incident_log, export, filtering    those that show what has happened
     checking, probing, advising, arguments, demonstrating, running    one command each
     render         what is printed; render_status, render_incident, render_changes, render_dumps:
-                   parts of it
+                   parts of it; phrases: what several of them say
     documents      what --json prints
 
 A command's module is loaded when the command is called: a line of help needs no event loop.

@@ -6,6 +6,7 @@ from shlex import quote
 
 import click
 
+from panicd.host.terminal import console
 from panicd.rules.qemu_args import Argument, Wanted, qemu_arguments
 
 
@@ -47,7 +48,10 @@ def qemu_args(  # noqa: PLR0917 - click calls it, each by its name
     pci: bool,
     no_notifier: bool,
 ) -> None:
-    """Print the arguments to start a VM with, and why."""
+    """Print the arguments to start a VM with, and why.
+
+    Piped, it prints the arguments alone: qemu-system-x86_64 … $(panicd qemu-args --name web-1)
+    """
     socket = dial_in or directory / f"{name}.qmp"
     wanted = Wanted(
         qemu_version,
@@ -65,12 +69,12 @@ def qemu_args(  # noqa: PLR0917 - click calls it, each by its name
 
 
 def _show(name: str, wanted: Iterable[Argument]) -> None:
-    """Print QEMU arguments, as a shell takes them, each with its reason."""
+    """Print QEMU arguments, as a shell takes them; to people, each with its reason."""
     lines = [("-name " + quote(name), "what panicd calls it")]
     lines += [(f"{a.option} {quote(a.value)}" if a.value else a.option, a.why) for a in wanted]
     width = max(len(argument) for argument, _ in lines)
     for argument, why in lines:
-        print(f"{argument:{width}}  # {why}")
+        print(f"{argument:{width}}  # {why}" if console.is_terminal else argument)
 
 
 def _version(text: str) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import click
 
 from panicd.cli.base import Context
 from panicd.cli.configured import load
-from panicd.cli.render_changes import counted
+from panicd.cli.phrases import counted
 from panicd.config.config import Config, Dial
 from panicd.libvirt.own_monitor import matches_libvirts_own
 from panicd.rules.socket_path import path_problem

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from panicd.cli.moment import written_time
+from panicd.cli.phrases import counted
 from panicd.host import terminal
 from panicd.rules.operation import EVERY_DOMAIN
 from panicd.rules.plugging import CONSEQUENCES
@@ -89,8 +90,3 @@ def _domains(names: Sequence[str]) -> str:
     if len(names) > NAMED:
         names = [*names[:NAMED], f"{len(names) - NAMED} more"]
     return ", ".join(names)
-
-
-def counted(number: int, what: str) -> str:
-    """Return a number with what is counted."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

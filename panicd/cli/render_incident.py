@@ -10,7 +10,8 @@ from pwd import getpwuid
 from typing import Final
 
 from panicd.cli.moment import written_time
-from panicd.cli.render import configured, seen, signature
+from panicd.cli.phrases import configured
+from panicd.cli.render import seen, signature
 from panicd.host import terminal
 from panicd.host.terminal import Text, line, table
 from panicd.rules.guest_memory.memory import PAGE

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from panicd.cli.moment import age
-from panicd.cli.render import held, short, would_do
-from panicd.cli.render_changes import counted
+from panicd.cli.phrases import counted, held, short, would_do
 from panicd.cli.render_dumps import dumps
 from panicd.cli.selecting import since
 from panicd.host import terminal
@@ -102,6 +101,13 @@ def _totals(answer: Answer) -> Text:
 def _amiss(answer: Answer) -> Iterator[Text]:
     if answer["journal_fault"]:
         yield line(("The journal can't be written: ", "bold red"), answer["journal_fault"])
+    if answer["journal_damaged"]:
+        until = "panicked guests are preserved until journal.sqlite3.damaged-… is moved away."
+        yield line(("The journal was damaged: ", "bold red"), until)
+    if answer["storm"]:
+        yield line(
+            ("A storm: ", "bold red"), "many domains panicked at once; `storm.then` applies."
+        )
     if answer["libvirt_problem"]:
         yield line(("libvirt does not answer: ", "bold red"), answer["libvirt_problem"])
     for problem in answer["problems"]:

@@ -2,18 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, NamedTuple
 
-from panicd.rules.standing import PROBLEMS, Standing
+from panicd.rules.standing import PROBLEMS, rank
 from panicd.service.control_client import Answer
 
-_ORDER: Final[dict[str, int]] = {standing: place for place, standing in enumerate(Standing)}
 
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Which domains are wanted, and in what order.
 
     Attributes:
@@ -84,10 +80,7 @@ def _matches(row: Answer, pattern: str) -> bool:
 
 
 def _worst_first(row: Answer) -> tuple[float, str]:
-    place: float = _ORDER[row["standing"]]
-    if row["acknowledged"]:  # somebody sees to it: after the other problems
-        place = _ORDER[Standing.HELD] - 0.5
-    return place, row["domain"]
+    return rank(row["standing"], acknowledged=row["acknowledged"]), row["domain"]
 
 
 def _oldest_first(row: Answer) -> tuple[float, str]:

@@ -17,7 +17,7 @@ _MAY_NAME: Final = re.compile(r"^(?![ \t]*#).*(?:control_socket|\\).*", re.MULTI
 _PLAIN: Final = re.compile(r"control_socket: +(/[\w./@+-]{0,90}\w)(?: +#.*)?", re.ASCII)
 """Such a line as everybody writes it, with a path that every socket can have."""
 
-_LINE: Final = re.compile(r"^control_socket[ \t]*:.*", re.MULTILINE)
+_LINE: Final = r"(?m)^control_socket[ \t]*:.*"
 
 
 def control_socket(path: Path) -> Path:
@@ -46,7 +46,7 @@ def _from_yaml(content: str, default: Path) -> Path:
     from panicd.config.values import socket_path  # noqa: PLC0415 - as above
     from panicd.config.yaml_document import Mapping, read_document  # noqa: PLC0415 - as above
 
-    for text in (content, *_LINE.findall(content)):
+    for text in (content, *re.findall(_LINE, content)):
         mistakes = MistakeList("")
         start = Position(1, 1)
         with suppress(ConfigError):

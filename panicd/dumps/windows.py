@@ -14,7 +14,7 @@ from panicd.qemu.monitor import CommandError, NoReplyError
 from panicd.qemu.session import Session
 from panicd.rules.guest_memory.memory import Limits
 from panicd.rules.guest_memory.reading import NotReadableError
-from panicd.rules.guest_memory.windows import WindowsHeader
+from panicd.rules.guest_memory.windows import OtherWindowsError, WindowsHeader
 from panicd.rules.guest_memory.windows_dump import read_dump, read_registers
 
 LIMITS: Final = Limits(lines=0, size=64 << 20, requests=1 << 14)
@@ -42,6 +42,8 @@ async def windows_parts(
         return
     try:
         header = WindowsHeader.find(await reader.notes())
+    except OtherWindowsError:
+        raise
     except NotReadableError:  # whoever looks for something else says why
         header = None
     if header is None:

@@ -3,13 +3,16 @@
 Every item is best effort: what can't be had is noted with its reason and is never in the way. What
 a guest wrote (its screen, its console, its kernel log) is stored as data, as it is.
 
+What QEMU has to say is taken into memory, several items at once, and written by one thread at the
+end: a disk is waited for once.
+
 Source: QEMU's human monitor for ``info registers``; of the screen see ``screen``.
 """
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -64,8 +67,8 @@ CGROUP_FILES: Final = (
     "cpu.pressure",
     "io.pressure",
 )
-CGROUPS: Final = Path("/sys/fs/cgroup")
-HOST_FILE_KEPT: Final = 64 * 1024  # bytes
+CGROUPS: Final = "/sys/fs/cgroup"
+HOST_FILE_KEPT: Final = 64 * 1024  # bytes; of one in /proc or /sys a single read(2) returns all
 QUERIES: Final = (
     "query-status",
     "query-version",
@@ -85,6 +88,7 @@ QUERIES: Final = (
 BLOCK_QUERY: Final = "query-block"
 MANIFEST: Final = "bundle.json"
 SCREENS: Final = ("screen.png", "screen.ppm")
+A_SCREEN: Final = "the guest's screen"
 
 
 @dataclass(slots=True)
@@ -92,7 +96,7 @@ class Bundle:
     """What was taken of one panic.
 
     Attributes:
-        directory: where it lies.
+        directory: where it lies, or is going to.
         files: what is in each file, by its name.
         problems: why an item is missing, by item.
         words: what the guest said of its panic.
@@ -102,10 +106,44 @@ class Bundle:
     files: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     words: LastWords = SILENCE
+    _unwritten: dict[str, bytes | Picture] = field(default_factory=dict)
+
+    def keep(self, name: str, content: bytes | Picture, what: str) -> None:
+        """Take something in, which ``write`` writes.
+
+        Args:
+            name: of its file.
+            content: of the file.
+            what: that is.
+        """
+        self.files[name] = what
+        self._unwritten[name] = content
+
+    def write(self) -> None:
+        """Write what was taken in since the last time. Blocking.
+
+        A file that can't be written is a problem, and no fault of the others.
+        """
+        while self._unwritten:
+            name, content = self._unwritten.popitem()
+            try:
+                _write(self.directory / name, content)
+            except OSError as error:
+                del self.files[name]
+                self.problems[name] = str(error)
+
+    def copy(self) -> "Bundle":
+        """Return one that others may change."""
+        files, problems, unwritten = dict(self.files), dict(self.problems), dict(self._unwritten)
+        return Bundle(self.directory, files, problems, self.words, unwritten)
 
 
 Item = Callable[[Session, Bundle], Awaitable[None]]
 """Takes one item of evidence into a bundle."""
+
+Stages = Sequence[Sequence[Sequence[tuple[str, Item]]]]
+"""The items by their names: one stage after the other, the lines of a stage side by side, the items
+of a line in their order."""
 
 
 async def collect(
@@ -117,7 +155,7 @@ async def collect(
     budget: float,
     by_other: DumpByOther | None = None,
     no_log: str = "",
-    items: Mapping[str, Item] | None = None,
+    items: Stages | None = None,
 ) -> Bundle:
     """Take what can be had of a stopped guest, and of its host, in the time given.
 
@@ -137,52 +175,53 @@ async def collect(
         items = _by_monitor(by_other, is_wanted=not no_log)
     if no_log:
         bundle.problems["kernel log"] = no_log
-    with trio.move_on_at(limit):
-        try:
-            await in_thread(partial(_make, directory), THREADS)
-        except OSError as error:
-            bundle.problems["bundle"] = str(error)
-            return bundle
-    for name, take in items.items():
-        with trio.move_on_at(limit - budget * OWN_PART) as scope:
-            try:
-                await take(session, bundle)
-            except (MonitorError, LibvirtError, NotReadableError, OSError) as error:
-                bundle.problems[name] = str(error)
-        if scope.cancelled_caught:
-            bundle.problems[name] = f"not taken within {budget:g} s"
+
+    async def take(line: Sequence[tuple[str, Item]]) -> None:
+        for name, item in line:
+            with trio.move_on_at(limit - budget * OWN_PART) as scope:
+                try:
+                    await item(session, bundle)
+                except (MonitorError, LibvirtError, NotReadableError, OSError) as error:
+                    bundle.problems[name] = str(error)
+            if scope.cancelled_caught:
+                bundle.problems[name] = f"not taken within {budget:g} s"
+
+    for stage in items:
+        async with trio.open_nursery() as nursery:
+            for line in stage:
+                nursery.start_soon(take, line)
     with trio.move_on_at(limit):
         # A thread that hangs, on a network's file system, is left behind with a bundle of its own.
-        own = replace(bundle, files=dict(bundle.files), problems=dict(bundle.problems))
+        own = bundle.copy()
         try:
-            await in_thread(partial(_keep_the_rest, own, consoles, facts, session), THREADS)
+            await in_thread(partial(_keep, own, consoles, facts, session), THREADS)
         except OSError as error:
             bundle.problems["bundle"] = str(error)
             return bundle
         return own
-    bundle.problems["console"] = f"not taken within {budget:g} s"
+    bundle.problems["bundle"] = f"not written within {budget:g} s"
     return bundle
 
 
-def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> dict[str, Item]:
-    """Return what is taken by a monitor; by another's dump the own words take their time: last."""
+def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> Stages:
+    """Return what is taken by a monitor.
+
+    Items that hand QEMU a descriptor are one line: it keeps one that it was not yet told the use
+    of. By another's dump the own words take their time: last.
+    """
 
     async def words(session: Session, bundle: Bundle) -> None:
         await _own_words(monitor_reader(session, WORDS_WITHIN, by_other), bundle)
 
-    own: dict[str, Item] = {"kernel log": words}
-    others: dict[str, Item] = {
-        "screenshot": _screenshot,
-        "registers": _registers,
-        "state": _state,
-        "block devices": _block_devices,
-    }
-    if not is_wanted:
-        return others
-    return own | others if by_other is None else others | own
+    own: list[tuple[str, Item]] = [("kernel log", words)] if is_wanted else []
+    first, last = (own, []) if by_other is None else ([], own)
+    return (
+        ([*first, ("screenshot", _screenshot)], [("registers", _registers)], [("state", _state)]),
+        ([("block devices", _block_devices), *last],),
+    )
 
 
-def by_libvirt(client: Client, domain: DomainRef, *, is_wanted: bool) -> dict[str, Item]:
+def by_libvirt(client: Client, domain: DomainRef, *, is_wanted: bool) -> Stages:
     """Return what is taken of a domain by libvirt's API.
 
     Args:
@@ -193,46 +232,37 @@ def by_libvirt(client: Client, domain: DomainRef, *, is_wanted: bool) -> dict[st
 
     async def picture(_session: Session, bundle: Bundle) -> None:
         taken, kind = await take_picture_by_libvirt(client, domain)
-        await _keep_picture(bundle, f"screen.{kind}", taken)
+        bundle.keep(f"screen.{kind}", taken, A_SCREEN)
 
     async def words(_session: Session, bundle: Bundle) -> None:
         await _own_words(PeekReader(client, domain, trio.current_time() + LOG_WITHIN), bundle)
 
-    items: dict[str, Item] = {"screenshot": picture}
-    if is_wanted:  # last: libvirt takes its time
-        items["kernel log"] = words
-    return items
+    own: list[tuple[str, Item]] = [("kernel log", words)] if is_wanted else []
+    return (([("screenshot", picture), *own],),)  # in this order: libvirt takes its time
 
 
 async def _own_words(reader: GuestReader, bundle: Bundle) -> None:
     match await read_words(reader, LOG_LINES):
         case KernelLog() as log:
-            _write(bundle, "kernel.log", _as_text(log), "the end of the guest's kernel log")
+            bundle.keep("kernel.log", _as_text(log), "the end of the guest's kernel log")
             # Some milliseconds, in which others are responded to.
             bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
         case WindowsCrash(bug_check, build, processors):
             said = f"{bug_check.line}\nbuild: {build}\nprocessors: {processors}\n"
-            _write(bundle, "bug-check.txt", said.encode(), "the bug check of a Windows")
+            bundle.keep("bug-check.txt", said.encode(), "the bug check of a Windows")
             bundle.words = words_of_bug_check(bug_check)
 
 
 async def _screenshot(session: Session, bundle: Bundle) -> None:
     name = SCREENS[0 if session.capability.version >= PNG_SINCE else 1]
-    path = bundle.directory / name
-    picture = await take_picture(session, path.suffix.removeprefix("."))
-    await _keep_picture(bundle, name, picture)
-
-
-async def _keep_picture(bundle: Bundle, name: str, picture: Picture) -> None:
-    await in_thread(partial(_write_picture, picture, bundle.directory / name), THREADS)
-    bundle.files[name] = "the guest's screen"
+    bundle.keep(name, await take_picture(session, Path(name).suffix.removeprefix(".")), A_SCREEN)
 
 
 async def _registers(session: Session, bundle: Bundle) -> None:
     every = session.capability.version >= ALL_REGISTERS_SINCE
     command = "info registers -a" if every else "info registers"
     text = await session.execute("human-monitor-command", {"command-line": command})
-    _write(bundle, "registers.txt", str(text).encode(errors="replace"), "registers of all CPUs")
+    bundle.keep("registers.txt", str(text).encode(errors="replace"), "registers of all CPUs")
 
 
 async def _state(session: Session, bundle: Bundle) -> None:
@@ -241,18 +271,17 @@ async def _state(session: Session, bundle: Bundle) -> None:
         name: str(answer) if isinstance(answer, MonitorError) else answer
         for name, answer in zip(QUERIES, answers, strict=True)
     }
-    _write(bundle, "qemu.json", _json(said), "QEMU's answers: its version, machine and jobs")
+    bundle.keep("qemu.json", _json(said), "QEMU's answers: its version, machine and jobs")
 
 
 async def _block_devices(session: Session, bundle: Bundle) -> None:
     said = await session.execute(BLOCK_QUERY, timeout=2.0)
-    _write(bundle, "block.json", _json(said), "QEMU's block devices")
+    bundle.keep("block.json", json.dumps(said).encode(), "QEMU's block devices")
 
 
-def _keep_the_rest(
-    bundle: Bundle, consoles: tuple[Path, ...], facts: object, session: Session
-) -> None:
-    """Keep what needs no QEMU, and the list of it all. Blocking."""
+def _keep(bundle: Bundle, consoles: tuple[Path, ...], facts: object, session: Session) -> None:
+    """Write what was taken, what needs no QEMU, and the list of it all. Blocking."""
+    _make(bundle.directory)
     # Of a process that is no QEMU nobody asked what it was started with.
     arguments = session.peer.command_line() if session.process_known else None
     logs = find_logs(consoles, session.peer, arguments, bundle.problems)
@@ -262,8 +291,9 @@ def _keep_the_rest(
         except OSError as error:
             bundle.problems[str(log.path)] = error.strerror or str(error)
             continue
-        _write(bundle, f"console-{number}.log", content, str(log.path))
+        bundle.keep(f"console-{number}.log", content, str(log.path))
         bundle.words = bundle.words.or_better(words_of_console(content))
+    bundle.write()
     everything = {
         "panic_line": bundle.words.line,
         "signature": bundle.words.signature and asdict(bundle.words.signature),
@@ -273,25 +303,29 @@ def _keep_the_rest(
         "command_line": arguments,
         "host": _host(session.peer.pid),
     }
-    _write(bundle, MANIFEST, _json(everything), "the list of all this, and the host's load")
+    _write(bundle.directory / MANIFEST, _json(everything))
+    bundle.files[MANIFEST] = "the list of all this, and the host's load"
 
 
 def _host(pid: int) -> dict[str, str]:
     """Return what the kernel says of the host's load, of QEMU's process and of its cgroup."""
-    paths = [Path(name) for name in HOST_FILES]
+    paths = list(HOST_FILES)
     if pid:
-        process = Path("/proc", str(pid))
-        paths += [process / name for name in PROCESS_FILES]
-        cgroup = _text_of(process / "cgroup").partition("0::/")[2].partition("\n")[0]
+        process = f"/proc/{pid}"
+        paths += [f"{process}/{name}" for name in PROCESS_FILES]
+        cgroup = _text_of(f"{process}/cgroup").partition("0::/")[2].partition("\n")[0]
         if cgroup and ".." not in cgroup.split("/"):
-            paths += [CGROUPS / cgroup / name for name in CGROUP_FILES]
-    return {str(path): _text_of(path) for path in paths}
+            paths += [f"{CGROUPS}/{cgroup}/{name}" for name in CGROUP_FILES]
+    return {path: _text_of(path) for path in paths}
 
 
-def _text_of(path: Path) -> str:
+def _text_of(path: str) -> str:
     try:
-        with path.open("rb") as file:
-            return file.read(HOST_FILE_KEPT).decode(errors="replace")
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(file, HOST_FILE_KEPT).decode(errors="replace")
+        finally:
+            os.close(file)
     except OSError as error:
         return error.strerror or str(error)
 
@@ -308,24 +342,26 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     return manifest if sound else None
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, indent=1).encode()
+def _json(value: Mapping[str, object]) -> bytes:
+    """Return a line for each key: by hand, for Python indents without its fast encoder."""
+    lines = (f"{json.dumps(key)}: {json.dumps(each)}" for key, each in value.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def _make(directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _write(bundle: Bundle, name: str, content: bytes, what: str) -> None:
-    with os.fdopen(_create(bundle.directory / name), "wb") as file:
-        file.write(content)
-    bundle.files[name] = what
-
-
-def _write_picture(picture: Picture, path: Path) -> None:
-    file = _create(path)
+def _write(path: Path, content: bytes | Picture) -> None:
+    """Write a file, or leave none."""
+    file = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
     try:
-        picture.write_to(file)
+        if isinstance(content, Picture):
+            content.write_to(file)
+        else:
+            _write_all(file, content)
     except OSError:
         path.unlink()
         raise
@@ -333,9 +369,9 @@ def _write_picture(picture: Picture, path: Path) -> None:
         os.close(file)
 
 
-def _create(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(path, flags, 0o600)
+def _write_all(file: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(file, content) :]
 
 
 def _as_text(log: KernelLog) -> bytes:

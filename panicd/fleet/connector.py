@@ -50,6 +50,9 @@ LASTING: Final = 10.0  # seconds of a session after which its loss counts as a f
 ACCEPT_AGAIN: Final = 0.1  # seconds
 RELOADED_AT_ONCE: Final = 32  # domains; each takes some 50 µs, in which nobody is responded to
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
+LOOK_EVERY: Final = 5.0  # seconds; a QEMU that ends removes its socket some milliseconds before
+LOST: Final = "a connection that ends can't be made again, for its socket is gone"
+LOST_NAMED: Final = 3  # paths
 
 
 @dataclass(slots=True)
@@ -107,13 +110,17 @@ class Connector:
             task_status: started when it is watched.
         """
         paths: dict[Path, _Dialled] = {}
+        vanished = trio.lowlevel.ParkingLot()
         with Discovery(pattern) as changes:
             self._discoveries.add(changes)
             task_status.started()
             try:
                 async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._see_lost, pattern, paths, vanished)
                     async for change in changes:
                         self._take_change(pattern, change, paths, nursery)
+                        if isinstance(change, Vanished):
+                            vanished.unpark_all()
             finally:
                 self._discoveries.discard(changes)
                 self._services.problems.end_all(pattern)
@@ -138,6 +145,18 @@ class Connector:
                 problems.end(pattern, str(path))
             case PassedOver(path=path, reason=reason):
                 problems.pass_over(pattern, str(path), reason)
+
+    async def _see_lost(
+        self, pattern: str, paths: dict[Path, _Dialled], vanished: trio.lowlevel.ParkingLot
+    ) -> None:
+        """Tell of the connected monitors whose sockets are gone, for as long as there are any."""
+        while True:
+            await vanished.park()
+            lost = [""]
+            while lost:
+                await trio.sleep(LOOK_EVERY)
+                lost = [str(path) for path, dialled in paths.items() if dialled.is_gone()]
+                self._services.problems.tell(pattern, _lost(lost))
 
     async def see_mounts(self) -> None:
         """Have everything looked at anew when file systems are mounted, until cancelled."""
@@ -339,6 +358,13 @@ async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
             await trio.sleep(ACCEPT_AGAIN)
         else:
             return accepted
+
+
+def _lost(paths: list[str]) -> str:
+    if not paths:
+        return ""
+    more = f" and {len(paths) - LOST_NAMED} more" if len(paths) > LOST_NAMED else ""
+    return f"{LOST}: {', '.join(paths[:LOST_NAMED])}{more}"
 
 
 _NOTHING_LEFT: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

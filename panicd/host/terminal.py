@@ -8,10 +8,9 @@ a text and never in it. On a terminal lines are folded at its width; what is pip
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, zip_longest
 from typing import Final, NamedTuple, TextIO, TypeAlias
-from unicodedata import combining, east_asian_width
 
 from panicd.rules.printable import escape
 
@@ -40,7 +39,7 @@ class Text(NamedTuple):
     @property
     def width(self) -> int:
         """How many columns it takes."""
-        return width_of(self.plain)
+        return sum([width_of(text) for text, _ in self.pieces])
 
     def painted(self) -> str:
         """Return it as a terminal shows it."""
@@ -111,6 +110,8 @@ def width_of(text: str) -> int:
     """Return how many columns a text takes (UAX #11)."""
     if text.isascii():
         return len(text)
+    from unicodedata import combining, east_asian_width  # noqa: PLC0415 - only where it is wanted
+
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -185,7 +186,7 @@ class Terminal:
             forced = os.environ.get("FORCE_COLOR") or os.environ.get("TERM", "dumb") != "dumb"
             colours = self.is_terminal and bool(forced) and not os.environ.get("NO_COLOR")
         for text in lines:
-            whole = line(text)
+            whole = text if isinstance(text, Text) else line(text)
             for part in whole.folded(width) if width else (whole,):
                 yield part.painted() if colours else part.plain
 
@@ -250,16 +251,18 @@ def listing(
         headings,
         *([cell if cell.pieces and cell.plain else empty for cell in row] for row in cells),
     ]
+    sizes = [[cell.width for cell in row] for row in table]
     widths = [
         _usual(column, _limits(number, width))
-        for number, column in enumerate(zip(*table, strict=True))
+        for number, column in enumerate(zip(*sizes, strict=True))
     ]
-    return [_laid_out(row, widths, shown, width) for row in table]
+    return [
+        _laid_out(row, size, widths, shown, width) for row, size in zip(table, sizes, strict=True)
+    ]
 
 
-def _usual(cells: Iterable[Text], limits: Iterable[float] = (math.inf,)) -> int:
+def _usual(widths: Sequence[int], limits: Iterable[float]) -> int:
     """Return the width of a column: of all its cells, or of those within a limit if few are not."""
-    widths = [cell.width for cell in cells]
     for limit in limits:
         within = [width for width in widths if width <= limit]
         if len(widths) - len(within) <= len(widths) * FEW:
@@ -277,7 +280,7 @@ def _fitting(columns: list[Column], rows: list[list[Text]], width: int) -> list[
     numbers = range(len(columns))
     there = [i for i in numbers if not columns[i].rank or any(row[i].plain for row in rows)]
     usual = [
-        _usual((line(columns[i].heading), *(row[i] for row in rows)), _limits(i, width))
+        _usual((width_of(columns[i].heading), *(row[i].width for row in rows)), _limits(i, width))
         for i in numbers
     ]
     return _best(columns, usual, there, width)
@@ -295,18 +298,23 @@ def _best(columns: list[Column], widths: list[int], there: list[int], width: int
     return kept
 
 
-def _laid_out(row: list[Text], widths: list[int], columns: list[Column], width: int | None) -> Text:
+def _laid_out(
+    row: list[Text], sizes: list[int], widths: list[int], columns: list[Column], width: int | None
+) -> Text:
     """Return one row; where its name is longer than usual, its columns are where there is room."""
     kept = list(range(len(row)))
-    if width is not None and row[0].width > widths[0]:
-        widths = [cell.width for cell in row]
+    if width is not None and sizes[0] > widths[0]:
+        widths = sizes
         kept = _best(columns, widths, kept, width)
     pieces: list[tuple[str, str]] = []
     used = 0
     for i in kept:
-        room = None if width is None else width - used
-        cell = row[i].cut(room) if columns[i].cut and room is not None else row[i]
-        pieces += [*cell.pieces, (" " * (widths[i] - cell.width) + GAP, "")]
+        cell, size = row[i], sizes[i]
+        if columns[i].cut and width is not None and size > width - used:
+            cell = cell.cut(width - used)
+            size = cell.width
+        pieces += cell.pieces
+        pieces.append((" " * (widths[i] - size) + GAP, ""))
         used += widths[i] + len(GAP)
     return Text(tuple(pieces[:-1]))
 

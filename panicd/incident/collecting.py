@@ -6,7 +6,7 @@ from functools import partial
 from panicd import __version__
 from panicd.dumps.coredump import FinishedDump
 from panicd.dumps.directory import retire
-from panicd.evidence.bundle import Item, by_libvirt, collect
+from panicd.evidence.bundle import Stages, by_libvirt, collect
 from panicd.host.logs import get_logger
 from panicd.incident.domains import Domain
 from panicd.incident.dumping import dump_by_libvirt, dump_in_turn
@@ -109,7 +109,7 @@ class EvidenceKeeper:
         return dump
 
 
-def _items_by_libvirt(session: Session, *, is_wanted: bool) -> dict[str, Item] | None:
+def _items_by_libvirt(session: Session, *, is_wanted: bool) -> Stages | None:
     """Return what libvirt gives of a domain; None where panicd has a monitor of its own."""
     monitor = session.monitor
     if isinstance(monitor, DomainMonitor):

@@ -11,7 +11,7 @@ import trio
 from panicd.dumps.coredump import DumpError, DumpFailure
 from panicd.incident.collecting import EvidenceKeeper
 from panicd.incident.domains import Domain
-from panicd.incident.outcome import result_of
+from panicd.incident.outcome import finish
 from panicd.incident.relaunch import relaunch_environment, run_relaunch
 from panicd.incident.services import Services
 from panicd.libvirt import beside
@@ -80,23 +80,21 @@ class Errands:
             words = await self._evidence.take(session, effect.step)
             return StepResult(Outcome.DONE, words.line, words.signature)
 
-        return Finished(effect.serial, await result_of(take))
+        return await finish(effect.serial, take)
 
     async def dump(self, effect: effects.MakeDump) -> Finished:
         """Make a dump of the guest's memory."""
         session = self._of_qemu
-        overtaken = False
 
         async def dump() -> StepResult:
             finished = await self._evidence.dump(session, effect.step)
             return StepResult(Outcome.DONE, str(finished.path))
 
         try:
-            result = await result_of(dump)
+            return await finish(effect.serial, dump)
         except DumpError as error:
             result = StepResult(Outcome.FAILED, str(error))
-            overtaken = error.failure is DumpFailure.OVERTAKEN
-        return Finished(effect.serial, result, overtaken)
+            return Finished(effect.serial, result, error.failure is DumpFailure.OVERTAKEN)
 
     async def relaunch(self, effect: effects.Relaunch) -> Finished:
         """Run the operator's command that starts the guest again."""

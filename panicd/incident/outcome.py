@@ -4,17 +4,18 @@ from collections.abc import Awaitable, Callable
 
 from panicd.qemu.monitor import CommandError, SessionLostError, UncertainError
 from panicd.rules.incident import Outcome, StepResult
-from panicd.rules.machine.inputs import NoAnswer, Refused
+from panicd.rules.machine.inputs import Finished, NoAnswer, Refused
 
 
-async def result_of(work: Callable[[], Awaitable[StepResult]]) -> StepResult:
+async def finish(serial: int, work: Callable[[], Awaitable[StepResult]]) -> Finished:
     """Do something with a VM, and return how that went."""
     try:
-        return await work()
+        return Finished(serial, await work())
     except UncertainError as error:
-        return StepResult(Outcome.UNKNOWN, str(error))
+        lost = isinstance(error, SessionLostError)
+        return Finished(serial, StepResult(Outcome.UNKNOWN, str(error)), lost=lost)
     except CommandError as error:
-        return StepResult(Outcome.FAILED, str(error))
+        return Finished(serial, StepResult(Outcome.FAILED, str(error)))
 
 
 def answer_of(answer: object) -> object:

@@ -8,6 +8,7 @@ relaunched domain fails when that does not come in time.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
@@ -18,6 +19,8 @@ from panicd.rules.identity import same_place
 from panicd.rules.incident import Opened
 from panicd.rules.machine.inputs import Plight
 from panicd.rules.plan import AwaitReturn
+
+FOUND_WITHIN: Final = 10.0  # seconds after its start, panicd is connected to what is there
 
 
 @dataclass(eq=False, slots=True)
@@ -51,16 +54,21 @@ class WaitingRoom:
         self._in_hand: dict[str, Chronicle] = {}  # gone on with, without a connection
         self._orphaned, self.orphans = trio.open_memory_channel[tuple[Chronicle, Plight]](math.inf)
 
-    def park(self, chronicle: Chronicle, *, is_orphan: bool = False) -> None:
+    def park(
+        self, chronicle: Chronicle, *, is_orphan: bool = False, is_resumed: bool = False
+    ) -> None:
         """Keep an open incident until its domain is found again.
 
         Args:
             chronicle: the incident's.
             is_orphan: its QEMU is known to have ended; it may be relaunched.
+            is_resumed: panicd starts, and its domain may be back since long.
         """
         self.let_go(chronicle)
         opened, deadline = chronicle.incident.opened, return_deadline(chronicle)
-        if deadline is not None and self._has_returned(opened):
+        if deadline is not None and is_resumed:
+            deadline = max(deadline, self._clock() + FOUND_WITHIN)
+        if _is_relaunched(chronicle) and self._has_returned(opened):
             self.hand_over(chronicle, Plight.RETURNED)  # it was faster than what brought it back
             return
         place = self._waiting[chronicle.incident.id] = _Place(chronicle)
@@ -144,6 +152,14 @@ def _is_of(opened: Opened, domain: Domain) -> bool:
 def _lives(opened: Opened) -> bool:
     process = ProcessIdentity.parse(opened.process)
     return process is not None and not process.has_ended()
+
+
+def _is_relaunched(chronicle: Chronicle) -> bool:
+    """Tell whether only a domain's return is missing, be it that its time is over."""
+    incident = chronicle.incident
+    if not incident.is_open or incident.plan is None or not incident.steps:
+        return False
+    return isinstance(incident.plan.steps[max(incident.steps)], AwaitReturn)
 
 
 def return_deadline(chronicle: Chronicle) -> float | None:

@@ -104,19 +104,20 @@ class _Client(QMPClient):
             for index, (name, _) in enumerate(commands):
                 answers.put(index, SessionLostError(f"{name}: not sent, the session has ended"))
             return
+        # One that nobody can guess: no answer was written before the question was read.
+        token = secrets.token_hex(8)
         ids = []
-        messages = b""
+        messages = []
         for index, (name, arguments) in enumerate(commands):
-            # One that nobody can guess: no answer was written before the question was read.
-            number = f"{self._get_exec_id()}.{secrets.token_hex(8)}"
+            number = f"{self._get_exec_id()}.{token}"
             message: dict[str, object] = {"execute": name, "id": number}
             if arguments:
                 message["arguments"] = arguments
-            ids.append(str(message["id"]))
-            self._sent[ids[-1]] = answers, index, name
-            messages += json.dumps(message).encode()
+            ids.append(number)
+            self._sent[number] = answers, index, name
+            messages.append(json.dumps(message))
         answers.sent(ids, self.forget)
-        self._writer.write(messages)
+        self._writer.write("".join(messages).encode())
         self.pace.hurried = True  # the answers come behind all panics that are not yet read
         transport = self._writer.transport
         # A transport that failed to write closes itself, which nobody reads of meanwhile.

@@ -11,7 +11,7 @@ from typing import Final, Literal, assert_never
 
 from panicd.rules.on_crash import Action
 from panicd.rules.payload import payload_line
-from panicd.rules.plan import AnyStep, AwaitGuestReset, Collect, Plan
+from panicd.rules.plan import AnyStep, AwaitGuestReset, Collect, Dump, Plan
 from panicd.rules.policy import Decision, Reason
 from panicd.rules.qapi import PanicInformation
 from panicd.rules.signature import Signature, signature_of_payload
@@ -317,6 +317,7 @@ class Incident:
         told: what the panic is known by, as the evidence tells.
         enforced: how often it was stopped again after somebody else resumed it.
         ran_on: it was ignored already, and has run on.
+        dumped: where its complete dump was put; empty where there is none.
     """
 
     id: str
@@ -333,6 +334,7 @@ class Incident:
     said: str = ""
     ran_on: bool = False
     told: Signature | None = None
+    dumped: str = ""
 
     @property
     def panic_line(self) -> str:
@@ -371,10 +373,8 @@ class Incident:
     def watched_until(self) -> float | None:
         """Until when the guest is left to handle its panic itself, if it is; since the epoch."""
         index = self.step_in_progress
-        if index is None or self.plan is None or not self.is_open:
-            return None
-        step = self.plan.steps[index]
-        if not isinstance(step, AwaitGuestReset):
+        step = self.plan.steps[index] if self.plan and index is not None else None
+        if index is None or not isinstance(step, AwaitGuestReset) or not self.is_open:
             return None
         return self.steps[index].begun_at + step.timeout
 
@@ -446,10 +446,12 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             steps = {**incident.steps, index: StepRecord(record.begun_at, at, outcome, detail)}
             begun = {**incident.begun, index: incident.begun[index] - (outcome is Outcome.SKIPPED)}
             step = incident.plan.steps[index] if incident.plan is not None else None
-            says = isinstance(step, Collect) and outcome is Outcome.DONE and detail
+            made = detail if outcome is Outcome.DONE else ""
+            said = (isinstance(step, Collect) and made) or incident.said
+            dumped = (isinstance(step, Dump) and made) or incident.dumped
             tells_more = signature is not None and (signature.hash or incident.told is None)
             told = signature if tells_more else incident.told
-            incident = replace(incident, said=says or incident.said, told=told)
+            incident = replace(incident, said=said, told=told, dumped=dumped)
             return replace(incident, state=state, steps=steps, begun=begun)
         case Settled(state=settled):
             ran_on = incident.ran_on or settled is State.RUNNING_ON

@@ -256,7 +256,7 @@ class Api:
                 message = "a hold is on one domain, by its name or UUID, or on the whole host (*)"
                 raise RefusedError("bad-request", message)
             if request.arguments.get("future") is not True:
-                hint = "; --future holds it from when there is one"
+                hint = "\nAdd --future to hold it once it exists."
                 raise await self._no_such_domain(asked, hint)
         for place in places:
             await self._operators.hold(self._operation(request, place, until))

@@ -212,7 +212,7 @@ class Daemon:
         )
         waiting = WaitingRoom(nursery, self._clock, self._fleet.has_returned)
         for incident in self._journal.load_open():
-            waiting.park(Chronicle(incident, keeping))
+            waiting.park(Chronicle(incident, keeping), is_resumed=True)
         return Services(
             config=lambda: self._config,
             keeping=keeping,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import trio
 
 from panicd.host.osinfo import PROGRAM
 from tests.parts.commands import BAD_USAGE, DONE, FAILED, panicd
-from tests.parts.libvirt import Libvirtd, LibvirtMissingError
+from tests.parts.libvirt import Libvirtd
 from tests.parts.patience import fail_after
 
 TIME_LIMIT = 60.0
@@ -63,16 +61,6 @@ def test_short_id_is_looked_up_in_osinfo_db(tmp_path: Path) -> None:
     assert advice["system"]["released"] == "2021-08-14"
     (advice,) = advise(tmp_path, "--os", "win7")
     assert (advice["device"], advice["system"]["family"]) == ("pvpanic", "winnt")
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
-        try:
-            with Libvirtd.start(Path(directory)) as libvirtd:
-                yield libvirtd
-        except LibvirtMissingError as missing:
-            pytest.skip(f"no libvirt here: {missing}")
 
 
 @pytest.mark.real

@@ -179,6 +179,14 @@ def test_qemu_args_are_a_shell_s_words(version: str, more: list[str]) -> None:
     assert ("-no-shutdown" in words) == (version in {"2.8", "5.2"})  # 1.5 pauses on a panic
 
 
+def test_qemu_args_say_why_to_people_alone() -> None:
+    asked = ("qemu-args", "--name", "web-1")
+    assert "#" not in panicd(*asked).output
+    assert (
+        "# lets the guest report that it panics" in panicd(*asked, env={"FORCE_COLOR": "1"}).output
+    )
+
+
 # -- with a daemon
 
 
@@ -320,7 +328,7 @@ async def test_hold_of_what_there_is_none_of_is_refused(socket_dir: Path) -> Non
         async with vm.running():
             await daemon.wait_armed("web-1")
             refused = await ask(daemon, "hold", "web-2", *because, status=FAILED)
-            assert "no domain is called 'web-2'; did you mean \"web-1\"?; --future" in refused
+            assert "no domain is called 'web-2'; did you mean \"web-1\"?\nAdd --future" in refused
             for pattern in ("web-*", "web-[12]", "web-?"):
                 refused = await ask(daemon, "hold", pattern, "--future", *because, status=FAILED)
                 assert "a hold is on one domain" in refused

@@ -110,6 +110,8 @@ INCIDENT: dict[str, Any] = {
 }
 STATUS: dict[str, Any] = {
     "journal_fault": HOSTILE,
+    "journal_damaged": True,
+    "storm": True,
     "libvirt_problem": HOSTILE,
     "problems": [HOSTILE],
     "passed_over": {HOSTILE: HOSTILE},

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from panicd.cli import render
+from panicd.cli import phrases, render
 from panicd.host import terminal
 from panicd.host.terminal import Terminal
 
@@ -68,5 +68,5 @@ def test_each_panic_is_told_with_how_often_it_was_seen(
 
 
 def test_long_words_are_cut() -> None:
-    assert render.short("Kernel panic - not syncing: Oops") == "Oops"
-    assert render.short("x" * 65) == "x" * 63 + "…"
+    assert phrases.short("Kernel panic - not syncing: Oops") == "Oops"
+    assert phrases.short("x" * 65) == "x" * 63 + "…"

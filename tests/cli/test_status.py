@@ -49,6 +49,8 @@ DOMAIN: dict[str, Any] = {
 ANSWER: dict[str, Any] = {
     "now": 1100.0,
     "journal_fault": None,
+    "journal_damaged": False,
+    "storm": False,
     "libvirt_problem": "",
     "problems": [],
     "passed_over": {},
@@ -63,6 +65,7 @@ PANICKED: dict[str, Any] = {
     "panic_line": "Kernel panic - not syncing: Oops",
     "run_state": "guest-panicked",
 }
+DAMAGED = "panicked guests are preserved until journal.sqlite3.damaged-… is moved away."
 NEED_SOMEBODY = ("db-3", "web-117", "a-long-name-of-a-domain")
 FLEET = [
     *(DOMAIN | {"domain": f"web-{n:03}"} for n in range(197) if n != 117),
@@ -171,12 +174,16 @@ def test_what_is_amiss_with_panicd_is_said_first(monkeypatch: pytest.MonkeyPatch
         problems=["/run/x: gone"],
         passed_over={"/run/a\x1b": "link"},
         journal_fault="full",
+        journal_damaged=True,
+        storm=True,
         libvirt_problem="silent",
         dry_run=True,
     )
-    assert lines[:5] == [
+    assert lines[:7] == [
         "1 domain, a dry run: nothing is done: 1 ready",
         "The journal can't be written: full",
+        f"The journal was damaged: {DAMAGED}",
+        "A storm: many domains panicked at once; `storm.then` applies.",
         "libvirt does not answer: silent",
         "Problem: /run/x: gone",
         r"Passed over: /run/a\x1b: link",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from panicd.dumps import reader as dump_reader
-from panicd.dumps.reader import read_dumped_log
+from panicd.dumps.reader import BLOCK, KEPT, read_dumped_log
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.kernel_log import panic_line
@@ -152,6 +153,21 @@ def test_what_is_no_whole_dump_says_so(tmp_path: Path, content: bytes, reason: s
     path.write_bytes(content)
     with pytest.raises(NotReadableError, match=reason):
         read_dumped_log(path)
+
+
+def test_a_packed_dump_that_unpacks_without_end_costs_no_memory(tmp_path: Path) -> None:
+    frame = zstd.compress(bytes(64 << 20))  # 2 KB; frames follow each other
+    core = elf(guest(allocated=True), skip=1 << 30)  # all of it lies behind a gigabyte of them
+    path = tmp_path / "bomb.elf.zst"
+    path.write_bytes(zstd.compress(core[: 8 * PAGE]) + frame * 32)
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotReadableError, match="no kernel address"):
+            read_dumped_log(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < (KEPT + 8) * BLOCK
 
 
 def test_file_that_cant_be_read_says_so(tmp_path: Path) -> None:

@@ -171,10 +171,13 @@ async def test_no_windows(socket_dir: Path) -> None:
             "more than it has",
         ),
         ({0x40: bytes(8), 0x80: bytes(8)}, "no debugger data block"),
+        ({0x30: struct.pack("<I", 0xAA64)}, "a Windows of 64-bit Arm: not of 64-bit x86"),
     ],
-    ids=["runs beyond the header", "runs without end", "no KDBG"],
+    ids=["runs beyond the header", "runs without end", "no KDBG", "another machine"],
 )
-async def test_a_header_that_lies(socket_dir: Path, edits: dict[int, bytes], reason: str) -> None:
+async def test_a_header_that_is_not_to_be_used(
+    socket_dir: Path, edits: dict[int, bytes], reason: str
+) -> None:
     async with panicked(socket_dir, WindowsMemory(edits=edits)) as (_, session):
         made = await dump(session, socket_dir, DumpFormat.KDUMP_ZLIB)
     assert made.path.name.endswith(".elf.zst")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import trio
 
 from tests.e2e.test_policies import ENOUGH_SPACE, dumps
 from tests.parts.daemon import ObservedDaemon, RunningDaemon
-from tests.parts.libvirt import ROOT, Libvirtd, LibvirtMissingError, LibvirtVm
+from tests.parts.libvirt import ROOT, Libvirtd, LibvirtVm
 from tests.parts.linux import Kernel, Trouble
 from tests.parts.patience import fail_after, patiently
 from tests.parts.qemu import RealQemu
@@ -32,16 +31,6 @@ ALL = "PANICD_TEST_LIBVIRT"
 PRESERVE_RUNNING_SINCE = (12, 6)
 
 further = pytest.mark.skipif(os.environ.get(ALL) != "all", reason=f"{ALL}=all tries this too")
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
-        try:
-            with Libvirtd.start(Path(directory)) as libvirtd:
-                yield libvirtd
-        except LibvirtMissingError as missing:
-            pytest.skip(f"no libvirt here: {missing}")
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,13 @@ from panicd.demo.guests import Guest
 from panicd.dumps.facts import dump_facts
 from tests.e2e.test_policies import ENOUGH_SPACE, dumps
 from tests.parts.daemon import RunningDaemon
-from tests.parts.libvirt import Libvirtd, LibvirtMissingError, LibvirtVm, PlainDomain
+from tests.parts.libvirt import Libvirtd, LibvirtVm, PlainDomain
 from tests.parts.linux import Kernel, Trouble
 from tests.parts.patience import fail_after
 
 pytestmark = pytest.mark.real
 
 TIME_LIMIT = 60.0  # seconds
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
-        try:
-            with Libvirtd.start(Path(directory)) as libvirtd:
-                yield libvirtd
-        except LibvirtMissingError as missing:
-            pytest.skip(f"no libvirt here: {missing}")
 
 
 @pytest.fixture(autouse=True)

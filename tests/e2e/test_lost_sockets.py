@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from panicd.demo.guests import Guest
+from panicd.fleet import connector
 from panicd.host import listening
 from panicd.service.control_client import DaemonUnreachableError
 from panicd.web.http import HttpServer
@@ -26,6 +27,7 @@ from tests.parts.small_disk import small_disk
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(connector, "LOOK_EVERY", 0.05)
 
 
 async def readyz(daemon: ObservedDaemon) -> tuple[int, str]:
@@ -137,19 +139,74 @@ async def test_what_a_glob_passes_over_is_told(socket_dir: Path) -> None:
         assert await readyz(daemon) == (200, "ok\n")
 
 
-async def test_a_file_system_that_is_mounted_over_a_glob_s_directory_is_looked_into(
+async def is_told_of(daemon: ObservedDaemon, pattern: str, *lost: Path) -> None:
+    """The sockets that are gone are told of wherever problems are."""
+    (problem,) = (await daemon.call("status"))["problems"]
+    assert problem == f"{pattern}: {connector.LOST}: {', '.join(map(str, lost))}"
+    assert await readyz(daemon) == (503, f"{problem}\n")
+    assert await daemon.metric("panicd_problems") == 1
+
+
+async def nothing_is_told_of(daemon: ObservedDaemon) -> None:
+    assert (await daemon.call("status"))["problems"] == []
+    assert await readyz(daemon) == (200, "ok\n")
+    assert await daemon.metric("panicd_problems") == 0
+
+
+async def test_a_file_system_that_is_mounted_over_a_glob_s_directory_is_told_of_while_it_lasts(
     socket_dir: Path,
 ) -> None:
     directory = socket_dir / "small-disk"
     directory.mkdir()
     before = FakeQemu(directory / "before.qmp", name="before")
     after = FakeQemu(directory / "after.qmp", name="after")
-    glob = {"glob": str(directory / "*.qmp")}
-    async with DaemonInside.start(socket_dir, monitors=[glob]) as daemon, before.running():
+    pattern = str(directory / "*.qmp")
+    async with (
+        DaemonInside.start(socket_dir, monitors=[{"glob": pattern}]) as daemon,
+        before.running(),
+    ):
         await daemon.wait_armed("before")
         with small_disk(socket_dir, "1m"):
             async with after.running():
                 await daemon.wait_armed("after")
+                await daemon.wait_log("there is a problem", where=pattern)
+                await is_told_of(daemon, pattern, before.socket)
                 before.panic()  # it is connected still
                 await daemon.wait_incident("before", state="preserved")
                 assert before.sessions == 1
+        await daemon.wait_log("the problem is over", where=pattern)
+        await nothing_is_told_of(daemon)
+
+
+async def test_a_connected_monitor_whose_socket_is_removed_is_told_of_until_it_ends(
+    socket_dir: Path,
+) -> None:
+    vms = [FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in "abcde"]
+    pattern = str(socket_dir / "*.qmp")
+    async with DaemonInside.start(socket_dir) as daemon, AsyncExitStack() as running:
+        for vm in vms:
+            await running.enter_async_context(vm.running())
+            await daemon.wait_armed(vm.socket.stem)
+        vms[0].socket.unlink()
+        await daemon.wait_log("there is a problem", where=pattern)
+        await is_told_of(daemon, pattern, vms[0].socket)
+        for vm in vms[1:]:
+            vm.socket.unlink()
+        some = ", ".join(str(vm.socket) for vm in vms[:3])
+        await daemon.wait_log("there is a problem", what=f"{connector.LOST}: {some} and 2 more")
+        for vm in vms:
+            vm.close_session()
+        await daemon.wait_log("the problem is over", where=pattern)
+        await nothing_is_told_of(daemon)
+
+
+async def test_a_qemu_that_ends_has_no_lost_socket(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # as long as it takes panicd in earnest
+    async with DaemonInside.start(socket_dir) as daemon:
+        async with RealQemu.start(socket_dir, guest=Guest.COUNT) as vm:
+            await daemon.wait_armed("vm")
+            await vm.witness.send("quit")
+            await daemon.wait_log("monitor is gone")
+        assert not daemon.logged("there is a problem")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 from panicd.demo.guests import Guest
 from panicd.service.control_client import RefusedError
 from tests.parts.daemon import RunningDaemon
-from tests.parts.libvirt import Libvirtd, LibvirtMissingError
+from tests.parts.libvirt import Libvirtd
 from tests.parts.linux import Kernel, Trouble, linux_guest
 from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
@@ -28,16 +26,6 @@ WAITS = Trouble("while true; do /bin/busybox sleep 999; done", append="unknown_n
 async def _in_time() -> Any:
     with fail_after(2 * TIME_LIMIT):
         yield
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
-        try:
-            with Libvirtd.start(Path(directory)) as libvirtd:
-                yield libvirtd
-        except LibvirtMissingError as missing:
-            pytest.skip(f"no libvirt here: {missing}")
 
 
 async def arm(daemon: RunningDaemon, name: str, *, yes: bool = True) -> Any:

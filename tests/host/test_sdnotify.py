@@ -89,7 +89,7 @@ def test_a_manager_that_does_not_read_is_not_waited_for(
     [
         ("30000000", None, 15.0),
         ("1", None, 0.5e-6),
-        ("30000000", str(os.getpid()), 15.0),
+        pytest.param("30000000", str(os.getpid()), 15.0, id="this-process"),
         ("30000000", "1", None),
         ("30000000", "x", None),
         ("0", None, None),

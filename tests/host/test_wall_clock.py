@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,3 +81,44 @@ async def test_crash_loop_is_one_whatever_the_clock_says(
         incident = await daemon.wait_incident("vm", state="preserved", since=mark)
         assert incident.decisions[-1][1] == "crash-loop"
         assert vm.commands.count("system_reset") == 1
+
+
+@pytest.mark.parametrize("by", [DAY, -DAY])
+async def test_grace_lasts_as_long_as_was_configured(
+    socket_dir: Path, set_clock: list[float], by: float
+) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    policy = {"on_crash": "destroy", "grace": "1h"}
+    async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        await daemon.wait_domain("vm", lambda domain: domain["incident_state"] == "watched")
+        set_clock.append(by)
+        await daemon.call("reload")  # whoever reads the clock does so now
+        await daemon.wait_log("the clock was set")
+        assert (await daemon.domain("vm"))["incident_state"] == "watched"
+        assert "quit" not in vm.commands
+        vm.guest_reset()
+        await daemon.wait_incident("vm", ending="guest-reset")
+
+
+@pytest.mark.parametrize("by", [DAY, -DAY])
+async def test_a_storm_is_one_whatever_the_clock_says(
+    socket_dir: Path, set_clock: list[float], by: float
+) -> None:
+    vms = [FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in "abc"]
+    storm = {"share": "50%", "minimum": 3, "window": "10m"}
+    async with (
+        DaemonInside.start(socket_dir, {"on_crash": "destroy"}, storm=storm) as daemon,
+        AsyncExitStack() as running,
+    ):
+        for vm in vms:
+            await running.enter_async_context(vm.running())
+            await daemon.wait_armed(vm.socket.stem)
+        for vm in vms[:2]:
+            vm.panic()
+            await daemon.wait_incident(vm.socket.stem, ending="destroyed")
+        set_clock.append(by)
+        vms[2].panic()
+        incident = await daemon.wait_incident("c", state="preserved")
+        assert incident.decisions[-1][1] == "storm"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +10,12 @@ import pytest
 
 from tests.parts.daemon import ExecutedDaemon
 from tests.parts.fake import FakeQemu
-from tests.parts.libvirt import Libvirtd, LibvirtMissingError
+from tests.parts.libvirt import Libvirtd
 from tests.parts.qemu import RealQemu
 
 pytestmark = pytest.mark.real
 
 TIME_LIMIT = 90.0  # seconds; virsh is a process of its own each time
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
-        try:
-            with Libvirtd.start(Path(directory)) as libvirtd:
-                yield libvirtd
-        except LibvirtMissingError as missing:
-            pytest.skip(f"no libvirt here: {missing}")
 
 
 class NeighbourDaemon(ExecutedDaemon):

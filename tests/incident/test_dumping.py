@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from panicd.qemu.session import Session
+from panicd.service.control_client import RefusedError
 from tests.parts.background import background
 from tests.parts.commands import ask
 from tests.parts.daemon import DaemonInside
@@ -142,3 +143,31 @@ async def test_guest_that_libvirt_runs_is_not_dumped_behind_its_back(
         assert incident.details[dump].startswith("libvirt: libvirt runs this VM")
         assert "dump-guest-memory" not in vm.commands
         assert await daemon.metric(FAILURES, reason="libvirt") == 1
+
+
+async def test_an_operator_has_a_failed_dump_made_again_and_a_complete_one_kept(
+    socket_dir: Path,
+) -> None:
+    place = socket_dir / "dumps"
+    place.write_text("no directory")
+    coredump = {"min_free": "1MiB", "format": "elf", "directory": str(place)}
+    vm = FakeQemu(socket_dir / "vm.qmp", name="vm")
+    policy = {"on_crash": "coredump-preserve", "coredump": coredump}
+    async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        assert ("Dump", "failed") in incident.steps
+        place.unlink()
+
+        mark = daemon.mark()
+        await daemon.call("act", domain="vm", action="coredump-preserve", why="there is room now")
+        await daemon.wait_log("step ended", step="Dump", outcome="done", since=mark)
+        await daemon.wait_incident("vm", state="preserved")
+        (dump,) = place.rglob("*.elf")
+        for action in ("coredump-preserve", "coredump-restart"):
+            with pytest.raises(RefusedError, match=f"has a dump, {dump}: ask for"):
+                await daemon.call("act", domain="vm", action=action, why="another")
+        await daemon.call("act", domain="vm", action="restart", why="seen")
+        await daemon.wait_incident("vm", ending="restarted")
+        assert vm.commands.count("dump-guest-memory") == 1

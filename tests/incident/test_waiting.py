@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from panicd.incident import adoption, waiting
 from tests.parts.daemon import DaemonInside, LoggedIncident
 from tests.parts.fake import FakeQemu
 from tests.parts.patience import patiently
@@ -60,11 +63,48 @@ async def test_relaunched_domain_that_does_not_come_back_in_time_is_a_failure(
             assert ended.id == failed.id
 
 
-async def test_time_limit_goes_on_over_a_restart_of_the_daemon(socket_dir: Path) -> None:
+async def test_domain_that_comes_back_just_when_it_is_given_up_ends_its_incident(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_up, given_up = adoption._take_up, trio.Event()
+
+    async def when_it_is_connected(*what: Any) -> None:
+        given_up.set()
+        await daemon.wait_armed("vm", since=mark)
+        await take_up(*what)
+
+    monkeypatch.setattr(adoption, "_take_up", when_it_is_connected)
+    async with DaemonInside.start(socket_dir, relaunching(0.2)) as daemon:
+        incident = await relaunched(daemon, socket_dir)
+        mark = daemon.mark()
+        await given_up.wait()
+        async with fake(socket_dir).running():
+            ended = await daemon.wait_incident("vm", ending="relaunched")
+            assert ended.id == incident.id
+            assert (await daemon.call("status"))["waiting"] == []
+
+
+async def test_time_limit_goes_on_over_a_restart_of_the_daemon(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "FOUND_WITHIN", 0.1)
     async with DaemonInside.start(socket_dir, relaunching(0.5)) as daemon:
         incident = await relaunched(daemon, socket_dir)
     async with DaemonInside.start(socket_dir, relaunching(0.5)) as daemon:
         await daemon.wait_log("incident stays open", incident=incident.id, state="failed")
+
+
+async def test_a_domain_that_came_back_while_panicd_was_away_is_no_failure(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with DaemonInside.start(socket_dir, relaunching(10)) as daemon:
+        incident = await relaunched(daemon, socket_dir)
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    async with fake(socket_dir).running(), DaemonInside.start(socket_dir) as daemon:
+        ended = await daemon.wait_incident("vm", ending="relaunched")
+        assert ended.id == incident.id
+        assert await daemon.metric("panicd_domain_action_failures_total", domain="vm") == 0
 
 
 @pytest.mark.parametrize("state", [RunState.GUEST_PANICKED, RunState.RUNNING])

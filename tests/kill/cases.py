@@ -154,7 +154,7 @@ class _Trial:
         short = dict.fromkeys(SHORT, patiently(1))
         policy["timeouts"] = {**short, **policy.get("timeouts", {})}
         if self._scenario.relaunch:
-            policy["relaunch"] = {"command": self._relaunch_command(), "timeout": "3s"}
+            policy["relaunch"] = {"command": self._relaunch_command(), "timeout": patiently(3)}
         start = GatedDaemon.start(self._directory, policy, time_limit=TIME_LIMIT, storm="off")
         async with (
             Gate.open(self._directory) as self._gate,
@@ -273,9 +273,8 @@ class _Trial:
         evidence.commands = self._subject.changing
         evidence.files = self._dump_files()
         evidence.counters = await _counters(self._daemon)
-        self._verdict.violations += (
-            judge_dead_qemu(scenario, evidence) if struck_dead else judge(scenario, evidence)
-        )
+        wrong = judge_dead_qemu(scenario, evidence) if struck_dead else judge(scenario, evidence)
+        self._verdict.violations += [*wrong, *_details(evidence.journal)] if wrong else []
 
     def _is_taken_up(self) -> bool:
         """Whether the daemon has found the domain again, and gone on with its incident."""
@@ -324,6 +323,12 @@ class _Trial:
     def _dump_files(self) -> list[Path]:
         directory = self._directory / "state" / "coredumps"
         return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _details(incidents: list[Incident]) -> list[str]:
+    """What the journal says of steps: why one has failed."""
+    records = [record for incident in incidents for record in incident.steps.values()]
+    return [f"a step is {r.outcome}: {r.detail}" for r in records if r.detail]
 
 
 def _is_complete(dump: Path) -> bool:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from panicd.libvirt.protocol import (
     StoppedDetail,
 )
 from tests.parts.fake_libvirtd import FakeLibvirtd
-from tests.parts.libvirt import Libvirtd, LibvirtMissingError, LibvirtVm
+from tests.parts.libvirt import Libvirtd, LibvirtVm
 from tests.parts.libvirt_client import ANSWERED_WITHIN, Listener, connected
 from tests.parts.patience import fail_after
 
@@ -88,16 +87,6 @@ async def _start_fake(socket_dir: Path) -> AsyncIterator[Subject]:
 async def _start_real(libvirtd: Libvirtd, socket_dir: Path) -> AsyncIterator[Subject]:
     async with libvirtd.domain(socket_dir, "restart") as vm:
         yield _Real(libvirtd, vm)
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
-        try:
-            with Libvirtd.start(Path(directory)) as libvirtd:
-                yield libvirtd
-        except LibvirtMissingError as missing:
-            pytest.skip(f"no libvirt here: {missing}")
 
 
 @pytest.fixture(

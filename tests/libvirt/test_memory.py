@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,22 +20,12 @@ from panicd.qemu.guest_memory import read_words
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 from panicd.rules.kernel_log import KernelLog
 from tests.parts.fake_libvirtd import FakeLibvirtd
-from tests.parts.libvirt import Libvirtd, LibvirtMissingError
+from tests.parts.libvirt import Libvirtd
 from tests.parts.libvirt_client import ANSWERED_WITHIN, Listener, connected
 from tests.parts.linux import Kernel, Trouble
 from tests.parts.patience import fail_after, patience
 
 WITHIN = 20.0  # seconds
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
-        try:
-            with Libvirtd.start(Path(directory)) as libvirtd:
-                yield libvirtd
-        except LibvirtMissingError as missing:
-            pytest.skip(f"no libvirt here: {missing}")
 
 
 @pytest.fixture(autouse=True)

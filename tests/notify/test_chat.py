@@ -49,7 +49,7 @@ async def test_a_chat_is_told_with_the_host_a_link_and_what_the_guest_said(
 ) -> None:
     panicked, settled = await told(socket_dir)
     title, said, action, link = panicked.body["text"].split("\n")
-    assert title == f"&lt;!channel&gt; *web* on {HOST}: panicked, decided"
+    assert title == f"&lt;!channel&gt; *web* on {HOST}: panicked"
     assert said.startswith("The guest said: ")
     assert "&lt;!here&gt; &lt;http://evil.example|click&gt;" in said
     assert action == "panicd: preserve (on_crash applies as configured)"
@@ -57,7 +57,7 @@ async def test_a_chat_is_told_with_the_host_a_link_and_what_the_guest_said(
     for body in (panicked.body, settled.body):
         assert body["mrkdwn"] is False
         assert not set("<>\x1b\u202e") & set(body["text"])
-    assert ": settled, preserved\n" in settled.body["text"]
+    assert ": preserved; the incident stays open\n" in settled.body["text"]
 
 
 async def test_teams_is_told_by_a_card_without_markup(socket_dir: Path) -> None:
@@ -66,14 +66,14 @@ async def test_teams_is_told_by_a_card_without_markup(socket_dir: Path) -> None:
     card = attachment["content"]
     assert {block["type"] for block in card["body"]} == {"RichTextBlock"}
     runs = [run["text"] for block in card["body"] for run in block["inlines"]]
-    assert runs[0] == f"{NAME} on {HOST}: panicked, decided"
+    assert runs[0] == f"{NAME} on {HOST}: panicked"
     assert not {"\x1b", "\u202e", "\n"} & set("".join(runs))
     assert card["actions"][0]["url"].startswith("https://vm-host/incident/20")
 
 
 async def test_what_is_not_wanted_is_not_told(socket_dir: Path) -> None:
     (settled,) = await told(socket_dir, "--only", "settled,closed", count=1)
-    assert "settled" in settled.body["text"]
+    assert "preserved; " in settled.body["text"]
 
 
 @pytest.mark.parametrize(

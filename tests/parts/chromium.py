@@ -139,9 +139,9 @@ class Chromium:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    async def take_picture(self, path: Path) -> None:
-        """Write a picture of the whole page."""
-        shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    async def take_picture(self, path: Path, *, whole: bool = True) -> None:
+        """Write a picture of the page, the whole or what the window shows."""
+        shot = await self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         await trio.Path(path).write_bytes(base64.b64decode(shot["data"]))
 
     async def _open_tab(self) -> None:

@@ -59,8 +59,11 @@ if [ -z "$root" ]; then
 fi
 """
 _RUN: Final = """
-exec chroot "$2/" libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
+exec chroot "$2/" sh -ec 'PATH=$2 exec "$(command -v libvirtd)" --config "$1/libvirtd.conf" \
+  --pid-file "$1/libvirtd.pid"' sh "$1" "$1/path"
 """
+"""It asks each QEMU of its PATH what that can do, 2 s each and one after the other."""
+
 _LIBVIRTD: Final = """
 unix_sock_dir = "{directory}"
 auth_unix_rw = "none"
@@ -143,6 +146,15 @@ _AS_VIRT_INSTALL_MAKES_IT: Final = """
 for what it boots, a display that is no port of the host's, and vmcoreinfo where it is wanted."""
 
 PANIC: Final = '<panic model="isa"/>'
+
+
+def emulator(directory: Path) -> Path:
+    """The QEMU of a libvirtd: the only one that is on its PATH.
+
+    Args:
+        directory: the libvirtd's.
+    """
+    return directory / "path" / "qemu-system-x86_64"
 
 
 class LibvirtMissingError(Exception):
@@ -253,6 +265,8 @@ class Libvirtd:
             raise LibvirtMissingError("a mount namespace takes root")
         (directory / "libvirtd.conf").write_text(_LIBVIRTD.format(directory=directory))
         (directory / "qemu.conf").write_text(_QEMU)
+        emulator(directory).parent.mkdir()
+        emulator(directory).symlink_to(qemu_binary())
         script = ["sh", "-ec", _START + _RUN, "sh", str(directory), root]
         libvirtd: Libvirtd | None = None
         try:
@@ -359,7 +373,7 @@ class Libvirtd:
                 boots=boots,
                 on_crash=on_crash,
                 on_reboot=on_reboot,
-                emulator=qemu_binary(),
+                emulator=emulator(self._directory),
                 monitor=directory / f"{name}.qmp",
                 witness=witness,
                 arguments="".join(f"<qemu:arg value='{argument}'/>" for argument in arguments),
@@ -415,7 +429,7 @@ class Libvirtd:
                 boots=boots,
                 features="<vmcoreinfo state='on'/>" if vmcoreinfo else "",
                 on_crash=on_crash,
-                emulator=qemu_binary(),
+                emulator=emulator(self._directory),
                 vnc=directory / f"{name}.vnc",
                 panic=panic,
                 ports='<controller type="pci" model="pcie-root-port"/>' * ports,

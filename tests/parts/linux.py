@@ -9,12 +9,13 @@ under a nested KVM, Linux may stall.
 
 from __future__ import annotations
 
+import fcntl
 import lzma
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def find_kernel() -> Kernel:
     if busybox is None:
         raise MissingError("no busybox: apt-get install busybox-static")
     unpacked = cache_directory() / "linux"
-    unpack_kernel(Apt(), _META_PACKAGE, unpacked)
+    with one_at_a_time():
+        unpack_kernel(Apt(), _META_PACKAGE, unpacked)
     return Kernel(*kernel_in(unpacked), busybox)
 
 
@@ -115,6 +117,16 @@ def cache_directory() -> Path:
         os.environ.get("PANICD_TEST_CACHE")
         or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "panicd-tests"
     )
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Have no other process look, meanwhile, for what is to be kept there."""
+    directory = cache_directory()
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ brings one of the tests' own.
 from __future__ import annotations
 
 from tests.parts.apt import Apt, need
-from tests.parts.linux import Kernel, cache_directory, kernel_in, unpack_kernel
+from tests.parts.linux import Kernel, cache_directory, kernel_in, one_at_a_time, unpack_kernel
 from tests.parts.linux_module import built_module
 from tests.parts.machines import PVPANIC_PCI, Machine
 
@@ -25,12 +25,13 @@ def find_arm_kernel() -> Kernel:
     need(_QEMU, "apt-get")
     home = cache_directory() / "linux-arm64"
     kernel, busybox = home / "kernel", home / "busybox"
-    apt = Apt.of("arm64", home / "apt")
-    unpack_kernel(apt, "linux-image-cloud-arm64", kernel)
-    if not busybox.exists():
-        apt.unpack(busybox, "busybox-static")
-    image, modules = kernel_in(kernel)
-    driver = built_module("pvpanic", image, apt, cross=_CROSS)
+    with one_at_a_time():
+        apt = Apt.of("arm64", home / "apt")
+        unpack_kernel(apt, "linux-image-cloud-arm64", kernel)
+        if not busybox.exists():
+            apt.unpack(busybox, "busybox-static")
+        image, modules = kernel_in(kernel)
+        driver = built_module("pvpanic", image, apt, cross=_CROSS)
     program = next(busybox.glob("**/bin/busybox"))
     machine = Machine(_QEMU, "virt", _CPU, (PVPANIC_PCI,))
     return Kernel(image, (*modules, driver), program, machine, "ttyAMA0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.parts.apt import Apt
-from tests.parts.linux import Kernel, Trouble
+from tests.parts.linux import Kernel, Trouble, one_at_a_time
 from tests.parts.linux_module import built_module
 
 
@@ -102,5 +102,8 @@ def make_trouble(kind: Kind, kernel: Kernel) -> Trouble:
     Raises:
         MissingError: The module for it can't be had here; says why.
     """
-    module = built_module("trouble", kernel.image, Apt()) if "trouble.ko" in kind.then else None
+    module = None
+    if "trouble.ko" in kind.then:
+        with one_at_a_time():
+            module = built_module("trouble", kernel.image, Apt())
     return Trouble(kind.then, kind.append, kind.cpus, module, kind.script)

@@ -271,10 +271,15 @@ class Alerting:
 
 
 def unused_port() -> int:
-    """Return a TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Return a TCP port of the loopback interface that nobody listens on, or is given meanwhile.
+
+    A connection to it has just ended (TIME_WAIT), so the kernel gives it to nobody who wants any
+    port; who names it and sets SO_REUSEADDR, as servers do, has it (tcp(7), socket(7)).
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()), server.accept()[0]:
+            pass  # the server's end is closed first, and waits
+        return int(server.getsockname()[1])
 
 
 def _get(port: int, path: str) -> tuple[int, bytes]:

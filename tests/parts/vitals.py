@@ -17,6 +17,11 @@ def resident_bytes(pid: int) -> int:
     return _status_bytes(pid, "VmRSS")
 
 
+def address_space(pid: int) -> int:
+    """The bytes of addresses that a process has taken: what RLIMIT_AS bounds."""
+    return _status_bytes(pid, "VmSize")
+
+
 def peak_bytes(pid: int) -> int:
     """Return the most memory that a process has held (``VmHWM``) since :func:`forget_peak`."""
     return _status_bytes(pid, "VmHWM")

@@ -149,17 +149,19 @@ class Stage:
             "DOMAIN": self.domain,
             "INCIDENT": self.incident,
             "SOCKET": str(self.unwatched),
-            STATE: str(self.daemon.directory / "state"),
+            STATE: str(self.daemon.state_directory),
         }.items():
             command = re.sub(rf"(?<!\w){placeholder}(?!\w)", value, command)
         return shlex.split(command)
 
     async def _fetch(self, url: str) -> str:
         assert url.startswith(ADDRESS)
-        served = await self.daemon.wait_log("metrics are served")
-        status = await trio.to_thread.run_sync(
-            _status, served["host"], served["port"], url.removeprefix(ADDRESS)
-        )
+        served = await self.daemon.wait_log("metrics are served", since=self.daemon.began)
+        path = url.removeprefix(ADDRESS)
+        try:
+            status = await trio.to_thread.run_sync(_status, served["host"], served["port"], path)
+        except ConnectionRefusedError:
+            return "connection refused"
         return "" if status == http.client.OK else f"HTTP status {status}"
 
 

@@ -205,6 +205,13 @@ def test_an_old_warning_is_not_what_led_to_a_fault() -> None:
     assert panic_line([*said(warning, at=17.0), *lines[1:]]) == warning
 
 
+def test_a_line_with_a_later_time_hides_nothing_before_it() -> None:
+    warned = said("WARNING: CPU: 2 PID: 1194 at net/vendor.c:28 vendor_exit+0x1/0x2")
+    elsewhere = said("INFO: rcu_sched detected stalls on CPUs/tasks:", at=2920.0)
+    panic = said(f"{NOT_SYNCING}panic_on_warn set ...", at=0.1)
+    assert panic_line([*warned, *elsewhere, *panic]) == warned[0].text
+
+
 def test_init_may_die_of_something_else_than_a_fault_of_another() -> None:
     killed = f"{NOT_SYNCING}Attempted to kill init! exitcode=0x0000000b"
     assert panic_line([*said(*OOPS), *said(killed, at=1.0)]) == OOPS[0]

@@ -97,6 +97,22 @@ Call Trace:
  [<ffffffff812c1d8c>] ? queue_size+0x5/0x10
  [<ffffffff812c1d8b>] queue_flush+0x1b/0x60
 """
+WARNED_IN_A_HELPER = """\
+WARNING: CPU: 0 PID: 98 at kernel/sched/core.c:6136 __might_sleep+0x13a/0x190
+Kernel panic - not syncing: panic_on_warn set ...
+CPU: 0 PID: 98 Comm: nginx Not tainted 5.1.0 #6
+Call Trace:
+ panic+0x29d/0x5f2
+ invalid_op+0x14/0x20
+RIP: 0010:__might_sleep+0x13a/0x190
+Code: 65 48 8b 1c 25 00 ee 01 00 48 8d 7b 10
+RSP: 0018:ffff8880ad007b48 EFLAGS: 00010286
+ __mutex_lock+0xcd/0x12b0
+ queue_flush+0x1b/0x60
+ vendor_ioctl+0x9b/0x1e0
+RIP: 0033:0x7f2d6b8a7e9b
+ queue_size+0x5/0x10
+"""
 
 
 def log(text: str, caller: str = "T4711") -> list[LogLine]:
@@ -125,6 +141,11 @@ def known(text: str) -> Signature:
         ),
         (HUNG, "hung task", ("wait_for_vendor_queue", "submit_bio_wait")),
         (WARNED_OLD_KERNEL, "WARNING at vendor.c", ("queue_check", "queue_flush")),
+        (
+            WARNED_IN_A_HELPER,
+            "WARNING at kernel/sched/core.c",
+            ("queue_flush", "vendor_ioctl"),
+        ),
         (
             "BUG: KASAN: slab-use-after-free in queue_put+0x12/0x40\nWrite of size 8 at addr ff\n",
             "KASAN: use-after-free (write)",

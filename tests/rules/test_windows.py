@@ -111,9 +111,25 @@ def test_what_lies_is_refused(broken: str) -> None:
         crash(memory)
 
 
-@pytest.mark.parametrize("edits", [{0: b"PAGEDUMP"}, {4: b"LINU"}])
-def test_another_header_is_taken_for_a_linux_that_makes_no_sense(edits: dict[int, bytes]) -> None:
-    memory = WindowsMemory(edits=edits)
+@pytest.mark.parametrize(
+    ("edits", "machine"),
+    [
+        ({0: b"PAGEDUMP", 0x20: struct.pack("<I", 0x14C)}, "32-bit x86"),
+        ({0x30: struct.pack("<I", 0xAA64)}, "64-bit Arm"),
+        ({0x30: struct.pack("<I", 0x14C)}, "32-bit x86"),
+        ({0x30: b"PAGE"}, "machine 0x45474150"),
+    ],
+)
+def test_a_windows_of_another_machine_is_refused_by_name(
+    edits: dict[int, bytes], machine: str
+) -> None:
+    reason = f"^the guest is a Windows of {machine}: not of 64-bit x86$"
+    with pytest.raises(NotReadableError, match=reason):
+        crash(WindowsMemory(edits=edits))
+
+
+def test_another_header_is_taken_for_a_linux_that_makes_no_sense() -> None:
+    memory = WindowsMemory(edits={4: b"LINU"})
     assert WindowsHeader.find(memory.notes()) is None
     with pytest.raises(NotReadableError, match="the guest is a Windows"):
         crash(memory)

@@ -108,7 +108,7 @@ def answer(path: str) -> str | None:
 
 def start_vm(name: str, user: str) -> None:
     text = inside("qemu-args", "--name", name)
-    arguments = [word for line in text.splitlines() for word in line.partition("#")[0].split()]
+    arguments = text.split()
     own = f"socket,id=own,path={SOCKETS / name}.own,server=on,wait=off"
     run(
         *("systemd-run", "--quiet", "--collect", "--unit", f"vm-{name}", "--uid", user),

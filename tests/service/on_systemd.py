@@ -109,7 +109,7 @@ def incident(name: str) -> Any:
 def start_vm(name: str, *, dial_in: bool = False) -> None:
     extra = ("--dial-in", "/run/panicd/qmp.sock") if dial_in else ()
     text = run("panicd", "qemu-args", "--name", name, *extra)
-    arguments = [word for line in text.splitlines() for word in line.partition("#")[0].split()]
+    arguments = text.split()
     own = f"socket,id=own,path={SOCKETS / name}.own,server=on,wait=off"
     run(
         *("systemd-run", "--quiet", "--collect", "--unit", f"vm-{name}"),

@@ -127,7 +127,7 @@ def test_make_test_sets_up_and_passes_arguments_to_pytest() -> None:
 
     assert dry_run.stdout.splitlines() == [
         ".ci/setup test",
-        ".venv/bin/python -m pytest -k policy",
+        ".venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -k policy",
     ]
 
 

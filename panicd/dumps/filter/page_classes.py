@@ -23,7 +23,7 @@ CHUNK: Final = 1 << MAX_ORDER
 """Pages that are looked at together: no run of pages that belong together crosses such a border."""
 
 _ANONYMOUS: Final = 1  # in page.mapping: Linux, PAGE_MAPPING_ANON
-_TAIL: Final = 1  # in page.compound_head
+_TAIL: Final = 1  # in page.compound_head, later compound_info
 _TYPED_BELOW: Final = -128  # of page._mapcount: Linux, PAGE_MAPCOUNT_RESERVE
 
 Classes = npt.NDArray[np.uint8]
@@ -36,7 +36,7 @@ def page_dtype(layout: PageLayout) -> np.dtype[Any]:
         "flags": ("<u8", layout.flags),
         "mapping": ("<u8", layout.mapping),
         "private": ("<u8", layout.private),
-        "compound_head": ("<u8", layout.compound_head),
+        "compound": ("<u8", layout.compound),
         "refcount": ("<i4", layout.refcount),
         "mapcount": ("<i4", layout.mapcount),
     }
@@ -66,7 +66,7 @@ def classify(
     """
     pages = np.frombuffer(data, page_dtype(layout))
     flags, mapcount = pages["flags"], pages["mapcount"]
-    tail = pages["compound_head"] & np.uint64(_TAIL) != 0
+    tail = pages["compound"] & np.uint64(_TAIL) != 0
     slab = _slabs(layout, flags, mapcount)
     untyped = ~slab & (mapcount >= _TYPED_BELOW)
     anonymous = pages["mapping"] & np.uint64(_ANONYMOUS) != 0
@@ -169,17 +169,28 @@ def _heads(
         pages: the chunk's.
         possible: which of them may be a first.
     """
-    pointers, mask = pages["compound_head"], np.uint64(layout.head_mask)
-    tails = np.flatnonzero(pointers & np.uint64(_TAIL) != 0)
+    compound, mask = pages["compound"], np.uint64(layout.head_mask)
+    tails = np.flatnonzero(compound & np.uint64(_TAIL) != 0)
+    places = compound[tails] - np.uint64(_TAIL)
+    if layout.compound_masks:
+        own = np.uint64(origin) + tails.astype(np.uint64) * np.uint64(layout.size)
+        places = np.where(_is_mask(layout, places), places & own, places)
     # Of 64 bits, unsigned: what lies before the chunk comes out as far behind it.
-    distance = pointers[tails] - np.uint64(_TAIL) - np.uint64(origin)
+    distance = places - np.uint64(origin)
     heads = distance // np.uint64(layout.size)
     sound = (distance % np.uint64(layout.size) == 0) & (heads < np.uint64(len(pages)))
     tails, heads = tails[sound], heads[sound].astype(np.int64)
     sound = (
         (heads < tails)
         & possible[heads]
-        & (pointers[heads] & np.uint64(_TAIL) == 0)
+        & (compound[heads] & np.uint64(_TAIL) == 0)
         & (pages["flags"][heads] & mask == mask)
     )
     return tails[sound], heads[sound]
+
+
+def _is_mask(layout: PageLayout, places: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return which are masks: they have their lower bits unset, as many as a run of pages has."""
+    lowest = ~places + np.uint64(1)
+    longest = layout.size << MAX_ORDER
+    return np.asarray((lowest & (lowest - np.uint64(1)) == 0) & (lowest <= longest) & (lowest > 0))

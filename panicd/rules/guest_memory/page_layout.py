@@ -36,7 +36,9 @@ class PageLayout:
 
     Attributes:
         size: of the structure, in bytes.
-        flags, mapping, private, compound_head: offsets in it, of 8 bytes each.
+        flags, mapping, private, compound: offsets in it, of 8 bytes each. A further page of several
+            tells in ``compound`` where the first is.
+        compound_masks: it may do so by a mask for its own place; else it is the first's place.
         refcount, mapcount: offsets in it, of 4 bytes each.
         lru, private_flag, swapcache: numbers of bits in ``flags``.
         swapbacked: the same; None: ``swapcache`` needs no second look.
@@ -52,7 +54,8 @@ class PageLayout:
     flags: int
     mapping: int
     private: int
-    compound_head: int
+    compound: int
+    compound_masks: bool
     refcount: int
     mapcount: int
     lru: int
@@ -75,10 +78,13 @@ class PageLayout:
         Raises:
             NotReadableError: it tells too little, or nothing that can be.
         """
+        # It got another name with another meaning (seen in 7.2), so that nobody reads it as before.
+        masks = info.has_offset("page", "compound_info")
+        compound = "compound_info" if masks else "compound_head"
         page = info.structure(
             "page",
             {
-                **dict.fromkeys(("flags", "mapping", "private", "compound_head"), 8),
+                **dict.fromkeys(("flags", "mapping", "private", compound), 8),
                 **dict.fromkeys(("_refcount", "_mapcount"), 4),
             },
         )
@@ -96,7 +102,8 @@ class PageLayout:
             flags=page.offset("flags"),
             mapping=page.offset("mapping"),
             private=page.offset("private"),
-            compound_head=page.offset("compound_head"),
+            compound=page.offset(compound),
+            compound_masks=masks,
             refcount=page.offset("_refcount"),
             mapcount=page.offset("_mapcount"),
             lru=_needed(info, "PG_lru"),

@@ -6,7 +6,7 @@ found, and by that the rest. A kernel may keep KDBG encoded: the driver leaves w
 in the place of the first parameter.
 
 Sources: QEMU ``dump/win_dump.c``, ``include/qemu/win_dump_defs.h``; virtio-win ``fwcfg64``;
-``KDDEBUGGER_DATA64`` in the Windows SDK's ``wdbgexts.h``.
+the Windows SDK's ``wdbgexts.h`` (``KDDEBUGGER_DATA64``) and ``winnt.h`` (``IMAGE_FILE_MACHINE``).
 """
 
 import struct
@@ -21,12 +21,15 @@ from panicd.rules.guest_memory.page_tables import x86_tables
 from panicd.rules.guest_memory.reading import NotReadableError, Reading
 
 SIGNATURE: Final = b"PAGEDU64"
+_SIGNATURE_32: Final = b"PAGEDUMP"
 HEADER_SIZE: Final = 2 * PAGE
 BUG_CHECK_AT: Final = 0x38  # in the header, and how much it takes there
 BUG_CHECK: Final = struct.Struct("<5Q")
 
 _BUILD_AT: Final = 0x0C
 _TOP_AT: Final = 0x10  # DirectoryTableBase
+_MACHINE_AT: Final = 0x30  # MachineImageType
+_MACHINE_AT_32: Final = 0x20  # there, in the header of a Windows of 32 bits
 _PROCESSORS_AT: Final = 0x34
 _COPY_AT: Final = 0x40  # the first parameter
 _KDBG_AT: Final = 0x80
@@ -36,8 +39,25 @@ _RUN: Final = struct.Struct("<QQ")  # the first page, and how many
 _MAX_RUNS: Final = (704 - _RUN_HEAD.size) // _RUN.size
 _MAX_PAGES: Final = 1 << 40
 
+_READABLE: Final = 0x8664
+_OTHERS: Final = {
+    0x014C: "32-bit x86",
+    0x01C4: "32-bit Arm",
+    0x0200: "Itanium",
+    0xAA64: "64-bit Arm",
+}
+"""The machines whose Windows are not read, as the PE format numbers them."""
+
 _KDBG_SIZE: Final = 0x340
 _TAG: Final = slice(0x10, 0x14)
+
+
+class OtherWindowsError(NotReadableError):
+    """A guest is a Windows of a machine for which panicd reads none."""
+
+    def __init__(self, machine: int) -> None:
+        name = _OTHERS.get(machine, f"machine {machine:#x}")
+        super().__init__(f"the guest is a Windows of {name}: not of 64-bit x86")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +74,21 @@ class WindowsHeader:
 
     @classmethod
     def find(cls, notes: bytes) -> "WindowsHeader | None":
-        """Return the header among a dump's notes; None: the guest is no Windows of 64 bits.
+        """Return the header among a dump's notes; None: the guest is no Windows.
 
         Raises:
+            OtherWindowsError: it is a Windows of another machine than 64-bit x86.
             NotReadableError: the guest left nothing.
         """
         left = find_vmcoreinfo(notes)
+        header = cls(left, has_five_levels(notes))
+        if left.startswith(_SIGNATURE_32):
+            raise OtherWindowsError(header._number(_MACHINE_AT_32, 4))
         if len(left) != HEADER_SIZE or not left.startswith(SIGNATURE):
             return None
-        return cls(left, has_five_levels(notes))
+        if (machine := header._number(_MACHINE_AT, 4)) != _READABLE:
+            raise OtherWindowsError(machine)
+        return header
 
     @property
     def build(self) -> int:

@@ -71,9 +71,8 @@ def adopted(turn: Turn, _phase: Begun, came: Adopted) -> None:
         case Plight.HANGS:
             _go_on_with_hung(turn)
         case Plight.RETURNED:
-            index = incident.step_in_progress
-            assert index is not None, "it awaits its domain's return"
-            turn.done(index)
+            if (index := incident.step_in_progress) is not None:
+                turn.done(index)
             turn.close(Ending.RELAUNCHED)
         case Plight.OVERDUE:
             _give_up_return(turn)

@@ -78,9 +78,18 @@ def decide_now(turn: Turn, run_state: RunState | None, own_time: Reason | None =
     carry_out(turn, decision, situation)
 
 
-def carry_out(turn: Turn, decision: Decision, situation: Situation) -> None:
-    """Note a decision with its plan, and begin with the plan."""
-    if turn.open.has_begun(Dump):
+def carry_out(
+    turn: Turn, decision: Decision, situation: Situation, *, asked_for: bool = False
+) -> None:
+    """Note a decision with its plan, and begin with the plan.
+
+    Args:
+        turn: the step in the making.
+        decision: what is to be done.
+        situation: the domain as it stands.
+        asked_for: an operator asks for it anew: a dump that failed is made again.
+    """
+    if turn.open.dumped or (turn.open.has_begun(Dump) and not asked_for):
         decision = replace(decision, coredump=False)
     policy, capability = turn.moment.policy, turn.known.capability
     turn.decided(make_plan(decision, policy, capability, situation))
@@ -197,13 +206,14 @@ def follow_up(turn: Turn, end: End) -> None:
     match end:
         case Course():
             finish(turn, end)
-        case Came(index=index, result=result):
-            _end_step(turn, index, result)
+        case Came():
+            _end_step(turn, end)
         case None:
             pass
 
 
-def _end_step(turn: Turn, index: int, result: StepResult) -> None:
+def _end_step(turn: Turn, came: Came) -> None:
+    index, result = came.index, came.result
     turn.end(index, result)
     step = turn.step(index)
     if result.outcome in {Outcome.DONE, Outcome.SKIPPED}:
@@ -213,7 +223,7 @@ def _end_step(turn: Turn, index: int, result: StepResult) -> None:
     if course is Course.RESET_BY_OTHERS or (course and result.outcome is Outcome.FAILED):
         finish(turn, course)  # it failed for others have reset the guest, or let it run
         return
-    is_cut_off = cut_off(turn, step, result)
+    is_cut_off = came.lost or cut_off(turn, step, result)
     if step.on_failure is OnFailure.CONTINUE and not is_cut_off:
         begin_step(turn, index + 1)
     elif result.outcome is Outcome.UNKNOWN or is_cut_off:

@@ -162,7 +162,7 @@ def quieting_elapsed(turn: Turn, phase: Quieting, _came: object = None) -> End:
 
 def collected(_turn: Turn, phase: Collecting, finished: Finished) -> End:
     """Evidence was taken."""
-    return Came(phase.index, finished.result)
+    return Came(phase.index, finished.result, finished.lost)
 
 
 def dumping_durable(turn: Turn, phase: Dumping, _came: object = None) -> End:
@@ -185,4 +185,4 @@ def dumped(turn: Turn, phase: Dumping, finished: Finished) -> End:
         course = look(turn, phase.index, None if finished.overtaken else result)
         if course is not None:
             return course
-    return Came(phase.index, result)
+    return Came(phase.index, result, finished.lost)

@@ -162,11 +162,13 @@ class Finished:
         serial: of the effect.
         result: how; ``unknown`` where the session ended, or nobody answered.
         overtaken: it was given up, for others had reset the guest or let it run.
+        lost: the session has ended, which may be told of a moment later.
     """
 
     serial: int
     result: StepResult
     overtaken: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

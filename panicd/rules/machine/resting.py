@@ -282,7 +282,10 @@ def arm_look(turn: Turn) -> None:
     """See to it that what no event tells of is looked at."""
     incident, vm = turn.incident, turn.known
     if incident is not None and incident.watched_until is not None:
-        turn.wake(max(0.0, incident.watched_until - turn.moment.now))
+        if turn.watched[0] != incident.watched_until:
+            left = max(0.0, incident.watched_until - turn.moment.now)
+            turn.watched = (incident.watched_until, turn.moment.ticks + left)
+        turn.wake(max(0.0, turn.watched[1] - turn.moment.ticks))
     elif incident is not None and incident.state in LOOK_AFTER:
         turn.wake(LOOK_AFTER[incident.state])
     elif incident is None and vm.run_state is RunState.INMIGRATE:
@@ -425,7 +428,12 @@ def _obey(turn: Turn) -> None:
         turn.answer(str(impossible))
         turn.rest()
         return
+    if decision.coredump and turn.open.dumped:
+        action = decision.wanted.action
+        turn.answer(f"the incident has a dump, {turn.open.dumped}: ask for {action} alone")
+        turn.rest()
+        return
     operation = asked.operation
     what = f"{operation.kind} {operation.detail}".strip()
     turn.note(AskedEntry(operation.at, operation.uid, what, operation.why, operation.user))
-    deciding.carry_out(turn, decision, situation)
+    deciding.carry_out(turn, decision, situation, asked_for=True)

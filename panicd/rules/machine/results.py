@@ -37,10 +37,11 @@ class Course(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """A step has ended."""
+    """A step has ended; ``lost``: and so has the session."""
 
     index: int
     result: StepResult
+    lost: bool = False
 
 
 End = Came | Course | None

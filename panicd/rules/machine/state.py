@@ -306,6 +306,8 @@ class State(NamedTuple):
         flood: panics of an ignored guest within the present window.
         flood_began: when that began, in ticks.
         ignored_at: when it was last noted that an ignored guest runs again; since the epoch.
+        watched: until when a guest is left to itself, since the epoch as the clock stood when that
+            began, and in ticks.
     """
 
     vm: Vm | None = None
@@ -332,3 +334,4 @@ class State(NamedTuple):
     flood: int = 0
     flood_began: float = 0.0
     ignored_at: float = 0.0
+    watched: tuple[float, float] = (0.0, 0.0)

@@ -92,6 +92,7 @@ class Turn:
     flood: int
     flood_began: float
     ignored_at: float
+    watched: tuple[float, float]
 
     def __init__(self, state: State, moment: Moment) -> None:
         self.__dict__.update(zip(State._fields, state, strict=True))

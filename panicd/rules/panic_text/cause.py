@@ -124,7 +124,7 @@ def _cascade(heads: Sequence[_Found], end: float) -> list[_Found]:
         if end - each.time > CAUSE_WITHIN:
             break
         near.append(each)
-        end = each.time
+        end = min(end, each.time)
     return near[::-1]
 
 

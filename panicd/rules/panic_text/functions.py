@@ -38,14 +38,15 @@ reports: Final = _table("""
     *kfence_* *ubsan_* handle_overflow check_memory_region* check_panic_on_warn end_report*
     start_report* lockdep_* lock_acquire* lock_release* lock_is_held* __lock_acquire
     __lock_release check_noncircular check_prev* check_usage* check_irq_usage validate_chain
-    mark_lock* mark_held_locks register_lock_class valid_state debug_object* debug_print_object
-    debug_check_* debug_lockdep_* debug_smp_* __might_sleep __might_fault __might_resched
-    ___might_sleep __schedule_bug bad_page* object_err slab_err slab_bug* slab_fix
+    mark_lock* mark_held_locks register_lock_class look_up_lock_class valid_state debug_object*
+    debug_print_object debug_check_* debug_lockdep_* debug_smp_* __might_sleep __might_fault
+    __might_resched ___might_sleep __schedule_bug bad_page* object_err slab_err slab_bug* slab_fix
     check_preemption_disabled rcu_check_callbacks rcu_sched_clock_irq rcu_dump_* check_cpu_stall
     watchdog watchdog_timer_fn watchdog_overflow_* nmi_cpu_backtrace* nmi_trigger_* arch_trigger_*
-    trigger_all_cpu_* trigger_single_cpu_* should_fail* fail_dump usercopy_abort
-    __check_object_size __check_heap* fortify_panic __fortify_* __stack_chk_fail refcount_*
-    skb_panic skb_over_panic skb_under_panic stack_trace_* save_stack* stack_depot_*
+    trigger_all_cpu_* trigger_single_cpu_* should_fail* fail_dump usercopy_abort __check_object_size
+    __check_heap* fortify_panic __fortify_* __stack_chk_fail refcount_* skb_panic skb_over_panic
+    skb_under_panic stack_trace_* save_stack* stack_depot_* __sanitizer_cov_* write_comp_data
+    check_kcov_mode
 """)
 """What reports a trouble, catches it, or checks for it."""
 

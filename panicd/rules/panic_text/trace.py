@@ -42,7 +42,7 @@ _ENTRY_FROM: Final = re.compile(  # arm
 )
 _BEGINS: Final = re.compile(r"(?:\w+ )?(?:call trace|(?:stack )?backtrace)\b", re.IGNORECASE)
 _ENDS: Final = re.compile(
-    r"(?:Allocated|Freed) (?:by|in)|Last potentially related work|Code: |-+\[ end trace"
+    r"(?:Allocated|Freed) (?:by|in)|Last potentially related work|RIP: 0033:|-+\[ end trace"
     r"|Kernel panic|Memory state|The buggy address|Uninit was|irq event stamp"
 )
 _SUFFIX: Final = re.compile(r"[.$].*")
@@ -68,7 +68,7 @@ def frames(lines: Sequence[LogLine], at: int, nature: Nature) -> tuple[str, ...]
             names = (name for name in _trace(report[1:]) if not functions.waits(name))
         case _:
             named = (_bare(found["name"]) for found in _IN_HEAD.finditer(report[0]))
-            names = chain(named, _trace(report[1:]))
+            names = (name for name in chain(named, _trace(report[1:])) if not functions.waits(name))
     telling = dict.fromkeys(name for name in names if _tells(name))
     return tuple(islice(telling, FRAMES))
 

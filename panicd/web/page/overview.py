@@ -13,6 +13,7 @@ from panicd.rules.capability import Armed
 from panicd.rules.incident import Incident, State
 from panicd.rules.policy import Reason
 from panicd.rules.signature import Signature
+from panicd.rules.standing import rank
 from panicd.web.html import Content, Html, element, joined
 from panicd.web.page.filtering import SHOWN, Filter, address_of, has_no_device
 from panicd.web.page.parts import (
@@ -38,6 +39,7 @@ from panicd.web.page.parts import (
     when,
 )
 
+DOMAINS_SHOWN: Final = 200
 INCIDENTS_SHOWN: Final = 20
 OPEN_SHOWN: Final = 200
 PANICS_READ: Final = 50
@@ -67,8 +69,7 @@ def overview(services: Services, shows_guests: bool, query: str) -> Html:
     wanted, outlook = Filter.of(query), Outlook.of(services)
     domains = services.priority.in_turn(tuple(services.fleet.domains.values()))
     statuses = [(domain, domain_status(domain, outlook)) for domain in domains]
-    attention = SHOWN["attention"][1]
-    statuses.sort(key=lambda pair: (not pair[1].incident, not attention(pair[1]), pair[1].domain))
+    statuses.sort(key=lambda pair: _worst_first(pair[1]))
     known = [status for _, status in statuses]
     shown = [(domain, status) for domain, status in statuses if wanted.fits(status)]
     counts = [
@@ -91,8 +92,8 @@ def overview(services: Services, shows_guests: bool, query: str) -> Html:
         live(
             "domains",
             element("h2", "Domains"),
-            element("p", f"{len(shown)} of {len(known)} shown.", class_="quiet"),
-            _domains(services, shown),
+            element("p", _told(len(shown), len(known)), class_="quiet"),
+            _domains(services, shown[:DOMAINS_SHOWN]),
         ),
         live("latest", *_again(groups, shows_guests), *_latest(latest, shows_guests)),
     )
@@ -104,7 +105,11 @@ def _notices(services: Services, shows_guests: bool) -> Iterable[Html]:
     if fault := services.keeping.journal.fault:
         yield notice(BAD, f"The journal can't be written: {fault}")
     if services.unrecorded():
-        yield notice(BAD, "The journal was damaged: guests are preserved until it is seen to.")
+        yield notice(
+            BAD,
+            "The journal was damaged: panicked guests are preserved until "
+            "journal.sqlite3.damaged-… is moved away.",
+        )
     if services.storm.raged:
         yield notice(BAD, "Many domains panicked at once: what ends or resets is held back.")
     if problem := services.libvirt.problem:
@@ -144,6 +149,17 @@ def _latest(latest: list[Incident], shows_guests: bool) -> Iterable[Html]:
     over = [incident for incident in latest if not incident.is_open][:INCIDENTS_SHOWN]
     yield element("h2", "Recent incidents")
     yield incident_table(over, shows_guests) if over else element("p", "None.")
+
+
+def _worst_first(status: DomainStatus) -> tuple[float, str]:
+    return rank(status.standing, acknowledged=status.acknowledged), status.domain
+
+
+def _told(found: int, every: int) -> str:
+    """Return how many of the domains are shown; a page that renews itself has a bounded number."""
+    if found <= DOMAINS_SHOWN:
+        return f"{found} of {every} shown."
+    return f"The worst {DOMAINS_SHOWN} of {found} are shown. Search for the others."
 
 
 def _domains(services: Services, statuses: list[tuple[Domain, DomainStatus]]) -> Html:

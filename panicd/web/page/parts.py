@@ -143,7 +143,7 @@ def moment(seconds: float) -> Html:
     """Return a time, given in seconds since the epoch, as an element."""
     at = datetime.fromtimestamp(seconds).astimezone()
     told = element("time", when(seconds), datetime=at.isoformat(timespec="seconds"))
-    return joined(told, " ", element("span", f"({age(time.time() - seconds)})", class_="quiet"))
+    return joined(told, " ", element("span", f"({age(time.time() - seconds)})", class_="quiet age"))
 
 
 def age(seconds: float) -> str:

@@ -95,7 +95,7 @@ table { border-collapse: collapse; width: 100%; background: var(--card);
 th, td { text-align: left; vertical-align: top; padding: .45rem .75rem;
   border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
 tbody th, .words, .free { overflow-wrap: anywhere; }
-time, .id { white-space: nowrap; }
+time, .id, .age { white-space: nowrap; }
 .domain { display: inline-block; min-width: 5.5rem; overflow-wrap: anywhere; }
 .cards tbody th { min-width: 7.5rem; }
 thead th { color: var(--quiet); font-size: .875rem; font-weight: 600; white-space: nowrap; }

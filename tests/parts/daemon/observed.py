@@ -125,6 +125,11 @@ class ObservedDaemon:
         return self.directory / "panicd.yaml"
 
     @property
+    def state_directory(self) -> Path:
+        """Where its journal, its incidents and its dumps are."""
+        return Path(self._config["state_directory"])
+
+    @property
     def control_socket(self) -> Path:
         """Its control socket."""
         return Path(self._config["control_socket"])
@@ -136,7 +141,7 @@ class ObservedDaemon:
 
     def journal(self) -> list[Incident]:
         """The incidents in its journal, in the order of their beginnings."""
-        path = Path(self._config["state_directory"], "journal.sqlite3")
+        path = self.state_directory / "journal.sqlite3"
         if not path.exists():
             return []
         with journal_database.reader(path) as database:

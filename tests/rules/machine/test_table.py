@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 from panicd.rules.capability import Capability
-from panicd.rules.incident import Opened, Repeated, Source
+from panicd.rules.incident import Opened, Outcome, Repeated, Source, StepResult
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import State, effects, step
 from panicd.rules.machine.inputs import (
@@ -18,6 +18,7 @@ from panicd.rules.machine.inputs import (
     Attached,
     Durable,
     Elapsed,
+    Finished,
     Heard,
     Input,
     LookAgain,
@@ -27,7 +28,13 @@ from panicd.rules.machine.inputs import (
     Reconsider,
     Stopping,
 )
-from panicd.rules.machine.state import AskingState, SettingPanic
+from panicd.rules.machine.state import (
+    AskingState,
+    Collecting,
+    Interrupted,
+    Quieting,
+    SettingPanic,
+)
 from panicd.rules.machine.vm import Vm
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation, OperationKind
@@ -43,7 +50,7 @@ from panicd.rules.qapi import (
     ShutdownEvent,
     StopEvent,
 )
-from panicd.rules.settings import CoredumpSettings, Policy
+from panicd.rules.settings import CoredumpSettings, Evidence, Policy
 
 E = TypeVar("E", bound=effects.Effect)
 
@@ -282,3 +289,29 @@ def test_what_was_asked_for_a_panicked_guest_is_not_done_to_one_that_was_reset_s
     (answer,) = machine.all(effects.Answer)
     assert "reset after this was asked for" in answer.refused
     assert machine.sent == []
+
+
+@pytest.mark.parametrize("cut_off", [effects.Collect, effects.MakeDump])
+def test_what_a_lost_session_has_cut_off_is_not_gone_on_from(
+    cut_off: type[effects.Collect | effects.MakeDump],
+) -> None:
+    machine = Machine(OnCrash.COREDUMP_DESTROY)
+    policy = replace(machine.moment.policy, evidence=Evidence(budget=3.0))
+    machine.moment = replace(machine.moment, policy=policy)
+    machine.attach()
+    machine.hear(PANIC, STOP)
+    for _ in range(9):
+        if machine.all(cut_off):
+            break
+        match machine.state.phase:
+            case Collecting():
+                machine.tell(Finished(machine.state.serial, StepResult(Outcome.DONE)))
+            case Quieting():
+                machine.answer(*IDLE)
+            case _:
+                machine.durable()
+    lost = StepResult(Outcome.UNKNOWN, "getfd: broken pipe")
+    machine.tell(Finished(machine.state.serial, lost, lost=True))  # its end is heard later
+    assert machine.sent == []
+    assert isinstance(machine.state.phase, Interrupted)
+    assert isinstance(machine.made[-1], effects.Abort)

@@ -1,0 +1,39 @@
+"""What several commands say in the same words."""
+
+from typing import Final
+
+from panicd.cli.moment import written_time
+from panicd.host.terminal import Text, line
+from panicd.service.control_client import Answer
+
+SHORT_LINE: Final = 64  # characters of a panic line that a list shows
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with what is counted."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def configured(decision: Answer) -> str:
+    """Return what of the configuration led to a decision."""
+    instead = f", unrequested {decision['unrequested']}" if decision["unrequested"] else ""
+    return f"on_crash {decision['on_crash']}{instead}"
+
+
+def short(words: str) -> str:
+    """Return as much of a panic line as a list shows, without the words that all begin with."""
+    words = words.removeprefix("Kernel panic - not syncing: ")
+    return words if len(words) <= SHORT_LINE else words[: SHORT_LINE - 1] + "…"
+
+
+def would_do(action: str, reason: str) -> Text:
+    """Return what a panic would lead to, and why where that is not what is configured."""
+    return line(action) if reason == "on-crash" else line((action, "yellow"), f" ({reason})")
+
+
+def held(domain: Answer) -> str:
+    """Return until when a domain is held, and why."""
+    until = (
+        f"until {written_time(domain['held_until'])}" if domain["held_until"] else "until `unhold`"
+    )
+    return f"{until}: {domain['held_why']}"
