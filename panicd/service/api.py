@@ -185,6 +185,7 @@ class Api:
             "status": status,
             "budget": asdict(budget_of(domain, outlook)),
             "device_types": list(session.capability.device_types),
+            "plugged": session.capability.plugged,
             "plan": plan_view(plan),
             "then": plan_view(after) if (after := _after_grace(domain, plan, outlook)) else None,
         }

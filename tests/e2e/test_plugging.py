@@ -62,6 +62,7 @@ async def test_a_linux_of_libvirt_s(
         assert status["armed"] == "yes"
         assert await domain.xml("--inactive") == before
         assert answer["argument"] in await domain.xml(), "the metadata of this start has it"
+        assert (await daemon.call("explain", domain="vm"))["plugged"] is True
         exposed = {each["domain"]: each for each in (await daemon.call("audit"))["exposed"]}
         assert "virt-xml vm --add-device" in exposed["vm"]["reasons"]["plugged"]
 

@@ -126,7 +126,7 @@ DOCUMENTS: Final[dict[str, tuple[str, str]]] = {
             "domains"
         ),
     ),
-    "explain": ("`panicd explain`", "status budget? device_types? plan then?"),
+    "explain": ("`panicd explain`", "status budget? device_types? plugged? plan then?"),
     "audit": ("`panicd audit`", "domain_count exposed"),
     "incidents": ("`panicd incidents`", "incidents"),
     "incident": (
@@ -166,6 +166,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "uuid": (TEXT, "The UUID that the VM claims; empty if it has none."),
     "monitor": (TEXT, "The address of its monitor: of one that panicd dials, the socket's path."),
     "argument": (TEXT, "What gives another QEMU the same device, as an argument to `-device`."),
+    "plugged": (TRUTH, "`panicd arm` gave the VM its panic device while it ran."),
     "taken": (TRUTH, "The guest's driver has taken the device."),
     "process": (TEXT, "What tells this QEMU process from every other one; empty if unknown."),
     "key": (TEXT, "What the domain's belongings are kept under."),
