@@ -268,8 +268,10 @@ async def test_a_panic_at_once_after_the_start_is_libvirt_s(
     """It takes a moment until libvirt leaves a domain that was started to panicd."""
     async with (
         RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon,
+        libvirtd.plain_domain(socket_dir, "destroy", name="other"),
         AsyncExitStack() as stack,
     ):
+        await daemon.wait_armed("other")  # so libvirt's events are heard
         with daemon.frozen():  # a long moment, so that libvirt is sure to be faster
             starts = libvirtd.plain_domain(socket_dir, "destroy", guest=Guest.PANIC_ONCE)
             domain = await stack.enter_async_context(starts)

@@ -101,6 +101,7 @@ async def test_both_panic_and_nothing_was_edited(
 
 async def panic(domain: PlainDomain, console: Path) -> None:
     """Have a Linux panic once it has booted: before, an NMI would have it boot anew."""
-    while not (console.exists() and "Run /init" in console.read_text(errors="replace")):
+    said = trio.Path(console)
+    while not await said.exists() or b"Run /init" not in await said.read_bytes():
         await domain.state()  # each look is a process
     await domain.inject_nmi()
