@@ -25,7 +25,7 @@ TIME_LIMIT = 180.0  # seconds
 BOOTED = "its drivers are loaded"
 WAITS = Trouble(f"/bin/busybox echo {BOOTED}; while true; do /bin/busybox sleep 999; done")
 KERNEL_ARGUMENTS = (
-    f"unknown_nmi_panic console=ttyS0 console=tty0 {BUSY_HOST}"  # it panics when it is sent an NMI
+    f"unknown_nmi_panic console=tty0 console=ttyS0 {BUSY_HOST}"  # it panics when it is sent an NMI
 )
 
 
