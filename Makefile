@@ -20,7 +20,7 @@ test: ## run the tests, 4 at a time; ARGS='-k policy -x' goes to pytest (-n0: on
 	@.ci/setup test
 	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-kill-matrix: ## kill panicd at every point of every plan, on the fake and on the real QEMU
+kill-matrix: ## kill panicd at every point of every plan, on fake and real QEMUs and libvirtds
 	@.ci/setup test
 	@.venv/bin/python -m tests.kill $(ARGS)
 

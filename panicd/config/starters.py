@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from panicd.config.section import Value
 from panicd.config.values import (
+    WrongValueError,
     boolean,
     line_of_text,
     one_of,
@@ -13,8 +14,18 @@ from panicd.config.values import (
     text,
     unit,
 )
+from panicd.config.yaml_document import Scalar
 from panicd.rules.libvirt_place import UnusableUriError, find_place
 from panicd.rules.settings import InheritOnCrash, LibvirtSettings, OnStop, Relaunch
+
+
+def local_libvirt(scalar: Scalar) -> str:
+    """Read the URI of a libvirt of this host."""
+    try:
+        find_place(uri := line_of_text(scalar), os.environ)
+    except UnusableUriError as error:
+        raise WrongValueError("the URI of a libvirt of this host", f": {error}") from error
+    return uri
 
 
 def read_libvirt(value: Value) -> LibvirtSettings | None:
@@ -22,18 +33,13 @@ def read_libvirt(value: Value) -> LibvirtSettings | None:
     with value.section() as keys:
         uri, on_crash, take_over = keys["uri"], keys["on_crash"], keys["take_over"]
         settings = LibvirtSettings(
-            uri=uri.read(line_of_text, ""),
+            uri=uri.read(local_libvirt, ""),
             on_crash=on_crash.read(one_of(*InheritOnCrash), InheritOnCrash.INHERIT),
             take_over=take_over.read(boolean, True),
             on_stop=keys["on_stop"].read(one_of(*OnStop), OnStop.KEEP),
         )
         if value.given and keys.sound and not settings.uri:
             uri.wrong("the URI of the libvirt that runs the domains, such as qemu:///system")
-        elif settings.uri:
-            try:
-                find_place(settings.uri, os.environ)
-            except UnusableUriError as error:
-                uri.wrong("the URI of a libvirt of this host", str(error))
     return settings if settings.uri else None
 
 
@@ -55,7 +61,7 @@ def read_relaunch(value: Value, base: Relaunch | None) -> Relaunch | None:
             command=tuple(words),
             timeout=keys["timeout"].read(positive_duration, inherited.timeout),
             unit=by_unit.read(unit, ""),
-            libvirt_uri=libvirt.read(line_of_text, ""),
+            libvirt_uri=libvirt.read(local_libvirt, ""),
         )
         if not given:
             relaunch = replace(inherited, timeout=relaunch.timeout)

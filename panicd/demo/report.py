@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from panicd.demo.qmp import Message
@@ -39,13 +43,22 @@ class Report:
         """How many columns there are."""
         return self.console.width or _WIDTH_WITHOUT_TERMINAL
 
+    @contextmanager
+    def _read_by_somebody(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError as error:
+            # What its buffer holds Python writes once more at its end, and fails then (Python's
+            # documentation of signal, 'Note on SIGPIPE').
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.console.file.fileno())
+            raise OutputClosedError from error
+
     def say(self, *parts: Part) -> None:
         """Print a line."""
-        try:
+        with self._read_by_somebody():
             self.console.print(line(*parts))
             self.console.file.flush()
-        except BrokenPipeError as error:
-            raise OutputClosedError from error
 
     def fault(self, text: str) -> None:
         """Print what went wrong."""
@@ -55,10 +68,8 @@ class Report:
         """Print a command, and what it printed."""
         self.say("")
         self.say((f"$ {command}", "bold"))
-        try:
+        with self._read_by_somebody():
             self.console.file.write(printed)
-        except BrokenPipeError as error:
-            raise OutputClosedError from error
 
     def scene(self, scene: Scene) -> None:
         """Print what became of one VM."""

@@ -179,11 +179,27 @@ class LibvirtDomains:
             # It had panicked before anything could be found out about it, and libvirt has ended it.
             ref = start.ref
             return start.domain or LibvirtDomain(ref.id, ref.name, ref.uuid), RunState.RUNNING
+        if state.panicked and not monitor.has_panicked and await self._runs(start):
+            monitor.is_called_crashed = True
+            return described, RunState.RUNNING
         just_now = start.was_taken_over and bool(described.taken_from)
         if monitor.has_panicked and just_now and not state.panicked:
             # Too late: libvirt has done what it was to do on a panic.
             described = replace(described, handling=described.taken_from)
         return described, run_state(state.state, state.reason)
+
+    async def _runs(self, start: Start) -> bool:
+        """Whether the guest of a domain that libvirt found crashed is seen to run all the same.
+
+        It was reset behind libvirt's back, which goes on saying so.
+        """
+        with self._services.libvirt.process_of(start) as process:
+            runs = await process.guest_runs()
+        if runs:
+            get_logger(domain=start.ref.name).warning(
+                "libvirt says 'crashed' of a guest that runs: 'virsh resume' puts that right"
+            )
+        return runs
 
 
 def capability_of(domain: LibvirtDomain) -> Capability:

@@ -15,6 +15,8 @@ A domain of libvirt's is a second kind of VM behind the interface of the first (
 
     known_domains   the domains as they start and end, and what libvirt says of each
     domain_monitor  one start of a domain, as a session has it
+    look            how it stands, asked for right before a command
+    qmp_words       libvirt's answers, in QMP's words
     domain_process  which process that is, as libvirt's own file tells
     memory          a stopped guest's memory, in parts or as a dump
     takeover        has libvirt preserve a domain that panics, and gives it back

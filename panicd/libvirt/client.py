@@ -12,7 +12,8 @@ when it wakes up.
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from functools import partial
 from typing import Final, TypeVar, cast
@@ -189,6 +190,15 @@ class Client:
         else:
             asked.finish(LibvirtNoRoomError(f"{request.name}: there is no room for it"))
         return asked
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Have what is asked meanwhile written at once: libvirtd wakes up once for all of it."""
+        with ExitStack() as stack:
+            for line in (self._events, *self._lines):
+                if line is not None:
+                    stack.enter_context(line.together())
+            yield
 
     async def call(
         self,

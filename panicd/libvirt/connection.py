@@ -12,7 +12,8 @@ count until it is answered.
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
@@ -147,6 +148,7 @@ class Connection:
         self._serial = 0
         self._unwritten = bytearray()
         self._has_unwritten = trio.Event()
+        self._gathers = False  # what is to be written
         self._quiet = 0  # turns of ``QUIET`` without a word
         self._reading = trio.CancelScope()
         self.is_silent = False
@@ -348,8 +350,19 @@ class Connection:
 
     def _send(self, message: Message) -> None:
         self._unwritten += message.pack()
-        if not self._has_unwritten.is_set():
+        if not (self._gathers or self._has_unwritten.is_set()):
             self._write_some()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Have what is sent meanwhile written at once."""
+        before, self._gathers = self._gathers, True
+        try:
+            yield
+        finally:
+            self._gathers = before
+            if self._unwritten and not (before or self.has_ended or self._has_unwritten.is_set()):
+                self._write_some()
 
     def _write_some(self) -> None:
         """Write what the socket takes at once; the rest is written when it takes more."""

@@ -4,12 +4,11 @@ Just the commands that the machine gives. QEMU's events are those that libvirt p
 
 libvirt goes by a domain's UUID, so a command would meet its next start as well. And what a client
 of libvirt is told has no order with what it is answered, as a monitor's has. So right before each
-command libvirt is asked which start of the domain there is, and how the guest stands. Where that
-is not what the events have told, nothing is done, and the session ends: the next one finds out.
-What is left is the time that one more call takes.
+command libvirt is asked which start of the domain there is, and how the guest stands (``look``).
+Where that is not what the events have told, nothing is done, and the session ends: the next one
+finds out. What is left is the time that one more call takes, and for which a look holds.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,8 +22,11 @@ from panicd.libvirt.client import Asked, Client
 from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtError,
+    LibvirtLostError,
+    LibvirtNoRoomError,
     LibvirtRefusedError,
 )
+from panicd.libvirt.look import Look, Word
 from panicd.libvirt.protocol import (
     CrashedDetail,
     DomainRef,
@@ -35,6 +37,7 @@ from panicd.libvirt.protocol import (
     Rebooted,
     State,
 )
+from panicd.libvirt.qmp_words import ABOUT_JOB, data, failure
 from panicd.libvirt.requests import Job, Request
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.exchange import Command, Exchange
@@ -44,6 +47,7 @@ from panicd.qemu.pending import Question
 from panicd.rules.libvirt_state import Stand, expected, run_state, stand_of
 from panicd.rules.machine.vm import Vm
 from panicd.rules.qapi import (
+    Event,
     GuestCrashloadedEvent,
     GuestPanickedEvent,
     PanicAction,
@@ -62,13 +66,8 @@ TELL_AGAIN: Final = 0.1  # seconds, where libvirt could not be told
 ENDED: Final = "the domain has ended"
 
 QEMU_EVENTS: Final = (
-    "GUEST_PANICKED",
-    "GUEST_CRASHLOADED",
-    "GUEST_PVSHUTDOWN",
-    "STOP",
-    "RESUME",
-    "RESET",
-    "SHUTDOWN",
+    *("GUEST_PANICKED", "GUEST_CRASHLOADED", "GUEST_PVSHUTDOWN"),
+    *("STOP", "RESUME", "RESET", "SHUTDOWN"),
 )
 
 _COMMANDS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
@@ -91,6 +90,8 @@ class DomainMonitor(Exchange):
         known: returns what is known of the VM by its events; until it is set, nothing is.
         problem: why the session has ended.
         has_panicked: it was heard that the guest has.
+        is_called_crashed: libvirt says so of a guest that is seen to run, and has before.
+        look: libvirt was asked so, and nothing was heard or done since that would change it.
     """
 
     def __init__(self, client: Client, domain: DomainRef, timers: Timers) -> None:
@@ -99,10 +100,13 @@ class DomainMonitor(Exchange):
         self.known: Callable[[], Vm | None] = lambda: None
         self.problem = ""
         self.has_panicked = False
+        self.is_called_crashed = False
         self.client = client
         self.domain = domain
         self.timers = timers
         self._panic_at = -TAKEN_IN_WITHIN  # when one was heard of that libvirt has not taken in
+        self._resets = 0  # under way
+        self.look: Look | None = None
         self._courses: set[_Course] = set()
         self._waiting: list[Callable[[], None]] = []
 
@@ -147,13 +151,9 @@ class DomainMonitor(Exchange):
         """Take an event of QEMU's."""
         seconds = int(told.at)
         stamp = {"seconds": seconds, "microseconds": int((told.at - seconds) * 1e6)}
-        event = parse_event({"event": told.name, "data": _data(told.details), "timestamp": stamp})
-        if isinstance(event, GuestPanickedEvent):
-            self.has_panicked = True
-            if event.action is PanicAction.PAUSE:
-                self._panic_at = trio.current_time()
+        event = parse_event({"event": told.name, "data": data(told.details), "timestamp": stamp})
         if event is not None:
-            self.events.put(event)
+            self._heard(event)
 
     def hear_libvirt(self, told: Lifecycle | Rebooted) -> None:
         """Take what libvirt itself says of the guest, where it does not pass on QEMU's events.
@@ -162,15 +162,28 @@ class DomainMonitor(Exchange):
         """
         match told:
             case Rebooted():
-                self.events.put(ResetEvent(0.0, guest=False, reason=""))
+                self._heard(ResetEvent(0.0, guest=False, reason=""))
             case Lifecycle(event=EventKind.CRASHED, detail=CrashedDetail.CRASHLOADED):
-                self.events.put(GuestCrashloadedEvent(0.0))
+                self._heard(GuestCrashloadedEvent(0.0))
             case Lifecycle(event=EventKind.CRASHED):
-                self.has_panicked = True
-                self.events.put(GuestPanickedEvent(0.0, PanicAction.PAUSE))
-                self.events.put(StopEvent(0.0))
+                self._heard(GuestPanickedEvent(0.0, PanicAction.PAUSE))
+                self._heard(StopEvent(0.0))
             case Lifecycle(event=EventKind.RESUMED):
-                self.events.put(ResumeEvent(0.0))
+                self._heard(ResumeEvent(0.0))
+
+    def _heard(self, event: Event) -> None:
+        match event:
+            case GuestPanickedEvent(action=action):
+                self.has_panicked = True
+                if action is PanicAction.PAUSE:
+                    self._panic_at = trio.current_time()
+                if self.look is None or not self.look.holds:  # a guest may flood
+                    self._look_ahead(busy=True)
+            case ResetEvent() if self._resets:
+                self._look_ahead()
+            case ResetEvent() | ResumeEvent():
+                self.look = None
+        self.events.put(event)
 
     def taken_in(self, *, is_still: bool) -> None:
         """Note that libvirt itself knows of the panic by now.
@@ -180,22 +193,24 @@ class DomainMonitor(Exchange):
                 believe that the guest runs ends, and the next one finds it as it is.
         """
         self._panic_at = -TAKEN_IN_WITHIN
-        waiting, self._waiting = self._waiting, []
-        for again in waiting:
-            again()
+        if self._waiting:
+            self._look_ahead(busy=True)
+        self._look_again()
         vm = self.known()
         if is_still and vm is not None and expected(vm) is Stand.RUNS:
             self.end("libvirt has taken in only now that the guest has panicked")
 
     def is_to_wait(self, stand: Stand, again: Callable[[], None]) -> bool:
-        """Whether libvirt has not yet taken in a panic that was heard of; then look ``again``."""
+        """Whether libvirt is yet to take in what was heard of the guest; then look ``again``."""
         vm = self.known()
-        waits = (
-            vm is not None
-            and stand is not expected(vm) is Stand.PANICKED
-            and trio.current_time() < self._panic_at + TAKEN_IN_WITHIN
-        )
+        wanted = None if vm is None else expected(vm)
+        if wanted is Stand.PANICKED:
+            is_late = trio.current_time() < self._panic_at + TAKEN_IN_WITHIN
+        else:  # it says so before it answers whoever has asked for the reset
+            is_late = wanted is Stand.RESET and self._resets > 0
+        waits = is_late and stand is not wanted
         if waits:
+            self.look = None
             self._waiting.append(again)
             if len(self._waiting) == 1:
                 self.timers.after(LOOK_EVERY, self._look_again)
@@ -206,11 +221,41 @@ class DomainMonitor(Exchange):
         for again in waiting:
             again()
 
+    # What is asked right before a command.
+
+    def _look_ahead(self, *, busy: bool = False) -> None:
+        """Ask how the domain stands, and what keeps it busy, for a command is likely to follow."""
+        is_there = not self.events.ended
+        self.look = Look(self.client, self.domain, busy=busy) if is_there else None
+
+    @property
+    def looked_ahead(self) -> bool:
+        """Whether it was asked just now."""
+        return self.look is not None and self.look.holds
+
+    def word(self, request: Request[Any]) -> Word | None:
+        """Return the answer to a question that was asked just now; None: it was not."""
+        return self.look.word(request) if self.look is not None and self.looked_ahead else None
+
+    def acts(self, name: str) -> None:
+        """Note that a command is under way: how the domain stands it will change."""
+        self.look = None
+        self._resets += name == "system_reset"
+
+    def has_acted(self, name: str) -> None:
+        """Note that a command is answered, or not waited for any more."""
+        if name == "system_reset":
+            self._resets -= 1
+            if self._waiting:
+                self._look_ahead()
+            self._look_again()
+
 
 class _Course:
     """What libvirt is asked for one question."""
 
     __slots__ = (
+        "_acts",
         "_asked",
         "_deadline",
         "_is_over",
@@ -231,6 +276,7 @@ class _Course:
         self._asked: list[Asked] = []
         self._timers: list[Timer] = []
         self._is_over = False
+        self._acts = ""  # the command that is under way
 
     def begin(self) -> None:
         """Ask what the commands take."""
@@ -243,7 +289,7 @@ class _Course:
                 self._ask_state(index)
             elif name == "query-iothreads":
                 self._ask_qemu(index)
-            elif name in _ABOUT_JOB:
+            elif name in ABOUT_JOB:
                 about_job.append(index)
             elif name in _COMMANDS:
                 self._command(index)
@@ -255,6 +301,7 @@ class _Course:
     def give_up(self, _ids: object) -> None:
         """Wait no longer."""
         self._is_over = True
+        self._has_acted()
         self._monitor.forget(self)
         for asked in self._asked:
             asked.give_up()
@@ -279,32 +326,48 @@ class _Course:
     ) -> None:
         """Ask libvirt; again for a while where it can't be told: it has done nothing by then.
 
+        What was asked just now is not asked again.
+
         Args:
             request: what.
             done: told the answer.
             first: what is to come right before, and so anew each time.
         """
 
+        def looked(answer: object) -> None:
+            if isinstance(answer, LibvirtError):
+                ask()
+            else:
+                answered(answer)
+
+        def ask() -> None:
+            if not self._is_over:
+                ask, may_wait = self._monitor.client.ask, first is None
+                asked = ask(request, answered, timeout=self._timeout, may_wait=may_wait)
+                self._asked.append(asked)
+
         def answered(answer: object) -> None:
             if self._is_over:
                 return
             if isinstance(answer, LibvirtAwayError) and trio.current_time() < self._deadline:
                 again = first or partial(self._ask, request, done)
-                self._timers.append(self._monitor.timers.after(TELL_AGAIN, again))
+                pause = 0.0 if isinstance(answer, LibvirtNoRoomError) else TELL_AGAIN  # in line now
+                self._timers.append(self._monitor.timers.after(pause, again))
             elif isinstance(answer, LibvirtRefusedError) and answer.no_domain:
                 self._monitor.end(ENDED)
             else:
                 done(answer)
 
-        if not self._is_over:
-            ask, may_wait = self._monitor.client.ask, first is None
-            asked = ask(request, answered, timeout=self._timeout, may_wait=may_wait)
-            self._asked.append(asked)
+        word = self._monitor.word(request)
+        if word is not None:
+            word.then(looked)
+        else:
+            ask()
 
     def _ask_state(self, index: int) -> None:
         def answered(answer: DomainState | LibvirtError) -> None:
             if isinstance(answer, LibvirtError):
-                self._put(index, _failure(self._names[index], answer))
+                self._put(index, failure(self._names[index], answer))
             elif answer.state == State.SHUTOFF:
                 self._monitor.end(ENDED)
             else:
@@ -313,8 +376,11 @@ class _Course:
         self._ask(requests.state_of(self._monitor.domain), answered)
 
     def _take_state(self, index: int, state: RunState) -> None:
-        monitor, stand = self._monitor, stand_of(state)
+        monitor = self._monitor
         vm = monitor.known()
+        if vm is not None and monitor.is_called_crashed and not monitor.has_panicked:
+            state = vm.run_state  # as its events tell
+        stand = stand_of(state)
         if monitor.is_to_wait(stand, partial(self._ask_state, index)):
             return
         if vm is not None and stand is Stand.RUNS and expected(vm) is Stand.PANICKED:
@@ -328,7 +394,7 @@ class _Course:
 
         def answered(answer: int | LibvirtError) -> None:
             if isinstance(answer, LibvirtError):
-                self._put(index, _failure(self._names[index], answer))
+                self._put(index, failure(self._names[index], answer))
             else:
                 self._put(index, [])
 
@@ -339,25 +405,31 @@ class _Course:
             for index in indices:
                 name = self._names[index]
                 if isinstance(answer, LibvirtError):
-                    self._put(index, _failure(name, answer))
+                    self._put(index, failure(name, answer))
                 else:
-                    self._put(index, _ABOUT_JOB[name](answer))
+                    self._put(index, ABOUT_JOB[name](answer))
 
         self._ask(requests.job(self._monitor.domain), answered)
+
+    def _has_acted(self) -> None:
+        name, self._acts = self._acts, ""
+        if name:
+            self._monitor.has_acted(name)
 
     # Commands: which start of the domain there is, how its guest stands, and then the command. What
     # is asked first waits where the command would, and leaves its room to that.
 
     def _command(self, index: int) -> None:
         found: list[DomainRef | DomainState] = []
+        ahead = self._monitor.looked_ahead
 
         def answered(answer: DomainRef | DomainState | LibvirtError) -> None:
             if isinstance(answer, LibvirtError):
-                self._put(index, _failure(self._names[index], answer))
+                self._put(index, failure(self._names[index], answer))
                 return
             found.append(answer)
             if len(found) == 2:
-                self._give(index, found)
+                self._take_look(index, found, ahead=ahead)
 
         domain = self._monitor.domain
         lane = _COMMANDS[self._names[index]](domain).lane
@@ -365,66 +437,39 @@ class _Course:
         for first in (requests.look_up(domain.uuid), requests.state_of(domain)):
             self._ask(replace(first, domain=domain.uuid, lane=lane), answered)
 
-    def _give(self, index: int, found: list[DomainRef | DomainState]) -> None:
+    def _take_look(self, index: int, found: list[DomainRef | DomainState], *, ahead: bool) -> None:
+        """Give the command if the domain is found as it is known; else it is not meant."""
         monitor, name = self._monitor, self._names[index]
         vm = monitor.known()
         assert vm is not None, "the machine has attached it"
-        for each in found:
-            if isinstance(each, DomainRef):
-                if each.id != monitor.domain.id:
-                    monitor.end(f"libvirt has started the domain anew before {name}")
-                    return
-                continue
-            if each.state == State.SHUTOFF:
-                monitor.end(ENDED)
-                return
-            stand = stand_of(run_state(each.state, each.reason))
-            if monitor.is_to_wait(stand, partial(self._command, index)):
-                return
-            if stand is not expected(vm) and name != "stop":
-                why = f"libvirt says '{stand}', and events said '{expected(vm)}', before {name}"
-                monitor.end(why)
-                return
+        (start,) = (each for each in found if isinstance(each, DomainRef))
+        (state,) = (each for each in found if isinstance(each, DomainState))
+        stand = stand_of(run_state(state.state, state.reason))
+        if start.id != monitor.domain.id:
+            monitor.end(f"libvirt has started the domain anew before {name}")
+        elif state.state == State.SHUTOFF:
+            monitor.end(ENDED)
+        elif monitor.is_to_wait(stand, partial(self._command, index)):
+            pass
+        elif stand is expected(vm) or name == "stop":
+            self._give(index)
+        elif ahead:  # what was heard since may be why
+            monitor.look = None
+            self._command(index)
+        else:
+            why = f"libvirt says '{stand}', and events said '{expected(vm)}', before {name}"
+            monitor.end(why)
+
+    def _give(self, index: int) -> None:
+        monitor, name = self._monitor, self._names[index]
 
         def done(answer: LibvirtError | None) -> None:
-            self._put(index, {} if answer is None else _failure(name, answer))
+            if isinstance(answer, LibvirtLostError):
+                return  # what came of it is yet to be heard, or that the session has ended
+            self._has_acted()
+            self._put(index, {} if answer is None else failure(name, answer))
 
+        self._has_acted()  # where it is tried again
+        self._acts = name
+        monitor.acts(name)
         self._ask(_COMMANDS[name](monitor.domain), done, first=partial(self._command, index))
-
-
-def _failure(name: str, error: LibvirtError) -> Exception:
-    if isinstance(error, LibvirtRefusedError):
-        return CommandError("GenericError", str(error))
-    return NoReplyError(f"{name}: {error}")
-
-
-def _data(details: str) -> object:
-    try:
-        return json.loads(details) if details else {}
-    except (ValueError, RecursionError):
-        return {}
-
-
-def _migration(job: Job) -> object:
-    """Return what is under way besides: saving and restoring are migrations of QEMU's."""
-    moves = job.type in _ACTIVE and job.operation not in {_DUMP, _BACKUP}
-    return {"status": "active" if moves else "none"}
-
-
-def _block_jobs(job: Job) -> object:
-    return [{"ready": False}] if job.type in _ACTIVE and job.operation == _BACKUP else []
-
-
-def _dump(job: Job) -> object:
-    return {"status": "active" if job.type in _ACTIVE and job.operation == _DUMP else "none"}
-
-
-# libvirt-domain.h, 'virDomainJobType' and 'virDomainJobOperation':
-_ACTIVE: Final = frozenset({1, 2})  # its length is known, or not
-_DUMP, _BACKUP = 8, 9
-
-_ABOUT_JOB: Final[dict[str, Callable[[Job], object]]] = {
-    "query-migrate": _migration,
-    "query-block-jobs": _block_jobs,
-    "query-dump": _dump,
-}

@@ -6,6 +6,7 @@ itself sees it, by its process's root (proc(5)).
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
@@ -24,6 +25,11 @@ from panicd.qemu.process_identity import (
     uids_of,
 )
 from panicd.rules.libvirt import pid_file
+
+LOOK_EVERY: Final = 0.25  # seconds; an idle Linux runs more often than that
+LOOKS: Final = 4
+_PROCESSOR: Final = re.compile(r"CPU \d+/")
+"""What QEMU calls their threads (``debug-threads=on``, which libvirt gives it)."""
 
 UNKNOWN: Final = "libvirt's file on its process can't be read, or tells of another one"
 
@@ -101,6 +107,33 @@ class DomainProcess(Peer):
     def token(self) -> str:
         """What tells this start of the domain from every other."""
         return str(self.identity) if self.identity is not None else self._token
+
+    async def guest_runs(self) -> bool:
+        """Tell whether the guest's processors are seen to run, again and again.
+
+        Those of a stopped guest do not, but for a moment when QEMU is asked something about them.
+        """
+        before = self._time_of_processors()
+        for _ in range(LOOKS):
+            await trio.sleep(LOOK_EVERY)
+            now = self._time_of_processors()
+            if before is None or now is None or now <= before:
+                return False
+            before = now
+        return True
+
+    def _time_of_processors(self) -> int | None:
+        """Return the nanoseconds that they have run (proc(5), ``schedstat``); None: not known."""
+        if self._pidfd is None:
+            return None
+        total, tasks = 0, Path(f"/proc/{self.pid}/task")
+        try:
+            for task in tasks.iterdir():
+                if _PROCESSOR.match((task / "comm").read_text(encoding="utf-8")):
+                    total += int((task / "schedstat").read_text(encoding="ascii").split()[0])
+        except (OSError, ValueError, IndexError):
+            return None
+        return None if has_ended(self._pidfd) else total
 
     def note_stopped(self) -> None:
         """Note that libvirt says that the domain has ended."""

@@ -72,6 +72,8 @@ class Start:
         described: ``domain`` is known.
         moved: set when it ends, or libvirt is connected anew; then there is another.
         ended: it is no more.
+        is_current: it was told of or listed since libvirt was connected; its number may be of a
+            libvirtd before this one, which began to number anew.
     """
 
     ref: DomainRef
@@ -83,6 +85,7 @@ class Start:
     described: trio.Event = field(default_factory=trio.Event)
     moved: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
+    is_current: bool = True
 
     def move(self) -> None:
         """Wake who waits for something to happen to it."""
@@ -334,7 +337,7 @@ class Libvirt:
         if standing is Standing.UP and self._client.generation != self._generation:
             self._generation = self._client.generation
             for start in self._starts.values():
-                start.stays_panicked = False  # something may have been missed
+                start.stays_panicked = start.is_current = False  # something may have been missed
                 self.renew(start)  # so that what is heard from here on is kept
                 start.move()
             self._is_to_list = True
@@ -435,7 +438,7 @@ class Libvirt:
     def _is_over(self, ref: DomainRef) -> bool:
         """Whether this was an earlier start than the one that is known: numbers grow."""
         start = self._starts.get(ref.uuid)
-        return start is not None and ref.id < start.ref.id
+        return start is not None and start.is_current and ref.id < start.ref.id
 
     def _started(self, ref: DomainRef) -> Start:
         """Take in a start of a domain, if it is a new one."""
@@ -448,6 +451,7 @@ class Libvirt:
             self._starts[ref.uuid] = start
             self.on_appeared(start)
             self._changed.unpark_all()
+        start.is_current = True
         return start
 
     def _ended(self, uuid: str, why: str) -> None:

@@ -18,10 +18,11 @@ import trio
 
 from panicd.host.logs import get_logger
 from panicd.libvirt import requests
-from panicd.libvirt.client import Client
+from panicd.libvirt.client import Client, Standing
 from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtError,
+    LibvirtLostError,
     LibvirtRefusedError,
     LibvirtSilentError,
 )
@@ -29,6 +30,7 @@ from panicd.libvirt.one_start import call_on
 from panicd.libvirt.protocol import PEEK_MOST, DomainRef, DomainState, DumpFormat, State
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
 from panicd.qemu.guest_memory import Beginning, GuestReader, beginning_of_dump, memory_file
+from panicd.qemu.monitor_error import SessionLostError
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 
 ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes a few milliseconds
@@ -38,7 +40,8 @@ FORMATS: Final = {"elf": DumpFormat.RAW, "kdump-zlib": DumpFormat.KDUMP_ZLIB}
 def dumper(client: Client, domain: DomainRef) -> DumpByOther:
     """Return what has libvirt write a domain's memory to a path.
 
-    A domain that it takes for running it would resume afterwards: of one it refuses to.
+    A domain that it takes for running it would resume afterwards: of one it refuses to. What is
+    returned raises ``SessionLostError`` where the connection to libvirt ends.
 
     Args:
         client: of the libvirt.
@@ -49,9 +52,11 @@ def dumper(client: Client, domain: DomainRef) -> DumpByOther:
         try:
             await _see_stopped(client, domain)
             await write_memory(client, domain, path, kind, timeout)
-        except LibvirtSilentError as error:
-            raise DumpError(DumpFailure.TIMEOUT, str(error)) from error
         except LibvirtError as error:
+            if isinstance(error, LibvirtLostError) or client.standing is Standing.AWAY:
+                raise SessionLostError(str(error)) from error  # it is begun again
+            if isinstance(error, LibvirtSilentError):
+                raise DumpError(DumpFailure.TIMEOUT, str(error)) from error
             raise DumpError(DumpFailure.REFUSED, str(error)) from error
 
     return dump

@@ -1,4 +1,7 @@
-"""Having libvirt preserve a domain that panics, and having it do again what it did before."""
+"""Having libvirt preserve a domain that panics, and having it do again what it did before.
+
+One start of it alone: the next one has its own ``<on_crash>``, which may be another by then.
+"""
 
 from collections.abc import Iterable
 from typing import Final
@@ -6,8 +9,9 @@ from typing import Final
 from panicd.host.logs import get_logger
 from panicd.libvirt import requests
 from panicd.libvirt.client import Client
-from panicd.libvirt.errors import LibvirtError, LibvirtRefusedError
+from panicd.libvirt.errors import LibvirtAwayError, LibvirtError, LibvirtRefusedError
 from panicd.libvirt.once import connected
+from panicd.libvirt.one_start import call_on
 from panicd.libvirt.protocol import DomainRef, LifecycleAction
 from panicd.rules.libvirt import METADATA_KEY, METADATA_URI, PRESERVE, LibvirtDomain
 
@@ -50,7 +54,7 @@ async def give_back_all(uri: str, domains: Iterable[tuple[DomainRef, LibvirtDoma
                 if domain.gives_back:
                     try:
                         await give_back(client, ref, domain)
-                    except LibvirtRefusedError as error:  # it has ended, most likely
+                    except (LibvirtAwayError, LibvirtRefusedError) as error:  # it has ended
                         log = get_logger(domain=domain.name)
                         log.warning("libvirt goes on leaving panics be", problem=str(error))
     except LibvirtError as error:
@@ -59,9 +63,9 @@ async def give_back_all(uri: str, domains: Iterable[tuple[DomainRef, LibvirtDoma
 
 async def _set_on_crash(client: Client, ref: DomainRef, word: str) -> None:
     action = LifecycleAction[word.upper().replace("-", "_")]
-    await client.call(requests.set_on_crash(ref, action), timeout=ANSWERS_WITHIN)
+    await call_on(client, ref, requests.set_on_crash(ref, action), timeout=ANSWERS_WITHIN)
 
 
 async def _set_metadata(client: Client, ref: DomainRef, element: str | None) -> None:
     request = requests.set_metadata(ref, METADATA_URI, METADATA_KEY, element)
-    await client.call(request, timeout=ANSWERS_WITHIN)
+    await call_on(client, ref, request, timeout=ANSWERS_WITHIN)

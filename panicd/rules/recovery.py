@@ -54,12 +54,15 @@ class Found:
         same_process: it is the QEMU that the incident began on.
         version: of that QEMU.
         by_panic: QEMU ended with the panic itself, as it does where it is not armed.
+        by_libvirt: this is libvirt's word. If libvirtd ends while it resets a guest, it goes on
+            saying that this has crashed.
     """
 
     run_state: RunState | None
     same_process: bool
     version: Version
     by_panic: bool = False
+    by_libvirt: bool = False
 
     @property
     def proves_panic(self) -> bool:
@@ -130,7 +133,7 @@ def _recover(incident: Incident, found: Found) -> Recovery:
         return _watched(found.run_state)
     match found.run_state:
         case RunState.GUEST_PANICKED:
-            return _still_panicked(incident, step, index, found.version)
+            return _still_panicked(incident, step, index, found)
         case RunState.POSTMIGRATE:
             return End(Ending.MIGRATED)
         case RunState.RUNNING | RunState.SUSPENDED | RunState.COLO:
@@ -236,16 +239,15 @@ def _reset_and_left(found: Found) -> Recovery:
     return End(Ending.FOREIGN_RESET) if found.run_state.executes or found.proves_panic else Stay()
 
 
-def _still_panicked(
-    incident: Incident, step: AnyStep | None, index: int, version: Version
-) -> Recovery:
+def _still_panicked(incident: Incident, step: AnyStep | None, index: int, found: Found) -> Recovery:
     if not _made_for_stopped_guest(incident):
         return Redecide()
     reset = _begun(incident, SystemReset)
     if reset is not None:
         earliest, latest = RESET_LEAVES_PANICKED
         done = incident.steps[reset].outcome is Outcome.DONE
-        if earliest <= version < latest and not _let_go(incident):
+        says_so_when_reset = found.by_libvirt or earliest <= found.version < latest
+        if says_so_when_reset and not _let_go(incident):
             # It was reset and has not run, or somebody let it run and it panicked anew: nothing
             # tells. A reset is right either way, a cont in one case only.
             return _ready_for(incident, reset)

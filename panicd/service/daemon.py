@@ -334,6 +334,7 @@ class Daemon:
                 "a program is missing",
                 program=missing.program,
                 wanted_by=missing.wanted_by,
+                package=missing.package,
             )
         self._metrics.config_last_reload_successful.set(1)
         self._metrics.config_last_reload_success_timestamp.set(time.time())

@@ -1,23 +1,26 @@
-"""What a configuration has panicd run, and the bus that it asks: whether they are there.
+"""What a configuration has panicd run, and what it asks to start VMs: whether they are there.
 
 They are looked for when it starts, not when a guest has panicked.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from panicd.config.config import Config
 from panicd.host.systemd import bus_that_is_missing
+from panicd.rules.libvirt_place import find_place
 from panicd.rules.settings import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class MissingProgram:
-    """A program that can't be run, or the system bus that isn't there.
+    """A program that can't be run, or the socket of one that isn't there.
 
     Attributes:
-        program: its name, or its path.
+        program: its name, or its path; of a socket all paths that it may have.
         wanted_by: the key of the configuration that asks for it.
         package: of Debian, that has it; empty where that is not known.
     """
@@ -38,10 +41,14 @@ def missing_programs(config: Config) -> list[MissingProgram]:
         for program, wanted_by in dict(_wanted(config)).items()
         if shutil.which(program) is None
     ]
-    if any(p.relaunch is not None and p.relaunch.unit for p in _policies(config)) and (
-        bus := bus_that_is_missing()
-    ):
+    relaunches = [p.relaunch for p in _policies(config) if p.relaunch is not None]
+    if any(relaunch.unit for relaunch in relaunches) and (bus := bus_that_is_missing()):
         missing.append(MissingProgram(bus, "relaunch.unit", "dbus"))
+    for uri in {relaunch.libvirt_uri: None for relaunch in relaunches if relaunch.libvirt_uri}:
+        sockets = find_place(uri, os.environ).sockets
+        if not any(Path(socket).is_socket() for socket in sockets):
+            daemon = MissingProgram(" or ".join(sockets), "relaunch.libvirt", "libvirt-daemon")
+            missing.append(daemon)
     return missing
 
 

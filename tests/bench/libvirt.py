@@ -1,13 +1,15 @@
-"""How soon a panicked guest of a real QEMU is acted on, by libvirt and by panicd in turn.
+"""How soon a panicked domain of libvirt's is acted on: by libvirt itself, and by panicd through it.
 
-    python -m tests.bench.libvirt [--rounds N]
+    python -m tests.bench.libvirt [--rounds N] [--journal DIRECTORY]
 
-Told is the time from GUEST_PANICKED's own timestamp to those of RESET and RESUME (``restart``) and
-of SHUTDOWN (``destroy``), all of them QEMU's, so that nobody's reading of them counts. ``libvirt``:
-its domain, and nobody else. ``panicd``: a QEMU that libvirt does not run. ``panicd, by libvirt``:
-libvirt's domain, which panicd reaches by libvirt alone; ``beside libvirt``: which has a monitor for
-panicd as well. panicd takes no evidence here, as libvirt does not. The libvirtd is one with its own
-files, as in ``tests/parts/libvirt.py``: it takes root.
+In each round one domain after the other panics, so that all of them meet the same machine. Told is
+the time from GUEST_PANICKED's own timestamp to those of RESET and RESUME (``restart``), all of them
+QEMU's, and to when QEMU's process is gone (``destroy``); a ratio is that of one round's times, and
+its median is given. ``libvirt``: its own ``<on_crash>``, on a libvirtd of its own, for panicd takes
+over every domain of one that it knows. ``panicd``: without evidence, as libvirt keeps none;
+``with evidence``: it keeps what it can first. Both libvirtds are the same program, each with its
+own files, as in ``tests/parts/libvirt.py``: it takes root. The journal is durable; ``--journal``
+has it elsewhere, to tell the disk's share.
 """
 
 from __future__ import annotations
@@ -16,98 +18,165 @@ import argparse
 import os
 import statistics
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from panicd.demo.guests import Guest
-from panicd.demo.qemu import Watched
+from panicd.libvirt.protocol import QemuEvent
 from tests.parts.daemon import ExecutedDaemon
-from tests.parts.libvirt import Libvirtd
-from tests.parts.qemu import RealQemu
+from tests.parts.libvirt import Libvirtd, PlainDomain
+from tests.parts.libvirt_client import Listener, connected
 
 TIME_LIMIT = 120.0
-"""Seconds that one guest's panics may take."""
+"""Seconds that one guest's panic may take."""
 
 ENDLESS = {"max": 999_999, "window": "1h", "min_uptime": "0s"}
-SUBJECTS = ("libvirt", "panicd, by libvirt", "panicd, beside libvirt", "panicd")
-FOLLOWS = {"restart": ("RESET", "RESUME"), "destroy": ("SHUTDOWN",)}
+NO_EVIDENCE = {"evidence": {"budget": "0s"}}
+SUBJECTS = ("libvirt", "panicd", "with evidence")
+
+Times = dict[tuple[str, str], list[float]]
+
+
+@dataclass
+class Subject:
+    """Who acts on a domain's panic."""
+
+    libvirtd: Libvirtd
+    listener: Listener
+    directory: Path
+    name: str
+    daemon: ExecutedDaemon | None
+
+    @asynccontextmanager
+    async def domain(self, on_crash: str) -> AsyncIterator[PlainDomain]:
+        """Have a domain that is about to panic, on a key."""
+        name = f"{self.name.replace(' ', '-')}-{on_crash}"
+        mark = self.daemon.mark() if self.daemon else 0
+        async with self.libvirtd.plain_domain(self.directory, on_crash, name=name) as domain:
+            if self.daemon is not None:
+                await self.daemon.wait_armed(name, since=mark)
+            yield domain
+
+    async def panic(self, domain: PlainDomain) -> float:
+        """Have its guest panic; return when it did."""
+        mark = len(self.listener.events)
+        await domain.press_key()
+        return await self.at("GUEST_PANICKED", domain, mark)
+
+    async def at(self, event: str, domain: PlainDomain, since: int) -> float:
+        """Return when QEMU's event came about, by its own word; seconds since the epoch."""
+        found: list[float] = []
+
+        def heard() -> bool:
+            found.extend(
+                each.at
+                for each in self.listener.events[since:]
+                if isinstance(each, QemuEvent)
+                and (each.name, each.domain.name) == (event, domain.name)
+            )
+            return bool(found)
+
+        await self.listener.wait(heard)
+        return found[0]
+
+
+async def restarts(subject: Subject, domain: PlainDomain, times: Times) -> None:
+    """Measure one restart."""
+    mark = len(subject.listener.events)
+    panicked = await subject.panic(domain)
+    for event in ("RESET", "RESUME"):
+        times[subject.name, event].append(await subject.at(event, domain, mark) - panicked)
+
+
+async def is_destroyed(subject: Subject, times: Times) -> None:
+    """Measure one destroy."""
+    async with subject.domain("destroy") as domain:
+        run = Path(f"/proc/{subject.libvirtd.pid}/root/run/libvirt/qemu")
+        process = os.pidfd_open(int((run / f"{domain.name}.pid").read_text()))
+        gone: list[float] = []
+
+        async def see_end() -> None:
+            await trio.lowlevel.wait_readable(process)
+            gone.append(time.time())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(see_end)
+            panicked = await subject.panic(domain)
+        os.close(process)
+        times[subject.name, "gone"].append(gone[0] - panicked)
+
+
+async def measure(rounds: int, journal: str | None) -> Times:
+    """Have all of them panic in turn, again and again."""
+    times: Times = defaultdict(list)
+    with (
+        tempfile.TemporaryDirectory(prefix="panicd-") as one,
+        tempfile.TemporaryDirectory(prefix="panicd-") as other,
+        tempfile.TemporaryDirectory(prefix="panicd-") as place,
+        Libvirtd.start(Path(one)) as own,
+        Libvirtd.start(Path(other)) as shared,
+    ):
+        config: dict[str, Any] = {
+            "libvirt": {"uri": shared.uri},
+            "monitors": [],
+            "storm": "off",
+            "domains": [{"match": "panicd-*", **NO_EVIDENCE}],
+            **({"state_directory": journal} if journal else {}),
+        }
+        async with (
+            connected(own.uri) as heard,
+            connected(shared.uri) as heard_too,
+            ExecutedDaemon.start(
+                Path(other), {"restart": ENDLESS}, **config, time_limit=TIME_LIMIT * rounds
+            ) as daemon,
+        ):
+            subjects = [
+                Subject(own, heard, Path(one), "libvirt", None),
+                *(Subject(shared, heard_too, Path(place), name, daemon) for name in SUBJECTS[1:]),
+            ]
+            async with _all([subject.domain("restart") for subject in subjects]) as domains:
+                for _ in range(rounds):
+                    for subject, domain in zip(subjects, domains, strict=True):
+                        with trio.fail_after(TIME_LIMIT):
+                            await restarts(subject, domain, times)
+            for _ in range(rounds):
+                for subject in subjects:
+                    with trio.fail_after(TIME_LIMIT):
+                        await is_destroyed(subject, times)
+    return times
+
+
+@asynccontextmanager
+async def _all(managers: list[Any]) -> AsyncIterator[list[Any]]:
+    if not managers:
+        yield []
+        return
+    async with managers[0] as first, _all(managers[1:]) as others:
+        yield [first, *others]
 
 
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--journal")
     options = parser.parse_args()
-    times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    print(f"load at the beginning: {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs")
-    with (
-        tempfile.TemporaryDirectory(prefix="panicd-") as directory,
-        Libvirtd.start(Path(directory)) as libvirtd,
-    ):
-        for _ in range(options.rounds):
-            for subject in SUBJECTS:
-                for policy in FOLLOWS:
-                    trio.run(measure, libvirtd, subject, policy, times)
+    print(f"load at the beginning: {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs", flush=True)
+    times = trio.run(measure, options.rounds, options.journal)
     print(f"load at the end: {os.getloadavg()[0]:.1f}")
-    print("| ms after GUEST_PANICKED | event | median | least - most |")
-    print("|---|---|---|---|")
-    for (subject, event), taken in times.items():
-        least, most = 1e3 * min(taken), 1e3 * max(taken)
-        median = 1e3 * statistics.median(taken)
-        print(f"| {subject} | {event} | {median:.1f} | {least:.1f} - {most:.1f} |")
-
-
-async def measure(
-    libvirtd: Libvirtd, subject: str, policy: str, times: dict[tuple[str, str], list[float]]
-) -> None:
-    """Have one guest panic, and note when what followed came."""
-    with tempfile.TemporaryDirectory(prefix="panicd-") as place, trio.fail_after(TIME_LIMIT):
-        async with acted_on(libvirtd, Path(place), subject, policy) as vm:
-            mark = vm.witness.mark()
-            await vm.press_key()
-            panicked = at(await vm.wait_event("GUEST_PANICKED", since=mark))
-            for name in FOLLOWS[policy]:
-                event = await vm.wait_event(name, since=mark)
-                times[subject, name].append(at(event) - panicked)
-
-
-def at(event: dict[str, Any]) -> float:
-    """Return when an event came about, by QEMU's own word; seconds since the epoch."""
-    stamp = event["timestamp"]
-    return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
-
-
-@asynccontextmanager
-async def acted_on(
-    libvirtd: Libvirtd, directory: Path, subject: str, policy: str
-) -> AsyncIterator[Watched]:
-    """Run a guest that panics on a key, and who is to act on that."""
-    defaults = {"on_crash": policy, "restart": ENDLESS, "evidence": {"budget": "0s"}}
-    if subject == "libvirt":
-        async with libvirtd.domain(directory, policy) as vm:
-            yield vm
-    elif subject == "panicd":
-        async with (
-            RealQemu.start(directory, accel="tcg", guest=Guest.PANIC_ON_KEY) as qemu,
-            ExecutedDaemon.start(directory, defaults, time_limit=TIME_LIMIT) as daemon,
-        ):
-            await daemon.wait_armed("vm")
-            yield qemu
-    else:
-        config: dict[str, Any] = {"libvirt": {"uri": libvirtd.uri}}
-        if subject == "panicd, by libvirt":
-            config["monitors"] = []
-        async with (
-            libvirtd.domain(directory, policy) as vm,
-            ExecutedDaemon.start(directory, defaults, **config, time_limit=TIME_LIMIT) as daemon,
-        ):
-            await daemon.wait_armed("vm")
-            yield vm
+    print("| ms after GUEST_PANICKED | event | median | least - most | of libvirt's own |")
+    print("|---|---|---|---|---|")
+    for (subject, event), taken in sorted(times.items(), key=lambda each: each[0][1]):
+        own = times["libvirt", event]
+        ratio = statistics.median(t / o for t, o in zip(taken, own, strict=True))
+        least, most, median = (1e3 * f(taken) for f in (min, max, statistics.median))
+        print(f"| {subject} | {event} | {median:.1f} | {least:.1f} - {most:.1f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ class Log:
 def read(file: Path) -> Log | None:
     """A log that counts; None: this one doesn't."""
     head, _, rest = file.read_bytes().replace(b"\r", b"").partition(b"\n\n")
-    said = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line)
+    named = (line.partition(": ") for line in head.decode(errors="replace").splitlines())
+    said = {name: text for name, colon, text in named if colon}
     title = said.get("TITLE", "")
     if not title or "CORRUPTED" in said:
         return None
@@ -173,6 +174,8 @@ def main() -> None:
     arguments = parser.parse_args()
     files = sorted(each for each in arguments.directory.iterdir() if each.is_file())
     logs = [known(log, arguments.lines) for file in files if (log := read(file))]
+    if not logs:
+        parser.error(f"{arguments.directory}: no log with a title in it")
     pairs = list(combinations(logs, 2))
     same = sum(one.title == other.title for one, other in pairs)
     claimed = sum(bool(one.hash) and one.hash == other.hash for one, other in pairs)

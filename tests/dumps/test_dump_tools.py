@@ -196,8 +196,9 @@ def test_the_pages_are_those_that_makedumpfile_keeps(
     ours = dumps[Variant(DumpFormat.KDUMP_ZLIB, level)]
     made, wanted = pages_of(ours), pages_of(theirs)
     assert 1000 < sum(made) < MEMORY_PAGES
-    if level & 8 and kernel_version(ours) >= (6, 6):
-        pytest.skip("makedumpfile 1.7.2 does not know this kernel's types of pages")
+    # 1.7.2 and 1.7.6 miss users' pages of Linux 6.6 and later, and find none that is free in 6.12.
+    if (level & 8 and kernel_version(ours) >= (6, 6)) or sum(wanted) == MEMORY_PAGES:
+        pytest.skip("this makedumpfile does not know this kernel's types of pages")
     assert made == wanted
 
 

@@ -1,14 +1,18 @@
-"""``python -m tests.kill [SCENARIO…]``: the whole kill matrix, and its figures."""
+"""``python -m tests.kill [KIND…] [SCENARIO…]``: the whole kill matrix, and its figures."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import trio
 
 from tests.kill.cases import Verdict
 from tests.kill.matrix import Figures, cases_of, points_of, run
-from tests.kill.scenarios import SCENARIOS
+from tests.kill.scenarios import SCENARIOS, Kind
+from tests.parts.libvirt import Libvirtd
 
 
 def _tell(verdict: Verdict) -> None:
@@ -25,18 +29,20 @@ def _print(kind: str, figures: Figures) -> None:
     )
 
 
-async def _main(names: list[str]) -> int:
-    chosen = [s for s in SCENARIOS if not names or s.name in names]
+async def _main(words: list[str]) -> int:
     violations = 0
-    for kind, scenarios in (
-        ("fake", [s for s in chosen if s.fake]),
-        ("real", [s for s in chosen if s.arguments is not None]),
-    ):
-        real = kind == "real"
-        points = await points_of(scenarios, real=real)
-        figures = await run(
-            [case for s in scenarios for case in cases_of(s, points[s.name], real=real)], _tell
-        )
+    kinds = [kind for kind in Kind if kind in words] or list(Kind)
+    names = set(words) - set(kinds)
+    for kind in kinds:
+        chosen = [s for s in SCENARIOS if kind in s.kinds and (not names or s.name in names)]
+        with ExitStack() as stack:
+            libvirtd = None
+            if kind is Kind.REAL_LIBVIRT:
+                directory = Path(stack.enter_context(TemporaryDirectory(prefix="panicd-")))
+                libvirtd = stack.enter_context(Libvirtd.start(directory))
+            points = await points_of(chosen, kind, libvirtd)
+            cases = [case for s in chosen for case in cases_of(s, points[s.name], kind)]
+            figures = await run(cases, _tell, libvirtd)
         _print(kind, figures)
         violations += len(figures.violations)
     return violations

@@ -20,8 +20,9 @@ from panicd.rules.on_crash import Action
 from panicd.rules.plan import Terminate
 from panicd.service.control_client import DaemonUnreachableError, RefusedError
 from tests.kill.gate import Gate
-from tests.kill.scenarios import DUMP, Scenario
-from tests.kill.subjects import FakeSubject, RealSubject, Subject, relaunch_arguments
+from tests.kill.libvirt_subjects import FakeDomainSubject, RealDomainSubject
+from tests.kill.scenarios import DUMP, Kind, Scenario
+from tests.kill.subjects import FakeSubject, RealSubject, Spoil, Subject, relaunch_arguments
 from tests.kill.verdict import (
     Counters,
     Evidence,
@@ -33,9 +34,8 @@ from tests.kill.verdict import (
 )
 from tests.parts.background import background
 from tests.parts.daemon import DaemonEndedError, Process, RunningDaemon, stable
-from tests.parts.fake import FakeQemu
+from tests.parts.libvirt import Libvirtd
 from tests.parts.patience import patience, patiently
-from tests.parts.recorded import Fault
 
 TIME_LIMIT = 60.0
 """Seconds for one case, on a busy machine."""
@@ -73,6 +73,7 @@ class Blow(StrEnum):
     CUT = "the connection is cut"
     SWALLOW = "the answer is lost"
     KILL_QEMU = "QEMU is killed"
+    KILL_LIBVIRTD = "libvirtd is killed"
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,14 @@ class Case:
     """One case; ``point`` and ``blow`` are None where nothing strikes."""
 
     scenario: Scenario
-    real: bool
+    kind: Kind
     point: str | None = None
     blow: Blow | None = None
 
     def __str__(self) -> str:
-        where = "real" if self.real else "fake"
-        return f"{where} {self.scenario.name}: {self.blow or 'nothing'} at {self.point or 'none'}"
+        return (
+            f"{self.kind} {self.scenario.name}: {self.blow or 'nothing'} at {self.point or 'none'}"
+        )
 
 
 @dataclass
@@ -121,11 +123,16 @@ _FAILURES = (AssertionError, trio.TooSlowError, DaemonEndedError, ExceptionGroup
 """What a daemon can make of a case, beside a wrong end."""
 
 
-async def try_case(case: Case) -> Verdict:
-    """Carry a case out; what goes wrong on the way is a violation too."""
+async def try_case(case: Case, libvirtd: Libvirtd | None) -> Verdict:
+    """Carry a case out; what goes wrong on the way is a violation too.
+
+    Args:
+        case: Which.
+        libvirtd: The real one, for those that take one.
+    """
     verdict = Verdict(case)
     with tempfile.TemporaryDirectory(prefix="panicd-", ignore_cleanup_errors=True) as directory:
-        trial = _Trial(case, Path(directory), verdict)
+        trial = _Trial(case, Path(directory), verdict, libvirtd)
         try:
             await trial.run()
         except _FAILURES as error:
@@ -137,7 +144,10 @@ async def try_case(case: Case) -> Verdict:
 
 
 class _Trial:
-    def __init__(self, case: Case, directory: Path, verdict: Verdict) -> None:
+    def __init__(
+        self, case: Case, directory: Path, verdict: Verdict, libvirtd: Libvirtd | None
+    ) -> None:
+        self._libvirtd = libvirtd
         self._case = case
         self._scenario = case.scenario
         self._directory = directory
@@ -155,11 +165,16 @@ class _Trial:
         policy["timeouts"] = {**short, **policy.get("timeouts", {})}
         if self._scenario.relaunch:
             policy["relaunch"] = {"command": self._relaunch_command(), "timeout": patiently(3)}
-        start = GatedDaemon.start(self._directory, policy, time_limit=TIME_LIMIT, storm="off")
         async with (
             Gate.open(self._directory) as self._gate,
-            _subject(self._case, self._directory) as self._subject,
-            start as self._daemon,
+            _subject(self._case, self._directory, self._libvirtd) as self._subject,
+            GatedDaemon.start(
+                self._directory,
+                policy,
+                time_limit=TIME_LIMIT,
+                storm="off",
+                **self._subject.config,
+            ) as self._daemon,
             background() as nursery,
         ):
             await self._daemon.wait_armed("vm")
@@ -176,7 +191,7 @@ class _Trial:
                 nursery.start_soon(self._ask, *self._scenario.request)
             if self._scenario.hangs:
                 await self._gate.wait_reached()
-                await _real(self._subject).freeze()
+                await self._subject.freeze()
                 self._gate.go_on(keep_at=self._first_stop())
             if self._case.blow is not None:
                 await self._strike(self._case.blow, already)
@@ -200,9 +215,9 @@ class _Trial:
         command, _, number = rest.partition(" #")
         held = None
         if blow in {Blow.KILL_LOST, Blow.KILL_LATE}:
-            held = _fake(subject).hold(command)
+            held = subject.hold(command)
         elif blow is Blow.SWALLOW:
-            lost = _fake(subject).swallow(command)
+            lost = subject.swallow(command)
             await lost.reached.wait()
             self._verdict.reached = self._evidence.struck = True
             return
@@ -212,7 +227,7 @@ class _Trial:
             gate.go_on()  # which entries are written together is up to chance: it is tried again
             return
         if blow is Blow.KILL_UNREAD:
-            await _real(subject).freeze()
+            await subject.freeze()
             gate.go_on(keep_at=point)
             await gate.wait_reached()
         elif held is not None:
@@ -224,10 +239,14 @@ class _Trial:
         match blow:
             case Blow.CUT:
                 self._cut_at = self._daemon.mark()
-                _fake(subject).close_session()
+                subject.cut()
                 gate.go_on()
             case Blow.KILL_QEMU:
-                await _real(subject).kill()
+                await subject.kill()
+                gate.go_on()
+            case Blow.KILL_LIBVIRTD:
+                self._cut_at = self._daemon.mark()
+                await subject.kill_libvirtd()
                 gate.go_on()
             case _:
                 await self._daemon.kill()
@@ -235,18 +254,19 @@ class _Trial:
                 await self._after_kill(blow, held)
                 await self._daemon.start_again()
                 if self._scenario.hangs and not any(map(_is_escalating, self._evidence.at_blow)):
-                    _real(subject).thaw()
+                    subject.thaw()
 
-    async def _after_kill(self, blow: Blow, held: Fault | None) -> None:
+    async def _after_kill(self, blow: Blow, held: Spoil | None) -> None:
         """Have done with the command that panicd had sent, and see what QEMU makes of it."""
         subject = self._subject
         if held is not None and blow is Blow.KILL_LOST:
             held.cut()
         elif held is not None:
+            number = subject.carried_out.count(held.command) + 1
             held.release()
-            await subject.wait_dealt_with(held.command, subject.carried_out.count(held.command) + 1)
+            await subject.wait_dealt_with(held.command, number)
         elif blow is Blow.KILL_UNREAD:
-            _real(subject).thaw()
+            subject.thaw()
         self._gate.ignore()
         self._evidence.unseen_end = subject.ended and not subject.identified
 
@@ -335,23 +355,23 @@ def _is_complete(dump: Path) -> bool:
     return dump.suffix != PARTIAL
 
 
-def _fake(subject: Subject) -> FakeQemu:
-    assert isinstance(subject, FakeSubject)
-    return subject.fake
-
-
-def _real(subject: Subject) -> RealSubject:
-    assert isinstance(subject, RealSubject)
-    return subject
-
-
 def _is_escalating(incident: Incident) -> bool:
     return has_begun(incident, Terminate)
 
 
-def _subject(case: Case, directory: Path) -> AbstractAsyncContextManager[Subject]:
-    kind = RealSubject if case.real else FakeSubject
-    return kind.start(directory, case.scenario)
+def _subject(
+    case: Case, directory: Path, libvirtd: Libvirtd | None
+) -> AbstractAsyncContextManager[Subject]:
+    match case.kind:
+        case Kind.FAKE:
+            return FakeSubject.start(directory, case.scenario)
+        case Kind.REAL:
+            return RealSubject.start(directory, case.scenario)
+        case Kind.FAKE_LIBVIRT:
+            return FakeDomainSubject.start(directory, case.scenario)
+        case Kind.REAL_LIBVIRT:
+            assert libvirtd is not None, "it was started for all of them"
+            return RealDomainSubject.start(libvirtd, directory, case.scenario)
 
 
 async def _counters(daemon: GatedDaemon) -> Counters:

@@ -24,7 +24,12 @@ from panicd.dumps import writer as dump_writer
 from panicd.dumps.directory import give_name
 from panicd.incident.relaunch import run_relaunch
 from panicd.journal.journal import Journal
+from panicd.libvirt.connection import Call, Connection
+from panicd.libvirt.domain_monitor import DomainMonitor
+from panicd.libvirt.protocol import Procedure
+from panicd.libvirt.requests import Request
 from panicd.qemu import monitor
+from panicd.qemu.exchange import Exchange
 from panicd.qemu.pending import Question
 from panicd.qemu.process import Peer
 from panicd.rules.incident import AnyEntry, StepBegun, StepEnded, StepResult
@@ -32,6 +37,15 @@ from panicd.rules.operation import Operation
 from panicd.rules.plan import RunRelaunch
 
 SOCKET = "gate"
+BY_LIBVIRT: dict[int, str] = {
+    Procedure.DOMAIN_RESET: "system_reset",
+    Procedure.DOMAIN_RESUME: "cont",
+    Procedure.DOMAIN_SUSPEND: "stop",
+    Procedure.DOMAIN_DESTROY_FLAGS: "quit",
+    Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT: "dump-guest-memory",
+}
+"""What libvirt is called for, by what a QMP monitor is told in its place."""
+
 Done = Callable[[BaseException | None], None]
 
 
@@ -54,7 +68,7 @@ class Gates:
 def _install(gates: Gates, stack: ExitStack) -> None:
     stop_at = gates.stop_at
     append_soon, append_operation = Journal.append_soon, Journal.append_operation
-    ask, send = monitor.Monitor.ask, monitor._Client.send
+    send, call = monitor._Client.send, Connection.call
     send_signal = Peer.send_signal
 
     def gated_append_soon(
@@ -74,21 +88,37 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         await append_operation(self, operation)
         stop_at(f"after commit {operation.kind}")
 
-    def gated_ask(
-        self: monitor.Monitor,
-        commands: Sequence[monitor.Command],
-        done: Callable[[list[object]], None],
-        *,
-        timeout: float,
-    ) -> Question:
-        what = "+".join(name for name, _ in commands)
+    def gate_ask(kind: type[Exchange]) -> None:
+        ask = kind.ask
 
-        def answered(answers: list[object]) -> None:
-            stop_at(f"answered {what}")
-            done(answers)
+        def gated_ask(
+            self: Exchange,
+            commands: Sequence[monitor.Command],
+            done: Callable[[list[object]], None],
+            *,
+            timeout: float,
+        ) -> Question:
+            what = "+".join(name for name, _ in commands)
 
-        stop_at(f"before {what}")
-        return ask(self, commands, answered, timeout=timeout)
+            def answered(answers: list[object]) -> None:
+                stop_at(f"answered {what}")
+                done(answers)
+
+            stop_at(f"before {what}")
+            return ask(self, commands, answered, timeout=timeout)
+
+        stack.enter_context(patch.object(kind, "ask", gated_ask))
+
+    def gated_call(
+        self: Connection,
+        request: Request[object],
+        done: Callable[[object], None],
+        take: Callable[[bytes], None] | None = None,
+    ) -> Call:
+        sent = call(self, request, done, take)
+        if request.procedure in BY_LIBVIRT:
+            stop_at(f"sent {BY_LIBVIRT[request.procedure]}")
+        return sent
 
     def gated_send(
         self: monitor._Client, commands: Sequence[monitor.Command], answers: Question
@@ -117,13 +147,15 @@ def _install(gates: Gates, stack: ExitStack) -> None:
     for owner, name, gated in (
         (Journal, "append_soon", gated_append_soon),
         (Journal, "append_operation", gated_append_operation),
-        (monitor.Monitor, "ask", gated_ask),
         (monitor._Client, "send", gated_send),
+        (Connection, "call", gated_call),
         (Peer, "send_signal", gated_signal),
         (panicd.incident.errands, "run_relaunch", gated_relaunch),
         (dump_writer, "give_name", gated_give_name),
     ):
         stack.enter_context(patch.object(owner, name, gated))
+    for kind in (monitor.Monitor, DomainMonitor):
+        gate_ask(kind)
 
 
 def _name_of(entry: AnyEntry) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import trio
 
 from tests.kill.cases import COMMANDS, FIRST, Blow, Case, Verdict, try_case
-from tests.kill.scenarios import Scenario
+from tests.kill.scenarios import Kind, Scenario
+from tests.parts.libvirt import Libvirtd
 
 AT_ONCE = 3
 """Cases under way at a time: a case waits about as long as it computes."""
@@ -30,7 +31,7 @@ class Figures:
         seconds: How long it took.
     """
 
-    points: set[tuple[str, bool, str]] = field(default_factory=set)
+    points: set[tuple[str, Kind, str]] = field(default_factory=set)
     runs: int = 0
     missed: list[Verdict] = field(default_factory=list)
     violations: list[Verdict] = field(default_factory=list)
@@ -41,24 +42,29 @@ class Figures:
         case = verdict.case
         self.runs += 1
         if case.point is not None and verdict.reached:
-            self.points.add((case.scenario.name, case.real, case.point))
+            self.points.add((case.scenario.name, case.kind, case.point))
         if verdict.violations:
             self.violations.append(verdict)
         elif case.point is not None and not verdict.reached:
             self.missed.append(verdict)
 
 
-async def run(cases: Iterable[Case], tell: Callable[[Verdict], None] = lambda _: None) -> Figures:
-    """Try cases, some at a time."""
-    figures, limiter, began = Figures(), trio.CapacityLimiter(AT_ONCE), time.monotonic()
+async def run(
+    cases: Iterable[Case],
+    tell: Callable[[Verdict], None] = lambda _: None,
+    libvirtd: Libvirtd | None = None,
+) -> Figures:
+    """Try cases, some at a time; on a real libvirtd, whose domain has one name, one by one."""
+    at_once = AT_ONCE if libvirtd is None else 1
+    figures, limiter, began = Figures(), trio.CapacityLimiter(at_once), time.monotonic()
 
     async def one(case: Case) -> None:
         async with limiter:
-            verdict = await try_case(case)
+            verdict = await try_case(case, libvirtd)
             for _ in range(TRIES - 1):
                 if case.point is None or verdict.reached or verdict.violations:
                     break
-                verdict = await try_case(case)
+                verdict = await try_case(case, libvirtd)
         figures.add(verdict)
         tell(verdict)
 
@@ -69,7 +75,9 @@ async def run(cases: Iterable[Case], tell: Callable[[Verdict], None] = lambda _:
     return figures
 
 
-async def points_of(scenarios: Iterable[Scenario], *, real: bool) -> dict[str, list[str]]:
+async def points_of(
+    scenarios: Iterable[Scenario], kind: Kind, libvirtd: Libvirtd | None = None
+) -> dict[str, list[str]]:
     """Return the points that each scenario passes when nothing strikes.
 
     Raises:
@@ -81,26 +89,26 @@ async def points_of(scenarios: Iterable[Scenario], *, real: bool) -> dict[str, l
         assert not verdict.violations, f"{verdict.case}: {verdict.violations}"
         found[verdict.case.scenario.name] = verdict.points
 
-    await run([Case(scenario, real) for scenario in scenarios], take)
+    await run([Case(scenario, kind) for scenario in scenarios], take, libvirtd)
     return found
 
 
-def cases_of(scenario: Scenario, points: Iterable[str], *, real: bool) -> Iterator[Case]:
+def cases_of(scenario: Scenario, points: Iterable[str], kind: Kind) -> Iterator[Case]:
     """Return everything that can strike a scenario at these points."""
     for point in points:
-        for blow in _blows(scenario, point, real=real):
-            yield Case(scenario, real, point, blow)
+        for blow in _blows(scenario, point, kind):
+            yield Case(scenario, kind, point, blow)
 
 
-def _blows(scenario: Scenario, point: str, *, real: bool) -> Iterator[Blow]:
+def _blows(scenario: Scenario, point: str, kind: Kind) -> Iterator[Blow]:
     moment, _, rest = point.partition(" ")
     command, _, number = rest.partition(" #")
     sent = moment == "sent" and command in COMMANDS and command not in scenario.refused
     if scenario.hangs and point == FIRST:
         return  # there it begins to hang
     yield Blow.KILL
-    if real:
-        yield Blow.KILL_QEMU
+    if kind in {Kind.REAL, Kind.REAL_LIBVIRT}:
+        yield Blow.KILL_QEMU if kind is Kind.REAL else Blow.KILL_LIBVIRTD
         if sent and not scenario.hangs:
             yield Blow.KILL_UNREAD
         return

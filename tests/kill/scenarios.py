@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from tests.parts.profile import QEMU_1_6, QEMU_2_5, QEMU_2_6
 
 GONE = "gone"
 """Stands for the run state of a QEMU that has ended."""
+
+
+class Kind(StrEnum):
+    """Which VM a scenario is tried on."""
+
+    FAKE = "fake"
+    REAL = "real"
+    FAKE_LIBVIRT = "fake libvirtd"
+    REAL_LIBVIRT = "real libvirtd"
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,9 @@ class Scenario:
             has got no answer and knows it.
         machine: How the fake differs.
         fake: It is tried on the fake.
-        arguments: How the real QEMU's command line differs; None: this one is for the fake only.
+        arguments: How the real QEMU's command line differs; None: it is not tried on that.
+        libvirt: It is tried on a fake libvirtd.
+        real_libvirt: It is tried on a real libvirtd.
         refused: Commands that QEMU refuses, always.
         runs_on: The guest is not stopped by its panic: nobody can know of it who did not hear it.
         reset_leaves_no_trace: A QEMU whose run state does not tell that it was reset.
@@ -65,11 +77,24 @@ class Scenario:
     machine: Mapping[str, Any] = field(default_factory=dict)
     fake: bool = True
     arguments: tuple[str, ...] | None = ()
+    libvirt: bool = False
+    real_libvirt: bool = False
     refused: tuple[str, ...] = ()
     runs_on: bool = False
     reset_leaves_no_trace: bool = False
     hangs: bool = False
     relaunch: bool = False
+
+    @property
+    def kinds(self) -> set[Kind]:
+        """What it is tried on."""
+        tried = {
+            Kind.FAKE: self.fake,
+            Kind.REAL: self.arguments is not None,
+            Kind.FAKE_LIBVIRT: self.libvirt,
+            Kind.REAL_LIBVIRT: self.real_libvirt,
+        }
+        return {kind for kind, is_tried in tried.items() if is_tried}
 
 
 DUMP = "dump-guest-memory"
@@ -109,9 +134,9 @@ UNKNOWN_WHETHER_RELAUNCHED = Result("failed", GONE, ("quit",), failures=1)
 """panicd died before its command began, and can't know that it didn't: it is not run twice."""
 
 SCENARIOS: tuple[Scenario, ...] = (
-    Scenario("destroy", {"on_crash": "destroy"}, DESTROYED),
-    Scenario("restart", {"on_crash": "restart"}, RESTARTED),
-    Scenario("preserve", {"on_crash": "preserve"}, PRESERVED),
+    Scenario("destroy", {"on_crash": "destroy"}, DESTROYED, libvirt=True, real_libvirt=True),
+    Scenario("restart", {"on_crash": "restart"}, RESTARTED, libvirt=True, real_libvirt=True),
+    Scenario("preserve", {"on_crash": "preserve"}, PRESERVED, libvirt=True),
     Scenario(
         "ignore",
         {"on_crash": "ignore"},
@@ -122,21 +147,35 @@ SCENARIOS: tuple[Scenario, ...] = (
         "coredump-destroy",
         {"on_crash": "coredump-destroy", "coredump": COREDUMP},
         _dumped(DESTROYED),
+        libvirt=True,
     ),
     Scenario(
         "coredump-restart",
         {"on_crash": "coredump-restart", "coredump": COREDUMP},
         _dumped(RESTARTED),
+        libvirt=True,
+        real_libvirt=True,
     ),
     Scenario(
         "coredump-preserve",
         {"on_crash": "coredump-preserve", "coredump": COREDUMP},
         _dumped(PRESERVED),
+        libvirt=True,
     ),
     Scenario(
         "coredump-ignore",
         {"on_crash": "coredump-ignore", "coredump": COREDUMP},
         _dumped(Result("running-on", "running", ("cont",), {"ignore": 1})),
+        libvirt=True,
+    ),
+    Scenario(
+        "ignore-by-libvirt",
+        {"on_crash": "ignore"},
+        Result("running-on", "running", ("cont",), {"ignore": 1}),
+        fake=False,
+        arguments=None,
+        libvirt=True,
+        real_libvirt=True,
     ),
     Scenario(
         "ignore-that-was-stopped",
@@ -175,6 +214,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         Result("destroyed", GONE, ("quit",), {"destroy": 1}, failures=1),
         refused=("system_reset",),
         arguments=None,
+        libvirt=True,
     ),
     Scenario(
         "refused-destroy-is-preserved",
@@ -182,6 +222,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         Result("preserved", "guest-panicked", (), {"preserve": 1}, failures=1),
         refused=("quit",),
         arguments=None,
+        libvirt=True,
     ),
     Scenario(
         "destroy-of-a-hung-qemu",
@@ -203,11 +244,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         {"on_crash": "restart", "evidence": {"budget": "3s"}},
         RESTARTED,
         arguments=None,
+        libvirt=True,
     ),
     Scenario(
         "grace",
         {"on_crash": "destroy", "grace": "1h"},
         Result("watched", "running", ("cont",)),
+        libvirt=True,
     ),
     Scenario(
         "grace-by-2.5",
@@ -216,13 +259,16 @@ SCENARIOS: tuple[Scenario, ...] = (
         machine={"profile": QEMU_2_5},
         arguments=None,
     ),
-    Scenario("spent-budget", {"on_crash": "restart", "restart": {"max": 0}}, PRESERVED),
+    Scenario(
+        "spent-budget", {"on_crash": "restart", "restart": {"max": 0}}, PRESERVED, libvirt=True
+    ),
     Scenario(
         "release",
         {"on_crash": "preserve"},
         _asked(Result("released", "running", ("cont",), {"release": 1})),
         request=("release", RELEASED),
         unasked=PRESERVED,
+        libvirt=True,
     ),
     Scenario(
         "act-restart",
@@ -230,6 +276,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         _asked(RESTARTED),
         request=("act", {**RELEASED, "action": "restart"}),
         unasked=PRESERVED,
+        libvirt=True,
     ),
     Scenario(
         "act-coredump-destroy",
@@ -237,5 +284,6 @@ SCENARIOS: tuple[Scenario, ...] = (
         _asked(_dumped(DESTROYED)),
         request=("act", {**RELEASED, "action": "coredump-destroy"}),
         unasked=PRESERVED,
+        libvirt=True,
     ),
 )

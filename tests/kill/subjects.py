@@ -1,4 +1,4 @@
-"""The QEMUs of the matrix: a fake one and a real one, with one face for both."""
+"""The VMs of the matrix, with one face for all: a QEMU and a libvirt's domain, fake and real."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import re
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Protocol, Self
 
 import trio
 
@@ -24,14 +25,34 @@ from tests.parts.wire import Message
 _ASKING = ("query-", "qom-", "qmp_", "qmp-", "human-")
 
 
+class Spoil(Protocol):
+    """A command to which something happens.
+
+    Attributes:
+        command: which.
+        reached: that has happened.
+    """
+
+    command: str
+    reached: trio.Event
+
+    def cut(self) -> None:
+        """Cut the connection: it is not carried out."""
+
+    def release(self) -> None:
+        """Have it carried out."""
+
+
 class Subject(ABC):
-    """A QEMU whose guest is to panic.
+    """A VM whose guest is to panic.
 
     Attributes:
         identified: panicd knows its process, and so its end.
+        config: what panicd is configured with, so that it finds it.
     """
 
     identified: bool
+    config: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     async def panic(self) -> None:
@@ -54,6 +75,34 @@ class Subject(ABC):
     @abstractmethod
     async def wait_dealt_with(self, command: str, number: int) -> None:
         """Wait until QEMU has dealt with a command so often."""
+
+    def hold(self, command: str) -> Spoil:
+        """Keep a command from being carried out; for a fake, as are the next two."""
+        raise NotImplementedError
+
+    def swallow(self, command: str) -> Spoil:
+        """Lose the answer to a command that is carried out."""
+        raise NotImplementedError
+
+    def cut(self) -> None:
+        """Cut panicd's connection."""
+        raise NotImplementedError
+
+    async def freeze(self) -> None:
+        """Stop who carries the commands out in his tracks; for a real one, as are the next two."""
+        raise NotImplementedError
+
+    def thaw(self) -> None:
+        """Let him go on."""
+        raise NotImplementedError
+
+    async def kill(self) -> None:
+        """End QEMU by SIGKILL."""
+        raise NotImplementedError
+
+    async def kill_libvirtd(self) -> None:
+        """End libvirtd by SIGKILL, and start it anew; for a real one."""
+        raise NotImplementedError
 
     @property
     def changing(self) -> list[str]:
@@ -92,6 +141,15 @@ class FakeSubject(Subject):
     @property
     def carried_out(self) -> list[str]:
         return self.fake.carried_out
+
+    def hold(self, command: str) -> Spoil:
+        return self.fake.hold(command)
+
+    def swallow(self, command: str) -> Spoil:
+        return self.fake.swallow(command)
+
+    def cut(self) -> None:
+        self.fake.close_session()
 
     async def wait_dealt_with(self, command: str, number: int) -> None:
         while self.fake.dealt_with.count(command) < number:
@@ -166,16 +224,13 @@ class RealSubject(Subject):
                 await self.vm.status()
 
     async def kill(self) -> None:
-        """End QEMU by SIGKILL."""
         self.vm.kill()
         await self.vm.wait_exit()
 
     async def freeze(self) -> None:
-        """Stop QEMU in its tracks."""
         await self.vm.freeze()
 
     def thaw(self) -> None:
-        """Let QEMU go on."""
         os.kill(self.vm.pid, signal.SIGCONT)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kill.cases import Blow, Case
 from tests.kill.matrix import Figures, cases_of, points_of, run
-from tests.kill.scenarios import SCENARIOS, Scenario
+from tests.kill.scenarios import SCENARIOS, Kind, Scenario
 
 pytestmark = pytest.mark.kill
 
@@ -22,13 +22,13 @@ def is_question(case: Case) -> bool:
     return case.point is not None and "query-" in case.point
 
 
-async def try_some(names: list[str], holds: Callable[[Case], bool], *, real: bool) -> Figures:
+async def try_some(names: list[str], holds: Callable[[Case], bool], kind: Kind) -> Figures:
     scenarios: list[Scenario] = [BY_NAME[name] for name in names]
-    points = await points_of(scenarios, real=real)
+    points = await points_of(scenarios, kind)
 
     def chosen() -> Iterator[Case]:
         for scenario in scenarios:
-            for case in cases_of(scenario, points[scenario.name], real=real):
+            for case in cases_of(scenario, points[scenario.name], kind):
                 if not is_question(case) and holds(case):
                     yield case
 
@@ -44,7 +44,7 @@ def check(figures: Figures) -> None:
 
 async def test_panicd_is_killed_at_every_point_of_a_restart() -> None:
     kills = {Blow.KILL, Blow.KILL_LOST, Blow.KILL_LATE}
-    check(await try_some(["restart"], lambda case: case.blow in kills, real=False))
+    check(await try_some(["restart"], lambda case: case.blow in kills, Kind.FAKE))
 
 
 async def test_panicd_is_killed_around_every_command_of_other_plans() -> None:
@@ -56,7 +56,7 @@ async def test_panicd_is_killed_around_every_command_of_other_plans() -> None:
         is_commit = case.point is not None and "commit" in case.point
         return case.blow in kills or (case.blow is Blow.KILL and around and not is_commit)
 
-    check(await try_some(names, commands_only, real=False))
+    check(await try_some(names, commands_only, Kind.FAKE))
 
 
 async def test_connection_is_cut_and_answers_are_lost() -> None:
@@ -64,7 +64,17 @@ async def test_connection_is_cut_and_answers_are_lost() -> None:
         sent = case.point is not None and case.point.startswith("sent")
         return case.blow is Blow.SWALLOW or (case.blow is Blow.CUT and sent)
 
-    check(await try_some(["coredump-restart", "destroy", "release"], sent_only, real=False))
+    check(await try_some(["coredump-restart", "destroy", "release"], sent_only, Kind.FAKE))
+
+
+async def test_panicd_is_killed_and_cut_off_around_every_command_to_libvirt() -> None:
+    blows = {Blow.KILL, Blow.KILL_LOST, Blow.KILL_LATE, Blow.CUT}
+
+    def sent_only(case: Case) -> bool:
+        return case.blow in blows and case.point is not None and case.point.startswith("sent")
+
+    names = ["coredump-restart", "destroy", "ignore-by-libvirt"]
+    check(await try_some(names, sent_only, Kind.FAKE_LIBVIRT))
 
 
 @pytest.mark.real
@@ -75,7 +85,7 @@ async def test_panicd_is_killed_and_qemu_is_a_real_one() -> None:
         sent = case.point is not None and case.point.startswith(("sent", "after dump"))
         return case.blow in kills and sent
 
-    check(await try_some(["coredump-restart", "destroy"], in_flight, real=True))
+    check(await try_some(["coredump-restart", "destroy"], in_flight, Kind.REAL))
 
 
 @pytest.mark.real
@@ -85,7 +95,7 @@ async def test_panicd_is_killed_around_a_relaunch_and_an_escalation() -> None:
         return case.blow is Blow.KILL and said
 
     names = ["relaunch", "destroy-of-a-hung-qemu"]
-    check(await try_some(names, at_the_end, real=True))
+    check(await try_some(names, at_the_end, Kind.REAL))
 
 
 @pytest.mark.real
@@ -94,4 +104,4 @@ async def test_qemu_is_killed_in_the_middle_of_a_plan() -> None:
         sent = case.point is not None and case.point.startswith("sent")
         return case.blow is Blow.KILL_QEMU and sent
 
-    check(await try_some(["coredump-restart"], in_flight, real=True))
+    check(await try_some(["coredump-restart"], in_flight, Kind.REAL))

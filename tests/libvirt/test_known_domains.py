@@ -12,13 +12,14 @@ import trio
 import trio.lowlevel
 from trio.testing import wait_all_tasks_blocked
 
-from panicd.libvirt import beside
+from panicd.libvirt import beside, requests
 from panicd.libvirt import known_domains as module
 from panicd.libvirt.errors import LibvirtAwayError, LibvirtRefusedError, LibvirtSilentError
 from panicd.libvirt.known_domains import Libvirt
 from panicd.libvirt.protocol import EventKind, Procedure, State
+from panicd.libvirt.takeover import give_back, take_over
 from panicd.libvirt.xdr import Decoder
-from panicd.rules.libvirt import METADATA_URI, LibvirtDomain
+from panicd.rules.libvirt import METADATA_URI, LibvirtDomain, parse_domain
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.settings import LibvirtSettings, OnStop
 from tests.parts.fake_libvirtd import FakeDomain, FakeLibvirtd
@@ -273,6 +274,55 @@ async def test_domains_are_listed_anew_when_libvirtd_comes_back(socket_dir: Path
         assert known.start_of(domains[1].uuid) is stays
         assert stays is not None
         assert not stays.monitor.events.ended, "there is a new way to it"
+
+
+async def test_numbers_begin_anew_with_a_new_libvirtd(socket_dir: Path) -> None:
+    """It goes on from the highest number of those that run then."""
+    async with FakeLibvirtd.start(socket_dir, FakeDomain("vm", 7)) as fake, knowing(fake) as known:
+        vm = fake.domain()
+        vm.id = -1
+        listed = fake._states(Decoder(b""))
+        fake.faults.hangs = {Procedure.CONNECT_GET_ALL_DOMAIN_STATS}
+        asked = fake.told[Procedure.CONNECT_GET_ALL_DOMAIN_STATS]
+        await fake.end()
+        while fake.told[Procedure.CONNECT_GET_ALL_DOMAIN_STATS] == asked:
+            await trio.lowlevel.checkpoint()
+        vm.id = 3
+        fake.say_lifecycle(vm, EventKind.STARTED)
+        fake.faults.lies[Procedure.CONNECT_GET_ALL_DOMAIN_STATS] = listed  # of before
+        await until(known, lambda: known.running and known.running[0].ref.id == 3)
+        await fake.go_on()
+        (start,) = known.running
+        await known.describe(start)
+        assert [each.ref.id for each in known.running] == [3]
+
+
+@pytest.mark.parametrize("change", [take_over, give_back])
+async def test_a_take_over_that_waits_its_turn_does_not_meet_the_next_start(
+    socket_dir: Path, change: Any
+) -> None:
+    """That one has an ``<on_crash>`` of its own."""
+    async with (
+        FakeLibvirtd.start(socket_dir) as fake,
+        knowing(fake, take_over=False) as known,
+        trio.open_nursery() as nursery,
+    ):
+        ref, domain = fake.domain().ref, parse_domain(fake.domain().xml)
+        if change is give_back:
+            domain = domain.taken_over()
+        fake.faults.hangs = {Procedure.DOMAIN_GET_IOTHREAD_INFO}
+        for _ in range(2):
+            known.client.ask(requests.io_threads(ref), lambda _: None, timeout=60)
+
+        async def asked() -> None:
+            with pytest.raises(LibvirtAwayError):
+                await change(known.client, ref, domain)
+
+        nursery.start_soon(asked)
+        await wait_all_tasks_blocked(0.01)
+        fake.domain().id = 77
+        await fake.go_on()
+    assert not ACTS & set(fake.told)
 
 
 async def test_a_domain_that_is_forgotten_is_known_until_the_next_turn(socket_dir: Path) -> None:

@@ -50,6 +50,7 @@ from panicd.libvirt.xdr import (
     pack_text,
     pack_uint,
 )
+from tests.parts.dump_files import Dump
 
 PICTURE: Final = b"\x89PNG\r\n\x1a\n" + bytes(300_000)
 PIECE: Final = 262_120  # bytes of a stream that libvirtd sends at once
@@ -503,6 +504,7 @@ class FakeLibvirtd:
     def _suspend(self, items: Decoder) -> bytes:
         domain = self._running(items)
         domain.state = State.PAUSED, 1
+        self._say_qemu(domain, "STOP")
         self._say(domain, EventKind.SUSPENDED, 0)
         return b""
 
@@ -554,7 +556,8 @@ class FakeLibvirtd:
 
     def _dump(self, items: Decoder) -> None:
         self._running(items)
-        Path(items.text(4096)).write_bytes(b"\x7fELF" + bytes(1000))
+        dump = Dump(fd=-1, kind="elf", memory=4096, detached=False, resumes=False)
+        Path(items.text(4096)).write_bytes(b"".join(dump.chunks()))
 
     def _screenshot(self, items: Decoder) -> bytes:
         self._running(items)

@@ -314,6 +314,10 @@ class Libvirtd:
         """Whether it still runs."""
         return self._process.poll() is None
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Stop it in its tracks (SIGSTOP) while this lasts: it takes connections, and is silent."""

@@ -8,25 +8,13 @@ it is tested.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
-from pathlib import Path
 
 import trio
 
-
-def slowness() -> float:
-    """How many times longer than on an idle machine everything takes, at least 1.
-
-    What wants to run now, and on average during the last minute (proc(5), /proc/loadavg), by
-    processor.
-    """
-    last_minute, _, _, entities, _ = Path("/proc/loadavg").read_text(encoding="ascii").split()
-    runnable = entities.partition("/")[0]
-    processors = len(os.sched_getaffinity(0))
-    return max(1.0, float(last_minute) / processors, float(runnable) / processors)
+from tests.parts.slowness import slowness
 
 
 def patience(seconds: float) -> float:

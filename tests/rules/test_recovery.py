@@ -309,6 +309,22 @@ def test_same_qemu(
     assert told(recover(incident(PLANS[name], progress), found), PLANS[name]) == expected
 
 
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        ("SystemReset ?", "SystemReset"),
+        ("SystemReset done", "SystemReset"),
+        ("Cont ?", "SystemReset"),
+        ("Cont done", "restarted"),
+    ],
+)
+def test_libvirt_may_call_a_guest_crashed_that_was_reset(progress: str, expected: str) -> None:
+    """libvirtd has ended before it could take the reset in; a reset is right either way."""
+    plan, version = PLANS["restart"], MODERN.version
+    found = Found(RunState.GUEST_PANICKED, same_process=True, version=version, by_libvirt=True)
+    assert told(recover(incident(plan, progress), found), plan) == expected
+
+
 @pytest.mark.parametrize("last", [None, Outcome.UNKNOWN])
 @pytest.mark.parametrize(
     ("name", "step", "tries", "gone_on_with"),

@@ -22,6 +22,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from tests.parts.slowness import slowness
+
 CONFIG = Path("/etc/panicd/panicd.yaml")
 DROP_INS = Path("/run/systemd/system/panicd.service.d")
 SOCKETS = Path("/run/qemu")
@@ -82,11 +84,11 @@ def asked(*command: str) -> Any:
 
 
 def until(what: str, holds: Callable[[], Any], limit: float = 30) -> Any:
-    """Wait for a state that nothing tells of."""
+    """Wait for a state that nothing tells of; on a busy machine longer than ``limit`` seconds."""
     pause = threading.Event()
     began = time.monotonic()
     while not (found := holds()):
-        if time.monotonic() > began + limit:
+        if time.monotonic() > began + limit * slowness():
             print(run("journalctl", "--unit", "panicd", "--lines", "30", "--output", "cat"))
             raise AssertionError(f"not within {limit} s: {what}")
         pause.wait(0.1)

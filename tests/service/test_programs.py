@@ -17,7 +17,7 @@ notify: {{hook: {{command: [{gone}/hook]}}}}
 domains:
   - {{match: a, relaunch: {{command: [{gone}/start, "{{domain}}"]}}}}
   - {{match: b, relaunch: {{command: [/bin/sh, -c, exit]}}}}
-  - {{match: c, relaunch: {{libvirt: "qemu:///system"}}}}
+  - {{match: c, relaunch: {{libvirt: "qemu:///system?socket={gone}/libvirt-sock"}}}}
   - {{match: d, relaunch: {{unit: "vm@{{domain}}.service"}}}}
 """
 
@@ -32,6 +32,7 @@ def test_each_is_named_with_who_wants_it(tmp_path: Path, monkeypatch: pytest.Mon
         MissingProgram(f"{tmp_path}/start", "relaunch.command"),
         MissingProgram(f"{tmp_path}/hook", "notify.hook.command"),
         MissingProgram("/nowhere/bus", "relaunch.unit", "dbus"),
+        MissingProgram(f"{tmp_path}/libvirt-sock", "relaunch.libvirt", "libvirt-daemon"),
     ]
     checked = panicd("--config", file, "check")
     assert checked.exit_code == DONE
@@ -59,8 +60,8 @@ def test_the_bus_is_looked_for(
 
 
 async def test_the_daemon_says_so_when_it_starts(socket_dir: Path) -> None:
-    notify = {"hook": {"command": [f"{socket_dir}/hook"]}}
-    async with DaemonInside.start(socket_dir, notify=notify) as daemon:
+    uri = f"qemu:///system?socket={socket_dir}/libvirt-sock"
+    async with DaemonInside.start(socket_dir, {"relaunch": {"libvirt": uri}}) as daemon:
         told = await daemon.wait_log("a program is missing")
-        assert told["program"] == f"{socket_dir}/hook"
-        assert told["wanted_by"] == "notify.hook.command"
+        assert told["program"] == f"{socket_dir}/libvirt-sock"
+        assert (told["wanted_by"], told["package"]) == ("relaunch.libvirt", "libvirt-daemon")

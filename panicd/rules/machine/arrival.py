@@ -45,7 +45,9 @@ def attached(turn: Turn, _phase: Begun, came: Attached) -> None:
     began_on = incident.opened.process
     # Behind a proxy neither is known; then the VM's identity has to do.
     same = began_on == came.vm.process or not (began_on and came.vm.process)
-    go_on_as_found(turn, Found(came.vm.run_state, same, came.vm.capability.behaves_like))
+    capability = came.vm.capability
+    version, by_libvirt = capability.behaves_like, capability.by_api
+    go_on_as_found(turn, Found(came.vm.run_state, same, version, by_libvirt=by_libvirt))
 
 
 def take_up_policy(turn: Turn) -> None:

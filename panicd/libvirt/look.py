@@ -1,0 +1,77 @@
+"""How one start of a domain stands, which libvirt is asked right before each command.
+
+It is asked already when something is heard that a command follows, so that the answers come while
+that command is put on record. They hold for a moment only; later it is asked anew.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import trio
+
+from panicd.libvirt import requests
+from panicd.libvirt.client import Client
+from panicd.libvirt.protocol import DomainRef
+from panicd.libvirt.requests import Request
+
+HOLDS: Final = 0.02
+"""Seconds for which a look counts as one right before a command. Nobody ends a domain and starts it
+anew in that time: its QEMU alone takes longer to start."""
+ANSWERS_WITHIN: Final = 1.0  # seconds; then whoever needs an answer asks for himself
+
+
+class Word:
+    """An answer that may be yet to come, for whoever asks for it."""
+
+    __slots__ = ("_answer", "_is_known", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[Any], None]] = []
+        self._is_known = False
+        self._answer: object = None
+
+    def tell(self, answer: object) -> None:
+        """Take the answer, or a ``LibvirtError``."""
+        self._answer, self._is_known = answer, True
+        waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            done(answer)
+
+    def then(self, done: Callable[[Any], None]) -> None:
+        """Have the answer told: at once, or when it comes."""
+        if self._is_known:
+            done(self._answer)
+        else:
+            self._waiting.append(done)
+
+
+class Look:
+    """What a domain is asked in one go: which start there is, how it stands, what keeps it busy.
+
+    Args:
+        client: of the libvirt.
+        domain: which; asked of the start that has its UUID by now.
+        busy: ask for the last, too.
+    """
+
+    __slots__ = ("_asked_at", "_words")
+
+    def __init__(self, client: Client, domain: DomainRef, *, busy: bool) -> None:
+        self._asked_at = trio.current_time()
+        self._words: dict[int, Word] = {}
+        start = replace(requests.look_up(domain.uuid), domain=domain.uuid)
+        job = [requests.job(domain)] if busy else []
+        with client.together():
+            for request in (*job, start, requests.state_of(domain)):
+                word = self._words[request.procedure] = Word()
+                client.ask(request, word.tell, timeout=ANSWERS_WITHIN, may_wait=False)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it still counts."""
+        return trio.current_time() < self._asked_at + HOLDS
+
+    def word(self, request: Request[Any]) -> Word | None:
+        """Return the answer to a question that is in it."""
+        return self._words.get(request.procedure)

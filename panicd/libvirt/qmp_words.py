@@ -1,0 +1,49 @@
+"""What libvirt answers, in the words that QMP has for it. Pure."""
+
+import json
+from collections.abc import Callable
+from typing import Final
+
+from panicd.libvirt.errors import LibvirtError, LibvirtRefusedError
+from panicd.libvirt.requests import Job
+from panicd.qemu.monitor_error import CommandError, NoReplyError
+
+# libvirt-domain.h, 'virDomainJobType' and 'virDomainJobOperation':
+_ACTIVE: Final = frozenset({1, 2})  # its length is known, or not
+_DUMP, _BACKUP = 8, 9
+
+
+def failure(name: str, error: LibvirtError) -> Exception:
+    """Return why there is no answer to a command."""
+    if isinstance(error, LibvirtRefusedError):
+        return CommandError("GenericError", str(error))
+    return NoReplyError(f"{name}: {error}")
+
+
+def data(details: str) -> object:
+    """Return the data of an event of QEMU's, which libvirt passes on as text."""
+    try:
+        return json.loads(details) if details else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _migration(job: Job) -> object:
+    """Return what is under way besides: saving and restoring are migrations of QEMU's."""
+    moves = job.type in _ACTIVE and job.operation not in {_DUMP, _BACKUP}
+    return {"status": "active" if moves else "none"}
+
+
+def _block_jobs(job: Job) -> object:
+    return [{"ready": False}] if job.type in _ACTIVE and job.operation == _BACKUP else []
+
+
+def _dump(job: Job) -> object:
+    return {"status": "active" if job.type in _ACTIVE and job.operation == _DUMP else "none"}
+
+
+ABOUT_JOB: Final[dict[str, Callable[[Job], object]]] = {
+    "query-migrate": _migration,
+    "query-block-jobs": _block_jobs,
+    "query-dump": _dump,
+}
