@@ -21,12 +21,7 @@ from panicd.libvirt.beside import names_monitor
 from panicd.libvirt.client import Client, Standing
 from panicd.libvirt.domain_monitor import ENDED, QEMU_EVENTS, DomainMonitor
 from panicd.libvirt.domain_process import DomainProcess
-from panicd.libvirt.errors import (
-    ErrorCode,
-    LibvirtAwayError,
-    LibvirtError,
-    LibvirtRefusedError,
-)
+from panicd.libvirt.errors import ErrorCode, LibvirtAwayError, LibvirtError, LibvirtRefusedError
 from panicd.libvirt.protocol import (
     DomainRef,
     Event,
