@@ -1,4 +1,4 @@
-"""The commands by which an operator decides: ``hold``, ``act``, ``release``, ``ack``."""
+"""The commands by which an operator decides: ``hold``, ``act``, ``release``, ``ack``, ``arm``."""
 
 import re
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import click
 
 from panicd.cli.base import (
     Context,
+    every_domain,
     free_domains,
     held_domains,
     json_option,
@@ -109,6 +110,35 @@ def ack(context: Context, incident_id: str, why: str) -> tuple[object, Callable[
     """
     answer = context.ask("ack", incident=incident_id, why=why)
     return answer, shown("panicd.cli.render_changes:ack", answer)
+
+
+@click.command()
+@click.argument("domain", shell_complete=every_domain)
+@click.option("--yes", is_flag=True, help="It is known what comes with it; see above.")
+@WHY
+@json_option
+def arm(context: Context, domain: str, yes: bool, why: str) -> tuple[object, Callable[[], None]]:
+    """Give the VM of DOMAIN a panic device while it runs.
+
+    The device is `pvpanic-pci`, and ends with this start of the VM. Until then, or until `panicd
+    disarm`, the VM can't be migrated, nor started from what is saved of it, and libvirt marks it
+    as tainted. Without --yes nothing is done. The guest needs the driver (Linux: pvpanic-pci).
+    """
+    answer = context.ask("arm", domain=domain, why=why, yes=yes)
+    return answer, shown("panicd.cli.render_changes:arm", answer)
+
+
+@click.command()
+@click.argument("domain", shell_complete=every_domain)
+@WHY
+@json_option
+def disarm(context: Context, domain: str, why: str) -> tuple[object, Callable[[], None]]:
+    """Take away the panic device that `panicd arm` gave the VM of DOMAIN.
+
+    The guest has to let go of it, which takes it half a second.
+    """
+    answer = context.ask("disarm", domain=domain, why=why)
+    return answer, shown("panicd.cli.render_changes:disarm", answer)
 
 
 def _held(domain: str | None, whole_host: bool) -> str:

@@ -47,6 +47,14 @@ COMMANDS: Final = {
             "Suspend automation for a domain, or for the whole host.",
         ),
         "unhold": ("operator_commands:unhold", "End a hold, and do at once what is due."),
+        "arm": (
+            "operator_commands:arm",
+            "Give the VM of DOMAIN a panic device while it runs.",
+        ),
+        "disarm": (
+            "operator_commands:disarm",
+            "Take away the panic device that `panicd arm` gave the VM of DOMAIN.",
+        ),
     },
     "Run the daemon": {
         "run": ("running:run", "Run the daemon, in the foreground."),

@@ -24,6 +24,9 @@ def explanation(answer: Answer) -> None:
     show(line(f"qemu          {domain['qemu_version']}, ", silent))
     types = ", ".join(answer["device_types"]) or "no device"
     show(f"panic device  {domain['panic_device']} ({types})")
+    if answer["plugged"]:
+        price = "by `panicd arm`: no migration, no start from what is saved of it"
+        show(line("plugged in    ", (price, "yellow")))
     if domain["libvirt"]:
         leaves = domain["libvirt"] == "preserve"
         word = "leaves it to panicd" if leaves else f"acts first: {domain['libvirt']}"

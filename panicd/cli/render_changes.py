@@ -7,6 +7,7 @@ from panicd.cli.moment import written_time
 from panicd.cli.phrases import counted
 from panicd.host import terminal
 from panicd.rules.operation import EVERY_DOMAIN
+from panicd.rules.plugging import CONSEQUENCES
 from panicd.service.control_client import Answer
 
 NAMED: Final = 10
@@ -44,6 +45,25 @@ def act(answer: Answer) -> None:
         terminal.console.print(f"{name}: {answer['ending']}; {incident} is closed.")
     else:
         terminal.console.print(f"{name}: {answer['state']}; {incident} stays open.")
+
+
+def arm(answer: Answer) -> None:
+    """Print what ``panicd arm`` did."""
+    name, out = answer["domain"], terminal.console
+    if answer["taken"]:
+        out.print(f"{name}: the panic device is plugged in, and its guest has taken it.")
+    else:
+        out.print(
+            f"{name}: the panic device is plugged in; its guest has not taken it yet. It needs the "
+            "driver (Linux: modprobe pvpanic-pci)."
+        )
+    out.print(f"It is -device {answer['argument']}.")
+    out.print(*CONSEQUENCES.splitlines())
+
+
+def disarm(answer: Answer) -> None:
+    """Print what ``panicd disarm`` did."""
+    terminal.console.print(f"{answer['domain']}: the panic device is taken away.")
 
 
 def ack(answer: Answer) -> None:

@@ -6,6 +6,7 @@
     connector      makes the connections to monitors, and keeps them
     libvirt_domains  looks after the domains that libvirt alone can reach
     supervision    a domain that is connected: identified, and given to its driver
+    plugging       gives a running VM a panic device, and takes it away again
     backoff        how long to wait before the next try
     unidentified   who dialled in and said nothing yet
     snapshot       the domains as plain values, for ``status`` and a scrape

@@ -35,6 +35,8 @@ class Domain:
         key: what its belongings are kept under; empty before it was ever connected.
         session: the connection; None while there is none.
         policy: what is configured for it; None before it was ever connected.
+        plugged: panicd has plugged a panic device into it in this session, or has taken it away;
+            None: neither.
         chronicle: its open incident.
         dump: of its memory, waited for or under way.
         problem: why there is no connection, empty where there is one.
@@ -55,6 +57,7 @@ class Domain:
     key: str = ""
     session: Session | None = None
     policy: Policy | None = None
+    plugged: bool | None = None
     chronicle: Chronicle | None = None
     dump: DumpTurn | None = None
     problem: str = CONNECTING
@@ -132,7 +135,7 @@ class Fleet:
 
     def attach(self, domain: Domain, session: Session) -> None:
         """Note a domain's connection."""
-        domain.session = session
+        domain.session, domain.plugged = session, None
         for key in _keys(session):
             self._connected.setdefault(key, []).append(domain)
 

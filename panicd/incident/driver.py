@@ -202,6 +202,7 @@ class Driver:
             token=self._token,
             restarts=services.keeping.counters.restarts(domain.key),
             libvirt=services.libvirt.known(domain.address),
+            plugged=domain.plugged,
             silent=domain.is_silent,
             held=domain.hold(services.holds, now) is not None,
             storm=services.storm.preserves(self._owner, now, also=domain.key),

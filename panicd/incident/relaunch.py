@@ -13,9 +13,9 @@ import trio
 
 from panicd.host.systemd import SystemdError, start_unit
 from panicd.libvirt import requests
+from panicd.libvirt.beside import names_monitor
 from panicd.libvirt.client import Client
 from panicd.libvirt.errors import LibvirtError
-from panicd.libvirt.known_domains import names_monitor
 from panicd.libvirt.once import connected
 from panicd.libvirt.protocol import DomainRef, State
 from panicd.rules.incident import Incident, Outcome, StepResult

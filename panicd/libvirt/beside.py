@@ -1,6 +1,7 @@
 """What libvirt is told to do with a domain that has a monitor for panicd beside libvirt's own."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -109,3 +110,9 @@ async def _await_panic_taken_in(client: Client, ref: DomainRef, *, waits: bool) 
         if is_seen or trio.current_time() >= deadline:
             return is_seen
         await trio.sleep(LOOK_EVERY)
+
+
+def names_monitor(monitors: Iterable[str], monitor: str) -> bool:
+    """Tell whether one of a domain's monitors is this path, symbolic links followed."""
+    path = os.path.realpath(monitor)
+    return path in {os.path.realpath(named) for named in monitors}

@@ -7,7 +7,7 @@ timer. While libvirtd is away or silent, what was known last holds.
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,15 +17,11 @@ import trio
 from panicd.host.logs import get_logger
 from panicd.host.timers import Timers
 from panicd.libvirt import requests
+from panicd.libvirt.beside import names_monitor
 from panicd.libvirt.client import Client, Standing
 from panicd.libvirt.domain_monitor import ENDED, QEMU_EVENTS, DomainMonitor
 from panicd.libvirt.domain_process import DomainProcess
-from panicd.libvirt.errors import (
-    ErrorCode,
-    LibvirtAwayError,
-    LibvirtError,
-    LibvirtRefusedError,
-)
+from panicd.libvirt.errors import ErrorCode, LibvirtAwayError, LibvirtError, LibvirtRefusedError
 from panicd.libvirt.protocol import (
     DomainRef,
     Event,
@@ -48,7 +44,7 @@ from panicd.rules.libvirt_place import UnusableUriError
 from panicd.rules.settings import LibvirtSettings, OnStop
 
 KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its policy
-ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes a few milliseconds
+ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes milliseconds
 LISTED_WITHIN: Final = 30.0  # seconds
 REFRESH_EVERY: Final = 300.0  # seconds; nothing tells of an ``<on_crash>`` that somebody sets
 RETRY_EVERY: Final = 5.0  # seconds
@@ -116,6 +112,7 @@ class Libvirt:
         self._starts: dict[str, Start] = {}  # by UUID
         self._domains: dict[str, LibvirtDomain] = {}  # by monitor
         self._looked_after: set[str] = set()  # monitors
+        self._dialled: dict[str, tuple[str, str]] = {}  # by monitor: UUID and process, as they say
         self._generation = 0
         self._wake = trio.Event()
         self._is_to_list = False
@@ -190,6 +187,7 @@ class Libvirt:
         before, start.domain = start.domain, domain
         if not start.described.is_set():
             start.described.set()
+            self._recognise(start)
             self._changed.unpark_all()
         if before not in {None, domain}:
             for monitor, known in self._domains.items():
@@ -218,6 +216,7 @@ class Libvirt:
         self._domains.pop(monitor, None)
         if self._settings() is None or not parse_uuid(uuid):
             return
+        self._dialled[monitor] = parse_uuid(uuid), process
         with trio.move_on_after(0.0 if self.problem else KNOWN_WITHIN):
             await self._listed.wait()
             while (start := self._starts.get(parse_uuid(uuid))) is None:
@@ -225,11 +224,19 @@ class Libvirt:
             with suppress(LibvirtError):
                 await self.describe(start)
         start = self._starts.get(parse_uuid(uuid))
-        if start is not None and start.domain is not None and self._is_its(start, monitor, process):
-            self.look_after(monitor, start.domain)
+        if start is not None and start.domain is not None and monitor not in self._looked_after:
+            self._recognise(start)
+
+    def _recognise(self, start: Start) -> None:
+        """Take those for its monitors that are: one may be connected before it is described."""
+        for monitor, (uuid, process) in self._dialled.items():
+            if uuid == start.ref.uuid and self._is_its(start, monitor, process) and start.domain:
+                self.look_after(monitor, start.domain)
+                self.on_change()
 
     def forget(self, monitor: str) -> None:
         """A domain is looked after no more; what is known of it holds until the timer's turn."""
+        self._dialled.pop(monitor, None)
         self._looked_after.discard(monitor)
 
     def refresh_soon(self) -> None:
@@ -465,9 +472,3 @@ class Libvirt:
         if problem != self.problem:
             self.problem = problem
             self.on_problem(problem)
-
-
-def names_monitor(monitors: Iterable[str], monitor: str) -> bool:
-    """Tell whether one of a domain's monitors is this path, symbolic links followed."""
-    path = os.path.realpath(monitor)
-    return path in {os.path.realpath(named) for named in monitors}

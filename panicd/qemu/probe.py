@@ -24,6 +24,7 @@ from panicd.rules.capability import (
 from panicd.rules.command_line import HYPERV_CRASH, PANIC_DEVICE_TYPES, CommandLine
 from panicd.rules.identity import parse_uuid
 from panicd.rules.panic_device import PanicDevice
+from panicd.rules.plugging import DEVICE_ID
 from panicd.rules.qapi import MAX_TEXT, RunState
 from panicd.rules.settings import DumpFormat
 
@@ -147,6 +148,7 @@ def _capability(
         no_shutdown=command_line.no_shutdown if command_line else None,
         reboot_is_shutdown=command_line.reboot_is_shutdown if command_line else None,
         dump_formats=_dump_formats(answers.get("formats")),
+        plugged=DEVICE_ID in _names(answers["peripheral"]),
     )
 
 
@@ -166,6 +168,11 @@ def _types(answer: object) -> Iterator[str]:
     """Yield the types in a ``qom-list`` answer, where they read ``child<TYPE>``."""
     entries = answer if isinstance(answer, list) else []
     return (_member(entry, "type").removeprefix("child<").removesuffix(">") for entry in entries)
+
+
+def _names(answer: object) -> Iterator[str]:
+    """Yield the names in a ``qom-list`` answer."""
+    return (_member(entry, "name") for entry in (answer if isinstance(answer, list) else []))
 
 
 def _dump_formats(answer: object) -> tuple[DumpFormat, ...]:

@@ -8,6 +8,7 @@
     budget, storm, flood       restarts that are left, many panics at once, one guest's too many
     standing       how a domain stands, in one word
     identity       whose a domain is; capability, panic_device, exposure: what its QEMU can do
+    plugging       a panic device that a VM is given while it runs
     qapi, payload, bug_check   QEMU's events, and a panic's payload in words
     command_line, qemu_args, io_ports, socket_path, guest_system, libvirt    how VMs are started
     libvirt_state  how a domain stands, in QEMU's words; libvirt_place: where a libvirt is reached

@@ -12,6 +12,7 @@ from typing import Final
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.panic_device import PanicDevice
+from panicd.rules.plugging import DEVICE
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
 
@@ -129,6 +130,7 @@ class Capability:
         dump_formats: QAPI ``query-dump-guest-memory-capability``; before 2.0 always elf.
         libvirt: what libvirt knows of it, where libvirt runs it and is to be gone through.
         by_api: it is reached by libvirt's API, and has no monitor for panicd.
+        plugged: its panic device was plugged in by panicd while it ran.
     """
 
     version: Version
@@ -142,6 +144,7 @@ class Capability:
     dump_formats: tuple[DumpFormat, ...] = (DumpFormat.ELF,)
     libvirt: LibvirtDomain | None = None
     by_api: bool = False
+    plugged: bool = False
 
     @property
     def reversible(self) -> bool:
@@ -231,11 +234,21 @@ def run_by_libvirt(capability: Capability, domain: LibvirtDomain | None) -> Capa
     """
     if domain is not None and domain != capability.libvirt:
         capability = replace(capability, panic_setting=None)
+    capability = replace(capability, libvirt=domain)
+    if domain is not None and capability.by_api:  # QEMU itself is not asked for its devices
+        capability = with_plugged(capability, plugged=domain.plugged)
     if domain is None or not domain.panic_models or capability.panic_device is not PanicDevice.NONE:
-        return replace(capability, libvirt=domain)
+        return capability
+    return replace(capability, panic_device=PanicDevice.REQUESTED, device_types=domain.panic_models)
+
+
+def with_plugged(capability: Capability, *, plugged: bool) -> Capability:
+    """Return a capability with, or without, the panic device that panicd plugs in."""
+    if plugged is capability.plugged:
+        return capability
     return replace(
         capability,
-        libvirt=domain,
-        panic_device=PanicDevice.REQUESTED,
-        device_types=domain.panic_models,
+        plugged=plugged,
+        panic_device=PanicDevice.REQUESTED if plugged else PanicDevice.NONE,
+        device_types=(DEVICE,) if plugged else (),
     )

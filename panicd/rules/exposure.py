@@ -29,6 +29,7 @@ class Exposure(StrEnum):
     NO_SIGNAL = "no-signal"  # it is to be ended, and could not be if it hung
     HELD = "held"  # an operator suspended automation
     NO_VMCOREINFO = "no-vmcoreinfo"  # the kernel's log can't be read
+    PLUGGED = "plugged"  # its panic device was plugged in while it ran, and ends with this start
 
 
 _REMEDIES: Final[dict[Exposure, str]] = {
@@ -57,6 +58,8 @@ _REMEDIES: Final[dict[Exposure, str]] = {
     Exposure.NO_SIGNAL: "let panicd see which process holds the monitor and signal it: no proxy in "
     "between, and CAP_KILL; `panicd explain` says what is missing",
     Exposure.NO_VMCOREINFO: "add -device vmcoreinfo, so that panicd can read the kernel's log",
+    Exposure.PLUGGED: "give it the device for good, from its next start on, or `panicd disarm` it "
+    "before it is migrated or saved: with what `panicd arm` gave it neither works",
     Exposure.HELD: "`panicd unhold`, when the work is done",
 }
 
@@ -65,7 +68,10 @@ _BY_LIBVIRT: Final[dict[Exposure, str]] = {
     Exposure.SILENT: "its QEMU hangs (mostly in storage), and would not report a panic: see "
     "`virsh domcontrol {name}`",
     Exposure.NO_DEVICE: "`virt-xml {name} --add-device --panic default`, and stop and start it: "
-    "without a panic device the guest can't report a panic",
+    "without a panic device the guest can't report a panic; until then, `panicd arm {name}`",
+    Exposure.PLUGGED: "`virt-xml {name} --add-device --panic default`, for its next start, and "
+    "`panicd disarm {name}` before it is migrated or saved: with what `panicd arm` gave it neither "
+    "works",
     Exposure.NO_VMCOREINFO: "`virt-xml {name} --edit --features vmcoreinfo.state=on`, and stop and "
     "start it: without it the kernel's log of a Linux guest can't be found in its memory",
     Exposure.RESET_IMPOSSIBLE: "`virt-xml {name} --edit --events on_reboot=restart`, and stop and "
@@ -157,6 +163,8 @@ def _exposures(
     if policy is not None and capability is not None and decision is not None:
         if capability.panic_device is PanicDevice.NONE:
             yield Exposure.NO_DEVICE
+        if capability.plugged:
+            yield Exposure.PLUGGED
         if capability.firmware_hides_device:
             yield Exposure.FIRMWARE
         if capability.by_api and policy.evidence is not None and capability.libvirt is not None:

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import urlsplit
+from xml.sax.saxutils import quoteattr
 
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.settings import Policy
@@ -36,6 +37,11 @@ METADATA_KEY: Final = "panicd"  # the prefix of its element
 TAKEN_FROM: Final = "taken_from"
 """Its attribute: libvirt's word of before panicd had it preserve. It goes along with a saved image
 and with a migration, and tells what panicd did from a word that somebody else wrote there."""
+
+PLUGGED_URI: Final = "urn:panicd:device:1"
+"""The namespace of another one: the panic device that panicd has plugged into this start of it."""
+
+PLUGGED_KEY: Final = "panicd-device"
 
 QEMU_ARGUMENTS: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*[@value]"
 OWN_MONITOR: Final = "panicd"  # the id of a character device
@@ -80,6 +86,7 @@ class LibvirtDomain:
         memory: bytes of it; 0 where that is not known.
         is_encrypted: its memory can't be read from outside (``<launchSecurity/>``).
         taken_from: libvirt's word of before panicd had it preserve; empty where panicd has not.
+        plugged: panicd has plugged a panic device into this start of it.
     """
 
     id: int
@@ -94,6 +101,7 @@ class LibvirtDomain:
     memory: int = 0
     is_encrypted: bool = False
     taken_from: str = ""
+    plugged: bool = False
 
     @property
     def acts(self) -> bool:
@@ -175,7 +183,17 @@ def parse_domain(text: str) -> LibvirtDomain:
         is_encrypted=root.find("launchSecurity") is not None,
         ends_on_reset=root.findtext("on_reboot") in ENDING,
         taken_from="" if policy is None else policy.get(TAKEN_FROM, ""),
+        plugged=root.find(f"metadata/{{{PLUGGED_URI}}}device") is not None,
     )
+
+
+def plugged_element(argument: str) -> str:
+    """Return the element for the metadata that tells of a panic device plugged in by panicd.
+
+    Args:
+        argument: to QEMU's ``-device``.
+    """
+    return f"<device argument={quoteattr(argument)}/>"
 
 
 def _kibibytes(text: str) -> int:

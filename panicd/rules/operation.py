@@ -18,6 +18,8 @@ class OperationKind(StrEnum):
     RELEASE = "release"
     ACT = "act"
     ACK = "ack"
+    ARM = "arm"
+    DISARM = "disarm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Operation:
             or ``EVERY_DOMAIN``.
         why: in the operator's words.
         until: of a hold, when it ends by itself; None: when it is taken back.
-        detail: of ``act`` the action, of ``ack`` the incident.
+        detail: of ``act`` the action, of ``ack`` the incident, of ``arm`` the device.
         user: who asked by the page, whose requests have panicd's own uid; empty for others.
     """
 

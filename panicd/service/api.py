@@ -33,6 +33,7 @@ from panicd.rules.incident import OWN_TIME_OVER
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
 from panicd.rules.plan import Plan
+from panicd.rules.plugging import CONSEQUENCES, DEVICE
 from panicd.service.control import Request
 from panicd.service.control_client import RefusedError
 from panicd.service.holding import held_under, matched, placed
@@ -92,6 +93,8 @@ class Api:
                 return await self._unhold(request)
             case "release" | "act":
                 return await self._act(request)
+            case "arm" | "disarm":
+                return await self._plug(request)
             case "ack":
                 return await self._acknowledge(request)
             case "reload":
@@ -182,6 +185,7 @@ class Api:
             "status": status,
             "budget": asdict(budget_of(domain, outlook)),
             "device_types": list(session.capability.device_types),
+            "plugged": session.capability.plugged,
             "plan": plan_view(plan),
             "then": plan_view(after) if (after := _after_grace(domain, plan, outlook)) else None,
         }
@@ -307,6 +311,17 @@ class Api:
             "state": incident.state if incident else "",
             "ending": incident.closed.ending if incident and incident.closed else "",
         }
+
+    async def _plug(self, request: Request) -> object:
+        domain = await self._domain(_text(request.arguments, "domain"))
+        operation = self._operation(request, domain.key, detail=DEVICE)
+        if request.command == "disarm":
+            await self._operators.disarm(domain, operation)
+            return {"domain": domain.name}
+        if request.arguments.get("yes") is not True:
+            raise RefusedError("not-confirmed", f"--yes is missing. {CONSEQUENCES}")
+        found = await self._operators.arm(domain, operation)
+        return {"domain": domain.name, "argument": found.argument, "taken": found.is_taken}
 
     async def _acknowledge(self, request: Request) -> object:
         incident_id = await self._called(_text(request.arguments, "incident"))

@@ -4,19 +4,25 @@ Holds survive a restart of the daemon, for they are folded from the journal, and
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
 
 from panicd.fleet.connector import Connector
+from panicd.fleet.plugging import PluggingError, plug_in, take_out
 from panicd.host.logs import get_logger
 from panicd.incident.domains import Domain
 from panicd.incident.request import Request
 from panicd.incident.services import Services
 from panicd.journal.journal import JournalError
+from panicd.rules.capability import Capability
 from panicd.rules.incident import Acknowledged, IllegalTransitionError, Incident
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation
+from panicd.rules.panic_device import PanicDevice
+from panicd.rules.plugging import Plugged
 from panicd.service.control_client import RefusedError
 
 PATIENCE: Final = 5.0  # seconds after which an operator is told that what he asked goes on
@@ -90,6 +96,63 @@ class Operators:
         if request.refused:
             raise RefusedError("overtaken", f"{domain.name}: {request.refused}")
         return request.done.is_set(), chronicle.incident if chronicle else None
+
+    async def arm(self, domain: Domain, operation: Operation) -> Plugged:
+        """Give a domain's VM a panic device while it runs; see ``rules.plugging``.
+
+        Raises:
+            RefusedError: it has one, or can't be given one.
+        """
+        capability = self._capability(domain)
+        if capability.panic_device is not PanicDevice.NONE and not capability.plugged:
+            types = ", ".join(capability.device_types)
+            raise RefusedError("has-device", f"{domain.name} has a panic device: {types}")
+        with self._plugging(domain):
+            await self._record(operation)
+            found = await plug_in(self._services.libvirt, domain)
+        get_logger().warning(
+            "a panic device was plugged in: no migration, no saved image while it is there",
+            domain=domain.name,
+            argument=found.argument,
+            taken_by_guest=found.is_taken,
+        )
+        return found
+
+    async def disarm(self, domain: Domain, operation: Operation) -> None:
+        """Take that device away again.
+
+        Raises:
+            RefusedError: there is none, or it stays.
+        """
+        if not self._capability(domain).plugged:
+            message = f"{domain.name} has no panic device that panicd has plugged in"
+            raise RefusedError("no-device", message)
+        with self._plugging(domain):
+            await self._record(operation)
+            await take_out(self._services.libvirt, domain)
+        get_logger().info("the plugged-in panic device was taken away", domain=domain.name)
+
+    def _capability(self, domain: Domain) -> Capability:
+        if domain.session is None:
+            raise RefusedError("not-connected", f"{domain.name}: {domain.problem}")
+        return domain.session.capability
+
+    @contextmanager
+    def _plugging(self, domain: Domain) -> Iterator[None]:
+        """Refuse where nothing may be changed of a VM; have what was changed taken in."""
+        if self._services.dry_run:
+            raise RefusedError("dry-run", "this is a dry run, which changes nothing")
+        if domain.chronicle is not None:
+            incident = domain.chronicle.incident.id
+            raise RefusedError("overtaken", f"{domain.name}: incident {incident} goes on")
+        try:
+            yield
+        except PluggingError as error:
+            raise RefusedError("not-done", f"{domain.name}: {error}") from error
+        finally:
+            driver = self._connector.driver_of(domain)
+            if driver is not None:
+                driver.reload()
 
     async def acknowledge(self, incident_id: str, operation: Operation) -> str:
         """Note that an incident was looked at, whether it is open or not.

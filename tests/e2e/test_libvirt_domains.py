@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.parts.patience import fail_after
 pytestmark = pytest.mark.real
 
 TIME_LIMIT = 60.0  # seconds
+MIGRATED_TO = "tcp://127.0.0.1"
 
 
 @pytest.fixture(autouse=True)
@@ -232,19 +234,52 @@ async def test_a_saved_domain_comes_back_with_its_own_policy(
             assert await domain.live("on_crash") == "restart", "it is put right"
 
 
+async def test_a_domain_that_migrates(libvirtd: Libvirtd, socket_dir: Path) -> None:
+    """It comes with panicd's doing of where it was, and gets its own policy where it is."""
+    with tempfile.TemporaryDirectory(prefix="panicd-") as place, Libvirtd.start(Path(place)) as to:
+        there = PlainDomain(to, "vm")
+        other = socket_dir / "other"
+        other.mkdir()
+        async with (
+            looked_after(libvirtd, socket_dir, "restart") as (domain, source),
+            RunningDaemon.start(other, **configured(to)) as target,
+        ):
+            await libvirtd.virsh("migrate", "--live", "vm", to.uri, "--migrateuri", MIGRATED_TO)
+            await target.wait_armed("vm")
+            await source.wait_log("domain ended", domain="vm")
+            assert await there.live("on_crash") == "preserve"
+            assert 'taken_from="restart"' in await there.xml()
+            await there.press_key()
+            incident = await target.wait_incident("vm", ending="restarted")
+            assert incident.decisions == [("restart", "on-crash")]
+            await there.wait_counting()
+
+            mark = source.mark()
+            await to.virsh("migrate", "--live", "vm", libvirtd.uri, "--migrateuri", MIGRATED_TO)
+            await source.wait_armed("vm", since=mark)
+            await domain.press_key()
+            await source.wait_incident("vm", ending="restarted")
+            assert len(target.incidents()) == len(source.incidents()) == 1
+
+
 async def test_a_panic_at_once_after_the_start_is_libvirt_s(
     libvirtd: Libvirtd, socket_dir: Path
 ) -> None:
     """It takes a moment until libvirt leaves a domain that was started to panicd."""
     async with (
         RunningDaemon.start(socket_dir, **configured(libvirtd)) as daemon,
-        libvirtd.plain_domain(socket_dir, "destroy", guest=Guest.PANIC_ONCE) as domain,
+        libvirtd.plain_domain(socket_dir, "destroy", name="other"),
+        AsyncExitStack() as stack,
     ):
+        await daemon.wait_armed("other")  # so libvirt's events are heard
+        with daemon.frozen():  # a long moment, so that libvirt is sure to be faster
+            starts = libvirtd.plain_domain(socket_dir, "destroy", guest=Guest.PANIC_ONCE)
+            domain = await stack.enter_async_context(starts)
+            await domain.wait_state("shut off (crashed)")
         incident = await daemon.wait_incident("vm", ending="qemu-gone")
         assert incident.decisions == [("preserve", "libvirt")]
         assert daemon.logged("decided", domain="vm", on_crash="destroy")
         assert await daemon.metric("panicd_fallbacks_total", reason="libvirt") == 1
-        await domain.wait_state("shut off (crashed)")
 
 
 @pytest.mark.parametrize("on_stop", ["keep", "restore"])

@@ -209,6 +209,31 @@ async def test_what_libvirt_does_not_know_is_waited_for_briefly(
         assert known.known(str(MONITOR)) is None
 
 
+async def test_what_libvirt_tells_of_too_late_is_taken_in_when_it_does(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy host a domain's QEMU answers seconds before libvirt says that it has started."""
+    monkeypatch.setattr(module, "KNOWN_WITHIN", 0.05)
+    domains = FakeDomain("vm", -1), FakeDomain("other", 1)
+    async with FakeLibvirtd.start(socket_dir, *domains) as fake, knowing(fake) as known:
+        vm = fake.monitored(MONITOR)
+        await known.learn(vm.uuid, str(MONITOR), "")
+        assert known.known(str(MONITOR)) is None
+        changed = trio.Event()
+        known.on_change = changed.set
+        vm.id = 2
+        fake.say_lifecycle(vm, EventKind.STARTED)
+        await until(known, lambda: known.start_of(vm.uuid) is not None)
+        start = known.start_of(vm.uuid)
+        assert start is not None
+        await known.describe(start)
+
+        assert changed.is_set()
+        domain = known.known(str(MONITOR))
+        assert domain is not None
+        assert domain.on_crash is OnCrash.RESTART
+
+
 async def test_a_libvirt_that_is_away_is_not_waited_for(socket_dir: Path) -> None:
     settings = LibvirtSettings(f"qemu:///system?socket={socket_dir}/gone")
     known, told = Libvirt(lambda: settings, dry_run=False), trio.Event()

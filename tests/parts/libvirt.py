@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 import trio
 
@@ -39,6 +40,7 @@ ROOT: Final = "PANICD_TEST_LIBVIRT_ROOT"
 unpacks one; they are run in it. virsh is the host's all the same."""
 
 _START: Final = """
+hostname "panicd-$$"  # libvirt won't migrate to the host where a domain is
 root=$2
 if [ -n "$root" ]; then
   for directory in /dev /proc /sys /tmp; do
@@ -68,6 +70,7 @@ _LIBVIRTD: Final = """
 unix_sock_dir = "{directory}"
 auth_unix_rw = "none"
 log_outputs = "2:file:{directory}/libvirtd.log"
+host_uuid = "{uuid}"
 """
 _QEMU: Final = """
 user = "root"
@@ -131,7 +134,7 @@ _AS_VIRT_INSTALL_MAKES_IT: Final = """
     <emulator>{emulator}</emulator>
     <controller type="usb" model="qemu-xhci" ports="15"/>
     <controller type="pci" model="pcie-root"/>
-    <controller type="pci" model="pcie-root-port"/>
+    {ports}
     <console type="pty"/>
     <input type="tablet" bus="usb"/>
     <graphics type="vnc" port="-1" socket="{vnc}"/>
@@ -198,6 +201,10 @@ class PlainDomain:
         """Have ``Guest.PANIC_ON_KEY`` panic."""
         await self._libvirtd.virsh("send-key", self.name, "KEY_A")
 
+    async def inject_nmi(self) -> None:
+        """Send it an NMI."""
+        await self._libvirtd.virsh("inject-nmi", self.name)
+
     async def state(self) -> str:
         """How libvirt says that it stands, and why."""
         return await self._libvirtd.virsh("domstate", "--reason", self.name)
@@ -263,14 +270,15 @@ class Libvirtd:
                 raise LibvirtMissingError(f"{program} is not installed")
         if os.geteuid() != 0:
             raise LibvirtMissingError("a mount namespace takes root")
-        (directory / "libvirtd.conf").write_text(_LIBVIRTD.format(directory=directory))
+        own = _LIBVIRTD.format(directory=directory, uuid=uuid4())
+        (directory / "libvirtd.conf").write_text(own)
         (directory / "qemu.conf").write_text(_QEMU)
         emulator(directory).parent.mkdir()
         emulator(directory).symlink_to(qemu_binary())
         script = ["sh", "-ec", _START + _RUN, "sh", str(directory), root]
         libvirtd: Libvirtd | None = None
         try:
-            libvirtd = cls(directory, _start(directory, ["unshare", "--mount", *script]))
+            libvirtd = cls(directory, _start(directory, ["unshare", "--mount", "--uts", *script]))
             yield libvirtd
         except TimeoutError:
             raise LibvirtMissingError((directory / "stderr").read_text()) from None
@@ -393,7 +401,7 @@ class Libvirtd:
             run = Path(f"/proc/{self.pid}/root/run/libvirt/qemu")
             await kill_by_pid_file(run / f"{name}.pid", f"guest={name}")
             with trio.CancelScope(shield=True):
-                await self._undefine(name)
+                await self.forget(name)
 
     @asynccontextmanager
     async def plain_domain(
@@ -404,6 +412,7 @@ class Libvirtd:
         name: str = "vm",
         guest: Guest | tuple[Kernel, Trouble] = Guest.PANIC_ON_KEY,
         panic: str = PANIC,
+        ports: int = 1,
         vmcoreinfo: bool = False,
     ) -> AsyncIterator[PlainDomain]:
         """Define a domain as virt-install does, and start it; in the end it is gone.
@@ -414,6 +423,7 @@ class Libvirtd:
             name: the domain's.
             guest: what runs in it: a small one, or a Linux, and of what it panics.
             panic: its panic device.
+            ports: PCIe root ports that it has; virt-install gives it 14 where it knows its system.
             vmcoreinfo: its kernel can leave a note on itself.
         """
         rom, xml = directory / f"{name}.rom", directory / f"{name}.xml"
@@ -423,6 +433,7 @@ class Libvirtd:
         else:
             rom.write_bytes(make_initramfs(*guest))
             memory, boots = 262144, f"<kernel>{guest[0].image}</kernel><initrd>{rom}</initrd>"
+            boots += f"<cmdline>{guest[1].append}</cmdline>" if guest[1].append else ""
         xml.write_text(
             _AS_VIRT_INSTALL_MAKES_IT.format(
                 name=name,
@@ -433,6 +444,7 @@ class Libvirtd:
                 emulator=emulator(self._directory),
                 vnc=directory / f"{name}.vnc",
                 panic=panic,
+                ports='<controller type="pci" model="pcie-root-port"/>' * ports,
             )
         )
         await self.virsh("define", str(xml))
@@ -443,9 +455,10 @@ class Libvirtd:
             run = Path(f"/proc/{self.pid}/root/run/libvirt/qemu")
             await kill_by_pid_file(run / f"{name}.pid", f"guest={name}")
             with trio.CancelScope(shield=True):
-                await self._undefine(name)
+                await self.forget(name)
 
-    async def _undefine(self, name: str) -> None:
+    async def forget(self, name: str) -> None:
+        """Have a domain gone, as far as libvirtd can see to that."""
         self._process.send_signal(signal.SIGCONT)
         await trio.run_process(
             [

@@ -138,6 +138,7 @@ async def linux_guest(
     reboots_after: int = 0,
     paused: bool = False,
     proxied: bool = False,
+    dial: Path | None = None,
     screen: bool = False,
     trouble: Trouble = Trouble(),
     extra: Sequence[str] = (),
@@ -152,6 +153,7 @@ async def linux_guest(
             itself; 0: never.
         paused: As for ``RealQemu.start``.
         proxied: As for ``RealQemu.start``.
+        dial: As for ``RealQemu.start``.
         screen: It has a VGA adapter, in text mode, with the kernel's console on it too.
         trouble: How it comes to panic.
         extra: Further arguments for QEMU.
@@ -170,6 +172,7 @@ async def linux_guest(
         name="linux",
         paused=paused,
         proxied=proxied,
+        dial=dial,
         accel="tcg",
         extra=(
             *("-m", _MEMORY, "-kernel", str(kernel.image), "-initrd", str(initramfs)),

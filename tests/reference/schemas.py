@@ -126,7 +126,7 @@ DOCUMENTS: Final[dict[str, tuple[str, str]]] = {
             "domains"
         ),
     ),
-    "explain": ("`panicd explain`", "status budget? device_types? plan then?"),
+    "explain": ("`panicd explain`", "status budget? device_types? plugged? plan then?"),
     "audit": ("`panicd audit`", "domain_count exposed"),
     "incidents": ("`panicd incidents`", "incidents"),
     "incident": (
@@ -146,6 +146,8 @@ DOCUMENTS: Final[dict[str, tuple[str, str]]] = {
     "act": ("`panicd act`", "domain done incident incident_state ending"),
     "release": ("`panicd release`", "domain done incident incident_state ending"),
     "ack": ("`panicd ack`", "incident domain"),
+    "arm": ("`panicd arm`", "domain argument taken"),
+    "disarm": ("`panicd disarm`", "domain"),
     "reload": ("`panicd reload`", "monitor_count rule_count changed at_next_start"),
     "probe": (
         "`panicd probe`",
@@ -163,6 +165,9 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "domain": (TEXT, "The domain's name, as panicd shows it; of a hold, what was asked for."),
     "uuid": (TEXT, "The UUID that the VM claims; empty if it has none."),
     "monitor": (TEXT, "The address of its monitor: of one that panicd dials, the socket's path."),
+    "argument": (TEXT, "What gives another QEMU the same device, as an argument to `-device`."),
+    "plugged": (TRUTH, "`panicd arm` gave the VM its panic device while it ran."),
+    "taken": (TRUTH, "The guest's driver has taken the device."),
     "process": (TEXT, "What tells this QEMU process from every other one; empty if unknown."),
     "key": (TEXT, "What the domain's belongings are kept under."),
     "name": (TEXT, "A name, for people."),

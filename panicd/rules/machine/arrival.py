@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from panicd.rules.capability import Armed, Capability, run_by_libvirt
+from panicd.rules.capability import Armed, Capability, run_by_libvirt, with_plugged
 from panicd.rules.ending import Cause
 from panicd.rules.incident import Ending, Outcome, Source, StepResult
 from panicd.rules.incident import State as IncidentState
@@ -51,9 +51,12 @@ def attached(turn: Turn, _phase: Begun, came: Attached) -> None:
 
 
 def take_up_policy(turn: Turn) -> None:
-    """Take in what libvirt knows of the domain; the rest of the policy is in each moment."""
-    vm = turn.known
-    turn.vm = with_capability(vm, run_by_libvirt(vm.capability, turn.moment.libvirt))
+    """Take in what is known beside the session; the rest of the policy is in each moment."""
+    vm, moment = turn.known, turn.moment
+    capability = run_by_libvirt(vm.capability, moment.libvirt)
+    if moment.plugged is not None:
+        capability = with_plugged(capability, plugged=moment.plugged)
+    turn.vm = with_capability(vm, capability)
 
 
 def adopted(turn: Turn, _phase: Begun, came: Adopted) -> None:

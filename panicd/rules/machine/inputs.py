@@ -33,6 +33,8 @@ class Moment:
         token: makes the id of an incident that begins now one of its own.
         restarts: when panicd restarted this domain, in seconds since the epoch.
         libvirt: what libvirt knows of the domain, where it runs it.
+        plugged: panicd has plugged in a panic device since it was asked what it has, or has taken
+            that away; None: neither.
         silent: QEMU is known not to answer.
         held: an operator suspended automation.
         storm: many domains panicked at once, this one included: people are to decide.
@@ -52,6 +54,7 @@ class Moment:
     token: str = ""
     restarts: tuple[float, ...] = ()
     libvirt: LibvirtDomain | None = None
+    plugged: bool | None = None
     silent: bool = False
     held: bool = False
     storm: bool = False

@@ -1,0 +1,99 @@
+"""A panic device that a VM is given while it runs (``panicd arm``): where there is room for it.
+
+Measured with QEMU 7.2 and Linux 6.1, on q35 (a root port) and on pc (its PCI bus): the guest's
+driver takes it at once, and takes leave of it as well.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+DEVICE: Final = "pvpanic-pci"  # QEMU 6.0; pvpanic's own bus, ISA, takes nothing at run time
+DEVICE_ID: Final = "panicd-panic"
+"""Tells it from a device that the VM was started with."""
+
+CONSEQUENCES: Final = (
+    "QEMU is given the device, and whoever manages the VM does not know of it. Until `panicd "
+    "disarm`, or the VM's next start, which takes it away:\n"
+    "- a migration fails, and the VM goes on where it is;\n"
+    "- what is saved of it (virsh managedsave, save, a snapshot with its memory) can't be started "
+    "from: libvirt refuses, and its memory is lost unless the saved XML is edited;\n"
+    "- libvirt marks it as tainted (custom-monitor) until it ends.\n"
+    "The guest needs its driver (Linux: pvpanic-pci)."
+)
+
+
+def places(pci: object) -> list[dict[str, str]]:
+    """Return where the device may find room, as arguments of ``device_add``, the best first.
+
+    A PCIe port has one slot, and QEMU takes a second device without a word where the guest never
+    sees it. The last port goes first, for whoever manages the VM begins with the first.
+
+    Args:
+        pci: the answer to ``query-pci``.
+    """
+    ports = [
+        {"bus": str(name), "addr": "0"}
+        for device, _ in _devices(pci)
+        if (name := device.get("qdev_id")) and _behind(device) == []
+    ]
+    return [*reversed(ports), {}]  # at last QEMU's own choice, which a pc has room for
+
+
+@dataclass(frozen=True, slots=True)
+class Plugged:
+    """The device, as QEMU has it.
+
+    Attributes:
+        argument: to ``-device``, which gives another QEMU the same in the same place.
+        is_taken: its memory is enabled, so the guest's driver has taken it. After a reset the
+            firmware may have done that.
+    """
+
+    argument: str
+    is_taken: bool
+
+
+def plugged(pci: object) -> Plugged | None:
+    """Return the device; None where there is none.
+
+    Args:
+        pci: the answer to ``query-pci``.
+    """
+    for device, port in _devices(pci):
+        if device.get("qdev_id") != DEVICE_ID:
+            continue
+        place = f",bus={port}" if port else ""
+        regions = _listed(device.get("regions"))
+        addresses = [region.get("address") for region in regions]
+        return Plugged(
+            f"{DEVICE},id={DEVICE_ID}{place},addr={device.get('slot')}",
+            any(isinstance(address, int) and address > 0 for address in addresses),
+        )
+    return None
+
+
+def _devices(pci: object) -> Iterator[tuple[dict[str, object], str]]:
+    """Yield all devices, on whichever bus, each with the name of the port or bridge before it."""
+    for bus in _listed(pci):
+        for device in _listed(bus.get("devices")):
+            yield from _with_those_behind(device, "")
+
+
+def _with_those_behind(
+    device: dict[str, object], port: str
+) -> Iterator[tuple[dict[str, object], str]]:
+    yield device, port
+    for each in _behind(device) or ():
+        yield from _with_those_behind(each, str(device.get("qdev_id", "")))
+
+
+def _behind(device: dict[str, object]) -> list[dict[str, object]] | None:
+    """Return the devices behind a port or bridge; None for what is none."""
+    bridge = device.get("pci_bridge")
+    return _listed(bridge.get("devices")) if isinstance(bridge, dict) else None
+
+
+def _listed(answer: object) -> list[dict[str, object]]:
+    entries = answer if isinstance(answer, list) else []
+    return [entry for entry in entries if isinstance(entry, dict)]
