@@ -143,6 +143,7 @@ EXPLAINED: dict[str, Any] = {
     "device_types": [HOSTILE],
     "then": PLAN,
     "budget": {"used": 0, "left": 3},
+    "plugged": True,
 }
 ADVISED: dict[str, Any] = {
     **dict.fromkeys(("domain", "device", "arguments", "libvirt", "why"), HOSTILE),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from panicd.rules.guest_memory.memory import PAGE, Limits
 from panicd.rules.guest_memory.reading import NotReadableError
-from panicd.rules.guest_memory.windows import HEADER_SIZE, WindowsHeader
+from panicd.rules.guest_memory.windows import HEADER_SIZE, OtherWindowsError, WindowsHeader
 from panicd.rules.guest_memory.windows_dump import (
     MAX_PROCESSORS,
     WindowsDump,
@@ -150,7 +150,10 @@ def test_hostile_memory_ends_in_a_dump_or_a_refusal(data: st.DataObject) -> None
     )
     for place in data.draw(st.lists(st.sampled_from(places), max_size=3)):
         memory.write_virtual(place, point(data.draw(numbers)))
-    header = WindowsHeader.find(memory.notes())
+    try:
+        header = WindowsHeader.find(memory.notes())
+    except OtherWindowsError:  # its machine was among what was edited
+        return
     if header is None:
         return
     served = Served()
