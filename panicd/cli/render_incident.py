@@ -13,7 +13,7 @@ from panicd.cli.moment import written_time
 from panicd.cli.phrases import configured
 from panicd.cli.render import seen, signature
 from panicd.host import terminal
-from panicd.host.terminal import Text, line, table
+from panicd.host.terminal import Text, line, table, to_copy
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.policy import Reason
 from panicd.service.control_client import Answer
@@ -173,7 +173,7 @@ def _timeline_table(answer: Answer, width: int | None) -> Iterator[Text]:
 
 def _evidence(answer: Answer) -> Iterator[Text]:
     for dump in answer["dumps"]:
-        yield line(f"Dump        {dump}")
+        yield to_copy(f"Dump        {dump}")
         for facts in answer["dump_facts"]:
             if facts["path"] == dump:
                 yield from _dump(facts)
@@ -190,8 +190,8 @@ def _evidence(answer: Answer) -> Iterator[Text]:
         return
     files = evidence["files"]
     if answer["screenshot"] is not None:
-        yield line(f"Screenshot  {answer['screenshot']}")
-    yield line(f"Evidence    {directory}")
+        yield to_copy(f"Screenshot  {answer['screenshot']}")
+    yield to_copy(f"Evidence    {directory}")
     for name, what in sorted(files.items()):
         yield line(f"  {name}: {what}")
     for item, why in sorted(evidence["problems"].items()):
@@ -210,7 +210,7 @@ def _dump(facts: Answer) -> Iterator[Text]:
     yield line(size)
     if facts["reason"]:
         yield line(("  less was left out than configured:", "yellow"), f" {facts['reason']}")
-    yield from (line(f"  {command}") for command in facts["open"])
+    yield from (to_copy(f"  {command}") for command in facts["open"])
 
 
 def _was_dumped(entry: Answer) -> bool:

@@ -19,12 +19,12 @@ _COLUMNS: Final = (
     Column("STATE"),
     Column("AGE", 3),
     Column("INCIDENT", 2),
-    Column("ON_CRASH", 4),
+    Column("ON_CRASH", 5),
     Column("IF IT PANICS", 6),
     Column("RESTARTS LEFT", 7),
     Column("RUN STATE", 8),
     Column("ARMED", 9),
-    Column("NOTE", 5, cut=True),
+    Column("NOTE", 4, cut=True),
 )
 PROMPT: Final = 1  # lines of a window that a shell needs
 LEAST_ROWS: Final = 3

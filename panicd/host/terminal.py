@@ -27,9 +27,15 @@ _STYLES: Final = {
 
 
 class Text(NamedTuple):
-    """Printable text, in pieces of one style each."""
+    """Printable text, in pieces of one style each.
+
+    Attributes:
+        pieces: each with its style.
+        is_to_copy: it is never folded: a command or a path, of which a line break would make two.
+    """
 
     pieces: tuple[tuple[str, str], ...] = ()
+    is_to_copy: bool = False
 
     @property
     def plain(self) -> str:
@@ -58,7 +64,7 @@ class Text(NamedTuple):
     def folded(self, width: int) -> "Iterator[Text]":
         """Yield it in lines of at most so many columns, broken at spaces where there are any."""
         rest = self
-        while rest.width > width:
+        while rest.width > width and not self.is_to_copy:
             head, tail = rest._split(width)
             words = head.plain
             space = len(words) if tail.plain.startswith(" ") else words.rfind(" ")
@@ -104,6 +110,11 @@ def line(*parts: Part) -> Text:
             case _:
                 pieces.append((escape(part), ""))
     return Text(tuple(pieces))
+
+
+def to_copy(text: str) -> Text:
+    """Return a text that is in one line, however wide the terminal is."""
+    return line(text)._replace(is_to_copy=True)
 
 
 def width_of(text: str) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from panicd.cli import phrases, render
 from panicd.host import terminal
-from panicd.host.terminal import Terminal
+from panicd.host.terminal import Terminal, line, to_copy
 
 INCIDENT: dict[str, Any] = {
     "id": "20261123T044310-42eeaf45",
@@ -70,3 +70,12 @@ def test_each_panic_is_told_with_how_often_it_was_seen(
 def test_long_words_are_cut() -> None:
     assert phrases.short("Kernel panic - not syncing: Oops") == "Oops"
     assert phrases.short("x" * 65) == "x" * 63 + "…"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_what_is_to_be_copied_stays_one_line(width: int) -> None:
+    command = "crash /usr/lib/debug/boot/vmlinux-VERSION " + "x" * 100
+    text = Terminal(file=StringIO(), width=width, colours=False)
+    first, *folded = text.lines([to_copy(command), line("a word " * 20)])
+    assert first == command
+    assert all(len(each) <= width for each in folded)

@@ -52,12 +52,36 @@ async def test_a_chat_is_told_with_the_host_a_link_and_what_the_guest_said(
     assert title == f"&lt;!channel&gt; *web* on {HOST}: panicked"
     assert said.startswith("The guest said: ")
     assert "&lt;!here&gt; &lt;http://evil.example|click&gt;" in said
-    assert action == "panicd: preserve (on_crash applies as configured)"
+    assert action == "Decision: preserve (on_crash applies as configured)"
     assert link.startswith(f"http://{HOST}:10077/incident/20")
     for body in (panicked.body, settled.body):
         assert body["mrkdwn"] is False
         assert not set("<>\x1b\u202e") & set(body["text"])
     assert ": preserved; the incident stays open\n" in settled.body["text"]
+
+
+@pytest.mark.parametrize(
+    ("min_free", "says"), [("0%", "The dump: {directory}/"), ("99%", "There is no dump: ")]
+)
+async def test_a_chat_is_told_where_the_dump_is_or_why_there_is_none(
+    socket_dir: Path, min_free: str, says: str
+) -> None:
+    coredump = {"min_free": min_free, "directory": str(socket_dir / "dumps")}
+    policy = {"on_crash": "coredump-restart", "coredump": coredump}
+    async with Receiver.start() as receiver:
+        config = notify(socket_dir, receiver, "--only", "closed")
+        async with (
+            DaemonInside.start(socket_dir, policy, notify=config, time_limit=60) as daemon,
+            FakeQemu(socket_dir / "vm.qmp").running() as vm,
+        ):
+            await daemon.wait_armed("vm")
+            vm.panic()
+            await receiver.wait(len)
+            (closed,) = receiver.requests
+            title, *_, dump, _link = closed.body["text"].split("\n")
+            assert title.endswith(": restarted; the incident is closed")
+            assert dump.startswith(says.format(directory=coredump["directory"]))
+            await daemon.wait_log("notification delivered")
 
 
 async def test_teams_is_told_by_a_card_without_markup(socket_dir: Path) -> None:
