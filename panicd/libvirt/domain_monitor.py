@@ -106,6 +106,7 @@ class DomainMonitor(Exchange):
         self.timers = timers
         self._panic_at = -TAKEN_IN_WITHIN  # when one was heard of that libvirt has not taken in
         self._resets = 0  # under way
+        self._reset_at = -TAKEN_IN_WITHIN  # when one was answered
         self.look: Look | None = None
         self._courses: set[_Course] = set()
         self._waiting: list[Callable[[], None]] = []
@@ -202,13 +203,12 @@ class DomainMonitor(Exchange):
 
     def is_to_wait(self, stand: Stand, again: Callable[[], None]) -> bool:
         """Whether libvirt is yet to take in what was heard of the guest; then look ``again``."""
-        vm = self.known()
-        wanted = None if vm is None else expected(vm)
-        if wanted is Stand.PANICKED:
-            is_late = trio.current_time() < self._panic_at + TAKEN_IN_WITHIN
-        else:  # it says so before it answers whoever has asked for the reset
-            is_late = wanted is Stand.RESET and self._resets > 0
-        waits = is_late and stand is not wanted
+        wanted = None if (vm := self.known()) is None else expected(vm)
+        taken_in = trio.current_time() - TAKEN_IN_WITHIN  # what was before that
+        waits = stand is not wanted and (
+            (wanted is Stand.PANICKED and taken_in < self._panic_at)
+            or (wanted is Stand.RESET and (self._resets > 0 or taken_in < self._reset_at))
+        )
         if waits:
             self.look = None
             self._waiting.append(again)
@@ -246,6 +246,7 @@ class DomainMonitor(Exchange):
         """Note that a command is answered, or not waited for any more."""
         if name == "system_reset":
             self._resets -= 1
+            self._reset_at = trio.current_time()
             if self._waiting:
                 self._look_ahead()
             self._look_again()

@@ -76,7 +76,7 @@ async def test_a_chat_is_told_where_the_dump_is_or_why_there_is_none(
         ):
             await daemon.wait_armed("vm")
             vm.panic()
-            await receiver.wait(len)
+            await receiver.wait(bool)
             (closed,) = receiver.requests
             title, *_, dump, _link = closed.body["text"].split("\n")
             assert title.endswith(": restarted; the incident is closed")
