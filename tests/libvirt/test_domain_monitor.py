@@ -14,6 +14,7 @@ from panicd.fleet import libvirt_domains
 from panicd.incident import liveness
 from panicd.libvirt import domain_monitor
 from panicd.libvirt.protocol import EventKind, Procedure, State
+from panicd.libvirt.xdr import Decoder
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake_libvirtd import FakeDomain, FakeLibvirtd
 
@@ -65,6 +66,30 @@ async def test_libvirt_has_taken_in_the_panic_before(socket_dir: Path) -> None:
         fake.domain().state = PANICKED
         fake.say_lifecycle(fake.domain(), EventKind.CRASHED)
         await daemon.wait_incident("vm", ending="restarted")
+
+
+async def test_libvirt_takes_in_a_reset_after_it_has_answered(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy host it was seen to say 'crashed' for a moment more."""
+
+    def reset(fake: FakeLibvirtd, items: Decoder) -> bytes:
+        domain = fake._running(items)
+        fake._say_qemu(domain, "RESET", '{"guest":false}')
+        return b""
+
+    monkeypatch.setattr(FakeLibvirtd, "_reset", reset)
+    async with looked_after(socket_dir) as (fake, daemon):
+        fake.panic()
+        while not fake.told[RESET]:
+            await trio.lowlevel.checkpoint()
+        before = fake.told[Procedure.DOMAIN_GET_STATE]
+        while fake.told[Procedure.DOMAIN_GET_STATE] < before + 4:  # it is looked again and again
+            await trio.lowlevel.checkpoint()
+        fake.domain().state = State.PAUSED, 10
+        await daemon.wait_incident("vm", ending="restarted")
+        assert (fake.told[RESET], fake.told[RESUME]) == (1, 1)
+        assert len(daemon.incidents()) == 1
 
 
 async def test_the_next_start_of_a_domain_is_not_met(socket_dir: Path) -> None:
