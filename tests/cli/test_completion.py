@@ -41,7 +41,8 @@ async def test_what_a_command_can_be_used_on_is_completed(socket_dir: Path) -> N
             assert await offered(verb, "") == []
         db.panic()
         incident = await daemon.wait_incident("db-1", state="preserved")
-        await daemon.call("hold", domain="web-1", why="it is in the journal by now")
+        await daemon.wait_kept(incident)
+        await daemon.call("hold", domain="web-1", why="a test")
         assert await offered("release", "") == await offered("act", "") == ["db-1\tpreserved"]
         assert await offered("unhold", "") == ["web-1\theld"]
         assert await offered("hold", "") == ["db-1\tpreserved"]
