@@ -205,10 +205,9 @@ class DomainMonitor(Exchange):
         """Whether libvirt is yet to take in what was heard of the guest; then look ``again``."""
         wanted = None if (vm := self.known()) is None else expected(vm)
         taken_in = trio.current_time() - TAKEN_IN_WITHIN  # what was before that
-        waits = stand is not wanted and (
-            (wanted is Stand.PANICKED and taken_in < self._panic_at)
-            or (wanted is Stand.RESET and (self._resets > 0 or taken_in < self._reset_at))
-        )
+        panics = wanted is Stand.PANICKED and taken_in < self._panic_at
+        resets = wanted is Stand.RESET and (self._resets > 0 or taken_in < self._reset_at)
+        waits = stand is not wanted and (panics or resets)
         if waits:
             self.look = None
             self._waiting.append(again)
