@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from panicd.evidence import bundle as evidence
+from panicd.qemu import monitor
 from tests.parts.daemon import DaemonInside
 from tests.parts.dump_files import PNG
 from tests.parts.fake import FakeQemu
@@ -162,3 +163,22 @@ async def test_a_vm_without_a_screen_is_said_to_have_none(socket_dir: Path) -> N
     vm.refuse("screendump", "There is no console to take a screendump from")
     record = await evidence_of(socket_dir, vm)
     assert record["evidence"]["problems"]["screenshot"] == "the VM has no screen"
+
+
+async def test_nothing_else_is_asked_while_qemu_takes_a_descriptor(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its monitor reads in a thread of its own: QEMU 10.0.13 crashed of both at once."""
+    asked: list[str] = []
+    send = monitor._Client.send
+
+    def noting(client: Any, commands: Any, answers: Any) -> None:
+        asked.extend(name for name, _ in commands)
+        send(client, commands, answers)
+
+    monkeypatch.setattr(monitor._Client, "send", noting)
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    await evidence_of(socket_dir, vm)
+    handed = [n for n, name in enumerate(asked) if name in {"getfd", "add-fd", "remove-fd"}]
+    between = set(asked[handed[0] : handed[-1] + 1])
+    assert between <= {"getfd", "dump-guest-memory", "add-fd", "screendump", "remove-fd"}
