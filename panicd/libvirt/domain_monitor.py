@@ -65,11 +65,6 @@ LOOK_EVERY: Final = 0.05  # seconds between two looks whether it has
 TELL_AGAIN: Final = 0.1  # seconds, where libvirt could not be told
 ENDED: Final = "the domain has ended"
 
-QEMU_EVENTS: Final = (
-    *("GUEST_PANICKED", "GUEST_CRASHLOADED", "GUEST_PVSHUTDOWN"),
-    *("STOP", "RESUME", "RESET", "SHUTDOWN"),
-)
-
 _COMMANDS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
     "system_reset": requests.reset,
     "cont": requests.resume,
@@ -365,25 +360,29 @@ class _Course:
             ask()
 
     def _ask_state(self, index: int) -> None:
+        ahead = self._monitor.looked_ahead
+
         def answered(answer: DomainState | LibvirtError) -> None:
             if isinstance(answer, LibvirtError):
                 self._put(index, failure(self._names[index], answer))
             elif answer.state == State.SHUTOFF:
                 self._monitor.end(ENDED)
             else:
-                self._take_state(index, run_state(answer.state, answer.reason))
+                self._take_state(index, run_state(answer.state, answer.reason), ahead=ahead)
 
         self._ask(requests.state_of(self._monitor.domain), answered)
 
-    def _take_state(self, index: int, state: RunState) -> None:
-        monitor = self._monitor
-        vm = monitor.known()
+    def _take_state(self, index: int, state: RunState, *, ahead: bool) -> None:
+        monitor, vm = self._monitor, self._monitor.known()
         if vm is not None and monitor.is_called_crashed and not monitor.has_panicked:
             state = vm.run_state  # as its events tell
         stand = stand_of(state)
         if monitor.is_to_wait(stand, partial(self._ask_state, index)):
             return
-        if vm is not None and stand is Stand.RUNS and expected(vm) is Stand.PANICKED:
+        if ahead and vm is not None and stand is not expected(vm):
+            monitor.look = None  # what was heard since may be why
+            self._ask_state(index)
+        elif vm is not None and stand is Stand.RUNS and expected(vm) is Stand.PANICKED:
             # Somebody has let it run, and that was not heard of: it is not to be stopped for that.
             monitor.end("libvirt says 'runs' of a guest that has panicked")
         else:

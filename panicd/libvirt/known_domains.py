@@ -19,7 +19,7 @@ from panicd.host.timers import Timers
 from panicd.libvirt import requests
 from panicd.libvirt.beside import names_monitor
 from panicd.libvirt.client import Client, Standing
-from panicd.libvirt.domain_monitor import ENDED, QEMU_EVENTS, DomainMonitor
+from panicd.libvirt.domain_monitor import ENDED, DomainMonitor
 from panicd.libvirt.domain_process import DomainProcess
 from panicd.libvirt.errors import ErrorCode, LibvirtAwayError, LibvirtError, LibvirtRefusedError
 from panicd.libvirt.protocol import (
@@ -31,6 +31,7 @@ from panicd.libvirt.protocol import (
     QemuEvent,
     Rebooted,
 )
+from panicd.libvirt.qmp_words import QEMU_EVENTS
 from panicd.libvirt.takeover import give_back, give_back_all, take_over
 from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.identity import parse_uuid

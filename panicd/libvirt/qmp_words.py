@@ -13,6 +13,13 @@ _ACTIVE: Final = frozenset({1, 2})  # its length is known, or not
 _DUMP, _BACKUP = 8, 9
 
 
+QEMU_EVENTS: Final = (
+    *("GUEST_PANICKED", "GUEST_CRASHLOADED", "GUEST_PVSHUTDOWN"),
+    *("STOP", "RESUME", "RESET", "SHUTDOWN"),
+)
+"""The events of QEMU's that libvirt is asked to pass on."""
+
+
 def failure(name: str, error: LibvirtError) -> Exception:
     """Return why there is no answer to a command."""
     if isinstance(error, LibvirtRefusedError):

@@ -16,8 +16,9 @@ import trio.lowlevel
 
 from panicd.fleet.connector import connect
 from panicd.host.timers import Timers
-from panicd.libvirt.domain_monitor import QEMU_EVENTS, DomainMonitor
+from panicd.libvirt.domain_monitor import DomainMonitor
 from panicd.libvirt.protocol import CrashedDetail, Event, EventKind, Lifecycle, QemuEvent
+from panicd.libvirt.qmp_words import QEMU_EVENTS
 from panicd.qemu.event_outlet import Heard
 from panicd.qemu.exchange import Command, Exchange
 from panicd.qemu.monitor import event_loop, open_monitor
