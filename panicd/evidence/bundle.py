@@ -206,8 +206,6 @@ async def collect(
 def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> Stages:
     """Return what is taken by a monitor.
 
-    While QEMU takes a descriptor that it was handed, nothing else is written to it: its monitor
-    reads in another thread, and 10.0.13 was seen to crash of both at once (``tcp_chr_recv``).
     By another's dump the own words take their time: last.
     """
 

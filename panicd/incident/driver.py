@@ -367,7 +367,7 @@ class Driver:
 
         commands = [(name, dict(arguments)) for name, arguments in send.commands]
         question = self._session.monitor.ask(commands, done, timeout=send.timeout)
-        if question.ids:
+        if not question.is_over:
             limit = self._services.timers.after(send.timeout, question.give_up)
 
     def _wake(self, serial: int, seconds: float) -> None:

@@ -6,6 +6,7 @@ are QAPI's either way.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import trio
 
@@ -79,17 +80,29 @@ class Exchange(ABC):
         Returns:
             For each command its answer, or the ``MonitorError`` that it met.
         """
-        complete = trio.Event()
-        answers: list[object] = []
+        return await answers_to(partial(self.ask, commands, timeout=timeout), timeout)
 
-        def done(given: list[object]) -> None:
-            answers.extend(given)
-            complete.set()
 
-        question = self.ask(commands, done, timeout=timeout)
-        try:
-            with trio.move_on_after(timeout):
-                await complete.wait()
-        finally:
-            question.give_up()
-        return answers
+async def answers_to(
+    ask: Callable[[Callable[[list[object]], None]], Question], timeout: float
+) -> list[object]:
+    """Return the answers to a question.
+
+    Args:
+        ask: asks it, and has its answers told.
+        timeout: seconds after which it is given up.
+    """
+    complete = trio.Event()
+    answers: list[object] = []
+
+    def done(given: list[object]) -> None:
+        answers.extend(given)
+        complete.set()
+
+    question = ask(done)
+    try:
+        with trio.move_on_after(timeout):
+            await complete.wait()
+    finally:
+        question.give_up()
+    return answers

@@ -324,7 +324,6 @@ async def _write_range(
         "begin": request.physical,
         "length": request.length,
     }
-    # Both at once: QEMU takes them in their order, and one round trip is enough.
     commands: list[Command] = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
     answers = await session.qmp.execute_all_with_fd(commands, file, timeout=_left(deadline))
     for answer in answers:

@@ -35,7 +35,7 @@ from qemu.qmp.models import ErrorResponse
 from qemu.qmp.protocol import Runstate
 
 from panicd.qemu.event_outlet import EventOutlet
-from panicd.qemu.exchange import Command, Exchange
+from panicd.qemu.exchange import Command, Exchange, answers_to
 from panicd.qemu.line_reader import read_lines
 from panicd.qemu.monitor_error import (
     CommandError,
@@ -97,9 +97,27 @@ class _Client(QMPClient):
         self._reads_itself = False
         self._read_at = 0.0  # the last line; 0.0: none yet
         self._sent: dict[str, tuple[Question, int, str]] = {}  # by their ids: not yet answered
+        self._alone: Question | None = None  # QEMU has not yet taken its descriptor
+        self._held: list[tuple[Sequence[Command], Question]] = []  # until it has
+
+    def send_with_fd(self, fd: int, command: Command, answers: Question) -> None:
+        """Send a command that takes a descriptor; whatever is sent next waits for its answer.
+
+        QEMU's monitor reads in a thread of its own, and takes the descriptor in another: 10.0.13
+        was seen to crash of both at once (``tcp_chr_recv``).
+
+        Raises:
+            OSError, QMPError: the descriptor can't be sent.
+        """
+        self.send_fd_scm(fd)
+        self.send([command], answers)
+        self._alone = None if answers.is_over else answers
 
     def send(self, commands: Sequence[Command], answers: Question) -> None:
         """Send commands, whose answers are put where they belong."""
+        if self._alone is not None:
+            self._held.append((commands, answers))
+            return
         if self.runstate is not Runstate.RUNNING or self._writer is None:
             for index, (name, _) in enumerate(commands):
                 answers.put(index, SessionLostError(f"{name}: not sent, the session has ended"))
@@ -129,6 +147,15 @@ class _Client(QMPClient):
         for sent in ids:
             self._sent.pop(sent, None)
         self.pace.hurried = bool(self._sent)
+        if self._alone is not None and self._alone.is_over:
+            self._send_held()
+
+    def _send_held(self) -> None:
+        """Send what waited for a descriptor to be taken; it is not waited for longer than that."""
+        self._alone, held, self._held = None, self._held, []
+        for commands, answers in held:
+            if not answers.is_over:
+                self.send(commands, answers)
 
     async def _bh_recv_message(self) -> None:
         if not self._reads_itself:
@@ -220,6 +247,7 @@ class _Client(QMPClient):
             for answers, index, name in unanswered:
                 lost = f"{name}: the session ended before an answer came"
                 answers.put(index, SessionLostError(lost))
+            self._send_held()
 
     def abort(self) -> None:
         """Drop the connection without waiting for unsent output, which may never go."""
@@ -261,6 +289,7 @@ class Monitor(Exchange):
         self.version = version
         self.package = client.package
         self.pace = client.pace
+        self._handing_over = trio.Lock()  # one descriptor after the other
 
     @property
     def answered_by(self) -> int | None:
@@ -294,25 +323,41 @@ class Monitor(Exchange):
             CommandError: QEMU refused.
             UncertainError: the session ended, or no answer came.
         """
-        try:
-            self._client.send_fd_scm(fd)
-        except (OSError, QMPError) as error:
-            raise SessionLostError(f"{command}: could not hand over the file: {error}") from error
-        return await self.execute(command, arguments, timeout=timeout)
+        (answer,) = await self.execute_all_with_fd([(command, arguments)], fd, timeout=timeout)
+        if isinstance(answer, MonitorError):
+            raise answer
+        return answer
 
     async def execute_all_with_fd(
         self, commands: Sequence[Command], fd: int, *, timeout: float
     ) -> list[object]:
-        """Send several commands at once, of which the first takes a file descriptor; see above.
+        """Send several commands, of which the first takes a file descriptor; see above.
+
+        Returns:
+            For each its answer, or the ``MonitorError`` that it met; of the first alone where that
+            fails.
 
         Raises:
             SessionLostError: the session ended.
         """
+        first, *others = commands
+        async with self._handing_over:
+            asking = partial(self._ask_with_fd, first, fd, timeout)
+            (answer,) = await answers_to(asking, timeout)
+        if isinstance(answer, MonitorError) or not others:
+            return [answer]
+        return [answer, *await self.execute_all(others, timeout=timeout)]
+
+    def _ask_with_fd(
+        self, command: Command, fd: int, timeout: float, done: Callable[[list[object]], None]
+    ) -> Question:
+        name, _ = command
+        question = Question([NoReplyError(f"{name}: no answer in {timeout:g} s")], done)
         try:
-            self._client.send_fd_scm(fd)
+            self._client.send_with_fd(fd, command, question)
         except (OSError, QMPError) as error:
-            raise SessionLostError(f"could not hand over the file: {error}") from error
-        return await self.execute_all(commands, timeout=timeout)
+            raise SessionLostError(f"{name}: could not hand over the file: {error}") from error
+        return question
 
     async def send_fd(self, fd: int, name: str, *, timeout: float) -> None:
         """Hand QEMU a copy of a file descriptor under a name (``getfd``); see above."""

@@ -28,6 +28,11 @@ class Question:
         if self._awaited:
             self.ids, self._forget = ids, forget
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all its answers came, or it was given up."""
+        return not self._awaited
+
     def put(self, index: int, answer: object) -> None:
         """Take an answer."""
         self._answers[index] = answer

@@ -168,7 +168,7 @@ async def test_a_vm_without_a_screen_is_said_to_have_none(socket_dir: Path) -> N
 async def test_nothing_else_is_asked_while_qemu_takes_a_descriptor(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its monitor reads in a thread of its own: QEMU 10.0.13 crashed of both at once."""
+    """What a monitor sees to (``Monitor``) is not put to the test by evidence."""
     asked: list[str] = []
     send = monitor._Client.send
 

@@ -451,10 +451,12 @@ class ModelMonitor:
 class ModelQuestion:
     """Commands that are to be answered, as ``panicd.qemu.monitor.Question`` is one."""
 
-    ids = ("1",)
-
     def __init__(self, done: Callable[[list[object]], None]) -> None:
         self._done: Callable[[list[object]], None] | None = done
+
+    @property
+    def is_over(self) -> bool:
+        return self._done is None
 
     def finish(self, answers: list[object]) -> None:
         done, self._done = self._done, None

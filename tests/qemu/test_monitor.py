@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from panicd.qemu.monitor import (
     open_monitor,
     pulse,
 )
+from panicd.qemu.pending import Question
 from panicd.rules.qapi import GuestPanickedEvent, StopEvent
 from tests.parts.fake import FakeQemu
 from tests.parts.patience import fail_after
@@ -217,6 +219,63 @@ async def test_file_descriptor_is_handed_over(socket_dir: Path) -> None:
         async with trio.lowlevel.FdStream(reading) as dump:
             assert await dump.receive_some(4) == b"\x7fELF"
         assert vm.commands[-2:] == ["getfd", "dump-guest-memory"]
+
+
+async def test_nothing_is_sent_while_a_descriptor_is_taken(socket_dir: Path) -> None:
+    """QEMU's monitor reads in a thread of its own: 10.0.13 crashed of both at once."""
+    async with session(socket_dir) as (monitor, vm):
+        fault = vm.hold_reply("getfd")
+        told: list[object] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(_hand_over, monitor, TIME_LIMIT))
+            while "getfd" not in vm.commands:
+                await trio.lowlevel.checkpoint()
+            held = monitor.ask([("query-name", {})], told.extend, timeout=TIME_LIMIT)
+            given_up = monitor.ask([("query-uuid", {})], told.extend, timeout=SOON)
+            given_up.give_up()
+            await pulse()
+            assert vm.commands[-1] == "getfd"
+            fault.release()
+            await _over(held)
+        assert [type(answer) for answer in told] == [NoReplyError, dict]
+        assert vm.commands[-2:] == ["getfd", "query-name"]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_what_waits_for_a_descriptor_to_be_taken_ends_too(
+    socket_dir: Path, *, ends: bool
+) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        vm.hold("getfd")
+        told: list[object] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(_hand_over, monitor, TIME_LIMIT if ends else SOON))
+            while "getfd" not in vm.commands:
+                await trio.lowlevel.checkpoint()
+            held = monitor.ask([("query-name", {})], told.extend, timeout=TIME_LIMIT)
+            if ends:
+                monitor.abort()
+            else:  # it is sent then, and QEMU does not answer
+                while not monitor._client._sent:
+                    await trio.lowlevel.checkpoint()
+                held.give_up()
+            await _over(held)
+        assert [type(answer) for answer in told] == [SessionLostError if ends else NoReplyError]
+
+
+async def _over(question: Question) -> None:
+    while not question.is_over:
+        await trio.lowlevel.checkpoint()
+
+
+async def _hand_over(monitor: Monitor, timeout: float) -> None:
+    reading, writing = os.pipe()
+    try:
+        with suppress(UncertainError):
+            await monitor.send_fd(writing, "pipe", timeout=timeout)
+    finally:
+        os.close(writing)
+        os.close(reading)
 
 
 async def test_leaving_does_not_wait_for_a_monitor_that_does_not_read(socket_dir: Path) -> None:
