@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from panicd.demo.guests import Guest
 from tests.parts.daemon import RunningDaemon
-from tests.parts.libvirt import Libvirtd, LibvirtMissingError
+from tests.parts.libvirt import Libvirtd
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
-        try:
-            with Libvirtd.start(Path(directory)) as libvirtd:
-                yield libvirtd
-        except LibvirtMissingError as missing:
-            pytest.skip(f"no libvirt here: {missing}")
 
 
 @pytest.mark.parametrize("is_reset", [True, False])
