@@ -16,7 +16,7 @@ from panicd.fleet.backoff import FIRST_RETRY, LAST_RETRY
 from tests.bench.fleet import LAST_QUESTION, Fleet, compile_program
 from tests.hostile.scale import whole
 from tests.parts.daemon import RunningDaemon
-from tests.parts.vitals import open_files
+from tests.parts.vitals import open_files, wait_files_closed
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="the fleet is to be compiled")
 
@@ -64,6 +64,6 @@ async def test_all_come_back_and_no_herd_thunders(socket_dir: Path) -> None:
             print(f"{COUNT} attached again in {heard['seconds']:.1f} s")
             domains = (await daemon.call("status"))["domains"]
             assert all(domain["connected"] for domain in domains)
-            assert len(open_files(daemon.pid)) <= files
+            await wait_files_closed(files, daemon.pid)
             told = [line for line in daemon.log[mark:] if line["event"] == AWAY]
             assert len(told) <= 3 * COUNT

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
+
+import trio
+
+from tests.parts.patience import fail_after
+
+_LOOK_EVERY = 0.02
+"""Seconds: proc(5) tells nobody that a file was closed."""
 
 
 def cpu_seconds(pid: int) -> float:
@@ -47,3 +55,20 @@ def open_files(pid: int | str = "self") -> list[str]:
         except OSError:  # the directory's own, or just closed
             continue
     return [target for target in found if not target.startswith("/proc/")]
+
+
+async def wait_files_closed(at_most: int, pid: int | str = "self", seconds: float = 10) -> None:
+    """Wait until a process has no more files open than this.
+
+    What has just ended, such as a connection of the test's own, may still be about to be closed.
+
+    Raises:
+        AssertionError: More than these are still open when the limit is over.
+    """
+    try:
+        with fail_after(seconds):
+            while len(open_files(pid)) > at_most:  # noqa: ASYNC110 - no event tells
+                await trio.sleep(_LOOK_EVERY)
+    except trio.TooSlowError:
+        kinds = Counter(target.partition(":[")[0] for target in open_files(pid))
+        raise AssertionError(f"more than {at_most} open: {dict(kinds)}") from None
