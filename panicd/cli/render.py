@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from panicd.cli.moment import age, written_time
-from panicd.cli.phrases import configured, held, short, would_do
+from panicd.cli.phrases import configured, counted, held, short, would_do
 from panicd.host import terminal
 from panicd.host.terminal import Column, Text, line, listing, table
 from panicd.service.control_client import Answer
@@ -66,7 +66,8 @@ def _steps(plan: Answer) -> None:
     print_table(("", "STEP", "TIME LIMIT", "IF IT FAILS", "WHAT IT DOES"), rows)
     if at_once := plan["at_once"]:
         first, last = at_once
-        terminal.console.print(f"Steps {first} to {last} are taken at once where QEMU is quiet.")
+        both = f"{first} and {last}" if last == first + 1 else f"{first} to {last}"
+        terminal.console.print(f"panicd takes steps {both} together, unless QEMU is busy.")
 
 
 def incidents(answer: list[Answer], now: float) -> None:
@@ -78,14 +79,14 @@ def incidents(answer: list[Answer], now: float) -> None:
         Column("INCIDENT"),
         Column("DOMAIN"),
         Column("STATE", 1),
-        Column("AGE", 2),
+        Column("AGE", 3),
         Column("PANICKED", 8),
         Column("ACTION", 4),
         Column("REASON", 5),
         Column("ACKNOWLEDGED", 6),
         Column("REPEATS", 7),
         Column("KNOWN BY", 9),
-        Column("PANIC LINE", 3, cut=True),
+        Column("PANIC LINE", 2, cut=True),
     )
     print_list(columns, (_incident(incident, now) for incident in answer))
 
@@ -187,20 +188,49 @@ def probe(answer: Answer) -> None:
 
 
 def audit(answer: Answer) -> None:
-    """Print what ``panicd audit`` shows."""
-    if not answer["exposed"]:
-        checked = answer["domains"]
-        all_of = {0: "There is no domain", 1: "1 domain, and it"}.get(
-            checked, f"{checked} domains, and each"
-        )
-        terminal.console.print(f"{all_of} could be acted on." if checked else f"{all_of}.")
+    """Print what ``panicd audit`` shows: piped, a line for each domain and reason."""
+    exposed, show = answer["exposed"], terminal.console.print
+    if not exposed:
+        checked = counted(answer["domains"], "domain")
+        each = "each" if answer["domains"] > 1 else "it"
+        show(f"{checked}, and {each} could be acted on." if answer["domains"] else "No domain.")
         return
-    rows = (
-        (exposed["domain"], exposed["on_crash"], line((reason, "yellow")), remedy)
-        for exposed in answer["exposed"]
-        for reason, remedy in exposed["reasons"].items()
+    found = [
+        (reason, remedy, _audited(each), each["on_crash"])
+        for each in exposed
+        for reason, remedy in each["reasons"].items()
+    ]
+    if terminal.console.width is None:
+        rows = ((name, policy, reason, remedy) for reason, remedy, name, policy in found)
+        print_table(("DOMAIN", "ON_CRASH", "WHY NOT", "WHAT TO DO"), rows)
+        return
+    others = sum(each["pid"] is not None for each in exposed)
+    if domains := len(exposed) - others:
+        show(f"{domains} of {counted(answer['domains'], 'domain')} could not be acted on.")
+    if others:
+        show(f"panicd does not watch {counted(others, 'QEMU')} of this host.")
+    same: dict[tuple[str, str], list[str]] = {}
+    for reason, remedy, name, _ in found:
+        same.setdefault((reason, remedy), []).append(name)
+    print_table(
+        ("WHY NOT", "DOMAINS, AND WHAT TO DO"),
+        (
+            row
+            for (reason, remedy), names in same.items()
+            for row in (
+                (line((reason, "yellow")), line((", ".join(names), "bold"))),
+                ("", remedy),
+            )
+        ),
     )
-    print_table(("DOMAIN", "ON_CRASH", "WHY NOT", "WHAT TO DO"), rows)
+
+
+def _audited(exposed: Answer) -> str:
+    """Return what an exposed domain is called, or the process of a QEMU that is none."""
+    if exposed["pid"] is None:
+        return str(exposed["domain"])
+    process = f"process {exposed['pid']}"
+    return f"{exposed['domain']} ({process})" if exposed["domain"] else process
 
 
 def advice(answer: list[Answer]) -> None:

@@ -11,7 +11,7 @@ from panicd.dumps.directory import existing_part, space
 from panicd.incident.domains import Domain, Fleet
 from panicd.journal.counters import Counters
 from panicd.qemu.process_list import RunningQemu, running_qemus
-from panicd.rules.exposure import Exposure, exposures
+from panicd.rules.exposure import Exposure, exposures, exposures_unwatched
 from panicd.rules.operation import Holds
 from panicd.rules.policy import Reason, Situation, decide
 from panicd.rules.settings import CoredumpSettings
@@ -42,12 +42,19 @@ def count_exposed(
     return counts
 
 
-def unwatched(fleet: Fleet) -> list[RunningQemu]:
-    """Return the QEMUs of this host that panicd has no monitor of."""
+def unwatched(fleet: Fleet) -> list[tuple[RunningQemu, dict[Exposure, str]]]:
+    """Return the QEMUs of this host that are no domain of panicd's, each with the remedy."""
     domains = list(fleet.domains.values())
     names = {domain.name for domain in domains}
     pids = {session.peer.pid for domain in domains if (session := domain.session) is not None}
-    return [qemu for qemu in running_qemus() if qemu.pid not in pids and qemu.name not in names]
+    monitors = {domain.address for domain in domains}
+    return [
+        (qemu, exposures_unwatched(qemu.name, qemu.monitor, by_libvirt=qemu.by_libvirt))
+        for qemu in running_qemus()
+        if qemu.pid not in pids
+        and qemu.name not in names
+        and (qemu.monitor is None or qemu.monitor.path not in monitors)
+    ]
 
 
 def _exposures(

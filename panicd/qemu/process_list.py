@@ -3,13 +3,20 @@
 Source: proc(5). What is not readable, or has ended meanwhile, is passed over.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from panicd.qemu.process import MAX_COMMAND_LINE, is_qemu_program
-from panicd.rules.command_line import guest_name
+from panicd.rules.command_line import (
+    GivenMonitor,
+    given_monitors,
+    guest_name,
+    options,
+    properties,
+)
+from panicd.rules.libvirt import LIBVIRTS_MONITOR
 
 PROC: Final = Path("/proc")
 
@@ -21,10 +28,14 @@ class RunningQemu:
     Attributes:
         pid: its number.
         name: the VM's, from ``-name``; empty where it has none.
+        monitor: a QMP monitor that it was given, with its whole path; None where it has none.
+        by_libvirt: libvirt started it.
     """
 
     pid: int
     name: str
+    monitor: GivenMonitor | None
+    by_libvirt: bool
 
 
 def running_qemus(proc: Path = PROC) -> list[RunningQemu]:
@@ -41,8 +52,32 @@ def running_qemus(proc: Path = PROC) -> list[RunningQemu]:
         arguments = [word.decode(errors="surrogateescape") for word in words]
         # libvirt asks what a QEMU can do by starting one without a machine.
         if is_qemu_program(Path(arguments[0]).name) and not _without_machine(arguments):
-            found.append(RunningQemu(int(directory.name), guest_name(arguments)))
+            qemu = RunningQemu(
+                int(directory.name),
+                guest_name(arguments),
+                _monitor(directory, arguments),
+                by_libvirt=_by_libvirt(arguments),
+            )
+            found.append(qemu)
     return sorted(found, key=lambda each: each.pid)
+
+
+def _monitor(directory: Path, arguments: list[str]) -> GivenMonitor | None:
+    """Return a QMP monitor that is not libvirt's own: the first that listens, or else the first."""
+    given = [m for name, m in given_monitors(arguments).items() if name != LIBVIRTS_MONITOR]
+    if not given:
+        return None
+    monitor = min(given, key=lambda each: not each.listens)
+    try:
+        here = (directory / "cwd").readlink()
+    except OSError:
+        return monitor
+    return replace(monitor, path=str(here / monitor.path))
+
+
+def _by_libvirt(arguments: list[str]) -> bool:
+    devices = (properties(value) for option, value in options(arguments) if option == "chardev")
+    return any(device.get("id") == LIBVIRTS_MONITOR for device in devices)
 
 
 def _without_machine(arguments: list[str]) -> bool:

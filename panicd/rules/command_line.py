@@ -111,6 +111,50 @@ def guest_name(arguments: Sequence[str]) -> str:
     return name
 
 
+@dataclass(frozen=True, slots=True)
+class GivenMonitor:
+    """A QMP monitor on a unix socket that a QEMU was given.
+
+    Attributes:
+        path: the socket's, as the argument spells it.
+        listens: QEMU listens there. If not, it connects to whoever does.
+    """
+
+    path: str
+    listens: bool
+
+
+def given_monitors(arguments: Sequence[str]) -> dict[str, GivenMonitor]:
+    """Return the QMP monitors on unix sockets, by the names of their character devices.
+
+    A socket that QEMU was handed as a descriptor has no path, and is left out.
+    """
+    sockets: dict[str, GivenMonitor] = {}
+    names: list[str] = []
+    for option, value in options(arguments):
+        given = properties(value)
+        first = next(iter(given))
+        match option:
+            case "chardev" if first == "socket":
+                sockets[given.get("id", "")] = _monitor(given.get("path", ""), given)
+            case "qmp" | "qmp-pretty" if first.startswith("unix:"):
+                sockets[first] = _monitor(first.removeprefix("unix:"), given)
+                names.append(first)
+            case "qmp" | "qmp-pretty":
+                names.append(value.removeprefix("chardev:"))
+            case "mon" if given.get("mode") == "control":
+                names.append(given.get("chardev", first))
+            case "object" if first == "monitor-qmp":
+                names.append(given.get("chardev", ""))
+            case _:
+                pass
+    return {name: sockets[name] for name in names if name in sockets and sockets[name].path}
+
+
+def _monitor(path: str, given: Mapping[str, str]) -> GivenMonitor:
+    return GivenMonitor(path, given.get("server", "off") == "on")
+
+
 def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each option without its dashes, and its value ('' where it takes none)."""
     rest = iter(arguments[1:])

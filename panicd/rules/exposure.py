@@ -6,6 +6,7 @@ from shlex import quote
 from typing import Final
 
 from panicd.rules.capability import Armed, Capability, has_isa
+from panicd.rules.command_line import GivenMonitor
 from panicd.rules.on_crash import Action
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Decision, Reason
@@ -33,8 +34,8 @@ class Exposure(StrEnum):
 
 
 _REMEDIES: Final[dict[Exposure, str]] = {
-    Exposure.NO_MONITOR: "give panicd a QMP monitor of its own: see `panicd qemu-args`, and "
-    "`panicd status` for why there is no connection",
+    Exposure.NO_MONITOR: "`panicd status` says why there is no connection; a monitor takes one "
+    "client, so panicd needs one of its own (`panicd qemu-args`)",
     Exposure.SILENT: "its QEMU is stopped or hangs (mostly in storage), and would not report a "
     "panic: see `ps -o stat,wchan PID`",
     Exposure.NO_DEVICE: "add -device pvpanic (or pvpanic-pci): without one the guest can't report "
@@ -82,8 +83,29 @@ _BY_LIBVIRT: Final[dict[Exposure, str]] = {
 """Of a domain that libvirt alone can reach. The options are those of virt-xml 4.1."""
 
 NOT_ARMED: Final = "add -no-shutdown: without it this QEMU exits on a panic"
-NO_MONITOR: Final = {Exposure.NO_MONITOR: _REMEDIES[Exposure.NO_MONITOR]}
-"""Of a QEMU that panicd is not connected to."""
+
+
+def exposures_unwatched(
+    name: str, monitor: GivenMonitor | None, *, by_libvirt: bool
+) -> dict[Exposure, str]:
+    """Return why a QEMU that is no domain of panicd's could not be acted on, and what to do.
+
+    Args:
+        name: the VM's; empty where it has none.
+        monitor: a QMP monitor that it has; None where it has none.
+        by_libvirt: libvirt started it.
+    """
+    if by_libvirt:
+        remedy = "libvirt runs it: set `libvirt: {uri: …}` to its URI (`virsh uri`), and reload"
+    elif monitor is not None:
+        entry = f"- {'glob' if monitor.listens else 'listen'}: {monitor.path}"
+        remedy = f"add `{entry}` to `monitors` in the configuration, and `panicd reload`"
+    else:
+        remedy = (
+            "it has no QMP monitor: start it anew with the arguments that "
+            f"`panicd qemu-args --name {quote(name or 'NAME')}` prints"
+        )
+    return {Exposure.NO_MONITOR: remedy}
 
 
 def _remedy(

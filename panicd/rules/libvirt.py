@@ -45,6 +45,7 @@ PLUGGED_KEY: Final = "panicd-device"
 
 QEMU_ARGUMENTS: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*[@value]"
 OWN_MONITOR: Final = "panicd"  # the id of a character device
+LIBVIRTS_MONITOR: Final = "charmonitor"  # the id of the one that libvirt itself uses
 _PATH: Final = re.compile(r",path=((?:[^,]|,,)+)")
 
 PRESERVE: Final = "preserve"  # libvirt's own default for on_crash is destroy
@@ -307,7 +308,7 @@ def is_own_monitor(path: str, arguments: Sequence[str] = ()) -> bool:
             ``libvirt/qemu/NAME.monitor`` before (``qemuDomainSetPrivatePaths``,
             ``qemuProcessPrepareMonitorChr``).
         arguments: of the process that listens there, as far as they are known. libvirt calls the
-            character device ``charmonitor``; where it hands QEMU a socket that it listens on
+            character device `LIBVIRTS_MONITOR`; where it hands QEMU a socket that it listens on
             itself, the process is libvirt's.
     """
     if _OWN_MONITOR.search(path):
@@ -315,7 +316,7 @@ def is_own_monitor(path: str, arguments: Sequence[str] = ()) -> bool:
     if arguments and PurePosixPath(arguments[0]).name in DAEMONS:
         return True
     devices = (value for option, value in pairwise(arguments) if option == "-chardev")
-    own = (value for value in devices if _property(value, "id") == "charmonitor")
+    own = (value for value in devices if _property(value, "id") == LIBVIRTS_MONITOR)
     paths = (found[1].replace(",,", ",") for value in own if (found := _PATH.search(value)))
     return path in paths
 

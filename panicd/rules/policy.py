@@ -53,8 +53,8 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     "want it so: the fallback applies",
     Reason.MIGRATION: "the guest is being migrated, or was: running it here could run it twice",
     Reason.BUDGET_SPENT: "the restart budget is spent: restart.then applies",
-    Reason.CRASH_LOOP: "it panics soon after each restart and the budget is spent: restart.then "
-    "applies",
+    Reason.CRASH_LOOP: "it panicked again less than restart.min_uptime after its last restart, and "
+    "the restart budget is spent: restart.then applies",
     Reason.ACTION_FAILED: "the action before this one failed: the fallback applies",
     Reason.DUMP_FAILED: "the dump failed and is required: the guest is preserved",
     Reason.STORM: "many domains of this host panicked at once, so the host is the likely cause: "

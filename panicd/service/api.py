@@ -28,7 +28,6 @@ from panicd.incident.records import (
 )
 from panicd.incident.services import Services
 from panicd.journal.journal import JournalError
-from panicd.rules.exposure import NO_MONITOR
 from panicd.rules.incident import OWN_TIME_OVER
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
@@ -142,6 +141,7 @@ class Api:
                 {
                     "domain": domain.name,
                     "monitor": domain.address,
+                    "pid": None,
                     "on_crash": domain.policy.on_crash if domain.policy else "",
                     "reasons": reasons,
                 }
@@ -149,12 +149,13 @@ class Api:
             ]
             + [
                 {
-                    "domain": qemu.name or f"process {qemu.pid}",
-                    "monitor": "",
+                    "domain": qemu.name,
+                    "monitor": qemu.monitor.path if qemu.monitor else "",
+                    "pid": qemu.pid,
                     "on_crash": "",
-                    "reasons": NO_MONITOR,
+                    "reasons": reasons,
                 }
-                for qemu in without
+                for qemu, reasons in without
             ],
         }
 

@@ -160,7 +160,7 @@ GROUP: dict[str, Any] = {
     "first_at": 0.0,
     "last_at": 1.0,
 }
-EXPOSED = {"domain": HOSTILE, "on_crash": HOSTILE, "reasons": {HOSTILE: HOSTILE}}
+EXPOSED = {"domain": HOSTILE, "pid": 7, "on_crash": HOSTILE, "reasons": {HOSTILE: HOSTILE}}
 COMMANDS: dict[str, Callable[[], None]] = {
     "status": partial(render_status.status, Wanted().select(STATUS), everything=True),
     "explain": partial(render.explanation, EXPLAINED),

@@ -6,6 +6,7 @@ import json
 import shlex
 import socket
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from panicd.cli import main
+from panicd.cli import main, render
 from panicd.fleet import audit
+from panicd.host import terminal
+from panicd.host.terminal import Terminal
 from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.patience import fail_after
@@ -136,7 +139,7 @@ async def test_qemu_that_panicd_has_no_monitor_of(socket_dir: Path) -> None:
     elsewhere.mkdir()
     async with (
         DaemonInside.start(socket_dir, {"on_crash": "restart"}) as daemon,
-        RealQemu.start(elsewhere, name="stranger"),
+        RealQemu.start(elsewhere, name="stranger") as stranger,
         FakeQemu(socket_dir / "vm.qmp").running(),
     ):
         await daemon.wait_armed("vm")
@@ -144,6 +147,33 @@ async def test_qemu_that_panicd_has_no_monitor_of(socket_dir: Path) -> None:
         assert status == FAILED
         assert exposed["stranger"] == ["no-monitor"]
         assert "vm" not in exposed
+        shown, name = (await panicd(daemon, "audit")).output, f"stranger (process {stranger.pid})"
+        (told,) = [text for text in shown.splitlines() if text.startswith(name)]
+        assert f"add `- glob: {stranger.socket}` to `monitors`" in told
+
+
+@pytest.mark.parametrize("width", [None, 80])
+def test_each_remedy_is_told_once_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, width: int | None
+) -> None:
+    out = StringIO()
+    monkeypatch.setattr(terminal, "console", Terminal(file=out, width=width, colours=False))
+    known = {"pid": None, "on_crash": "destroy", "reasons": {"held": "`panicd unhold`"}}
+    exposed = [
+        known | {"domain": "db-1"},
+        known | {"domain": "db-2\x1b[2J"},
+        {"domain": "", "pid": 7, "on_crash": "", "reasons": {"no-monitor": "give it one"}},
+    ]
+    render.audit({"domains": 5, "exposed": exposed})
+    shown = out.getvalue()
+    if width is None:
+        assert [text.split()[0] for text in shown.splitlines()[1:3]] == ["db-1", r"db-2\x1b[2J"]
+        return
+    assert "2 of 5 domains could not be acted on.\n" in shown
+    assert "panicd does not watch 1 QEMU of this host.\n" in shown
+    assert r"db-1, db-2\x1b[2J" in shown
+    assert shown.count("unhold") == 1
+    assert "process 7" in shown
 
 
 # -- probe

@@ -52,7 +52,8 @@ async def test_a_chat_is_told_with_the_host_a_link_and_what_the_guest_said(
     assert title == f"&lt;!channel&gt; *web* on {HOST}: panicked"
     assert said.startswith("The guest said: ")
     assert "&lt;!here&gt; &lt;http://evil.example|click&gt;" in said
-    assert action == "Decision: preserve (on_crash applies as configured)"
+    assert action == "Next: preserve (on_crash applies as configured)"
+    assert "\nDecided: preserve (on_crash applies as configured)\n" in settled.body["text"]
     assert link.startswith(f"http://{HOST}:10077/incident/20")
     for body in (panicked.body, settled.body):
         assert body["mrkdwn"] is False

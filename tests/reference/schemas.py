@@ -107,7 +107,7 @@ PARTS: Final[dict[str, tuple[str, str]]] = {
     "dump_facts": ("A finished memory dump.", "path size level left_out reason open"),
     "exposed": (
         "A domain that could not be acted on.",
-        "domain monitor on_crash exposures",
+        "domain monitor pid on_crash exposures",
     ),
     "guest": (
         "What suits a guest.",
@@ -234,7 +234,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     ),
     "at_once": (
         maybe({"type": "array", "items": COUNT}),
-        "The first and the last of the steps that are taken at once.",
+        "The first and the last of the steps that panicd takes together.",
     ),
     "step": (TEXT, "The step's name."),
     "does": (TEXT, "What the step does."),
@@ -244,6 +244,10 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "command": (TEXTS, "What is run."),
     "unit": (TEXT, "The systemd unit that is started."),
     "libvirt_uri": (TEXT, "The libvirt that starts the domain."),
+    "pid": (
+        maybe(COUNT),
+        "The process of a QEMU that is no domain of panicd's; null for a domain.",
+    ),
     "exposures": (BY_NAME, "Why it could not be acted on, and what to do about it."),
     "exposed": (many("exposed"), "The domains that could not be acted on."),
     "remedies": (TEXTS, "What to change."),

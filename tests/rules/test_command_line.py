@@ -2,7 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panicd.rules.command_line import CommandLine, guest_name, parse_command_line
+from panicd.rules.command_line import (
+    CommandLine,
+    GivenMonitor,
+    given_monitors,
+    guest_name,
+    parse_command_line,
+)
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 NOTHING = CommandLine(
@@ -157,3 +163,31 @@ def test_no_list_of_arguments_makes_it_fail(arguments: list[str]) -> None:
 )
 def test_name_of_the_guest(arguments: list[str], name: str) -> None:
     assert guest_name(["qemu", *arguments]) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", {}),
+        ("-qmp stdio -monitor unix:/run/h,server=on", {}),
+        ("-qmp unix:/run/q,server=on,wait=off", {"unix:/run/q": GivenMonitor("/run/q", True)}),
+        ("-qmp unix:/run/q,server,nowait", {"unix:/run/q": GivenMonitor("/run/q", True)}),
+        (
+            "-mon chardev=m,mode=control -chardev socket,id=m,path=/run/q,reconnect=1",
+            {"m": GivenMonitor("/run/q", False)},
+        ),
+        ("-mon chardev=m -chardev socket,id=m,path=/run/h,server=on", {}),  # HMP
+        (
+            "-chardev socket,path=/run/a,,b,id=m,server=on -qmp-pretty chardev:m",
+            {"m": GivenMonitor("/run/a,b", True)},
+        ),
+        (
+            "-chardev socket,id=m,path=/run/q,server=on -object monitor-qmp,id=x,chardev=m",
+            {"m": GivenMonitor("/run/q", True)},
+        ),
+        ("-chardev socket,id=m,fd=25,server=on -mon chardev=m,mode=control", {}),
+        ("-chardev socket,id=s,path=/run/s,server=on -serial chardev:s", {}),
+    ],
+)
+def test_monitors_that_a_qemu_was_given(text: str, found: dict[str, GivenMonitor]) -> None:
+    assert given_monitors([QEMU, *text.split()]) == found

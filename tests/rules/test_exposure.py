@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from panicd.rules.capability import Capability
-from panicd.rules.exposure import Exposure, exposures
+from panicd.rules.command_line import GivenMonitor
+from panicd.rules.exposure import Exposure, exposures, exposures_unwatched
 from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.panic_device import PanicDevice
@@ -162,3 +163,21 @@ def test_remedy_suits_what_is_known(
     remedy = exposures(policy, capability, decision)[Exposure(exposure)]
     assert said in remedy
     assert not_said not in remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "monitor", "by_libvirt", "said"),
+    [
+        ("web-1", GivenMonitor("/run/q", True), False, "add `- glob: /run/q` to `monitors`"),
+        ("web-1", GivenMonitor("/run/q", False), False, "add `- listen: /run/q` to `monitors`"),
+        ("web 1", None, False, "`panicd qemu-args --name 'web 1'`"),
+        ("", None, False, "`panicd qemu-args --name NAME`"),
+        ("web-1", None, True, "set `libvirt: {uri: …}`"),
+    ],
+)
+def test_remedy_for_a_qemu_that_is_no_domain(
+    name: str, monitor: GivenMonitor | None, by_libvirt: bool, said: str
+) -> None:
+    ((exposure, remedy),) = exposures_unwatched(name, monitor, by_libvirt=by_libvirt).items()
+    assert exposure is Exposure.NO_MONITOR
+    assert said in remedy
