@@ -45,8 +45,12 @@ def count_exposed(
 def unwatched(fleet: Fleet) -> list[tuple[RunningQemu, dict[Exposure, str]]]:
     """Return the QEMUs of this host that are no domain of panicd's, each with the remedy."""
     domains = list(fleet.domains.values())
-    names = {domain.name for domain in domains}
-    pids = {session.peer.pid for domain in domains if (session := domain.session) is not None}
+    sessions = [(domain, domain.session) for domain in domains]
+    pids = {session.peer.pid for _, session in sessions if session is not None}
+    # A name is a claim: it tells which QEMU a domain is only where nothing better is known.
+    names = {
+        domain.name for domain, session in sessions if session is None or not session.process_known
+    }
     monitors = {domain.address for domain in domains}
     return [
         (qemu, exposures_unwatched(qemu.name, qemu.monitor, by_libvirt=qemu.by_libvirt))

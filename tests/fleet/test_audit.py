@@ -18,6 +18,7 @@ from panicd.cli import main, render
 from panicd.fleet import audit
 from panicd.host import terminal
 from panicd.host.terminal import Terminal
+from panicd.qemu.process_list import RunningQemu
 from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.patience import fail_after
@@ -150,6 +151,19 @@ async def test_qemu_that_panicd_has_no_monitor_of(socket_dir: Path) -> None:
         shown, name = (await panicd(daemon, "audit")).output, f"stranger (process {stranger.pid})"
         (told,) = [text for text in shown.splitlines() if text.startswith(name)]
         assert f"add `- glob: {stranger.socket}` to `monitors`" in told
+
+
+@pytest.mark.real
+async def test_qemu_hides_behind_no_other_ones_name(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namesake = RunningQemu(1, "vm", monitor=None, by_libvirt=False)
+    async with DaemonInside.start(socket_dir) as daemon, RealQemu.start(socket_dir) as vm:
+        await daemon.wait_armed("vm")
+        watched = RunningQemu(vm.pid, "vm", monitor=None, by_libvirt=False)
+        monkeypatch.setattr(audit, "running_qemus", lambda: [namesake, watched])
+        (exposed,) = json.loads((await panicd(daemon, "audit --json")).output)["exposed"]
+        assert (exposed["domain"], exposed["pid"]) == ("vm", namesake.pid)
 
 
 @pytest.mark.parametrize("width", [None, 80])
