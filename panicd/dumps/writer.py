@@ -58,6 +58,9 @@ LEAST_RATE: Final = 256 << 10
 LEAST_KDUMP_RATE: Final = 4 << 10
 """The same of a kdump, which has 24 bytes for a page full of zeros."""
 
+_POLL_AT_MOST: Final = (1 << 31) - 1
+"""Milliseconds; poll(2) takes an int, and a guest of a terabyte is given longer."""
+
 _FLAT_HEADER_SIZE: Final = 4096
 _FLAT_SIGNATURE: Final = b"makedumpfile\0"
 _PIECE: Final = struct.Struct(">qq")  # where it belongs, and its size; both -1 at the end
@@ -238,7 +241,7 @@ class DumpWriter:
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
         began = time.monotonic()
-        is_there = self._check_stopped(poll, max(0, int(patience * 1000)))
+        is_there = self._check_stopped(poll, max(0, min(int(patience * 1000), _POLL_AT_MOST)))
         self._waited += time.monotonic() - began
         if not is_there:
             raise DumpError(

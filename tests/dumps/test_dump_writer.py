@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,59 @@ async def test_dump_that_comes_too_slowly_is_given_up(
     assert writer.error is not None
     assert writer.error.failure is DumpFailure.TOO_SLOW
     assert files(tmp_path) == []
+
+
+async def drip(directory: Path, kind: DumpFormat, data: bytes, *, slowly: int) -> DumpWriter:
+    """A writer that has come to its end: of QEMU's bytes so many come one by one, then the rest."""
+    reading, writing = os.pipe()
+    settings = CoredumpSettings(directory, min_free=FreeSpaceFloor())
+
+    def write() -> None:
+        with suppress(BrokenPipeError), os.fdopen(writing, "wb", buffering=0) as pipe:
+            for byte in data[:slowly]:
+                pipe.write(bytes([byte]))
+                threading.Event().wait(0.02)  # nothing is waited for: it is how slow it is
+            rest = memoryview(data)[slowly:]
+            while rest:
+                rest = rest[pipe.write(rest) :]
+
+    with fail_after(TIME_LIMIT):
+        writer = DumpWriter(
+            *(reading, directory / "vm" / "dump", kind),
+            settings=settings,
+            selection=ALL,
+            least=0,
+            most=None,
+            progress=DumpProgress(),
+        )
+        await trio.to_thread.run_sync(write)
+        await writer.ended.wait()
+    return writer
+
+
+OTHER_RATE = {DumpFormat.ELF: "LEAST_KDUMP_RATE", DumpFormat.KDUMP_LZO: "LEAST_RATE"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "data"),
+    [
+        (DumpFormat.ELF, "LEAST_RATE", ELF),
+        (DumpFormat.KDUMP_LZO, "LEAST_KDUMP_RATE", KDUMP),
+    ],
+)
+async def test_dump_is_to_come_at_a_rate_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: DumpFormat, rate: str, data: bytes
+) -> None:
+    """Each byte that comes gives QEMU no more than its own time."""
+    monkeypatch.setattr(dump_writer, "PATIENCE", 0.2)
+    monkeypatch.setattr(dump_writer, OTHER_RATE[kind], 1)
+    slow = await drip(tmp_path / "slow", kind, data, slowly=100)
+    assert slow.error is not None
+    assert slow.error.failure is DumpFailure.TOO_SLOW
+    assert files(tmp_path) == []
+    monkeypatch.setattr(dump_writer, rate, 1)
+    monkeypatch.setattr(dump_writer, OTHER_RATE[kind], 1 << 40)
+    assert (await drip(tmp_path / "good", kind, data, slowly=30)).error is None
 
 
 async def test_who_is_not_read_is_not_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from panicd.evidence import bundle as evidence
 from panicd.qemu import monitor
+from panicd.qemu.process import Peer
 from tests.parts.daemon import DaemonInside
 from tests.parts.dump_files import PNG
 from tests.parts.fake import FakeQemu
@@ -58,6 +59,25 @@ async def test_panic_s_words_are_found_on_the_console(socket_dir: Path) -> None:
         assert facts["payload"]["summary"].startswith("s390 core 1 has crashed")
         assert facts["decision"]["reason"] == "on-crash"
         assert "/proc/pressure/memory" in record["evidence"]["host"]
+
+
+async def test_console_is_looked_for_in_the_arguments_of_a_qemu_only(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process, which may read it, is none; so its arguments name no console's log."""
+    console = socket_dir / "console"
+    console.write_text("secret")
+    arguments = ("qemu-system-x86_64", "-serial", f"file:{console}")
+    monkeypatch.setattr(Peer, "command_line", lambda _peer: arguments)
+    policy = {"on_crash": "preserve", "evidence": {"budget": "3s"}}
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        incident = await daemon.wait_incident("vm", state="preserved")
+        await daemon.wait_kept(incident)
+        kept = socket_dir / "state" / "incidents" / incident.id
+        assert not [file.name for file in kept.iterdir() if b"secret" in file.read_bytes()]
 
 
 class Painter:

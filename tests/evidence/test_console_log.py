@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
+import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -23,6 +27,9 @@ OWN = Rights(os.geteuid(), frozenset(os.getgroups()))
 STRANGER = Rights(NOBODY, frozenset({NOBODY}))
 PEER = cast("Peer", SimpleNamespace(pid=os.getpid(), rights=OWN))
 """This process stands for a QEMU: only its number and its rights are looked at."""
+
+ALL = 0xFFFFFFFF
+"""In an entry of an access control list that is about no user (linux/posix_acl_xattr.h)."""
 
 POSER = """
 import os, socket, sys
@@ -75,6 +82,40 @@ def test_process_that_is_gone_is_a_problem_and_no_crash() -> None:
     assert list(problems) == ["/a"]
 
 
+@contextmanager
+def process(*command: str) -> Iterator[int]:
+    """A process that has said that it is there; its number."""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as started:
+        assert started.stdout is not None
+        try:
+            yield int(started.stdout.readline() or started.pid)
+        finally:
+            os.killpg(started.pid, signal.SIGKILL)
+
+
+@needs_root
+def test_who_has_put_his_rights_down_names_with_what_is_left_of_them() -> None:
+    """A QEMU that was started as root, and that a guest has broken out into since."""
+    lowered = f"import os; os.seteuid({NOBODY}); print(os.getpid(), flush=True); input()"
+    with process(sys.executable, "-c", lowered) as pid:
+        its = cast("Peer", SimpleNamespace(pid=pid, rights=OWN))
+        (log,) = find_logs((), its, ("qemu", "-serial", "file:/etc/shadow"), {})
+    with pytest.raises(OSError, match=f"user {NOBODY} may not read it"):
+        read_end(log, 10)
+
+
+@needs_root
+def test_what_is_named_in_a_container_is_not_looked_for() -> None:
+    its_parent = "cut -d' ' -f4 /proc/self/stat; cat"
+    with process("unshare", "--pid", "--fork", "sh", "-c", its_parent) as inside:
+        problems: dict[str, str] = {}
+        its = cast("Peer", SimpleNamespace(pid=inside, rights=OWN))
+        assert find_logs((), its, ("qemu", "-serial", "file:/a"), problems) == []
+    assert "in a container" in problems["/a"]
+
+
 def test_end_is_what_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"a" * 1000 + b"end")
@@ -97,6 +138,24 @@ def test_file_is_read_that_all_who_name_it_may_read(
     public.chmod(0o700)
     with pytest.raises(OSError, match="may not read it"):
         read_end(log, 10)
+
+
+def test_where_a_list_says_more_than_the_mode_only_the_owner_s_rights_are_known(
+    public: Path,
+) -> None:
+    """acl(5): anybody may read it, but for one."""
+    path = public / "log"
+    path.write_text("console")
+    path.chmod(0o644)
+    entries = [(1, 6, ALL), (2, 0, NOBODY), (4, 4, ALL), (16, 4, ALL), (32, 4, ALL)]
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(path, "system.posix_acl_access", packed)
+    except OSError as error:
+        pytest.skip(f"no access control list there: {error}")
+    with pytest.raises(OSError, match="may not read it"):
+        read_end(ConsoleLog(path, (STRANGER,)), 10)
+    assert read_end(ConsoleLog(path, (OWN,)), 10) == b"console"
 
 
 def test_way_through_a_link_is_gone_with_the_same_rights(public: Path, tmp_path: Path) -> None:

@@ -193,7 +193,11 @@ def test_names_that_begin_alike_are_two_series() -> None:
 def test_labels_are_printable() -> None:
     hostile = "\x1b]0;x\x07\0\u202e\u2066\n\ud800:skull:"
     samples = [replace(DB_1, domain=hostile, uuid=hostile, qemu_version=hostile)]
-    assert all(map(str.isprintable, make(domains=lambda: samples).render().decode().splitlines()))
+    incidents = [replace(WAITS, domain=hostile)]
+    holds = [HoldSample(hostile, 1000.0, False)]
+    scrape = make(domains=lambda: samples, incidents=incidents, holds=holds).render().decode()
+    assert scrape.count(r'domain="\\x1b') == 8 + 1 + 1
+    assert all(map(str.isprintable, scrape.splitlines()))
 
 
 def test_names_that_look_alike_once_they_are_printable_are_two_series() -> None:

@@ -106,11 +106,28 @@ def test_watchdog_interval(usec: str | None, pid: str | None, seconds: float | N
     assert ServiceManager(said).watchdog_interval() == seconds
 
 
+# systemd.exec(5), "Environment Variables Set or Propagated by the Service Manager".
+SAID_TO_ONE_PROCESS = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "MAINPID",
+    "SYSTEMD_EXEC_PID",
+    "MEMORY_PRESSURE_WATCH",
+    "MEMORY_PRESSURE_WRITE",
+)
+
+
 def test_what_is_said_to_one_process_is_taken_from_its_environment(
     address: str, manager: socket.socket
 ) -> None:
     of_the_unit = {"INVOCATION_ID": "1", "RUNTIME_DIRECTORY": "/run/panicd", "PATH": "/bin"}
-    environment = dict.fromkeys(sdnotify.OF_ONE_PROCESS, "1") | of_the_unit
+    environment = dict.fromkeys(SAID_TO_ONE_PROCESS, "1") | of_the_unit
     environment["NOTIFY_SOCKET"] = address
     taken = ServiceManager.take(environment)
     assert environment == of_the_unit

@@ -6,6 +6,7 @@ the attacker's own that panicd dials, and dialled in.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -230,6 +231,30 @@ async def test_its_evidence(socket_dir: Path, attack: Attack, victim: FakeQemu) 
         await daemon.wait_log("old evidence removed")
         assert (socket_dir / "state" / "incidents" / own.id / MANIFEST).exists()
         assert daemon.logged("old evidence removed", incident=own.id) == []
+
+
+async def test_its_dumps(socket_dir: Path, attack: Attack, victim: FakeQemu) -> None:
+    """There is room for one, and no more."""
+    coredump = {"format": "elf", "keep": 9, "max_total": "100KiB", "min_free": "1MiB"}
+    attacker = attack.qemu()
+    async with (
+        host(socket_dir, {"on_crash": "coredump-restart", "coredump": coredump}) as daemon,
+        victim.running(),
+        attacker.running(),
+    ):
+        await daemon.wait_armed(VICTIM)
+        (his,) = await connected(daemon, attack)
+        victim.panic()
+        own = await daemon.wait_incident((await its(daemon))["domain"], ending="restarted")
+        for number in (1, 2):
+            attacker.panic()
+            latest = await daemon.wait_incident(his["domain"], ending="restarted", count=number)
+            assert ("Dump", "done") in latest.steps
+        await daemon.wait_log("old dumps removed")
+        dumps = {path.stem: path for path in (socket_dir / "state" / "coredumps").rglob("*.elf")}
+        assert set(dumps) == {own.id, latest.id}
+        assert dumps[latest.id].parents[1].name == str(NOBODY)
+        assert dumps[own.id].parents[1].name == str(os.geteuid())
 
 
 async def test_its_policy_is_got_by_each_that_claims_it(

@@ -5,6 +5,7 @@ import itertools
 import ssl
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ import trio.testing
 
 from panicd.config.web import WebConfig, load_web_config
 from panicd.web import basic_auth, http
-from panicd.web.basic_auth import BasicAuth, Verdict, client_of, cost_of
+from panicd.web.basic_auth import BasicAuth, Verdict, client_of, cost_of, verify
 from panicd.web.http import HttpServer, serve_http
 from panicd.web.web import Request, Response, WebApp
 from tests.parts.http import Answer, basic, connect, get, read_answer, until_closed, until_reset
@@ -460,6 +461,55 @@ async def test_one_client_does_not_take_every_turn(monkeypatch: pytest.MonkeyPat
     assert verdicts["other"] == [Verdict.REFUSED]
 
 
+async def test_a_check_that_was_given_up_counts_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its thread computes on, for nothing can end it: no other begins before, nor at once then."""
+    finish, begun = threading.Event(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    times: list[float] = []
+    seconds = 0.05
+    auth = BasicAuth()
+
+    def verify(_hashed: bytes, _password: bytes, _highest: int) -> tuple[bool, float]:
+        times.append(time.monotonic())
+        token.run_sync_soon(begun.set)
+        assert finish.wait(patience(10))
+        times.append(time.monotonic())
+        return False, seconds
+
+    monkeypatch.setattr(basic_auth, "verify", verify)
+    with fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(auth.check, USERS, WRONG, "192.0.2.1")
+            await begun.wait()
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(auth.check, USERS, WRONG, "192.0.2.2")
+            await trio.testing.wait_all_tasks_blocked()
+            finish.set()
+    _, first_ended, second_began, _ = times
+    assert second_began - first_ended >= seconds / basic_auth.SHARE - seconds
+
+
+async def test_few_good_passwords_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[bytes] = []
+    checkpw = bcrypt.checkpw
+
+    def counting(password: bytes, hashed: bytes) -> bool:
+        computed.append(hashed)
+        return checkpw(password, hashed)
+
+    monkeypatch.setattr(bcrypt, "checkpw", counting)
+    monkeypatch.setattr(basic_auth, "REMEMBERED", 2)
+    auth = BasicAuth()
+    first, second, third, _ = COSTS
+    for name in (first, second, first, third, first, second):
+        right = basic(name, "x").partition(" ")[2]
+        assert await auth.check(COSTS, right, "") is Verdict.ADMITTED
+    assert computed == [COSTS[name] for name in (first, second, third, second)]
+
+
 COSTS = {f"cost-{cost}": bcrypt.hashpw(b"x", bcrypt.gensalt(cost)) for cost in (6, 4, 9, 8)}
 
 
@@ -481,6 +531,15 @@ async def test_a_refusal_costs_the_same_whoever_is_named(
     wrong = basic(name, "guess").partition(" ")[2]
     assert await BasicAuth().check(COSTS, wrong, "") is Verdict.REFUSED
     assert sum(rounds) == 2**9
+
+
+@pytest.mark.parametrize("name", [*COSTS, "nobody"])
+def test_a_refusal_s_seconds_are_those_that_it_took(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    now = iter((100.0, 107.0))
+    monkeypatch.setattr(time, "thread_time", lambda: next(now))
+    assert verify(COSTS.get(name, b""), b"guess", 9) == (False, 7.0)
 
 
 @pytest.mark.parametrize("name", COSTS)
