@@ -52,8 +52,7 @@ async def test_nothing_is_done_while_the_disk_is_full(socket_dir: Path, disk: Pa
         filler = fill(disk)
         fake.panic()
         await check_unwritable(daemon)
-        foreseen = (await daemon.call("explain", domain="idle"))["plan"]
-        assert (foreseen["action"], foreseen["reason"]) == ("preserve", "journal")
+        assert await daemon.foreseen("idle") == ("preserve", "journal")
         # Connected anew, it tries again, and again finds that it can't.
         await daemon.wait_log("the journal can't be written", count=3)
         assert fake.acting_commands == []
@@ -82,6 +81,7 @@ async def test_journal_that_cannot_be_written_stops_actions_unless_told_otherwis
         fake.panic()
         await check_unwritable(daemon)
         if on_failure == "act":
+            assert await daemon.foreseen("vm") == ("restart", "on-crash")
             await fake.wait_command("cont")
             await daemon.wait_incident("vm", ending="restarted")
         else:
@@ -223,8 +223,7 @@ async def test_damaged_journal_is_set_aside_and_destructive_actions_wait_for_peo
         assert await daemon.metric("panicd_journal_healthy") == 0
 
         await daemon.wait_armed("vm", since=daemon.began)
-        foreseen = await daemon.domain("vm")
-        assert (foreseen["effective_on_crash"], foreseen["reason"]) == ("preserve", "journal")
+        assert await daemon.foreseen("vm") == ("preserve", "journal")
         fake.panic()
         incident = await daemon.wait_incident("vm", state="preserved")
         assert incident.decisions == [("preserve", "journal")]

@@ -29,6 +29,7 @@ async def test_hold_outlives_the_daemon_until_it_is_taken_back(socket_dir: Path,
         await daemon.start_again()
         await daemon.wait_armed("vm", since=daemon.began)
         assert (await daemon.domain("vm"))["held_why"] == "looking at it"
+        assert await daemon.foreseen("vm") == ("preserve", "held")
         fake.panic()
         await daemon.wait_kept(await daemon.wait_incident("vm", state="preserved"))
         await daemon.kill()

@@ -168,6 +168,13 @@ class ObservedDaemon:
         (domain,) = [domain for domain in status["domains"] if domain["domain"] == name]
         return domain
 
+    async def foreseen(self, name: str) -> tuple[str, str]:
+        """Return what its panic would lead to now, and why, which all who are asked agree on."""
+        status, explained = await self.domain(name), await self.call("explain", domain=name)
+        told = status["effective_on_crash"], status["reason"]
+        assert told == (explained["plan"]["action"], explained["plan"]["reason"])
+        return told
+
     async def metric(self, name: str, **labels: str) -> float | None:
         """Return the present value of one of its metrics; None where there is no such series."""
         served = await self.wait_log("metrics are served", since=self.began)
