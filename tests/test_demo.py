@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -21,6 +22,7 @@ from panicd.demo.process import kill_by_pid_file
 from panicd.demo.proofs import compressed_dump, process_gone, runs, stays_panicked, was_reset
 from panicd.demo.scene import Case
 from panicd.rules.on_crash import OnCrash
+from panicd.service.control_client import call
 from tests.parts.dump_files import Dump
 from tests.parts.patience import fail_after, patience
 
@@ -33,11 +35,12 @@ TIME_LIMIT = 110.0
 
 
 @contextmanager
-def demo(directory: Path) -> Iterator[subprocess.Popen[str]]:
+def demo(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """The command, with ``directory`` for its temporary files."""
     with subprocess.Popen(
-        [sys.executable, "-m", "panicd", "demo"],
+        [sys.executable, "-m", "panicd", "demo", *options],
         env={**os.environ, "TMPDIR": str(directory), "NO_COLOR": "1"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -112,6 +115,47 @@ def test_it_ends_when_nobody_reads_it(socket_dir: Path) -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(timeout=patience(TIME_LIMIT)) == 1
+    assert_nothing_left(socket_dir)
+
+
+def printed_until(process: subprocess.Popen[str], words: str) -> list[str]:
+    assert process.stdout is not None
+    printed = []
+    for line in process.stdout:
+        printed.append(line.rstrip())
+        if words in line:
+            return printed
+    raise AssertionError("\n".join(printed))
+
+
+@pytest.mark.real
+def test_one_that_is_kept_takes_commands_until_it_is_interrupted(socket_dir: Path) -> None:
+    with demo(socket_dir, "--keep") as process:
+        assert process.stdin is not None
+        introduced = printed_until(process, "Type the name")
+        (config,) = socket_dir.glob("*/panicd.yaml")
+        assert f"  export PANICD_CONFIG={config}" in introduced
+        for name, said in (
+            *(("web-1", "The guest of web-1 panicked"), ("db-1", "The guest of db-1 panicked")),
+            *(("test-1", "The guest of test-1 panicked"), ("web-9", "There is no VM 'web-9'")),
+        ):
+            process.stdin.write(f"{name}\n")
+            process.stdin.flush()
+            printed_until(process, said)
+        became: dict[str, Any] = {}
+        expected = {"web-1": "restarted", "db-1": "preserved", "test-1": "destroyed"}
+        while became != expected:
+            listed: Any = call(config.with_name("control.sock"), "incidents")
+            became = {each["domain"]: each["ending"] or each["state"] for each in listed}
+        words = {each["panic_line"] for each in listed}
+        assert words == {"Kernel panic - not syncing: panicd demo"}
+        process.stdin.write("test-1\n")
+        process.stdin.close()
+        printed_until(process, "test-1 has ended.")
+
+        process.send_signal(signal.SIGINT)
+        printed_until(process, "The demonstration has ended")
+        assert process.wait(timeout=patience(TIME_LIMIT)) == 0
     assert_nothing_left(socket_dir)
 
 

@@ -3,6 +3,8 @@
 ::
 
     story    tells it: cases one after the other, what an operator sees, the count
+    keeping  keeps a few VMs and panicd running, for people to try the commands on
+    playing  what both need around them: a QEMU, a directory, an end
     cases    which policies and turns are shown, and what each must come to
     proofs   what is looked at without panicd; dump_file for dumps
     scene    one case with its VM; lab all of them, with panicd's configuration

@@ -97,6 +97,25 @@ class DaemonProcess:
                 raise DaemonEndedError("\n".join(["panicd ended; it wrote:", *self.last_words]))
             await self._changed.park()
 
+    async def wait_connected(self, name: str) -> None:
+        """Wait until it is connected to a domain.
+
+        Raises:
+            DaemonEndedError: It never will be.
+        """
+        await self.wait_logged(
+            lambda line: (line["event"], line.get("domain")) == ("domain connected", name)
+        )
+
+    async def wait_page(self) -> str:
+        """Wait until its page is served, and return the address.
+
+        Raises:
+            DaemonEndedError: It never will be.
+        """
+        line = await self.wait_logged(lambda line: bool(line["event"] == "metrics are served"))
+        return f"http://{line['host']}:{line['port']}/"
+
     async def ask(self, command: str, **arguments: object) -> Any:
         """Return what the daemon answers on its control socket.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from panicd.demo.guests import Guest, write_rom
+from panicd.demo.guests import write_rom
 from panicd.demo.process import kill_by_pid_file
 from panicd.demo.proofs import COREDUMPS, RELAUNCHED_WITNESS
 from panicd.demo.qemu import Qemu, check_socket_path, machine_arguments, monitor_arguments
@@ -59,7 +59,7 @@ class Lab:
         """
         witness = self._witness(case)
         check_socket_path(witness)
-        write_rom(Guest.PANIC_ON_KEY, self._rom(case))
+        write_rom(case.guest, self._rom(case))
         try:
             async with Qemu.launch(
                 self._machine(case),
@@ -107,10 +107,14 @@ class Lab:
         return [
             *machine_arguments(self.qemu, self.accelerator),
             *("-bios", str(self._rom(case)), "-device", "pvpanic", *case.qemu),
+            *(("-serial", f"file:{self._console(case)}") if case.has_console else ()),
         ]
 
     def _rom(self, case: Case) -> Path:
         return self.directory / f"{case.name}.rom"
+
+    def _console(self, case: Case) -> Path:
+        return self.directory / f"{case.name}.console"
 
     def _monitor(self, case: Case) -> Path:
         return self.directory / f"{case.name}.qmp"

@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from panicd.demo.daemon import DaemonProcess, LogLine
+from panicd.demo.guests import Guest
 from panicd.demo.qemu import Qemu
 from panicd.demo.qmp import Message
 
@@ -52,6 +53,8 @@ class Case:
         qemu: Further arguments of QEMU.
         relaunch: Its rule has a ``relaunch`` command, which starts the same VM anew.
         before_panicd: It panics before panicd is started, by a key press.
+        guest: What the guest does.
+        has_console: What is written to its serial port is kept in a file.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Case:
     qemu: tuple[str, ...] = ()
     relaunch: bool = False
     before_panicd: bool = False
+    guest: Guest = Guest.PANIC_ON_KEY
+    has_console: bool = False
 
 
 @dataclass

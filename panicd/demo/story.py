@@ -6,39 +6,25 @@ it is in a temporary directory, which goes with the processes when the story end
 
 from __future__ import annotations
 
-import signal
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from functools import partial
-from pathlib import Path
 from typing import Final
 from urllib.request import urlopen
 
 import trio
 
 from panicd import __version__
-from panicd.demo.background import background
 from panicd.demo.cases import CASES
-from panicd.demo.daemon import DaemonEndedError, DaemonProcess, LogLine
+from panicd.demo.daemon import DaemonProcess
 from panicd.demo.dump_file import DamagedDumpError
 from panicd.demo.lab import Lab
+from panicd.demo.playing import DONE, FAILED, play
 from panicd.demo.process import make_way
-from panicd.demo.qemu import (
-    QemuMissingError,
-    QemuStartError,
-    SocketPathError,
-    find_qemu,
-    usable_accelerator,
-)
 from panicd.demo.qmp import QmpClosedError, QmpCommandError
-from panicd.demo.report import OutputClosedError, Report
+from panicd.demo.report import Report
 from panicd.demo.scene import Scene, UnprovenError
 from panicd.service.control_client import DaemonUnreachableError, RefusedError
-
-DONE: Final = 0
-FAILED: Final = 1
 
 # For what never comes: slow is not broken. A case takes 1 s on a quiet machine, and ten times as
 # long or more on one that is busy.
@@ -63,37 +49,16 @@ def tell() -> int:
     Returns:
         0 if everything was seen to work, otherwise 1.
     """
-    report = Report()
+    return play(_tell)
+
+
+async def _tell(report: Report, lab: Lab, nursery: trio.Nursery) -> int:
     try:
-        qemu = find_qemu()
-    except QemuMissingError as error:
-        report.fault(str(error))
+        with trio.fail_after(_STORY_SECONDS):
+            return await _Story(report, lab).tell(nursery)
+    except trio.TooSlowError:
+        report.fault(f"not done within {_STORY_SECONDS:g} seconds")
         return FAILED
-    began = time.monotonic()
-    accelerator = usable_accelerator(qemu)
-    with tempfile.TemporaryDirectory(prefix="panicd-demo-") as directory:
-        lab = Lab(Path(directory), qemu, accelerator)
-        return trio.run(_tell, report, lab, began)
-
-
-async def _tell(report: Report, lab: Lab, began: float) -> int:
-    """Tell it, until its end or until it is interrupted."""
-    with trio.CancelScope() as interrupted:
-        async with background() as nursery:
-            await nursery.start(_cancel_on_signal, interrupted)
-            try:
-                with trio.fail_after(_STORY_SECONDS):
-                    return await _Story(report, lab, began).tell(nursery)
-            except (QemuStartError, SocketPathError, DaemonEndedError) as error:
-                report.fault(str(error))
-                return FAILED
-            except OutputClosedError:
-                return FAILED
-            except trio.TooSlowError:
-                report.fault(f"not done within {_STORY_SECONDS:g} seconds")
-                return FAILED
-    report.fault("interrupted; its processes and files are gone")
-    return FAILED
 
 
 class _Story:
@@ -102,13 +67,12 @@ class _Story:
     Args:
         report: Where to.
         lab: Where it takes place.
-        began: When it began, by the monotonic clock.
     """
 
-    def __init__(self, report: Report, lab: Lab, began: float) -> None:
+    def __init__(self, report: Report, lab: Lab) -> None:
         self._report = report
         self._lab = lab
-        self._began = began
+        self._began = time.monotonic()
 
     async def tell(self, nursery: trio.Nursery) -> int:
         """Tell it.
@@ -134,7 +98,7 @@ class _Story:
             )
             for scene in scenes:
                 if scene.vm.returncode is None:
-                    await daemon.wait_logged(partial(_is_connected, scene.case.name))
+                    await daemon.wait_connected(scene.case.name)
             for scene in scenes:
                 await self._play(scene, daemon)
                 report.scene(scene)
@@ -182,8 +146,7 @@ class _Story:
         """Show what an operator sees of it."""
         for arguments in (("status",), ("incidents",), ("explain", "coredump-restart")):
             self._report.typed(f"panicd {' '.join(arguments)}", await self._type(daemon, arguments))
-        address = await daemon.wait_logged(_tells_metrics_address)
-        url = f"http://{address['host']}:{address['port']}/metrics"
+        url = f"{await daemon.wait_page()}metrics"
         metrics = await trio.to_thread.run_sync(_fetch, url, abandon_on_cancel=True)
         shown = [line for line in metrics.splitlines() if line.startswith(_SHOWN_METRICS)]
         self._report.typed(f"curl {url}", "\n".join([*shown, "…", ""]))
@@ -215,26 +178,7 @@ _FAULTS: Final = (
 )
 
 
-def _is_connected(name: str, line: LogLine) -> bool:
-    return (line["event"], line.get("domain")) == ("domain connected", name)
-
-
-def _tells_metrics_address(line: LogLine) -> bool:
-    event: str = line["event"]
-    return event == "metrics are served"
-
-
 def _fetch(url: str) -> str:
     with urlopen(url, timeout=_FETCH_SECONDS) as answer:  # noqa: S310 - panicd's own, on loopback
         text: str = answer.read().decode()
     return text
-
-
-async def _cancel_on_signal(
-    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """End the story when it is interrupted; a KeyboardInterrupt could come anywhere."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        task_status.started()
-        async for _ in signals:
-            scope.cancel()
