@@ -5,6 +5,7 @@
     coredump       makes one; queue: whose turn it is
     checks, page_selection    what is found out before: what it costs, which pages are left out;
                    windows: what one for WinDbg has besides
+    feeding        what is read of the memory, where that is not all of it
     writer         the bytes, in a thread of its own; repair, elf_filter: what is mended on the way
     directory      the files; facts, reader, kdump_reader: what a finished one is, and holds
     filter/        programs of their own that leave pages out

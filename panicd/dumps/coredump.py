@@ -18,6 +18,7 @@ import trio
 
 from panicd.dumps.checks import GuestMemory, check_guest, is_size
 from panicd.dumps.directory import dump_path
+from panicd.dumps.feeding import feed_ranges
 from panicd.dumps.page_selection import MAX_LENGTH, PageSelection, selected_pages
 from panicd.dumps.windows import windows_parts
 from panicd.dumps.writer import DumpProgress, DumpWriter, enlarge
@@ -111,12 +112,10 @@ async def dump_guest_memory(
     progress = progress or DumpProgress()
     progress.began, progress.total = trio.current_time(), memory.size
     deadline = progress.began + settings.timeout
-    let_go = session.vm.times_let_go
+    check = partial(_check_not_let_go, session, session.vm.times_let_go)
     async with _chosen(session, settings, kind, memory, by_other=by_other, reader=reader) as chosen:
         made, selection = chosen
-        if session.vm.times_let_go > let_go:
-            why = "the guest was reset or resumed while its dump was prepared"
-            raise DumpError(DumpFailure.OVERTAKEN, why)
+        check()
         if selection.reason and settings.level_required:
             raise DumpError(DumpFailure.UNFILTERED, selection.reason)
         progress.left_out = sum(selection.left_out.values()) * PAGE
@@ -140,7 +139,10 @@ async def dump_guest_memory(
             raise
         asked = False
         try:
-            if by_other is None:
+            if selection.ranges:
+                guest = RangeReader(session, deadline, MAX_LENGTH)
+                run = partial(_feed, guest, writer, writing, selection, check)
+            elif by_other is None:
                 await _hand_over(session, writer, writing)
                 _check_time(deadline)
                 run = partial(_run_dump, session, made, deadline, progress)
@@ -258,6 +260,35 @@ async def _have_dumped(
         await by_other(Path(f"/proc/{os.getpid()}/fd/{pipe}"), kind.of_qemu, timeout)
     finally:
         os.close(pipe)
+
+
+def _check_not_let_go(session: Session, times: int) -> None:
+    if session.vm.times_let_go > times:
+        why = "the guest was reset or resumed before its memory was read"
+        raise DumpError(DumpFailure.OVERTAKEN, why)
+
+
+async def _feed(
+    guest: GuestReader,
+    writer: DumpWriter,
+    pipe: int,
+    selection: PageSelection,
+    check: Callable[[], None],
+) -> None:
+    """Give the writer what is read of the memory, a range at a time."""
+    async with trio.lowlevel.FdStream(pipe) as stream:
+        await _await_file(writer)
+        with trio.move_on_at(guest.deadline):
+            try:
+                await feed_ranges(stream, selection, guest, check)
+            except NotReadableError as error:
+                if trio.current_time() < guest.deadline:
+                    raise DumpError(DumpFailure.QEMU, str(error)) from error
+            except trio.BrokenResourceError as error:
+                raise DumpError(DumpFailure.INCOMPLETE, "given up") from error
+            else:
+                return
+        raise DumpError(DumpFailure.TIMEOUT, NOT_DONE)
 
 
 async def _await_file(writer: DumpWriter) -> None:

@@ -10,16 +10,17 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import trio
 
+from panicd.dumps.filter.core_stream import FRAME
 from panicd.qemu.guest_memory import GuestReader
 from panicd.qemu.threads import needing_a_thread
-from panicd.rules.guest_memory.dump_file import find_vmcoreinfo
+from panicd.rules.guest_memory.dump_file import DumpFile, find_vmcoreinfo
 from panicd.rules.guest_memory.page_map import check_page_size
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
@@ -47,6 +48,9 @@ class PageSelection:
         left_out: how many pages are not, by what they were used for.
         reason: why fewer are left out than was wanted; empty where that is not so.
         windows: a file in memory with what a dump for WinDbg has besides; None: it is none.
+        beginning: the headers and notes of a dump of the whole memory, where only ``ranges`` of it
+            are read; else empty.
+        ranges: what is read, each a moment's work for QEMU.
     """
 
     level: int
@@ -54,6 +58,13 @@ class PageSelection:
     left_out: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
     windows: int | None = None
+    beginning: bytes = b""
+    ranges: tuple[ReadRequest, ...] = ()
+
+    @property
+    def stream_size(self) -> int:
+        """How many bytes the filter is given of ``ranges``."""
+        return len(self.beginning) + sum(FRAME.size + each.length for each in self.ranges)
 
     def about(self) -> str:
         """Return what the dump says of itself, as JSON."""
@@ -89,19 +100,46 @@ async def selected_pages(
     bitmap = os.memfd_create("panicd-pages", os.MFD_CLOEXEC)
     try:
         try:
-            left_out = await _run(reader, vmcoreinfo, bitmap, level=level, size=size)
+            beginning = await _beginning(reader)
+            memory = DumpFile.parse(beginning).memory if beginning else ()
+            asked = {
+                "level": level,
+                "size": size,
+                "vmcoreinfo": vmcoreinfo.decode("latin-1"),
+                "memory": [(piece.physical, piece.length) for piece in memory],
+            }
+            found = await _run(reader, asked, bitmap, size)
         except (NotReadableError, OSError) as error:
             selection = PageSelection(empty, reason=str(error))
         else:
-            selection = PageSelection(level, bitmap, left_out)
+            ranges = tuple(_cut(found["ranges"]))
+            if not ranges:
+                beginning = b""
+            selection = PageSelection(
+                level, bitmap, found["left_out"], beginning=beginning, ranges=ranges
+            )
         yield selection
     finally:
         os.close(bitmap)
 
 
+async def _beginning(reader: GuestReader) -> bytes:
+    """Return how a whole dump begins; nothing where that can't be had, and all memory is read."""
+    with suppress(NotReadableError):
+        return await reader.beginning()
+    return b""
+
+
+def _cut(ranges: Iterable[tuple[int, int]]) -> Iterator[ReadRequest]:
+    """Yield ranges, none longer than QEMU should be busy with."""
+    for physical, length in ranges:
+        for at in range(0, length, MAX_LENGTH):
+            yield ReadRequest(physical + at, min(MAX_LENGTH, length - at))
+
+
 async def _run(
-    reader: GuestReader, vmcoreinfo: bytes, bitmap: int, *, level: int, size: int
-) -> dict[str, int]:
+    reader: GuestReader, asked: Mapping[str, object], bitmap: int, size: int
+) -> dict[str, Any]:
     """Run the program to its end; return what it found.
 
     Raises:
@@ -119,7 +157,6 @@ async def _run(
         )
     try:
         with trio.move_on_at(reader.deadline):
-            asked = {"level": level, "size": size, "vmcoreinfo": vmcoreinfo.decode("latin-1")}
             return await _serve(process, reader, json.dumps(asked).encode() + b"\n", size)
         raise NotReadableError("the time for it is over")
     except trio.BrokenResourceError as error:
@@ -135,7 +172,7 @@ async def _run(
 
 async def _serve(
     process: trio.Process, reader: GuestReader, asked: bytes, size: int
-) -> dict[str, int]:
+) -> dict[str, Any]:
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None
     assert stdout is not None
@@ -162,11 +199,10 @@ async def _serve(
             await stdin.send_all(ANSWER.pack(-1))
     while not received.endswith(b"\n"):
         await _receive(stdout, received)
-    result = json.loads(received)
+    result: dict[str, Any] = json.loads(received)
     if "reason" in result:
         raise NotReadableError(result["reason"])
-    left_out: dict[str, int] = result["left_out"]
-    return left_out
+    return result
 
 
 async def _receive(stdout: trio.abc.ReceiveStream, received: bytearray) -> None:

@@ -9,6 +9,7 @@ nothing behind as soon as the disk lets go.
     elf         QEMU ── pipe ──► head repaired, the rest by splice(2) ──► file
     elf-zstd    QEMU ── pipe ──► the same ── pipe ──► elf_filter.py ──► file; so elf of level 1
     kdump-zlib  QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.filter.page_filter ──► file
+                QEMU ── files in memory, a range each ── pipe, frames ──► the same filter ──► file
     win-dmp     QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.filter.windows_filter
                 ── pipe ──► elf_filter.py ──► file
     kdump-*     QEMU ── pipe ──► pieces to their places ──► file, then its head repaired
@@ -38,6 +39,7 @@ import trio
 
 from panicd.dumps import repair as dump_repair
 from panicd.dumps.directory import give_name, partial_file, remove_abandoned, space
+from panicd.dumps.filter.core_stream import FRAMED
 from panicd.dumps.page_selection import ONE_THREAD, PageSelection
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.threads import NoThreadError, needing_a_thread
@@ -210,7 +212,8 @@ class DumpWriter:
                 case DumpFormat.ELF_ZSTD:
                     self._filter_elf(file, [*ELF_FILTER, "zstd", *about])
                 case DumpFormat.KDUMP_ZLIB:
-                    self._filter_elf(file, [*PAGE_FILTER, *about, *given])
+                    framed = [FRAMED] if self._selection.ranges else []
+                    self._filter_elf(file, [*PAGE_FILTER, *about, *given, *framed])
                 case DumpFormat.WIN_DMP:
                     first = [*WINDOWS_FILTER, *given]
                     self._filter_elf(file, first, [*ELF_FILTER, "plain", *about])
@@ -299,11 +302,19 @@ class DumpWriter:
             raise DumpError(DumpFailure.QEMU, "what QEMU writes does not begin as an ELF core")
         head = self._read_until(elf.size, file, head)
         _write(target, elf.repaired(head[: elf.size]) + head[elf.size :])
+        self._move(target, file, elf.content_end(head))
+
+    def _copy_ranges(self, target: int, file: int) -> None:
+        """Move to ``target`` what is read of the memory, as ``feeding`` gives it."""
+        self._move(target, file, self._selection.stream_size)
+
+    def _move(self, target: int, file: int, expected: int) -> None:
+        """Move the rest to ``target``: so many bytes must have come at the end."""
         while True:
             self._wait()
             if not self._count(os.splice(self._pipe, target, CHUNK), file):
                 break
-        missing = elf.content_end(head) - self._progress.received
+        missing = expected - self._progress.received
         if missing > 0:
             raise DumpError(DumpFailure.INCOMPLETE, f"QEMU's dump is {missing} bytes short")
 
@@ -312,7 +323,8 @@ class DumpWriter:
         with ExitStack() as stack:
             first = self._start_filters(file, programs, stack)
             try:
-                self._copy_elf(first.fileno(), file)
+                copy = self._copy_ranges if self._selection.ranges else self._copy_elf
+                copy(first.fileno(), file)
                 first.close()
             except BrokenPipeError:
                 pass  # an exit status says why

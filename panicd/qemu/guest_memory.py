@@ -18,7 +18,7 @@ import os
 import re
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,18 @@ class GuestReader(ABC):
         """
         async with self.range(request) as pieces:
             return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
+
+    async def beginning(self) -> bytes:
+        """Return how a dump of the whole memory begins: its headers and its notes.
+
+        Returns:
+            Nothing where the whole memory comes faster than parts of it.
+
+        Raises:
+            NotReadableError: it can't be had.
+            SessionLostError: the session ended.
+        """
+        return b""
 
     async def serve(self, reading: Reading[T]) -> T:
         """Give a reading what it asks for; return what it makes of it.
@@ -292,6 +304,18 @@ class RangeReader(GuestReader):
             dump = await self._any_range(file, deadline)
             return os.pread(file, dump.notes.length, dump.notes.offset)
 
+    async def beginning(self) -> bytes:
+        """Return how a dump of the whole memory begins; see ``GuestReader``.
+
+        The file is full soon after. QEMU says that it failed to write on, which is what is wanted.
+        """
+        _check_readable(self._session)
+        with memory_file(HEAD + MAX_NOTES) as file:
+            await _write_part(self._session, file, {}, self.deadline)
+            head = os.pread(file, HEAD, 0)
+            notes = DumpFile.parse(head).notes
+            return os.pread(file, notes.offset + notes.length, 0)
+
     async def _any_range(self, file: int, deadline: float) -> DumpFile:
         """Have QEMU write a page, whichever it is."""
         *tries, last = (ReadRequest(place, PAGE) for place in FIRST)
@@ -318,23 +342,29 @@ async def _write_range(
     session: Session, file: int, request: ReadRequest, deadline: float
 ) -> DumpFile:
     """Have QEMU write a range into a file, and return where in it lies what."""
-    arguments: dict[str, object] = {
-        "paging": False,
-        "protocol": f"fd:{FD_NAME}",
-        "begin": request.physical,
-        "length": request.length,
-    }
+    part = {"begin": request.physical, "length": request.length}
+    refused = await _write_part(session, file, part, deadline)
+    if refused is not None:
+        raise NoMemoryThereError(f"QEMU gives no memory: {refused.description}") from refused
+    return DumpFile.parse(os.pread(file, HEAD, 0))
+
+
+async def _write_part(
+    session: Session, file: int, part: Mapping[str, object], deadline: float
+) -> CommandError | None:
+    """Have QEMU dump into a file; return the error where it says that it did not."""
+    arguments = {"paging": False, "protocol": f"fd:{FD_NAME}", **part}
     commands: list[Command] = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
     answers = await session.qmp.execute_all_with_fd(commands, file, timeout=_left(deadline))
     for answer in answers:
         match answer:
             case CommandError():
-                raise NoMemoryThereError(f"QEMU gives no memory: {answer.description}") from answer
+                return answer
             case NoReplyError():
                 raise NotReadableError("the time is over") from answer
             case MonitorError():
                 raise answer
-    return DumpFile.parse(os.pread(file, HEAD, 0))
+    return None
 
 
 def _left(deadline: float) -> float:

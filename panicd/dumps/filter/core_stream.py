@@ -2,13 +2,19 @@
 
 import errno
 import os
+import struct
+from collections.abc import Iterable, Iterator
 from typing import Final
 
+from panicd.rules.guest_memory.dump_file import Piece
 from panicd.rules.guest_memory.reading import NotReadableError
 
 BLOCK: Final = 1 << 20  # bytes looked at together
 HEAD: Final = 1 << 16  # bytes; QEMU's ELF headers take some hundred
 CUT_OFF: Final = errno.ENODATA
+FRAMED: Final = "framed"  # what a program is told, where not all of the memory comes
+FRAME: Final = struct.Struct("<QQ")
+"""What comes before each part of it then: physical address and length, in bytes."""
 
 
 class CoreStream:
@@ -35,6 +41,20 @@ class CoreStream:
         waste = memoryview(bytearray(BLOCK))
         while self._at < offset:
             self.fill(waste[: min(len(waste), offset - self._at)])
+
+    def pieces(self, memory: Iterable[Piece]) -> Iterator[tuple[int, int]]:
+        """Go to each of the pieces in turn; yield its physical address and length."""
+        for piece in sorted(memory, key=lambda piece: piece.offset):
+            self.skip_to(piece.offset)
+            yield piece.physical, piece.length
+
+    def frames(self, start: int) -> Iterator[tuple[int, int]]:
+        """Go to each of the frames from an offset on in turn; yield the same."""
+        self.skip_to(start)
+        frame = memoryview(bytearray(FRAME.size))
+        while self.peek(1):
+            self.fill(frame)
+            yield FRAME.unpack(frame)
 
     def fill(self, target: memoryview) -> None:
         """Read on until there is as much.

@@ -35,14 +35,17 @@ class KdumpWriter:
 
     Raises:
         OSError: the file can't be written.
+
+    Attributes:
+        missing: how many pages that are kept have not been added.
     """
 
     def __init__(self, file: int, head: KdumpHead, there: bytes, kept: bytes) -> None:
         self._file = file
         self._descriptors = head.descriptors
         self._kept = np.frombuffer(kept, np.uint8)
-        count = int(np.bitwise_count(self._kept).sum(dtype=np.int64))
-        self._end = head.descriptors + count * _DESCRIPTOR.itemsize
+        self.missing = int(np.bitwise_count(self._kept).sum(dtype=np.int64))
+        self._end = head.descriptors + self.missing * _DESCRIPTOR.itemsize
         empty = isal_zlib.compress(bytes(PAGE), LEVEL)
         self._empty = (self._end, len(empty))
         _write(file, head.data, 0)
@@ -68,7 +71,7 @@ class KdumpWriter:
         """
         count = len(data) // PAGE
         bits = self._kept[first // 8 : -(-(first + count) // 8)]
-        kept = np.unpackbits(bits, bitorder="little")[first % 8 :][:count]
+        kept = np.unpackbits(bits, bitorder="little")[first % 8 :][:count]  # none behind the end
         wanted = np.flatnonzero(kept)
         if not len(wanted):
             return
@@ -80,6 +83,7 @@ class KdumpWriter:
         self._pack(data, wanted[full], descriptors, np.flatnonzero(full))
         place = self._descriptors + self._rank_of(first) * _DESCRIPTOR.itemsize
         _write(self._file, descriptors.tobytes(), place)
+        self.missing -= len(wanted)
 
     def _pack(
         self,

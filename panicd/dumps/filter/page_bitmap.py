@@ -5,11 +5,11 @@ given it on standard input, and writes the bitmap into a file whose descriptor i
 
 ::
 
-    in     a line of JSON: level, size, vmcoreinfo
+    in     a line of JSON: level, size, vmcoreinfo, memory (where the guest has any)
     out    REQUEST: physical address and length, in bytes
     in     ANSWER: the length, or -1 where it can't be had; the bytes
     ...
-    out    REQUEST of length 0, a line of JSON: left_out (pages by use), or reason
+    out    REQUEST of length 0, a line of JSON: left_out (pages by use) and ranges, or reason
 """
 
 import json
@@ -17,10 +17,10 @@ import os
 import resource
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,10 @@ TABLES: Final = Limits(lines=0, size=256 << 20, requests=1 << 16)
 """What finding the page structures may cost: page tables, some pages for each TiB."""
 NICENESS: Final = 10  # nice(1)
 MAX_MEMORY: Final = 3 << 30  # bytes of address space, of which numpy takes some hundred MiB
+
+RANGE_PAGES: Final = 512
+"""Of the smallest range, 2 MiB: QEMU writes as much in the time that one more range takes."""
+MAX_RANGES: Final = 1024
 
 _KEPT: Final = b"\xff"
 _LIE: Final = "its page structures say of themselves that they are of no use"
@@ -96,6 +100,52 @@ def read_bitmap(vmcoreinfo: bytes, size: int, level: DumpLevel) -> Reading[PageB
             "free": counts[DumpLevel.FREE],
         },
     )
+
+
+def ranges_to_read(bits: bytes, memory: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the parts of the memory that hold all that is kept, few and in order.
+
+    Args:
+        bits: of the pages that are kept, as in ``PageBitmap``.
+        memory: where the guest has any: physical address and length, in bytes.
+
+    Returns:
+        As ``memory``. None where the memory ends beyond what is looked at.
+    """
+    end = max((physical + length for physical, length in memory), default=0)
+    if end > MAX_PAGES * PAGE:
+        return []
+    size = RANGE_PAGES * PAGE
+    bits += _KEPT * (-len(bits) % (RANGE_PAGES // 8))
+    wanted = _any_of(np.frombuffer(bits, np.uint64), RANGE_PAGES // 64)
+    wanted = np.append(wanted, np.ones(max(0, -(-end // size) - len(wanted)), np.bool_))
+    ranges = _ranges(wanted, size, memory)
+    while len(ranges) > max(MAX_RANGES, len(memory)):
+        wanted = _any_of(np.append(wanted, np.zeros(len(wanted) % 2, np.bool_)), 2)
+        size *= 2
+        ranges = _ranges(wanted, size, memory)
+    return ranges
+
+
+def _any_of(values: npt.NDArray[Any], count: int) -> npt.NDArray[np.bool_]:
+    """Return of each so many values whether one is not 0."""
+    found: npt.NDArray[np.bool_] = values.reshape(-1, count).max(axis=1) != 0
+    return found
+
+
+def _ranges(
+    wanted: npt.NDArray[np.bool_], size: int, memory: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Return what of the memory lies in the wanted ones of blocks of a size."""
+    steps = np.diff(wanted.astype(np.int8), prepend=0, append=0)
+    edges = np.flatnonzero(steps).reshape(-1, 2) * size
+    ranges = []
+    for physical, length in sorted(memory):
+        after = edges[:, 1] > physical
+        for start, end in edges[after & (edges[:, 0] < physical + length)].tolist():
+            begin = max(start, physical)
+            ranges.append((begin, min(end, physical + length) - begin))
+    return ranges
 
 
 def _chunks(found: PageMap) -> Iterator[int]:
@@ -187,7 +237,8 @@ def main(arguments: list[str]) -> int:
         found: PageBitmap = end.value
         with os.fdopen(int(arguments[0]), "wb") as file:
             file.write(found.bits)
-        result = {"left_out": found.left_out}
+        ranges = ranges_to_read(found.bits, asked["memory"])
+        result = {"left_out": found.left_out, "ranges": ranges}
     target.write(REQUEST.pack(0, 0) + json.dumps(result).encode() + b"\n")
     target.flush()
     return 0

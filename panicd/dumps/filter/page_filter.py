@@ -1,9 +1,10 @@
 """Makes a kdump of an ELF core: a program, run in a process of its own.
 
 Standard input is what QEMU writes, standard output the dump's file. Its arguments are the dump's
-level, what panicd's own note says, and the descriptor of the bitmap of the pages that are kept, if
-there is one: a file in memory. Exit status: 0 done, else the errno of what failed; 1, with a
-traceback, for anything else.
+level, what panicd's own note says, the descriptor of the bitmap of the pages that are kept, if
+there is one: a file in memory, and ``FRAMED``, if only parts of the core come: its headers and
+notes, then the parts, each with a ``FRAME`` before it. Exit status: 0 done, else the errno of what
+failed; 1, with a traceback, for anything else.
 """
 
 import mmap
@@ -15,7 +16,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
-from panicd.dumps.filter.core_stream import BLOCK, HEAD, CoreStream
+from panicd.dumps.filter.core_stream import BLOCK, CUT_OFF, FRAMED, HEAD, CoreStream
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, Piece
 from panicd.rules.guest_memory.kdump_head import kdump_head
 from panicd.rules.guest_memory.memory import PAGE
@@ -31,10 +32,17 @@ def main(arguments: list[str]) -> int:
     """Filter until the core ends; return the exit status."""
     with suppress(OSError):  # panicd.service's filter of system calls has none
         os.nice(NICENESS)
-    level, about, *bitmap = arguments
+    level, about, *more = arguments
     try:
-        kept = _mapped(int(bitmap[0])) if bitmap else None
-        filter_core(0, 1, level=int(level), about=about.encode(), kept=kept, at=time.time())
+        filter_core(
+            0,
+            1,
+            level=int(level),
+            about=about.encode(),
+            kept=_mapped(int(more[0])) if more else None,
+            at=time.time(),
+            framed=FRAMED in more,
+        )
     except OSError as error:
         return error.errno or 1
     except NotReadableError as error:
@@ -44,7 +52,14 @@ def main(arguments: list[str]) -> int:
 
 
 def filter_core(
-    source: int, target: int, *, level: int, about: bytes, kept: bytes | None, at: float
+    source: int,
+    target: int,
+    *,
+    level: int,
+    about: bytes,
+    kept: bytes | None,
+    at: float,
+    framed: bool = False,
 ) -> None:
     """Write a kdump of an ELF core of a guest of 64-bit x86 or Arm, and of any other core a copy.
 
@@ -55,10 +70,11 @@ def filter_core(
         about: what panicd's own note says.
         kept: a bit for each page that is kept, the lowest first; None: all are.
         at: when the dump was made, in seconds since the epoch.
+        framed: not all of the memory comes, and what comes does in frames.
 
     Raises:
         NotReadableError: the core's pieces don't follow on one another.
-        OSError: the target can't be written; ENODATA: the source ends too early.
+        OSError: the target can't be written; ENODATA: not all came that is kept.
     """
     stream = CoreStream(source)
     try:
@@ -70,20 +86,22 @@ def filter_core(
         print(f"panicd: kept as it is, no kdump can be made of it: {error}", file=sys.stderr)
         stream.copy(target)
         return
-    notes = stream.peek(layout.notes.offset + layout.notes.length)[layout.notes.offset :]
+    notes_end = layout.notes.offset + layout.notes.length
+    notes = stream.peek(notes_end)[layout.notes.offset :]
     pages = max(_end(piece) for piece in layout.memory) // PAGE
     there = _bitmap(layout)
     chosen = there if kept is None else _both(there, kept)
     head = kdump_head(notes, machine=layout.machine, pages=pages, level=level, about=about, at=at)
     writer = KdumpWriter(target, head, there, chosen)
     buffer = memoryview(bytearray(BLOCK))
-    for piece in sorted(layout.memory, key=lambda piece: piece.offset):
-        stream.skip_to(piece.offset)
-        for start in range(0, piece.length, BLOCK):
-            block = buffer[: min(BLOCK, piece.length - start)]
+    for physical, length in stream.frames(notes_end) if framed else stream.pieces(layout.memory):
+        for start in range(0, length, BLOCK):
+            block = buffer[: min(BLOCK, length - start)]
             stream.fill(block)
-            writer.add((piece.physical + start) // PAGE, block)
+            writer.add((physical + start) // PAGE, block)
             os.sched_yield()  # where niceness can't be had
+    if writer.missing:
+        raise OSError(CUT_OFF, "the core does not have all that is kept")
     stream.drain(buffer)
 
 

@@ -1,0 +1,114 @@
+"""Gives a dump's writer those ranges of a guest's memory that hold something that is kept.
+
+QEMU writes a whole dump a page at a time, wanted or not, which takes longer than anything that is
+done with it. So where most pages are left out, it is asked for the ranges that have the others, one
+by one. Each comes in a file in memory, for which QEMU waits for nobody, and goes on through the
+pipe that a whole dump would come by. QEMU makes the next one meanwhile.
+
+Between two of them somebody may reset or resume the guest, which QEMU forbids during a dump of its
+own. That ends it.
+"""
+
+import os
+from collections.abc import Callable
+
+import trio
+
+from panicd.dumps.filter.core_stream import FRAME
+from panicd.dumps.page_selection import PageSelection
+from panicd.dumps.writer import CHUNK
+from panicd.qemu.dump_error import DumpError
+from panicd.qemu.guest_memory import GuestReader
+from panicd.qemu.monitor_error import MonitorError
+from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
+
+Part = tuple[bytes, int, int, int]
+"""A frame, if it begins one; a file, and from where to where in it."""
+
+
+async def feed_ranges(
+    pipe: trio.lowlevel.FdStream,
+    selection: PageSelection,
+    reader: GuestReader,
+    check: Callable[[], None],
+) -> None:
+    """Write a dump's beginning and its ranges, each in its frame.
+
+    Args:
+        pipe: what the writer reads.
+        selection: what is read.
+        reader: of the stopped guest's memory.
+        check: called after each range; raises where the guest is no longer as it was.
+
+    Raises:
+        NotReadableError: a range can't be had.
+        DumpError: of ``check``.
+        SessionLostError: the session ended.
+        trio.BrokenResourceError: nobody reads any more.
+    """
+    await pipe.send_all(selection.beginning)
+    problem: Exception | None = None
+    # Of capacity 0: no more files are there than the one that is handed on and the next one.
+    send, receive = trio.open_memory_channel[Part](0)
+
+    async def read_ahead() -> None:
+        nonlocal problem
+        async with send:
+            try:
+                for request in selection.ranges:
+                    await _read(reader, request, send, check)
+            except (NotReadableError, DumpError, MonitorError) as error:
+                problem = error
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_ahead)
+        try:
+            await _hand_on(receive, pipe)
+        except trio.BrokenResourceError as error:
+            problem = error
+            nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
+
+
+async def _hand_on(parts: "trio.MemoryReceiveChannel[Part]", pipe: trio.lowlevel.FdStream) -> None:
+    async for frame, file, start, end in parts:
+        try:
+            await pipe.send_all(frame)
+            await _move(file, start, end, pipe)
+        finally:
+            os.close(file)
+
+
+async def _read(
+    reader: GuestReader,
+    request: ReadRequest,
+    to: "trio.MemorySendChannel[Part]",
+    check: Callable[[], None],
+) -> None:
+    frame = FRAME.pack(request.physical, request.length)
+    async with reader.range(request) as pieces:
+        check()
+        for file, start, end in pieces:
+            copy = os.dup(file)  # whoever gets it closes it
+            try:
+                await to.send((frame, copy, start, end))
+            except BaseException:
+                os.close(copy)
+                raise
+            frame = b""
+
+
+async def _move(file: int, start: int, end: int, pipe: trio.lowlevel.FdStream) -> None:
+    """Move a part of a file to a pipe, without a copy of it (splice(2))."""
+    while start < end:
+        await trio.lowlevel.wait_writable(pipe.fileno())
+        try:
+            size = min(CHUNK, end - start)
+            start += os.splice(
+                file, pipe.fileno(), size, offset_src=start, flags=os.SPLICE_F_NONBLOCK
+            )
+        except BlockingIOError:
+            continue
+        except BrokenPipeError as error:
+            raise trio.BrokenResourceError from error
