@@ -19,18 +19,22 @@ def dumps(domains: Iterable[dict[str, Any]], now: float) -> Iterator[Text]:
     """
     going_on = [domain for domain in domains if domain["dump"] is not None]
     going_on.sort(key=lambda domain: domain["dump"]["since"])
-    yield from grid(_cells(domain["domain"], domain["dump"], now) for domain in going_on)
+    yield from grid(cells(domain["domain"], domain["dump"], now) for domain in going_on)
 
 
-def _cells(name: str, dump: dict[str, Any], now: float) -> tuple[str | Text, ...]:
+def cells(name: str, dump: dict[str, Any], now: float) -> tuple[str | Text, ...]:
+    """Return what there is to show of one: what, a bar, how far, how fast, how long."""
     if dump["state"] == "waiting":
         waits = f"waits for {_time(now - dump['since'])}, {dump['ahead']} before it"
         return (f"dump of {name}", line((waits, "yellow")))
     total, done = dump["total"], dump["done"]
-    size = f"{done / GIB:.2f} of {total / GIB:.2f} GiB" if total else f"{done / GIB:.2f} GiB"
+    size = f"{dump['written'] / MIB:,.0f}"
+    if dump["expected"] is not None:
+        size += f" of about {dump['expected'] / MIB:,.0f}"
+    size += " MiB written"
     if dump["left_out"]:
-        size += f", {dump['left_out'] / GIB:.2f} left out"
-    rate = f"{dump['rate'] / MIB:.0f} MiB/s" if dump["rate"] else ""
+        size += f", {dump['left_out'] / GIB:.2f} GiB left out"
+    rate = f"{dump['rate'] / MIB:.0f} MiB/s read" if dump["rate"] else ""
     filled = BAR * done // total if total else 0
     bar = "━" * filled + "╌" * (BAR - filled) if total else ""
     return (f"dump of {name}", bar, size, rate, _left(dump, now))

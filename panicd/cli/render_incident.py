@@ -12,8 +12,9 @@ from typing import Final
 from panicd.cli.moment import written_time
 from panicd.cli.phrases import configured
 from panicd.cli.render import seen, signature
+from panicd.cli.render_dumps import cells
 from panicd.host import terminal
-from panicd.host.terminal import Text, line, table, to_copy
+from panicd.host.terminal import Text, grid, line, table, to_copy
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.policy import Reason
 from panicd.service.control_client import Answer
@@ -55,7 +56,7 @@ def page(answer: Answer, now: float, width: int | None) -> Iterator[str | Text]:
     yield ""
     yield from _timeline_table(answer, width)
     yield ""
-    yield from _evidence(answer)
+    yield from _evidence(answer, now)
 
 
 def timeline(history: Iterable[Answer]) -> list[Moment]:
@@ -171,7 +172,9 @@ def _timeline_table(answer: Answer, width: int | None) -> Iterator[Text]:
     return table(("AFTER", "TOOK", "WHAT", ""), rows, width)
 
 
-def _evidence(answer: Answer) -> Iterator[Text]:
+def _evidence(answer: Answer, now: float) -> Iterator[Text]:
+    if answer["dump"] is not None:
+        yield from grid([cells(answer["domain"], answer["dump"], now)])
     for dump in answer["dumps"]:
         yield to_copy(f"Dump        {dump}")
         for facts in answer["dump_facts"]:

@@ -1,8 +1,8 @@
 """What is asked before a guest's memory is dumped: can it be read, and what will it cost.
 
-A dump reads the whole memory, and so makes all of it resident: an untouched guest of 8 GiB grew
-from 40 MB to 8.4 GB. On an overcommitted host that brings the OOM killer, so the host's memory is
-looked at first. An encrypted guest's (AMD SEV, Intel TDX) reads as nonsense from outside.
+A dump makes resident what it reads: an untouched guest of 8 GiB grew from 40 MB to 8.4 GB when all
+of it was read. On an overcommitted host that brings the OOM killer, so the host's memory is looked
+at first. An encrypted guest's (AMD SEV, Intel TDX) reads as nonsense from outside.
 
 What QEMU says of its size is a claim, and bounds what it may write; what the host knows of its
 process, or of itself, bounds the claim.
@@ -26,6 +26,9 @@ from panicd.rules.settings import DumpFormat
 PROC: Final = Path("/proc")
 LEAST_SHARE: Final = 1 / 16
 """What compression leaves of a guest's resident memory, at least; a small Linux's came to 0.3."""
+
+USUAL_SHARE: Final = 0.3
+"""What compression leaves of it as a rule: of a small Linux' whole memory, and of files."""
 
 MARGIN: Final = 64 << 20
 """Bytes that a dump may have beside the memory: notes of 4,096 CPUs, headers, small blocks."""
@@ -91,18 +94,37 @@ class GuestMemory:
             return self.size
         return int(LEAST_SHARE * max(0, min(self.size, self.resident or 0) - left_out))
 
-    def growth(self) -> int:
-        """Return how many bytes more the host will hold after a dump; 0 where it can't be told."""
+    def expected_dump(self, kind: DumpFormat, level: int, left_out: int) -> int | None:
+        """Return about how many bytes its dump will take, of the same; None: it can't be told."""
+        if self.size is None:
+            return None
+        is_plain = kind in {DumpFormat.ELF, DumpFormat.WIN_DMP}
+        if is_plain and level == 0:
+            return self.size
+        kept = max(0, self.size - left_out)
+        held = kept if self.resident is None else min(kept, self.resident)
+        return held if is_plain else int(USUAL_SHARE * held)
+
+    def growth(self, read: int | None) -> int:
+        """Return how many bytes more the host may hold after a dump.
+
+        Args:
+            read: how many bytes of the memory are read; None: all.
+
+        Returns:
+            0 where it can't be told.
+        """
         if self.size is None or self.resident is None:
             return 0
-        return max(0, self.size - self.resident)
+        growth = max(0, self.size - self.resident)
+        return growth if read is None else min(growth, read)
 
 
 async def check_guest(session: Session) -> GuestMemory:
     """Find out whether a guest's memory can be dumped.
 
     Raises:
-        DumpError: it is encrypted, or the host has too little memory for it.
+        DumpError: it is encrypted.
         UncertainError: QEMU did not answer.
     """
     answers = await session.monitor.execute_all(_QUESTIONS, timeout=ANSWER_TIMEOUT)
@@ -125,14 +147,21 @@ async def check_guest(session: Session) -> GuestMemory:
         possible = _sum_of(status, "VmSize")
     else:
         resident, possible = None, _sum_of(PROC / "meminfo", "MemTotal", "SwapTotal")
-    memory = GuestMemory(size, resident, blocks_of(blocks), possible, untold)
-    available = _available()
-    if available is not None and memory.growth() > available:
+    return GuestMemory(size, resident, blocks_of(blocks), possible, untold)
+
+
+def check_host(memory: GuestMemory, read: int | None) -> None:
+    """See that the host has the memory that a dump takes; ``read`` as for ``GuestMemory.growth``.
+
+    Raises:
+        DumpError: it has not.
+    """
+    growth, available = memory.growth(read), _available()
+    if available is not None and growth > available:
         raise DumpError(
             DumpFailure.NO_MEMORY,
-            f"it would take {memory.growth()} bytes of memory, and the host has {available}",
+            f"it would take {growth} bytes of memory, and the host has {available}",
         )
-    return memory
 
 
 def _is_tdx(entry: object) -> bool:

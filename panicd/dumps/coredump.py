@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from panicd.dumps.checks import GuestMemory, check_guest, is_size
+from panicd.dumps.checks import GuestMemory, check_guest, check_host, is_size
 from panicd.dumps.directory import dump_path
 from panicd.dumps.feeding import feed_ranges
 from panicd.dumps.page_selection import MAX_LENGTH, PageSelection, selected_pages
@@ -118,7 +118,7 @@ async def dump_guest_memory(
         check()
         if selection.reason and settings.level_required:
             raise DumpError(DumpFailure.UNFILTERED, selection.reason)
-        progress.left_out = sum(selection.left_out.values()) * PAGE
+        _foretell(progress, memory, made, selection)
         path = dump_path(settings, owner, domain, incident, made)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         enlarge(reading)
@@ -236,6 +236,21 @@ async def _while_it_is_written(writer: DumpWriter, dump: Callable[[], Awaitable[
         raise problem
 
 
+def _foretell(
+    progress: DumpProgress, memory: GuestMemory, kind: DumpFormat, selection: PageSelection
+) -> None:
+    """Note what the dump will come to.
+
+    Raises:
+        DumpError: the host has too little memory for it.
+    """
+    read = sum(each.length for each in selection.ranges) or None
+    check_host(memory, read)
+    progress.total = read or memory.size
+    progress.left_out = sum(selection.left_out.values()) * PAGE
+    progress.expected = memory.expected_dump(kind, selection.level, progress.left_out)
+
+
 def _check_time(deadline: float) -> None:
     if trio.current_time() >= deadline:
         raise DumpError(DumpFailure.TIMEOUT, "the time was over before QEMU was asked")
@@ -282,6 +297,7 @@ async def _feed(
             try:
                 await feed_ranges(stream, selection, guest, check)
             except NotReadableError as error:
+                check()
                 if trio.current_time() < guest.deadline:
                     raise DumpError(DumpFailure.QEMU, str(error)) from error
             except trio.BrokenResourceError as error:

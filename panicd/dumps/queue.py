@@ -114,11 +114,13 @@ class DumpStatus:
         since: when it came to stand there, in seconds since the epoch.
         ahead: of one that waits: how many wait before it.
         format: what it is written as.
-        done: bytes of guest memory dumped.
-        total: bytes of guest memory; None where QEMU has not told.
+        done: bytes of guest memory read.
+        total: bytes of guest memory that are read; None where QEMU has not told.
         rate: bytes of guest memory a second, since it began; None before there are any.
         left: seconds that the rest will take at that rate; None where that can't be told.
         left_out: bytes of guest memory that the dump will not hold, empty pages apart.
+        written: bytes that the file takes so far.
+        expected: about how many it will take; None where that can't be told.
     """
 
     state: DumpState
@@ -130,6 +132,8 @@ class DumpStatus:
     rate: float | None
     left: float | None
     left_out: int
+    written: int
+    expected: int | None
 
 
 def dump_status(turn: DumpTurn, now: float) -> DumpStatus:
@@ -156,4 +160,14 @@ def dump_status(turn: DumpTurn, now: float) -> DumpStatus:
         rate=rate,
         left=(total - done) / rate if rate and total is not None else None,
         left_out=progress.left_out,
+        written=progress.written,
+        expected=_expected(progress, done),
     )
+
+
+def _expected(progress: DumpProgress, done: int) -> int | None:
+    """Return about how many bytes the file will take: what there is, and its share of the rest."""
+    if progress.expected is None or not progress.total:
+        return None
+    left = max(0, progress.total - done)
+    return progress.written + progress.expected * left // progress.total

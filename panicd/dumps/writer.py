@@ -41,6 +41,7 @@ from panicd.dumps import repair as dump_repair
 from panicd.dumps.directory import give_name, partial_file, remove_abandoned, space
 from panicd.dumps.filter.core_stream import FRAMED
 from panicd.dumps.page_selection import ONE_THREAD, PageSelection
+from panicd.evidence.bundle_store import allocated
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.threads import NoThreadError, needing_a_thread
 from panicd.rules.settings import CoredumpSettings, DumpFormat
@@ -79,10 +80,13 @@ class DumpProgress:
 
     Attributes:
         began: when, on trio's clock; None before.
-        total: bytes of guest memory; None where QEMU doesn't tell.
+        total: bytes of guest memory that are read; None where QEMU doesn't tell.
         completed: bytes of guest memory dumped, from ``query-dump``; 0 before QEMU 2.6.
         received: bytes that came from QEMU so far, in its own format.
         left_out: bytes of guest memory that the dump leaves out, empty pages apart.
+        expected: about how many bytes the file will take, told before it is written; None where
+            that can't be told.
+        written: bytes that the file takes so far.
     """
 
     began: float | None = None
@@ -90,6 +94,8 @@ class DumpProgress:
     completed: int = 0
     received: int = 0
     left_out: int = 0
+    expected: int | None = None
+    written: int = 0
 
 
 class _StoppedError(Exception):
@@ -226,7 +232,7 @@ class DumpWriter:
             os.fsync(file)
             self._check_stopped(select.poll(), 0)
             give_name(self._path)
-            self.size = os.fstat(file).st_size
+            self.size = self._note_written(file).st_size
 
     def _check_space(self, file: int, least: int) -> None:
         left = space(file).above(self._settings.min_free)
@@ -266,11 +272,17 @@ class DumpWriter:
 
     def _count(self, size: int, file: int) -> int:
         self._progress.received += size
+        self._note_written(file)
         self._check_size(self._progress.received)
         if self._progress.received >= self._next_check:
             self._check_space(file, 0)
             self._next_check += SPACE_CHECK
         return size
+
+    def _note_written(self, file: int) -> os.stat_result:
+        status = os.fstat(file)
+        self._progress.written = allocated(status)
+        return status
 
     def _check_size(self, size: int) -> None:
         if self._most is not None and size > self._most:

@@ -87,6 +87,7 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
         "evidence_directory": str(directory),
         "evidence": evidence,
         "screenshot": next(screens, None),
+        "dump": None,
         "dumps": [str(path) for path in dumps],
         "dump_facts": [asdict(facts) for facts in dump_facts_of(dumps)],
     }

@@ -9,6 +9,7 @@ import trio
 
 from panicd.config.config import Config, ConfigError
 from panicd.config.mistakes import did_you_mean
+from panicd.dumps.queue import dump_status
 from panicd.fleet.audit import exposed_domains, unwatched
 from panicd.fleet.snapshot import (
     Outlook,
@@ -233,7 +234,15 @@ class Api:
         record = await _read(partial(read_record, journal, state_directory, incident_id))
         if record is None:
             raise _no_such_incident(incident_id)
-        return record
+        return record | {"dump": self._dump_of(incident_id)}
+
+    def _dump_of(self, incident_id: str) -> object:
+        """Return how far the dump is that goes on for an incident; None where none does."""
+        for domain in self._services.fleet.domains.values():
+            chronicle, dump = domain.chronicle, domain.dump
+            if dump is not None and chronicle is not None and chronicle.incident.id == incident_id:
+                return asdict(dump_status(dump, self._keeping.clock()))
+        return None
 
     async def _called(self, text: str) -> str:
         """Return the id of the incident that is meant; one in hand may not be in the journal."""

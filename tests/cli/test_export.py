@@ -50,6 +50,7 @@ def record(tmp_path: Path) -> dict[str, Any]:
         "evidence_directory": str(bundle),
         "evidence": {"files": {"kernel.log": "the log"}, "problems": {}},
         "screenshot": None,
+        "dump": None,
         "dumps": [str(dumps / f"{ID}.kdump")],
         "dump_facts": [],
     }

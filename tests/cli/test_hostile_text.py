@@ -30,6 +30,8 @@ DUMP = {
     "rate": 1,
     "left": None,
     "left_out": 1 << 30,
+    "written": 1,
+    "expected": None,
     "ahead": 0,
 }
 DOMAIN: dict[str, Any] = {
@@ -96,6 +98,7 @@ INCIDENT: dict[str, Any] = {
     "evidence": {"files": {HOSTILE: HOSTILE}, "problems": {HOSTILE: HOSTILE}},
     "evidence_directory": HOSTILE,
     "screenshot": HOSTILE,
+    "dump": DUMP,
     "dumps": [HOSTILE],
     "dump_facts": [
         {

@@ -107,6 +107,7 @@ RECORD: dict[str, Any] = {
     "evidence_directory": "/var/lib/panicd/incidents/x",
     "evidence": {"files": {"screen.png": "the guest's screen"}, "problems": {"kernel log": "no"}},
     "screenshot": "/var/lib/panicd/incidents/x/screen.png",
+    "dump": None,
     "dumps": ["/dumps/x.kdump"],
     "dump_facts": [
         {

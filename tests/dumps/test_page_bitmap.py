@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panicd.dumps.filter.page_bitmap import PageBitmap, read_bitmap
+from panicd.dumps.filter import page_bitmap
+from panicd.dumps.filter.page_bitmap import PageBitmap, ranges_to_read, read_bitmap
+from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.page_layout import DumpLevel
 from panicd.rules.guest_memory.reading import NotReadableError
 from tests.dumps.page_guests import (
@@ -303,3 +307,42 @@ def test_page_structures_full_of_nonsense_end_well(seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311 - not for secrets
     guest.put(free_of_it, chance.randbytes((PAGES - 1024) * SIZE))
     assert all(page >= 1024 for page in left_out(guest))
+
+
+BLOCK = 2 << 20
+
+
+@pytest.mark.parametrize(
+    ("kept", "memory", "ranges"),
+    [
+        ([], [(0, 8 * BLOCK)], []),
+        ([0], [(0, 8 * BLOCK)], [(0, BLOCK)]),
+        ([511, 512], [(0, 8 * BLOCK)], [(0, 2 * BLOCK)]),
+        ([0, 1024], [(0, 8 * BLOCK)], [(0, BLOCK), (2 * BLOCK, BLOCK)]),
+        ([0, 1024], [(4096, BLOCK), (3 * BLOCK, BLOCK)], [(4096, BLOCK - 4096)]),
+        ([0, 1024], [(2 * BLOCK, BLOCK), (0, BLOCK)], [(0, BLOCK), (2 * BLOCK, BLOCK)]),
+        # Nothing is known of what lies behind the bitmap: it is kept.
+        ([], [(0, 10 * BLOCK)], [(8 * BLOCK, 2 * BLOCK)]),
+        ([4095], [(0, 10 * BLOCK)], [(7 * BLOCK, 3 * BLOCK)]),
+        ([0], [(0, 8 * BLOCK), (1 << 62, BLOCK)], []),
+        ([0], [], []),
+    ],
+)
+def test_ranges_hold_all_that_is_kept(
+    kept: list[int], memory: list[tuple[int, int]], ranges: list[tuple[int, int]]
+) -> None:
+    bits = np.zeros(8 * BLOCK // PAGE, np.uint8)
+    bits[kept] = 1
+    assert ranges_to_read(np.packbits(bits, bitorder="little").tobytes(), memory) == ranges
+
+
+@given(st.lists(st.integers(0, 63), max_size=20), st.integers(1, 8))
+def test_ranges_are_few(kept: list[int], most: int) -> None:
+    bits = bytearray(64 * BLOCK // PAGE // 8)
+    for block in kept:
+        bits[block * BLOCK // PAGE // 8] = 1
+    with patch.object(page_bitmap, "MAX_RANGES", most):
+        ranges = ranges_to_read(bytes(bits), [(0, 64 * BLOCK)])
+    assert len(ranges) <= most
+    for block in kept:
+        assert any(start <= block * BLOCK < start + length for start, length in ranges)

@@ -42,14 +42,16 @@ def core(*pieces: tuple[int, bytes], machine: int = 62, note: bytes = NOTE) -> b
     return b"".join((header, *segments, contents, *(data for _, data in pieces)))
 
 
-def filtered(directory: Path, data: bytes, kept: bytes | None = None) -> Path:
+def filtered(
+    directory: Path, data: bytes, kept: bytes | None = None, *, framed: bool = False
+) -> Path:
     source, target = directory / "core", directory / "dump.kdump"
     source.write_bytes(data)
     target.unlink(missing_ok=True)
     reading = os.open(source, os.O_RDONLY)
     writing = os.open(target, os.O_RDWR | os.O_CREAT)
     try:
-        filter_core(reading, writing, level=31, about=ABOUT, kept=kept, at=1e9)
+        filter_core(reading, writing, level=31, about=ABOUT, kept=kept, at=1e9, framed=framed)
     finally:
         os.close(reading)
         os.close(writing)
@@ -84,6 +86,28 @@ def test_only_what_is_kept_comes_out(tmp_path: Path) -> None:
         for number in (1, 3, 4, 6, *range(8, 16)):
             with pytest.raises(NotReadableError):
                 dump.memory(number * PAGE, PAGE)
+
+
+def test_parts_are_enough_that_have_what_is_kept(tmp_path: Path) -> None:
+    whole = core((0, bytes(16 * PAGE)), (GIB, bytes(8 * PAGE)))
+    beginning = whole[: -24 * PAGE]
+    kept = bytearray(-(-(GIB // PAGE + 8) // 8))
+    kept[0], kept[-1] = 0b0110, 0b1
+    parts = ((PAGE, page(1) + page(2)), (GIB, page(7)))
+    frames = [struct.pack("<QQ", place, len(data)) + data for place, data in parts]
+    path = filtered(tmp_path, beginning + b"".join(frames), bytes(kept), framed=True)
+    with open_dump(path) as dump:
+        assert dump.memory(PAGE, 2 * PAGE) == page(1) + page(2)
+        assert dump.memory(GIB, PAGE) == page(7)
+        for left_out in (0, 3 * PAGE, GIB + PAGE):
+            with pytest.raises(NotReadableError):
+                dump.memory(left_out, PAGE)
+    for cut in (beginning + frames[0], beginning + b"".join(frames)[:-1]):
+        with pytest.raises(OSError, match="core") as caught:
+            filtered(tmp_path, cut, bytes(kept), framed=True)
+        assert caught.value.errno == errno.ENODATA
+    with pytest.raises(NotReadableError):
+        filtered(tmp_path, b"no core", bytes(kept), framed=True)
 
 
 def test_empty_memory_takes_next_to_nothing(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from panicd.dumps.page_selection import PageSelection, selected_pages
 from panicd.qemu.guest_memory import GuestReader
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 from tests.dumps.page_guests import ARRAY, LRU, MEMORY, PAGES, SIZE, Page, PageGuest
+from tests.dumps.test_page_filter import core
 from tests.parts.patience import fail_after
 
 CACHE = Page(flags=1 << LRU, mapping=0x1000)
+NO_BEGINNING = b"none"
 SCRIPT = "import signal, struct, sys; out = sys.stdout.buffer; out.write(struct.pack('<QQ', {})); "
 SCRIPT += "out.flush(); signal.pause()"
 
@@ -25,9 +27,16 @@ SCRIPT += "out.flush(); signal.pause()"
 class Ranges(GuestReader):
     """A guest's memory, a range at a time."""
 
-    def __init__(self, guest: PageGuest, deadline: float) -> None:
+    def __init__(self, guest: PageGuest, deadline: float, beginning: bytes = b"") -> None:
         self.deadline = deadline
         self._guest = guest
+        self._beginning = beginning
+
+    async def beginning(self) -> bytes:
+        """What was given."""
+        if self._beginning == NO_BEGINNING:
+            raise NotReadableError("none today")
+        return self._beginning
 
     async def notes(self) -> bytes:
         """The guest's note."""
@@ -53,11 +62,11 @@ class Ranges(GuestReader):
 
 
 async def select(
-    guest: PageGuest, *, level: int = 31, timeout: float = 30
+    guest: PageGuest, *, level: int = 31, timeout: float = 30, beginning: bytes = b""
 ) -> tuple[PageSelection, bytes]:
     """What is selected, and the bitmap."""
     with fail_after(60):
-        reader = Ranges(guest, trio.current_time() + timeout)
+        reader = Ranges(guest, trio.current_time() + timeout, beginning)
         async with selected_pages(reader, level, MEMORY) as selection:
             if selection.bitmap is None:
                 return selection, b""
@@ -71,6 +80,31 @@ async def test_what_can_be_left_out_is_found() -> None:
     assert (selection.level, selection.reason) == (31, "")
     assert selection.left_out == {"cache": 1, "cache_private": 0, "user": 0, "free": 0}
     assert [page for page in range(PAGES) if not bitmap[page // 8] >> page % 8 & 1] == [2048]
+
+
+async def test_only_ranges_with_something_to_keep_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(page_selection, "MAX_LENGTH", 3 << 20)
+    guest = PageGuest()
+    for number in range(1024, 2048):
+        guest.page(number, CACHE)
+    beginning = core((0, bytes(MEMORY)))[:-MEMORY]
+    selection, _ = await select(guest, beginning=beginning)
+    assert selection.beginning == beginning
+    assert [(each.physical >> 20, each.length >> 20) for each in selection.ranges] == [
+        *((0, 3), (3, 1)),
+        *((8, 3), (11, 3), (14, 2)),
+    ]
+    assert selection.stream_size == len(beginning) + 5 * 16 + (12 << 20)
+
+
+async def test_without_a_beginning_all_is_read() -> None:
+    guest = PageGuest()
+    guest.page(2048, CACHE)
+    selection, bitmap = await select(guest, beginning=NO_BEGINNING)
+    assert (selection.level, selection.beginning, selection.ranges) == (31, b"", ())
+    assert bitmap
 
 
 @pytest.mark.parametrize("level", [0, 1])

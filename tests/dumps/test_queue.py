@@ -133,19 +133,20 @@ def test_what_people_see() -> None:
     dumped = DumpTurn(lambda: None, ELF, 0, 100.0, has_come=True)
     dumped.progress.total, dumped.progress.received = 4 * GIB, GIB
     dumped.progress.left_out = 3 * GIB
+    dumped.progress.written, dumped.progress.expected = 40 << 20, 80 << 20
     done = DumpTurn(lambda: None, ELF, 0, 101.0, has_come=True)
     done.progress.total = done.progress.completed = GIB
     unknown = DumpTurn(lambda: None, KDUMP, 0, 102.0, has_come=True)
     waiting = DumpTurn(lambda: None, ELF, 0, 103.0, ahead=1)
     first, second, third, fourth = shown(dumped, done, unknown, waiting, now=110.0)
     assert first.split() == [
-        *("dump", "of", "[red]vm-0", "━" * 6 + "╌" * 18),
-        *("1.00", "of", "4.00", "GiB,", "3.00", "left", "out", "102", "MiB/s", "0:00:30", "left"),
+        *("dump", "of", "[red]vm-0", "━" * 6 + "╌" * 18, "40", "of", "about", "100", "MiB"),
+        *("written,", "3.00", "GiB", "left", "out", "102", "MiB/s", "read", "0:00:30", "left"),
     ]
     assert tuple(second.split("━")[-1].split()) == (
-        *("1.00", "of", "1.00", "GiB", "114", "MiB/s"),
+        *("0", "MiB", "written", "114", "MiB/s", "read"),
         *("being", "made", "durable"),
     )
-    assert third.split()[2:] == ["[red]vm-2", "0.00", "GiB", "for", "0:00:08"]
+    assert third.split()[2:] == ["[red]vm-2", "0", "MiB", "written", "for", "0:00:08"]
     assert "waits for 0:00:07, 1 before it" in fourth
     assert list(dumps([{"domain": "quiet", "dump": None}], 1.0)) == []

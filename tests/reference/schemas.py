@@ -62,7 +62,7 @@ PARTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "dump_progress": (
         "A memory dump that goes on, or waits.",
-        "state since ahead format done total rate left left_out",
+        "state since ahead format done total rate left left_out written expected",
     ),
     "plan": (
         "What a panic leads to.",
@@ -132,8 +132,8 @@ DOCUMENTS: Final[dict[str, tuple[str, str]]] = {
     "incident": (
         "`panicd incident`",
         (
-            f"{PARTS['incident'][1]} same history evidence_directory evidence screenshot dumps "
-            "dump_facts"
+            f"{PARTS['incident'][1]} same history evidence_directory evidence screenshot dump "
+            "dumps dump_facts"
         ),
     ),
     "incident-log": (
@@ -296,12 +296,14 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "ahead": (COUNT, "How many dumps wait before it."),
     "format": (TEXT, "The dump's format."),
     "done": ({"type": ["integer", "boolean"]}, "Bytes dumped; of a request, whether it is done."),
-    "total": (maybe(COUNT), "Bytes of guest memory."),
+    "total": (maybe(COUNT), "Bytes of guest memory that are read."),
     "rate": (maybe(NUMBER), "Bytes of guest memory a second."),
     "left_out": (
         {"anyOf": [COUNT, {"type": "object", "additionalProperties": COUNT}]},
         "Bytes that a dump will not hold; of a finished one, pages, by their use.",
     ),
+    "written": (COUNT, "Bytes that its file takes so far."),
+    "expected": (maybe(COUNT), "About how many bytes its file will take."),
     "dumps": (TEXTS, "The memory dumps that are there."),
     "dump_facts": (many("dump_facts"), "What these are."),
     "path": (TEXT, "The file."),
@@ -349,7 +351,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
 OWN: Final[dict[tuple[str, str], tuple[Mapping[str, Any], str]]] = {
     ("plan", "steps"): (many("step"), "Its steps, in their order."),
     ("incident", "steps"): (many("step_record"), "How the steps of its plan went."),
-    ("dump_progress", "done"): (COUNT, "Bytes of guest memory dumped."),
+    ("dump_progress", "done"): (COUNT, "Bytes of guest memory read."),
     ("dump_progress", "left_out"): (COUNT, "Bytes of guest memory that it will not hold."),
     ("dump_facts", "left_out"): (
         {"type": "object", "additionalProperties": COUNT},

@@ -73,7 +73,9 @@ def filter_core(
         framed: not all of the memory comes, and what comes does in frames.
 
     Raises:
-        NotReadableError: the core's pieces don't follow on one another.
+        NotReadableError: the core's pieces don't follow on one another, or what is framed can't be
+            filtered.
+        ImportError, RuntimeError: what is framed can't be filtered.
         OSError: the target can't be written; ENODATA: not all came that is kept.
     """
     stream = CoreStream(source)
@@ -83,6 +85,8 @@ def filter_core(
 
         layout = _checked(DumpFile.parse(stream.peek(HEAD)))
     except (NotReadableError, ImportError, RuntimeError) as error:
+        if framed:
+            raise
         print(f"panicd: kept as it is, no kdump can be made of it: {error}", file=sys.stderr)
         stream.copy(target)
         return
