@@ -10,8 +10,8 @@ import trio
 
 from tests.parts.patience import fail_after
 
-_LOOK_EVERY = 0.02
-"""Seconds: proc(5) tells nobody that a file was closed."""
+CLOSED_WITHIN = 10
+"""Seconds until what has ended has closed its files."""
 
 
 def cpu_seconds(pid: int) -> float:
@@ -57,18 +57,27 @@ def open_files(pid: int | str = "self") -> list[str]:
     return [target for target in found if not target.startswith("/proc/")]
 
 
-async def wait_files_closed(at_most: int, pid: int | str = "self", seconds: float = 10) -> None:
-    """Wait until a process has no more files open than this.
+async def wait_files_closed(before: list[str], pid: int | str = "self") -> None:
+    """Wait until a process has no more files open than it had.
 
     What has just ended, such as a connection of the test's own, may still be about to be closed.
 
+    Args:
+        before: What it had open (:func:`open_files`).
+        pid: Which it is.
+
     Raises:
-        AssertionError: More than these are still open when the limit is over.
+        AssertionError: More are still open when the limit is over.
     """
     try:
-        with fail_after(seconds):
-            while len(open_files(pid)) > at_most:  # noqa: ASYNC110 - no event tells
-                await trio.sleep(_LOOK_EVERY)
+        with fail_after(CLOSED_WITHIN):
+            while len(open_files(pid)) > len(before):
+                await trio.lowlevel.checkpoint()
     except trio.TooSlowError:
-        kinds = Counter(target.partition(":[")[0] for target in open_files(pid))
-        raise AssertionError(f"more than {at_most} open: {dict(kinds)}") from None
+        more = Counter(map(_kind, open_files(pid))) - Counter(map(_kind, before))
+        raise AssertionError(f"still open: {dict(more)}") from None
+
+
+def _kind(target: str) -> str:
+    """Return what a file descriptor stands for, without what is another for each."""
+    return target.partition(":[")[0]
