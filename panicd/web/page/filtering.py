@@ -1,5 +1,6 @@
 """Which domains the host's page shows: by what was searched for, and by how they stand."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -8,10 +9,12 @@ from urllib.parse import parse_qs, urlencode
 from panicd.fleet.snapshot import DomainStatus
 from panicd.rules.capability import Armed
 from panicd.rules.panic_device import PanicDevice
-from panicd.web.html import Html, element
+from panicd.web.html import Html, element, joined
 
 FIELDS: Final = 20
 """Of a query that are read."""
+
+PAGE: Final = re.compile("[1-9][0-9]{0,5}")
 
 
 def has_no_device(status: DomainStatus) -> bool:
@@ -54,17 +57,23 @@ class Filter:
     Attributes:
         text: in a domain's name, UUID, monitor or policy.
         shown: one of ``SHOWN``.
+        page: which page of the domains that are found, from 1 on.
     """
 
     text: str = ""
     shown: str = "all"
+    page: int = 1
 
     @classmethod
     def of(cls, query: str) -> "Filter":
         """Return what a query asks for; what makes no sense, asks for nothing."""
         fields = fields_of(query)
-        shown = fields.get("show", "all")
-        return cls(fields.get("q", "").strip(), shown if shown in SHOWN else "all")
+        shown, page = fields.get("show", "all"), fields.get("page", "")
+        return cls(
+            fields.get("q", "").strip(),
+            shown if shown in SHOWN else "all",
+            int(page) if PAGE.fullmatch(page) else 1,
+        )
 
     def fits(self, status: DomainStatus) -> bool:
         """Tell whether a domain is looked for."""
@@ -77,6 +86,28 @@ class Filter:
         """Tell whether the text is in one of these."""
         wanted = self.text.casefold()
         return any(wanted in word.casefold() for word in words)
+
+    def pages(self, count: int, name: str) -> Html:
+        """Return links to all pages of the domains that are found; nothing if there is one.
+
+        Args:
+            count: how many pages there are.
+            name: what the links are called, for who does not see them.
+        """
+        if count == 1:
+            return joined()
+        asked = {"q": self.text, "show": self.shown}
+        links = [
+            element(
+                "a",
+                str(page),
+                href=f"/?{urlencode({**asked, 'page': page}, errors='surrogatepass')}#domains",
+                aria_current="page" * (page == self.page),
+                aria_label=f"Page {page}",
+            )
+            for page in range(1, count + 1)
+        ]
+        return element("nav", "Page ", *links, aria_label=name, class_="pages")
 
     def form(self) -> Html:
         """Return the form that asks for it."""

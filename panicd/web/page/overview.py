@@ -1,6 +1,8 @@
 """The page of the host: what is open, its domains, the same panics, and the latest incidents."""
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from panicd.fleet.snapshot import DomainStatus, Outlook, domain_status
@@ -40,6 +42,7 @@ from panicd.web.page.parts import (
 )
 
 DOMAINS_SHOWN: Final = 200
+"""On a page."""
 INCIDENTS_SHOWN: Final = 20
 OPEN_SHOWN: Final = 200
 PANICS_READ: Final = 50
@@ -89,12 +92,7 @@ def overview(services: Services, shows_guests: bool, query: str) -> Html:
         live("state", *trouble, *_notices(services, shows_guests), figures(*counts)),
         wanted.form(),
         live("open", *_open(going_on, wanted, shows_guests)),
-        live(
-            "domains",
-            element("h2", "Domains"),
-            element("p", _told(len(shown), len(known)), class_="quiet"),
-            _domains(services, shown[:DOMAINS_SHOWN]),
-        ),
+        live("domains", element("h2", "Domains"), *_page(services, shown, len(known), wanted)),
         live("latest", *_again(groups, shows_guests), *_latest(latest, shows_guests)),
     )
 
@@ -129,6 +127,8 @@ def _open(going_on: list[Incident], wanted: Filter, shows_guests: bool) -> Itera
     yield element("h2", "Open incidents")
     found = [i for i in going_on if wanted.has_text(i.opened.domain, i.opened.uuid, i.id)]
     found.sort(key=lambda incident: incident.acknowledged is not None)
+    if len(going_on) == OPEN_SHOWN:
+        yield element("p", f"The newest {OPEN_SHOWN}; the domains below have all.", class_="quiet")
     yield incident_table(found, shows_guests) if found else element("p", "None.")
 
 
@@ -158,11 +158,21 @@ def _worst_first(status: DomainStatus) -> tuple[float, str]:
     return rank(status.standing, acknowledged=status.acknowledged), status.domain
 
 
-def _told(found: int, every: int) -> str:
-    """Return how many of the domains are shown; a page that renews itself has a bounded number."""
-    if found <= DOMAINS_SHOWN:
-        return f"{found} of {every} shown."
-    return f"The worst {DOMAINS_SHOWN} of {found} are shown. Search for the others."
+def _page(
+    services: Services, found: list[tuple[Domain, DomainStatus]], every: int, wanted: Filter
+) -> Iterable[Html]:
+    """Yield a page of the domains that were found: one that renews itself has a bounded number."""
+    count = max(1, math.ceil(len(found) / DOMAINS_SHOWN))
+    wanted = replace(wanted, page=min(wanted.page, count))
+    first = (wanted.page - 1) * DOMAINS_SHOWN
+    shown = found[first : first + DOMAINS_SHOWN]
+    told = f"{len(found)} of {every} shown."
+    if count > 1:
+        told = f"{first + 1} to {first + len(shown)} of {len(found)}, the worst first."
+    yield element("p", told, class_="quiet")
+    yield wanted.pages(count, "Pages of domains")
+    yield _domains(services, shown)
+    yield wanted.pages(count, "Pages of domains, again")
 
 
 def _domains(services: Services, statuses: list[tuple[Domain, DomainStatus]]) -> Html:

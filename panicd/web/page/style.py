@@ -43,6 +43,10 @@ header {
 header p { margin: 0; font-weight: 650; font-size: 1.1rem; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: 0 1.25rem; }
 nav a { padding: .35rem 0; }
+.pages { gap: 0 .25rem; align-items: baseline; margin: .5rem 0; }
+.pages a { padding: .35rem .6rem; border-radius: .35rem; }
+.pages a[aria-current] { background: var(--plain-tint); color: var(--ink); font-weight: 600;
+  text-decoration: none; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
 p { margin: .5rem 0; overflow-wrap: anywhere; }

@@ -34,7 +34,6 @@ from panicd.rules.policy import Decision, Reason
 from panicd.rules.signature import Signature
 from panicd.service.control_client import RefusedError
 from panicd.web.http import HttpServer
-from panicd.web.page import overview
 from panicd.web.page.script import SCRIPT
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
@@ -456,25 +455,3 @@ async def test_a_command_to_copy_names_the_monitor_where_the_name_would_be_an_op
         monitor = f"{socket_dir}/vm.qmp"
         assert f"panicd hold {monitor} --for 2h" in (await seen.page(path)).text
         assert "hold --all" not in (await seen.page("/domain?name=--all")).text
-
-
-async def test_the_worst_domains_are_shown_first_and_a_bounded_number(
-    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overview, "DOMAINS_SHOWN", 2)
-    worst = FakeQemu(socket_dir / "z.qmp", name="z-worst")
-    async with (
-        watched(socket_dir) as seen,
-        FakeQemu(socket_dir / "a.qmp", name="a-good").running(),
-        FakeQemu(socket_dir / "b.qmp", name="b-deaf", devices=()).running(),
-        worst.running(),
-    ):
-        await seen.daemon.wait_log("policy in force", count=3)
-        worst.panic()
-        await seen.daemon.wait_incident("z-worst", state="preserved")
-        page = await seen.page("/")
-        domains = page.text[page.text.index("Domains") :]
-        assert "The worst 2 of 3 are shown. Search for the others." in domains
-        assert domains.index("z-worst") < domains.index("b-deaf")
-        assert "a-good" not in domains
-        assert "a-good" in (await seen.page("/?q=a-")).text
