@@ -21,6 +21,7 @@ from panicd.qemu.guest_memory import GuestReader
 from panicd.qemu.monitor import SessionLostError, UncertainError
 from panicd.qemu.session import Session
 from panicd.rules.incident import Incident
+from panicd.rules.libvirt_state import Stand, expected
 from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 BY_LIBVIRT: Final = "libvirt runs this VM, and its 9.0 dies of foreign dumps"
@@ -114,9 +115,12 @@ def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
             raise DumpError(DumpFailure.LIBVIRT, f"{BY_LIBVIRT}; {problem}")
         return None
 
+    def known() -> Stand:
+        return expected(session.vm)
+
     async def dump(path: Path, kind: str, timeout: float) -> None:
         try:
-            await beside.dump(libvirt.client, domain, path, kind, timeout)
+            await beside.dump(libvirt.client, domain, path, kind, known=known, timeout=timeout)
         except LibvirtSilentError as error:
             raise DumpError(DumpFailure.TIMEOUT, str(error)) from error
         except LibvirtError as error:

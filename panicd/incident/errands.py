@@ -25,6 +25,7 @@ from panicd.qemu.session import Session
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.identity import owner_of
 from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.libvirt_state import Stand, expected
 from panicd.rules.machine import effects
 from panicd.rules.machine.ending import GONE_FOLLOWS
 from panicd.rules.machine.inputs import Departed, Finished, Gone, Heard, Told
@@ -111,10 +112,17 @@ class Errands:
 
     async def tell_libvirt(self, effect: effects.TellLibvirt) -> Told:
         """Have libvirt end, or reset, its domain."""
-        domain = self._of_qemu.capability.libvirt
+        session = self._of_qemu
+        domain = session.capability.libvirt
         assert domain is not None
+
+        def known() -> Stand:
+            return expected(session.vm)
+
         try:
-            await beside.act(self._services.libvirt.client, domain, effect.verb, effect.timeout)
+            client, verb = self._services.libvirt.client, effect.verb
+            wanted, timeout = effect.wanted, effect.timeout
+            await beside.act(client, domain, verb, wanted, known=known, timeout=timeout)
         except LibvirtAwayError as error:
             told = Told(effect.serial, "away", str(error))
         except LibvirtSilentError as error:

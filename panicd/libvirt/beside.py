@@ -16,9 +16,10 @@ from panicd.libvirt.errors import (
 )
 from panicd.libvirt.memory import write_memory
 from panicd.libvirt.one_start import call_on
-from panicd.libvirt.protocol import DomainRef, State
+from panicd.libvirt.protocol import DomainRef, DomainState
 from panicd.libvirt.requests import Request
 from panicd.rules.libvirt import LibvirtDomain
+from panicd.rules.libvirt_state import Stand, lags, run_state, stand_of
 
 ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes a few milliseconds
 TAKEN_IN_WITHIN: Final = 2.0  # seconds that libvirt is given to take in a panic
@@ -34,13 +35,23 @@ VERBS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
 }
 
 
-async def act(client: Client, domain: LibvirtDomain, verb: str, timeout: float = JOB_WAIT) -> None:
-    """Have libvirt do something with a domain, at once.
+async def act(
+    client: Client,
+    domain: LibvirtDomain,
+    verb: str,
+    wanted: Stand,
+    *,
+    known: Callable[[], Stand],
+    timeout: float = JOB_WAIT,
+) -> None:
+    """Have libvirt do something with a domain, once it knows what has become of the guest.
 
     Args:
         client: of the libvirt.
         domain: which, and which start of it.
         verb: ``reset``, ``resume`` or ``destroy``.
+        wanted: how the guest is to stand, for it to be done.
+        known: returns how it stands, as the monitor's events have told.
         timeout: seconds.
 
     Raises:
@@ -49,12 +60,22 @@ async def act(client: Client, domain: LibvirtDomain, verb: str, timeout: float =
         LibvirtRefusedError: it said no.
     """
     ref = await _find(client, domain)
-    await _await_panic_taken_in(client, ref, waits=verb != "destroy")
-    await call_on(client, ref, VERBS[verb](ref), timeout=timeout)
+    is_behind = lags(await _await_taken_in(client, ref, wanted, known), wanted)
+
+    def may(state: DomainState) -> bool:
+        return is_behind or not lags(_stand(state), wanted)
+
+    await call_on(client, ref, VERBS[verb](ref), timeout=timeout, may=may)
 
 
 async def dump(
-    client: Client, domain: LibvirtDomain, path: Path, kind: str, timeout: float
+    client: Client,
+    domain: LibvirtDomain,
+    path: Path,
+    kind: str,
+    *,
+    known: Callable[[], Stand],
+    timeout: float,
 ) -> None:
     """Have libvirt write a domain's memory to a path.
 
@@ -65,13 +86,14 @@ async def dump(
         domain: which.
         path: of a file or of a FIFO.
         kind: QAPI ``DumpGuestMemoryFormat``.
+        known: as of ``act``.
         timeout: seconds; then the dump is given up.
 
     Raises:
         LibvirtError: it did not, or not in time.
     """
     ref = await _find(client, domain)
-    if not await _await_panic_taken_in(client, ref, waits=True):
+    if await _await_taken_in(client, ref, known(), known) is Stand.RUNS:
         raise LibvirtAwayError("libvirt has not seen that the guest is stopped")
     await write_memory(client, ref, path, kind, timeout)
 
@@ -91,14 +113,13 @@ async def _find(client: Client, domain: LibvirtDomain) -> DomainRef:
     return ref
 
 
-async def _await_panic_taken_in(client: Client, ref: DomainRef, *, waits: bool) -> bool:
-    """See that libvirt has taken in that the guest has panicked, if that is waited for.
-
-    It does so in a thread of its own; one that comes late says 'crashed' for good, though the
-    guest was reset and runs.
+async def _await_taken_in(
+    client: Client, ref: DomainRef, wanted: Stand, known: Callable[[], Stand]
+) -> Stand:
+    """Give libvirt the time to take in what was heard of the guest; return how it stands then.
 
     Raises:
-        LibvirtAwayError: it does not answer.
+        LibvirtAwayError: it does not answer, or the guest is not as it was.
     """
     deadline = trio.current_time() + TAKEN_IN_WITHIN
     while True:
@@ -106,10 +127,16 @@ async def _await_panic_taken_in(client: Client, ref: DomainRef, *, waits: bool) 
             state = await client.call(requests.state_of(ref), timeout=TAKEN_IN_WITHIN)
         except (LibvirtSilentError, LibvirtRefusedError) as error:
             raise LibvirtAwayError(str(error)) from error
-        is_seen = not waits or state.state != State.RUNNING
-        if is_seen or trio.current_time() >= deadline:
-            return is_seen
+        if known() is not wanted:
+            raise LibvirtAwayError(f"the guest of {ref.name} is not as it was")
+        stand = _stand(state)
+        if not lags(stand, wanted) or trio.current_time() >= deadline:
+            return stand
         await trio.sleep(LOOK_EVERY)
+
+
+def _stand(state: DomainState) -> Stand:
+    return stand_of(run_state(state.state, state.reason))
 
 
 def names_monitor(monitors: Iterable[str], monitor: str) -> bool:

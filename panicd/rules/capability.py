@@ -183,6 +183,14 @@ class Capability:
         return self.libvirt is not None and not self.by_api
 
     @property
+    def resumes_by_libvirt(self) -> bool:
+        """Whether it is libvirt that lets a panicked guest run.
+
+        Not where that keeps it from being stopped: it says 'running' then, and resumes it never.
+        """
+        return self.has_monitor_beside_libvirt and not self.libvirt_lets_run
+
+    @property
     def can_reset(self) -> bool:
         """Whether ``system_reset`` resets the guest, as far as is known."""
         return not self.reboot_is_shutdown

@@ -61,6 +61,28 @@ def stand_of(state: RunState) -> Stand:
     return Stand.RESET if state is RunState.PRELAUNCH else Stand.STOPPED
 
 
+def lags(stand: Stand, wanted: Stand) -> bool:
+    """Whether libvirt has yet to take in what QEMU's events have told of the guest.
+
+    libvirt takes in a stop at once. It takes in a panic later, in a thread of its own. If the guest
+    is let run before that, libvirt says 'crashed' of a guest that runs. A reset need not be waited
+    for: libvirt's commands to one domain wait for each other.
+
+    Args:
+        stand: as libvirt says.
+        wanted: as the events said.
+    """
+    match wanted:
+        case Stand.RUNS:
+            return False
+        case Stand.STOPPED:
+            return stand is Stand.RUNS
+        case Stand.PANICKED:
+            return stand is not Stand.PANICKED
+        case Stand.RESET:
+            return stand not in {Stand.RESET, Stand.PANICKED}
+
+
 def expected(vm: Vm) -> Stand:
     """Return how a guest is to stand after all that was heard of it."""
     if vm.stops_by_panic:

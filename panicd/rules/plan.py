@@ -160,7 +160,7 @@ def make_plan(
     first: tuple[AnyStep, ...] = (stop, *collect, quiet)
     dump = (_dump(policy, capability),) if decision.coredump else ()
     through = capability.has_monitor_beside_libvirt
-    cont = Cont(policy.timeouts.resume, by_libvirt=through and not capability.libvirt_lets_run)
+    cont = Cont(policy.timeouts.resume, by_libvirt=capability.resumes_by_libvirt)
     end = _end(policy.timeouts, by_libvirt=through)
     match decision.action:
         case Action.PRESERVE | Action.NONE:

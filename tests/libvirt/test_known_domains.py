@@ -12,14 +12,14 @@ import trio
 import trio.lowlevel
 from trio.testing import wait_all_tasks_blocked
 
-from panicd.libvirt import beside, requests
 from panicd.libvirt import known_domains as module
-from panicd.libvirt.errors import LibvirtAwayError, LibvirtRefusedError, LibvirtSilentError
+from panicd.libvirt import requests
+from panicd.libvirt.errors import LibvirtAwayError
 from panicd.libvirt.known_domains import Libvirt
-from panicd.libvirt.protocol import EventKind, Procedure, State
+from panicd.libvirt.protocol import EventKind, Procedure
 from panicd.libvirt.takeover import give_back, take_over
 from panicd.libvirt.xdr import Decoder
-from panicd.rules.libvirt import METADATA_URI, LibvirtDomain, parse_domain
+from panicd.rules.libvirt import METADATA_URI, parse_domain
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.settings import LibvirtSettings, OnStop
 from tests.parts.fake_libvirtd import FakeDomain, FakeLibvirtd
@@ -349,77 +349,3 @@ async def test_what_somebody_writes_into_the_metadata_is_seen_at_once(socket_dir
         domain = known.known(str(MONITOR))
         assert domain is not None
         assert domain.on_crash is OnCrash.IGNORE
-
-
-# A domain with a monitor beside libvirt.
-
-
-def of(domain: FakeDomain, number: int | None = None) -> LibvirtDomain:
-    return LibvirtDomain(domain.id if number is None else number, domain.name, domain.uuid)
-
-
-async def test_libvirt_acts_once_it_has_taken_in_the_panic(socket_dir: Path) -> None:
-    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
-        vm = fake.domain()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(beside.act, known.client, of(vm), "reset")
-            while not fake.told[Procedure.DOMAIN_GET_STATE]:
-                await trio.lowlevel.checkpoint()
-            assert not fake.told[Procedure.DOMAIN_RESET]
-            vm.state = State.CRASHED, 1
-        assert vm.state == (State.PAUSED, 10)
-
-
-async def test_the_next_start_of_a_domain_is_not_met(socket_dir: Path) -> None:
-    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
-        with pytest.raises(LibvirtAwayError):
-            await beside.act(known.client, of(fake.domain(), 77), "destroy")
-        assert not fake.told[Procedure.DOMAIN_DESTROY_FLAGS]
-
-
-async def test_libvirt_that_is_silent_before_is_told_nothing(
-    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(beside, "TAKEN_IN_WITHIN", 0.1)
-    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
-        fake.faults.hangs.add(Procedure.DOMAIN_GET_STATE)
-        with pytest.raises(LibvirtAwayError):
-            await beside.act(known.client, of(fake.domain()), "reset")
-        assert not fake.told[Procedure.DOMAIN_RESET]
-
-
-async def test_libvirt_that_is_silent_after_may_have_done_it(socket_dir: Path) -> None:
-    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
-        fake.domain().state = State.CRASHED, 1
-        fake.faults.hangs.add(Procedure.DOMAIN_RESET)
-        with pytest.raises(LibvirtSilentError):
-            await beside.act(known.client, of(fake.domain()), "reset", timeout=0.2)
-
-
-async def test_libvirt_that_says_no(socket_dir: Path) -> None:
-    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
-        fake.domain().state = State.CRASHED, 1
-        fake.faults.refuses[Procedure.DOMAIN_RESET] = "cannot acquire state change lock"
-        with pytest.raises(LibvirtRefusedError, match="state change lock"):
-            await beside.act(known.client, of(fake.domain()), "reset")
-
-
-async def test_a_dump_that_is_given_up_is_ended_in_libvirt_too(socket_dir: Path) -> None:
-    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
-        fake.domain().state = State.CRASHED, 1
-        fake.job = (2, 8)  # a dump
-        fake.faults.hangs.add(Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT)
-        with pytest.raises(LibvirtSilentError):
-            await beside.dump(known.client, of(fake.domain()), socket_dir / "dump", "elf", 0.2)
-        assert fake.told[Procedure.DOMAIN_ABORT_JOB] == 1
-
-
-async def test_a_guest_that_libvirt_takes_for_running_is_not_dumped(
-    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would resume it afterwards."""
-    monkeypatch.setattr(beside, "TAKEN_IN_WITHIN", 0.1)
-    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
-        with pytest.raises(LibvirtAwayError, match="has not seen that the guest is stopped"):
-            await beside.dump(known.client, of(fake.domain()), socket_dir / "dump", "elf", 20.0)
-        assert not fake.told[Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT]

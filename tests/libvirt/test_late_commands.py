@@ -21,6 +21,7 @@ from panicd.libvirt.protocol import Procedure, State
 from panicd.qemu.monitor_error import SessionLostError
 from panicd.rules.capability import UNKNOWN_VERSION, Capability
 from panicd.rules.libvirt import parse_domain
+from panicd.rules.libvirt_state import Stand
 from panicd.rules.machine.vm import Vm
 from panicd.rules.qapi import RunState
 from tests.parts.fake_libvirtd import FakeLibvirtd
@@ -133,10 +134,14 @@ async def test_what_is_done_beside_a_monitor_does_not_meet_the_next_start(
             client.ask(requests.io_threads(ref), lambda _: None, timeout=60)
         domain = parse_domain(fake.domain().xml)
         path = socket_dir / "dump"
+
+        def known() -> Stand:
+            return Stand.PANICKED
+
         if asks == "act":
-            done = partial(beside.act, client, domain, "reset")
+            done = partial(beside.act, client, domain, "reset", Stand.PANICKED, known=known)
         else:
-            done = partial(beside.dump, client, domain, path, "elf", 60.0)
+            done = partial(beside.dump, client, domain, path, "elf", known=known, timeout=60.0)
 
         async def ask() -> None:
             with pytest.raises(LibvirtAwayError):

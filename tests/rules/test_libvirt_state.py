@@ -7,7 +7,7 @@ import pytest
 from panicd.libvirt.protocol import State
 from panicd.rules import libvirt_state
 from panicd.rules.capability import Capability
-from panicd.rules.libvirt_state import Stand, expected, run_state, stand_of
+from panicd.rules.libvirt_state import Stand, expected, lags, run_state, stand_of
 from panicd.rules.machine.vm import Vm, follow
 from panicd.rules.qapi import (
     Event,
@@ -70,3 +70,16 @@ def test_what_the_events_lead_one_to_expect(events: list[Event], stand: Stand) -
     for event in events:
         vm = follow(vm, event)
     assert expected(vm) is stand
+
+
+@pytest.mark.parametrize(
+    ("wanted", "behind"),
+    [
+        (Stand.RUNS, set()),
+        (Stand.STOPPED, {Stand.RUNS}),
+        (Stand.PANICKED, {Stand.RUNS, Stand.STOPPED, Stand.RESET}),
+        (Stand.RESET, {Stand.RUNS, Stand.STOPPED}),
+    ],
+)
+def test_libvirt_is_behind_with_what_was_heard(wanted: Stand, behind: set[Stand]) -> None:
+    assert {stand for stand in Stand if lags(stand, wanted)} == behind

@@ -6,7 +6,6 @@ Each function returns how the step came out, how the whole plan did, or None whi
 from dataclasses import replace
 from typing import Final
 
-from panicd.rules.machine import effects
 from panicd.rules.machine.inputs import Answered, NoAnswer, Refused, Told
 from panicd.rules.machine.results import End, done, failed, look, unknown
 from panicd.rules.machine.state import (
@@ -39,7 +38,7 @@ def giving_durable(turn: Turn, phase: Giving, _came: object = None) -> End:
     is_reset = isinstance(step, SystemReset)
     if phase.by_libvirt:
         verb = "reset" if is_reset else "resume"
-        turn.emit(effects.TellLibvirt(turn.serial, verb, LIBVIRT_PATIENCE))
+        turn.tell_libvirt(verb, LIBVIRT_PATIENCE)
     else:
         turn.send([("system_reset" if is_reset else "cont", ())], timeout, acts=True)
     return None
@@ -91,9 +90,9 @@ def giving_told(turn: Turn, phase: Giving, told: Told) -> End:
             return failed(phase.index, told.text)
         case _:
             what = "reset" if isinstance(turn.step(phase.index), SystemReset) else "resume"
-            turn.say("warning", "done without libvirt", what=what, why=told.text)
             if course := look(turn, phase.index):
                 return course
+            turn.say("warning", "done without libvirt", what=what, why=told.text)
             turn.enter(Giving(phase.index, Stage.RECORDING, by_libvirt=False))
             turn.commit()
             return None

@@ -6,6 +6,7 @@ An effect with a ``serial`` is answered by an input with the same one.
 from dataclasses import dataclass
 
 from panicd.rules.incident import AnyEntry, Incident
+from panicd.rules.libvirt_state import Stand
 from panicd.rules.plan import Collect as CollectStep
 from panicd.rules.plan import Dump as DumpStep
 from panicd.rules.plan import RunRelaunch
@@ -98,11 +99,13 @@ class TellLibvirt:
     Attributes:
         serial: of the answer.
         verb: what virsh(1) calls it.
+        wanted: how the guest stands, for which it is meant.
         timeout: seconds.
     """
 
     serial: int
     verb: str
+    wanted: Stand
     timeout: float
 
 

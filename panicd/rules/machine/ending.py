@@ -34,7 +34,7 @@ def quitting_durable(turn: Turn, phase: Quitting, _came: object = None) -> End:
     turn.enter(Quitting(phase.index, Stage.GIVEN, phase.by_libvirt))
     turn.emit(effects.WatchProcess())
     if phase.by_libvirt:
-        turn.emit(effects.TellLibvirt(turn.serial, "destroy", timeout))
+        turn.tell_libvirt("destroy", timeout)
     else:
         turn.send([("quit", ())], timeout, acts=True)
     turn.wake(timeout)
@@ -45,9 +45,9 @@ def quitting_told(turn: Turn, phase: Quitting, told: Told) -> End:
     """Libvirt has answered, or not: then QEMU is told."""
     if told.how == "done":
         return quitting_heard(turn, phase)
-    turn.say("warning", "done without libvirt", what="destroy", why=told.text)
     if course := look(turn, phase.index):
         return course
+    turn.say("warning", "done without libvirt", what="destroy", why=told.text)
     turn.enter(Quitting(phase.index, Stage.RECORDING, by_libvirt=False))
     turn.commit()
     return None

@@ -1,8 +1,9 @@
 """A guest whose panics are ignored: it runs on each time, until it panics too often."""
 
 from panicd.rules.machine import deciding, halting, hearing
+from panicd.rules.machine.commands import LIBVIRT_PATIENCE
 from panicd.rules.machine.halting import STOP_FOLLOWS
-from panicd.rules.machine.inputs import Answered, Elapsed, NoAnswer, Refused
+from panicd.rules.machine.inputs import Answered, Elapsed, NoAnswer, Refused, Told
 from panicd.rules.machine.results import Course, overtaken
 from panicd.rules.machine.state import RunningAgain, Stage
 from panicd.rules.machine.turn import REPEATS_EVERY, Turn
@@ -61,12 +62,23 @@ def running_again_answered(turn: Turn, phase: RunningAgain, answered: Answered) 
         busy = halting.busy_with(turn, answered)
         if not busy and turn.known.run_state is RunState.GUEST_PANICKED:
             turn.enter(RunningAgain(Stage.GIVEN))
-            turn.send([("cont", ())], turn.moment.policy.timeouts.resume, acts=True)
+            if turn.known.capability.resumes_by_libvirt:
+                turn.tell_libvirt("resume", LIBVIRT_PATIENCE)
+            else:
+                turn.send([("cont", ())], turn.moment.policy.timeouts.resume, acts=True)
             return
     elif not isinstance(answered.answers[0], Refused | NoAnswer):
         turn.rest()
         return
     _ignore_noted(turn)
+
+
+def running_again_told(turn: Turn, _phase: RunningAgain, told: Told) -> None:
+    """Libvirt has let the guest run, or not."""
+    if told.how == "done":
+        turn.rest()
+    else:
+        _ignore_noted(turn)
 
 
 def running_again_elapsed(turn: Turn, phase: RunningAgain, _came: Elapsed) -> None:

@@ -264,6 +264,7 @@ TABLE: Final[dict[type, dict[type, Handler]]] = {
     RunningAgain: _acting(
         _waits,
         answered=ignoring.running_again_answered,
+        told=ignoring.running_again_told,
         elapsed=ignoring.running_again_elapsed,
     )
     | {

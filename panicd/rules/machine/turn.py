@@ -30,6 +30,7 @@ from panicd.rules.incident import (
 from panicd.rules.incident import (
     State as IncidentState,
 )
+from panicd.rules.libvirt_state import expected
 from panicd.rules.machine import effects
 from panicd.rules.machine.answers import run_state_of
 from panicd.rules.machine.inputs import Asked, Heard, Moment
@@ -272,6 +273,10 @@ class Turn:
     ) -> None:
         """Give QEMU commands."""
         self.effects.append(effects.Send(self.serial, tuple(commands), timeout, acts))
+
+    def tell_libvirt(self, verb: str, timeout: float) -> None:
+        """Have libvirt do something with the domain, if its guest stands as it is known to."""
+        self.emit(effects.TellLibvirt(self.serial, verb, expected(self.known), timeout))
 
     def rest(self) -> None:
         """Nothing is under way any more."""
