@@ -21,7 +21,7 @@ from panicd.qemu.guest_memory import GuestReader
 from panicd.qemu.monitor import SessionLostError, UncertainError
 from panicd.qemu.session import Session
 from panicd.rules.incident import Incident
-from panicd.rules.libvirt_state import Stand, expected
+from panicd.rules.machine.vm import Stand
 from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 BY_LIBVIRT: Final = "libvirt runs this VM, and its 9.0 dies of foreign dumps"
@@ -116,7 +116,7 @@ def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
         return None
 
     def known() -> Stand:
-        return expected(session.vm)
+        return session.vm.stand
 
     async def dump(path: Path, kind: str, timeout: float) -> None:
         try:

@@ -25,10 +25,10 @@ from panicd.qemu.session import Session
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.identity import owner_of
 from panicd.rules.incident import Outcome, StepResult
-from panicd.rules.libvirt_state import Stand, expected
 from panicd.rules.machine import effects
 from panicd.rules.machine.ending import GONE_FOLLOWS
 from panicd.rules.machine.inputs import Departed, Finished, Gone, Heard, Told
+from panicd.rules.machine.vm import Stand
 from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState
 
 REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
@@ -117,7 +117,7 @@ class Errands:
         assert domain is not None
 
         def known() -> Stand:
-            return expected(session.vm)
+            return session.vm.stand
 
         try:
             client, verb = self._services.libvirt.client, effect.verb

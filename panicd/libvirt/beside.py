@@ -19,7 +19,8 @@ from panicd.libvirt.one_start import call_on
 from panicd.libvirt.protocol import DomainRef, DomainState
 from panicd.libvirt.requests import Request
 from panicd.rules.libvirt import LibvirtDomain
-from panicd.rules.libvirt_state import Stand, lags, run_state, stand_of
+from panicd.rules.libvirt_state import lags, run_state
+from panicd.rules.machine.vm import Stand, stand_of
 
 ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes a few milliseconds
 TAKEN_IN_WITHIN: Final = 2.0  # seconds that libvirt is given to take in a panic

@@ -44,8 +44,8 @@ from panicd.qemu.exchange import Command, Exchange
 from panicd.qemu.monitor_error import CommandError, NoReplyError, SessionLostError
 from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
-from panicd.rules.libvirt_state import Stand, expected, run_state, stand_of
-from panicd.rules.machine.vm import Vm
+from panicd.rules.libvirt_state import run_state
+from panicd.rules.machine.vm import Stand, Vm, stand_of
 from panicd.rules.qapi import (
     Event,
     GuestCrashloadedEvent,
@@ -193,12 +193,12 @@ class DomainMonitor(Exchange):
             self._look_ahead(busy=True)
         self._look_again()
         vm = self.known()
-        if is_still and vm is not None and expected(vm) is Stand.RUNS:
+        if is_still and vm is not None and vm.stand is Stand.RUNS:
             self.end("libvirt has taken in only now that the guest has panicked")
 
     def is_to_wait(self, stand: Stand, again: Callable[[], None]) -> bool:
         """Whether libvirt is yet to take in what was heard of the guest; then look ``again``."""
-        wanted = None if (vm := self.known()) is None else expected(vm)
+        wanted = None if (vm := self.known()) is None else vm.stand
         taken_in = trio.current_time() - TAKEN_IN_WITHIN  # what was before that
         panics = wanted is Stand.PANICKED and taken_in < self._panic_at
         resets = wanted is Stand.RESET and (self._resets > 0 or taken_in < self._reset_at)
@@ -379,10 +379,10 @@ class _Course:
         stand = stand_of(state)
         if monitor.is_to_wait(stand, partial(self._ask_state, index)):
             return
-        if ahead and vm is not None and stand is not expected(vm):
+        if ahead and vm is not None and stand is not vm.stand:
             monitor.look = None  # what was heard since may be why
             self._ask_state(index)
-        elif vm is not None and stand is Stand.RUNS and expected(vm) is Stand.PANICKED:
+        elif vm is not None and stand is Stand.RUNS and vm.stand is Stand.PANICKED:
             # Somebody has let it run, and that was not heard of: it is not to be stopped for that.
             monitor.end("libvirt says 'runs' of a guest that has panicked")
         else:
@@ -450,13 +450,13 @@ class _Course:
             monitor.end(ENDED)
         elif monitor.is_to_wait(stand, partial(self._command, index)):
             pass
-        elif stand is expected(vm) or name == "stop":
+        elif stand is vm.stand or name == "stop":
             self._give(index)
         elif ahead:  # what was heard since may be why
             monitor.look = None
             self._command(index)
         else:
-            why = f"libvirt says '{stand}', and events said '{expected(vm)}', before {name}"
+            why = f"libvirt says '{stand}', and events said '{vm.stand}', before {name}"
             monitor.end(why)
 
     def _give(self, index: int) -> None:

@@ -5,10 +5,9 @@ Source: libvirt, ``include/libvirt/libvirt-domain.h`` (virDomainState and the re
 panicked guest is 'paused (crashed)'.
 """
 
-from enum import StrEnum
 from typing import Final
 
-from panicd.rules.machine.vm import Vm
+from panicd.rules.machine.vm import Stand
 from panicd.rules.qapi import RunState
 
 NOSTATE, RUNNING, BLOCKED, PAUSED, SHUTDOWN, SHUTOFF, CRASHED, PMSUSPENDED = range(8)
@@ -43,24 +42,6 @@ def run_state(state: int, reason: int) -> RunState:
     return _STATES.get(state, RunState.UNKNOWN)
 
 
-class Stand(StrEnum):
-    """How a guest stands, as far as a command depends on it."""
-
-    RUNS = "runs"
-    PANICKED = "panicked"
-    RESET = "reset"  # and not yet let run
-    STOPPED = "stopped"  # by anything else
-
-
-def stand_of(state: RunState) -> Stand:
-    """Return how a guest stands in a run state that libvirt tells of."""
-    if state.executes:
-        return Stand.RUNS
-    if state is RunState.GUEST_PANICKED:
-        return Stand.PANICKED
-    return Stand.RESET if state is RunState.PRELAUNCH else Stand.STOPPED
-
-
 def lags(stand: Stand, wanted: Stand) -> bool:
     """Whether libvirt has yet to take in what QEMU's events have told of the guest.
 
@@ -81,10 +62,3 @@ def lags(stand: Stand, wanted: Stand) -> bool:
             return stand is not Stand.PANICKED
         case Stand.RESET:
             return stand not in {Stand.RESET, Stand.PANICKED}
-
-
-def expected(vm: Vm) -> Stand:
-    """Return how a guest is to stand after all that was heard of it."""
-    if vm.stops_by_panic:
-        return Stand.RESET if vm.reset_since_panic else Stand.PANICKED
-    return stand_of(vm.run_state)

@@ -19,7 +19,7 @@ from panicd.libvirt.protocol import Procedure, State
 from panicd.libvirt.xdr import Decoder
 from panicd.qemu.session import Session
 from panicd.rules.libvirt import LibvirtDomain
-from panicd.rules.libvirt_state import Stand
+from panicd.rules.machine.vm import Stand
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.fake_libvirtd import FakeDomain, FakeLibvirtd

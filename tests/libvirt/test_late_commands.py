@@ -21,8 +21,7 @@ from panicd.libvirt.protocol import Procedure, State
 from panicd.qemu.monitor_error import SessionLostError
 from panicd.rules.capability import UNKNOWN_VERSION, Capability
 from panicd.rules.libvirt import parse_domain
-from panicd.rules.libvirt_state import Stand
-from panicd.rules.machine.vm import Vm
+from panicd.rules.machine.vm import Stand, Vm
 from panicd.rules.qapi import RunState
 from tests.parts.fake_libvirtd import FakeLibvirtd
 from tests.parts.libvirt_client import connected

@@ -7,8 +7,8 @@ import pytest
 from panicd.libvirt.protocol import State
 from panicd.rules import libvirt_state
 from panicd.rules.capability import Capability
-from panicd.rules.libvirt_state import Stand, expected, lags, run_state, stand_of
-from panicd.rules.machine.vm import Vm, follow
+from panicd.rules.libvirt_state import lags, run_state
+from panicd.rules.machine.vm import Stand, Vm, follow, stand_of
 from panicd.rules.qapi import (
     Event,
     GuestPanickedEvent,
@@ -69,7 +69,7 @@ def test_what_the_events_lead_one_to_expect(events: list[Event], stand: Stand) -
     vm = Vm(RunState.RUNNING, Capability((7, 2, 0)))
     for event in events:
         vm = follow(vm, event)
-    assert expected(vm) is stand
+    assert vm.stand is stand
 
 
 @pytest.mark.parametrize(

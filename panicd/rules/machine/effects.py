@@ -6,7 +6,7 @@ An effect with a ``serial`` is answered by an input with the same one.
 from dataclasses import dataclass
 
 from panicd.rules.incident import AnyEntry, Incident
-from panicd.rules.libvirt_state import Stand
+from panicd.rules.machine.vm import Stand
 from panicd.rules.plan import Collect as CollectStep
 from panicd.rules.plan import Dump as DumpStep
 from panicd.rules.plan import RunRelaunch

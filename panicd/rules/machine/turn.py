@@ -30,7 +30,6 @@ from panicd.rules.incident import (
 from panicd.rules.incident import (
     State as IncidentState,
 )
-from panicd.rules.libvirt_state import expected
 from panicd.rules.machine import effects
 from panicd.rules.machine.answers import run_state_of
 from panicd.rules.machine.inputs import Asked, Heard, Moment
@@ -276,7 +275,7 @@ class Turn:
 
     def tell_libvirt(self, verb: str, timeout: float) -> None:
         """Have libvirt do something with the domain, if its guest stands as it is known to."""
-        self.emit(effects.TellLibvirt(self.serial, verb, expected(self.known), timeout))
+        self.emit(effects.TellLibvirt(self.serial, verb, self.known.stand, timeout))
 
     def rest(self) -> None:
         """Nothing is under way any more."""

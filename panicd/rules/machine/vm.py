@@ -1,6 +1,7 @@
 """What is known of one connected VM: a value that follows its events and answers."""
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from panicd.rules.capability import Capability
 from panicd.rules.qapi import (
@@ -13,6 +14,24 @@ from panicd.rules.qapi import (
     ShutdownEvent,
     StopEvent,
 )
+
+
+class Stand(StrEnum):
+    """How a guest stands, as far as a command depends on it."""
+
+    RUNS = "runs"
+    PANICKED = "panicked"
+    RESET = "reset"  # and not yet let run
+    STOPPED = "stopped"  # by anything else
+
+
+def stand_of(state: RunState) -> Stand:
+    """Return how a guest stands in a run state."""
+    if state.executes:
+        return Stand.RUNS
+    if state is RunState.GUEST_PANICKED:
+        return Stand.PANICKED
+    return Stand.RESET if state is RunState.PRELAUNCH else Stand.STOPPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +68,13 @@ class Vm:
     def stops_by_panic(self) -> bool:
         """Whether a panic has stopped the guest, or is about to."""
         return RunState.GUEST_PANICKED in {self.run_state, self.stop_means}
+
+    @property
+    def stand(self) -> Stand:
+        """How the guest stands after all that was heard of it."""
+        if self.stops_by_panic:
+            return Stand.RESET if self.reset_since_panic else Stand.PANICKED
+        return stand_of(self.run_state)
 
     @property
     def has_gone(self) -> bool:
