@@ -102,7 +102,7 @@ def exposures_unwatched(
         remedy = f"add `{entry}` to `monitors` in the configuration, and `panicd reload`"
     else:
         remedy = (
-            "it has no QMP monitor: start it anew with the arguments that "
+            "it has no QMP monitor that panicd can reach: start it anew with what "
             f"`panicd qemu-args --name {quote(name or 'NAME')}` prints"
         )
     return {Exposure.NO_MONITOR: remedy}
