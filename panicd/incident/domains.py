@@ -190,10 +190,12 @@ class Fleet:
             )
 
     def called(self, name: str) -> list[Domain]:
-        """Return the domains that are called so, or whose monitor or UUID this is.
+        """Return the domains that are called so, or whose UUID this is, or the one of a monitor.
 
-        Several may claim one name.
+        Several may claim one name, and it may be the path of another's monitor.
         """
+        if name in self.domains:
+            return [self.domains[name]]
         return [d for d in self.domains.values() if name in d.names or name.lower() == d.uuid]
 
     def _call(self, domain: Domain, name: str) -> None:

@@ -28,6 +28,8 @@ VICTIM = "victim"
 UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f51"
 TIME_LIMIT = 40.0
 LISTENING = "dial-in.sock"
+PLACE = "@PLACE@"
+"""Stands for the directory of the monitors."""
 
 CLAIMS: dict[str, dict[str, Any]] = {
     "its name": {"name": VICTIM},
@@ -36,6 +38,10 @@ CLAIMS: dict[str, dict[str, Any]] = {
     "its name as UUID": {"name": "attacker", "uuid": VICTIM},
     "its UUID as name": {"name": UUID},
     "its UUID in capitals": {"name": "attacker", "uuid": UUID.upper()},
+    "its monitor as name": {"name": f"{PLACE}/victim.qmp"},
+    "its key as name": {"name": f"dialled:{os.geteuid()}:{PLACE}/victim.qmp"},
+    "its name made different": {"name": f"{VICTIM}@{UUID}"},
+    "every domain as name": {"name": "*"},
 }
 
 
@@ -72,7 +78,8 @@ def dials_in(request: pytest.FixtureRequest, socket_dir: Path) -> bool:
 
 @pytest.fixture(params=[*CLAIMS.values()], ids=[*CLAIMS])
 def attack(request: pytest.FixtureRequest, socket_dir: Path, dials_in: bool) -> Attack:
-    return Attack(socket_dir, request.param, dials_in)
+    claim = {what: text.replace(PLACE, str(socket_dir)) for what, text in request.param.items()}
+    return Attack(socket_dir, claim, dials_in)
 
 
 @pytest.fixture
@@ -163,6 +170,29 @@ async def test_its_waiting_incident(socket_dir: Path, attack: Attack, victim: Fa
         await daemon.wait_log("incident stays open", since=daemon.began)
         (waits,) = (await daemon.call("status"))["waiting"]
         assert waits["incident"] == kept.id
+
+
+async def test_its_return(socket_dir: Path, attack: Attack) -> None:
+    """Nobody else's start is the end of its relaunch."""
+    relaunch = {"command": ["/bin/true"], "timeout": "10m"}
+    async with host(socket_dir, {"on_crash": "restart", "relaunch": relaunch}) as daemon:
+        victim = FakeQemu(
+            socket_dir / "victim.qmp", name=VICTIM, uuid=UUID, reboot_action="shutdown"
+        )
+        async with victim.running():
+            await its(daemon)
+            victim.panic()
+            await daemon.wait_log("step begins", step="AwaitReturn")
+        attacker = attack.qemu()
+        async with attacker.running():
+            await connected(daemon, attack)
+            (waits,) = (await daemon.call("status"))["waiting"]
+            assert (waits["monitor"], waits["incident_state"]) == (str(victim.socket), "acting")
+            again = FakeQemu(socket_dir / "victim.qmp", name=VICTIM, uuid=UUID)
+            async with again.running():
+                ended = await daemon.wait_log("incident closed", ending="relaunched")
+                assert ended["incident"] == waits["incident"]
+        assert attacker.acting_commands == []
 
 
 async def test_its_hold(socket_dir: Path, attack: Attack, victim: FakeQemu) -> None:

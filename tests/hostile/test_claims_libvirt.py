@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from panicd.service.control_client import RefusedError
 from tests.parts.daemon import ExecutedDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.libvirt import Libvirtd
@@ -113,6 +114,54 @@ async def test_a_domain_that_is_off_is_not_started(libvirtd: Libvirtd, socket_di
             failed = await daemon.wait_incident("liar", state="failed")
             assert f"does not name {socket_dir}/liar.qmp" in failed.details[-1]
             assert (await vm.state()).startswith("shut off")
+
+
+@pytest.mark.parametrize("dials_in", [False, True], ids=["dialled", "dials in"])
+@pytest.mark.parametrize("name", ["vm", "liar"])
+async def test_all_that_belongs_to_a_domain_that_libvirt_alone_reaches(
+    libvirtd: Libvirtd, socket_dir: Path, name: str, dials_in: bool
+) -> None:
+    """Its budget, its counts, its hold, its incident, what is asked for it, and that itself."""
+    listening = socket_dir / "dial-in.sock"
+    monitors = [{"glob": f"{socket_dir}/*.qmp"}, {"listen": str(listening)}]
+    policy = {"on_crash": "restart", "restart": {"max": 1, "min_uptime": "0s"}}
+    async with (
+        libvirtd.plain_domain(socket_dir, "restart") as vm,
+        NeighbourDaemon.start(
+            socket_dir, policy, **configured(libvirtd, monitors=monitors)
+        ) as daemon,
+    ):
+        await daemon.wait_armed("vm")
+        its = (await daemon.domain("vm"))["monitor"]
+        async with RealQemu.start(
+            socket_dir,
+            name=name,
+            uuid=await uuid_of(libvirtd),
+            dial=listening if dials_in else None,
+            extra=("-fw_cfg", "name=opt/x,string=/libvirt/"),
+        ) as liar:
+            known = await daemon.wait_log("policy in force", count=2)
+            called = known["domain"]
+            await daemon.wait_armed(called)
+            assert (await daemon.domain(called))["libvirt"] == ""
+            await liar.panic()
+            await daemon.wait_incident(called, ending="restarted")
+            await liar.panic()
+            await daemon.wait_incident(called, state="preserved")
+            own = await daemon.domain("vm")
+            assert (own["restarts_left"], own["incident"], own["connected"]) == (1, "", True)
+            assert await daemon.metric("panicd_domain_panics_total", domain="vm") == 0
+            with pytest.raises(RefusedError, match="there is no hold on"):
+                await daemon.call("unhold", domain=its, why="of nothing")
+            his = (await daemon.domain(called))["monitor"]
+            await daemon.call("act", domain=his, action="destroy", why="it lies")
+            await daemon.wait_incident(called, ending="destroyed")
+            await liar.wait_exit()
+        assert await vm.state() == "running (booted)"
+        await vm.press_key()
+        ended = await daemon.wait_incident("vm", ending="restarted")
+        assert ended.decisions == [("restart", "on-crash")]
+        assert await vm.state() == "running (unpaused)"
 
 
 def sockets_of(name: str) -> int:
