@@ -146,6 +146,13 @@ def test_the_worst_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0].endswith("1 spare, 1 acknowledged")
 
 
+def test_a_second_monitor_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "a second monitor of web, which is looked after by /run/web.qmp"
+    second = {"connected": False, "spare_of": "web", "problem": why, "standing": Standing.SPARE}
+    *_, line = shown(monkeypatch, DOMAIN | second)
+    assert line.endswith(" spare of web")
+
+
 def test_what_is_wanted_is_selected(monkeypatch: pytest.MonkeyPatch) -> None:
     ignoring = DOMAIN | {"domain": "lab", "on_crash": "ignore", "uuid": "u-1", "monitor": "/run/m"}
     domains = [DOMAIN, ignoring, DOMAIN | PANICKED | {"domain": "db"}]

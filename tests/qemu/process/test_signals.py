@@ -67,6 +67,9 @@ def test_a_refused_signal_is_named(start: Start, fake_qemu: Path) -> None:
     with Peer.of(start(fake_qemu).sock) as peer:
         with nobody(), pytest.raises(SignalNotPermittedError, match=r"SIGTERM.*CAP_KILL"):
             peer.send_signal(signal.SIGTERM)
+        with nobody():
+            assert peer.beyond_signals() == f"user {peer.uid}'s processes take CAP_KILL"
+        assert peer.beyond_signals() == ""
         assert not peer.gone()
 
 
