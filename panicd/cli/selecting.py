@@ -1,8 +1,10 @@
 """Which domains ``panicd status`` shows, and in what order."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Final, NamedTuple
 
 from panicd.rules.standing import PROBLEMS, rank
@@ -62,16 +64,19 @@ def since(row: Answer) -> float | None:
 def _rows(answer: Answer) -> list[Answer]:
     """Return the domains, and those of which no more is known than an open incident.
 
-    Where its monitor is still tried, that is one row.
+    Where its monitor is still tried, that is one row. Several may have been at one monitor: those
+    that dial in are numbered anew when panicd starts.
     """
-    gone = {row["monitor"]: row for row in answer["waiting"]}
+    gone = defaultdict[str, list[Answer]](list)
+    for row in answer["waiting"]:
+        gone[row["monitor"]].append(row)
     known = [
-        gone.pop(row["monitor"]) | {"problem": row["problem"]}
-        if not row["connected"] and row["monitor"] in gone
+        gone[row["monitor"]].pop(0) | {"problem": row["problem"]}
+        if not row["connected"] and gone.get(row["monitor"])
         else row
         for row in answer["domains"]
     ]
-    return [*known, *gone.values()]
+    return [*known, *chain.from_iterable(gone.values())]
 
 
 def _matches(row: Answer, pattern: str) -> bool:

@@ -210,6 +210,17 @@ def test_an_incident_without_a_connection_is_one_row(monkeypatch: pytest.MonkeyP
     assert "refused; Oops" in lines[2]
 
 
+def test_no_incident_hides_another_that_was_at_its_monitor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = DOMAIN | PANICKED | {"connected": False, "monitor": "/run/qmp.sock#1"}
+    waiting = [gone | {"domain": name} for name in ("one", "other", "third")]
+    trying = DOMAIN | {"connected": False, "monitor": "/run/qmp.sock#1"}
+    for domains in ([], [trying]):
+        lines = shown(monkeypatch, *domains, waiting=waiting)
+        assert [line.split()[0] for line in lines[2:]] == ["one", "other", "third"]
+
+
 async def test_how_domains_stand_is_found(socket_dir: Path) -> None:
     fleet = {
         "panicked": FakeQemu(socket_dir / "a.qmp", name="panicked"),
