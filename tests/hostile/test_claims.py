@@ -173,9 +173,14 @@ async def test_its_waiting_incident(socket_dir: Path, attack: Attack, victim: Fa
 
 
 async def test_its_return(socket_dir: Path, attack: Attack) -> None:
-    """Nobody else's start is the end of its relaunch."""
+    """Nobody else who is there, or who comes, is what its relaunch has brought back."""
     relaunch = {"command": ["/bin/true"], "timeout": "10m"}
-    async with host(socket_dir, {"on_crash": "restart", "relaunch": relaunch}) as daemon:
+    there, comes = attack.qemu(), attack.qemu(1)
+    async with (
+        host(socket_dir, {"on_crash": "restart", "relaunch": relaunch}) as daemon,
+        there.running(),
+    ):
+        await connected(daemon, attack)
         victim = FakeQemu(
             socket_dir / "victim.qmp", name=VICTIM, uuid=UUID, reboot_action="shutdown"
         )
@@ -183,8 +188,7 @@ async def test_its_return(socket_dir: Path, attack: Attack) -> None:
             await its(daemon)
             victim.panic()
             await daemon.wait_log("step begins", step="AwaitReturn")
-        attacker = attack.qemu()
-        async with attacker.running():
+        async with comes.running():
             await connected(daemon, attack)
             (waits,) = (await daemon.call("status"))["waiting"]
             assert (waits["monitor"], waits["incident_state"]) == (str(victim.socket), "acting")
@@ -192,7 +196,7 @@ async def test_its_return(socket_dir: Path, attack: Attack) -> None:
             async with again.running():
                 ended = await daemon.wait_log("incident closed", ending="relaunched")
                 assert ended["incident"] == waits["incident"]
-        assert attacker.acting_commands == []
+        assert there.acting_commands == comes.acting_commands == []
 
 
 async def test_its_hold(socket_dir: Path, attack: Attack, victim: FakeQemu) -> None:
