@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -142,6 +143,28 @@ async def test_what_qemu_is_handed_for_its_screen_cannot_fill_a_disk(socket_dir:
     assert screen.read_bytes() == PNG
     painter.goes_on()
     assert screen.read_bytes() == PNG
+
+
+async def test_link_in_a_screen_s_place_leads_nowhere(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU is told no path that could be one, and panicd writes through none."""
+    elsewhere = socket_dir / "elsewhere"
+    elsewhere.write_text("kept")
+    make = evidence._make
+
+    def make_with_link(directory: Path) -> None:
+        make(directory)
+        (directory / "screen.png").symlink_to(elsewhere)
+
+    monkeypatch.setattr(evidence, "_make", make_with_link)
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    record = await evidence_of(socket_dir, vm)
+    assert elsewhere.read_text() == "kept"
+    assert record["screenshot"] is None
+    assert "Too many levels of symbolic links" in record["evidence"]["problems"]["screen.png"]
+    call = await vm.wait_command("screendump")
+    assert re.fullmatch(r"/proc/self/fd/\d+", call["arguments"]["filename"])
 
 
 async def test_screen_without_end_is_none(socket_dir: Path) -> None:
