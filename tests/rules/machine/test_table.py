@@ -279,6 +279,24 @@ def test_a_hung_qemu_is_waited_for_once_before_it_is_ended() -> None:
     assert len(machine.all(effects.Send)) == 1
 
 
+def test_each_signal_is_sent_once_and_is_on_record_before() -> None:
+    machine = Machine(OnCrash.DESTROY)
+    machine.attach()
+    machine.hear(PANIC, STOP)
+    machine.answer(*[NoAnswer("no answer")] * 4)
+    machine.durable()
+    signals: list[str] = []
+    for name in ("SIGTERM", "SIGKILL"):
+        machine.tell(Elapsed(machine.state.serial))
+        assert [sent.name for sent in machine.all(effects.SendSignal)] == signals
+        signals.append(name)
+        machine.durable()
+        machine.durable()  # of something else, that was noted meanwhile
+        machine.tell(Finished(machine.state.serial, StepResult(Outcome.DONE)))
+        machine.durable()
+        assert [sent.name for sent in machine.all(effects.SendSignal)] == signals
+
+
 def test_what_was_asked_for_a_panicked_guest_is_not_done_to_one_that_was_reset_since() -> None:
     machine = Machine(OnCrash.PRESERVE)
     machine.preserve()
