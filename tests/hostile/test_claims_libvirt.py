@@ -98,20 +98,23 @@ async def test_its_monitor_s_path(libvirtd: Libvirtd, socket_dir: Path) -> None:
             assert await vm.state() == "running (booted)"
 
 
-async def test_a_domain_that_is_off_is_not_started(libvirtd: Libvirtd, socket_dir: Path) -> None:
+@pytest.mark.parametrize("name", ["vm", "liar"])
+async def test_a_domain_that_is_off_is_not_started(
+    libvirtd: Libvirtd, socket_dir: Path, name: str
+) -> None:
     """A relaunch by libvirt starts the domain whose XML names the monitor."""
     rules = {"on_crash": "restart", "relaunch": {"libvirt": libvirtd.uri, "timeout": "20s"}}
     async with libvirtd.domain(socket_dir, "destroy") as vm:
         uuid = await uuid_of(libvirtd)
         await libvirtd.virsh("destroy", "vm")
-        liar = FakeQemu(socket_dir / "liar.qmp", name="liar", uuid=uuid, reboot_action="shutdown")
+        liar = FakeQemu(socket_dir / "liar.qmp", name=name, uuid=uuid, reboot_action="shutdown")
         async with (
             NeighbourDaemon.start(socket_dir, rules, **configured(libvirtd)) as daemon,
             liar.running(),
         ):
-            await daemon.wait_armed("liar")
+            await daemon.wait_armed(name)
             liar.panic()
-            failed = await daemon.wait_incident("liar", state="failed")
+            failed = await daemon.wait_incident(name, state="failed")
             assert f"does not name {socket_dir}/liar.qmp" in failed.details[-1]
             assert (await vm.state()).startswith("shut off")
 
@@ -124,7 +127,11 @@ async def test_all_that_belongs_to_a_domain_that_libvirt_alone_reaches(
     """Its budget, its counts, its hold, its incident, what is asked for it, and that itself."""
     listening = socket_dir / "dial-in.sock"
     monitors = [{"glob": f"{socket_dir}/*.qmp"}, {"listen": str(listening)}]
-    policy = {"on_crash": "restart", "restart": {"max": 1, "min_uptime": "0s"}}
+    policy = {
+        "on_crash": "restart",
+        "restart": {"max": 1, "min_uptime": "0s"},
+        "coredump": {"min_free": "1MiB"},
+    }
     async with (
         libvirtd.plain_domain(socket_dir, "restart") as vm,
         NeighbourDaemon.start(
@@ -154,8 +161,9 @@ async def test_all_that_belongs_to_a_domain_that_libvirt_alone_reaches(
             with pytest.raises(RefusedError, match="there is no hold on"):
                 await daemon.call("unhold", domain=its, why="of nothing")
             his = (await daemon.domain(called))["monitor"]
-            await daemon.call("act", domain=his, action="destroy", why="it lies")
-            await daemon.wait_incident(called, ending="destroyed")
+            await daemon.call("act", domain=his, action="coredump-destroy", why="it lies")
+            ended = await daemon.wait_incident(called, ending="destroyed")
+            assert ("Dump", "failed") in ended.steps  # by libvirt, whose it is not
             await liar.wait_exit()
         assert await vm.state() == "running (booted)"
         await vm.press_key()
