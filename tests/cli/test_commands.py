@@ -288,7 +288,9 @@ async def test_operator_acts_releases_and_holds(socket_dir: Path) -> None:
         await daemon.wait_incident("vm", ending="restarted")
         await ask(daemon, "unhold", "vm", *because)
         assert vm.changing_commands == ["set-action", "cont", "system_reset", "cont"]
-        asked = daemon.logged("operator asked", uid=os.getuid(), why="a test")
+        by_us = {"uid": os.getuid(), "why": "a test"}
+        await daemon.wait_log("operator asked", count=4, **by_us)
+        asked = daemon.logged("operator asked", **by_us)
         assert {line["what"].split()[0] for line in asked} == {
             *("release", "hold", "act", "unhold"),
         }

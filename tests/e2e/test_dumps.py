@@ -132,6 +132,7 @@ async def test_qemu_killed_in_the_middle_of_its_dump_leaves_no_part_of_it(socket
         await daemon.wait_armed("vm")
         await vm.press_key()
         await wait_dumping(daemon, "vm")
+        await vm.freeze()  # in the middle it stays
         assert len(files(directory)) == 1
         vm.kill()
         incident = await daemon.wait_incident("vm", ending="qemu-gone")

@@ -239,9 +239,13 @@ async def test_guest_that_is_resumed_during_a_plan_is_stopped_again(
 
 async def test_guest_that_is_resumed_during_a_plan_once_too_often_runs(socket_dir: Path) -> None:
     async with panicked_during(Backup, socket_dir, "destroy", enforce=True) as (daemon, vm):
-        for _ in range(ENFORCED_AT_MOST + 1):
-            await daemon.wait_log("waiting", since=daemon.mark(), until_the_end_of=Backup.told)
+        await daemon.wait_log("waiting", until_the_end_of=Backup.told)
+        for count in range(1, ENFORCED_AT_MOST + 1):
             await vm.witness.execute("cont")
+            again = "somebody resumed the panicked guest: stopped again"
+            await daemon.wait_log(again, count=count)
+            await vm.wait_status("paused")
+        await vm.witness.execute("cont")
         await daemon.wait_incident("vm", ending="foreign-resume")
         assert vm.proxy.acting_commands == ["stop"] * ENFORCED_AT_MOST
         await vm.wait_counting()

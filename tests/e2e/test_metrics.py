@@ -67,6 +67,12 @@ def of_domains(found: Series) -> Series:
     }
 
 
+async def no_domain_is_left(daemon: ObservedDaemon) -> None:
+    """Wait until no domain has series: that its monitor is gone is told a moment before."""
+    while of_domains(await series(daemon)):
+        pass  # each look is a scrape
+
+
 async def test_all_begins_at_0(socket_dir: Path) -> None:
     async with RunningDaemon.start(socket_dir) as daemon:
         found = await series(daemon)
@@ -118,8 +124,7 @@ async def test_counters_go_on_and_domains_go(socket_dir: Path) -> None:
             mark = daemon.mark()
         (socket_dir / "vm.qmp").unlink(missing_ok=True)
         await daemon.wait_log("monitor is gone", since=mark)
-        while of_domains(await series(daemon)):
-            pass  # that is told a moment before
+        await no_domain_is_left(daemon)
 
 
 def vm_uuid(found: Series) -> str:
@@ -158,7 +163,7 @@ async def test_an_open_incident_of_a_domain_that_is_gone_is_its_host_s(socket_di
         await vm.press_key()
         await daemon.wait_incident("vm", state="failed")
         await daemon.wait_log("monitor is gone")
-        assert not of_domains(await series(daemon))
+        await no_domain_is_left(daemon)
         (waits,) = [key for key in await series(daemon) if key.startswith(OPEN)]
         assert ",domain=vm,reason=qemu-exited,signature=,state=failed" in waits
         assert await daemon.metric("panicd_incidents_open") == 1

@@ -115,7 +115,7 @@ async def test_hyperv_bug_check_of_a_real_guest(socket_dir: Path) -> None:
         await daemon.wait_armed("vm")
         assert (await daemon.domain("vm"))["panic_device"] == "requested"
         await vm.start_guest()
-        await daemon.wait_incident("vm", state="preserved")
+        await daemon.wait_kept(await daemon.wait_incident("vm", state="preserved"))
         (incident,) = daemon.journal()
         assert incident.opened.information is not None
         fields = dict(incident.opened.information.fields)

@@ -141,13 +141,13 @@ async def test_qemu_that_panicd_has_no_monitor_of(socket_dir: Path) -> None:
     async with (
         DaemonInside.start(socket_dir, {"on_crash": "restart"}) as daemon,
         RealQemu.start(elsewhere, name="stranger") as stranger,
-        FakeQemu(socket_dir / "vm.qmp").running(),
+        FakeQemu(socket_dir / "watched.qmp", name="watched").running(),
     ):
-        await daemon.wait_armed("vm")
+        await daemon.wait_armed("watched")
         status, exposed = await audited(daemon)
         assert status == FAILED
         assert exposed["stranger"] == ["no-monitor"]
-        assert "vm" not in exposed
+        assert "watched" not in exposed
         shown, name = (await panicd(daemon, "audit")).output, f"stranger (process {stranger.pid})"
         (told,) = [text for text in shown.splitlines() if text.startswith(name)]
         assert f"add `- glob: {stranger.socket}` to `monitors`" in told

@@ -175,6 +175,12 @@ class ObservedDaemon:
         assert told == (explained["plan"]["action"], explained["plan"]["reason"])
         return told
 
+    async def exposures(self, name: str) -> dict[str, str]:
+        """Why one domain could not be acted on; this machine may have QEMUs of others so named."""
+        found = (await self.call("audit"))["exposed"]
+        mine = (each for each in found if each["domain"] == name and each["pid"] is None)
+        return next(({**each["reasons"]} for each in mine), {})
+
     async def metric(self, name: str, **labels: str) -> float | None:
         """Return the present value of one of its metrics; None where there is no such series."""
         served = await self.wait_log("metrics are served", since=self.began)
