@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -288,7 +289,7 @@ async def test_operator_acts_releases_and_holds(socket_dir: Path) -> None:
         await daemon.wait_incident("vm", ending="restarted")
         await ask(daemon, "unhold", "vm", *because)
         assert vm.changing_commands == ["set-action", "cont", "system_reset", "cont"]
-        by_us = {"uid": os.getuid(), "why": "a test"}
+        by_us: dict[str, Any] = {"uid": os.getuid(), "why": "a test"}
         await daemon.wait_log("operator asked", count=4, **by_us)
         asked = daemon.logged("operator asked", **by_us)
         assert {line["what"].split()[0] for line in asked} == {
