@@ -1,6 +1,6 @@
 """People's tools open the dumps of a Linux guest that panicked, each format with each tool.
 
-crash needs the kernel's symbols, which are too large to be fetched for a test:
+crash, and drgn for most, need the kernel's symbols, which are too large to be fetched for a test:
 ``$PANICD_TEST_VMLINUX``, from Debian's linux-image-…-dbg of the same version.
 """
 
@@ -32,7 +32,7 @@ from panicd.rules.kernel_log import panic_line
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.dumps.test_coredump import elf_of, session_with
-from tests.parts.linux import Kernel, linux_guest
+from tests.parts.linux import Kernel, Trouble, linux_guest
 from tests.parts.patience import fail_after, patience
 
 pytestmark = [pytest.mark.real, pytest.mark.linux]
@@ -45,6 +45,23 @@ information = prog["VMCOREINFO"].string_().decode()
 print(prog.read(int(symbol.partition("=")[2], 16), 390).replace(bytes(1), b" "))
 """
 """Needs no symbols: guest memory, by its virtual address, through the guest's page tables."""
+
+QUESTIONS = ("sys | grep PANIC", "log", "bt -a", "ps", "kmem -i", "mod", "kmem -S dentry", "quit")
+FOUND_BY_DRGN = """
+from drgn.helpers.linux import *
+print(get_dmesg(prog).decode())
+for task in for_each_task(prog):
+    print("task", task.pid.value_(), task.comm.string_().decode())
+    for frame in prog.stack_trace(task):
+        if frame.name is None or not frame.pc >> 63:  # a program's: its memory is left out
+            break
+        print("   ", hex(frame.pc), frame.name)
+for module in for_each_module(prog):
+    print("module", module.name.string_().decode(), module.taints.value_())
+for cache in for_each_slab_cache(prog):
+    objects = [each.value_() for each in slab_cache_for_each_allocated_object(cache, "void")]
+    print("slab", cache.name.string_().decode(), len(objects), hash(tuple(objects)))
+"""
 
 
 def tool(name: str) -> str:
@@ -90,7 +107,7 @@ async def make_dumps(directory: Path, kernel: Kernel) -> dict[Variant, Path]:
     with fail_after(300):
         async with (
             event_loop(),
-            linux_guest(directory, kernel, paused=True) as guest,
+            linux_guest(directory, kernel, paused=True, trouble=Trouble(cpus=2)) as guest,
             session_with(guest.vm) as session,
         ):
             await session.execute("cont")
@@ -154,13 +171,47 @@ def test_drgn_reads_memory(dumps: dict[Variant, Path], variant: Variant, tmp_pat
     assert "SMP" in printed  # of the kernel's version, which no header holds
 
 
-@each
-def test_crash_shows_the_panic(dumps: dict[Variant, Path], variant: Variant) -> None:
-    symbols = os.environ.get("PANICD_TEST_VMLINUX")
-    if symbols is None:
+@pytest.fixture(scope="module")
+def symbols() -> str:
+    """The symbols of the guest's kernel."""
+    path = os.environ.get("PANICD_TEST_VMLINUX")
+    if path is None:
         pytest.skip("no symbols of the guest's kernel: $PANICD_TEST_VMLINUX")
-    printed = run(tool("crash"), "-s", symbols, str(dumps[variant]), into="sys\nlog\nquit\n")
-    assert f'PANIC: "{PANIC}"' in printed
+    return path
+
+
+def asked_of_crash(symbols: str, dump: Path) -> str:
+    """What crash answers to the questions that people ask first."""
+    return run(tool("crash"), "-s", symbols, str(dump), into="".join(f"{q}\n" for q in QUESTIONS))
+
+
+@each
+def test_crash_answers_as_of_the_full_dump(
+    dumps: dict[Variant, Path], variant: Variant, symbols: str
+) -> None:
+    answers = asked_of_crash(symbols, dumps[variant])
+    for seen in (PANIC, "sysrq_handle_crash", "busybox", "TOTAL MEM", "pvpanic"):
+        assert seen in answers
+    # Of a kdump it shows the registers of a stopped processor, of an ELF core it does not.
+    full = variant._replace(level=0) if variant.kind is DumpFormat.KDUMP_ZLIB else FULL
+    assert answers == asked_of_crash(symbols, dumps[full])
+
+
+def asked_of_drgn(symbols: str, dump: Path, script: Path) -> str:
+    """What drgn finds: the log, tasks and their stacks, modules, the objects of slab caches."""
+    script.write_text(FOUND_BY_DRGN)
+    options = ("--quiet", "--no-default-symbols", "-s", symbols)
+    return run(tool("drgn"), "--core", str(dump), *options, str(script))
+
+
+@each
+def test_drgn_answers_as_of_the_full_dump(
+    dumps: dict[Variant, Path], variant: Variant, symbols: str, tmp_path: Path
+) -> None:
+    answers = asked_of_drgn(symbols, dumps[variant], tmp_path / "script.py")
+    for seen in (PANIC, "sysrq_handle_crash", "kthreadd", "module pvpanic", "slab dentry"):
+        assert seen in answers
+    assert answers == asked_of_drgn(symbols, dumps[FULL], tmp_path / "script.py")
 
 
 @each

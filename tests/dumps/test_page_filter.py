@@ -110,6 +110,13 @@ def test_parts_are_enough_that_have_what_is_kept(tmp_path: Path) -> None:
         filtered(tmp_path, b"no core", bytes(kept), framed=True)
 
 
+def test_a_whole_memory_is_packed_in_less_time_and_not_as_small(tmp_path: Path) -> None:
+    text = b"".join(b"%d bottles of beer on the wall\n" % number for number in range(10**4))
+    memory = core((0, text[: len(text) // PAGE * PAGE]))
+    whole = filtered(tmp_path, memory).stat().st_size
+    assert whole > 1.1 * filtered(tmp_path, memory, b"").stat().st_size
+
+
 def test_empty_memory_takes_next_to_nothing(tmp_path: Path) -> None:
     path = filtered(tmp_path, core((0, bytes(64 << 20))))
     assert path.stat().st_size < (64 << 20) // 100

@@ -81,7 +81,7 @@ def filter_core(
     stream = CoreStream(source)
     try:
         # Here, so that numpy's that don't load (on an old processor) cost the filter, not the dump.
-        from panicd.dumps.filter.kdump_writer import KdumpWriter  # noqa: PLC0415 - see above
+        from panicd.dumps.filter.kdump_writer import FAST, SMALL, KdumpWriter  # noqa: PLC0415 - see above
 
         layout = _checked(DumpFile.parse(stream.peek(HEAD)))
     except (NotReadableError, ImportError, RuntimeError) as error:
@@ -96,7 +96,7 @@ def filter_core(
     there = _bitmap(layout)
     chosen = there if kept is None else _both(there, kept)
     head = kdump_head(notes, machine=layout.machine, pages=pages, level=level, about=about, at=at)
-    writer = KdumpWriter(target, head, there, chosen)
+    writer = KdumpWriter(target, head, there, chosen, FAST if kept is None else SMALL)
     buffer = memoryview(bytearray(BLOCK))
     for physical, length in stream.frames(notes_end) if framed else stream.pieces(layout.memory):
         for start in range(0, length, BLOCK):
