@@ -57,3 +57,38 @@ class Timers:
             self._sleeps_until = self._heap[0][0] if self._heap else math.inf
             with trio.move_on_at(self._sleeps_until):
                 await self._earlier.wait()
+
+
+class Alarm:
+    """One time limit that takes the place of the last: who puts it off often needs one timer.
+
+    Args:
+        timers: which it is of.
+        call: is called when it is due, with its number.
+    """
+
+    def __init__(self, timers: Timers, call: Callable[[int], None]) -> None:
+        self._timers = timers
+        self._call = call
+        self._timer: Timer | None = None
+        self._due, self._number = math.inf, 0
+
+    def set(self, number: int, seconds: float) -> None:
+        """Have something called after so many seconds, and not what was to be called before."""
+        self._due, self._number = trio.current_time() + seconds, number
+        if self._timer is None or self._timer.call is None or self._timer.due > self._due:
+            self.stop()
+            self._timer = self._timers.after(seconds, self._is_due)
+
+    def stop(self) -> None:
+        """Have nothing called."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _is_due(self) -> None:
+        self._timer = None
+        left = self._due - trio.current_time()
+        if left > 0:
+            self._timer = self._timers.after(left, self._is_due)
+        else:
+            self._call(self._number)

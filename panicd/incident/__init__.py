@@ -3,6 +3,8 @@
 ::
 
     driver         gives one domain's machine what happens, and carries out what it says
+    reaction       a panic that goes as foreseen; rush: first commands go first; moment: what holds
+    gathering      panics that follow each other, told of as one
     errands        what takes its time: collecting (evidence), dumping, relaunch
     outcome        how an exchange went
     request        what an operator asks; policy_in_force: what the log says of a policy

@@ -9,7 +9,7 @@ import math
 import secrets
 import signal
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
@@ -19,12 +19,15 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from panicd.host.logs import get_logger
-from panicd.host.timers import Timer
+from panicd.host.timers import Alarm, Timer
 from panicd.incident.domains import Domain
 from panicd.incident.errands import Errands
+from panicd.incident.gathering import Gathering
 from panicd.incident.liveness import Liveness
+from panicd.incident.moment import moment_of
 from panicd.incident.outcome import answer_of
 from panicd.incident.policy_in_force import tell_policy
+from panicd.incident.reaction import Foresight, Reaction
 from panicd.incident.request import Request
 from panicd.incident.services import Services
 from panicd.journal.chronicle import Chronicle
@@ -32,10 +35,10 @@ from panicd.journal.journal import JournalError
 from panicd.qemu.event_outlet import Heard as HeardAt
 from panicd.qemu.process import Peer, PeerError
 from panicd.qemu.session import Session
-from panicd.rules.identity import owner_of
 from panicd.rules.incident import Closed, Opened, Outcome, Settled, StepResult
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import State, effects, step
+from panicd.rules.machine.ahead import as_foreseen
 from panicd.rules.machine.inputs import (
     Adopted,
     Answered,
@@ -56,10 +59,9 @@ from panicd.rules.machine.inputs import (
     Undurable,
 )
 from panicd.rules.machine.state import Begun, Left, Resting
-from panicd.rules.qapi import Event, GuestPanickedEvent
+from panicd.rules.qapi import GuestPanickedEvent
 from panicd.rules.settings import JournalFailure
 
-GATHER: Final = 0.02  # seconds in which panics that follow each other are told of as one
 SETTLED: Final = frozenset({IncidentState.PRESERVED, IncidentState.FAILED, IncidentState.RESET})
 LOST: Final = "the domain's monitor was lost"
 
@@ -85,8 +87,7 @@ class Driver:
         self._left = trio.Event()
         self._problem = ""
         self._nursery: trio.Nursery
-        self._timer: Timer | None = None
-        self._due, self._due_serial = math.inf, 0
+        self._alarm = Alarm(services.timers, lambda serial: self.feed(Elapsed(serial)))
         self._turn = trio.CancelScope()
         self._requests: dict[int, Request] = {}
         self._latest: Chronicle | None = None  # the last that something was noted in
@@ -94,11 +95,12 @@ class Driver:
         self._first = ExitStack()  # it has the way while it reacts
         self._watches = False
         self._liveness: Liveness | None = None
-        self._last: Event | None = None  # of the session
-        self._more = 0  # panics like the last, not yet told of
+        self._gathering = Gathering(services.timers, services.metrics, self.feed)
         self._token = secrets.token_hex(4)
         self._numbers = count(1)
         self._errands = Errands(services, domain, peer)
+        self._foresight = Foresight()
+        self._reaction: Reaction | None = None  # the machine has not been given yet what came
 
     # What is asked of it.
 
@@ -165,83 +167,86 @@ class Driver:
 
     def feed(self, came: Input) -> None:
         """Give the machine an input, and carry out what follows; one after the other."""
-        if self._more:  # they came before
-            self._tell_more()
+        self._gathering.tell_more()  # they came before
         self._inbox.append(came)
-        if self._is_busy or self._bug is not None:
-            return
-        self._is_busy = True
-        try:
-            while self._inbox:
-                self._take(self._inbox.popleft())
-        except BaseException as bug:  # noqa: BLE001 - whoever called must not take it for his own
-            self._bug = bug
-            self._left.set()
-        finally:
+        if self._reaction is None or not self._reaction.may_wait(came):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._is_busy and self._bug is None:
+            self._is_busy = True
+            self._guard(self._take_all)
             self._is_busy = False
 
+    def _guard(self, call: Callable[..., bool | None], *came: object) -> bool:
+        """Call something, and keep its bug from whoever called, who must not take it for his."""
+        try:
+            return bool(call(*came))
+        except BaseException as bug:  # noqa: BLE001 - it is raised where the domain is looked after
+            self._bug = bug
+            self._left.set()
+            return True
+
+    def _take_all(self) -> None:
+        if self._reaction is not None:
+            self._catch_up(self._reaction)
+        while self._inbox:
+            self._take(self._inbox.popleft())
+
     def _take(self, came: Input) -> None:
-        self._state, made = step(self._state, came, self._moment())
-        if self._session is not None and self._state.vm is not None:
-            self._session.vm = self._state.vm
-        for effect in made:
+        for effect in self._step(came, self._moment()):
             self._carry_out(effect)
 
+    def _step(self, came: Input, moment: Moment) -> tuple[effects.Effect, ...]:
+        self._state, made = step(self._state, came, moment)
+        if self._session is not None and self._state.vm is not None:
+            self._session.vm = self._state.vm
+        return made
+
     def _moment(self) -> Moment:
-        services, domain = self._services, self._domain
-        now = services.keeping.clock()
-        assert domain.policy is not None
-        return Moment(
-            now=now,
-            ticks=trio.current_time(),
-            policy=domain.policy,
-            name=domain.name,
-            claim=domain.claim,
-            key=domain.key,
-            monitor=domain.address,
-            token=self._token,
-            restarts=services.keeping.counters.restarts(domain.key),
-            libvirt=services.libvirt.known(domain.address),
-            plugged=domain.plugged,
-            silent=domain.is_silent,
-            held=domain.hold(services.holds, now) is not None,
-            storm=services.storm.preserves(self._owner, now, also=domain.key),
-            limited=services.storm.limits(self._owner, now, also=domain.key),
-            unrecorded=services.unrecorded(),
-            dry_run=services.dry_run,
-            journal_failure=services.keeping.journal_failure(),
-        )
+        return moment_of(self._services, self._domain, self._token)
 
     def _heard(self, heard: HeardAt) -> None:
-        event = heard.event
-        is_panic = isinstance(event, GuestPanickedEvent)
-        if is_panic and self._repeats(event):
-            if not self._more:
-                self._services.timers.after(GATHER, self._tell_more)
-            self._more += heard.count
-            self._services.metrics.events_coalesced.inc(heard.count)
+        came, reaction = Heard(heard.event, heard.count), self._reaction
+        if reaction is not None and self._guard(reaction.takes, came):
+            self._gathering.heard(came.event)
             return
+        if reaction is not None and not reaction.may_wait(came):
+            self._go_on()  # so that it is known where the incident stands
+        if self._state.incident is not None and self._gathering.takes(came):
+            return
+        is_panic = isinstance(came.event, GuestPanickedEvent)
         if is_panic and self._heard_at == math.inf and isinstance(self._state.phase, Resting):
             self._heard_at = heard.at
-        self.feed(Heard(event, heard.count))
-        self._last = event
+        if not (is_panic and self._guard(self._react, came)):
+            self.feed(came)
+        self._gathering.heard(came.event)
 
-    def _repeats(self, event: Event) -> bool:
-        """Whether a panic says no more than the one before it, after which nothing was heard."""
-        last = self._last
-        return (
-            isinstance(last, GuestPanickedEvent)
-            and isinstance(event, GuestPanickedEvent)
-            and last.action is event.action
-            and self._state.incident is not None
-        )
+    def _react(self, panic: Heard) -> bool:
+        """Begin to do what is known to follow from a panic, or return that it is not known."""
+        session, vm = self._session, self._state.vm
+        if session is None or vm is None or self._is_busy or self._bug is not None:
+            return False
+        moment = self._moment()
+        if not as_foreseen(self._state, panic, moment):
+            return False
+        foreseen = self._foresight.of(moment, vm.capability, vm.process)
+        if foreseen is None:
+            return False
+        self._opens(moment.now)
+        reaction = Reaction(self._services, foreseen, panic, moment, self._state.serial)
+        self._reaction = reaction
+        self._domain.chronicle = self._latest = reaction.chronicle
+        reaction.begin(self._send, self._carry_out, self.feed, self._go_on, self._guard)
+        return True
 
-    def _tell_more(self) -> None:
-        """Tell of the panics that were gathered: a guest that floods is told of now and then."""
-        if self._more:
-            last, count, self._more = self._last, self._more, 0
-            assert last is not None
-            self.feed(Heard(last, count))
+    def _catch_up(self, reaction: Reaction) -> None:
+        """Give the machine what came, and see that it says what was done."""
+        self._reaction = None
+        for came, moment in reaction.catch_up():
+            for effect in self._step(came, moment):
+                if isinstance(effect, effects.Note) or not reaction.has_done(effect):
+                    self._carry_out(effect)
 
     def _session_ended(self) -> None:
         self.feed(Lost())
@@ -258,7 +263,7 @@ class Driver:
             case effects.Commit(serial=serial):
                 self._commit(serial)
             case effects.Wake(serial=serial, seconds=seconds):
-                self._wake(serial, seconds)
+                self._alarm.set(serial, seconds)
             case effects.Collect():
                 self._run(self._errands.collect(effect))
             case effects.MakeDump():
@@ -307,11 +312,9 @@ class Driver:
 
     def _note(self, note: effects.Note) -> None:
         domain, entry = self._domain, note.entry
-        if isinstance(entry, Opened):
-            self._first.enter_context(self._services.priority.go_first())
-            self._services.storm.note(domain.key, entry.at)
+        if isinstance(entry, Opened) and domain.chronicle is None:
+            self._opens(entry.at)
             domain.chronicle = self._latest = Chronicle.open(note.after, self._services.keeping)
-            self._token = secrets.token_hex(4)
             return
         chronicle = self._latest = domain.chronicle
         assert chronicle is not None
@@ -322,6 +325,12 @@ class Driver:
         if isinstance(entry, Closed):
             domain.chronicle = None
             chronicle.commit_soon(lambda problem: self._closed(chronicle, problem))
+
+    def _opens(self, at: float) -> None:
+        """See to what an incident's beginning means for others."""
+        self._first.enter_context(self._services.priority.go_first())
+        self._services.storm.note(self._domain.key, at)
+        self._token = secrets.token_hex(4)
 
     def _answer(self, request: Request, refused: str) -> None:
         """Tell an operator how it went, once that is on the disk."""
@@ -356,35 +365,20 @@ class Driver:
             self._services.metrics.reaction.observe(took)
             self._heard_at = math.inf
 
-    def _send(self, send: effects.Send) -> None:
+    def _send(self, send: effects.Send, tell: Callable[[Answered], None] | None = None) -> None:
         assert self._session is not None
         limit: Timer | None = None
+        told = tell or self.feed
 
         def done(answers: list[object]) -> None:
             if limit is not None:
                 limit.cancel()
-            self.feed(Answered(send.serial, tuple(map(answer_of, answers))))
+            told(Answered(send.serial, tuple(map(answer_of, answers))))
 
         commands = [(name, dict(arguments)) for name, arguments in send.commands]
         question = self._session.monitor.ask(commands, done, timeout=send.timeout)
         if not question.is_over:
             limit = self._services.timers.after(send.timeout, question.give_up)
-
-    def _wake(self, serial: int, seconds: float) -> None:
-        self._due, self._due_serial = trio.current_time() + seconds, serial
-        # A guest that floods puts it off with each panic: one timer will do, and looks again.
-        if self._timer is None or self._timer.call is None or self._timer.due > self._due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._services.timers.after(seconds, self._is_due)
-
-    def _is_due(self) -> None:
-        self._timer = None
-        left = self._due - trio.current_time()
-        if left > 0:
-            self._timer = self._services.timers.after(left, self._is_due)
-        else:
-            self.feed(Elapsed(self._due_serial))
 
     def _signal(self, effect: effects.SendSignal) -> None:
         assert self._peer is not None
@@ -408,10 +402,6 @@ class Driver:
         chronicle = self._domain.chronicle
         incident = {"incident": chronicle.incident.id} if chronicle is not None else {}
         return get_logger(domain=self._domain.name, **incident)
-
-    @property
-    def _owner(self) -> int | None:
-        return owner_of(self._domain.key)
 
     def _is_idle(self) -> bool:
         """Whether nothing is asked of QEMU for long, so that it is asked whether it answers."""
@@ -452,8 +442,7 @@ class Driver:
         finally:
             self.feed(Stopping())
             self._nursery.cancel_scope.cancel()
-            if self._timer is not None:
-                self._timer.cancel()
+            self._alarm.stop()
             if self._bug is not None:
                 raise self._bug
 

@@ -13,6 +13,7 @@ from panicd.host.problems import Problems
 from panicd.host.timers import Timers
 from panicd.incident.domains import Fleet
 from panicd.incident.records import BUNDLES
+from panicd.incident.rush import Rush
 from panicd.incident.storm import StormWatch
 from panicd.incident.waiting import WaitingRoom
 from panicd.journal.chronicle import Keeping
@@ -41,6 +42,7 @@ class Services:
         unrecorded: whether what was done before is not known and that is to be waited out.
         libvirt: of this host.
         timers: the time limits of all domains.
+        rush: has first commands go first.
         problems: what keeps panicd from finding VMs, or from being reached.
         dry_run: everything is decided and recorded, and nothing is done.
     """
@@ -58,6 +60,7 @@ class Services:
     unrecorded: Callable[[], bool]
     libvirt: Libvirt
     timers: Timers
+    rush: Rush
     problems: Problems
     dry_run: bool
 

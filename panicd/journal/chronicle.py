@@ -4,15 +4,18 @@
 makes everything noted durable. Whatever changes a guest commits before it does.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import assert_never
 
 import trio
+from structlog.typing import FilteringBoundLogger
 
 from panicd.host.logs import get_logger
 from panicd.journal.counters import Counters
 from panicd.journal.journal import Journal, JournalError
+from panicd.journal.ready import Ready
 from panicd.rules.incident import (
     Acknowledged,
     AnyEntry,
@@ -74,15 +77,32 @@ class Chronicle:
         self.incident = incident
         self._keeping = keeping
         self._pending: list[AnyEntry] = []
-        self._on_their_way: list[AnyEntry] = []
+        self._on_their_way: Sequence[AnyEntry] = ()
+        self._ready: Ready | None = None  # they go before what is pending
+        self._ahead = 0  # of them, yet to be noted
         self._waiting: list[Told] = []  # for what is pending
-        self._log = get_logger(domain=incident.opened.domain, incident=incident.id).bind()
 
     @classmethod
     def open(cls, incident: Incident, keeping: Keeping) -> "Chronicle":
         """Begin the record of a new incident."""
         chronicle = cls(incident, keeping)
         chronicle._add(None, incident.opened)
+        return chronicle
+
+    @classmethod
+    def begin(cls, incident_id: str, entries: Ready, keeping: Keeping) -> "Chronicle":
+        """Begin the record of a new incident whose first entries are ready, but not noted.
+
+        They are committed as they stand, and are to be noted by ``take``, one after the other.
+
+        Args:
+            incident_id: the incident's.
+            entries: of which the first opens it.
+            keeping: what it is kept with.
+        """
+        chronicle = cls(Incident(incident_id, replace(entries.opened, at=entries.at)), keeping)
+        chronicle._ready, chronicle._ahead = entries, len(entries)
+        keeping.unwritten.add(chronicle)
         return chronicle
 
     def note(self, entry: AnyEntry) -> None:
@@ -96,7 +116,7 @@ class Chronicle:
     def take(self, after: Incident, entry: AnyEntry) -> None:
         """Add an entry to the incident as it stood, which is ``after`` with it."""
         before, self.incident = self.incident, after
-        self._add(before, entry)
+        self._add(None if isinstance(entry, Opened) else before, entry)
 
     def commit_soon(self, done: "Told") -> None:
         """Have everything noted made durable.
@@ -106,7 +126,7 @@ class Chronicle:
         Args:
             done: called when it is durable, with None; or with why it could not be written.
         """
-        if not self._pending and not self._on_their_way:
+        if self.is_written:
             done(None)
             return
         self._waiting.append(done)
@@ -136,7 +156,7 @@ class Chronicle:
     @property
     def is_written(self) -> bool:
         """Whether everything noted is durable."""
-        return not self._pending and not self._on_their_way
+        return not (self._pending or self._on_their_way or self._ready)
 
     @property
     def now(self) -> float:
@@ -144,12 +164,16 @@ class Chronicle:
         return self._keeping.clock()
 
     def _write(self) -> None:
-        entries, self._pending = self._pending, []
+        entries: Sequence[AnyEntry]
+        if self._ready is not None:
+            entries, self._ready = self._ready, None
+        else:
+            entries, self._pending = self._pending, []
         waiting, self._waiting = self._waiting, []
         self._on_their_way = entries
 
         def written(error: BaseException | None) -> None:
-            self._on_their_way = []
+            self._on_their_way = ()
             if isinstance(error, JournalError):
                 self._pending = [*entries, *self._pending]
                 self._log.error("the journal can't be written", problem=str(error))
@@ -172,10 +196,17 @@ class Chronicle:
             written(error)
 
     def _add(self, before: Incident | None, entry: AnyEntry) -> None:
-        self._pending.append(entry)
-        self._keeping.unwritten.add(self)
+        if self._ahead:
+            self._ahead -= 1
+        else:
+            self._pending.append(entry)
+            self._keeping.unwritten.add(self)
         self._keeping.counters.count(before, entry)
         self._tell(before, entry)
+
+    @cached_property
+    def _log(self) -> FilteringBoundLogger:
+        return get_logger(domain=self.incident.opened.domain, incident=self.incident.id).bind()
 
     def _tell(self, before: Incident | None, entry: AnyEntry) -> None:
         log = self._log

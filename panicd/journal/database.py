@@ -6,9 +6,8 @@ out as ``JournalError``; misuse of it is a bug and comes out as it is.
 
 import contextlib
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, groupby
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote_from_bytes
@@ -17,19 +16,12 @@ from panicd.journal.codec import (
     CodecError,
     decode,
     decode_operation,
-    encode,
-    encode_operation,
 )
 from panicd.journal.error import JournalDamagedError, JournalError, faults_named
 from panicd.journal.schema import MIGRATIONS
-from panicd.journal.signatures import hash_of, keep
-from panicd.journal.totals import Total, Totals, collect, increments
+from panicd.journal.totals import Total, Totals, collect
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
-from panicd.rules.notification import notice_of
 from panicd.rules.operation import Operation, over
-
-ROWS_AT_ONCE: Final = 200
-"""Rows inserted by one statement; SQLite before 3.32 takes 999 parameters."""
 
 BUSY_TIMEOUT: Final = 2.0
 """Seconds that SQLite waits for another program's lock, such as the sqlite3 shell's."""
@@ -44,6 +36,11 @@ class Stored(NamedTuple):
 
     incident: Incident | None
     length: int
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether more entries may follow."""
+        return self.incident is not None and self.incident.is_open
 
 
 # Opening.
@@ -119,140 +116,7 @@ def _migrate(database: sqlite3.Connection, version: int) -> None:
             database.execute(f"PRAGMA user_version = {number}")
 
 
-# Writing.
-
-
-class Batch:
-    """Entries that are written in one transaction, with what they add to the totals.
-
-    Args:
-        database: in a transaction.
-        known: incidents as they are in it, those that go on; others are looked up.
-        channels: by which notifications are to be delivered.
-    """
-
-    def __init__(
-        self,
-        database: sqlite3.Connection,
-        known: Mapping[str, Stored],
-        channels: Sequence[str] = (),
-    ) -> None:
-        self._database = database
-        self._known = known
-        self._channels = channels
-        self.notifications: list[tuple[object, ...]] = []
-        self.changed: dict[str, Stored] = {}
-        self._incidents: list[tuple[object, ...]] = []
-        self._ends: list[tuple[object, ...]] = []
-        self._entries: list[tuple[object, ...]] = []
-        self._signatures: list[tuple[str | bytes, str]] = []
-        self._restarts: list[tuple[object, ...]] = []
-        self._operations: list[tuple[object, ...]] = []
-        self._counts: Counter[tuple[Total, str]] = Counter()
-
-    def add(self, incident_id: str, entries: Sequence[AnyEntry]) -> None:
-        """Take in entries of an incident: all, or none where this raises.
-
-        Raises:
-            IllegalTransitionError: one has no place in the incident.
-            JournalDamagedError: what the journal has of the incident can't be read.
-        """
-        if not entries:
-            return
-        before = self._before(incident_id, entries[0])
-        incident, position = before
-        counts: Counter[tuple[Total, str]] = Counter()
-        rows: list[tuple[object, ...]] = []
-        told: list[tuple[object, ...]] = []
-        for entry in entries:
-            after = _follow(incident_id, incident, entry)
-            for total, label, amount in increments(incident, entry):
-                counts[total, label] += amount
-            rows.append((_column(incident_id), position, encode(entry)))
-            if notice_of(incident, entry) is not None:
-                told += [(channel, incident_id, position) for channel in self._channels]
-            incident = after
-            position += 1
-        assert incident is not None, "_follow returns one"
-        opened = incident.opened
-        if before.incident is None:
-            self._incidents.append(
-                (
-                    _column(incident_id),
-                    _column(opened.domain),
-                    _column(opened.uuid),
-                    opened.at,
-                    _column(opened.key),
-                )
-            )
-        if (known_by := hash_of(incident)) != hash_of(before.incident):
-            self._signatures.append((_column(incident_id), known_by))
-        ended_before = before.incident is not None and not before.incident.is_open
-        if incident.closed is not None and not ended_before:
-            self._ends.append((incident.closed.at, _column(incident_id)))
-            if incident.restarted_at is not None:
-                self._restarts.append((_column(opened.domain_key), incident.restarted_at))
-        self._entries += rows
-        self.notifications += told
-        self._counts.update(counts)
-        self.changed[incident_id] = Stored(incident, position)
-
-    def add_operation(self, operation: Operation) -> None:
-        """Take in what an operator asked."""
-        self._operations.append((operation.at, encode_operation(operation)))
-
-    def remove_operations(self, positions: Sequence[int]) -> None:
-        """Remove what operators asked before, by its positions."""
-        rows = [(position,) for position in positions]
-        self._database.executemany("DELETE FROM operation WHERE position = ?", rows)
-
-    def _before(self, incident_id: str, first: AnyEntry) -> Stored:
-        known = self.changed.get(incident_id) or self._known.get(incident_id)
-        if known is not None:
-            return known
-        # An id that is used twice is refused by the primary key: one query the less.
-        return Stored(None, 0) if isinstance(first, Opened) else stored(self._database, incident_id)
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to write."""
-        return not self.changed and not self._operations
-
-    def write(self) -> None:
-        """Write everything that was taken in."""
-        _insert(
-            self._database, "incident (id, domain, uuid, opened_at, domain_key)", self._incidents
-        )
-        self._database.executemany("UPDATE incident SET closed_at = ? WHERE id = ?", self._ends)
-        _insert(self._database, "entry (incident, position, body)", self._entries)
-        _insert(self._database, "restart (domain_key, at)", self._restarts)
-        keep(self._database, self._signatures)
-        _insert(self._database, "operation (at, body)", self._operations)
-        _insert(self._database, "notification (channel, incident, position)", self.notifications)
-        _insert(
-            self._database,
-            "total (name, label, value)",
-            [(total, _column(label), amount) for (total, label), amount in self._counts.items()],
-            "ON CONFLICT DO UPDATE SET value = value + excluded.value",
-        )
-
-
-def _insert(
-    database: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]], tail: str = ""
-) -> None:
-    """Insert rows, many at a time.
-
-    Each execution lets go of the interpreter, and a busy event loop keeps it for up to
-    ``sys.getswitchinterval``: a row each would make a large batch wait that often.
-    """
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        some = rows[start : start + ROWS_AT_ONCE]
-        places = ", ".join([f"({', '.join('?' * len(some[0]))})"] * len(some))
-        # S608: names and clauses come from this module, values go into the places.
-        database.execute(
-            f"INSERT INTO {table} VALUES {places} {tail}",  # noqa: S608 - as said above
-            list(chain(*some)),
-        )
+# Pruning.
 
 
 def prune(database: sqlite3.Connection, before: float, limit: int) -> list[str]:
@@ -284,7 +148,7 @@ def history(database: sqlite3.Connection, incident_id: str) -> list[AnyEntry]:
     rows = database.execute(
         "SELECT position, CAST(body AS BLOB) FROM incident LEFT JOIN entry ON incident = id"
         " WHERE id = ? ORDER BY position",
-        (_column(incident_id),),
+        (column_of(incident_id),),
     )
     return _entries(incident_id, rows)
 
@@ -296,7 +160,7 @@ def stored(database: sqlite3.Connection, incident_id: str) -> Stored:
         JournalDamagedError: an entry is missing, unreadable, or has no place in the incident.
     """
     entries = history(database, incident_id)
-    return Stored(_fold(incident_id, entries), len(entries))
+    return Stored(fold(incident_id, entries), len(entries))
 
 
 def incidents(
@@ -330,7 +194,7 @@ def incidents(
             ORDER BY opened_at DESC, id DESC LIMIT :limit
         ) LEFT JOIN entry ON incident = id ORDER BY opened_at DESC, id DESC, position""",  # noqa: S608 - constants
         {
-            "domain": None if domain is None else _column(domain),
+            "domain": None if domain is None else column_of(domain),
             "open_only": open_only,
             "unacknowledged": unacknowledged,
             "acknowledged": ACKNOWLEDGED,
@@ -343,7 +207,7 @@ def incidents(
     found = []
     for column, group in groupby(rows, key=lambda row: row[0]):
         incident_id = text_of(column)
-        incident = _fold(incident_id, _entries(incident_id, (row[1:] for row in group)))
+        incident = fold(incident_id, _entries(incident_id, (row[1:] for row in group)))
         assert incident is not None, "_entries refuses an incident without any"
         found.append(incident)
     return found
@@ -366,7 +230,7 @@ def restarts(database: sqlite3.Connection, domain: str, since: float) -> tuple[f
     """Return when panicd restarted a domain, the oldest first."""
     rows = database.execute(
         "SELECT at FROM restart WHERE domain_key = ? AND at >= ? ORDER BY at",
-        (_column(domain), since),
+        (column_of(domain), since),
     )
     return tuple(at for (at,) in rows)
 
@@ -420,11 +284,12 @@ def _entries(incident_id: str, rows: Iterable[tuple[int | None, bytes]]) -> list
     return entries
 
 
-def _fold(incident_id: str, entries: Sequence[AnyEntry]) -> Incident | None:
+def fold(incident_id: str, entries: Sequence[AnyEntry]) -> Incident | None:
+    """Return an incident of its entries; None where there are none."""
     incident = None
     for position, entry in enumerate(entries):
         try:
-            incident = _follow(incident_id, incident, entry)
+            incident = follow(incident_id, incident, entry)
         except IllegalTransitionError as error:
             raise JournalDamagedError(
                 f"incident {incident_id}: entry {position}: {error}"
@@ -432,7 +297,7 @@ def _fold(incident_id: str, entries: Sequence[AnyEntry]) -> Incident | None:
     return incident
 
 
-def _follow(incident_id: str, incident: Incident | None, entry: AnyEntry) -> Incident:
+def follow(incident_id: str, incident: Incident | None, entry: AnyEntry) -> Incident:
     """Return an incident with one more entry, which may be its first."""
     if incident is not None:
         return apply(incident, entry)
@@ -441,7 +306,7 @@ def _follow(incident_id: str, incident: Incident | None, entry: AnyEntry) -> Inc
     raise IllegalTransitionError(f"{incident_id}: {entry.kind} before it was opened")
 
 
-def _column(text: str) -> str | bytes:
+def column_of(text: str) -> str | bytes:
     """Return a text as SQLite takes it: one with lone surrogates is no UTF-8, so its bytes."""
     try:
         text.encode()
@@ -451,5 +316,5 @@ def _column(text: str) -> str | bytes:
 
 
 def text_of(column: str | bytes) -> str:
-    """Return the text that ``_column`` made this of."""
+    """Return the text that ``column_of`` made this of."""
     return column if isinstance(column, str) else column.decode(errors="surrogatepass")

@@ -28,7 +28,8 @@ import trio
 
 from panicd.journal import database as journal_database
 from panicd.journal import outbox as journal_outbox
-from panicd.journal.database import Batch, Stored
+from panicd.journal.batch import Batch, Begun
+from panicd.journal.database import Stored
 from panicd.journal.error import (
     JournalDamagedError,
     JournalError,
@@ -89,7 +90,7 @@ class Journal:
         self._closed = False
         self._fault: str | None = None
         self._has_news = False  # the writer thread's alone
-        self._open: dict[str, Stored] = {}  # as committed; the writer thread's alone
+        self._open: dict[str, Stored | Begun] = {}  # as committed; the writer thread's alone
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
@@ -438,7 +439,7 @@ class Journal:
             if not batch.empty:
                 self._fault = None
             for incident_id, stored in batch.changed.items():
-                if stored.incident is not None and stored.incident.is_open:
+                if stored.goes_on:
                     self._open[incident_id] = stored
                 else:
                     self._open.pop(incident_id, None)

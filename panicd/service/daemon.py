@@ -51,6 +51,7 @@ from panicd.host.wall_clock import WallClock
 from panicd.incident.adoption import take_up_orphans
 from panicd.incident.domains import Domain, Fleet
 from panicd.incident.records import BUNDLES, JOURNAL, read_groups
+from panicd.incident.rush import Rush
 from panicd.incident.services import Services, bundle_directory
 from panicd.incident.storm import StormWatch
 from panicd.incident.waiting import WaitingRoom
@@ -213,6 +214,7 @@ class Daemon:
         waiting = WaitingRoom(nursery, self._clock, self._fleet.has_returned)
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping), is_resumed=True)
+        timers = Timers()
         return Services(
             config=lambda: self._config,
             keeping=keeping,
@@ -226,7 +228,8 @@ class Daemon:
             priority=self._priority,
             unrecorded=self._must_wait_out,
             libvirt=self._libvirt,
-            timers=Timers(),
+            timers=timers,
+            rush=Rush(timers),
             problems=self._problems,
             dry_run=self._dry_run,
         )

@@ -11,6 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from panicd.journal import database as journal_database
 from panicd.journal import journal as journal_module
+from panicd.journal.batch import Batch
 from panicd.journal.journal import Journal, JournalClosedError, JournalDamagedError, JournalError
 from panicd.journal.totals import DomainTotals
 from panicd.rules.incident import (
@@ -170,7 +171,7 @@ class TestAppending:
         self, journal: Journal, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(journal_database.Batch, "write", lambda _batch: 1 / 0)
+            patch.setattr(Batch, "write", lambda _batch: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 await journal.append("i1", opened())
         await journal.append("i1", opened())
@@ -321,13 +322,13 @@ class TestPruning:
     ) -> None:
         monkeypatch.setattr(journal_module, "PRUNED_AT_ONCE", 3)
         removed: list[int] = []
-        remove = journal_database.Batch.remove_operations
+        remove = Batch.remove_operations
 
-        def watched(batch: journal_database.Batch, positions: Sequence[int]) -> None:
+        def watched(batch: Batch, positions: Sequence[int]) -> None:
             removed.append(len(positions))
             remove(batch, positions)
 
-        monkeypatch.setattr(journal_database.Batch, "remove_operations", watched)
+        monkeypatch.setattr(Batch, "remove_operations", watched)
         hold = Operation(1.0, 0, OperationKind.HOLD, "web-1", "maintenance")
         for number in range(7):
             await journal.append_operation(

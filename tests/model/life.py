@@ -23,6 +23,7 @@ from panicd.host.timers import Timers
 from panicd.incident.adoption import take_up_orphans
 from panicd.incident.domains import Domain, Fleet
 from panicd.incident.driver import Driver
+from panicd.incident.rush import Rush
 from panicd.incident.services import Services
 from panicd.incident.storm import StormWatch
 from panicd.incident.waiting import WaitingRoom
@@ -116,6 +117,7 @@ class Life:
         for incident in world.journal.incidents():
             if incident.is_open:
                 waiting.park(Chronicle(incident, keeping))
+        timers = Timers()
         return Services(
             config=lambda: config,
             keeping=keeping,
@@ -129,7 +131,8 @@ class Life:
             priority=Priority(),
             unrecorded=lambda: False,
             libvirt=Libvirt(lambda: None, dry_run=False),
-            timers=Timers(),
+            timers=timers,
+            rush=Rush(timers),
             problems=Problems(),
             dry_run=False,
         )

@@ -12,6 +12,7 @@ is no clock, no file and no waiting in here. What the machine waits for is a pha
 
     halting, commands, ending    the steps themselves; results: how each came out
     hearing        what is heard while something is under way; answers: what QEMU's answers say
+    ahead          what a panic leads to, known before it comes
     ignoring       a guest that runs on, panic after panic
     state, vm      what is known of the incident, and of the VM; turn: one step in the making
 """

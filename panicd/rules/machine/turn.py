@@ -168,18 +168,8 @@ class Turn:
     def open_incident(self, source: Source, information: PanicInformation | None) -> None:
         """Begin an incident."""
         moment = self.moment
-        opened = Opened(
-            at=moment.now,
-            domain=moment.name,
-            uuid=moment.claim.uuid,
-            monitor=moment.monitor,
-            process=self.known.process,
-            source=source,
-            information=information,
-            key=moment.key,
-            name=moment.claim.name,
-        )
-        self.incident = Incident(_new_id(moment.now, moment.token), opened)
+        opened = opened_by(moment, self.known.process, source, information)
+        self.incident = Incident(new_id(moment.now, moment.token), opened)
         self.repeats, self.flood, self.repeats_noted_at = 0, 0, 0.0
         self.effects.append(effects.Note(self.incident, opened))
 
@@ -297,7 +287,31 @@ class Turn:
         return self.open.action in actions
 
 
-def _new_id(at: float, token: str) -> str:
+def opened_by(
+    moment: Moment, process: str, source: Source, information: PanicInformation | None
+) -> Opened:
+    """Return the entry that opens an incident.
+
+    Args:
+        moment: when, and of which domain.
+        process: what tells its QEMU process from every other.
+        source: how the panic became known.
+        information: its payload.
+    """
+    return Opened(
+        at=moment.now,
+        domain=moment.name,
+        uuid=moment.claim.uuid,
+        monitor=moment.monitor,
+        process=process,
+        source=source,
+        information=information,
+        key=moment.key,
+        name=moment.claim.name,
+    )
+
+
+def new_id(at: float, token: str) -> str:
     """Return the id of an incident: it sorts by time and is a safe file name.
 
     Args:

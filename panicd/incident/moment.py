@@ -1,0 +1,40 @@
+"""What holds when an input comes to a domain's machine."""
+
+import trio
+
+from panicd.incident.domains import Domain
+from panicd.incident.services import Services
+from panicd.rules.identity import owner_of
+from panicd.rules.machine.inputs import Moment
+
+
+def moment_of(services: Services, domain: Domain, token: str) -> Moment:
+    """Return it.
+
+    Args:
+        services: what knows.
+        domain: that has a policy by now.
+        token: makes the id of an incident that begins now one of its own.
+    """
+    now, owner = services.keeping.clock(), owner_of(domain.key)
+    assert domain.policy is not None
+    return Moment(
+        now=now,
+        ticks=trio.current_time(),
+        policy=domain.policy,
+        name=domain.name,
+        claim=domain.claim,
+        key=domain.key,
+        monitor=domain.address,
+        token=token,
+        restarts=services.keeping.counters.restarts(domain.key),
+        libvirt=services.libvirt.known(domain.address),
+        plugged=domain.plugged,
+        silent=domain.is_silent,
+        held=domain.hold(services.holds, now) is not None,
+        storm=services.storm.preserves(owner, now, also=domain.key),
+        limited=services.storm.limits(owner, now, also=domain.key),
+        unrecorded=services.unrecorded(),
+        dry_run=services.dry_run,
+        journal_failure=services.keeping.journal_failure(),
+    )

@@ -1,0 +1,127 @@
+"""The machine run ahead: what a panic leads to, up to the first command, is known before it.
+
+Most panics come to a guest that runs, with nothing to hold its action up: a panic, its stop,
+an answer that QEMU is busy with nothing, and the disk's. ``foresee`` gives the machine these in
+advance. Where a panic comes ``as_foreseen``, what the machine would have done at each of them may
+be done without it, and it is given what came a moment later. It then comes to the same, but for
+the time and the incident's id: what is foreseen is the machine's own word. Anything else that comes
+ends that: the machine takes it, after what came before.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from panicd.rules.budget import balance
+from panicd.rules.capability import Capability
+from panicd.rules.incident import AnyEntry, Opened
+from panicd.rules.machine import effects
+from panicd.rules.machine.answers import run_state_of, work_in_progress
+from panicd.rules.machine.inputs import Answered, Durable, Heard, Moment, NoAnswer
+from panicd.rules.machine.state import Readying, Resting, State
+from panicd.rules.machine.table import step
+from panicd.rules.machine.vm import Vm
+from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState, StopEvent
+from panicd.rules.settings import Policy
+
+PANIC: Final = Heard(GuestPanickedEvent(0.0, PanicAction.PAUSE))
+STOP: Final = Heard(StopEvent(0.0))
+QUIET: Final[object] = {}
+
+Act = effects.Send | effects.Wake | effects.WatchProcess
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a panic leads to. Serials count from the one before the panic; entries are noted at 0.
+
+    Attributes:
+        entries: that are on the disk before the command, after the one that opens the incident.
+        commit: makes them durable, and
+        asks: asks QEMU what it is busy with, both at the panic.
+        acts: once QEMU has answered and they are durable: the command, and what goes with it.
+    """
+
+    entries: tuple[AnyEntry, ...]
+    commit: effects.Commit
+    asks: effects.Send
+    acts: tuple[Act, ...]
+
+
+def foresee(policy: Policy, capability: Capability) -> Foreseen | None:
+    """Return what a panic of a running guest leads to; None where more goes before the command."""
+    moment = Moment(0.0, 0.0, policy)
+    resting = State(vm=Vm(RunState.RUNNING, capability), phase=Resting())
+    state, made = step(resting, PANIC, moment)
+    if not isinstance(state.phase, Readying):
+        return None
+    opened, *entries = (each.entry for each in made if isinstance(each, effects.Note))
+    commit, asks = without_notes(made)
+    assert isinstance(opened, Opened)
+    assert isinstance(commit, effects.Commit)
+    assert isinstance(asks, effects.Send)
+    quiet = (*(QUIET for _ in asks.commands[1:]), {"status": RunState.GUEST_PANICKED.value})
+    for came in (STOP, Answered(asks.serial, quiet), Durable(commit.serial)):
+        state, made = step(state, came, moment)
+    acts = tuple(each for each in without_notes(made) if isinstance(each, Act))
+    if acts != without_notes(made):  # libvirt is told
+        return None
+    return Foreseen(tuple(entries), commit, asks, acts)
+
+
+def without_notes(made: Iterable[effects.Effect]) -> tuple[effects.Effect, ...]:
+    """Return the effects that are more than an entry."""
+    return tuple(each for each in made if not isinstance(each, effects.Note))
+
+
+def as_foreseen(state: State, heard: Heard, moment: Moment) -> bool:
+    """Whether a panic comes to a guest, and at a moment, of which it is known what follows."""
+    vm, event, policy = state.vm, heard.event, moment.policy
+    return (
+        isinstance(event, GuestPanickedEvent)
+        and event.action is PanicAction.PAUSE
+        and event.information is None
+        and heard.count == 1
+        and vm is not None
+        and _is_at_ease(state, vm)
+        and not (moment.held or moment.storm or moment.limited or moment.unrecorded)
+        and not (moment.dry_run or moment.silent)
+        and not balance(policy.restart, moment.restarts, moment.now).spent
+    )
+
+
+def _is_at_ease(state: State, vm: Vm) -> bool:
+    """Whether the guest runs, and nothing is under way or waits for its turn."""
+    return (
+        isinstance(state.phase, Resting)
+        and state.incident is None
+        and vm.run_state is RunState.RUNNING
+        and vm.stop_means is RunState.PAUSED
+        and vm.shutdown is None
+        and not (vm.ended or vm.gone or state.alone or state.departed or state.has_turn)
+        and not (state.stale or state.unseen or state.deferred or state.requests)
+        and state.put_off is None
+        and state.granting is None
+    )
+
+
+def is_stop(heard: Heard) -> bool:
+    """Whether the guest has stopped, which is what follows its panic."""
+    return isinstance(heard.event, StopEvent)
+
+
+def is_quiet(answered: Answered) -> bool:
+    """Whether QEMU has answered that it is busy with nothing, and that the guest is panicked."""
+    *busy, status = answered.answers
+    return (
+        not any(isinstance(each, NoAnswer) for each in answered.answers)
+        and run_state_of(status) is RunState.GUEST_PANICKED
+        and not work_in_progress(*busy)
+    )
+
+
+def counted_on(effect: effects.Commit | effects.Send | Act, serial: int) -> effects.Effect:
+    """Return an effect as it is after so many serials."""
+    if isinstance(effect, effects.WatchProcess):
+        return effect
+    return replace(effect, serial=effect.serial + serial)

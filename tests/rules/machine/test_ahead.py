@@ -1,0 +1,251 @@
+"""What is foreseen of a panic is what the machine says when it comes."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from panicd.rules.capability import Capability, PanicSetting
+from panicd.rules.identity import Claim
+from panicd.rules.incident import Opened, Source
+from panicd.rules.machine import State, effects, step
+from panicd.rules.machine.ahead import (
+    PANIC,
+    STOP,
+    as_foreseen,
+    counted_on,
+    foresee,
+    is_quiet,
+    without_notes,
+)
+from panicd.rules.machine.inputs import Answered, Durable, Heard, Input, Moment, NoAnswer, Refused
+from panicd.rules.machine.state import Resting
+from panicd.rules.machine.turn import new_id, opened_by
+from panicd.rules.machine.vm import Vm
+from panicd.rules.on_crash import OnCrash
+from panicd.rules.qapi import GuestPanickedEvent, PanicAction, PanicInformation, RunState
+from panicd.rules.settings import Budget, JournalFailure, Policy
+from tests.rules.strategies import COREDUMP, MODERN, NOW, VERSIONS, histories, policies
+
+RESTART = Policy(COREDUMP, OnCrash.RESTART, evidence=None)
+DESTROY = Policy(COREDUMP, OnCrash.DESTROY, evidence=None)
+
+counts = st.integers(0, 9)
+times = st.floats(NOW - 1e6, NOW + 1e6)
+capabilities = st.builds(
+    replace,
+    st.just(MODERN),
+    version=st.sampled_from(VERSIONS),
+    panic_setting=st.sampled_from([*PanicSetting, None]),
+    reboot_is_shutdown=st.sampled_from([True, False, None]),
+)
+flags = st.fixed_dictionaries(
+    {
+        name: st.booleans()
+        for name in ("silent", "held", "storm", "limited", "unrecorded", "dry_run")
+    }
+)
+acting = st.sampled_from([*[OnCrash.RESTART, OnCrash.DESTROY] * 8, *OnCrash])
+moments = st.builds(
+    Moment,
+    times,
+    st.floats(0, 1e6),
+    st.builds(
+        replace,
+        policies,
+        evidence=st.none(),
+        on_crash=acting,
+        grace=st.just(0.0),
+        restart=st.builds(Budget, max=st.integers(3, 9)),
+    ),
+    name=st.text(max_size=3),
+    claim=st.builds(Claim, st.text(max_size=3), st.text(max_size=3)),
+    key=st.text(max_size=3),
+    monitor=st.text(max_size=3),
+    token=st.text("0123456789abcdef", min_size=8, max_size=8),
+    restarts=st.just(()) | histories,
+    plugged=st.sampled_from([True, False, None]),
+    journal_failure=st.sampled_from(JournalFailure),
+)
+vms = st.builds(
+    Vm,
+    st.just(RunState.RUNNING),
+    capabilities,
+    process=st.sampled_from(["", "1/2/3"]),
+    resets=counts,
+    resumes=counts,
+    reset_by_guest=st.booleans(),
+    reset_since_panic=st.booleans(),
+)
+
+
+def at_ease(**known: Any) -> State:
+    """Return a state in which nothing is under way, whatever has happened before."""
+    return State(phase=Resting(), **known)
+
+
+states = st.builds(
+    at_ease,
+    vm=vms,
+    serial=counts,
+    unbroken=st.booleans(),
+    repeats_noted_at=times,
+    base=st.tuples(counts, counts),
+    let_go=counts,
+    resets_before=counts,
+    crashloaded_in=st.text(max_size=1),
+    shutting_in=st.text(max_size=1),
+    flood=counts,
+    flood_began=times,
+    ignored_at=times,
+    watched=st.tuples(times, times),
+)
+orders = st.sampled_from(["sad", "sda", "dsa"])  # stop, answer, durable
+quiet = st.sampled_from([{}, [], {"status": "none"}, {"status": "completed"}, Refused("no")])
+
+
+def test_a_restart_and_a_destroy_are_foreseen_up_to_their_commands() -> None:
+    restart, destroy = foresee(RESTART, MODERN), foresee(DESTROY, MODERN)
+    assert restart is not None
+    assert destroy is not None
+    assert [each.commands for each in restart.acts if isinstance(each, effects.Send)] == [
+        (("system_reset", ()),)
+    ]
+    assert [each.commands for each in destroy.acts if isinstance(each, effects.Send)] == [
+        (("quit", ()),)
+    ]
+
+
+@pytest.mark.parametrize("on_crash", [each for each in OnCrash if each.coredump])
+def test_a_dump_goes_before_the_command_so_nothing_is_foreseen(on_crash: OnCrash) -> None:
+    assert foresee(replace(RESTART, on_crash=on_crash), MODERN) is None
+
+
+def chain(
+    state: State, moments_of: list[Moment], order: str, answers: tuple[object, ...], serial: int
+) -> tuple[State, list[tuple[effects.Effect, ...]]]:
+    """Give the machine a panic and what is foreseen after it; return what it says of each."""
+    inputs: dict[str, Input] = {
+        "s": STOP,
+        "a": Answered(serial, answers),
+        "d": Durable(serial),
+    }
+    said = []
+    for came, moment in zip([PANIC, *(inputs[each] for each in order)], moments_of, strict=True):
+        state, made = step(state, came, moment)
+        said.append(made)
+    return state, said
+
+
+@given(
+    states, moments, st.lists(st.tuples(times, flags), min_size=3, max_size=3), orders, st.data()
+)
+def test_what_is_foreseen_is_what_the_machine_says(
+    state: State,
+    moment: Moment,
+    later: list[tuple[float, dict[str, Any]]],
+    order: str,
+    data: st.DataObject,
+) -> None:
+    assert state.vm is not None
+    assume(as_foreseen(state, PANIC, moment))
+    foreseen = foresee(moment.policy, state.vm.capability)
+    assume(foreseen is not None)
+    assert foreseen is not None
+    answers = (
+        *(data.draw(quiet) for _ in foreseen.asks.commands[1:]),
+        {"status": "guest-panicked"},
+    )
+    assert foreseen.asks.serial == foreseen.commit.serial
+    serial = state.serial + foreseen.asks.serial
+    after = [replace(moment, now=now, ticks=now, **held) for now, held in later]
+
+    ended, said = chain(state, [moment, *after], order, answers, serial)
+
+    first, *others = said
+    noted = [each.entry for each in first if isinstance(each, effects.Note)]
+    opened = opened_by(moment, state.vm.process, Source.EVENT, None)
+    assert noted == [opened, *(replace(each, at=moment.now) for each in foreseen.entries)]
+    assert ended.incident is not None
+    assert ended.incident.id == new_id(moment.now, moment.token)
+    assert without_notes(first) == tuple(
+        counted_on(each, state.serial) for each in (foreseen.commit, foreseen.asks)
+    )
+    assert [without_notes(made) for made in others[:-1]] == [(), ()]
+    assert without_notes(others[-1]) == tuple(
+        counted_on(each, state.serial) for each in foreseen.acts
+    )
+    assert is_quiet(Answered(0, answers))
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [{}, [], [{"ready": True}], [{"ready": False}], {"status": "active"}, NoAnswer("")]
+        ),
+        min_size=3,
+        max_size=3,
+    ),
+    st.sampled_from(["guest-panicked", "running", "paused", "postmigrate", "shutdown"]),
+)
+def test_an_answer_that_is_not_quiet_keeps_the_machine_from_the_command(
+    busy: list[object], status: str
+) -> None:
+    state = State(vm=Vm(RunState.RUNNING, MODERN), phase=Resting())
+    moment = Moment(NOW, 0.0, RESTART)
+    answers = (*busy, {"status": status})
+    _, said = chain(state, [moment] * 4, "sda", answers, 1)
+    given = any(isinstance(each, effects.Send) and each.acts for each in said[-1])
+    assert not is_quiet(Answered(0, answers)) or given
+
+
+MOMENT = Moment(NOW, 0.0, RESTART)
+AT_EASE = State(vm=Vm(RunState.RUNNING, MODERN), phase=Resting())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"held": True},
+        {"storm": True},
+        {"limited": True},
+        {"unrecorded": True},
+        {"dry_run": True},
+        {"silent": True},
+        {"restarts": (NOW - 1, NOW - 2, NOW - 3)},
+    ],
+)
+def test_what_holds_a_panic_up_makes_it_unforeseen(changed: dict[str, Any]) -> None:
+    assert as_foreseen(AT_EASE, PANIC, MOMENT)
+    assert not as_foreseen(AT_EASE, PANIC, replace(MOMENT, **changed))
+
+
+@pytest.mark.parametrize(
+    "panic",
+    [
+        Heard(PANIC.event, 2),
+        Heard(GuestPanickedEvent(0.0, PanicAction.RUN)),
+        Heard(GuestPanickedEvent(0.0, PanicAction.POWEROFF)),
+        Heard(GuestPanickedEvent(0.0, PanicAction.PAUSE, PanicInformation("hyper-v", ()))),
+        STOP,
+    ],
+)
+def test_a_panic_with_more_to_it_is_unforeseen(panic: Heard) -> None:
+    assert not as_foreseen(AT_EASE, panic, MOMENT)
+
+
+@pytest.mark.parametrize("state", [s for s in RunState if s is not RunState.RUNNING])
+def test_a_guest_that_does_not_run_is_unforeseen(state: RunState) -> None:
+    assert not as_foreseen(AT_EASE._replace(vm=Vm(state, MODERN)), PANIC, MOMENT)
+
+
+def test_every_attribute_of_a_capability_may_decide() -> None:
+    """What is foreseen is remembered by policy and capability: both have to be comparable."""
+    assert all(each.compare and each.hash is not False for each in fields(Capability))
+    assert all(each.compare and each.hash is not False for each in fields(Policy))
+    assert hash(RESTART) != hash(DESTROY)
+    assert isinstance(Opened(0.0, "", "", "", "", Source.EVENT), Opened)
