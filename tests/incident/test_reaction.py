@@ -1,0 +1,214 @@
+"""A panic that goes as foreseen up to its first command, and what keeps one from that."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from panicd.host.timers import Timers
+from panicd.incident.reaction import Reaction
+from panicd.incident.rush import WAITS_AT_MOST, Rush
+from panicd.journal.journal import Journal, JournalError
+from panicd.rules.incident import AnyEntry
+from tests.parts.background import background
+from tests.parts.daemon import DaemonInside
+from tests.parts.fake import FakeQemu
+from tests.parts.profile import RunState
+from tests.parts.wire import Message
+
+ENTRIES = {
+    "restart": [
+        *["opened", "decided", "step-begun", "step-begun", "step-begun"],
+        *["step-ended", "step-ended", "step-ended", "step-begun", "step-ended", "closed"],
+    ],
+    "destroy": [
+        *["opened", "decided", "step-begun", "step-begun", "step-begun"],
+        *["step-ended", "step-ended", "step-ended"],
+    ],
+}
+"""Their kinds, as the machine notes them."""
+
+
+@pytest.fixture
+def reactions(monkeypatch: pytest.MonkeyPatch) -> list[Reaction]:
+    """Every reaction that goes as foreseen at first."""
+    begun: list[Reaction] = []
+    begin = Reaction.begin
+
+    def noted(reaction: Reaction, *how: Callable[..., None]) -> None:
+        begun.append(reaction)
+        begin(reaction, *how)
+
+    monkeypatch.setattr(Reaction, "begin", noted)
+    return begun
+
+
+@asynccontextmanager
+async def connected(
+    directory: Path, on_crash: str = "restart", on_failure: str = "preserve"
+) -> AsyncIterator[tuple[DaemonInside, FakeQemu]]:
+    """A daemon that takes no evidence, and one VM that is armed."""
+    policy = {"on_crash": on_crash, "evidence": {"budget": "0s"}}
+    vm = FakeQemu(directory / "vm.qmp")
+    journal = {"on_failure": on_failure}
+    async with DaemonInside.start(directory, policy, journal=journal) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        yield daemon, vm
+
+
+@pytest.mark.parametrize(
+    ("on_crash", "ending", "commands"),
+    [("restart", "restarted", ["system_reset", "cont"]), ("destroy", "destroyed", ["quit"])],
+)
+async def test_a_panic_goes_as_foreseen(
+    socket_dir: Path, reactions: list[Reaction], on_crash: str, ending: str, commands: list[str]
+) -> None:
+    async with connected(socket_dir, on_crash) as (daemon, vm):
+        vm.panic()
+        await daemon.wait_incident("vm", ending=ending)
+        assert vm.acting_commands == commands
+    (reaction,) = reactions
+    assert reaction.is_given
+    assert reaction.chronicle.is_written
+    with Journal.open(socket_dir / "state" / "journal.sqlite3") as journal:
+        (incident,) = journal.incidents()
+        kinds = [entry.kind for entry in journal.history(incident.id)]
+    expected = ENTRIES[on_crash]
+    assert kinds[: len(expected)] == expected
+
+
+async def test_guest_that_others_reset_meanwhile_is_not_reset(
+    socket_dir: Path, reactions: list[Reaction]
+) -> None:
+    async with connected(socket_dir) as (daemon, vm):
+        held = vm.hold_reply("query-status")
+        vm.panic()
+        await held.reached.wait()
+        await vm.foreign("system_reset")
+        await vm.foreign("cont")
+        held.release()
+        await daemon.wait_incident("vm", ending="foreign-reset")
+        assert vm.acting_commands == []
+    (reaction,) = reactions
+    assert not reaction.is_given
+
+
+async def test_guest_that_is_migrated_is_waited_for(
+    socket_dir: Path, reactions: list[Reaction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(socket_dir) as (daemon, vm):
+        execute = vm.machine.execute
+
+        def migrating(name: str, arguments: Message) -> object:
+            return {"status": "active"} if name == "query-migrate" else execute(name, arguments)
+
+        monkeypatch.setattr(vm.machine, "execute", migrating)
+        vm.panic()
+        await daemon.wait_log("waiting")
+        assert vm.acting_commands == []
+        monkeypatch.setattr(vm.machine, "execute", execute)
+        await daemon.wait_incident("vm", ending="restarted")
+        assert vm.acting_commands == ["system_reset", "cont"]
+    (reaction,) = reactions
+    assert not reaction.is_given
+
+
+async def test_guest_whose_stop_does_not_come_is_stopped(
+    socket_dir: Path, reactions: list[Reaction]
+) -> None:
+    async with connected(socket_dir) as (daemon, vm):
+        vm.panic(hold_stop=True)
+        await daemon.wait_incident("vm", ending="restarted")
+        assert vm.acting_commands == ["stop", "system_reset", "cont"]
+    (reaction,) = reactions
+    assert not reaction.is_given
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("on_failure", ["preserve", "act"])
+async def test_nothing_is_given_that_could_not_be_written(
+    socket_dir: Path,
+    reactions: list[Reaction],
+    monkeypatch: pytest.MonkeyPatch,
+    on_failure: str,
+    *,
+    at_once: bool,
+) -> None:
+    append_soon, failed = Journal.append_soon, trio.Event()
+
+    def fail_once(
+        journal: Journal,
+        incident_id: str,
+        entries: Sequence[AnyEntry],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        if failed.is_set():
+            append_soon(journal, incident_id, entries, done)
+            return
+        failed.set()
+        error = JournalError("no space left on device")
+        if at_once:
+            raise error
+        trio.lowlevel.current_trio_token().run_sync_soon(done, error)
+
+    monkeypatch.setattr(Journal, "append_soon", fail_once)
+    async with connected(socket_dir, on_failure=on_failure) as (daemon, vm):
+        mark = len(vm.calls)
+        vm.panic()
+        await failed.wait()
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        await daemon.wait_kept(incident)
+        sessions = [name for name in vm.commands[mark:] if name == "qmp_capabilities"]
+        assert len(sessions) == (on_failure == "preserve")  # it is begun anew once it can be
+        assert vm.acting_commands == ["system_reset", "cont"]
+    assert not reactions[0].is_given
+
+
+async def test_session_that_ends_with_the_panic_is_taken_up_again(socket_dir: Path) -> None:
+    async with connected(socket_dir) as (daemon, vm):
+        cut = vm.cut_before("query-migrate")
+        vm.panic()
+        await cut.reached.wait()
+        await daemon.wait_incident("vm", ending="restarted")
+        assert vm.acting_commands == ["system_reset", "cont"]
+        assert vm.machine.state is RunState.RUNNING
+
+
+# -- first commands go first
+
+
+async def test_what_follows_waits_for_the_first_commands_of_all(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - it is in force
+) -> None:
+    timers = Timers()
+    rush, done = Rush(timers), trio.Event()
+    async with background() as nursery:
+        nursery.start_soon(timers.run)
+        rush.begin()
+        rush.begin()
+        rush.end()
+        rush.afterwards(done.set)
+        began = trio.current_time()
+        await trio.sleep(WAITS_AT_MOST / 2)
+        assert not done.is_set()
+        rush.end()
+        await done.wait()
+        assert trio.current_time() - began < WAITS_AT_MOST
+
+
+async def test_it_does_not_wait_for_ever(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - as above
+) -> None:
+    timers = Timers()
+    rush, done = Rush(timers), trio.Event()
+    async with background() as nursery:
+        nursery.start_soon(timers.run)
+        rush.begin()
+        rush.afterwards(done.set)
+        began = trio.current_time()
+        await done.wait()
+        assert WAITS_AT_MOST <= trio.current_time() - began < WAITS_AT_MOST + 0.1
