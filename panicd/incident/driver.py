@@ -6,7 +6,6 @@ an answer as it is read, a commit as it is done.
 """
 
 import math
-import secrets
 import signal
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -35,6 +34,7 @@ from panicd.journal.journal import JournalError
 from panicd.qemu.event_outlet import Heard as HeardAt
 from panicd.qemu.process import Peer, PeerError
 from panicd.qemu.session import Session
+from panicd.qemu.tokens import Tokens
 from panicd.rules.incident import Closed, Opened, Outcome, Settled, StepResult
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import State, effects, step
@@ -62,6 +62,7 @@ from panicd.rules.machine.state import Begun, Left, Resting
 from panicd.rules.qapi import GuestPanickedEvent
 from panicd.rules.settings import JournalFailure
 
+_TOKENS: Final = Tokens()
 SETTLED: Final = frozenset({IncidentState.PRESERVED, IncidentState.FAILED, IncidentState.RESET})
 LOST: Final = "the domain's monitor was lost"
 
@@ -96,7 +97,7 @@ class Driver:
         self._watches = False
         self._liveness: Liveness | None = None
         self._gathering = Gathering(services.timers, services.metrics, self.feed)
-        self._token = secrets.token_hex(4)
+        self._token = _TOKENS.next()[:8]
         self._numbers = count(1)
         self._errands = Errands(services, domain, peer)
         self._foresight = Foresight()
@@ -330,7 +331,7 @@ class Driver:
         """See to what an incident's beginning means for others."""
         self._first.enter_context(self._services.priority.go_first())
         self._services.storm.note(self._domain.key, at)
-        self._token = secrets.token_hex(4)
+        self._token = _TOKENS.next()[:8]
 
     def _answer(self, request: Request, refused: str) -> None:
         """Tell an operator how it went, once that is on the disk."""

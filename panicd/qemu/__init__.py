@@ -3,7 +3,7 @@
 ::
 
     monitor        one QMP connection: events in, commands out. Only it knows asyncio and qemu.qmp
-    monitor_error, event_outlet, line_reader, pace, pending    its parts
+    monitor_error, event_outlet, line_reader, pace, pending, tokens    its parts
     exchange       what a VM is told and asked, whichever way it is reached
     session        a connected VM; probe: what it is asked first
     process        who is at the other end, and how to end exactly that process; other_end,

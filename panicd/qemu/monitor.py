@@ -9,7 +9,6 @@ lines are read from trio's side; from the first line on that makes no sense, qem
 import asyncio
 import json
 import logging
-import secrets
 import socket
 import time
 import weakref
@@ -36,7 +35,7 @@ from qemu.qmp.protocol import Runstate
 
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.exchange import Command, Exchange, answers_to
-from panicd.qemu.line_reader import read_lines
+from panicd.qemu.line_reader import lines_read, read_lines
 from panicd.qemu.monitor_error import (
     CommandError,
     MonitorError,
@@ -48,6 +47,7 @@ from panicd.qemu.monitor_error import (
 )
 from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
+from panicd.qemu.tokens import Tokens
 from panicd.rules.capability import Version
 from panicd.rules.qapi import MAX_TEXT, parse_event
 
@@ -66,6 +66,7 @@ __all__ = [
     "pulse",
 ]
 
+_TOKENS: Final = Tokens()
 _TakeLine = weakref.WeakMethod[Callable[[bytes, int | None], bool]]
 
 UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
@@ -123,17 +124,15 @@ class _Client(QMPClient):
                 answers.put(index, SessionLostError(f"{name}: not sent, the session has ended"))
             return
         # One that nobody can guess: no answer was written before the question was read.
-        token = secrets.token_hex(8)
+        token = _TOKENS.next()
         ids = []
         messages = []
         for index, (name, arguments) in enumerate(commands):
             number = f"{self._get_exec_id()}.{token}"
-            message: dict[str, object] = {"execute": name, "id": number}
-            if arguments:
-                message["arguments"] = arguments
+            with_arguments = f', "arguments": {json.dumps(arguments)}' if arguments else ""
+            messages.append(f'{{"execute": "{name}", "id": "{number}"{with_arguments}}}')
             ids.append(number)
             self._sent[number] = answers, index, name
-            messages.append(json.dumps(message))
         answers.sent(ids, self.forget)
         self._writer.write("".join(messages).encode())
         self.pace.hurried = True  # the answers come behind all panics that are not yet read
@@ -377,7 +376,7 @@ async def event_loop() -> AsyncIterator[None]:
     """
     outer = asyncio._get_running_loop()  # noqa: SLF001 - for those who write loops
     try:
-        async with trio_asyncio.open_loop() as loop:
+        async with lines_read(), trio_asyncio.open_loop() as loop:
             asyncio._set_running_loop(loop)  # noqa: SLF001 - as above
             yield
     finally:  # not before the loop has ended: its last tasks run until then

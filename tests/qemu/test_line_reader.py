@@ -1,18 +1,30 @@
 """Lines of a socket, however they are cut up."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
-from panicd.qemu.line_reader import read_lines
+from panicd.qemu.line_reader import lines_read
+from panicd.qemu.line_reader import read_lines as read_lines_of
 from panicd.qemu.pace import Pace
 from tests.parts.patience import fail_after
 
 LIMIT = 1000
+
+
+async def read_lines(
+    sock: socket.socket,
+    head: bytes,
+    take: Callable[[bytes, int | None], bool],
+    limit: int,
+    pace: Pace,
+) -> bytes:
+    async with lines_read():
+        return await read_lines_of(sock, head, take, limit, pace)
 
 
 @pytest.fixture
