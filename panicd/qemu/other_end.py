@@ -85,16 +85,23 @@ def holds(pid: int, inode: int) -> bool | None:
 
     That takes the rights of ptrace(2), PTRACE_MODE_READ: the same user, or CAP_SYS_PTRACE. Whoever
     has more than ``MOST_DESCRIPTORS`` open, which no QEMU needs, keeps nobody waiting: what lies
-    behind them is not looked at.
+    behind them is not looked at. The newest come first: a connection is younger than what a QEMU
+    was started with.
     """
     target = f"socket:[{inode}]"
     try:
-        with os.scandir(f"/proc/{pid}/fd") as descriptors:
-            for descriptor in islice(descriptors, MOST_DESCRIPTORS):
+        directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with os.scandir(directory) as descriptors:
+                names = [each.name for each in islice(descriptors, MOST_DESCRIPTORS)]
+                is_all = next(descriptors, None) is None
+            for name in reversed(names):
                 with suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
-                    if os.readlink(descriptor.path) == target:  # noqa: PTH115 - a third of the time
+                    if os.readlink(name, dir_fd=directory) == target:
                         return True
-            return False if next(descriptors, None) is None else None
+            return False if is_all else None
+        finally:
+            os.close(directory)
     except (FileNotFoundError, ProcessLookupError):
         return False
     except PermissionError:

@@ -7,6 +7,7 @@ import os
 import re
 import select
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import trio
@@ -111,6 +112,7 @@ def uids_of(pid: int) -> set[int] | None:
     return set(map(int, found.groups())) if found else None
 
 
+@cache
 def boot_id() -> str:
     """Return what tells this boot of the host from every other."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -118,8 +120,14 @@ def boot_id() -> str:
 
 def read_of(pid: int, name: str, limit: int) -> bytes | None:
     """Return the first bytes of a file in /proc/PID, None if it is not there or not to be read."""
+    read = b""
     try:
-        with Path(f"/proc/{pid}/{name}").open("rb") as file:
-            return file.read(limit)
+        file = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while len(read) < limit and (more := os.read(file, limit - len(read))):
+                read += more
+        finally:
+            os.close(file)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
+    return read
