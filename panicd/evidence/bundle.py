@@ -27,7 +27,7 @@ from panicd.libvirt.memory import PeekReader
 from panicd.libvirt.protocol import DomainRef
 from panicd.qemu.dump_error import DumpByOther
 from panicd.qemu.guest_memory import GuestReader, monitor_reader, read_words
-from panicd.qemu.monitor import MonitorError
+from panicd.qemu.monitor import Command, MonitorError
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
 from panicd.rules.capability import Version
@@ -47,6 +47,7 @@ ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
 CONSOLE_KEPT: Final = 64 * 1024  # bytes of the console's end
 WORDS_WITHIN: Final = 2.0  # seconds, by a monitor
 LOG_WITHIN: Final = 5.0  # seconds, by libvirt; on a loaded machine it took half of one
+STATE_WITHIN: Final = 2.0  # seconds, for registers, state and block devices
 LOG_LINES: Final = 512  # lines of the kernel log, the newest
 THREADS: Final = trio.CapacityLimiter(16)  # of its own: those that hang are missed by nobody else
 OWN_PART: Final = 0.25  # of the budget: kept back for what needs no QEMU
@@ -151,7 +152,7 @@ async def collect(
     directory: Path,
     *,
     consoles: tuple[Path, ...],
-    facts: object,
+    facts: Callable[[], object],
     budget: float,
     by_other: DumpByOther | None = None,
     no_log: str = "",
@@ -163,7 +164,8 @@ async def collect(
         session: the VM.
         directory: where to; it is made, with mode 0700.
         consoles: logs of the guest's console.
-        facts: panicd's own: the panic's payload, the decision; what JSON can hold.
+        facts: returns panicd's own, the panic's payload, the decision: what JSON can hold. It is
+            asked for in a thread.
         budget: seconds.
         by_other: who has QEMU dump, where libvirt runs the VM.
         no_log: why the kernel's log is not to be read from memory; empty: it is.
@@ -216,8 +218,7 @@ def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> Stages:
     first, last = (own, []) if by_other is None else ([], own)
     return (
         ([*first, ("screenshot", _screenshot)],),
-        ([("registers", _registers)], [("state", _state)]),
-        ([("block devices", _block_devices), *last],),
+        ([("registers and state", _registers_and_state), *last],),
     )
 
 
@@ -258,28 +259,33 @@ async def _screenshot(session: Session, bundle: Bundle) -> None:
     bundle.keep(name, await take_picture(session, Path(name).suffix.removeprefix(".")), A_SCREEN)
 
 
-async def _registers(session: Session, bundle: Bundle) -> None:
+async def _registers_and_state(session: Session, bundle: Bundle) -> None:
+    """Ask QEMU for what it knows, all at once: it answers in this order."""
     every = session.capability.version >= ALL_REGISTERS_SINCE
     command = "info registers -a" if every else "info registers"
-    text = await session.execute("human-monitor-command", {"command-line": command})
-    bundle.keep("registers.txt", str(text).encode(errors="replace"), "registers of all CPUs")
-
-
-async def _state(session: Session, bundle: Bundle) -> None:
-    answers = await session.monitor.execute_all([(name, {}) for name in QUERIES], timeout=2.0)
+    asked: list[Command] = [("human-monitor-command", {"command-line": command})]
+    asked += [(name, {}) for name in (*QUERIES, BLOCK_QUERY)]
+    answers = await session.monitor.execute_all(asked, timeout=STATE_WITHIN)
+    registers, *state, devices = answers
+    if isinstance(registers, MonitorError):
+        bundle.problems["registers"] = str(registers)
+    else:
+        text = str(registers).encode(errors="replace")
+        bundle.keep("registers.txt", text, "registers of all CPUs")
     said = {
         name: str(answer) if isinstance(answer, MonitorError) else answer
-        for name, answer in zip(QUERIES, answers, strict=True)
+        for name, answer in zip(QUERIES, state, strict=True)
     }
     bundle.keep("qemu.json", _json(said), "QEMU's answers: its version, machine and jobs")
+    if isinstance(devices, MonitorError):
+        bundle.problems["block devices"] = str(devices)
+    else:
+        bundle.keep("block.json", json.dumps(devices).encode(), "QEMU's block devices")
 
 
-async def _block_devices(session: Session, bundle: Bundle) -> None:
-    said = await session.execute(BLOCK_QUERY, timeout=2.0)
-    bundle.keep("block.json", json.dumps(said).encode(), "QEMU's block devices")
-
-
-def _keep(bundle: Bundle, consoles: tuple[Path, ...], facts: object, session: Session) -> None:
+def _keep(
+    bundle: Bundle, consoles: tuple[Path, ...], facts: Callable[[], object], session: Session
+) -> None:
     """Write what was taken, what needs no QEMU, and the list of it all. Blocking."""
     _make(bundle.directory)
     # Of a process that is no QEMU nobody asked what it was started with.
@@ -299,7 +305,7 @@ def _keep(bundle: Bundle, consoles: tuple[Path, ...], facts: object, session: Se
         "signature": bundle.words.signature and asdict(bundle.words.signature),
         "files": bundle.files,
         "problems": bundle.problems,
-        "facts": facts,
+        "facts": facts(),
         "command_line": arguments,
         "host": _host(session.peer.pid),
     }

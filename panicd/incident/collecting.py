@@ -55,12 +55,7 @@ class EvidenceKeeper:
             session,
             bundle_directory(self._services.config(), incident.id),
             consoles=evidence.consoles if evidence is not None else (),
-            facts={
-                **asdict(incident.opened),
-                "payload": asdict(describe(incident.opened.information)),
-                "decision": plan_view(incident.plan) if incident.plan is not None else None,
-                "panicd": __version__,
-            },
+            facts=partial(_facts, incident),
             budget=step.timeout,
             by_other=by_other,
             no_log=no_log,
@@ -107,6 +102,16 @@ class EvidenceKeeper:
             if retired:
                 log.info("old dumps removed", paths=[str(path) for path in retired])
         return dump
+
+
+def _facts(incident: Incident) -> dict[str, object]:
+    """Return what panicd knows of a panic, as values that JSON can hold."""
+    return {
+        **asdict(incident.opened),
+        "payload": asdict(describe(incident.opened.information)),
+        "decision": plan_view(incident.plan) if incident.plan is not None else None,
+        "panicd": __version__,
+    }
 
 
 def _items_by_libvirt(session: Session, *, is_wanted: bool) -> Stages | None:

@@ -43,7 +43,7 @@ async def test_evidence_has_the_bug_check(socket_dir: Path) -> None:
             await vm.wait_status("guest-panicked")
             async with session_at(vm.socket) as session:
                 place = socket_dir / "bundle"
-                bundle = await collect(session, place, consoles=(), facts={}, budget=TIME_LIMIT)
+                bundle = await collect(session, place, consoles=(), facts=dict, budget=TIME_LIMIT)
     assert bundle.words.line.startswith("Windows bug check 0x0000007E SYSTEM_THREAD_EXCEPTION_NOT")
     assert bundle.words.signature is not None
     assert bundle.words.signature.title.startswith("bug check 0x7e SYSTEM_THREAD")
