@@ -64,24 +64,25 @@ class Alarm:
 
     Args:
         timers: which it is of.
-        call: is called when it is due, with its number.
     """
 
-    def __init__(self, timers: Timers, call: Callable[[int], None]) -> None:
+    def __init__(self, timers: Timers) -> None:
         self._timers = timers
-        self._call = call
+        self._call: Callable[[], None] | None = None
         self._timer: Timer | None = None
-        self._due, self._number = math.inf, 0
+        self._due = math.inf
 
-    def set(self, number: int, seconds: float) -> None:
+    def set(self, seconds: float, call: Callable[[], None]) -> None:
         """Have something called after so many seconds, and not what was to be called before."""
-        self._due, self._number = trio.current_time() + seconds, number
+        self._due, self._call = trio.current_time() + seconds, call
         if self._timer is None or self._timer.call is None or self._timer.due > self._due:
-            self.stop()
+            if self._timer is not None:
+                self._timer.cancel()
             self._timer = self._timers.after(seconds, self._is_due)
 
     def stop(self) -> None:
         """Have nothing called."""
+        self._call = None
         if self._timer is not None:
             self._timer.cancel()
 
@@ -90,5 +91,6 @@ class Alarm:
         left = self._due - trio.current_time()
         if left > 0:
             self._timer = self._timers.after(left, self._is_due)
-        else:
-            self._call(self._number)
+        elif self._call is not None:
+            call, self._call = self._call, None
+            call()

@@ -88,7 +88,7 @@ class Driver:
         self._left = trio.Event()
         self._problem = ""
         self._nursery: trio.Nursery
-        self._alarm = Alarm(services.timers, lambda serial: self.feed(Elapsed(serial)))
+        self._alarm = Alarm(services.timers)
         self._turn = trio.CancelScope()
         self._requests: dict[int, Request] = {}
         self._latest: Chronicle | None = None  # the last that something was noted in
@@ -96,7 +96,7 @@ class Driver:
         self._first = ExitStack()  # it has the way while it reacts
         self._watches = False
         self._liveness: Liveness | None = None
-        self._gathering = Gathering(services.timers, services.metrics, self.feed)
+        self._gathering = Gathering(services.timers, services.metrics)
         self._token = _TOKENS.next()[:8]
         self._numbers = count(1)
         self._errands = Errands(services, domain, peer)
@@ -168,7 +168,7 @@ class Driver:
 
     def feed(self, came: Input) -> None:
         """Give the machine an input, and carry out what follows; one after the other."""
-        self._gathering.tell_more()  # they came before
+        self._gathering.tell_more(self.feed)  # they came before
         self._inbox.append(came)
         if self._reaction is None or not self._reaction.may_wait(came):
             self._go_on()
@@ -214,7 +214,7 @@ class Driver:
             return
         if reaction is not None and not reaction.may_wait(came):
             self._go_on()  # so that it is known where the incident stands
-        if self._state.incident is not None and self._gathering.takes(came):
+        if self._state.incident is not None and self._gathering.takes(came, self.feed):
             return
         is_panic = isinstance(came.event, GuestPanickedEvent)
         if is_panic and self._heard_at == math.inf and isinstance(self._state.phase, Resting):
@@ -264,7 +264,7 @@ class Driver:
             case effects.Commit(serial=serial):
                 self._commit(serial)
             case effects.Wake(serial=serial, seconds=seconds):
-                self._alarm.set(serial, seconds)
+                self._alarm.set(seconds, partial(self.feed, Elapsed(serial)))
             case effects.Collect():
                 self._run(self._errands.collect(effect))
             case effects.MakeDump():
