@@ -42,7 +42,10 @@ def warnings(config: Config) -> Iterator[str]:
             yield f"monitors: {monitor.glob} matches no socket now{_why_not(monitor.glob)}"
         yield from _too_long(monitor.glob)
         if matches_libvirts_own(monitor.glob):
-            yield f"monitors: {monitor.glob} matches libvirt's own monitors, which are not dialled"
+            yield (
+                f"monitors: {monitor.glob} matches libvirt's own monitors, and panicd does not "
+                "connect to those"
+            )
     yield from map(str, missing_programs(config))
 
 

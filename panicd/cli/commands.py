@@ -1,4 +1,4 @@
-"""The commands that show how the domains stand, and what a panic of theirs would lead to."""
+"""The commands that show how the domains stand, and what a panic would lead to."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -42,19 +42,19 @@ from panicd.service.control_client import Answer, call
     is_flag=True,
     help="Show every domain, even if they don't fit the window.",
 )
-@click.option("--watch", is_flag=True, help="Show it again every second, a window at a time.")
+@click.option("--watch", is_flag=True, help="Show it anew every second, one window at a time.")
 @json_option
 def status(
     context: Context, /, *, patterns: tuple[str, ...], watch: bool, **how: Any
 ) -> tuple[object, Callable[[], None]]:
     """Show every domain, the worst first.
 
-    A line is one domain: how it stands and since when, its open incident, its policy, what a panic
-    would lead to now. On a terminal it is as much as the window holds; columns that don't fit are
-    left out. Piped, it is everything.
+    Each line is one domain: how it stands and since when, its open incident, its policy, and what
+    panicd would do about a panic now. On a terminal it shows what fits the window. Piped, it shows
+    all domains and all columns.
 
     PATTERN is a domain's name with or without wildcards (`web-*`), a UUID, or a monitor's path.
-    Exit status 1 where it matches no domain.
+    The exit status is 1 if it matches no domain.
     """
     wanted = Wanted(patterns, **how)
 
@@ -75,9 +75,9 @@ def status(
 @click.argument("domain", shell_complete=every_domain)
 @json_option
 def explain(context: Context, domain: str) -> tuple[object, Callable[[], None]]:
-    """Show what a panic of DOMAIN would lead to now, and why.
+    """Show what panicd would do if DOMAIN panicked now, and why.
 
-    DOMAIN is a name, a UUID, or the path of its monitor, which no other domain has.
+    DOMAIN is a name, a UUID, or the path of its monitor, which is unambiguous.
     """
     answer = context.ask("explain", domain=domain)
     return answer, shown("panicd.cli.render:explanation", answer)
@@ -88,7 +88,7 @@ def explain(context: Context, domain: str) -> tuple[object, Callable[[], None]]:
 def reload(context: Context) -> tuple[object, Callable[[], None]]:
     """Make the daemon read its configuration again.
 
-    Either all of it takes effect, or, if there is a mistake in it, nothing does.
+    If there is a mistake in it, panicd prints every mistake, and nothing changes.
     """
     answer = context.ask("reload")
     return answer, shown("panicd.cli.render_changes:reload", answer)
@@ -100,7 +100,8 @@ def reload(context: Context) -> tuple[object, Callable[[], None]]:
 def audit(context: Context) -> tuple[object, Callable[[], None]]:
     """List the domains that panicd could not act on, and why.
 
-    It says what to do about each. Exit status 1 where there is one.
+    It says what to do about each. The list also has each QEMU of this host that panicd does not
+    watch. The exit status is 1 if there is anything to list.
     """
     answer = context.ask("audit")
     note_findings(answer["exposed"])

@@ -33,13 +33,13 @@ def _moment(_context: object, _parameter: object, text: str | None) -> float | N
     "--since",
     metavar="TIME",
     callback=_moment,
-    help="Only those that began then or later.",
+    help="Only those that began at TIME or later.",
 )
 @click.option(
     "--until",
     metavar="TIME",
     callback=_moment,
-    help="Only those that began before.",
+    help="Only those that began before TIME.",
 )
 @click.option(
     "--same-as",
@@ -66,8 +66,8 @@ def incidents(
 ) -> tuple[object, Callable[[], None]]:
     """List incidents, the newest first.
 
-    A TIME is how long ago (30m, 2h, 7d) or a date (2026-11-23, 2026-11-23T04:00). A date is local,
-    unless it ends in Z or an offset such as +01:00, or --utc is given.
+    TIME is how long ago (30m, 2h, 7d) or a date (2026-11-23, 2026-11-23T04:00). A date is local,
+    unless it ends in Z or an offset such as +01:00, or you give --utc.
     """
     if since is not None and until is not None and since >= until:
         raise click.UsageError("--since is not before --until")
@@ -82,7 +82,7 @@ def incidents(
     "--since",
     metavar="TIME",
     callback=_moment,
-    help="Only those seen then or later, as for `incidents`.",
+    help="Only those seen at TIME or later. TIME is as for `incidents`.",
 )
 @click.option(
     "--limit",
@@ -97,8 +97,8 @@ def panics(
 ) -> tuple[object, Callable[[], None]]:
     """List the different panics, and how often each was seen.
 
-    Two panics are the same if their signatures are: what happened, and in which function. Panics
-    of which too little is known to compare them are left out.
+    Two panics are the same if they have the same signature: what happened, and in which function.
+    A panic is left out if panicd knows too little to compare it.
     """
     answer = context.ask("panics", limit=limit, **({} if since is None else {"since": since}))
     return answer, shown("panicd.cli.render:panics", answer)
@@ -115,8 +115,8 @@ def panics(
 def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:
     """Show one incident, from the panic to its end.
 
-    That is what was seen, decided and done, and when. INCIDENT is an id, the beginning of one or
-    of its last part, or `last`.
+    It shows what panicd saw, decided and did, and when. INCIDENT is an incident's id, the beginning
+    of the id or of its last part, or `last`.
     """
     answer = cast("Answer", context.ask("incident", incident=incident_id))
     if log:
@@ -158,8 +158,8 @@ def export(
 ) -> None:
     """Pack all that is known of INCIDENT into one archive.
 
-    The archive holds what the guest had in memory and on its screen: be careful who gets it. The
-    journal is read directly if no daemon runs.
+    The archive contains the guest's memory and screen, so be careful who gets it. If no daemon
+    runs, the command reads the journal itself.
     """
     from panicd.cli.configured import record  # noqa: PLC0415 - slow to load
     from panicd.cli.export import ExportError, archive_name, write_archive  # noqa: PLC0415 - as above

@@ -20,7 +20,7 @@ from panicd.cli.moment import SECONDS
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import EVERY_DOMAIN
 
-WHY: Final = click.option("--why", required=True, help="The reason. It is kept in the journal.")
+WHY: Final = click.option("--why", required=True, help="The reason. The journal keeps it.")
 
 
 @click.command()
@@ -50,9 +50,9 @@ def hold(
 ) -> tuple[object, Callable[[], None]]:
     """Suspend automation for a domain, or for the whole host.
 
-    While it lasts, panics are recorded and nothing is done about them. A hold ends by `panicd
-    unhold`, or when its time is over; then what is due is done. It survives a restart of the
-    daemon. A DOMAIN that matches nothing now is refused.
+    During a hold panicd records panics, but does not act on them. A hold ends when its time is
+    over, or by `panicd unhold`. Then panicd acts on the panics of that time. A hold survives a
+    restart of the daemon. DOMAIN must match a domain, unless you give --future.
     """
     held = _held(domain, whole_host)
     answer = context.ask("hold", domain=held, future=future, why=why, **{"for": duration})
@@ -67,7 +67,7 @@ def hold(
 def unhold(
     context: Context, domain: str | None, whole_host: bool, why: str
 ) -> tuple[object, Callable[[], None]]:
-    """End a hold, and do at once what is due."""
+    """End a hold. panicd then acts on panics of that time."""
     answer = context.ask("unhold", domain=_held(domain, whole_host), why=why)
     return answer, shown("panicd.cli.render_changes:unhold", answer)
 
@@ -93,7 +93,7 @@ def release(context: Context, domain: str, why: str) -> tuple[object, Callable[[
 def act(context: Context, domain: str, action: str, why: str) -> tuple[object, Callable[[], None]]:
     """Apply ACTION to the panicked guest of DOMAIN.
 
-    It is applied whatever the domain's policy, restart budget or hold say.
+    panicd does so whatever the domain's policy, restart budget or hold say.
     """
     answer = context.ask("act", domain=domain, action=action, why=why)
     return answer, shown("panicd.cli.render_changes:act", answer)
@@ -106,7 +106,7 @@ def act(context: Context, domain: str, action: str, why: str) -> tuple[object, C
 def ack(context: Context, incident_id: str, why: str) -> tuple[object, Callable[[], None]]:
     """Note that somebody has looked at INCIDENT.
 
-    INCIDENT is an id, the beginning of one or of its last part, or `last`.
+    INCIDENT is an incident's id, the beginning of the id or of its last part, or `last`.
     """
     answer = context.ask("ack", incident=incident_id, why=why)
     return answer, shown("panicd.cli.render_changes:ack", answer)
@@ -114,15 +114,15 @@ def ack(context: Context, incident_id: str, why: str) -> tuple[object, Callable[
 
 @click.command()
 @click.argument("domain", shell_complete=every_domain)
-@click.option("--yes", is_flag=True, help="It is known what comes with it; see above.")
+@click.option("--yes", is_flag=True, help="Do it, though the VM can't be migrated then; see above.")
 @WHY
 @json_option
 def arm(context: Context, domain: str, yes: bool, why: str) -> tuple[object, Callable[[], None]]:
     """Give the VM of DOMAIN a panic device while it runs.
 
-    The device is `pvpanic-pci`, and ends with this start of the VM. Until then, or until `panicd
-    disarm`, the VM can't be migrated, nor started from what is saved of it, and libvirt marks it
-    as tainted. Without --yes nothing is done. The guest needs the driver (Linux: pvpanic-pci).
+    The device is `pvpanic-pci`. It stays until the VM ends or until `panicd disarm`. Until then the
+    VM can't be migrated, nor started from its saved state, and libvirt marks it as tainted. Without
+    --yes the command does nothing. The guest needs the driver (Linux: pvpanic-pci).
     """
     answer = context.ask("arm", domain=domain, why=why, yes=yes)
     return answer, shown("panicd.cli.render_changes:arm", answer)
@@ -135,7 +135,7 @@ def arm(context: Context, domain: str, yes: bool, why: str) -> tuple[object, Cal
 def disarm(context: Context, domain: str, why: str) -> tuple[object, Callable[[], None]]:
     """Take away the panic device that `panicd arm` gave the VM of DOMAIN.
 
-    The guest has to let go of it, which takes it half a second.
+    The guest must release the device first. That takes half a second.
     """
     answer = context.ask("disarm", domain=domain, why=why)
     return answer, shown("panicd.cli.render_changes:disarm", answer)

@@ -48,20 +48,20 @@ BUILTIN_PLACE: Final = "/machine/unattached"
 PLACES: Final = ("/machine/peripheral", "/machine/peripheral-anon", BUILTIN_PLACE)
 MOVE: Final = (
     "move the panic device from port {port:#x}, which {names} uses too: what the guest writes "
-    "there raises false panics (ioport=0x505 is its own; to be rid of it see "
+    "there raises false panics (ioport=0x505 is free; to remove the device see "
     "panicd qemu-args --no-notifier)"
 )
 LEFT_OPEN: Final = (
-    "nothing, if the guest is to report no panic: the builtin device was moved to port {port:#x}. "
-    "{names} uses that too, so a guest that writes 1 there by itself raises a false panic, to "
+    "nothing, if the guest shall report no panic: the builtin device is on port {port:#x}. "
+    "{names} uses that port too, so a guest that writes 1 there raises a false panic, to "
     "which 'unrequested' applies"
 )
 
 ARMED_BECAUSE: Final = {
-    Armed.YES: "a panic is left to panicd",
+    Armed.YES: "QEMU leaves a panic to panicd",
     Armed.NO: "this QEMU exits on a panic, and nothing is left to act on",
-    Armed.UNKNOWN: "whether this QEMU exits on a panic can't be told: its command line is not "
-    "readable",
+    Armed.UNKNOWN: "panicd can't read QEMU's command line, so it can't tell whether QEMU exits on "
+    "a panic",
 }
 
 

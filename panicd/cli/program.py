@@ -27,7 +27,7 @@ COMMANDS: Final = {
         ),
         "explain": (
             "commands:explain",
-            "Show what a panic of DOMAIN would lead to now, and why.",
+            "Show what panicd would do if DOMAIN panicked now, and why.",
         ),
         "audit": ("commands:audit", "List the domains that panicd could not act on, and why."),
         "export": (
@@ -46,7 +46,10 @@ COMMANDS: Final = {
             "operator_commands:hold",
             "Suspend automation for a domain, or for the whole host.",
         ),
-        "unhold": ("operator_commands:unhold", "End a hold, and do at once what is due."),
+        "unhold": (
+            "operator_commands:unhold",
+            "End a hold. panicd then acts on panics of that time.",
+        ),
         "arm": (
             "operator_commands:arm",
             "Give the VM of DOMAIN a panic device while it runs.",
@@ -92,7 +95,7 @@ def main(context: click.Context) -> None:
       panicd check                      is the configuration right?
       panicd run                        the daemon
       panicd status                     what it sees
-      panicd explain web-1              what a panic of it would lead to, and why
+      panicd explain web-1              what it would do about a panic, and why
       panicd hold web-1 --why "…"       leave web-1 alone for now
     """  # noqa: D301 - \b is click's, not an escape
     context.obj = Context(context.meta)

@@ -25,7 +25,7 @@ def explanation(answer: Answer) -> None:
     types = ", ".join(answer["device_types"]) or "no device"
     show(f"panic device  {domain['panic_device']} ({types})")
     if answer["plugged"]:
-        price = "by `panicd arm`: no migration, no start from what is saved of it"
+        price = "by `panicd arm`: the VM can't be migrated, nor started from its saved state"
         show(line("plugged in    ", (price, "yellow")))
     if domain["libvirt"]:
         leaves = domain["libvirt"] == "preserve"
@@ -51,7 +51,7 @@ def explanation(answer: Answer) -> None:
 def _steps(plan: Answer) -> None:
     """Print a plan's steps, in the plan's own words."""
     if not plan["steps"]:
-        terminal.console.print("Nothing is done to the guest; it is recorded.")
+        terminal.console.print("panicd only records the panic.")
         return
     rows = (
         (
@@ -111,7 +111,7 @@ def _incident(incident: Answer, now: float) -> Iterable[str | Text]:
 def panics(answer: list[Answer]) -> None:
     """Print what ``panicd panics`` shows."""
     if not answer:
-        terminal.console.print("No panic of which enough is known to compare it.")
+        terminal.console.print("No panic yet that panicd knows enough about to compare it.")
         return
     columns = (
         Column("SIGNATURE"),
@@ -180,7 +180,7 @@ def probe(answer: Answer) -> None:
     )
     print_table(("ON_CRASH", "ACTION", "WHY"), rows)
     if not answer["on_crash_applies"]:
-        instead = f"As configured none of these applies, but unrequested {answer['unrequested']}: "
+        instead = f"None of these applies as configured, but unrequested {answer['unrequested']}: "
         did = (answer["configured"]["action"], "bold")
         show(line(instead, did, ". Nobody asked for this VM's panic device."))
     for remedy in answer["remedies"]:

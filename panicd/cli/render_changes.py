@@ -1,4 +1,4 @@
-"""What the commands that change something say of what they did."""
+"""What the commands that change something print about it."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -11,7 +11,7 @@ from panicd.rules.plugging import CONSEQUENCES
 from panicd.service.control_client import Answer
 
 NAMED: Final = 10
-"""Domains that are named; of more the number is said."""
+"""How many domains are named; of more, only their number."""
 
 HOST: Final = "the whole host"
 
@@ -22,7 +22,7 @@ def hold(answer: Answer) -> None:
     end = "until `panicd unhold`" if until is None else f"until {written_time(until)}"
     terminal.console.print(f"Held {end}: {_called(answer)}.")
     if not answer["domains"]:
-        terminal.console.print("No domain matches now; one that comes will be held.")
+        terminal.console.print("No domain matches now. panicd will hold one that comes.")
     elif answer["domains"] != [answer["domain"]]:
         terminal.console.print(f"It matches {_domains(answer['domains'])}.")
 
@@ -40,7 +40,7 @@ def act(answer: Answer) -> None:
     """Print what ``panicd act`` and ``panicd release`` did."""
     name, incident = answer["domain"], f"incident {answer['incident']}"
     if not answer["done"]:
-        terminal.console.print(f"{name}: it goes on; see `panicd incidents --open`.")
+        terminal.console.print(f"{name}: not done yet; see `panicd incidents --open`.")
     elif answer["ending"]:
         terminal.console.print(f"{name}: {answer['ending']}; {incident} is closed.")
     else:
@@ -63,7 +63,7 @@ def arm(answer: Answer) -> None:
 
 def disarm(answer: Answer) -> None:
     """Print what ``panicd disarm`` did."""
-    terminal.console.print(f"{answer['domain']}: the panic device is taken away.")
+    terminal.console.print(f"{answer['domain']}: the panic device is removed.")
 
 
 def ack(answer: Answer) -> None:

@@ -67,7 +67,7 @@ def window(answer: Answer, height: int | None, first: int = 0) -> tuple[list[Tex
 def _beyond_signals(answer: Answer) -> Iterator[Text]:
     if beyond := sum(bool(domain["beyond_signals"]) for domain in answer["domains"]):
         whose = counted(beyond, "domain")
-        yield line(f"{whose} can't be ended by a signal in a hang: `panicd explain` says why.")
+        yield line(f"panicd can't end {whose} in a hang: `panicd explain` says why.")
 
 
 def _more(domains: Sequence[Answer], first: int, end: int) -> Text:

@@ -21,7 +21,7 @@ from panicd.web.http import HttpBindError
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="Log messages of this severity and above.",
+    help="Log entries of this severity and above.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Decide, record and report, but do nothing to any VM."

@@ -233,7 +233,7 @@ def _config(keys: Section, places: Places) -> Config:
         _check_journal_keep(keep, journal_keep, [defaults, *(rule.policy for rule in domains)])
     ways = _monitors(monitors, control_socket, none_will_do=libvirt is not None)
     if Found() in ways and libvirt is None:
-        monitors.wrong("libvirt.uri, for libvirt is to tell of monitors", "none")
+        monitors.wrong("libvirt.uri, because an item of monitors is libvirt: true", "none")
     return Config(
         monitors=ways,
         metrics_listen=metrics_listen,

@@ -186,7 +186,7 @@ def text(scalar: Scalar) -> str:
         raise WrongValueError("text that is not empty")
     other = _other_reading(scalar)
     if other:
-        raise WrongValueError(f"quotes around it, for YAML takes it for {other}")
+        raise WrongValueError(f"quotes around it, because YAML takes it for {other}")
     return scalar.text
 
 

@@ -110,7 +110,7 @@ def _tls(value: Value, directory: Path) -> tuple[ssl.SSLContext, bool]:
             client_ca.wrong(f"a file, in PEM, as client_auth_type is {wanted}")
         if wanted is ClientAuth.NONE and client_ca.given:
             client_auth.wrong(
-                f"one of {ClientAuth.IF_GIVEN}, {ClientAuth.REQUIRED}, for there"
+                f"one of {ClientAuth.IF_GIVEN}, {ClientAuth.REQUIRED}, because there"
                 " is a client_ca_file"
             )
         cert_file, key_file = cert.read(text, ""), key.read(text, "")

@@ -250,7 +250,7 @@ async def _own_words(reader: GuestReader, bundle: Bundle) -> None:
             bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
         case WindowsCrash(bug_check, build, processors):
             said = f"{bug_check.line}\nbuild: {build}\nprocessors: {processors}\n"
-            bundle.keep("bug-check.txt", said.encode(), "the bug check of a Windows")
+            bundle.keep("bug-check.txt", said.encode(), "Windows' bug check")
             bundle.words = words_of_bug_check(bug_check)
 
 

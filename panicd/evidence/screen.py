@@ -147,7 +147,7 @@ async def take_picture_by_libvirt(client: Client, domain: DomainRef) -> tuple[Pi
     for kind, signature in SIGNATURES.items():
         if picture.begins_with(signature):
             return picture, kind
-    raise OSError("what libvirt gives is no picture")
+    raise OSError("libvirt's answer is no picture")
 
 
 async def _hand_over(session: Session, pipe: int) -> tuple[str, object]:

@@ -51,7 +51,7 @@ ACCEPT_AGAIN: Final = 0.1  # seconds
 RELOADED_AT_ONCE: Final = 32  # domains; each takes some 50 µs, in which nobody is responded to
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
 LOOK_EVERY: Final = 5.0  # seconds; a QEMU that ends removes its socket some milliseconds before
-LOST: Final = "a connection that ends can't be made again, for its socket is gone"
+LOST: Final = "the socket is gone, so panicd can't connect again when the connection ends"
 LOST_NAMED: Final = 3  # paths
 
 
@@ -295,7 +295,7 @@ class Connector:
     ) -> tuple[str, bool]:
         """Return as ``SocketTable.why_silent`` does."""
         if domain.address in self._unidentified:
-            return f"what dialled in says nothing: {said}", False
+            return f"the VM that dialled in says nothing: {said}", False
         return await self._sockets.why_silent(domain.address, said, greeted=greeted)
 
     async def _look_after(self, domain: Domain, sock: socket.socket) -> str:

@@ -29,7 +29,7 @@ from panicd.fleet.watches import ABSENT, Watches
 
 _SOMETHING_WENT: Final = flags.DELETE | flags.MOVED_FROM
 _ITSELF_WENT: Final = flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT | flags.IGNORED
-LINK: Final = "it is a symbolic link, and wildcards pass over those: name it without one"
+LINK: Final = "it is a symbolic link, which wildcards pass over: name it without wildcards"
 UNPRINTABLE: Final = "its name has characters that can't be printed"
 
 

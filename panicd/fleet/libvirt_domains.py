@@ -147,7 +147,7 @@ class LibvirtDomains:
             session = Session(monitor, process, claim, vm, True, process.beyond_signals())
             monitor.known = lambda: session.vm
             # One panic was libvirt's to act on; what comes after it is not.
-            end = partial(monitor.end, "libvirt leaves the panics of this domain be from here on")
+            end = partial(monitor.end, "libvirt leaves this domain's panics to panicd from now on")
             is_for_one = start.domain is not None and described.handling != start.domain.handling
             again = self._services.timers.after(LASTING, end) if is_for_one else None
             try:
@@ -197,7 +197,7 @@ class LibvirtDomains:
             runs = await process.guest_runs()
         if runs:
             get_logger(domain=start.ref.name).warning(
-                "libvirt says 'crashed' of a guest that runs: 'virsh resume' puts that right"
+                "libvirt says 'crashed' of a guest that runs: 'virsh resume' corrects that"
             )
         return runs
 

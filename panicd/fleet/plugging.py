@@ -45,7 +45,7 @@ async def plug_in(libvirt: Libvirt, domain: Domain) -> Plugged:
             await _add(ask)
             found = await _find(ask)
         if found is None:  # its guest may have refused it at once
-            raise PluggingError("QEMU took the device, and has not got it")
+            raise PluggingError("QEMU accepted the device, but does not have it")
         await _note(libvirt, domain, found)
         for _ in range(LOOKS):
             if found.is_taken:
@@ -74,7 +74,7 @@ async def take_out(libvirt: Libvirt, domain: Domain) -> None:
             await trio.sleep(LOOK_EVERY)
     except (MonitorError, LibvirtError) as error:
         raise PluggingError(str(error)) from error
-    raise PluggingError("its guest has not let go of the device; it can when it has booted")
+    raise PluggingError("the guest has not released the device; it can once it has booted")
 
 
 async def _find(ask: Ask) -> Plugged | None:

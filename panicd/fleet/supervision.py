@@ -23,9 +23,7 @@ class SpareError(UnreachableError):
     """
 
     def __init__(self, twin: Domain) -> None:
-        super().__init__(
-            f"a second monitor of {twin.name}, which is looked after by {twin.address}"
-        )
+        super().__init__(f"a second monitor of {twin.name}; panicd uses {twin.address}")
         self.name = twin.name
 
 

@@ -57,7 +57,7 @@ class UnidentifiedConnections:
             self.known(address)
         if stranger.scope.cancelled_caught and self.may_tell():
             get_logger(monitor=address).warning(
-                "connection refused", reason="too many say nothing", uid=uid
+                "connection refused", reason="too many connections say nothing", uid=uid
             )
 
     def known(self, address: str) -> None:

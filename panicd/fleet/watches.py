@@ -130,7 +130,7 @@ class Watches:
         limit = _LIMITS.get(error.errno or 0)
         if limit is None:
             raise error
-        self.limit = f"{limit}: it is looked at every {LOOK_EVERY:g} s"
+        self.limit = f"{limit}: panicd looks at it every {LOOK_EVERY:g} s"
         return self.limit
 
 

@@ -36,43 +36,44 @@ class Exposure(StrEnum):
 _REMEDIES: Final[dict[Exposure, str]] = {
     Exposure.NO_MONITOR: "`panicd status` says why there is no connection; a monitor takes one "
     "client, so panicd needs one of its own (`panicd qemu-args`)",
-    Exposure.SILENT: "its QEMU is stopped or hangs (mostly in storage), and would not report a "
+    Exposure.SILENT: "QEMU is stopped or hangs (mostly in storage), and would not report a "
     "panic: see `ps -o stat,wchan PID`",
     Exposure.NO_DEVICE: "add -device pvpanic (or pvpanic-pci): without one the guest can't report "
     "a panic",
-    Exposure.BUILTIN_DEVICE: "add -device pvpanic to ask for the builtin device, or set "
-    "panic_notifier: any, or on_crash does not apply; to be rid of the device see "
+    Exposure.BUILTIN_DEVICE: "on_crash does not apply, as nobody asked for this device: add "
+    "-device pvpanic, or set panic_notifier: any; to remove the device see "
     "`panicd qemu-args --no-notifier`",
     Exposure.FIRMWARE: "use QEMU 1.6 or later: the firmware of 1.5 does not tell the guest of "
     "pvpanic (ACPI), so a Linux guest's driver does not find it, and panicd sees no panic",
     Exposure.NOT_ARMED: "let panicd read QEMU's command line, to see whether -no-shutdown is "
     "there: without it this QEMU exits on a panic",
-    Exposure.IRREVERSIBLE: "choose another on_crash than ignore, or QEMU 1.7 or later: the "
-    "fallback applies",
+    Exposure.IRREVERSIBLE: "choose another on_crash than ignore, or QEMU 1.7 or later; until then "
+    "the fallback applies",
     Exposure.RESET_IMPOSSIBLE: "remove -no-reboot, or configure relaunch: restart can't be obeyed",
-    Exposure.BUDGET_SPENT: "find out why it panics; until restart.window has passed, restart.then "
-    "applies",
+    Exposure.BUDGET_SPENT: "find out why the guest panics; restart.then applies until the oldest "
+    "restarts are out of restart.window",
     Exposure.LIBVIRT: "let libvirt preserve it, or it acts before panicd can: libvirt.take_over "
     "does that, and so does virsh set-lifecycle-action DOMAIN crash preserve",
-    Exposure.NO_DUMP_SPACE: "make room above coredump.min_free in coredump.directory, and let "
+    Exposure.NO_DUMP_SPACE: "free more than coredump.min_free in coredump.directory, and let "
     "panicd write there",
-    Exposure.NO_SIGNAL: "let panicd see which process holds the monitor and signal it: no proxy in "
+    Exposure.NO_SIGNAL: "let panicd see and signal the process that holds the monitor: no proxy in "
     "between, and CAP_KILL; `panicd explain` says what is missing",
     Exposure.NO_VMCOREINFO: "add -device vmcoreinfo, so that panicd can read the kernel's log",
-    Exposure.PLUGGED: "give it the device for good, from its next start on, or `panicd disarm` it "
-    "before it is migrated or saved: with what `panicd arm` gave it neither works",
-    Exposure.HELD: "`panicd unhold`, when the work is done",
+    Exposure.PLUGGED: "give the VM a panic device in its own configuration, for its next start; "
+    "`panicd disarm` it before you migrate or save it, as neither works with the device of "
+    "`panicd arm`",
+    Exposure.HELD: "end the hold when the work is done (`panicd unhold`)",
 }
 
 _BY_LIBVIRT: Final[dict[Exposure, str]] = {
     Exposure.NO_MONITOR: "libvirt does not give panicd access to it: see `panicd status` for why",
-    Exposure.SILENT: "its QEMU hangs (mostly in storage), and would not report a panic: see "
+    Exposure.SILENT: "QEMU hangs (mostly in storage), and would not report a panic: see "
     "`virsh domcontrol {name}`",
     Exposure.NO_DEVICE: "`virt-xml {name} --add-device --panic default`, and stop and start it: "
     "without a panic device the guest can't report a panic; until then, `panicd arm {name}`",
-    Exposure.PLUGGED: "`virt-xml {name} --add-device --panic default`, for its next start, and "
-    "`panicd disarm {name}` before it is migrated or saved: with what `panicd arm` gave it neither "
-    "works",
+    Exposure.PLUGGED: "`virt-xml {name} --add-device --panic default`, for its next start; "
+    "`panicd disarm {name}` before you migrate or save it, as neither works with the device of "
+    "`panicd arm`",
     Exposure.NO_VMCOREINFO: "`virt-xml {name} --edit --features vmcoreinfo.state=on`, and stop and "
     "start it: without it the kernel's log of a Linux guest can't be found in its memory",
     Exposure.RESET_IMPOSSIBLE: "`virt-xml {name} --edit --events on_reboot=restart`, and stop and "

@@ -38,7 +38,7 @@ S390_REASONS: Final = MappingProxyType(
         "extint-loop": "a loop of external interrupts",
         "pgmint-loop": "a loop of program interrupts",
         "opint-loop": "a loop of operation exceptions",
-        "unknown": "for a reason not told",
+        "unknown": "for an unknown reason",
     }
 )
 

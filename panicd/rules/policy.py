@@ -61,17 +61,17 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     "the guest is preserved for an operator",
     Reason.FLOOD: "it panicked more often than ignore allows: the guest is stopped and preserved",
     Reason.HELD: "an operator suspended automation: nothing is done until the hold ends",
-    Reason.JOURNAL: "the journal can't be written, or was found damaged and with it what was done "
-    "before: the guest is preserved",
-    Reason.LIBVIRT: "libvirt acts on this VM's panics by itself, and faster: have it preserve, "
+    Reason.JOURNAL: "the journal can't be written, or was damaged, so panicd does not know what it "
+    "did before: the guest is preserved",
+    Reason.LIBVIRT: "libvirt acts on this VM's panics before panicd can: have libvirt preserve it, "
     "by libvirt.take_over or by virsh set-lifecycle-action DOMAIN crash preserve",
     Reason.OPERATOR: "an operator asked for it",
-    Reason.GRACE: "the guest may dump and reset itself first: it is watched until it does",
-    Reason.NO_GRACE: "the guest can't be let run after its panic (QEMU refuses it, or it failed): "
-    "it gets no grace, on_crash applies at once",
-    Reason.GRACE_OVER: "the guest did not reset itself in its grace: on_crash applies",
-    Reason.KDUMP: "the guest handles its panic itself, by kdump: it is watched until it resets",
-    Reason.KDUMP_STUCK: "the guest's kdump did not come to a reset in its time: on_crash applies",
+    Reason.GRACE: "the guest may dump and reset itself first: panicd watches it",
+    Reason.NO_GRACE: "the guest can't run after its panic (QEMU refuses it, or it failed), so it "
+    "gets no grace: on_crash applies",
+    Reason.GRACE_OVER: "the guest did not reset itself within its grace: on_crash applies",
+    Reason.KDUMP: "the guest handles its panic itself, by kdump: panicd watches it",
+    Reason.KDUMP_STUCK: "the guest did not reset itself within kdump_timeout: on_crash applies",
 }
 
 FALLBACK_REASONS: Final = frozenset(Reason) - {

@@ -146,6 +146,6 @@ def _neutralised(wanted: Wanted) -> list[Argument]:
     why = (
         "tells the guest that there is no panic device (ACPI); that stays on port 0, the DMA "
         "controller's, where a guest that writes 1 by itself raises a false panic, to which "
-        "'unrequested' applies. Without any is another machine type only, such as pc-i440fx-1.4"
+        "'unrequested' applies. Only another machine type, such as pc-i440fx-1.4, has no device"
     )
     return [Argument("-global", f"pvpanic.ioport={NEUTRAL_PORT}", why)]

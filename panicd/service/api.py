@@ -214,7 +214,7 @@ class Api:
         if incident is None:  # pruned in this very moment
             raise _no_such_incident(incident_id)
         if incident.signature is None or not incident.signature.hash:
-            why = "too little is known of its panic to say that another is the same"
+            why = "panicd knows too little of its panic to compare it"
             raise RefusedError("no-signature", f"incident {incident_id}: {why}")
         return incident.signature.hash
 

@@ -292,7 +292,7 @@ def _check_free(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ControlSocketError(f"control socket {path}: there is something else than a socket")
+        raise ControlSocketError(f"control socket {path}: it is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # a queue that is full gives EAGAIN instead of waiting
         outcome = probe.connect_ex(str(path))

@@ -97,8 +97,8 @@ def _receive_reply(connection: socket.socket, deadline: float) -> bytes:
 def _parse_reply(path: Path, line: bytes) -> object:
     if not line.endswith(b"\n"):
         raise DaemonUnreachableError(
-            f"panicd at {path} closed the connection without a whole answer: it may have stopped; "
-            "see its log (journalctl -u panicd)"
+            f"panicd at {path} closed the connection without a complete answer: it may have "
+            "stopped; see its log (journalctl -u panicd)"
         )
     try:
         reply = json.loads(line)
@@ -109,7 +109,7 @@ def _parse_reply(path: Path, line: bytes) -> object:
             return result
         case {"error": {"kind": str(kind), "message": str(message)}}:
             raise RefusedError(kind, message)
-    raise DaemonUnreachableError(f"what listens at {path} does not answer as panicd does")
+    raise DaemonUnreachableError(f"what listens at {path} is not panicd")
 
 
 def _why_no_connection(path: Path, error: OSError) -> str:
@@ -119,7 +119,7 @@ def _why_no_connection(path: Path, error: OSError) -> str:
         case PermissionError():
             advice = f"run this as root or in the group of the socket (ls -l {path})"
         case BlockingIOError() | TimeoutError():
-            advice = "panicd takes no connection now: it is busy or stuck; see its log"
+            advice = "panicd accepts no connection: it is busy or stuck; see its log"
         case _:
             advice = "is this the right socket?"
     return f"can't reach panicd at {path}: {error.strerror or error}; {advice}"
@@ -128,5 +128,5 @@ def _why_no_connection(path: Path, error: OSError) -> str:
 def _why_no_reply(path: Path, timeout: float) -> str:
     return (
         f"panicd at {path} gave no answer within {timeout:g} seconds: it is busy or stuck; "
-        "what was asked for may have been done (panicd status)"
+        "it may have done what you asked (panicd status)"
     )

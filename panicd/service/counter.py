@@ -55,7 +55,7 @@ class Counter:
         except RefusedError as error:
             raise NotDoneError(error.message) from error
         except (trio.RunFinishedError, TimeoutError):
-            raise NotDoneError("no answer: look whether it was done") from None
+            raise NotDoneError("no answer: check whether it was done") from None
 
     async def _answer(self, request: Request, answer: "Future[object]") -> None:
         try:

@@ -111,7 +111,7 @@ class Operators:
             await self._record(operation)
             found = await plug_in(self._services.libvirt, domain)
         get_logger().warning(
-            "a panic device was plugged in: no migration, no saved image while it is there",
+            "a panic device was plugged in: the VM can't be migrated or saved while it is there",
             domain=domain.name,
             argument=found.argument,
             taken_by_guest=found.is_taken,
@@ -125,12 +125,12 @@ class Operators:
             RefusedError: there is none, or it stays.
         """
         if not self._capability(domain).plugged:
-            message = f"{domain.name} has no panic device that panicd has plugged in"
+            message = f"{domain.name} has no panic device from `panicd arm`"
             raise RefusedError("no-device", message)
         with self._plugging(domain):
             await self._record(operation)
             await take_out(self._services.libvirt, domain)
-        get_logger().info("the plugged-in panic device was taken away", domain=domain.name)
+        get_logger().info("the plugged-in panic device was removed", domain=domain.name)
 
     def _capability(self, domain: Domain) -> Capability:
         if domain.session is None:

@@ -31,7 +31,7 @@ class MissingProgram:
 
     def __str__(self) -> str:
         package = f" (Debian: {self.package})" if self.package else ""
-        return f"{self.wanted_by}: {self.program} is not there, or of no use{package}"
+        return f"{self.wanted_by}: {self.program} is missing or unusable{package}"
 
 
 def missing_programs(config: Config) -> list[MissingProgram]:

@@ -205,7 +205,7 @@ class _Server:
                 await self._converse(held, stream)
         except h11.LocalProtocolError as error:
             # A bug of ours, that one client has found: it is not to end the daemon for all.
-            get_logger().exception("HTTP was spoken wrongly", problem=str(error))
+            get_logger().exception("malformed HTTP", problem=str(error))
         finally:
             del self._held[held]
             if held.scope.cancelled_caught:

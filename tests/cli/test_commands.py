@@ -346,7 +346,7 @@ async def test_hold_of_what_there_is_none_of_is_refused(socket_dir: Path) -> Non
 
         for name in ("web-1", UUID):
             said = await ask(daemon, "hold", name, "--future", *because)
-            assert said.endswith("No domain matches now; one that comes will be held.\n")
+            assert said.endswith("No domain matches now. panicd will hold one that comes.\n")
         mark = daemon.mark()
         again = FakeQemu(socket_dir / "web.qmp", name="web-1", uuid=UUID)
         async with again.running():

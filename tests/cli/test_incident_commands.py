@@ -121,7 +121,7 @@ async def test_incident_is_called_by_its_beginning_its_last_part_or_last(socket_
         said = await ask(daemon, "ack", last.partition("-")[2], "--why", "again")
         assert said == f"Acknowledged: incident {last} of b.\n"
         same = await ask(daemon, "incidents", "--same-as", "last", status=FAILED)
-        assert f"incident {last}: too little is known" in same
+        assert f"incident {last}: panicd knows too little" in same
     await ask(daemon, "export", "last", "-o", str(socket_dir / "archive"))
     with tarfile.open(socket_dir / "archive") as archive:
         assert archive.getnames()[0] == f"panicd-{last}/record.json"

@@ -71,7 +71,7 @@ async def test_probe_of_a_builtin_device_says_what_each_policy_would_do(socket_d
     assert (seen["configured"]["on_crash"], seen["configured"]["unrequested"]) == (
         *("restart", "preserve"),
     )
-    assert "none of these applies, but unrequested preserve" in said
+    assert "None of these applies as configured, but unrequested preserve" in said
     assert "--no-notifier" in " ".join(seen["remedies"])
 
 
@@ -86,7 +86,7 @@ async def test_probe_of_a_device_neutralised_on_purpose_advises_nothing_else(
     assert seen["panic_device"] == "neutralised"
     assert seen["exposures"] == {}
     (left_open,) = seen["remedies"]
-    assert left_open.startswith("nothing, if the guest is to report no panic")
+    assert left_open.startswith("nothing, if the guest shall report no panic")
     assert "dma-chan" in left_open
 
 

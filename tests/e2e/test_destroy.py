@@ -98,7 +98,7 @@ async def test_no_signal_is_sent_that_the_journal_does_not_know_of(
         await daemon.wait_log("the journal can't be written")
         assert not was_signalled(vm)
         # Nor is one when it is found hung.
-        await daemon.wait_log("QEMU does not answer, and is ended as was begun")
+        await daemon.wait_log("QEMU does not answer, so panicd goes on ending it")
         await daemon.wait_log("the journal can't be written", count=2)
         assert not was_signalled(vm)
         filler.unlink()

@@ -281,7 +281,7 @@ async def test_vm_with_two_monitors_is_looked_after_through_one(
     async with one.running(), DaemonInside.start(socket_dir) as daemon:
         await daemon.wait_armed("vm")
         async with other.running():
-            why = f"a second monitor of vm, which is looked after by {one.socket}"
+            why = f"a second monitor of vm; panicd uses {one.socket}"
             await daemon.wait_log(NOT_CONNECTED, domain="other", reason=why)
             assert (await daemon.domain("other"))["spare_of"] == "vm"
             assert await daemon.metric("panicd_domain_up", domain="vm") == 1

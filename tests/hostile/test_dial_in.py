@@ -56,7 +56,7 @@ async def test_strangers_are_bounded_and_keep_nobody_out(socket_dir: Path) -> No
             assert resident_bytes(daemon.pid) - memory < MANY * 100_000
             vm.panic()
             await daemon.wait_incident("vm", state="preserved")
-            await daemon.wait_log("connection refused", reason="too many say nothing")
+            await daemon.wait_log("connection refused", reason="too many connections say nothing")
         await daemon.wait_domain("vm", lambda domain: domain["connected"])
         told = [line for line in daemon.log if "dial-in.sock#" in line.get("monitor", "")]
         assert len(told) < 20

@@ -192,7 +192,7 @@ async def test_the_end_of_a_hung_qemu_that_can_t_be_written_is_written_once_it_c
             await killed.wait_log("step begins", step="Terminate")
             await killed.kill()
         async with DaemonInside.start(socket_dir, policy, time_limit=40) as daemon:
-            await daemon.wait_log("QEMU does not answer, and is ended as was begun")
+            await daemon.wait_log("QEMU does not answer, so panicd goes on ending it")
             os.kill(vm.pid, signal.SIGKILL)
             incident = await daemon.wait_incident("vm", ending="destroyed")
             await daemon.wait_log("the journal can't be written", count=3)

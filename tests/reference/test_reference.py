@@ -98,6 +98,6 @@ def test_bash_completes_a_command(tmp_path: Path) -> None:
     )
 
     explain, export, alone = completed.stdout.splitlines()
-    assert explain.startswith("explain  (Show what a panic")
+    assert explain.startswith("explain  (Show what panicd would do")
     assert export.startswith("export  (Pack all")
     assert alone == "explain", "what is put into the line has no description"

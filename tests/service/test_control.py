@@ -192,7 +192,7 @@ async def test_a_bug_in_a_handler_is_not_hidden(path: Path) -> None:
 
     with pytest.RaisesGroup(KeyError, flatten_subgroups=True):
         async with serving(path, handler):
-            with pytest.raises(DaemonUnreachableError, match="without a whole answer"):
+            with pytest.raises(DaemonUnreachableError, match="without a complete answer"):
                 await call(path, "x")
             await trio.sleep_forever()
 
@@ -338,7 +338,7 @@ async def test_a_successor_keeps_its_socket(path: Path) -> None:
 async def test_a_file_is_not_taken_for_a_stale_socket(path: Path) -> None:
     file = trio.Path(path)
     await file.write_text("precious")
-    with pytest.raises(ControlSocketError, match="something else than a socket"):
+    with pytest.raises(ControlSocketError, match="it is not a socket"):
         await control.serve(path, echo)
     assert await file.read_text() == "precious"
 
@@ -399,12 +399,12 @@ def answering(path: Path, answer: Callable[[socket.socket], None]) -> threading.
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "without a whole answer"),
-        (b'{"return"', "without a whole answer"),
-        (b"220 mail ESMTP\n", "does not answer as panicd does"),
-        (b"[]\n", "does not answer as panicd does"),
-        (b'{"error": "x"}\n', "does not answer as panicd does"),
-        (b"[" * 100_000 + b"\n", "does not answer as panicd does"),
+        (b"", "without a complete answer"),
+        (b'{"return"', "without a complete answer"),
+        (b"220 mail ESMTP\n", "is not panicd"),
+        (b"[]\n", "is not panicd"),
+        (b'{"error": "x"}\n', "is not panicd"),
+        (b"[" * 100_000 + b"\n", "is not panicd"),
     ],
     ids=lambda value: repr(value[:20]),
 )

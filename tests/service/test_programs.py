@@ -36,7 +36,7 @@ def test_each_is_named_with_who_wants_it(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     checked = panicd("--config", file, "check")
     assert checked.exit_code == DONE
-    assert "relaunch.unit: /nowhere/bus is not there, or of no use (Debian: dbus)" in checked.output
+    assert "relaunch.unit: /nowhere/bus is missing or unusable (Debian: dbus)" in checked.output
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def _go_on_with_hung(turn: Turn) -> None:
     ):
         turn.rest()
         return
-    turn.say("warning", "QEMU does not answer, and is ended as was begun")
+    turn.say("warning", "QEMU does not answer, so panicd goes on ending it")
     assert last is not None
     hearing.begin_plan(turn)
     deciding.execute(turn, last)

@@ -34,8 +34,8 @@ from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.recovery import Found
 
 ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
-UNKNOWN_WHETHER: Final = "it is not known whether it was done: its incident goes on"
-GIVEN_UP: Final = "it was begun again and again, and it never became known how it ended"
+UNKNOWN_WHETHER: Final = "panicd does not know whether it was done: the incident is still open"
+GIVEN_UP: Final = "panicd began it again and again, and never learned how it ended"
 _AFTER_FAILURE: Final = {
     OnFailure.FALL_BACK: Course.FALL_BACK,
     OnFailure.PRESERVE: Course.PRESERVE,

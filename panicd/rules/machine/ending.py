@@ -84,7 +84,7 @@ def quitting_elapsed(turn: Turn, phase: Quitting, _came: object = None) -> End:
 def _not_gone(turn: Turn, phase: Quitting) -> End:
     vm = turn.known
     if phase.cut or (vm.ended and not vm.process):
-        return unknown(phase.index, "the session ended without a word of QEMU's end")
+        return unknown(phase.index, "the session ended, and QEMU did not say that it ends")
     limit = turn.step(phase.index).timeout
     return failed(phase.index, f"still there {limit:g} s after quit")
 

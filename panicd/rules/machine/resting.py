@@ -270,7 +270,7 @@ def _watch_ended(turn: Turn, why: str) -> None:
         turn.end(index, StepResult(Outcome.FAILED, why))
         deciding.decide_now(turn, state)
         return
-    unproven = "panicd did not see all that happened meanwhile, and it may have reset itself unseen"
+    unproven = "panicd did not see everything meanwhile, and the guest may have reset itself"
     turn.end(index, StepResult(Outcome.FAILED, f"{why}; {unproven}"))
     turn.settle(IncidentState.FAILED)
 

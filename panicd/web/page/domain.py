@@ -40,7 +40,7 @@ def domain_page(
         live(
             "domain",
             *(_status(domain, status) for domain, status in statuses),
-            *([] if there else [element("p", "It is gone: no monitor of it is there.")]),
+            *([] if there else [element("p", "This domain is gone: it has no monitor.")]),
         ),
         *(form for _, status in statuses for form in _forms(status, make)),
         element("h2", "Next"),

@@ -48,13 +48,13 @@ def carry_out(request: Request, command: Command, tokens: Tokens, operate: Opera
         operate: carries it out.
     """
     if not _is_from_here(request) or request.headers.get("content-type", "") != FORM:
-        return _refused(HTTPStatus.FORBIDDEN, "That form was not sent from a page of panicd's.")
+        return _refused(HTTPStatus.FORBIDDEN, "This form was not sent from panicd's page.")
     try:
         asked = read_form(command, fields_of(request.body.decode("ascii", errors="replace")))
     except FormError as error:
         return _refused(HTTPStatus.BAD_REQUEST, str(error))
     if not tokens.take(asked.token, request.user, asked.subject):
-        why = "The form is too old, or was sent before. Load its page anew, and look again."
+        why = "This form is too old, or was already sent. Reload the page and look again."
         return _refused(HTTPStatus.FORBIDDEN, why)
     try:
         answer = operate(command, asked.arguments, request.user)

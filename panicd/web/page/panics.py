@@ -26,7 +26,10 @@ def panics(journal: Journal, shows_guests: bool) -> Html:
     except JournalError as error:
         return joined(heading, notice(BAD, f"The journal can't be read: {error}"))
     if not groups:
-        return joined(heading, element("p", "None of which enough is known to compare it."))
+        return joined(
+            heading,
+            element("p", "None yet. A panic is listed if panicd knows enough to compare it."),
+        )
     rows: list[tuple[Content, ...]] = [
         (
             element("a", signature.hash, href=f"/panics/{signature.hash}", class_="id"),

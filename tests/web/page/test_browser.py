@@ -198,7 +198,7 @@ async def test_a_form_is_sent_from_the_page_and_from_no_other(socket_dir: Path) 
         mark = len(browser.events)
         await browser.tell("document.forms[0].submit()")
         await browser.wait_event("Page.loadEventFired", since=mark)
-        assert "not sent from a page" in await browser.tell("document.body.innerText")
+        assert "not sent from panicd's page" in await browser.tell("document.body.innerText")
         assert (await seen.daemon.domain("vm"))["held_why"] == ""
         await browser.go(page)
         mark = len(browser.events)
