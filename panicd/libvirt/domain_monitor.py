@@ -319,9 +319,9 @@ class _Course:
         done: Callable[[Any], None],
         first: Callable[[], None] | None = None,
     ) -> None:
-        """Ask libvirt; again for a while where it can't be told: it has done nothing by then.
+        """Ask libvirt; again for a while where it can't be told, or a question's answer is lost.
 
-        What was asked just now is not asked again.
+        It has done nothing by then. What was asked just now is not asked again.
 
         Args:
             request: what.
@@ -344,7 +344,8 @@ class _Course:
         def answered(answer: object) -> None:
             if self._is_over:
                 return
-            if isinstance(answer, LibvirtAwayError) and trio.current_time() < self._deadline:
+            nothing_done = LibvirtAwayError if first else (LibvirtAwayError, LibvirtLostError)
+            if isinstance(answer, nothing_done) and trio.current_time() < self._deadline:
                 again = first or partial(self._ask, request, done)
                 pause = 0.0 if isinstance(answer, LibvirtNoRoomError) else TELL_AGAIN  # in line now
                 self._timers.append(self._monitor.timers.after(pause, again))

@@ -199,6 +199,43 @@ async def test_a_look_from_before_libvirt_knew_is_made_anew(socket_dir: Path) ->
 
 
 @pytest.mark.usefixtures("long")
+@pytest.mark.usefixtures("long")
+async def test_a_state_from_before_libvirt_took_the_panic_in_is_asked_anew(
+    socket_dir: Path,
+) -> None:
+    """It is no guest that somebody has let run."""
+    async with followed(socket_dir) as one:
+        one.hear("GUEST_PANICKED")
+        one.hear("STOP")
+        await one.looked(1)  # libvirt says that it runs
+        one.fake.domain().state = PANICKED
+        one.monitor.taken_in(is_still=True)
+        one.give("query-status")
+        await until(lambda: bool(one.answers))
+        assert one.answers == [{"status": "guest-panicked"}]
+        assert one.fake.told[GET_STATE] == 2
+        assert not one.monitor.events.ended
+
+
+@pytest.mark.parametrize("question", [LOOK_UP, GET_STATE], ids=["start", "state"])
+async def test_a_question_that_is_lost_before_a_command_is_asked_anew(
+    socket_dir: Path, question: Procedure
+) -> None:
+    """Nothing was told by then: the guest is as it was, and the command is not on its way."""
+    async with followed(socket_dir) as one:
+        one.panic()
+        await one.looked(1)
+        one.monitor.look = None
+        one.fake.faults.hangs = {question}
+        one.give("quit")
+        await until(lambda: one.fake.told[question] == 2)
+        one.fake.faults.hangs = set()
+        await one.fake.end()
+        await until(lambda: bool(one.answers))
+        assert one.answers == [{}]
+        assert one.fake.told[Procedure.DOMAIN_DESTROY_FLAGS] == 1
+
+
 async def test_one_that_has_no_room_waits_in_line(socket_dir: Path) -> None:
     """Nothing is known from just now any more by then."""
     async with followed(socket_dir) as one:
