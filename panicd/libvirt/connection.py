@@ -149,6 +149,7 @@ class Connection:
         self._unwritten = bytearray()
         self._has_unwritten = trio.Event()
         self._gathers = False  # what is to be written
+        self._broken = ""  # why nothing can be written any more
         self._quiet = 0  # turns of ``QUIET`` without a word
         self._reading = trio.CancelScope()
         self.is_silent = False
@@ -161,7 +162,7 @@ class Connection:
     @property
     def answers(self) -> bool:
         """Whether something that is sent now is likely to be answered."""
-        return not self.has_ended and not self.is_silent
+        return not (self.has_ended or self.is_silent or self._broken)
 
     @property
     def under_way(self) -> int:
@@ -182,8 +183,8 @@ class Connection:
             take: told what a stream brings, before ``done``; for a call that starts one.
         """
         call = Call(request, done, take)
-        if self.has_ended:
-            done(LibvirtAwayError(f"{request.name}: {self.problem}"))
+        if self.has_ended or self._broken:
+            done(LibvirtAwayError(f"{request.name}: {self.problem or self._broken}"))
             return call
         self._serial = self._serial % _SERIAL_MOST + 1
         self._calls[self._serial] = call
@@ -249,6 +250,9 @@ class Connection:
             try:
                 data = self._sock.recv(CHUNK)
             except BlockingIOError:
+                if self._broken:
+                    self.abort(self._broken)
+                    return
                 if waited.cancelled_caught:
                     self._note_quiet()
                 continue
@@ -349,6 +353,8 @@ class Connection:
     # Writing.
 
     def _send(self, message: Message) -> None:
+        if self._broken:
+            return
         self._unwritten += message.pack()
         if not (self._gathers or self._has_unwritten.is_set()):
             self._write_some()
@@ -365,17 +371,22 @@ class Connection:
                 self._write_some()
 
     def _write_some(self) -> None:
-        """Write what the socket takes at once; the rest is written when it takes more."""
+        """Write what the socket takes at once; the rest is written when it takes more.
+
+        A connection that takes nothing more is read to its end: libvirtd may have told of something
+        before it went away.
+        """
         try:
             del self._unwritten[: self._sock.send(self._unwritten)]
         except BlockingIOError:
             pass
         except OSError as error:
-            self.abort(f"the connection ended: {error.strerror}")
-            return
+            self._broken = f"the connection ended: {error.strerror}"
         if len(self._unwritten) > UNREAD_MOST:
-            self.abort("libvirtd reads nothing")
-        elif self._unwritten:
+            self._broken = "libvirtd reads nothing"
+        if self._broken:
+            self._unwritten.clear()
+        if self._unwritten:
             self._has_unwritten.set()
         else:
             self._has_unwritten = trio.Event()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import trio
@@ -20,7 +22,7 @@ from panicd.libvirt.client import (
     Asked,
     Standing,
 )
-from panicd.libvirt.connection import QUIET, UNDER_WAY_MOST
+from panicd.libvirt.connection import QUIET, UNDER_WAY_MOST, Connection
 from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtLostError,
@@ -50,6 +52,31 @@ async def _in_time() -> Any:
 
 async def call(listener: Listener, request: requests.Request[Any]) -> Any:
     return await listener.client.call(request, timeout=ANSWERED_WITHIN)
+
+
+# A libvirtd that goes away.
+
+
+async def test_what_it_said_before_it_went_away_is_heard() -> None:
+    """What follows from the first event can't be written any more, and keeps nothing from that."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    payload = pack_int(1) + DomainRef("vm", str(UUID(int=1)), 1).pack() + pack_int(8) + pack_int(0)
+    procedure = Procedure.DOMAIN_EVENT_CALLBACK_LIFECYCLE
+    event = Message(REMOTE_PROGRAM, procedure, Kind.EVENT, 0, Status.OK, payload).pack()
+    heard: list[object] = []
+    answers: list[object] = []
+
+    def hear(said: object) -> None:
+        heard.append(said)
+        connection.call(requests.list_domains(), answers.append)
+
+    connection = Connection(ours, hear)
+    theirs.sendall(event * 3)
+    theirs.close()
+    await connection.run()
+    assert len(heard) == 3
+    assert [type(answer) for answer in answers] == [LibvirtAwayError] * 2 + [LibvirtLostError]
 
 
 # A QEMU that hangs.
