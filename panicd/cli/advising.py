@@ -29,7 +29,7 @@ from panicd.rules.guest_system import (
 from panicd.rules.libvirt import DescribedGuest, UnreadableXMLError, parse_guest
 
 ANSWERS_WITHIN: Final = 10.0  # seconds
-AGENT_WITHIN: Final = 3.0  # seconds; an agent that is not there is waited for as long
+AGENT_WITHIN: Final = 3.0  # seconds; so long it also waits for an agent that is missing
 ASK_AGENT: Final = json.dumps({"execute": "guest-get-osinfo"})
 LIBVIRT: Final = "libosinfo, in libvirt's XML"
 OPERATOR: Final = "the operator"
@@ -69,13 +69,13 @@ def advise_command(
 def advise_on(
     domains: Sequence[str], uri: str, id_: str, kernel: Kernel | None
 ) -> list[dict[str, object]]:
-    """Return what suits the guests of libvirt's domains, or of a system alone.
+    """Return what suits the guests of libvirt's domains, or a system alone.
 
     Args:
-        domains: their names; none: each that libvirt has, or ``id_`` alone where that is given.
+        domains: their names; none: each that libvirt has, or only ``id_`` if that is given.
         uri: of the libvirt.
-        id_: what the guests run, as the operator says; empty: as libvirt and they themselves say.
-        kernel: the same of their kernel.
+        id_: what the guests run, by the operator's word; empty: by libvirt's and their own.
+        kernel: the version of their kernel, likewise.
 
     Raises:
         LibvirtError: libvirt does not answer, or does not know a domain.
@@ -117,7 +117,7 @@ async def _advise_on_domain(
 
 
 async def _ask_agent(client: Client, domain: DomainRef) -> GuestSystem | None:
-    """Ask a guest's agent what it runs; None where it does not say."""
+    """Ask a guest's agent what it runs; None if it does not say."""
     question = requests.ask_agent(domain, ASK_AGENT, int(AGENT_WITHIN))
     try:
         return parse_agent(await client.call(question, timeout=2 * AGENT_WITHIN))

@@ -1,4 +1,4 @@
-"""``panicd qemu-args``: what a VM should be started with."""
+"""``panicd qemu-args``: the arguments to start a VM with."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,7 +69,7 @@ def qemu_args(  # noqa: PLR0917 - click calls it, each by its name
 
 
 def _show(name: str, wanted: Iterable[Argument]) -> None:
-    """Print QEMU arguments, as a shell takes them; to people, each with its reason."""
+    """Print QEMU arguments, quoted for a shell; for people, each with its reason."""
     lines = [("-name " + quote(name), "what panicd calls it")]
     lines += [(f"{a.option} {quote(a.value)}" if a.value else a.option, a.why) for a in wanted]
     width = max(len(argument) for argument, _ in lines)

@@ -16,17 +16,17 @@ from panicd.rules.printable import escape
 from panicd.service.control_client import DaemonUnreachableError, RefusedError, call
 
 FAILED: Final = 1
-BAD_USAGE: Final = 2  # also click's own
+BAD_USAGE: Final = 2  # click's own too
 
 FINDINGS: Final = "panicd.findings"
-"""Where a command notes in click's context that it found something amiss."""
+"""Where a command notes in click's context that it found a problem."""
 
 DOCUMENT: Final = "panicd.document"
-"""Where a command notes what its document is called, if not as the command."""
+"""Where a command notes its document's name, if that is not the command's."""
 
 CONFIG_FILE: Final = "panicd.config"
 SOCKET: Final = "panicd.socket"
-"""Where the shared options are kept in click's context, which all commands have in common."""
+"""Where click's context, which all commands share, keeps the shared options."""
 
 P = ParamSpec("P")
 
@@ -48,7 +48,7 @@ class Context:
 
     @property
     def socket(self) -> Path:
-        """The daemon's control socket: as given, as configured, or where it is by default."""
+        """The daemon's control socket: as given, as configured, or the default."""
         return self._given.get(SOCKET) or control_socket(self.config_file)
 
     def ask(self, command: str, **arguments: object) -> Any:
@@ -61,7 +61,7 @@ class Context:
             fail(str(error), BAD_USAGE if error.kind == "config" else FAILED)
 
     def _spoilt(self) -> list[str]:
-        """Return what is wrong with the configuration, as it may be why no daemon is found."""
+        """Return the configuration's mistakes, which may be why no daemon is found."""
         if self._given.get(SOCKET) is not None:
             return []
         from panicd.config.config import ConfigError, read  # noqa: PLC0415 - slow to load
@@ -74,7 +74,7 @@ class Context:
 
 
 def fail(message: str, status: int = FAILED) -> NoReturn:
-    """Say why a command can't be carried out, and exit."""
+    """Print why a command can't be carried out, and exit."""
     for line in f"panicd: {message}".split("\n"):
         click.echo(escape(line), err=True)
     sys.exit(status)
@@ -154,12 +154,12 @@ def json_option(
 
 
 def note_findings(findings: object) -> None:
-    """Note whether a command found something amiss."""
+    """Note whether a command found a problem."""
     click.get_current_context().meta[FINDINGS] = bool(findings)
 
 
 def fails_on_findings(command: Callable[P, None]) -> Callable[P, None]:
-    """Have a command exit with 1 where it found something amiss, once its answer is printed."""
+    """Have a command exit with 1 if it found a problem, after its answer is printed."""
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -171,7 +171,7 @@ def fails_on_findings(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
-# Completion; what completes is loaded when something is completed.
+# Completion; its module is loaded when something is completed.
 
 Complete: TypeAlias = Callable[[click.Context, click.Parameter, str], list[Any]]
 

@@ -1,4 +1,4 @@
-"""``panicd check``: what is wrong, and what is most likely not what was meant."""
+"""``panicd check``: mistakes, and what was probably not intended."""
 
 import glob
 import os
@@ -54,7 +54,7 @@ def _finds_a_socket(pattern: str) -> bool:
 
 
 def _too_long(pattern: str) -> Iterator[str]:
-    """Yield what can't be connected to: what a pattern matches has more bytes than the pattern."""
+    """Yield sockets that panicd can't connect to: a path may be longer than its pattern."""
     for path in map(Path, _found(pattern)):
         if path.is_socket() and (problem := path_problem(path)):
             yield f"monitors: {path}: {problem}"

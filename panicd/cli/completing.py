@@ -1,7 +1,7 @@
-"""What a shell offers for a word that is half typed: only what the command can be used on.
+"""What a shell offers for a half-typed word: only what the command can be used on.
 
-bash shows no descriptions of its own. As long as there is more than one candidate, each has its
-description behind it, as ``cobra`` does it: of those bash takes no more than they have in common.
+bash has no descriptions. So as long as there is more than one candidate, each has its description
+behind it, as with ``cobra``: bash then takes only what the candidates have in common.
 """
 
 from collections.abc import Callable, Iterable
@@ -60,7 +60,7 @@ def _incidents(socket: Path, incomplete: str, **wanted: object) -> list[Completi
 
 
 def _ask_quietly(socket: Path, command: str, **arguments: object) -> Any:
-    """Return the running daemon's answer, for a completion; None where none runs."""
+    """Return the running daemon's answer for a completion; None if none runs."""
     try:
         return call(socket, command, arguments, timeout=1.0)
     except (DaemonUnreachableError, RefusedError):
@@ -68,7 +68,7 @@ def _ask_quietly(socket: Path, command: str, **arguments: object) -> Any:
 
 
 def _items(found: Iterable[tuple[str, str]], incomplete: str) -> list[CompletionItem]:
-    # What is offered is printed by the shell, a line each: what is not printable is not offered.
+    # The shell prints one candidate a line, so what is not printable is not offered.
     return [
         CompletionItem(name, help=about if about.isprintable() else None)
         for name, about in found
@@ -77,7 +77,7 @@ def _items(found: Iterable[tuple[str, str]], incomplete: str) -> list[Completion
 
 
 class DescribingBash(BashComplete):
-    """bash, with descriptions: a candidate's is behind a tab."""
+    """bash's script, with descriptions: a candidate's is behind a tab."""
 
     source_template = r"""
 %(complete_func)s() {
@@ -104,7 +104,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
     def format_completion(self, item: CompletionItem) -> str:
-        """Return a candidate as the script above reads it."""
+        """Return a candidate in the form that the script above reads."""
         about = f"\t{item.help}" if item.help and item.type == "plain" else ""
         return f"{item.type},{item.value}{about}"
 

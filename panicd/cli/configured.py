@@ -26,7 +26,7 @@ def load(file: Path) -> Config:
 
 
 def libvirt_uri(file: Path) -> str:
-    """Return the URI of libvirt: as configured, or the system's where nothing is."""
+    """Return the URI of libvirt: as configured, or else the system's."""
     libvirt = load(file).libvirt if file.exists() else None
     return libvirt.uri if libvirt is not None else LIBVIRT
 

@@ -1,6 +1,6 @@
-"""What is known by its place, ``module:name``, and loaded when it is called.
+"""Things that are named by their place, ``module:name``, and loaded when they are called.
 
-So a list of commands loads none of them, and ``--json`` nothing that draws.
+So a list of commands loads none of them, and ``--json`` loads nothing that draws.
 """
 
 import gc
@@ -16,8 +16,8 @@ import click
 
 from panicd.cli.base import shared_options
 
-COMPLETING: Final = "_PANICD_COMPLETE"  # the variable by which a shell asks (click)
-INTERRUPTED: Final = 130  # as a shell says it of what SIGINT has ended
+COMPLETING: Final = "_PANICD_COMPLETE"  # the variable by which a shell asks for completions (click)
+INTERRUPTED: Final = 130  # the status that a shell has for a program that SIGINT ended
 
 
 class Deferred(click.Command):
@@ -27,7 +27,7 @@ class Deferred(click.Command):
         name: the command's.
         help: the first sentence of its help.
         place: where it is.
-        purpose: what it is for: the list's heading.
+        purpose: the heading of its list.
     """
 
     def __init__(self, name: str, help: str, place: str, purpose: str) -> None:  # noqa: A002 - click's word
@@ -36,7 +36,7 @@ class Deferred(click.Command):
         self._place = place
 
     def load(self) -> click.Command:
-        """Return the command itself, which takes the program's options too."""
+        """Return the command itself, which also takes the program's options."""
         command = cast("click.Command", _found(self._place))
         if not gc.isenabled():  # see panicd.__main__
             gc.freeze()
@@ -47,7 +47,7 @@ class Deferred(click.Command):
 
 
 class DeferringGroup(click.Group):
-    """A group whose commands are deferred, and listed by what they are for."""
+    """A group whose commands are deferred, and listed by their purpose."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -61,7 +61,7 @@ class DeferringGroup(click.Group):
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands, a line or more for each, and none of it cut."""
+        """Write the list of commands, without cutting any line."""
         deferred = [
             c for c in map(self.commands.get, self.list_commands(ctx)) if isinstance(c, Deferred)
         ]
@@ -71,13 +71,13 @@ class DeferringGroup(click.Group):
                 formatter.write_dl([(f"{c.name:{width}}", str(c.help)) for c in commands])
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Do what is asked on a command line; a shell that completes one has its own script."""
+        """Carry out a command line; a shell that completes one has its own script."""
         if COMPLETING in os.environ:
             import_module("panicd.cli.completing")
         return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Carry out what is called; an interrupt is no failure of it."""
+        """Carry out the command that is called; an interrupt is not a failure of it."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -89,7 +89,7 @@ class DeferringGroup(click.Group):
 
 
 def shown(place: str, *arguments: object) -> Callable[[], None]:
-    """Return what prints an answer for people.
+    """Return a function that prints an answer for people.
 
     Args:
         place: of a function that prints.

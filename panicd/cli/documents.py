@@ -1,8 +1,7 @@
 """What ``--json`` prints: one document for each command, with its schema's name and version.
 
-The schemas are in docs/schemas. The same thing has the same key in all of them, and a time is one
-of RFC 3339, in UTC. A key that is added leaves the version as it is; one that changes, or goes,
-raises it.
+The schemas are in docs/schemas. The same thing has the same key in all of them, and times are
+RFC 3339 in UTC. A new key leaves the version as it is; a key that changes or goes raises it.
 """
 
 import json
@@ -17,7 +16,7 @@ TIMES: Final = frozenset({
     "acknowledged_at", "at", "begun_at", "closed_at", "ended_at", "first_at", "held_until",
     "last_at", "now", "opened_at", "silent_since", "since", "until",
 })  # fmt: skip
-"""The keys of what is a time, in whatever they stand; the daemon has seconds since the epoch."""
+"""The keys that hold times, wherever they are; the daemon has seconds since the epoch."""
 
 
 def written(command: str, answer: Any) -> str:
@@ -32,7 +31,7 @@ def document(command: str, answer: Any) -> dict[str, Any]:
 
 
 def _told(value: Any, key: str = "") -> Any:
-    """Return a value with its times as programs read them."""
+    """Return a value with its times in the form that programs read."""
     match value:
         case Mapping():
             return {name: _told(each, name) for name, each in value.items()}
@@ -49,7 +48,7 @@ def _as_it_is(answer: Any) -> Any:
 
 
 def _renamed(answer: Mapping[str, Any], **names: str) -> dict[str, Any]:
-    """Return a mapping with other keys, in its order."""
+    """Return a mapping with other keys, in the same order."""
     return {names.get(key, key): value for key, value in answer.items()}
 
 
@@ -122,4 +121,4 @@ _SHAPES: Final[dict[str, Callable[[Any], Any]]] = {
     "probe": lambda answer: _renamed(answer, name="domain", exposed="exposures"),
     "advise": lambda answer: {"guests": [_guest(each) for each in answer]},
 }
-"""What of an answer has another form in its document."""
+"""How a command's answer differs in its document."""

@@ -1,4 +1,4 @@
-"""An incident as one archive to send to whoever debugs it: a ``.tar.gz``, which everybody opens.
+"""An incident as one archive, for whoever debugs it: a ``.tar.gz``, which everybody can open.
 
 ::
 
@@ -7,8 +7,9 @@
     panicd-ID/bundle/…        the evidence that was kept
     panicd-ID/dump/…          the memory dump
 
-What is longer than anything that panicd keeps is left out, and said: no hole is read for hours.
-Names in it are panicd's own: nothing that a guest or a domain's name says is among them.
+A file that is longer than anything that panicd keeps is left out, and named: a sparse file could
+take hours. The names in the archive are panicd's own; no guest's text and no domain's name is in
+them.
 """
 
 import contextlib
@@ -34,19 +35,19 @@ from panicd.service.control_client import Answer
 
 FAST: Final = 1  # levels of gzip
 STORED: Final = 0
-LONGEST: Final = MOST  # bytes: nothing that panicd keeps of a guest but its dump is longer
-UNCOMPRESSED: Final = frozenset({".elf", ".dmp"})  # others were compressed when written
+LONGEST: Final = MOST  # bytes: apart from its dump, panicd keeps nothing longer of a guest
+UNCOMPRESSED: Final = frozenset({".elf", ".dmp"})  # others were compressed when they were written
 BUFFER: Final = 1 << 20  # bytes
 THERE: Final = "is there already (--force replaces it)"
 NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class ExportError(Exception):
-    """The archive could not be made; nothing is left of it."""
+    """panicd could not make the archive; nothing is left of it."""
 
 
 def archive_name(incident_id: str) -> str:
-    """Return what an incident's archive is called."""
+    """Return the name of an incident's archive."""
     return f"panicd-{incident_id}.tar.gz"
 
 
@@ -59,25 +60,24 @@ def write_archive(
     now: float,
     level: int | None = None,
 ) -> list[str]:
-    """Write an incident's archive: mode 0600, and all of it or nothing.
+    """Write an incident's archive, with mode 0600; all of it or nothing.
 
     Args:
         record: of the incident, as ``read_record`` returns it.
         target: the archive.
         dump: with the memory dumps.
-        force: replace a file that is there.
+        force: replace an existing file.
         now: in seconds since the epoch.
-        level: makedumpfile's dump level, what full dumps are filtered by; None: they go as they
-            are.
+        level: makedumpfile's dump level, to filter full dumps by; None: they are not filtered.
 
     Returns:
         What was left out, each with the reason.
 
     Raises:
-        ExportError: the target is there, can't be written, or something can't be read.
+        ExportError: the target exists or can't be written, or something can't be read.
     """
     partial = target.with_name(f".panicd-{secrets.token_hex(8)}.partial")
-    if not force and os.path.lexists(target):  # or a dump would be read for nothing
+    if not force and os.path.lexists(target):  # before a dump is read for nothing
         raise ExportError(f"{target}: {THERE}")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -100,7 +100,7 @@ def write_archive(
 
 
 def _publish(partial: Path, target: Path, *, force: bool) -> None:
-    """Give a finished file its name; one that appeared meanwhile is left alone."""
+    """Give a finished file its name; leave a file that appeared meanwhile."""
     if force:
         partial.replace(target)
         return
@@ -119,7 +119,7 @@ def _write(
     left_out: list[str] = []
     with (
         contextlib.closing(_Members(file)) as packed,
-        # It is written to and no more: none of a file's other methods is needed (tarfile's 'w|').
+        # It is only written to: tarfile's 'w|' needs no other method of a file.
         tarfile.open(
             fileobj=cast("IO[bytes]", packed),
             mode="w|",
@@ -152,9 +152,9 @@ def _write(
 
 
 class _Members:
-    """A gzip file of one or more members, each with a level of its own (RFC 1952, 2.2).
+    """A gzip file of one or more members, each with its own level (RFC 1952, 2.2).
 
-    Deflating once more what is compressed takes minutes for nothing.
+    Compressing again what is compressed takes minutes for nothing.
 
     Attributes:
         level: of what is written next.
@@ -191,15 +191,15 @@ def _page(record: Answer, now: float) -> str:
 
 
 def _bundle(directory: Path) -> Iterator[Path]:
-    """Yield what lies in an incident's bundle, the partial and the hidden left out."""
+    """Yield the files of an incident's bundle, without partial and hidden ones."""
     if directory.exists():
         paths = sorted(directory.iterdir())
         yield from (p for p in paths if not p.name.startswith(".") and not p.is_symlink())
 
 
 def _add_file(archive: tarfile.TarFile, name: str, path: Path, *, longest: int | None) -> str:
-    """Add a file of at most so many bytes; return why it was left out, if it was."""
-    # No link is followed, and no pipe waited for.
+    """Add a file up to a maximum size; return why it was left out, if it was."""
+    # This follows no link, and waits for no pipe.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -219,7 +219,7 @@ def _add(archive: tarfile.TarFile, name: str, content: IO[bytes], size: int, at:
 def _add_filtered(
     archive: tarfile.TarFile, folder: str, path: Path, level: int, room: Path
 ) -> None:
-    """Add what is made of a dump, for a moment beside the archive: there is room for it there."""
+    """Add what is made of a dump. It lies beside the archive for a moment, where there is room."""
     with tempfile.TemporaryFile(dir=room) as filtered:
         write_filtered(path, level, filtered)
         size = filtered.seek(0, os.SEEK_END)

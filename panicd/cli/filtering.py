@@ -1,8 +1,8 @@
-"""A finished full dump, filtered on its way out: ``panicd export --level``.
+"""Filters a full dump while it is exported: ``panicd export --level``.
 
-It is done in the process of whoever asks, and not in the daemon: a large dump takes minutes. A
-packed one is unpacked in memory, once or a few times to find the page structures, and once more to
-be filtered.
+This runs in the process of whoever asks, not in the daemon, because a large dump takes minutes. A
+packed dump is unpacked in memory: once or a few times to find the page structures, and once more to
+filter it.
 """
 
 import os
@@ -30,7 +30,7 @@ BLOCK: Final = 1 << 20  # bytes
 
 
 def leaves_out(path: Path, level: int) -> bool:
-    """Return whether a dump has nothing of what a level leaves out.
+    """Return whether a dump already lacks everything that a level leaves out.
 
     Raises:
         OSError: it can't be read.
@@ -40,7 +40,7 @@ def leaves_out(path: Path, level: int) -> bool:
 
 
 def write_filtered(path: Path, level: int, target: IO[bytes]) -> None:
-    """Write a kdump of a full dump. Blocking, perhaps for minutes.
+    """Make a kdump of a full dump. Blocking, perhaps for minutes.
 
     Args:
         path: the dump, packed or not.
@@ -84,7 +84,7 @@ def _bitmap(path: Path, level: int) -> tuple[bytes, dict[str, int]]:
 
 @contextmanager
 def _core(path: Path) -> Iterator[int]:
-    """Yield what the core is read from, from its beginning on."""
+    """Yield a file from which the core is read, from its beginning."""
     if path.suffix != ".zst":
         with path.open("rb", buffering=0) as file:
             yield file.fileno()
@@ -100,7 +100,7 @@ def _core(path: Path) -> Iterator[int]:
 
 
 def _unpack(path: Path, target: int) -> None:
-    """Write what a packed core holds to a pipe; one that is damaged ends early."""
+    """Write the content of a packed core to a pipe; a damaged one ends early."""
     with (
         os.fdopen(target, "wb", buffering=0) as pipe,
         suppress(BrokenPipeError, zstd.ZstdError, EOFError, OSError),

@@ -1,7 +1,7 @@
-"""What the guest of an incident had in its kernel log: whole from its dump, else the end of it.
+"""The kernel log of an incident's guest: all of it from a dump, or else its end.
 
-A dump is read here, in the process of whoever asks, and not in the daemon: unpacking a large one
-takes minutes. Whoever asks needs the right to read it, which is panicd's user's.
+A dump is read here, in the process of whoever asks, not in the daemon: unpacking a large one takes
+minutes. Whoever asks needs the right to read it, which belongs to panicd's user.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ from panicd.rules.printable import escape
 
 
 def incident_log(incident: dict[str, Any]) -> tuple[object, Callable[[], None]]:
-    """Return the log as plain values, and what prints it for people.
+    """Return the log as plain values, and a function that prints it for people.
 
     Args:
         incident: as the daemon answers.
 
     Raises:
-        NotReadableError: it can't be had; the text says why.
+        NotReadableError: there is none; the text says why.
     """
     from panicd.dumps.reader import read_dumped_log  # noqa: PLC0415 - slow to load
 
@@ -41,7 +41,7 @@ def incident_log(incident: dict[str, Any]) -> tuple[object, Callable[[], None]]:
 
 
 def _dump_of(incident: dict[str, Any]) -> tuple[Path | None, str]:
-    """Return the newest finished dump of an incident that is there, or why there is none."""
+    """Return the newest finished dump of an incident that still exists, or why there is none."""
     made = [
         Path(entry["detail"])
         for entry in incident["history"]
@@ -59,7 +59,7 @@ def _kept(incident: dict[str, Any], why_not: str) -> tuple[object, Callable[[], 
     """Return what was kept of the log, or of a console, when the guest panicked.
 
     Raises:
-        NotReadableError: nothing was; the text says why there is none in a dump either.
+        NotReadableError: nothing was kept; the text also says why no dump has it.
     """
     evidence = incident["evidence"] or {"files": {}}
     names = [

@@ -12,8 +12,8 @@ def parse_moment(text: str, now: float) -> float:
     """Return the point in time that a text names, in seconds since the epoch.
 
     Args:
-        text: a number with ``s``, ``m``, ``h`` or ``d``: so long ago. Or a date of ISO 8601, with
-            or without a time: local, unless it has an offset of its own.
+        text: a number with ``s``, ``m``, ``h`` or ``d``: that long ago. Or a date of ISO 8601,
+            with or without a time. A date is local, unless it has an offset.
         now: in seconds since the epoch.
 
     Raises:
@@ -32,12 +32,12 @@ def parse_moment(text: str, now: float) -> float:
 
 
 def written_time(seconds: float) -> str:
-    """Return a time with its zone, the local one, from seconds since the epoch."""
+    """Return a time, from seconds since the epoch, in the local zone, which it names."""
     return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
 def rfc3339(seconds: float) -> str:
-    """Return a time in UTC as programs read it, from seconds since the epoch."""
+    """Return a time, from seconds since the epoch, in UTC, as programs read it."""
     written = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
     return written.replace("+00:00", "Z")
 

@@ -1,4 +1,4 @@
-"""What several commands say in the same words."""
+"""Words that several commands share."""
 
 from typing import Final
 
@@ -15,19 +15,19 @@ def counted(number: int, what: str) -> str:
 
 
 def configured(decision: Answer) -> str:
-    """Return what of the configuration led to a decision."""
+    """Return the part of the configuration that led to a decision."""
     instead = f", unrequested {decision['unrequested']}" if decision["unrequested"] else ""
     return f"on_crash {decision['on_crash']}{instead}"
 
 
 def short(words: str) -> str:
-    """Return as much of a panic line as a list shows, without the words that all begin with."""
+    """Return as much of a panic line as a list shows, without the words that are in all of them."""
     words = words.removeprefix("Kernel panic - not syncing: ")
     return words if len(words) <= SHORT_LINE else words[: SHORT_LINE - 1] + "…"
 
 
 def would_do(action: str, reason: str) -> Text:
-    """Return what a panic would lead to, and why where that is not what is configured."""
+    """Return what a panic would lead to, and the reason if that is not what is configured."""
     return line(action) if reason == "on-crash" else line((action, "yellow"), f" ({reason})")
 
 

@@ -41,7 +41,7 @@ from panicd.rules.settings import PanicNotifier, Policy
 
 
 class UnreachableMonitorError(Exception):
-    """The monitor could not be asked; the message says why."""
+    """panicd could not ask the monitor; the message says why."""
 
 
 BUILTIN_PLACE: Final = "/machine/unattached"
@@ -112,7 +112,7 @@ async def _ask(path: Path, config: Config) -> dict[str, object]:
 
 
 async def _answers(path: Path, libvirt: Libvirt) -> tuple[Probe, list[str]] | str:
-    """Return the monitor's answers and what is wrong with its ports, or why there are none."""
+    """Return the monitor's answers and the problems of its ports, or why there are none."""
     try:
         sock = await connect(path)
         with closing(sock), Peer.of(sock) as peer:
@@ -170,7 +170,9 @@ async def _pvpanic_ports(monitor: Monitor, place: str) -> list[int]:
 def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, object]:
     capability = answers.capability
     policies = []
-    for on_crash in OnCrash:  # what each does where it applies, be the device asked for or not
+    for (
+        on_crash
+    ) in OnCrash:  # what each does if it applies, whether the device was asked for or not
         wanted = replace(policy, on_crash=on_crash, panic_notifier=PanicNotifier.ANY, grace=0.0)
         setting = panic_setting(wanted, capability, None)
         armed = replace(capability, panic_setting=setting if capability.can_set_action else None)
@@ -205,7 +207,7 @@ def _view(answers: Probe, policy: Policy, conflicts: list[str]) -> dict[str, obj
 
 
 def _warnings(capability: Capability) -> list[str]:
-    """Return what would be wrong under other policies than the one that is configured."""
+    """Return what would be wrong under other policies than the configured one."""
     if capability.reboot_is_shutdown:
         return ["remove -no-reboot, or configure relaunch: restart can't be obeyed"]
     return []

@@ -80,7 +80,7 @@ COMMANDS: Final = {
         ),
     },
 }
-"""By what they are for: where each command is, below, and the first sentence of its help."""
+"""The commands by their purpose: where each is, below, and the first sentence of its help."""
 
 
 @click.group(cls=DeferringGroup, context_settings=SETTINGS)

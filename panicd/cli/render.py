@@ -155,7 +155,7 @@ def seen(group: Answer) -> str:
 
 
 def signature(known: Answer) -> str:
-    """Return what a panic is known by, as people read it: its title and its functions."""
+    """Return what identifies a panic, for people: its title and its functions."""
     return " in ".join(filter(None, (known["title"], " < ".join(known["frames"]))))
 
 
@@ -226,7 +226,7 @@ def audit(answer: Answer) -> None:
 
 
 def _audited(exposed: Answer) -> str:
-    """Return what an exposed domain is called, or the process of a QEMU that is none."""
+    """Return an exposed domain's name; for a QEMU that is no domain, also its process."""
     if exposed["pid"] is None:
         return str(exposed["domain"])
     process = f"process {exposed['pid']}"

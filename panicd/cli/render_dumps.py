@@ -1,4 +1,4 @@
-"""The memory dumps that go on, as ``panicd status`` shows them: a bar for each, and who waits."""
+"""The running memory dumps, as ``panicd status`` shows them: a bar for each, and which wait."""
 
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -11,7 +11,7 @@ GIB, MIB = 1 << 30, 1 << 20
 
 
 def dumps(domains: Iterable[dict[str, Any]], now: float) -> Iterator[Text]:
-    """Yield what there is to show; nothing where there is no dump.
+    """Yield a line for each dump; nothing if there is none.
 
     Args:
         domains: as ``status`` answers.
@@ -23,7 +23,7 @@ def dumps(domains: Iterable[dict[str, Any]], now: float) -> Iterator[Text]:
 
 
 def cells(name: str, dump: dict[str, Any], now: float) -> tuple[str | Text, ...]:
-    """Return what there is to show of one: what, a bar, how far, how fast, how long."""
+    """Return the cells of one dump: what, a bar, how far, how fast, how long."""
     if dump["state"] == "waiting":
         waits = f"waits for {_time(now - dump['since'])}, {dump['ahead']} before it"
         return (f"dump of {name}", line((waits, "yellow")))

@@ -1,7 +1,7 @@
-"""What ``panicd incident ID`` shows, and an exported incident's timeline.
+"""What ``panicd incident ID`` shows, and the timeline of an exported incident.
 
-The guest's own words come first, then how it went from the panic to its end, then where the
-evidence lies.
+The guest's own words come first, then the course from the panic to the end, then where the evidence
+is.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,10 +27,10 @@ class Moment:
     """A line of a timeline.
 
     Attributes:
-        after: seconds since the panic became known.
-        took: seconds; None where it has no duration, or goes on.
+        after: seconds since panicd learned of the panic.
+        took: seconds; None if it has no duration, or is not over.
         what: happened.
-        about: what there is to say about it.
+        about: more about it.
     """
 
     after: float
@@ -49,8 +49,8 @@ def page(answer: Answer, now: float, width: int | None) -> Iterator[str | Text]:
 
     Args:
         answer: the daemon's, or ``panicd.incident.records.read_record``'s.
-        now: in seconds since the epoch: how long an incident has gone on.
-        width: of the terminal; None: as much as it takes.
+        now: in seconds since the epoch: how long an incident has been open.
+        width: of the terminal; None: unlimited.
     """
     yield from _head(answer, now)
     yield ""
@@ -62,14 +62,14 @@ def page(answer: Answer, now: float, width: int | None) -> Iterator[str | Text]:
 def timeline(history: Iterable[Answer]) -> list[Moment]:
     """Return an incident's entries as a timeline; a step that has ended is one line."""
     moments: list[Moment] = []
-    begun: dict[int, int] = {}  # the line of each step that is not known to have ended
+    begun: dict[int, int] = {}  # the line of each step whose end is not known
     start: float | None = None
     for entry in history:
         start = entry["at"] if start is None else start
         after = entry["at"] - start
         match entry["kind"]:
             case "step-begun":
-                # Steps that are gone through once more: what was begun of them before is not told.
+                # Steps that are done once more: their first beginnings are left out.
                 again = sorted(place for i, place in begun.items() if i >= entry["index"])
                 for place in reversed(again):
                     del moments[place]
@@ -110,7 +110,7 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
 
 
 def _decisions(history: Iterable[Answer]) -> Iterator[Text]:
-    """Yield each decision and why it was made: an operator's, in the operator's words."""
+    """Yield each decision and its reason; for an operator's, the operator's words."""
     asked = shown = None
     for entry in history:
         if entry["kind"] == "asked":
@@ -202,7 +202,7 @@ def _evidence(answer: Answer, now: float) -> Iterator[Text]:
 
 
 def _dump(facts: Answer) -> Iterator[Text]:
-    """Yield how large a dump is, what it leaves out and why, and how it is opened."""
+    """Yield a dump's size, what it leaves out and why, and the commands that open it."""
     size = f"  {facts['size'] / MIB:,.1f} MiB"
     if facts["level"] is not None:
         size += f", level {facts['level']}"
@@ -226,7 +226,7 @@ def _detail(entry: Answer) -> str:
 
 
 def _about(entry: Answer) -> str:
-    """Return what an entry that is no step says, beside its kind."""
+    """Return what an entry says beside its kind, if it is no step."""
     match entry["kind"]:
         case "opened":
             return f"known by {entry['source']}"
@@ -250,7 +250,7 @@ def _about(entry: Answer) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people read it, to a millisecond where it is short."""
+    """Return a duration for people, to a millisecond if it is short."""
     if seconds < 1:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 60:

@@ -1,4 +1,4 @@
-"""What ``panicd status`` shows: totals, what is amiss, and a line a domain, the worst first."""
+"""What ``panicd status`` shows: totals, problems, and a line for each domain, the worst first."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,23 +26,23 @@ _COLUMNS: Final = (
     Column("ARMED", 9),
     Column("NOTE", 4, cut=True),
 )
-PROMPT: Final = 1  # lines of a window that a shell needs
+PROMPT: Final = 1  # lines of a window that the shell's prompt needs
 LEAST_ROWS: Final = 3
 
 
 def status(answer: Answer, everything: bool) -> None:
-    """Print what ``panicd status`` shows: on a terminal what its window holds."""
+    """Print what ``panicd status`` shows; on a terminal, what fits its window."""
     height = terminal.console.height
     lines, _ = window(answer, None if height is None or everything else height - PROMPT)
     terminal.console.print(*lines)
 
 
 def window(answer: Answer, height: int | None, first: int = 0) -> tuple[list[Text], int]:
-    """Return what there is to show, and of how many domains that is.
+    """Return the lines to show, and how many domains they cover.
 
     Args:
-        answer: the daemon's, with the domains that are wanted.
-        height: how many lines there is room for; None: for all.
+        answer: the daemon's, with the wanted domains.
+        height: how many lines fit; None: all.
         first: the number of the first domain that is shown.
     """
     head = [_totals(answer), *_amiss(answer)]

@@ -42,12 +42,12 @@ def run(context: Context, log_level: str, dry_run: bool) -> None:
             trio.run(daemon.run)
     except* (ConfigError, ControlSocketError, HttpBindError, JournalError, OSError) as errors:
         problems += map(str, _leaves(errors))
-    if problems:  # what is raised within except* comes out in a group
+    if problems:  # an exception that is raised within except* comes out in a group
         fail("; ".join(problems))
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    """Return the exceptions themselves that nested groups hold."""
+    """Return the exceptions that nested groups hold."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)

@@ -15,11 +15,11 @@ class Wanted(NamedTuple):
     """Which domains are wanted, and in what order.
 
     Attributes:
-        patterns: globs of names, or UUIDs or monitors; none: all.
+        patterns: globs of names, or UUIDs or monitors; none: all domains.
         problems: only those that somebody has to look at.
         policies: only those with one of these; none: all.
-        sort: by what.
-        everything: more lines than the window has.
+        sort: the order.
+        everything: even if they don't fit the window.
     """
 
     patterns: Sequence[str] = ()
@@ -29,9 +29,9 @@ class Wanted(NamedTuple):
     everything: bool = False
 
     def select(self, answer: Answer) -> Answer:
-        """Return an answer of ``status`` with the domains that are wanted, in their order.
+        """Return an answer of ``status`` with the wanted domains, in their order.
 
-        ``of`` how many they are stands in it too.
+        Its key ``of`` says how many domains there are.
         """
         rows = _rows(answer)
         chosen = sorted(filter(self._has, rows), key=SORTED_BY[self.sort])
@@ -53,7 +53,7 @@ class Wanted(NamedTuple):
 
 
 def since(row: Answer) -> float | None:
-    """Return since when a domain stands as it does, where that matters; since the epoch."""
+    """Return since when, from the epoch, a domain stands as it does, if that matters."""
     if row["opened_at"] is not None:
         return float(row["opened_at"])
     if row["connected"]:
@@ -62,10 +62,11 @@ def since(row: Answer) -> float | None:
 
 
 def _rows(answer: Answer) -> list[Answer]:
-    """Return the domains, and those of which no more is known than an open incident.
+    """Return the domains, and the open incidents whose domains are gone.
 
-    Where its monitor is still tried, that is one row. Several may have been at one monitor: those
-    that dial in are numbered anew when panicd starts.
+    If panicd still tries the monitor of such an incident, both are one row. One monitor may have
+    several
+    incidents: VMs that dial in get new numbers when panicd starts.
     """
     gone = defaultdict[str, list[Answer]](list)
     for row in answer["waiting"]:

@@ -1,4 +1,4 @@
-"""``panicd status --watch``: the same, again and again, a window at a time."""
+"""``panicd status --watch``: the same again and again, one window at a time."""
 
 import os
 import re
@@ -26,7 +26,7 @@ _KEY: Final = re.compile(r"\x1b\[[0-9]*[A-Z~]|.", re.DOTALL)
 
 
 def show_again(ask: Callable[[], Answer]) -> None:
-    """Show what ``panicd status`` shows, anew every second, until interrupted."""
+    """Show what ``panicd status`` shows, anew every second, until it is interrupted."""
     try:
         if terminal.console.is_terminal:
             _show_windows(ask)
@@ -39,7 +39,7 @@ def show_again(ask: Callable[[], Answer]) -> None:
 
 
 def _show_windows(ask: Callable[[], Answer]) -> None:
-    pages = [0]  # the first domain of each page so far; the last is shown
+    pages = [0]  # the first domain of each page so far; the last page is shown
     with ExitStack() as stack:
         stack.enter_context(_whole_window())
         keys = stack.enter_context(_keys())
@@ -58,7 +58,7 @@ def _show_windows(ask: Callable[[], Answer]) -> None:
 
 
 def _show(ask: Callable[[], Answer], first: int) -> tuple[int, int]:
-    """Fill the window; return how many domains are shown, and how many there are."""
+    """Fill the window; return how many domains it shows, and how many there are."""
     height = terminal.console.height or 24
     try:
         answer = ask()
@@ -87,7 +87,7 @@ def _whole_window() -> Iterator[None]:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[], str]]:
-    """Yield what waits for keys and returns them; empty where none came in a second."""
+    """Yield a function that waits up to a second for keys and returns them, or nothing."""
     if not sys.stdin.isatty():
         yield _no_key
         return

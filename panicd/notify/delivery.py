@@ -2,4 +2,4 @@
 
 
 class DeliveryError(Exception):
-    """A receiver did not take a notification; the message says why."""
+    """A receiver did not accept a notification; the message says why."""

@@ -1,4 +1,4 @@
-"""Runs the command that is told of incidents."""
+"""Runs the command that gets notifications."""
 
 import os
 import signal
@@ -14,23 +14,22 @@ from panicd.notify.delivery import DeliveryError
 from panicd.rules.printable import escape
 
 OUTPUT_GRACE: Final = 0.5
-"""Seconds for which the output is read on after the command has ended."""
+"""Seconds for which the output is still read after the command has ended."""
 
 OUTPUT_KEPT: Final = 1024
-"""Bytes of the command's output that are told where it fails."""
+"""Bytes of the command's output that are kept for the message if it fails."""
 
 
 async def run_hook(hook: Hook, environment: Mapping[str, str], body: bytes) -> None:
-    """Run a command, without a shell, and see that it exits with 0.
+    """Run a command, without a shell, and check that it exits with 0.
 
     Args:
         hook: the command.
-        environment: what it is told beside panicd's own environment.
+        environment: what it gets beside panicd's own environment.
         body: its standard input.
 
     Raises:
-        DeliveryError: it did not; it is ended by SIGKILL, with its process group, when its time
-            is over.
+        DeliveryError: it did not. When its time is over, SIGKILL ends it and its process group.
     """
     said = bytearray()
     program = hook.command[0]
@@ -51,7 +50,7 @@ async def run_hook(hook: Hook, environment: Mapping[str, str], body: bytes) -> N
                 nursery.start_soon(_feed, process, body)
                 nursery.start_soon(_keep_output, process, said)
                 status = await process.wait()
-                # What it has left running may hold its output open for ever.
+                # A process that it left running may hold its output open for ever.
                 nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE
     except trio.TooSlowError:
         raise DeliveryError(f"{program}: ran longer than {hook.timeout:g} s") from None
@@ -65,7 +64,7 @@ async def run_hook(hook: Hook, environment: Mapping[str, str], body: bytes) -> N
 async def _feed(process: trio.Process, body: bytes) -> None:
     assert process.stdin is not None
     async with process.stdin as stream:
-        with suppress(trio.BrokenResourceError):  # it need not read
+        with suppress(trio.BrokenResourceError):  # the command may ignore its input
             await stream.send_all(body)
 
 

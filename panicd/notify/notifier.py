@@ -1,9 +1,10 @@
 """Tells others of incidents: by a webhook, by a command.
 
-What is to be told is written to the journal with what it tells of, and removed when it was taken:
-so a restart loses none, and one that was taken just before may come twice, under the same id.
-Whoever acts on a panic neither waits for this nor knows of it. Each channel delivers one at a time;
-where a receiver fails it is tried ever more seldom, with what was tried least.
+A notification is written to the journal with the entry that it tells of, and removed when it was
+accepted. So a restart loses none; one that was accepted just before may come twice, with the same
+id. Whoever acts on a panic neither waits for this nor knows of it. Each channel delivers one
+notification at a time. If a receiver fails, panicd tries ever less often; what was tried least
+goes first.
 """
 
 import json
@@ -33,7 +34,7 @@ from panicd.rules.incident import Incident, Opened, apply
 from panicd.rules.notification import Notice, notice_of
 from panicd.rules.printable import escape
 
-FIRST_DELAY: Final = 1.0  # seconds after the first failure; doubled with each that follows
+FIRST_DELAY: Final = 1.0  # seconds after the first failure; doubled with each further one
 LONGEST_DELAY: Final = 300.0  # seconds
 TYPE_PREFIX: Final = "panicd.incident."
 
@@ -47,14 +48,14 @@ class Channel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is told.
+    """A notification.
 
     Attributes:
-        id: the same whenever it is told again.
-        notice: what it says.
-        at: of the entry that it tells of, in seconds since the epoch.
+        id: the same each time it is sent.
+        notice: what it is about.
+        at: when the entry that it tells of was made, in seconds since the epoch.
         incident: as it stood then.
-        dry_run: it was decided only, and nothing done.
+        dry_run: panicd only decided, and did nothing.
     """
 
     id: str
@@ -69,7 +70,7 @@ class Message:
         return json.dumps({**told, "incident": incident_view(self.incident)}).encode()
 
     def headers(self, host: str) -> dict[str, str]:
-        """Return it as CloudEvents 1.0 has it in HTTP's binary mode; no text of a guest's."""
+        """Return it as CloudEvents 1.0 has it in HTTP's binary mode; without guest output."""
         return {
             "Content-Type": "application/json",
             "ce-specversion": "1.0",
@@ -81,7 +82,7 @@ class Message:
         }
 
     def environment(self) -> dict[str, str]:
-        """Return it as a command is told; names are made printable."""
+        """Return it as environment variables for a command; names are made printable."""
         incident, decision = self.incident, self.incident.decision
         return {
             "PANICD_NOTIFICATION": self.id,
@@ -104,11 +105,11 @@ Send = Callable[[Message], Awaitable[None]]
 
 @dataclass(slots=True)
 class _Work:
-    """What one channel remembers from one delivery to the next.
+    """What one channel remembers between deliveries.
 
     Attributes:
-        failures: how often each was tried in vain, since the daemon was started.
-        taken: those whose removal from the journal is still to be written.
+        failures: how often each was tried in vain since the daemon's start.
+        taken: those that were accepted, and are still to be removed from the journal.
     """
 
     failures: Counter[Pending] = field(default_factory=Counter)
@@ -116,13 +117,13 @@ class _Work:
 
 
 class Notifier:
-    """Delivers what is to be told.
+    """Delivers notifications.
 
     Args:
-        journal: has it.
+        journal: has them.
         config: returns the configuration in force.
-        clock: what time it is, in seconds since the epoch.
-        dry_run: nothing is done of what is told.
+        clock: returns the time, in seconds since the epoch.
+        dry_run: panicd only decides, and does nothing.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Notifier:
         self.reload()
 
     def reload(self) -> None:
-        """Follow a new configuration."""
+        """Take over a new configuration."""
         self._journal.channels = tuple(c for c in Channel if self._sender(c) is not None)
         self._ring()
 
@@ -169,7 +170,7 @@ class Notifier:
         work = _Work()
         in_a_row = 0
         while True:
-            bell = self._bell  # before it is looked what there is: whatever comes later rings it
+            bell = self._bell  # taken before the look: whatever comes later rings it
             try:
                 idle = not await self._deliver_next(channel, work)
             except (DeliveryError, JournalError) as error:
@@ -185,11 +186,11 @@ class Notifier:
                     await bell.wait()
 
     async def _deliver_next(self, channel: Channel, work: "_Work") -> bool:
-        """Deliver what was tried least, of that the oldest; return whether there was anything.
+        """Deliver the oldest of those that were tried least; return whether there was any.
 
         Raises:
-            DeliveryError: it was not taken.
-            JournalError: the journal could not be read or written.
+            DeliveryError: it was not accepted.
+            JournalError: panicd could not read or write the journal.
         """
         for done in tuple(work.taken):
             await self._journal.delivered(channel, done)
@@ -225,7 +226,7 @@ class Notifier:
             log.info("notification delivered")
 
     def _load(self, pending: Pending) -> Message | None:
-        """Return what is to be told; None where its incident was removed meanwhile. Blocking."""
+        """Return a notification; None if its incident was removed meanwhile. Blocking."""
         history = self._journal.history(pending.incident)
         if pending.position >= len(history):
             return None
@@ -240,11 +241,11 @@ class Notifier:
 
 
 def message_id(pending: Pending) -> str:
-    """Return the id of what is told: the same whenever it is told again."""
+    """Return a notification's id: the same each time it is sent."""
     return f"{pending.incident}.{pending.position}"
 
 
 def _delay(in_a_row: int) -> float:
-    """Return how long to wait after so many failures; many daemons don't try all at once."""
+    """Return how long to wait after so many failures, at random, so that daemons spread out."""
     longest = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** (min(in_a_row, 20) - 1))
     return random.SystemRandom().uniform(longest / 2, longest)

@@ -1,7 +1,7 @@
 """Sends one HTTP request to a receiver of notifications: h11 on a trio stream.
 
-The whole of it has a time limit, from the look-up of the name to the status of the response, so a
-receiver that is silent, slow or endless costs that time and no more. Certificates are verified.
+All of it has one time limit, from the look-up of the name to the status of the response. So a
+receiver that is silent, slow or endless costs that time at most. Certificates are verified.
 """
 
 import ssl
@@ -23,10 +23,10 @@ CREDENTIALS_LIMIT: Final = 8 * 1024  # bytes
 
 
 async def post(webhook: Webhook, headers: Mapping[str, str], body: bytes) -> None:
-    """Send a POST request and see that it is accepted with a status of 2xx.
+    """Send a POST request, and check that the response has a status of 2xx.
 
     Raises:
-        DeliveryError: it was not, or that is not known.
+        DeliveryError: it has not, or that is not known.
     """
     try:
         with trio.fail_after(webhook.timeout):
@@ -75,7 +75,7 @@ async def _exchange(webhook: Webhook, headers: Mapping[str, str], body: bytes) -
 
 
 def _reason(error: BaseException) -> str:
-    """Return what is at the bottom of an error: trio wraps those of TLS and of connecting."""
+    """Return the root cause of an error: trio wraps those of TLS and of connecting."""
     while isinstance(error, BaseExceptionGroup) or error.__cause__ is not None:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[-1]

@@ -3,8 +3,8 @@
 ::
 
     http           the server, in a thread of its own, plain or with TLS
-    web            what is answered, and to whom
-    basic_auth     by name and password; turns: one at a time
+    web            which answers there are, and who gets them
+    basic_auth     checks names and passwords; turns: one check at a time
     html           elements, so that no text can become markup
     page/          what a browser shows
 

@@ -1,11 +1,11 @@
 """HTTP's basic authentication (RFC 7617) against bcrypt hashes.
 
-A check costs a good part of a second of a CPU, on purpose. So that wrong passwords hold up nobody
-else, who was let in once is recognised from then on without a check; checks are made one at a time,
-in a thread, each client's in its turn; few may wait; and a refusal puts the next check off, so that
-all of them take no more than `SHARE` of one CPU, however many there are.
+A check takes a good part of a second of a CPU, on purpose. Wrong passwords must not hold up anybody
+else. So panicd remembers who was let in once, and lets them in again without a check. It makes one
+check at a time, in a thread, and clients take turns. Few checks may wait. A refusal delays the next
+check, so that all refusals together take no more than `SHARE` of one CPU.
 
-A refusal takes as long for a name that there is none of as for any other.
+A refusal takes as long for a name that does not exist as for any other.
 """
 
 import base64
@@ -27,42 +27,42 @@ import trio
 from panicd.web.turns import TooManyError, Turns
 
 WAITING_LIMIT: Final = 8
-"""Checks that may wait for their turn; beyond it who asks is asked to come again. With a hash of
-the highest cost, and at `SHARE`, they take about as long as one exchange may (HTTP's 30 s)."""
+"""How many checks may wait for their turn; more are asked to come again. With a hash of the highest
+cost, and at `SHARE`, that many take about as long as one exchange may (HTTP's 30 s)."""
 
 WAITING_OF_ONE: Final = 2
-"""Of them, those of one client."""
+"""How many of them may be of one client."""
 
 SHARE: Final = 0.25
-"""Of one CPU, that goes into refusals at most."""
+"""How much of one CPU refusals may take at most."""
 
 REMEMBERED: Final = 128
-"""Names and passwords that were good, the latest: some scrapers and people."""
+"""How many good names and passwords are remembered, the latest: some scrapers and people."""
 
 PASSWORD_USED: Final = 72
-"""Bytes of a password that bcrypt looks at."""
+"""How many bytes of a password bcrypt looks at."""
 
 IPV6_PREFIX: Final = 64
-"""Bits of an IPv6 address that tell clients apart: whoever has one address has all of its /64."""
+"""Bits of an IPv6 address that identify a client: whoever has one address has all of its /64."""
 
 SALT: Final = b"." * 22
-"""Of hashes that nothing is compared with; bcrypt's own base64."""
+"""The salt of hashes that are compared with nothing, in bcrypt's own base64."""
 
 
 class Verdict(Enum):
-    """What a check leads to."""
+    """How a check ends."""
 
     ADMITTED = auto()
     REFUSED = auto()
-    BUSY = auto()  # not checked: too many are
+    BUSY = auto()  # not checked, because too many wait
 
 
 class BasicAuth:
-    """Checks what clients say who they are; for use in one event loop."""
+    """Checks who clients say they are; for use in one event loop."""
 
     def __init__(self) -> None:
         self._turns = Turns(WAITING_LIMIT, WAITING_OF_ONE)
-        self._thread = trio.CapacityLimiter(1)  # one that was given up still has it
+        self._thread = trio.CapacityLimiter(1)  # a check that was given up still has it
         self._next_at = 0.0  # on trio's clock
         self._key = secrets.token_bytes()
         self._good: OrderedDict[bytes, None] = OrderedDict()
@@ -119,13 +119,13 @@ class BasicAuth:
 
 
 def user_of(authorization: str) -> str:
-    """Return the name in the value of an Authorization header; empty where there is none."""
+    """Return the name in the value of an Authorization header; empty if there is none."""
     credentials = _credentials(authorization)
     return credentials[0] if credentials is not None else ""
 
 
 def client_of(peer: str) -> str:
-    """Return what tells a client from others, of its address."""
+    """Return the part of a client's address that identifies it."""
     try:
         address = ipaddress.ip_address(peer)
     except ValueError:
@@ -158,12 +158,12 @@ def verify(hashed: bytes, password: bytes, highest: int) -> tuple[bool, float]:
 
 
 def _costs_left(hashed: bytes, highest: int) -> Iterator[int]:
-    """Yield the costs of what is still to be computed: 2**c, + 2**c, 2**(c+1) … is 2**highest."""
+    """Yield the costs that are still to be computed: 2**c + 2**c + 2**(c+1) … is 2**highest."""
     yield from range(cost_of(hashed), highest) if hashed else (highest,)
 
 
 def cost_of(hashed: bytes) -> int:
-    """Return the cost that a bcrypt hash was made with, such as 10 of ``$2b$10$…``."""
+    """Return the cost of a bcrypt hash, such as 10 of ``$2b$10$…``."""
     return int(hashed.split(b"$")[2])
 
 

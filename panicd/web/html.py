@@ -1,8 +1,8 @@
 """HTML made of elements, so that no text can become markup.
 
-A ``str`` is text wherever it stands, and is escaped; only an ``Html`` is markup, and the one way to
-make one is to build it here. Text is also made printable, as for the log: what a guest writes can
-neither turn the reading direction around nor hide.
+A ``str`` is always text, and is escaped. Only an ``Html`` is markup; only this module makes one.
+Text is also made printable, as in the log: what a guest writes can neither change the reading
+direction nor hide.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ TEXT_LIMIT: Final = 2000
 """Characters of a text that are shown, unless it is ``block``."""
 
 WORD_LENGTH: Final = 40
-"""Characters. What is not longer is remembered: half the time of a page of 2,000 domains."""
+"""Characters. Shorter words are remembered, which halves the time of a page of 2,000 domains."""
 
 VOID: Final = frozenset({"img", "input", "link", "meta"})
 
@@ -30,7 +30,7 @@ class Html:
 
 
 Content = Html | str
-"""Markup, or text that is escaped."""
+"""Markup, or text, which is escaped."""
 
 
 def element(name: str, *content: Content, **attributes: str) -> Html:
@@ -39,8 +39,8 @@ def element(name: str, *content: Content, **attributes: str) -> Html:
     Args:
         name: of the element.
         content: in its order.
-        attributes: underscores in their names stand for dashes, one at the end for nothing
-            (``class_``); those with an empty value are left out.
+        attributes: underscores in a name stand for dashes, and one at its end is removed
+            (``class_``); an attribute with an empty value is left out.
     """
     start = name
     for key, value in attributes.items():
@@ -52,23 +52,23 @@ def element(name: str, *content: Content, **attributes: str) -> Html:
 
 
 def joined(*content: Content) -> Html:
-    """Put one after the other."""
+    """Join contents, one after the other."""
     return Html("".join(c.markup if isinstance(c, Html) else _escaped(c) for c in content))
 
 
 def block(lines: Iterable[str]) -> Html:
-    """Make a block of text whose lines are kept; what there is in a line is escaped."""
+    """Make a block of text that keeps its lines; each line is escaped."""
     return Html("<pre>" + "\n".join(_escaped(line) for line in lines) + "</pre>")
 
 
 def style(sheet: str) -> Html:
-    """Make a style sheet; panicd's own, and nothing of it is escaped."""
+    """Make a style sheet. It is panicd's own, and not escaped."""
     assert "<" not in sheet
     return Html(f"<style>{sheet}</style>")
 
 
 def script(program: str) -> Html:
-    """Make a script; panicd's own, and nothing of it is escaped."""
+    """Make a script. It is panicd's own, and not escaped."""
     assert "</" not in program
     assert "<!" not in program
     return Html(f"<script>{program}</script>")

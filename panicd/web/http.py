@@ -1,13 +1,13 @@
 """The HTTP server, plain or with TLS, in a thread with an event loop of its own.
 
-h11 reads and writes the protocol, trio the sockets. Nothing here touches the daemon's loop: of the
-daemon's an answer costs its share of the interpreter, and nothing else.
+h11 reads and writes the protocol, trio the sockets. Nothing here touches the daemon's loop. An
+answer costs the daemon only its share of the interpreter.
 
-A client may be slow, silent, malformed or many, and so before TLS is agreed on, when a server
-that is handed finished connections does not even know of it. An exchange has a time limit, the TLS
-handshake within it; headers have a size, and so has a body; requests are taken one after the other;
-and when there are too many connections, one that waits for its client goes: the one that does so
-for longest, of the address that holds most.
+A client may be slow, silent, malformed or numerous, even before the TLS handshake is done, when a
+server that gets finished connections does not even know of it. So an exchange has a time limit,
+which includes the handshake. Headers and body have a maximum size. Requests are taken one after the
+other. If there are too many connections, the server closes one that waits for its client: the one
+that has waited longest, of the address that has most.
 """
 
 import contextlib
@@ -29,44 +29,44 @@ from panicd.host.logs import get_logger
 from panicd.web.web import Request, Response, WebApp
 
 CONNECTION_LIMIT = 64
-"""Connections at a time: a few Prometheus servers and people need few, and each holds a file
-descriptor that a domain's monitor may need."""
+"""How many connections at a time. A few Prometheus servers and people need few, and each takes a
+file descriptor that a domain's monitor may need."""
 
 BACKLOG: Final = 128
 """Connections that wait in the kernel."""
 
 EXCHANGE_TIMEOUT = 30.0
-"""Seconds from the opening of a connection, or the end of its last response, in which the next
-response must be complete. It ends what never asks, asks byte by byte, or does not read."""
+"""Seconds within which a response must be complete, from the opening of the connection or the end
+of its last response. Ends clients that never ask, ask byte by byte, or do not read."""
 
 KEEP_ALIVE_TIMEOUT: Final = 5.0
-"""Seconds that a connection stays open when nothing more is asked on it."""
+"""Seconds that an idle connection stays open."""
 
 LINGER: Final = 1.0
-"""Seconds for which a client may go on sending after the last response: a connection closed over
-what was not read is reset, and the response with it (RFC 9112, 9.6)."""
+"""Seconds for which a client may go on sending after the last response. A connection that is closed
+with unread data is reset, and its response is lost (RFC 9112, 9.6)."""
 
 HEADER_LIMIT: Final = 8 * 1024
-"""Bytes of a request's line and headers that are kept while their end has not come."""
+"""Bytes of an incomplete request's line and headers that are kept."""
 
 BODY_LIMIT: Final = 4 * 1024
-"""Bytes of a form that is sent."""
+"""Bytes that a form may have."""
 
 RECEIVE_SIZE: Final = 4096
-"""Bytes read at a time; of what was sent ahead no more is ever kept."""
+"""Bytes that are read at a time; no more of what was sent ahead is ever kept."""
 
 DRAIN_TIMEOUT: Final = 1.0
-"""Seconds that a response under way gets to finish when the server stops."""
+"""Seconds for a response to finish when the server stops."""
 
 STOP_TIMEOUT: Final = 2.0
-"""Seconds after which a server that has not stopped is left behind, its thread with it."""
+"""Seconds after which a server that has not stopped is abandoned, with its thread."""
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-"""``struct linger``: whoever is cut off leaves nothing behind in the kernel (socket(7))."""
+"""``struct linger``: a connection that is cut off leaves nothing in the kernel (socket(7))."""
 
 
 class HttpBindError(Exception):
-    """The address for HTTP can't be listened on; the message names it."""
+    """panicd can't listen on the address for HTTP; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +140,13 @@ async def _bind(host: str, port: int) -> list[socket.socket]:
 
 @dataclass(eq=False, slots=True)
 class _Held:
-    """A connection that is open.
+    """An open connection.
 
     Attributes:
         peer: the client's address.
         since: when it was opened or its last response ended, on trio's clock.
         scope: ends it.
-        answering: the server is at work for it; otherwise the client is waited for.
+        answering: the server is at work for it; if not, the server waits for the client.
     """
 
     peer: str
@@ -155,12 +155,12 @@ class _Held:
     answering: bool = False
 
     def goes_on(self) -> None:
-        """Give the client the time of an exchange anew: it has taken a part of a download."""
+        """Give the client the full time of an exchange again: it has taken a part of a download."""
         self.scope.deadline = trio.current_time() + EXCHANGE_TIMEOUT
 
 
 class _Server:
-    """Accepts connections and keeps their number in bounds; lives in the server's thread."""
+    """Accepts connections and limits their number; lives in the server's thread."""
 
     def __init__(self, sockets: list[socket.socket], app: WebApp) -> None:
         self._sockets = sockets
@@ -190,9 +190,9 @@ class _Server:
             connections.cancel_scope.deadline = trio.current_time() + DRAIN_TIMEOUT
 
     def stop(self) -> None:
-        """Have it stop; from another thread, after ``started`` was called."""
+        """Tell it to stop; from another thread, after ``started`` was called."""
         assert self._token is not None
-        # Where it has failed there is nothing to stop.
+        # If it has failed there is nothing to stop.
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._accepting.cancel)
 
@@ -204,18 +204,18 @@ class _Server:
             with held.scope, contextlib.suppress(trio.BrokenResourceError):
                 await self._converse(held, stream)
         except h11.LocalProtocolError as error:
-            # A bug of ours, that one client has found: it is not to end the daemon for all.
+            # A bug of ours that one client has found must not end the daemon for all.
             get_logger().exception("malformed HTTP", problem=str(error))
         finally:
             del self._held[held]
             if held.scope.cancelled_caught:
-                # It may be gone already.
+                # It may have ended already.
                 with contextlib.suppress(OSError):
                     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             await trio.aclose_forcefully(stream)
 
     def _make_room(self) -> None:
-        """Drop a connection that waits for its client, if there are too many; the new one does."""
+        """Drop a connection that waits for its client if there are too many."""
         kept = [held for held in self._held if not held.scope.cancel_called]
         if len(kept) > CONNECTION_LIMIT:
             crowd = Counter(held.peer for held in kept)
@@ -237,13 +237,13 @@ class _Server:
             if isinstance(request, Request):
                 held.answering = True
                 response = await self._app.answer(request)
-                # From here on it is the client again who is waited for, until it has read it all.
+                # From here on the server waits for the client to read everything.
                 held.answering = False
             elif request is not None:
                 response = request
             else:
                 return
-            # A connection does not outlive the configuration that it was let in under.
+            # A connection ends with the configuration that let it in.
             going_on = await wire.respond(response, last=self._is_last(web), goes_on=held.goes_on)
             if going_on:
                 held.since = trio.current_time()
@@ -267,7 +267,7 @@ class _Wire:
         self._bodiless = False
 
     async def next_request(self, web: WebConfig) -> Request | Response | None:
-        """Return the next request; what to answer to what is none; None at the end."""
+        """Return the next request; or the answer to a malformed one; None at the end."""
         self._bodiless = False
         try:
             event = await self._next_event()
@@ -329,7 +329,7 @@ class _Wire:
                     await self._transport.send_all(sent)
                     sent = b""
                     goes_on()
-            except OSError as error:  # the client sees that it is not whole
+            except OSError as error:  # the client sees that it is incomplete
                 get_logger().warning("a file was not sent completely", problem=str(error))
                 return False
         elif not self._bodiless:
@@ -342,12 +342,12 @@ class _Wire:
         return True
 
     async def wait_for_more(self) -> None:
-        """Return when more than what was asked was sent, or the client has closed."""
+        """Return when the client has sent more than it was asked for, or has closed."""
         if not self._parser.trailing_data[0]:
             await self._receive()
 
     async def _body(self) -> bytes:
-        """Return the rest of a request; its length is known to be within bounds."""
+        """Return the rest of a request; its length is known to be within the limit."""
         body = b""
         while isinstance(event := await self._next_event(), h11.Data):
             body += event.data
@@ -369,7 +369,7 @@ class _Wire:
 def _peer(stream: trio.SocketStream) -> str:
     try:
         address = stream.socket.getpeername()
-    except OSError:  # gone before it was looked at
+    except OSError:  # it ended before this looked at it
         return ""
     return str(address[0])
 
@@ -377,7 +377,7 @@ def _peer(stream: trio.SocketStream) -> str:
 async def _close(
     stream: trio.SocketStream, transport: trio.SocketStream | trio.SSLStream[trio.SocketStream]
 ) -> None:
-    """Close in order: what the client still sends is read, so that it can read its response."""
+    """Close in order: read what the client still sends, so that it can read its response."""
     if transport is stream:
         await stream.send_eof()
         while await stream.receive_some(RECEIVE_SIZE):

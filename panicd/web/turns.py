@@ -12,22 +12,24 @@ class TooManyError(Exception):
 
 
 class Turns:
-    """Turns at something that one may do at a time; for use in one event loop.
+    """Turns at something that only one may do at a time; for use in one event loop.
 
     Args:
         limit: how many may wait.
-        of_one: how many of them for one client.
+        of_one: how many of them may be of one client.
     """
 
     def __init__(self, limit: int, of_one: int) -> None:
         self._limit = limit
         self._of_one = of_one
         self._taken = False
-        self._waiting: dict[str, deque[trio.Event]] = {}  # whose turn is next comes first
+        self._waiting: dict[
+            str, deque[trio.Event]
+        ] = {}  # the client whose turn is next comes first
 
     @asynccontextmanager
     async def take(self, client: str) -> AsyncIterator[None]:
-        """Wait for a turn, and have it while this lasts.
+        """Wait for a turn, and keep it for as long as the block runs.
 
         Raises:
             TooManyError: too many wait, or too many of this client's.

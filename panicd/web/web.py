@@ -1,7 +1,7 @@
-"""What is answered over HTTP, and to whom: metrics, health, and the pages.
+"""Which answers there are over HTTP, and who gets them: metrics, health, and the pages.
 
-Metrics are rendered from snapshots, in a worker thread, once at a time, and all who ask meanwhile
-get the same bytes. Pages are made one at a time too, apart from them.
+Metrics are rendered from snapshots, in a worker thread, once at a time; all who ask meanwhile get
+the same bytes. Pages are also made one at a time, separately.
 """
 
 import gzip
@@ -32,7 +32,7 @@ HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""What every answer has, unless it says otherwise: a browser is given nothing to misuse."""
+"""The headers of every answer, unless it says otherwise: they leave a browser nothing to misuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class Request:
         path: without the query.
         query: what follows ``?``, as it was sent.
         method: such as ``GET``.
-        headers: by their names in lower case; of one that comes twice, the last.
+        headers: by their names in lower case; of doubled ones the last.
         clients_verified: the client has shown a certificate that was verified.
-        authenticated: it is known who asks; told to the pages.
-        peer: the client's address; empty where it is not known.
-        user: who asks, where a password was asked for; told to the pages.
-        operator: that is somebody who may do something about domains, asking over TLS or loopback.
+        authenticated: the client has logged in; set for the pages.
+        peer: the client's address; empty if it is not known.
+        user: the client's name, if it gave a password; set for the pages.
+        operator: the client may act on domains, and asks over TLS or loopback.
         encrypted: it came over TLS.
         body: of a POST.
     """
@@ -67,7 +67,7 @@ class Request:
 
 
 class Download(Protocol):
-    """A body that is not made at once; closed in the end, whether it was read or not."""
+    """A body that is made bit by bit; closed in the end, whether it was read or not."""
 
     length: int
 
@@ -75,12 +75,12 @@ class Download(Protocol):
         """Yield it, in parts. Blocking."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Free what it holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a client gets; ``headers`` come on top of ``HEADERS``; a ``download`` is its body."""
+    """The answer to a client. ``headers`` are added to ``HEADERS``; a ``download`` is the body."""
 
     body: bytes
     status: int = 200
@@ -96,21 +96,21 @@ class Response:
 
 
 OPEN: Final = WebConfig()
-"""Everybody may read, in clear."""
+"""Everybody may read, without encryption."""
 
 NOT_FOUND: Final = Response(b"There is nothing here.\n", 404)
 
 
 @dataclass(frozen=True, slots=True)
 class Exposition:
-    """One rendering of the metrics, as it is and compressed."""
+    """One rendering of the metrics, plain and compressed."""
 
     plain: bytes
     compressed: bytes
 
 
 class SharedRender:
-    """Renders once at a time; who asks while it does shares the outcome.
+    """Renders once at a time; whoever asks meanwhile shares the outcome.
 
     Args:
         render: Renders the metrics; called in a thread of its own.
@@ -123,7 +123,7 @@ class SharedRender:
         self._latest: Future[Exposition] | None = None
 
     def join(self) -> Future[Exposition]:
-        """Return the rendering under way, and begin one if there is none."""
+        """Return the rendering that is under way, or begin one."""
         with self._lock:
             if self._latest is None or self._latest.done():
                 self._latest = self._executor.submit(self._render_once)
@@ -141,9 +141,9 @@ class WebApp:
     Args:
         render: returns the metrics (`CONTENT_TYPE`); called in a thread, never twice at a time.
         healthy: tells whether the daemon does its work; called in the server's thread, and must
-            return at once.
-        not_ready: says why the daemon is not ready, a reason each; called likewise.
-        pages: answers everything else; called in a thread, never twice at a time but for a POST.
+            return immediately.
+        not_ready: yields each reason why the daemon is not ready; called likewise.
+        pages: answers everything else; called in a thread, never twice at a time except for a POST.
         web: returns the web configuration in force; the same object for as long as it is.
     """
 
@@ -166,7 +166,7 @@ class WebApp:
         """Begin to answer, in the event loop of the caller."""
         self._auth = BasicAuth()
         self._page_turn = trio.CapacityLimiter(1)
-        self._post_turn = trio.CapacityLimiter(1)  # one may wait for what it asks for
+        self._post_turn = trio.CapacityLimiter(1)  # a form may wait for what it asks for
         self._scrape_turn = trio.CapacityLimiter(1000)  # as many as there can be connections
 
     async def answer(self, request: Request) -> Response:
@@ -185,7 +185,7 @@ class WebApp:
         known = replace(request, authenticated=authenticated, user=user, operator=operator)
         try:
             return await self._route(known)
-        except Exception:  # noqa: BLE001 - a bug in showing is no reason to stop what is shown
+        except Exception:  # noqa: BLE001 - a bug in a page is no reason to stop the daemon
             get_logger().exception("could not be answered", path=request.path)
             return Response(b"This failed; panicd's log says why.\n", 500)
 
@@ -242,7 +242,7 @@ def _is_loopback(peer: str) -> bool:
 
 
 def _accepts_gzip(accept_encoding: str) -> bool:
-    """Tell whether gzip is asked for by name and not with a weight of 0 (RFC 9110, 12.5.3)."""
+    """Tell whether a client asks for gzip by name and not with a weight of 0 (RFC 9110, 12.5.3)."""
     for item in accept_encoding.lower().split(","):
         coding, *parameters = item.replace(" ", "").split(";")
         if coding == "gzip":

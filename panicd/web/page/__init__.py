@@ -2,9 +2,9 @@
 
 ::
 
-    pages          which there are; overview, domain, incident, evidence, panics: each one's content
-    filtering      which domains are shown; download: files that are sent as they are
-    parts, style   what they are put together from; script: renews them while they are shown
+    pages          which pages there are; overview, domain, incident, evidence, panics: their
+    content filtering      which domains are shown; download: files that are sent as they are
+    parts, style   what pages are made of; script: renews a page while somebody looks at it
     operating      what operators ask for by forms, with tokens against forgery
 """
 

@@ -1,4 +1,4 @@
-"""The page of a domain: how it stands, what can be done about it, what happened to it before."""
+"""The page of a domain: how it stands, what an operator can do, and its history."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -18,13 +18,13 @@ HISTORY_SHOWN: Final = 100
 def domain_page(
     services: Services, name: str, shows_guests: bool, make: MakeToken | None
 ) -> Html | None:
-    """Return the page of the domains that are called so; None where there never was one. Blocking.
+    """Return the page of all domains with a name; None if there never was one. Blocking.
 
     Args:
         services: the daemon's.
-        name: a domain's, also of one that is gone.
-        shows_guests: whether it is known who asks.
-        make: makes tokens for forms; None: who asks may not do anything.
+        name: of the domain, which may be gone.
+        shows_guests: whether the client has logged in.
+        make: makes tokens for forms; None: the client may not do anything.
     """
     outlook = Outlook.of(services)
     there = [d for d in list(services.fleet.domains.values()) if d.name == name]

@@ -1,4 +1,4 @@
-"""Files of an incident that are sent as they are: its evidence, its dumps."""
+"""Files of an incident that are sent as they are: its evidence and its dumps."""
 
 import os
 import re
@@ -12,19 +12,19 @@ from panicd.web.web import NOT_FOUND, Response
 
 CHUNK: Final = 64 * 1024  # bytes
 POLICY: Final = "default-src 'none'; sandbox; frame-ancestors 'none'"
-"""Of a file, should a browser be led to show it by itself."""
+"""The policy of such a file, in case a browser shows it."""
 
 _PLAIN: Final = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 class _File:
-    """A file of panicd's own that is sent, as long as it was when it was opened."""
+    """A file of panicd's that is sent, up to the length that it had when it was opened."""
 
     def __init__(self, path: Path, give_way: Callable[[], None]) -> None:
         """Open it.
 
         Raises:
-            OSError: it can't be, or is no file.
+            OSError: it can't be opened, or is no file.
         """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         self._file = os.fdopen(os.open(path, flags), "rb", buffering=0)
@@ -35,7 +35,7 @@ class _File:
             raise OSError(f"{path} is no file")
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield what is in it."""
+        """Yield its content."""
         left = self.length
         while left:
             self._give_way()
@@ -51,10 +51,10 @@ class _File:
 
 
 def evidence_file(directory: Path, name: str, give_way: Callable[[], None]) -> Response:
-    """Send a file of an incident's evidence that is on its list. Blocking.
+    """Send a file that is on an incident's list of evidence. Blocking.
 
     Args:
-        directory: where the evidence lies.
+        directory: the evidence's.
         name: of the file.
         give_way: called before each part; may wait a moment.
     """
@@ -66,7 +66,7 @@ def evidence_file(directory: Path, name: str, give_way: Callable[[], None]) -> R
 
 
 def send(path: Path, give_way: Callable[[], None]) -> Response:
-    """Send a file of panicd's own. Blocking.
+    """Send a file of panicd's. Blocking.
 
     Args:
         path: of the file, in a directory of panicd's.

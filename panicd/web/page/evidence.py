@@ -1,4 +1,4 @@
-"""What the page of an incident shows of its evidence: the screen, the ends of the logs, files."""
+"""The evidence on an incident's page: the screen, the ends of the logs, files."""
 
 import os
 import re
@@ -12,21 +12,21 @@ from panicd.web.html import Html, block, element
 from panicd.web.page.parts import WITHHELD
 
 TEXT_KEPT: Final = 64 * 1024
-"""Bytes of a text of the evidence that are shown, the last."""
+"""How many bytes of a text are shown, from its end."""
 
 SCREEN: Final = "screen.png"
 TEXTS: Final = re.compile(r"kernel\.log|bug-check\.txt|console-[0-9]+\.log|registers\.txt")
-"""What of the evidence is shown as text."""
+"""Which files are shown as text."""
 
 
 def evidence(directory: Path, incident_id: str, host: str, shows_guests: bool) -> Iterable[Html]:
-    """Yield what is shown of an incident's evidence; nothing where there is none. Blocking.
+    """Yield an incident's evidence for its page; nothing if there is none. Blocking.
 
     Args:
-        directory: where it lies.
-        incident_id: whose it is.
-        host: this one's name.
-        shows_guests: whether it is known who asks.
+        directory: the evidence's.
+        incident_id: the incident's.
+        host: this host's name.
+        shows_guests: whether the client has logged in.
     """
     manifest = read_manifest(directory)
     if not isinstance(manifest, dict):
@@ -54,7 +54,7 @@ def evidence(directory: Path, incident_id: str, host: str, shows_guests: bool) -
 
 
 def screen(directory: Path) -> bytes | None:
-    """Return the guest's screen; None where there is no picture. Blocking."""
+    """Return the guest's screen; None if there is no picture. Blocking."""
     try:
         picture = _read(directory / SCREEN, MOST)
     except OSError:
@@ -71,7 +71,7 @@ def _last_lines(path: Path) -> list[str]:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    """Return the last bytes of a file of panicd's own."""
+    """Return the last bytes of a file of panicd's."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
         return file.read(limit)

@@ -1,4 +1,4 @@
-"""Which domains the host's page shows: by what was searched for, and by how they stand."""
+"""Which domains the host's page shows: by a search, and by how they stand."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,13 +12,13 @@ from panicd.rules.panic_device import PanicDevice
 from panicd.web.html import Html, element, joined
 
 FIELDS: Final = 20
-"""Of a query that are read."""
+"""How many fields of a query are read."""
 
 PAGE: Final = re.compile("[1-9][0-9]{0,5}")
 
 
 def has_no_device(status: DomainStatus) -> bool:
-    """Whether its guest is known to have no way to report a panic."""
+    """Whether panicd knows that its guest has no way to report a panic."""
     return status.connected and status.panic_device == PanicDevice.NONE
 
 
@@ -38,11 +38,11 @@ SHOWN: Final[Mapping[str, tuple[str, Callable[[DomainStatus], bool]]]] = {
     "silent": ("silent", lambda s: s.silent),
     "held": ("held", lambda s: bool(s.held_why)),
 }
-"""How domains are told apart: what each kind is called, and which are of it."""
+"""The kinds of domains: what each kind is called, and which domains are of it."""
 
 
 def fields_of(query: str) -> dict[str, str]:
-    """Return the fields of a query or a form, the first of those that come twice."""
+    """Return the fields of a query or a form; of doubled ones the first."""
     try:
         given = parse_qs(query, errors="surrogatepass", max_num_fields=FIELDS)
     except ValueError:
@@ -52,12 +52,12 @@ def fields_of(query: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What is looked for.
+    """What the page shall show.
 
     Attributes:
-        text: in a domain's name, UUID, monitor or policy.
+        text: that is in a domain's name, UUID, monitor or policy.
         shown: one of ``SHOWN``.
-        page: which page of the domains that are found, from 1 on.
+        page: which page of the domains that fit, from 1 on.
     """
 
     text: str = ""
@@ -66,7 +66,7 @@ class Filter:
 
     @classmethod
     def of(cls, query: str) -> "Filter":
-        """Return what a query asks for; what makes no sense, asks for nothing."""
+        """Return what a query asks for; a malformed part asks for nothing."""
         fields = fields_of(query)
         shown, page = fields.get("show", "all"), fields.get("page", "")
         return cls(
@@ -76,23 +76,23 @@ class Filter:
         )
 
     def fits(self, status: DomainStatus) -> bool:
-        """Tell whether a domain is looked for."""
+        """Tell whether a domain fits."""
         if not SHOWN[self.shown][1](status):
             return False
         words = (status.domain, status.uuid, status.monitor, status.on_crash)
         return self.has_text(*words)
 
     def has_text(self, *words: str) -> bool:
-        """Tell whether the text is in one of these."""
+        """Tell whether the text is in one of these words."""
         wanted = self.text.casefold()
         return any(wanted in word.casefold() for word in words)
 
     def pages(self, count: int, name: str) -> Html:
-        """Return links to all pages of the domains that are found; nothing if there is one.
+        """Return links to all pages of the domains that fit; nothing if there is only one.
 
         Args:
             count: how many pages there are.
-            name: what the links are called, for who does not see them.
+            name: of the links, for a screen reader.
         """
         if count == 1:
             return joined()
@@ -110,7 +110,7 @@ class Filter:
         return element("nav", "Page ", *links, aria_label=name, class_="pages")
 
     def form(self) -> Html:
-        """Return the form that asks for it."""
+        """Return the form for this."""
         options = [
             element("option", name, value=key, selected="selected" * (key == self.shown))
             for key, (name, _) in SHOWN.items()
@@ -134,5 +134,5 @@ class Filter:
 
 
 def address_of(shown: str) -> str:
-    """Return where the domains of a kind are shown."""
+    """Return the address that shows the domains of a kind."""
     return f"/?{urlencode({'show': shown})}#domains"

@@ -1,6 +1,6 @@
 """The forms by which an operator asks for something, and what they ask for.
 
-What may be asked for here is less than by the commands: a panicked guest is not let run.
+They allow less than the commands: they can't let a panicked guest run.
 """
 
 import math
@@ -26,7 +26,7 @@ MakeToken = Callable[[str], str]
 
 
 class Command(StrEnum):
-    """What can be asked for."""
+    """What a form can ask for."""
 
     ACT = "act"
     ACK = "ack"
@@ -35,7 +35,7 @@ class Command(StrEnum):
 
 
 class FormError(Exception):
-    """What was sent is no form of these; the message says why."""
+    """What was sent is none of these forms; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class Asked:
     """What an operator asks for.
 
     Attributes:
-        command: which.
-        arguments: to it, as the control socket takes them.
-        subject: what the form was about; its token is for this alone.
+        command: which one.
+        arguments: of the command, as the control socket takes them.
+        subject: of the form; its token is good for this alone.
         token: as it was sent.
     """
 
@@ -56,7 +56,7 @@ class Asked:
 
 
 def subject(command: Command, domain: str, incident: str) -> str:
-    """Return what a form is about."""
+    """Return the subject of a form."""
     return "\0".join((command, domain, incident))
 
 
@@ -64,7 +64,7 @@ def read_form(command: Command, fields: Mapping[str, str]) -> Asked:
     """Read what was sent.
 
     Raises:
-        FormError: something in it is missing, or makes no sense.
+        FormError: something in it is missing or malformed.
     """
     domain, incident = fields.get("domain", ""), fields.get("incident", "")
     why = fields.get("why", "").strip()
@@ -91,12 +91,12 @@ def read_form(command: Command, fields: Mapping[str, str]) -> Asked:
 
 
 def act_form(make: MakeToken, name: str, domain: str, incident: str) -> Html:
-    """Return the form to apply an action to a panicked guest.
+    """Return the form that applies an action to a panicked guest.
 
     Args:
         make: makes its token.
-        name: what the domain is called.
-        domain: its monitor, by which it is meant and no other.
+        name: of the domain.
+        domain: its monitor, which identifies it.
         incident: its open incident.
     """
     options = (element("option", action, value=action) for action in ACTIONS)
@@ -106,12 +106,12 @@ def act_form(make: MakeToken, name: str, domain: str, incident: str) -> Html:
 
 
 def ack_form(make: MakeToken, incident: str) -> Html:
-    """Return the form to say that an incident was looked at."""
+    """Return the form that acknowledges an incident."""
     return _form(make, Command.ACK, "Acknowledge", "", incident)
 
 
 def hold_form(make: MakeToken, name: str, domain: str) -> Html:
-    """Return the form to suspend automation for a domain; arguments as of ``act_form``."""
+    """Return the form that suspends automation for a domain; arguments as of ``act_form``."""
     options = (element("option", _hours(time), value=f"{time:.0f}") for time in TIMES)
     number = domain_number(domain)
     choice = element("select", *options, name_="for", id=f"for-{number}")
@@ -120,12 +120,12 @@ def hold_form(make: MakeToken, name: str, domain: str) -> Html:
 
 
 def unhold_form(make: MakeToken, name: str, domain: str) -> Html:
-    """Return the form to end a hold; arguments as of ``act_form``."""
+    """Return the form that ends a hold; arguments as of ``act_form``."""
     return _form(make, Command.UNHOLD, f"End the hold on {name}", domain, "")
 
 
 def domain_number(domain: str) -> str:
-    """Return what tells the fields of one domain's form from another's on a page."""
+    """Return what distinguishes the fields of one domain's form from another's on a page."""
     return domain.encode(errors="surrogatepass").hex()
 
 

@@ -1,4 +1,4 @@
-"""The page of an incident: what is known of the panic, and how it went."""
+"""The page of an incident: what is known of the panic, and what panicd did."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,8 +67,8 @@ class Case:
     """What is known of an incident.
 
     Attributes:
-        incident: which.
-        same: those of the same panic, where enough is known of it.
+        incident: the incident.
+        same: the incidents of the same panic, if enough is known of it.
         history: its entries.
         opens: commands that open its dumps.
     """
@@ -86,9 +86,9 @@ def incident_page(
 
     Args:
         case: what is known of it.
-        evidence: what is shown of what was kept, as ``panicd.web.page.evidence`` yields it.
-        forms: for what may be done about it.
-        shows_guests: whether it is known who asks.
+        evidence: as ``panicd.web.page.evidence`` yields it.
+        forms: for what the client may do about it.
+        shows_guests: whether the client has logged in.
     """
     incident = case.incident
     opened, decision = incident.opened, incident.decision
@@ -126,7 +126,7 @@ def incident_page(
 
 
 def _next(case: Case) -> Iterable[str]:
-    """Yield the commands that come next."""
+    """Yield the commands to use next."""
     incident = case.incident
     named = word(incident.opened.domain, incident.opened.uuid or incident.opened.monitor)
     yield f"panicd incident {incident.id} --log"
@@ -143,7 +143,7 @@ def _next(case: Case) -> Iterable[str]:
 
 
 def _asked_by(uid: int, user: str, why: str) -> Html:
-    """Return who asked for something: by the page, or by a command."""
+    """Return who asked for something, on the page or by a command."""
     return free_text(f"by {user} (page): {why}" if user else f"by uid {uid}: {why}")
 
 
@@ -179,7 +179,7 @@ def _timeline(history: list[AnyEntry], shows_guests: bool) -> Html:
 
 
 def _end_of(begun: StepBegun, later: Sequence[AnyEntry]) -> StepEnded | None:
-    """Return how a step ended; None while it is not known to have."""
+    """Return how a step ended; None if that is not known."""
     for entry in later:
         match entry:
             case StepEnded(index=begun.index):
@@ -197,10 +197,10 @@ def _about(
     """Return what an entry of an incident's history says, beside its kind.
 
     Args:
-        entry: which.
+        entry: the entry.
         plan: the one in force.
-        shows_guests: whether it is known who asks.
-        ended: of a step that begins, how it ended.
+        shows_guests: whether the client has logged in.
+        ended: of a step's beginning, how the step ended.
     """
     match entry:
         case Opened(source=source):
@@ -235,7 +235,7 @@ def _about(
 
 
 def _said(detail: str, shows_guests: bool) -> Html:
-    """Return what a monitor, or through it a guest, had to say."""
+    """Return what a monitor, or a guest through it, said."""
     if not detail:
         return joined()
     said = f" {detail}" if shows_guests else f" ({WITHHELD})"

@@ -1,7 +1,7 @@
-"""What an operator asks for by a form: whether it is his, and what came of it.
+"""What an operator asks for by a form: whether the form is the operator's, and the outcome.
 
-Who may ask is known before this is called. What is asked for is carried out as if it came by the
-control socket, and is recorded with the name that he has on the page.
+Whoever calls this knows who asks. The request is carried out as if it came over the control socket,
+and is recorded with the operator's name on the page.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from panicd.web.page.tokens import Tokens
 from panicd.web.web import Request
 
 Operate = Callable[[str, Mapping[str, object], str], object]
-"""Given a command, its arguments and who asks, has the daemon do it, and returns the answer.
+"""Gives the daemon a command, its arguments and who asks, and returns the answer.
 
 Blocking. Raises ``NotDoneError``.
 """
@@ -27,12 +27,12 @@ FORM: Final = "application/x-www-form-urlencoded"
 
 
 class NotDoneError(Exception):
-    """What was asked for was refused; the message says why."""
+    """The daemon refused the request; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a form, and the status of the answer."""
+    """The outcome of a form, and the status of the answer."""
 
     status: HTTPStatus
     told: Html
@@ -43,7 +43,7 @@ def carry_out(request: Request, command: Command, tokens: Tokens, operate: Opera
 
     Args:
         request: a POST of somebody who may.
-        command: which.
+        command: which one.
         tokens: makes and takes the forms' tokens.
         operate: carries it out.
     """
@@ -65,15 +65,17 @@ def carry_out(request: Request, command: Command, tokens: Tokens, operate: Opera
 
 
 def _is_from_here(request: Request) -> bool:
-    """Tell whether a browser says that the form was on a page of this very server.
+    """Tell whether a browser says that the form was on a page of this server.
 
-    Every browser of today says so of a POST (https://fetch.spec.whatwg.org/#origin-header).
+    Every browser of today says this of a POST (https://fetch.spec.whatwg.org/#origin-header).
     """
     try:
         origin = urlsplit(request.headers.get("origin", ""))
     except ValueError:
         return False
-    schemes = {"https"} if request.encrypted else {"http", "https"}  # TLS may end before panicd
+    schemes = (
+        {"https"} if request.encrypted else {"http", "https"}
+    )  # a proxy may end TLS before panicd
     return origin.scheme in schemes and origin.netloc == request.headers.get("host")
 
 

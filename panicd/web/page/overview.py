@@ -1,4 +1,4 @@
-"""The page of the host: what is open, its domains, the same panics, and the latest incidents."""
+"""The page of the host: open incidents, domains, repeated panics, and the latest incidents."""
 
 import math
 from collections.abc import Iterable
@@ -42,13 +42,13 @@ from panicd.web.page.parts import (
 )
 
 DOMAINS_SHOWN: Final = 200
-"""On a page."""
+"""On one page."""
 INCIDENTS_SHOWN: Final = 20
 OPEN_SHOWN: Final = 200
 PANICS_READ: Final = 50
 PANICS_SHOWN: Final = 5
 PANICS_WITHIN: Final = 7 * 86400.0
-"""Seconds: what was seen more than once within a week is shown on the host's page."""
+"""Seconds. The host's page shows what was seen more than once within a week."""
 
 MARKS: Final = {
     "attention": WARN,
@@ -66,8 +66,8 @@ def overview(services: Services, shows_guests: bool, query: str) -> Html:
 
     Args:
         services: the daemon's.
-        shows_guests: whether it is known who asks.
-        query: what of it is asked for.
+        shows_guests: whether the client has logged in.
+        query: which part of it the client asks for.
     """
     wanted, outlook = Filter.of(query), Outlook.of(services)
     domains = services.priority.in_turn(tuple(services.fleet.domains.values()))
@@ -161,7 +161,7 @@ def _worst_first(status: DomainStatus) -> tuple[float, str]:
 def _page(
     services: Services, found: list[tuple[Domain, DomainStatus]], every: int, wanted: Filter
 ) -> Iterable[Html]:
-    """Yield a page of the domains that were found: one that renews itself has a bounded number."""
+    """Yield a page of the domains that fit: a page that renews itself has a limited number."""
     count = max(1, math.ceil(len(found) / DOMAINS_SHOWN))
     wanted = replace(wanted, page=min(wanted.page, count))
     first = (wanted.page - 1) * DOMAINS_SHOWN
@@ -202,7 +202,7 @@ def incident_table(incidents: Iterable[Incident], shows_guests: bool) -> Html:
 
     Args:
         incidents: in their order.
-        shows_guests: whether it is known who asks.
+        shows_guests: whether the client has logged in.
     """
     return table(
         ("Incident", "Domain", "State", "Panicked", "Action", "What the guest said"),
@@ -221,7 +221,7 @@ def incident_table(incidents: Iterable[Incident], shows_guests: bool) -> Html:
 
 
 def words(said: str, shows_guests: bool) -> Content:
-    """Return what a guest said, for those who may read it."""
+    """Return what a guest said, if the client may read it."""
     if not said:
         return ""
     if not shows_guests:
@@ -264,7 +264,7 @@ def domain_state(domain: Domain, status: DomainStatus) -> Content:
 
 
 def _state_of(status: DomainStatus) -> State:
-    """Return the state of a domain's incident; one that is watched is being acted on."""
+    """Return the state of a domain's incident; a watched one counts as being acted on."""
     return State.ACTING if status.incident_state == "watched" else State(status.incident_state)
 
 

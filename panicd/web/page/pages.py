@@ -1,7 +1,7 @@
-"""The pages for people: which there are, and what is around each.
+"""The pages for people: which there are, and what surrounds each.
 
-Made in the HTTP server's thread, from what the domains' tasks hold and from the journal. What a
-guest wrote or shows is left out unless it is known who asks; its memory is for operators.
+They are made in the HTTP server's thread, from what the domains' tasks hold and from the journal.
+Guest output is left out unless the client has logged in. Dumps are for operators.
 """
 
 import os
@@ -60,7 +60,7 @@ class Pages:
         self._host = os.uname().nodename
 
     def answer(self, request: Request) -> Response:
-        """Answer a request: a page, a picture, or that there is none. Blocking."""
+        """Answer a request with a page, a picture, or 'not found'. Blocking."""
         if request.method == "POST":
             return self._operation(request)
         shows_guests = request.authenticated
@@ -115,7 +115,7 @@ class Pages:
         return self._page(f"{incident.opened.domain}: incident {incident.id}", page)
 
     def _dumps(self, incident: Incident, dumps: list[Path], may_load: bool) -> Iterator[Html]:
-        """Yield where an incident's dumps are, and links to them for who may have them."""
+        """Yield where an incident's dumps are, with links for operators."""
         if dumps:
             yield element("h2", "Memory dump")
         for number, path in enumerate(dumps):
@@ -124,7 +124,7 @@ class Pages:
             yield element("p", named, f", {path} on {self._host}.")
 
     def _maker(self, request: Request) -> MakeToken | None:
-        """Return what makes the tokens of an operator's forms; None where nobody may operate."""
+        """Return what makes the tokens of an operator's forms; None if the client is none."""
         return partial(self._tokens.make, request.user) if request.operator else None
 
     def _forms(self, incident: Incident, request: Request) -> Iterator[Html]:
@@ -181,7 +181,7 @@ class Pages:
             script(SCRIPT),
         )
         content = document(title=title, head=style(SHEET), body=body)
-        # Without a referrer a browser would not say either where a form was sent from.
+        # Without a referrer a browser would not tell a form's origin either.
         headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"}
         return Response(content, status, "text/html; charset=utf-8", headers)
 

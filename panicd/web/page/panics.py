@@ -1,4 +1,4 @@
-"""The pages of the panics that were told from each other: all of them, and one's incidents."""
+"""The pages of the different panics: all of them, and the incidents of one."""
 
 from typing import Final
 
@@ -17,8 +17,8 @@ def panics(journal: Journal, shows_guests: bool) -> Html:
     """Return the page of the panics, the latest seen first. Blocking.
 
     Args:
-        journal: where they are read.
-        shows_guests: whether it is known who asks.
+        journal: to read them from.
+        shows_guests: whether the client has logged in.
     """
     heading = element("h1", "Panics")
     try:
@@ -45,12 +45,12 @@ def panics(journal: Journal, shows_guests: bool) -> Html:
 
 
 def panic(journal: Journal, signature: str, shows_guests: bool) -> Html | None:
-    """Return the page of one panic's incidents; None where there are none. Blocking.
+    """Return the page of one panic's incidents; None if there are none. Blocking.
 
     Args:
-        journal: where they are read.
+        journal: to read them from.
         signature: its hash.
-        shows_guests: whether it is known who asks.
+        shows_guests: whether the client has logged in.
     """
     heading = element("h1", "Panic ", signature)
     try:

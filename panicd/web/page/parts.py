@@ -1,4 +1,4 @@
-"""What pages are put together from: tables, figures, notices, marks, times, links, commands."""
+"""What pages are made of: tables, figures, notices, marks, times, links, commands."""
 
 import re
 import time
@@ -12,7 +12,7 @@ from panicd.journal.signatures import Group
 from panicd.rules.incident import Incident, State
 from panicd.web.html import Content, Html, element, joined
 
-# How a state is marked: nothing to do, to be looked at, something is wrong.
+# How a state is marked: nothing to do, worth a look, something is wrong.
 GOOD, WARN, BAD, PLAIN = "good", "warn", "bad", ""
 
 STATES: Final = {
@@ -38,8 +38,8 @@ def table(
 ) -> Html:
     """Make a table; the first cell names its row.
 
-    On a narrow screen the rows of one of ``cards`` become one each; a ``compact`` one stays. The
-    roles are those that a table has by itself: browsers take them away when it becomes cards.
+    On a narrow screen each row of ``cards`` becomes a card; a ``compact`` table stays one. The
+    roles are those that a table has anyway: browsers remove them when rows become cards.
     """
     return element(
         "table",
@@ -74,14 +74,14 @@ def table(
 
 
 def _wrapped(cell: Content) -> Content:
-    """Return a cell's content as one, that a card's grid places beside its label."""
+    """Return a cell's content as one element, which a card's grid places beside its label."""
     return element("div", cell) if cell else cell
 
 
 def figures(*figures: tuple[str, int, str, str]) -> Html:
     """Make a row of counts.
 
-    Each is what is counted, how many, how it is marked if there are any, and where they are shown.
+    Each has what is counted, how many, how to mark it if there are any, and where they are shown.
     """
     return element(
         "ul",
@@ -104,7 +104,7 @@ def figures(*figures: tuple[str, int, str, str]) -> Html:
 
 
 def free_text(text: str) -> Html:
-    """Mark text that may break anywhere, for it may be one long word."""
+    """Mark text that may break anywhere, because it may be one long word."""
     return element("span", text, class_="free")
 
 
@@ -162,7 +162,7 @@ def elapsed(seconds: float) -> str:
 
 
 def facts(known: Iterable[tuple[str, Content]]) -> Html:
-    """Make a list of what is known; what is empty is left out."""
+    """Make a list of facts; empty ones are left out."""
     return element(
         "dl",
         *(joined(element("dt", name), element("dd", value)) for name, value in known if value),
@@ -171,12 +171,12 @@ def facts(known: Iterable[tuple[str, Content]]) -> Html:
 
 
 def live(name: str, *content: Content) -> Html:
-    """Make a part of a page that is renewed while it is shown; its name is the page's only such."""
+    """Make a part of a page that is renewed while somebody looks at it; its name is unique."""
     return element("div", *content, id=name, data_live="yes")
 
 
 def domain_link(name: str) -> Html:
-    """Link to the page of a domain, or of all that are called so."""
+    """Link to the page of a domain, or of all domains with that name."""
     query = urlencode({"name": name}, errors="surrogatepass")
     return element("a", name, href=f"/domain?{query}", class_="domain")
 
@@ -212,13 +212,13 @@ def commands(*lines: str) -> Html:
 
 
 def word(name: str, otherwise: str) -> str:
-    """Return what a domain is called in a command.
+    """Return what to call a domain in a command.
 
-    A name that a shell or panicd would take for something else is not passed on: a guest's owner
-    may have chosen it, and who copies a command does not look.
+    A name that a shell or panicd would misunderstand is not used: a guest's owner may have chosen
+    it, and whoever copies a command does not look.
 
     Args:
         name: the domain's.
-        otherwise: what is taken in its place: its UUID, or its monitor.
+        otherwise: what to use instead: its UUID, or its monitor.
     """
     return name if re.fullmatch(r"\w[\w.@:+-]*", name, re.ASCII) else shell_quote(otherwise)

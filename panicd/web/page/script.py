@@ -1,7 +1,7 @@
-"""The pages' one script: it renews them, filters as you type, copies commands; all else is HTML.
+"""The pages' one script. It renews them, filters as you type, and copies commands.
 
-It fetches the very page that is shown and puts the parts marked ``data-live`` in the place of the
-old ones. What it gets is parsed without being run, and has to pass the same policy.
+It fetches the page that is shown and replaces the parts marked ``data-live``. It parses the new
+page without running it, and the same policy applies. Everything else is HTML.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""The pages' one style sheet, and what a browser is told to allow beside it and one script."""
+"""The pages' one style sheet, and the policy that allows a browser that and one script."""
 
 import base64
 import hashlib
@@ -148,4 +148,4 @@ POLICY: Final = (
     "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
-"""Of every page (https://www.w3.org/TR/CSP3/): this style sheet, this script, panicd's pictures."""
+"""Of every page (https://www.w3.org/TR/CSP3/): this style, this script, panicd's pictures."""

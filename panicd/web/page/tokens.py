@@ -1,8 +1,8 @@
-"""Tokens against forgery: proof that a form was made by this daemon, for this user, for this.
+"""Tokens against forgery: proof that this daemon made a form, for this user, for this subject.
 
-A browser sends a password along with whatever form any other site has it send. So each form carries
-a token that no other site can know: it is made with a key that never leaves this process, for one
-user and one subject, is good for a while, and once.
+A browser sends the password along with a form of any other site. So each form carries a token that
+no other site can know. It is made with a key that never leaves this process, for one user and one
+subject. It is good for a while, and once.
 """
 
 import hashlib
@@ -13,17 +13,17 @@ from collections.abc import Callable
 from typing import Final
 
 GOOD_FOR: Final = 3600.0
-"""Seconds: a form may be filled in by somebody who was called away."""
+"""Seconds. Somebody may be called away while they fill in a form."""
 
 SPENT_LIMIT: Final = 10_000
-"""Tokens that are remembered as spent; when there are so many, no more are taken."""
+"""How many spent tokens are remembered; beyond that no token is taken."""
 
 
 class Tokens:
     """Makes tokens, and takes each once; for use in any thread.
 
     Args:
-        clock: seconds that are never set back.
+        clock: seconds that never go back.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -38,7 +38,7 @@ class Tokens:
         return f"{made}.{self._proof(made, user, subject)}"
 
     def take(self, token: str, user: str, subject: str) -> bool:
-        """Tell whether a token is good, and have it be so no more."""
+        """Tell whether a token is good; it is not good again."""
         made, _, proof = token.rpartition(".")
         if not hmac.compare_digest(
             proof.encode(errors="surrogatepass"), self._proof(made, user, subject).encode()
