@@ -1,11 +1,11 @@
-"""The configuration: a YAML file in, frozen values out, or all that is wrong with it at once.
+"""The configuration: a YAML file in, frozen values out, or every mistake in it.
 
-The keys and their defaults stand below in one function a section; the shipped
-``config/panicd.yaml`` shows them all. What a key's value may be is in ``config_values``.
+Below, one function for each section has the keys and their defaults; the shipped
+``config/panicd.yaml`` shows them all. ``config_values`` says what a key's value may be.
 
-The file is read from its nodes by hand and not with pydantic: a model that fails to validate
-yields nothing, and the checks across keys (a rule that never matches, two equal globs) are to be
-reported together with the mistakes in single values.
+The file is read from its nodes by hand, not with pydantic: a model that fails to validate yields
+nothing, but checks across keys (a rule that never matches, two equal globs) must be reported
+together with the mistakes in single values.
 """
 
 from collections.abc import Iterator
@@ -76,10 +76,10 @@ __all__ = [
 METRICS_LISTEN: Final = ("127.0.0.1", 10077)
 
 JOURNAL_KEEP: Final = 90 * 86400.0
-"""Seconds. A quarter of a year of incidents for reports, in some megabytes."""
+"""Seconds. A quarter of a year of incidents, for reports, in some megabytes."""
 
 COREDUMPS_AT_ONCE: Final = 2
-"""A dump reads a guest's whole memory: more of them share the same disk."""
+"""A dump reads a guest's whole memory, and several dumps share one disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +114,19 @@ class Config:
     """What panicd is configured to do.
 
     Attributes:
-        monitors: how QEMUs are reached, at least one way; none where libvirt tells of them.
-        metrics_listen: the address and port of metrics, health and the page; None for none.
+        monitors: how panicd reaches QEMUs, at least one way; none if libvirt names them.
+        metrics_listen: the address and port of metrics, health and the page; None: not served.
         web_config: the file that says who may read them, and how they are encrypted.
         web: what that file says.
         state_directory: where the journal and the incidents are.
         control_socket: where the commands ask the daemon.
         defaults: of domains without a rule.
-        domains: the rules, the first match winning.
-        journal_failure: what becomes of panics while the journal can't be written.
-        journal_keep: seconds for which closed incidents are kept, no less than a restart window.
-        storm: when many domains panic at once; None for never.
-        coredumps_at_once: how many memory dumps of all domains may be under way, at least 1.
-        libvirt: the libvirt that runs some of them; None where none does.
+        domains: the rules; the first that matches applies.
+        journal_failure: what to do about panics while the journal can't be written.
+        journal_keep: seconds for which closed incidents are kept, at least a restart window.
+        storm: when many domains panic at once; None: never.
+        coredumps_at_once: how many memory dumps of all domains may run, at least 1.
+        libvirt: the libvirt that runs some domains; None if none does.
         notify: who is told of incidents.
     """
 
@@ -192,7 +192,7 @@ def parse(content: str, file_name: str, places: Places) -> Config:
 
     Args:
         content: the file's text.
-        file_name: as messages are to call it.
+        file_name: what messages call it.
         places: the default paths.
 
     Raises:

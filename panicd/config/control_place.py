@@ -1,7 +1,7 @@
-"""Where the running daemon is asked, from what may be left of its configuration.
+"""Where the running daemon answers, even if its configuration is damaged.
 
-To load YAML takes a command longer than all else that it does. So that is done only for a file that
-names the socket in another way than everybody does: on one line, without quotes.
+Loading YAML takes a command longer than everything else. So it is done only for a file that does
+not name the socket in the usual way, on one line and without quotes.
 """
 
 import re
@@ -12,20 +12,19 @@ from typing import Final
 from panicd.config.places import Places
 
 _MAY_NAME: Final = re.compile(r"^(?![ \t]*#).*(?:control_socket|\\).*", re.MULTILINE)
-"""A line that may name the socket: a key is its word, or is written with escapes."""
+"""A line that may name the socket: with the key as it is, or with escapes."""
 
 _PLAIN: Final = re.compile(r"control_socket: +(/[\w./@+-]{0,90}\w)(?: +#.*)?", re.ASCII)
-"""Such a line as everybody writes it, with a path that every socket can have."""
+"""Such a line in its usual form, with a path that every socket can have."""
 
 _LINE: Final = r"(?m)^control_socket[ \t]*:.*"
 
 
 def control_socket(path: Path) -> Path:
-    """Return where the control socket is, as far as a file tells, whatever is wrong with the file.
+    """Return the control socket, as far as a file tells, whatever is wrong with the file.
 
-    A command that asks the daemon must reach it when somebody has just spoilt the file, or when the
-    file is not this user's to read. Of a file that is no YAML as a whole, the one line counts that
-    names the socket.
+    A command must reach the daemon even if somebody has just damaged the file, or if this user may
+    not read it. If the file is not valid YAML, the one line counts that names the socket.
     """
     default = Places.here().control_socket
     try:

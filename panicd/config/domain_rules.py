@@ -1,4 +1,4 @@
-"""Which of the configuration's rules is a domain's: the first that matches."""
+"""Which of the configuration's rules applies to a domain: the first that matches."""
 
 import fnmatch
 import re
@@ -28,8 +28,8 @@ class DomainRule:
 class RuleIndex:
     """Finds the first pattern that matches a domain.
 
-    Patterns without wildcards are looked up, however many there are; only the globs above the
-    one so found are tried in turn.
+    It looks up patterns without wildcards, however many there are. Then it tries only the globs
+    above the one that it found.
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
@@ -52,11 +52,11 @@ class RuleIndex:
             self._names.setdefault(pattern, index)
 
     def first(self, name: str, uuid: str | None) -> int | None:
-        """Return the index of the first pattern that matches a domain, None without any.
+        """Return the index of the first pattern that matches a domain; None if none does.
 
         Args:
             name: the domain's name, which may itself be a UUID.
-            uuid: its UUID, in any case.
+            uuid: its UUID, in upper or lower case.
         """
         found = [self._names.get(name), self._uuids.get(name.lower())]
         if uuid is not None:
@@ -70,10 +70,10 @@ class RuleIndex:
         return best
 
     def covering(self, pattern: str) -> int | None:
-        """Return the index of the first pattern that matches whatever this one would.
+        """Return the index of the first pattern that matches everything that this one would.
 
-        None where there is none; two globs are only known to match the same where they are equal,
-        or where the first is ``*``.
+        None if there is none. Two globs are only known to match the same if they are equal, or if
+        the first is ``*``.
         """
         if not _WILDCARD.search(pattern):
             return self.first(pattern, None)
@@ -82,5 +82,5 @@ class RuleIndex:
 
 
 def is_uuid(text: str) -> bool:
-    """Whether a text is a UUID, in any case."""
+    """Whether a text is a UUID, in upper or lower case."""
     return _UUID.fullmatch(text) is not None

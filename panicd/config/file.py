@@ -1,4 +1,4 @@
-"""Reads the text of a configuration file, or says what keeps it from being read."""
+"""Reads the text of a configuration file, or says why it can't be read."""
 
 from pathlib import Path
 from typing import Final

@@ -1,11 +1,11 @@
-"""What is wrong with a configuration file, and where."""
+"""The mistakes in a configuration file, and where they are."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Final, NamedTuple
 
 QUOTED_LENGTH: Final = 60
-"""Characters that a message repeats of the file's text: enough to know the place again."""
+"""Characters of the file's text that a message repeats: enough to recognise the place."""
 
 NEAREST_LENGTH: Final = 40
 """Longer words get no 'did you mean': no key is half as long, and the comparison is quadratic."""
@@ -19,13 +19,13 @@ class Position(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """One thing that is wrong, in the order in which mistakes are listed.
+    """One mistake; they compare in the order in which they are listed.
 
     Attributes:
-        line: from 1; 0 where the file as a whole is meant, such as one that can't be read.
+        line: from 1; 0 for the file as a whole, such as one that can't be read.
         column: from 1, in characters.
         path: the setting, such as ``domains[2].restart.max``; empty for the whole document.
-        message: what was expected, and what stands there instead.
+        message: what was expected, and what is there instead.
         file: as it was named to panicd.
     """
 
@@ -41,10 +41,10 @@ class Mistake(NamedTuple):
 
 
 class ConfigError(Exception):
-    """A configuration that can't be used; the operator must change it.
+    """A configuration that panicd can't use; the operator must change it.
 
     Attributes:
-        mistakes: all that is wrong with it, by position.
+        mistakes: all of them, by position.
     """
 
     def __init__(self, mistakes: Iterable[Mistake]) -> None:
@@ -72,7 +72,7 @@ class MistakeList:
 
 
 def excerpt(text: str) -> str:
-    """Return the beginning of a text on one line, with what a terminal could act on escaped."""
+    """Return the beginning of a text on one line, with nothing in it that acts on a terminal."""
     shown = text[:QUOTED_LENGTH]
     if not shown.isprintable():
         shown = "".join(

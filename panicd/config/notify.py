@@ -23,13 +23,13 @@ DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Where notifications are sent to.
+    """Where notifications are sent.
 
     Attributes:
         url: of http or https, without user, password and fragment.
         timeout: seconds for one try.
         ca_file: certificates that the receiver's is verified with; None: the system's.
-        credentials_file: holds a bearer token (RFC 6750); None: none is sent.
+        credentials_file: has a bearer token (RFC 6750); None: none is sent.
     """
 
     url: str
@@ -40,7 +40,7 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A command that notifications are handed to.
+    """A command that gets notifications.
 
     Attributes:
         command: the program's absolute path, and its arguments.
@@ -56,9 +56,9 @@ class Notify:
     """Who is told of incidents.
 
     Attributes:
-        retry_for: seconds for which a notification is tried to be delivered.
-        webhook: is sent each as an HTTP request.
-        hook: is run for each.
+        retry_for: seconds for which panicd tries to deliver a notification.
+        webhook: gets each as an HTTP request.
+        hook: runs for each.
     """
 
     retry_for: float = RETRY_FOR
@@ -121,8 +121,8 @@ def _http_url(scalar: Scalar) -> str:
 
 
 def _check_secrets(url: Value) -> None:
-    """Note what would go over the network in another way than it was meant to."""
+    """Note an address that would send something over the network in an unintended way."""
     address = urlsplit(url.read(_http_url, ""))
     if "@" in address.netloc or address.fragment:
-        # What stands there may be a password, and is not repeated.
+        # It may contain a password, and is not repeated.
         url.wrong("an address without user, password and fragment", "one with them")

@@ -1,4 +1,4 @@
-"""Where panicd keeps its files when nobody says otherwise."""
+"""Where panicd keeps its files by default."""
 
 import os
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Places(NamedTuple):
         """Return the places of a user.
 
         Root has the system's (file-hierarchy(7)), everybody else those of the XDG Base Directory
-        Specification, which has relative paths in its variables ignored. What systemd sets for
+        Specification, which says to ignore relative paths in its variables. What systemd sets for
         ``ConfigurationDirectory=``, ``RuntimeDirectory=`` and ``StateDirectory=`` comes first
         (systemd.exec(5)), so that a service without root has the system's places too.
 
@@ -44,7 +44,7 @@ class Places(NamedTuple):
         else:
             home = _directory(env, "HOME", Path("/"))
             config = _directory(env, "XDG_CONFIG_HOME", home / ".config")
-            # The specification leaves the replacement to the program; pam_systemd(8) has this one.
+            # The specification leaves the substitute to the program; pam_systemd(8) has this one.
             runtime = _directory(env, "XDG_RUNTIME_DIR", Path(f"/run/user/{euid}"))
             state = _directory(env, "XDG_STATE_HOME", home / ".local/state")
             places = cls(config / "panicd/panicd.yaml", runtime / "panicd", state / "panicd")
@@ -67,6 +67,6 @@ def _directory(env: Mapping[str, str], variable: str, default: Path) -> Path:
 
 
 def _service_directory(env: Mapping[str, str], variable: str, default: Path) -> Path:
-    # systemd joins several directories with colons; the first is the one that panicd uses.
+    # systemd joins several directories with colons; panicd uses the first.
     value = env.get(variable, "").partition(":")[0]
     return Path(value) if value else default

@@ -1,7 +1,7 @@
-"""Reading settings from the nodes of a document, so that every mistake is found in one go.
+"""Reads settings from the nodes of a document, so that every mistake is found in one go.
 
-A section is asked for each key that it may hold, with the reader of its value and its default.
-What is wrong is noted and the default taken, so that all the rest is still looked at; when the
+A section is asked for each key that it may have, with the reader of its value and its default. If
+something is wrong, it is noted and the default is taken, so that the rest is still read. When the
 section closes, the keys that nobody asked for are the unknown ones.
 """
 
@@ -18,12 +18,12 @@ D = TypeVar("D")
 
 
 class Value:
-    """A node on its way to become a setting.
+    """A node that is about to become a setting.
 
     Attributes:
-        node: what the file has; None where it has nothing, which is not a mistake in itself.
+        node: what the file has; None if it has nothing, which is no mistake in itself.
         path: its place in the configuration.
-        position: its place in the file, or where it is missed.
+        position: its place in the file, or where it is missing.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class Value:
         return self.node is not None
 
     def wrong(self, expected: str, got: str = "") -> None:
-        """Note that something else was expected here than what is given."""
+        """Note that something else was expected here."""
         got = got or ("nothing" if self.node is None else str(self.node))
         self._mistakes.add(self.position, self.path, f"expected {expected} (got {got})")
 
     def read(self, reader: Callable[[Scalar], T], default: D) -> T | D:
-        """Return the value, or the default where there is none or it is wrong."""
+        """Return the value; or the default if there is none or it is wrong."""
         if self.node is None:
             return default
         if not isinstance(self.node, Scalar):
@@ -58,10 +58,10 @@ class Value:
             return default
 
     def items(self, required: str | None = None) -> list["Value"]:
-        """Return the items of a list; none where there is no list.
+        """Return the items of a list; none if there is no list.
 
         Args:
-            required: what is expected where there are none, if that is a mistake.
+            required: what is expected if there are none, if that is a mistake.
         """
         nodes = self.node.items if isinstance(self.node, Sequence) else ()
         if self.node is not None and not isinstance(self.node, Sequence):
@@ -74,7 +74,7 @@ class Value:
         ]
 
     def entries(self) -> Iterator[tuple[str, "Value"]]:
-        """Yield the keys of a mapping that may hold any, with their values."""
+        """Yield the keys of a mapping that may have any keys, with their values."""
         if isinstance(self.node, Mapping):
             for key, entry in self.node.entries.items():
                 value = entry.value
@@ -85,7 +85,7 @@ class Value:
 
     @contextmanager
     def section(self) -> Iterator["Section"]:
-        """Open a mapping; an empty one where there is none. At its end unknown keys are noted."""
+        """Open a mapping; an empty one if there is none. At its end unknown keys are noted."""
         empty = Mapping(self.position, {})
         if isinstance(self.node, Mapping):
             section = Section(self.node, self.path, self._mistakes)
@@ -93,14 +93,14 @@ class Value:
             section = Section(empty, self.path, self._mistakes)
         else:
             self.wrong("a mapping of keys to values")
-            # That it lacks keys too is not another mistake: those are noted where nobody looks.
+            # Missing keys of a missing mapping are no further mistakes: nobody reads this list.
             section = Section(empty, self.path, MistakeList(""))
         yield section
         section.close()
 
 
 class Section:
-    """A mapping of which the known keys are being asked for."""
+    """A mapping that is asked for its known keys."""
 
     def __init__(self, mapping: Mapping, path: str, mistakes: MistakeList) -> None:
         self._mapping = mapping
@@ -111,11 +111,11 @@ class Section:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing wrong was found since it was opened: its values may be compared."""
+        """Whether no mistake was found since it was opened, so that its values can be compared."""
         return len(self._mistakes) == self._before
 
     def __getitem__(self, key: str) -> Value:
-        """Return what is given for a key, and know the key from now on."""
+        """Return the value of a key, which is known from now on."""
         self._asked_for.append(key)
         entry = self._mapping.entries.get(key)
         node = entry.value if entry else None
@@ -123,7 +123,7 @@ class Section:
         return Value(node, key_path(self._path, key), position, self._mistakes)
 
     def close(self) -> None:
-        """Note the keys that were not asked for."""
+        """Note the keys that nobody asked for."""
         allowed = ", ".join(self._asked_for)
         for key, entry in self._mapping.entries.items():
             if key not in self._asked_for:

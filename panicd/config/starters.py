@@ -48,7 +48,7 @@ def read_relaunch(value: Value, base: Relaunch | None) -> Relaunch | None:
 
     Args:
         value: what is given.
-        base: what holds where nothing is.
+        base: what applies if nothing is given.
     """
     inherited = base or Relaunch()
     with value.section() as keys:

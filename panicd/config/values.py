@@ -1,4 +1,4 @@
-"""How the values of the configuration are written: text in, durations, sizes and paths out.
+"""How the values of the configuration are written: text in; durations, sizes and paths out.
 
 Each reader takes a scalar and returns its value, or raises ``WrongValueError``.
 """
@@ -25,13 +25,13 @@ DURATION_MAX: Final = 3650 * 86400.0
 """Seconds. Ten years: far beyond any use, and well within what a clock can add."""
 
 SIZE_MAX: Final = 2**60
-"""Bytes. One EiB: an ``off_t`` still holds sums of it."""
+"""Bytes. One EiB: an ``off_t`` can still hold sums of such sizes."""
 
 NUMBER_MAX: Final = 999_999_999
-"""Nine digits, which the expression below takes at most."""
+"""Nine digits, the most that the expression below takes."""
 
 OFF: Final = "off"
-"""What switches a part of panicd off."""
+"""The word that switches a part of panicd off."""
 
 _DURATION: Final = re.compile(
     "(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,9})ms)?"
@@ -62,7 +62,7 @@ class WrongValueError(Exception):
 
     Attributes:
         expected: what the key takes.
-        hint: what a message may add to what it got instead, such as a 'did you mean'.
+        hint: what a message adds to the value, such as a 'did you mean'.
     """
 
     def __init__(self, expected: str, hint: str = "") -> None:
@@ -113,7 +113,7 @@ def size(scalar: Scalar) -> int:
 
 
 def free_space(scalar: Scalar) -> FreeSpaceFloor:
-    """Read what is to stay free: a size, or a share of the file system such as ``10%``."""
+    """Read how much shall stay free: a size, or a share of the file system such as ``10%``."""
     match = _PERCENTAGE.fullmatch(scalar.text)
     if match and int(match[1]) < 100:
         return FreeSpaceFloor(fraction=int(match[1]) / 100)
@@ -131,7 +131,7 @@ def share(scalar: Scalar) -> float:
 
 
 def share_above_zero(scalar: Scalar) -> float:
-    """Read a share of which there must be some."""
+    """Read a share that is not 0."""
     match = _PERCENTAGE.fullmatch(scalar.text)
     if not match or not int(match[1]):
         raise WrongValueError("a share of 1% to 100%")
@@ -152,7 +152,7 @@ def whole_number(minimum: int, maximum: int = NUMBER_MAX) -> Callable[[Scalar], 
 
 
 def boolean(scalar: Scalar) -> bool:
-    """Read ``true`` or ``false``, and none of YAML's other words for them."""
+    """Read ``true`` or ``false``, but none of YAML's other words for them."""
     if not scalar.plain:
         raise WrongValueError("true or false without quotes")
     if scalar.text not in ("true", "false"):
@@ -174,14 +174,14 @@ def one_of(*words: Word) -> Callable[[Scalar], Word]:
 
 
 def off(scalar: Scalar) -> None:
-    """Read ``"off"`` where a mapping of keys would switch something on."""
+    """Read ``"off"``; a mapping of keys in its place would switch something on."""
     if scalar.text != OFF:
         raise WrongValueError('a mapping of keys to values, or "off"')
-    text(scalar)  # unquoted it is a boolean to whatever else reads the file
+    text(scalar)  # without quotes it is a boolean for every other reader of the file
 
 
 def text(scalar: Scalar) -> str:
-    """Read text; where YAML would make something else of it, it must be quoted."""
+    """Read text; if YAML would read it as something else, it needs quotes."""
     if not scalar.text:
         raise WrongValueError("text that is not empty")
     other = _other_reading(scalar)
@@ -222,7 +222,7 @@ def unit(scalar: Scalar) -> str:
 
 
 def socket_path(scalar: Scalar) -> Path:
-    """Read where a unix socket is to be."""
+    """Read the path of a unix socket that may not exist yet."""
     path = absolute_path(scalar)
     length = len(scalar.text.encode())
     if length > PATH_LIMIT:
@@ -291,7 +291,7 @@ def _line(value: str) -> str:
 
 
 def _other_reading(scalar: Scalar) -> str | None:
-    """Name what YAML 1.1 makes of a plain scalar, where that isn't text."""
+    """Name what YAML 1.1 makes of a plain scalar that isn't text to it."""
     if scalar.plain:
         for tag, pattern in yaml.SafeLoader.yaml_implicit_resolvers.get(scalar.text[:1], ()):
             if pattern.match(scalar.text):

@@ -1,8 +1,8 @@
 """Who may read over HTTP, and how it is encrypted: the web configuration file.
 
 Its format is that of the Prometheus exporters
-(https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md). What panicd
-can't do as the file says is a mistake in it: nothing that secures is passed over in silence.
+(https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md). If panicd
+can't do what the file says, that is a mistake: panicd ignores nothing that concerns security.
 """
 
 import re
@@ -27,7 +27,7 @@ _HASH: Final = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{53}")
 
 
 class ClientAuth(StrEnum):
-    """Whether clients need a certificate; those of Go's names that can be had with OpenSSL."""
+    """Whether clients need a certificate; those of Go's names that OpenSSL can do."""
 
     NONE = "NoClientCert"
     IF_GIVEN = "VerifyClientCertIfGiven"
@@ -54,13 +54,13 @@ _VERSIONS: Final = {
 
 @dataclass(frozen=True, eq=False)
 class WebConfig:
-    """How HTTP is served; by default in clear, to everybody.
+    """How HTTP is served; by default without encryption, to everybody.
 
     Attributes:
         tls: encrypts; None: nothing does.
         clients_verified: every client has shown a certificate that was verified.
-        users: bcrypt hashes of passwords, by name; without any, no password is asked for.
-        operators: those of them who may do something about domains.
+        users: bcrypt hashes of passwords, by name; without any, no password is needed.
+        operators: those users who may act on domains.
     """
 
     tls: ssl.SSLContext | None = None
@@ -74,7 +74,7 @@ def load_web_config(path: Path, *, beyond_loopback: bool = False) -> WebConfig:
 
     Args:
         path: the file.
-        beyond_loopback: what it is for can be reached from elsewhere, so operators need TLS.
+        beyond_loopback: other hosts can reach panicd, so operators need TLS.
 
     Raises:
         ConfigError: it can't be read, or something is wrong with it.
@@ -87,7 +87,7 @@ def load_web_config(path: Path, *, beyond_loopback: bool = False) -> WebConfig:
         tls = keys["tls_server_config"]
         context, clients_verified = _tls(tls, path.parent) if tls.given else (None, False)
         with keys["http_server_config"].section() as http:
-            http["http2"].read(boolean, True)  # that it may be is no duty: HTTP/1.1 is spoken
+            http["http2"].read(boolean, True)  # it allows HTTP/2, and panicd speaks HTTP/1.1
         users = {name: _password_hash(value) for name, value in keys["basic_auth_users"].entries()}
         operators = _operators(keys["operators"], users, in_clear=beyond_loopback and not context)
     if mistakes:
@@ -116,7 +116,7 @@ def _tls(value: Value, directory: Path) -> tuple[ssl.SSLContext, bool]:
         cert_file, key_file = cert.read(text, ""), key.read(text, "")
         if cert_file and key_file:
             try:
-                # An encrypted key would have OpenSSL ask on the terminal.
+                # For an encrypted key OpenSSL would ask on the terminal.
                 context.load_cert_chain(
                     directory / cert_file, directory / key_file, password=lambda: b""
                 )
@@ -155,7 +155,7 @@ def _set_versions(context: ssl.SSLContext, keys: Section) -> None:
 
 
 def _password_hash(value: Value) -> bytes:
-    """Read a hash. What stands there instead may be a password, and is not repeated."""
+    """Read a hash. If it is none, it may be a password, and is not repeated."""
     written = value.read(text, "")
     match = _HASH.fullmatch(written)
     if not match:

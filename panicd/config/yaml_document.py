@@ -1,11 +1,11 @@
-"""A YAML file as nodes that know where they stand.
+"""A YAML file as nodes that know their positions.
 
-Built from PyYAML's events and not from its constructor, for that one keeps the last of doubled
-keys, forgets positions, and reads ``no``, ``0123`` and ``12:30:45`` as something else. A scalar
-here is its text and whether it was written plain; what it means is for its reader to say.
+It is built from PyYAML's events, not by its constructor, which keeps the last of doubled keys,
+forgets positions, and reads ``no``, ``0123`` and ``12:30:45`` as something else. Here a scalar is
+its text, and whether it was written plain; its reader says what it means.
 
-Depth and size are bounded, aliases counted at what they stand for: no file costs more than memory
-in proportion to ``NODES_MAX``.
+Depth and size are bounded, and aliases count as what they stand for: every file costs at most
+memory in proportion to ``NODES_MAX``.
 """
 
 import re
@@ -28,7 +28,7 @@ _LOADER: Final = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _FORBIDDEN_CHARACTER: Final = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
-"""Not ``c-printable`` (YAML 1.1, 5.1), or a byte order mark in the middle of the text."""
+"""Not ``c-printable`` (YAML 1.1, 5.1), or a byte order mark inside the text."""
 
 _PRINTABLE: Final = "expected printable characters"
 
@@ -39,8 +39,8 @@ class Scalar:
 
     Attributes:
         position: where it begins.
-        text: what it says.
-        plain: whether it stands there without quotes.
+        text: its text.
+        plain: whether it is written without quotes.
     """
 
     position: Position
@@ -80,7 +80,7 @@ Node: TypeAlias = Scalar | Sequence | Mapping
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key of a mapping: where the key stands, and its value."""
+    """One key of a mapping: its position, and its value."""
 
     position: Position
     value: Node
@@ -89,17 +89,18 @@ class Entry:
 def read_document(text: str, mistakes: MistakeList) -> Node | None:
     """Read a YAML document.
 
-    What spoils one node only (doubled keys, merge keys, tags) is noted, and the rest is read.
+    A mistake that concerns one node only (doubled keys, merge keys, tags) is noted, and the rest
+    is read.
 
     Args:
         text: the file's content.
-        mistakes: gets what is wrong with it.
+        mistakes: takes the mistakes.
 
     Returns:
-        The document's root; None where there is nothing in it but comments.
+        The document's root; None if it has only comments.
 
     Raises:
-        ConfigError: it isn't YAML, or is more of it than a configuration can be.
+        ConfigError: it isn't YAML, or is larger than a configuration can be.
     """
     forbidden = _FORBIDDEN_CHARACTER.search(text)
     if forbidden:
@@ -139,7 +140,7 @@ class _Composer:
         self._events = events
         self._mistakes = mistakes
         self._nodes = 0
-        # None while the node is being read: an alias to it would then contain itself.
+        # None while the node is being read, as an alias to it would then contain itself
         self._anchors: dict[str, Node | None] = {}
         self._sizes: dict[str, int] = {}
 
@@ -179,7 +180,7 @@ class _Composer:
     ) -> Node:
         position = _position(event.start_mark)
         if isinstance(event, yaml.ScalarEvent):
-            # Escapes in double quotes can bring in what the file itself can't hold.
+            # Escapes in double quotes can add characters that the file itself can't have.
             if forbidden := _FORBIDDEN_CHARACTER.search(event.value):
                 self._give_up(event, path, f"{_PRINTABLE} (got {excerpt(forbidden[0])})")
             return Scalar(position, event.value, plain=event.implicit[0])
@@ -259,7 +260,7 @@ def _position(mark: _Mark | None) -> Position:
 
 
 def _character(text: str, position: Position) -> str:
-    # Of what splitlines() takes for a line's end, the text has only what is one in YAML as well.
+    # Of the line ends of splitlines(), the text has only those that YAML has too.
     lines = text.splitlines()[position.line - 1 : position.line]
     return lines[0][position.column - 1 : position.column] if lines else ""
 

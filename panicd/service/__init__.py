@@ -1,10 +1,10 @@
-"""The running daemon: all of it wired together, and what it is asked.
+"""The running daemon: all of it wired together, and its answers.
 
 ::
 
     daemon         from start to stop
     control        the control socket; control_client: the commands' end of it
-    api            what is answered there; operators and holding: what operators want done;
-                   counter: where the page asks
-    programs       whether what the configuration has run is there
+    api            the answers on it; operators and holding: carry out what operators ask for;
+                   counter: takes what the page asks for
+    programs       checks whether the programs that the configuration names exist
 """

@@ -41,7 +41,7 @@ from panicd.service.operators import Operators
 
 T = TypeVar("T")
 
-SHOWN_AT_ONCE: Final = 8  # domains; each takes some 70 µs, in which nobody is responded to
+SHOWN_AT_ONCE: Final = 8  # domains; each takes some 70 µs, in which nobody gets a response
 
 PATTERN: Final = frozenset("*?[")
 
@@ -51,9 +51,9 @@ class Api:
 
     Args:
         services: the daemon's.
-        operators: carries out what operators ask.
-        reload: reads the configuration anew, and returns the changed keys that take effect at the
-            next start only; raises ConfigError and changes nothing on a bad one.
+        operators: carries out what operators ask for.
+        reload: reads the configuration again, and returns the changed keys that only take effect
+            at the next start; for a bad one it raises ConfigError and changes nothing.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Api:
         called = self._services.fleet.called(name)
         if not called:
             raise await self._no_such_domain(name)
-        # A monitor that is left over from before is not meant.
+        # A monitor that is left over from before does not count.
         found = [domain for domain in called if domain.session is not None] or called
         if len(found) > 1:
             which = "\n".join(f"  {_told_apart(domain)}" for domain in found)
@@ -174,7 +174,7 @@ class Api:
 
     async def _no_such_domain(self, name: str, hint: str = "") -> RefusedError:
         names = [domain.name for domain in self._services.fleet.domains.values()]
-        nearest = await trio.to_thread.run_sync(did_you_mean, name, names)  # slow where many are
+        nearest = await trio.to_thread.run_sync(did_you_mean, name, names)  # slow with many domains
         return RefusedError("no-such-domain", f"no domain is called {name!r}{nearest}{hint}")
 
     def _explain(self, domain: Domain) -> object:
@@ -211,7 +211,7 @@ class Api:
         """Return what an incident's panic is compared by."""
         incident_id = await self._called(incident_id)
         incident = await _read(partial(self._keeping.journal.incident, incident_id))
-        if incident is None:  # pruned in this very moment
+        if incident is None:  # removed at this moment
             raise _no_such_incident(incident_id)
         if incident.signature is None or not incident.signature.hash:
             why = "panicd knows too little of its panic to compare it"
@@ -237,7 +237,7 @@ class Api:
         return record | {"dump": self._dump_of(incident_id)}
 
     def _dump_of(self, incident_id: str) -> object:
-        """Return how far the dump is that goes on for an incident; None where none does."""
+        """Return how far an incident's running dump is; None if there is none."""
         for domain in self._services.fleet.domains.values():
             chronicle, dump = domain.chronicle, domain.dump
             if dump is not None and chronicle is not None and chronicle.incident.id == incident_id:
@@ -245,7 +245,7 @@ class Api:
         return None
 
     async def _called(self, text: str) -> str:
-        """Return the id of the incident that is meant; one in hand may not be in the journal."""
+        """Return the full id of an incident; a current one may not be in the journal yet."""
         domains = self._services.fleet.domains.values()
         if any(d.chronicle is not None and d.chronicle.incident.id == text for d in domains):
             return text
@@ -293,7 +293,7 @@ class Api:
         return {"domain": asked, "domains": domains, "still_held": still}
 
     def _held_with_others(self, asked: str, now: float) -> str:
-        """Return by what hold a domain is held that has none of its own."""
+        """Return which wider hold holds a domain that has no hold of its own."""
         holds = self._services.holds
         names = (name for domain in self._services.fleet.called(asked) for name in domain.names)
         if held := next((name for name in names if holds.at(name, now) is not None), None):
@@ -368,7 +368,7 @@ class Api:
         }
 
     async def _with_another_policy(self, before: Config, after: Config) -> list[str]:
-        """Return the names of the domains to which another policy applies than before."""
+        """Return the names of the domains to which another policy now applies."""
         changed = []
         for number, domain in enumerate(tuple(self._services.fleet.domains.values()), 1):
             known = domain.claim.name, domain.uuid or None
@@ -380,20 +380,20 @@ class Api:
 
 
 def _told_apart(domain: Domain) -> str:
-    """Return how a domain is told from others of its name."""
+    """Return what distinguishes a domain from others of its name."""
     claimed = f", UUID {domain.uuid}" if domain.uuid else ""
     return f"{domain.address}  ({domain.name}{claimed})"
 
 
 def _after_grace(domain: Domain, plan: Plan, outlook: Outlook) -> Plan | None:
-    """Return what follows where the guest may handle its panic itself, and does not."""
+    """Return what follows if the guest may handle its panic itself, and does not."""
     if plan.decision.action is not Action.GRACE:
         return None
     return foresee_domain(domain, outlook, own_time=OWN_TIME_OVER[plan.decision.reason])
 
 
 async def _read(read: Callable[[], T]) -> T:
-    """Return what is read from the journal, in a thread."""
+    """Return what a function reads from the journal, in a thread."""
     try:
         return await trio.to_thread.run_sync(read)
     except JournalError as error:

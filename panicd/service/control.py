@@ -32,32 +32,32 @@ from panicd.rules.socket_path import path_problem
 from panicd.service.control_client import RefusedError
 
 REQUEST_LIMIT: Final = 64 * 1024
-"""Bytes of a request, its line break not counted."""
+"""Bytes of a request, without its line break."""
 
 NUMBER_LIMIT: Final = 1e12
-"""What numbers in a request are at most: moments and durations, in seconds, and counts."""
+"""The largest number in a request: moments and durations, in seconds, and counts."""
 
 ENCODED_AT_ONCE: Final = 16
-"""Entries of a list that are made JSON in one turn of the event loop."""
+"""Entries of a list that become JSON in one turn of the event loop."""
 
 CONNECTION_LIMIT: Final = 64
-"""Connections served at a time; more are refused at once."""
+"""Connections that are served at a time; more are refused immediately."""
 
 IDLE_TIMEOUT: Final = 5.0
 """Seconds that a client has to send its request, and then to take its reply."""
 
 SOCKET_MODE: Final = 0o660
-"""Owner and group may connect: that takes the right to write (unix(7))."""
+"""The owner and the group may connect: that needs the right to write (unix(7))."""
 
 _UCRED: Final = struct.Struct("iII")  # struct ucred: pid_t, uid_t, gid_t (unix(7))
 
 
 class ControlSocketError(Exception):
-    """The control socket can't be made: a matter of its path or of rights."""
+    """panicd can't make the control socket, because of its path or of rights."""
 
 
 class AlreadyRunningError(ControlSocketError):
-    """Somebody else listens on the control socket, most likely another panicd."""
+    """Another process listens on the control socket, most likely another panicd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,10 @@ class Request:
     """What a client asks for.
 
     Attributes:
-        command: what is to be done.
-        arguments: to it.
-        peer: who asks; panicd itself for somebody who asks by the page.
-        user: who that is, by the name that the page knows; empty on the control socket.
+        command: its name.
+        arguments: of the command.
+        peer: who asks; panicd itself if somebody asks on the page.
+        user: that person's name on the page; empty on the control socket.
     """
 
     command: str
@@ -89,7 +89,7 @@ class Request:
 Handler: TypeAlias = Callable[[Request], Awaitable[object]]
 """Carries out a request; returns what JSON can hold, or raises `RefusedError`.
 
-A long list may be an async iterator instead, that makes its items as they are written.
+A long list may be an async iterator instead, which makes its items as they are written.
 """
 
 GiveWay: TypeAlias = Callable[[], Awaitable[None]]
@@ -105,24 +105,24 @@ async def serve(
 ) -> NoReturn:
     """Serve the control socket until cancelled.
 
-    A handler runs on to its end when its client goes away. Any exception of a handler other
-    than `RefusedError` is a bug and comes out of here.
+    A handler runs to its end even if its client leaves. Any exception of a handler other than
+    `RefusedError` is a bug, and is raised from here.
 
     Args:
-        path: Where the socket is made; its directory is made too, but not those above it. A
-            socket that nobody listens on any more is replaced.
+        path: Where to make the socket. Its directory is made too, but not those above it. A socket
+            that nobody listens on any more is replaced.
         handler: Called once for each request, several at a time.
         give_way: Awaited between the parts of a long answer.
-        tell: Told of what is wrong with the socket; an empty text: nothing any more.
+        tell: Called with what is wrong with the socket; with an empty text if nothing is any more.
         task_status: Reports the start once clients can connect.
 
     Raises:
-        AlreadyRunningError: Somebody listens at `path`.
+        AlreadyRunningError: Another process listens at `path`.
         ControlSocketError: The socket can't be made.
 
     Resource handling:
-        The socket's file is removed at the end, unless another has taken its place. When it is gone
-        before, the socket is made anew.
+        The socket's file is removed at the end, unless another one has replaced it. If the file
+        goes before that, the socket is made anew.
     """
     listener = _listen(path)
     slots = trio.Semaphore(CONNECTION_LIMIT)
@@ -170,7 +170,7 @@ async def _receive_line(stream: trio.SocketStream) -> bytes | None:
     """Return the request's line, or None if the client left without a request.
 
     Raises:
-        RefusedError: The request is too long, too late, or not whole.
+        RefusedError: The request is too long, too late, or incomplete.
     """
     received = bytearray()
     with trio.move_on_after(IDLE_TIMEOUT):
@@ -207,13 +207,13 @@ def _parse_request(line: bytes) -> tuple[str, dict[str, object]]:
 
 
 def _number(written: str) -> int | float:
-    """Read a number of a size that can be calculated with and kept.
+    """Read a number of a size that panicd can calculate with and keep.
 
     Raises:
-        ValueError: it has another.
+        ValueError: its size is another.
     """
     number = int(written) if written.lstrip("-").isdigit() else float(written)
-    if not abs(number) <= NUMBER_LIMIT:  # nor is NaN
+    if not abs(number) <= NUMBER_LIMIT:  # NaN fails this too
         raise ValueError("too large a number")
     return number
 
@@ -233,11 +233,11 @@ async def _send(stream: trio.SocketStream, reply: dict[str, object], give_way: G
         try:
             await stream.send_all(line)
         except trio.BrokenResourceError:
-            return  # the client has left; what it asked for is done all the same
+            return  # the client has left; its request is carried out all the same
 
 
 async def _encode(value: object, give_way: GiveWay) -> str:
-    """Return a value as JSON; no turn of the event loop makes more than a part of a long list."""
+    """Return a value as JSON; one turn of the event loop makes only a part of a long list."""
     if isinstance(value, dict):
         pairs = [
             f"{json.dumps(str(key))}: {await _encode(item, give_way)}"
@@ -260,7 +260,7 @@ def _listen(path: Path) -> trio.socket.SocketType:
     if problem := path_problem(path):
         raise ControlSocketError(f"control socket {path}: {problem}")
     try:
-        # XDG_RUNTIME_DIR is empty after each log-in. Who may connect is for the socket's mode.
+        # XDG_RUNTIME_DIR is empty after each log-in. The socket's mode decides who may connect.
         path.parent.mkdir(mode=0o755, exist_ok=True)
         _check_free(path)
         listener = _bind(path)
@@ -270,8 +270,8 @@ def _listen(path: Path) -> trio.socket.SocketType:
 
 
 def _bind(path: Path) -> socket.socket:
-    """Make the socket under a passing name, then rename it: nobody ever sees it half made."""
-    passing_name = path.with_name(f".{os.getpid():x}")  # short: no socket's path may be long
+    """Make the socket under a temporary name, then rename it, so that it is always complete."""
+    passing_name = path.with_name(f".{os.getpid():x}")  # a socket's path may not be long
     passing_name.unlink(missing_ok=True)
     with contextlib.ExitStack() as on_failure:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -286,7 +286,7 @@ def _bind(path: Path) -> socket.socket:
 
 
 def _check_free(path: Path) -> None:
-    """Make sure that what is at `path`, if anything, is a socket that nobody listens on."""
+    """Make sure that `path` is free, or is a socket that nobody listens on."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -294,7 +294,7 @@ def _check_free(path: Path) -> None:
     if not stat.S_ISSOCK(mode):
         raise ControlSocketError(f"control socket {path}: it is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a queue that is full gives EAGAIN instead of waiting
+        probe.setblocking(False)  # a full queue gives EAGAIN instead of waiting
         outcome = probe.connect_ex(str(path))
     if outcome in {0, errno.EAGAIN}:
         raise AlreadyRunningError(f"control socket {path}: another panicd listens here")

@@ -1,6 +1,6 @@
-"""The commands' end of the control socket; see ``panicd.service.control`` for what is said there.
+"""The commands' end of the control socket; ``panicd.service.control`` describes the protocol.
 
-It is apart from the daemon's end because a command that only asks needs no event loop.
+It is separate from the daemon's end because a command that only asks needs no event loop.
 """
 
 import json
@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 Answer: TypeAlias = dict[str, Any]
-"""An answer of the daemon's, as decoded from JSON."""
+"""An answer of the daemon, as decoded from JSON."""
 
 REPLY_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes of a reply that a client takes; 10,000 domains need some 5 MiB."""
+"""Bytes of a reply that a client accepts; 10,000 domains need some 5 MiB."""
 
 
 class DaemonUnreachableError(Exception):
-    """No answer came from a daemon; the message says what to look at."""
+    """No daemon answered; the message says what to look at."""
 
 
 class RefusedError(Exception):
-    """A request was understood as far as it goes, and refused.
+    """The daemon understood a request, and refused it.
 
     Args:
-        kind: What was wrong, as a word for programs, such as `no-such-domain`.
-        message: What was wrong, for people.
+        kind: The reason, as a word for programs, such as `no-such-domain`.
+        message: The reason, for people.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -53,8 +53,8 @@ def call(
         What the daemon returned, as JSON's types.
 
     Raises:
-        DaemonUnreachableError: There is no daemon, no right to talk to it, or no whole answer.
-            The request may have been carried out if the answer alone is missing.
+        DaemonUnreachableError: There is no daemon, no right to talk to it, or no complete answer.
+            If only the answer is missing, the daemon may have carried out the request.
         RefusedError: The daemon refused.
     """
     request = json.dumps({"command": command, "arguments": dict(arguments or {})})

@@ -1,4 +1,4 @@
-"""Hands what another thread asks for to the daemon's event loop, and its answer back."""
+"""Hands requests of another thread to the daemon's event loop, and its answers back."""
 
 import math
 import os
@@ -13,11 +13,11 @@ from panicd.service.control_client import RefusedError
 from panicd.web.page.operating import NotDoneError
 
 PATIENCE: Final = 30.0
-"""Seconds that a thread waits for an answer; an operator is told after 5 that something goes on."""
+"""Seconds that a thread waits for an answer; after 5 the operator is told that it takes longer."""
 
 
 class Counter:
-    """Where other threads ask; made in the event loop's thread.
+    """Takes requests of other threads; made in the event loop's thread.
 
     Args:
         handle: answers, as on the control socket.
@@ -37,11 +37,11 @@ class Counter:
                 nursery.start_soon(self._answer, request, answer)
 
     def ask(self, command: str, arguments: Mapping[str, object], user: str) -> object:
-        """Have a request answered; for any other thread than the event loop's. Blocking.
+        """Have a request answered; for other threads than the event loop's. Blocking.
 
         Args:
-            command: what is to be done.
-            arguments: to it.
+            command: its name.
+            arguments: of the command.
             user: who asks.
 
         Raises:

@@ -79,11 +79,11 @@ from panicd.web.web import WebApp
 
 AT_START_ONLY: Final = ("metrics_listen", "state_directory", "control_socket")
 SWITCH_INTERVAL: Final = 0.0005  # seconds (sys.setswitchinterval)
-# gc.set_threshold: the young as often as by default, for what a hostile monitor sent hangs on them.
-# A collection of all objects of 2,000 domains takes 0.1 to 1 s, in which nobody is responded to:
-# not after each 70,000 objects, as by default, but after each 300,000.
+# gc.set_threshold: the young generation as by default, as what a hostile monitor sent is in it.
+# A collection of all objects of 2,000 domains takes 0.1 to 1 s, in which nobody gets a response:
+# so it runs after 300,000 new objects, instead of 70,000 as by default.
 COLLECT_AFTER: Final = (700, 10, 43)
-LAST_WORDS: Final = 2.0  # seconds that writing the last entries may take at the end
+LAST_WORDS: Final = 2.0  # seconds for writing the last entries at the end
 PRUNE_EVERY: Final = 24 * 3600.0  # seconds
 PULSE_EVERY: Final = 5.0  # seconds
 WEDGED_AFTER: Final = 15.0  # seconds without a pulse after which /healthz says so
@@ -98,7 +98,7 @@ class Daemon:
         dry_run: decide and record, and do nothing to any VM.
 
     Raises:
-        JournalError: the journal can't be opened; a damaged one is set aside instead.
+        JournalError: the journal can't be opened; a damaged one is renamed instead.
     """
 
     def __init__(self, config_file: Path, config: Config, *, dry_run: bool) -> None:
@@ -157,13 +157,13 @@ class Daemon:
         """Run until SIGTERM or SIGINT.
 
         Raises:
-            ConfigError: the monitors can't be watched.
-            ControlSocketError: the control socket can't be made.
-            HttpBindError: the metrics address can't be listened on.
+            ConfigError: panicd can't watch the monitors.
+            ControlSocketError: panicd can't make the control socket.
+            HttpBindError: panicd can't listen on the metrics address.
         """
-        # A scrape renders in a thread of its own; at the default of 5 ms it would hold up panics.
+        # A scrape renders in a thread of its own; with the default of 5 ms it would delay panics.
         sys.setswitchinterval(SWITCH_INTERVAL)
-        gc.freeze()  # what is there by now stays
+        gc.freeze()  # what exists by now stays
         gc.set_threshold(*COLLECT_AFTER)
         with (
             self._journal,
@@ -207,7 +207,7 @@ class Daemon:
             await self._write_the_rest(services.keeping)
 
     def _make_services(self, nursery: trio.Nursery) -> Services:
-        """Make what the domains share, with the incidents that are open."""
+        """Make what the domains share, with the open incidents."""
         keeping = Keeping(
             self._journal, self._counters, self._clock, lambda: self._config.journal_failure
         )
@@ -235,7 +235,7 @@ class Daemon:
         )
 
     def _remember_storm(self) -> None:
-        """Have a storm go on over a restart of the daemon."""
+        """Have a storm continue over a restart of the daemon."""
         if self._config.storm is None:
             return
         since = time.time() - self._config.storm.window
@@ -248,14 +248,14 @@ class Daemon:
             self._storm.remember(incident.opened.domain_key, incident.opened.at)
 
     async def _write_the_rest(self, keeping: Keeping) -> None:
-        """Make durable what had been noted when the daemon was told to stop."""
+        """Make durable what was noted when the daemon was told to stop."""
         with trio.move_on_after(LAST_WORDS):
             for chronicle in list(keeping.unwritten):
-                with suppress(JournalError):  # told of where it is found
+                with suppress(JournalError):  # reported where it is found
                     await chronicle.commit()
 
     async def _prune(self) -> None:
-        """Remove incidents and operations older than they are to be kept, once a day."""
+        """Remove incidents and operations that are too old, once a day."""
         while True:
             before = time.time() - self._config.journal_keep
             try:
@@ -281,7 +281,7 @@ class Daemon:
         return sum(incident.state is State.RESET for incident in self._incidents_open())
 
     def _must_wait_out(self) -> bool:
-        """Whether the journal was damaged, and nothing destructive is to be done without it."""
+        """Whether the journal was damaged, so that panicd does nothing destructive without it."""
         wait = self._config.journal_failure is JournalFailure.PRESERVE
         return wait and self._damaged.is_there
 
@@ -300,13 +300,13 @@ class Daemon:
         return self._priority.in_turn(tuple(self._fleet.domains.values()))
 
     async def reload(self) -> list[str]:
-        """Read the configuration anew, and put it in force, all or nothing.
+        """Read the configuration again, and put all of it in force, or nothing.
 
         Returns:
-            The keys that were changed, and take effect at the next start only.
+            The changed keys that only take effect at the next start.
 
         Raises:
-            ConfigError: it is bad, or its monitors can't be watched: the old one stays in force.
+            ConfigError: it is bad, or its monitors can't be watched; the old one stays in force.
         """
         async with self._reloading:
             return await self._reload()
@@ -344,10 +344,10 @@ class Daemon:
         get_logger().info("configuration in force", file=str(self._config_file))
 
     async def _start_monitors(self, config: Config) -> None:
-        """Begin with the configured monitors, all or none, and end with those that no longer are.
+        """Begin with the configured monitors, all or none, and end with the others.
 
         Raises:
-            ConfigError: some can't be begun with.
+            ConfigError: panicd can't begin with some.
         """
         wanted = {*config.monitors, *([ByLibvirt()] if config.libvirt is not None else [])}
         new = {monitor: trio.CancelScope() for monitor in wanted - set(self._monitors)}
@@ -414,7 +414,7 @@ class Daemon:
         return reasons + self._problems.current
 
     async def _feed_watchdog(self) -> None:
-        """Say that both event loops still turn, for as long as they do."""
+        """Tell systemd that both event loops still turn, for as long as they do."""
         interval = min(PULSE_EVERY, self._manager.watchdog_interval() or PULSE_EVERY)
         while True:
             await pulse()
@@ -440,7 +440,7 @@ class Daemon:
             if number != signal.SIGHUP:
                 get_logger().info("stopping", signal=signal.Signals(number).name)
                 return
-            with suppress(ConfigError):  # told of, and counted, where it is found
+            with suppress(ConfigError):  # reported and counted where it is found
                 await self.reload()
 
     def _coredump_free_bytes(self) -> int | None:

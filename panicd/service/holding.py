@@ -1,7 +1,7 @@
 """What an operator's hold is on, and which domains it matches.
 
-What QEMUs claim, a name or a UUID, holds each that claims it, now or later. A name that is panicd's
-own, or a monitor, holds the one domain that has it.
+A name or UUID that QEMUs claim holds each QEMU that claims it, now or later. A name that panicd
+gave, or a monitor, holds the one domain that has it.
 """
 
 from collections.abc import Collection, Iterator
@@ -16,11 +16,11 @@ Names = tuple[str, ...]
 
 
 def placed(fleet: Fleet, asked: str) -> list[str]:
-    """Return what a hold is written down under: what was asked for, or the key of who has it.
+    """Return the place of a hold: what was asked for, or the key of the domain that has it.
 
     Args:
         fleet: the domains.
-        asked: a domain's name, UUID or monitor, or ``EVERY_DOMAIN``; there need not be such a one.
+        asked: a domain's name, UUID or monitor, or ``EVERY_DOMAIN``; the domain need not exist.
     """
     asked = parse_uuid(asked) or asked
     found = fleet.called(asked)
@@ -29,9 +29,9 @@ def placed(fleet: Fleet, asked: str) -> list[str]:
 
 
 def held_under(services: Services, asked: str) -> list[str]:
-    """Return what holds may be under that end with this one: no other domain is held by them.
+    """Return the places of the holds that end with this one: they hold no other domain.
 
-    So a domain's hold by its name ends by its UUID too, if it is the only one of that name.
+    So a hold by a domain's name also ends by its UUID, if it is the only domain of that name.
 
     Args:
         services: the daemon's.
@@ -45,9 +45,9 @@ def held_under(services: Services, asked: str) -> list[str]:
 
 
 def matched(services: Services, places: Collection[str]) -> list[str]:
-    """Return the names of the domains that holds under these match now, in their order.
+    """Return the names of the domains that holds at these places match now, in order.
 
-    One whose QEMU is gone, and whose incident goes on, is among them.
+    They include a domain whose QEMU is gone, while its incident is open.
     """
     return sorted(
         {

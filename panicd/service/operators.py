@@ -1,6 +1,7 @@
-"""What operators ask for: recorded with who asked and why, and carried out.
+"""Carries out what operators ask for, and records who asked and why.
 
-Holds survive a restart of the daemon, for they are folded from the journal, and end by themselves.
+Holds survive a restart of the daemon, because they are folded from the journal. They end by
+themselves.
 """
 
 import math
@@ -25,15 +26,15 @@ from panicd.rules.panic_device import PanicDevice
 from panicd.rules.plugging import Plugged
 from panicd.service.control_client import RefusedError
 
-PATIENCE: Final = 5.0  # seconds after which an operator is told that what he asked goes on
+PATIENCE: Final = 5.0  # seconds after which an operator is told that it takes longer
 
 
 class Operators:
-    """Carries out what operators ask.
+    """Carries out what operators ask for.
 
     Args:
         services: what it uses.
-        connector: knows who looks after each domain.
+        connector: knows the driver of each domain.
     """
 
     def __init__(self, services: Services, connector: Connector) -> None:
@@ -42,7 +43,7 @@ class Operators:
         self._changed = trio.Event()
 
     async def run(self) -> None:
-        """Have holds begin, and end when their time is over, until cancelled."""
+        """Begin holds, and end them when their time is over, until cancelled."""
         while True:
             now = self._services.keeping.clock()
             end = self._services.holds.next_end(now)
@@ -52,11 +53,11 @@ class Operators:
             await self._connector.reload()
 
     def look_anew(self) -> None:
-        """Have every domain's policy and holds looked up anew, soon."""
+        """Have every domain look up its policy and holds again, soon."""
         self._changed.set()
 
     async def hold(self, operation: Operation) -> None:
-        """Suspend automation for a domain or the host, or take that back.
+        """Suspend automation for a domain or the host, or end that.
 
         Raises:
             RefusedError: it can't be recorded.
@@ -68,20 +69,20 @@ class Operators:
     async def act(
         self, domain: Domain, operation: Operation, action: OnCrash | None, about: str = ""
     ) -> tuple[bool, Incident | None]:
-        """Do something about a domain's panicked guest.
+        """Act on a domain's panicked guest.
 
         Args:
-            domain: which.
+            domain: the domain.
             operation: who asks, and why.
-            action: what; None: let the guest run as it is.
-            about: the id of the incident that is meant; empty: the one that goes on.
+            action: what to do; None: let the guest run as it is.
+            about: the id of the incident that is meant; empty: the open one.
 
         Returns:
-            Whether it is done; it goes on where it isn't. And the incident that it is about, as it
-            stands then; None where there was none, and it is still to be refused for that.
+            Whether it is done; if not, it is still under way. Also its incident, as it stands
+            then; None if there was none, and the request is still to be refused for that.
 
         Raises:
-            RefusedError: the domain's state has overtaken it, or it can't be done.
+            RefusedError: the domain's state has changed meanwhile, or it can't be done.
         """
         driver = self._connector.driver_of(domain)
         if driver is None:
@@ -101,7 +102,7 @@ class Operators:
         """Give a domain's VM a panic device while it runs; see ``rules.plugging``.
 
         Raises:
-            RefusedError: it has one, or can't be given one.
+            RefusedError: it has one, or can't get one.
         """
         capability = self._capability(domain)
         if capability.panic_device is not PanicDevice.NONE and not capability.plugged:
@@ -119,7 +120,7 @@ class Operators:
         return found
 
     async def disarm(self, domain: Domain, operation: Operation) -> None:
-        """Take that device away again.
+        """Remove that device again.
 
         Raises:
             RefusedError: there is none, or it stays.
@@ -139,7 +140,7 @@ class Operators:
 
     @contextmanager
     def _plugging(self, domain: Domain) -> Iterator[None]:
-        """Refuse where nothing may be changed of a VM; have what was changed taken in."""
+        """Refuse if nothing may change a VM; afterwards have the change taken in."""
         if self._services.dry_run:
             raise RefusedError("dry-run", "this is a dry run, which changes nothing")
         if domain.chronicle is not None:
@@ -155,7 +156,7 @@ class Operators:
                 driver.reload()
 
     async def acknowledge(self, incident_id: str, operation: Operation) -> str:
-        """Note that an incident was looked at, whether it is open or not.
+        """Acknowledge an incident, whether it is open or not.
 
         Returns:
             The name of its domain.
@@ -180,7 +181,7 @@ class Operators:
             if incident is None:
                 raise RefusedError("no-such-incident", f"no incident is called {incident_id!r}")
             await journal.append(incident_id, entry)
-        except (JournalError, IllegalTransitionError) as error:  # pruned in this very moment
+        except (JournalError, IllegalTransitionError) as error:  # removed at this moment
             raise RefusedError("journal", str(error)) from error
         return incident.opened.domain
 

@@ -1,6 +1,6 @@
-"""What a configuration has panicd run, and what it asks to start VMs: whether they are there.
+"""Whether the programs that a configuration runs exist, and whatever starts VMs for it.
 
-They are looked for when it starts, not when a guest has panicked.
+panicd looks for them when it starts, not when a guest has panicked.
 """
 
 import os
@@ -17,12 +17,12 @@ from panicd.rules.settings import Policy
 
 @dataclass(frozen=True, slots=True)
 class MissingProgram:
-    """A program that can't be run, or the socket of one that isn't there.
+    """A program that can't be run, or a missing socket of one.
 
     Attributes:
-        program: its name, or its path; of a socket all paths that it may have.
-        wanted_by: the key of the configuration that asks for it.
-        package: of Debian, that has it; empty where that is not known.
+        program: its name, or its path; for a socket all paths that it may have.
+        wanted_by: the key of the configuration that needs it.
+        package: of Debian, that has it; empty if that is not known.
     """
 
     program: str
@@ -35,7 +35,7 @@ class MissingProgram:
 
 
 def missing_programs(config: Config) -> list[MissingProgram]:
-    """Return what a configuration asks for and can't be run here, each once."""
+    """Return what a configuration needs and can't run here, each once."""
     missing = [
         MissingProgram(program, wanted_by)
         for program, wanted_by in dict(_wanted(config)).items()
@@ -58,7 +58,7 @@ def _policies(config: Config) -> Iterator[Policy]:
 
 
 def _wanted(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield each program with the key that asks for it."""
+    """Yield each program with the key that needs it."""
     for policy in _policies(config):
         if policy.relaunch is not None and policy.relaunch.command:
             yield policy.relaunch.command[0], "relaunch.command"
