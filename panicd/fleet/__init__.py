@@ -2,15 +2,15 @@
 
 ::
 
-    discovery      monitor sockets by a pattern, kept true by watches (inotify)
+    discovery      monitor sockets by a pattern, kept up to date by watches (inotify)
     connector      makes the connections to monitors, and keeps them
-    libvirt_domains  looks after the domains that libvirt alone can reach
-    supervision    a domain that is connected: identified, and given to its driver
-    plugging       gives a running VM a panic device, and takes it away again
+    libvirt_domains  keeps a session with each domain that only libvirt can reach
+    supervision    a connected domain: identified, and given to its driver
+    plugging       gives a running VM a panic device, and removes it again
     backoff        how long to wait before the next try
-    unidentified   who dialled in and said nothing yet
+    unidentified   connections that dialled in and have said nothing yet
     snapshot       the domains as plain values, for ``status`` and a scrape
-    audit          which of them could not be acted on
+    audit          which domains panicd could not act on
 
-Enters: sockets and those that dial in. Leaves: sessions, each given to ``incident.driver``.
+Enters: sockets, and connections that dial in. Leaves: sessions, each given to ``incident.driver``.
 """

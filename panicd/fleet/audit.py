@@ -1,6 +1,6 @@
-"""Which domains could not be acted on, as configured, if they panicked now.
+"""Which domains panicd could not act on, as configured, if they panicked now.
 
-Called from other threads than the domains' own, so it only reads.
+It is called from other threads than the domains' own, so it only reads.
 """
 
 import os
@@ -20,7 +20,7 @@ from panicd.rules.settings import CoredumpSettings
 def exposed_domains(
     domains: Iterable[Domain], counters: Counters, holds: Holds, now: float
 ) -> list[tuple[Domain, dict[Exposure, str]]]:
-    """Return the domains that could not be acted on, each with the reasons why, and remedies."""
+    """Return the domains that panicd could not act on, each with the reasons and remedies."""
     rooms: dict[tuple[Path, object], bool] = {}
     found = []
     for domain in domains:
@@ -34,7 +34,7 @@ def exposed_domains(
 def count_exposed(
     domains: Iterable[Domain], counters: Counters, holds: Holds, now: float
 ) -> dict[str, int]:
-    """Return how many domains could not be acted on, by the reason; each is there, if at 0."""
+    """Return how many domains panicd could not act on, by each reason, also those at 0."""
     counts = {reason.value: 0 for reason in Exposure}
     for _, reasons in exposed_domains(domains, counters, holds, now):
         for reason in reasons:
@@ -47,7 +47,7 @@ def unwatched(fleet: Fleet) -> list[tuple[RunningQemu, dict[Exposure, str]]]:
     domains = list(fleet.domains.values())
     sessions = [(domain, domain.session) for domain in domains]
     pids = {session.peer.pid for _, session in sessions if session is not None}
-    # A name is a claim: it tells which QEMU a domain is only where nothing better is known.
+    # A name is a claim: it identifies a domain's QEMU only if nothing better is known.
     names = {
         domain.name for domain, session in sessions if session is None or not session.process_known
     }
@@ -99,7 +99,7 @@ def _exposures(
 
 
 def has_room(settings: CoredumpSettings) -> bool:
-    """Tell whether anything could be written where dumps lie, above what is to stay free there."""
+    """Tell whether panicd could write where dumps are, above what shall stay free there."""
     directory = settings.directory
     try:
         existing = existing_part(directory)

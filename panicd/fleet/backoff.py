@@ -3,12 +3,12 @@
 import random
 from typing import Final
 
-FIRST_RETRY: Final = 0.02  # seconds: a socket is bound a moment before it is listened on
+FIRST_RETRY: Final = 0.02  # seconds: a socket is bound a moment before somebody listens on it
 LAST_RETRY: Final = 5.0  # seconds
 
 
 class Backoff:
-    """How long to wait before the next try: doubling, capped, with jitter."""
+    """How long to wait before the next try: doubling, with a maximum and jitter."""
 
     def __init__(self) -> None:
         self.failures = 0

@@ -1,4 +1,4 @@
-"""Makes and keeps the connections to the monitors: those panicd dials, and those that dial in."""
+"""Makes and keeps the connections to monitors: those that panicd dials, and those that dial in."""
 
 import errno
 import glob
@@ -46,9 +46,9 @@ from panicd.rules.command_line import parse_command_line
 from panicd.rules.socket_path import path_problem
 
 GREETING_TIMEOUT: Final = 5.0  # seconds; QEMU greets within a millisecond unless it is taken
-LASTING: Final = 10.0  # seconds of a session after which its loss counts as a first failure
+LASTING: Final = 10.0  # seconds of a session, after which its loss counts as a first failure
 ACCEPT_AGAIN: Final = 0.1  # seconds
-RELOADED_AT_ONCE: Final = 32  # domains; each takes some 50 µs, in which nobody is responded to
+RELOADED_AT_ONCE: Final = 32  # domains; each takes some 50 µs, in which nobody gets a response
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
 LOOK_EVERY: Final = 5.0  # seconds; a QEMU that ends removes its socket some milliseconds before
 LOST: Final = "the socket is gone, so panicd can't connect again when the connection ends"
@@ -57,7 +57,7 @@ LOST_NAMED: Final = 3  # paths
 
 @dataclass(slots=True)
 class _Dialled:
-    """A path that is dialled for as long as it is there."""
+    """A path that is dialled for as long as it exists."""
 
     present: bool = True
     retry: trio.Event = field(default_factory=trio.Event)
@@ -71,7 +71,7 @@ class _Dialled:
 
 
 class Connector:
-    """Connects monitors and has a supervisor look after each.
+    """Connects monitors, and gives each to a supervisor.
 
     Args:
         services: what drivers use.
@@ -83,18 +83,18 @@ class Connector:
         self._unidentified = UnidentifiedConnections()
         self._sockets = SocketTable()
         self._discoveries: set[Discovery] = set()
-        # Handed on once in a turn of asyncio's loop, which takes one of trio's for each callback.
-        # Thousands that began at once would each wait for all the others, past the time that a
-        # greeting may take, and begin anew at once, for ever.
+        # Handed on once in a turn of asyncio's loop, which needs a turn of trio's for each callback.
+        # Thousands that began together would each wait for all the others, longer than a greeting
+        # may take, and begin again immediately, for ever.
         self._turn = trio.Lock()
         self.by_libvirt = LibvirtDomains(services, self._drivers)
 
     def driver_of(self, domain: Domain) -> Driver | None:
-        """Return who looks after a domain; None while it is not connected."""
+        """Return the driver of a domain; None while it is not connected."""
         return self._drivers.get(domain.address)
 
     async def reload(self) -> None:
-        """Have every domain's policy and holds looked up anew, a few in each turn."""
+        """Have every domain look up its policy and holds again, a few in each turn."""
         for number, driver in enumerate(list(self._drivers.values()), 1):
             driver.reload()
             if number % RELOADED_AT_ONCE == 0:
@@ -103,7 +103,7 @@ class Connector:
     async def dial(
         self, pattern: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Keep a connection to every socket that matches a pattern, for as long as it is there.
+        """Keep a connection to every socket that matches a pattern, while the socket exists.
 
         Args:
             pattern: one that ``validate_pattern`` accepts.
@@ -149,7 +149,7 @@ class Connector:
     async def _see_lost(
         self, pattern: str, paths: dict[Path, _Dialled], vanished: trio.lowlevel.ParkingLot
     ) -> None:
-        """Tell of the connected monitors whose sockets are gone, for as long as there are any."""
+        """Report the connected monitors whose sockets are gone, for as long as there are any."""
         while True:
             await vanished.park()
             lost = [""]
@@ -159,7 +159,7 @@ class Connector:
                 self._services.problems.tell(pattern, _lost(lost))
 
     async def see_mounts(self) -> None:
-        """Have everything looked at anew when file systems are mounted, until cancelled."""
+        """Have everything looked at again after each mount, until cancelled."""
         try:
             async for _ in mount_changes():
                 for discovery in self._discoveries:
@@ -168,7 +168,7 @@ class Connector:
             get_logger().warning("mounts may be missed", reason=str(error))
 
     async def dial_found(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Dial the monitors that libvirt's domains were given, whatever they are called."""
+        """Dial the monitors that libvirt's domains were given, whatever their names are."""
         services = self._services
         dials: dict[str, trio.CancelScope] = {}
 
@@ -177,7 +177,7 @@ class Connector:
                 await self.dial(glob.escape(path))
 
         def found(paths: set[str]) -> None:
-            # Whoever is still looked after may be about to be started anew.
+            # A domain that is still connected may be about to start anew.
             for path in set(dials) - paths - set(services.fleet.domains):
                 dials.pop(path).cancel()
             for path in paths - set(dials):
@@ -242,7 +242,7 @@ class Connector:
             del paths[path]
 
     async def _take(self, sock: socket.socket, address: str) -> None:
-        """Look after one VM that dialled in, until its connection ends."""
+        """Keep one VM that dialled in, until its connection ends."""
         services = self._services
         domain = services.fleet.add(
             address, Path(address).name, services.keeping.clock(), dials_in=True
@@ -259,10 +259,10 @@ class Connector:
             sock.close()
 
     async def _try(self, domain: Domain, connect: Callable[[], Awaitable[socket.socket]]) -> bool:
-        """Look after a domain through one connection; say why there is none, or none any more.
+        """Keep a domain for one connection; log why there is none, or why it ended.
 
         Returns:
-            Whether it may be tried again, with no other socket in its place.
+            Whether it may be tried again without another socket in its place.
         """
         may_again = True
         async with self._turn:
@@ -299,7 +299,7 @@ class Connector:
         return await self._sockets.why_silent(domain.address, said, greeted=greeted)
 
     async def _look_after(self, domain: Domain, sock: socket.socket) -> str:
-        """Look after a domain until its session ends, and return why it ended."""
+        """Keep a domain until its session ends, and return why it ended."""
         with closing(sock), Peer.of(sock) as peer:
             if not domain.dials_in:
                 leave_libvirts_own(Path(domain.address), peer.command_line() or ())
@@ -327,8 +327,8 @@ async def connect(path: Path) -> socket.socket:
     """Return a socket connected to a monitor.
 
     Raises:
-        OSError: it can't be; EAGAIN where its queue of waiting clients is full (unix(7)).
-        LibvirtsOwnError: it is not to be.
+        OSError: it can't be; EAGAIN if its queue of waiting clients is full (unix(7)).
+        LibvirtsOwnError: it must not be.
     """
     await trio.lowlevel.checkpoint()
     leave_libvirts_own(path)
@@ -344,7 +344,7 @@ async def connect(path: Path) -> socket.socket:
 
 
 async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
-    """Take the next connection; wait where there is nothing left to take it with (accept(2))."""
+    """Take the next connection; wait if there is no descriptor left for it (accept(2))."""
     told = False
     while True:
         try:
@@ -376,10 +376,10 @@ _WHY: Final = {
 
 
 def _listen(path: Path) -> trio.socket.SocketType:
-    """Listen on a socket of panicd's own, in place of one that nobody listens on any more.
+    """Listen on a socket of panicd's, and replace one that nobody listens on any more.
 
     Raises:
-        OSError: it can't be made, or somebody listens there.
+        OSError: it can't be made, or another process listens there.
     """
     if problem := path_problem(path):
         raise OSError(errno.ENAMETOOLONG, problem, os.fspath(path))

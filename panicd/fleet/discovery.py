@@ -1,14 +1,14 @@
-"""Which monitor sockets there are: a glob pattern, kept true by inotify.
+"""Which monitor sockets there are: a glob pattern, kept up to date by inotify.
 
-Every directory on the way of the pattern is watched, the plain ones too, so that one that does not
-exist yet, or is removed and made again, is noticed: a directory that somebody works in tells only
-its parent of its removal. Each is watched first and scanned then: what is made in between is seen
-twice rather than missed. When the kernel's queue overflows, and when whoever sees to the mounts
-says so (``look_again``), everything is scanned again and compared. Nothing is polled, unless the
-kernel has no watches left (``watches``).
+Every directory on the pattern's way is watched, also those without wildcards. So a directory that
+does not exist yet, or is removed and made again, is noticed: a directory that a process has open
+reports its removal only to its parent. Each directory is first watched and then scanned, so that
+what is made in between is seen twice rather than missed. If the kernel's queue overflows, or a
+mount changes (``look_again``), everything is scanned and compared again. Nothing is polled, unless
+the kernel has no watches left (``watches``).
 
-Not noticed, for the kernel does not tell: a change behind a symbolic link that one of the pattern's
-plain components is.
+One thing is not noticed, because the kernel does not report it: a change behind a symbolic link, if
+that link is a component of the pattern without wildcards.
 
 Sources: inotify(7), glob(7).
 """
@@ -35,23 +35,24 @@ UNPRINTABLE: Final = "its name has characters that can't be printed"
 
 @dataclass(frozen=True, slots=True)
 class Appeared:
-    """There is a socket at this path. It may not be listened to yet, or not any more."""
+    """A socket at this path. Nobody may listen on it yet, or any more."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Vanished:
-    """The socket at this path is gone. A connection made through it may well live on."""
+    """The socket at this path is gone. A connection that was made through it may still exist."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Sockets in this directory may go unseen.
+    """panicd may not see all sockets in this directory.
 
-    Said once for each reason. When its permissions change it is looked at again.
+    It is reported once for each reason. If the permissions change, the directory is looked at
+    again.
     """
 
     path: Path
@@ -60,14 +61,14 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Readable:
-    """What was said of a directory by ``Unreadable`` holds no longer."""
+    """What ``Unreadable`` said of a directory is no longer true."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """A socket or directory that matches is not taken, and why; ``Vanished`` ends it."""
+    """A matching socket or directory that is not used, and why; ``Vanished`` ends it."""
 
     path: Path
     reason: str
@@ -77,15 +78,15 @@ Change = Appeared | Vanished | Unreadable | Readable | PassedOver
 
 
 def validate_pattern(pattern: str) -> None:
-    """Check a pattern of monitor sockets, as it stands in the configuration.
+    """Check a pattern of monitor sockets, as the configuration has it.
 
     Args:
-        pattern: An absolute path, any component of which may hold the wildcards of glob(7). As in
-            a shell, a wildcard matches no leading dot and no slash; and here no name with
-            characters in it that can't be printed.
+        pattern: An absolute path; any component may have the wildcards of glob(7). As in a shell, a
+            wildcard matches no leading dot and no slash. Here it also matches no name with
+            characters that can't be printed.
 
     Raises:
-        ValueError: It can't be watched; the message says what is wrong with it.
+        ValueError: It can't be watched; the message says why.
     """
     if "\0" in pattern:
         raise ValueError("a path has no NUL character")
@@ -123,7 +124,7 @@ class _Component:
 
 @dataclass(frozen=True, slots=True)
 class _SocketFile:
-    """Which file this is. A number may be used again for the next file: hence the time."""
+    """Which file this is. A number may be used again for the next file, hence the time."""
 
     device: int
     inode: int
@@ -135,14 +136,14 @@ class _Directory:
     """A directory on the pattern's way, and what matches in it.
 
     Attributes:
-        path: Where it is.
-        parent: The directory that it was found in, None for the root.
+        path: Its path.
+        parent: The directory that it was found in; None for the root.
         depth: Which of the pattern's components its entries are compared with.
         watch: inotify's watch descriptor, or why there is none.
         sockets: Those that were announced, by name; on the last level only.
         directories: Those that are followed, by name; on the other levels.
-        complaint: Why not everything in it can be seen, as it was last announced.
-        passed: What was announced to be passed over, by name.
+        complaint: Why panicd can't see everything in it, as it was last announced.
+        passed: The entries that were announced as passed over, by name.
     """
 
     path: Path
@@ -156,20 +157,20 @@ class _Directory:
 
 
 class Discovery:
-    """The sockets that match a pattern, as a stream of changes: first those that are there.
+    """The sockets that match a pattern, as a stream of changes: first those that exist.
 
-    For each path Appeared and Vanished alternate, beginning with Appeared. A socket that another
-    takes the place of, by unlink and bind or by rename, is Vanished and then Appeared, at once. So
-    one task per path can be started and ended by them; a task with a connection that still lives
-    may keep it after Vanished, for the QEMU behind it lives too. Rarely, when sockets come and go
-    while a directory is scanned, such a pair stands for a change that was announced already.
+    For each path Appeared and Vanished alternate, beginning with Appeared. If another socket
+    replaces one, by unlink and bind or by rename, Vanished and Appeared follow each other
+    directly. So they can start and end one task for each path. A task whose connection still lives
+    may keep it after Vanished, because the QEMU behind it lives too. If sockets come and go while
+    a directory is scanned, such a pair may rarely stand for a change that was announced already.
 
-    Wildcards find a thing itself, never a symbolic link to it, or one monitor could be found twice,
-    and no name that can't be printed, for a name ends up in logs and reports: those are PassedOver.
-    A plain component may be a symbolic link. Entries that are no sockets are not told of.
+    Wildcards find no symbolic links, or one monitor could be found twice. They find no name that
+    can't be printed, because names end up in logs and reports. Both are PassedOver. A component
+    without wildcards may be a symbolic link. Entries that are no sockets are not reported.
 
-    What waits to be told is bounded by the kernel's queue and the number of sockets: nothing is
-    read while the consumer is busy.
+    The kernel's queue and the number of sockets limit what waits: nothing is read while the
+    consumer is busy.
 
     Usage::
 
@@ -214,7 +215,7 @@ class Discovery:
         return self._changes.popleft()
 
     def _read(self) -> None:
-        """Take in what was told, or look at everything."""
+        """Take in what inotify said, or look at everything."""
         events = self._watches.read()
         if events is None:
             self._look_at_all()
@@ -222,11 +223,11 @@ class Discovery:
         for event in events:
             # More than one: links may lead to the same directory, and inotify watches inodes.
             for directory in tuple(self._watched.get(event.wd, ())):
-                if directory.watch == event.wd:  # still: the one before may have led to its end
+                if directory.watch == event.wd:  # the one before may have led to its end
                     self._take(directory, event.mask, event.name)
 
     def look_again(self) -> None:
-        """Have everything scanned and compared, soon: something was mounted or unmounted."""
+        """Have everything scanned and compared soon: something was mounted or unmounted."""
         self._watches.look_again()
 
     def _look_at_all(self) -> None:
@@ -252,11 +253,11 @@ class Discovery:
         elif mask & _SOMETHING_WENT:
             self._forget(directory, name)
         reason = self._look(directory, name) or self._blindness(directory)
-        if reason is not None:  # one entry that can be seen doesn't tell that they all can
+        if reason is not None:  # one entry that panicd can see does not prove that it can see all
             self._complain(directory, reason)
 
     def _scan(self, directory: _Directory) -> None:
-        """Compare what is known of a directory, and of those in it, with what is there."""
+        """Compare a directory, and those in it, with what exists now."""
         component = self._components[directory.depth]
         reason: str | None = None
         if component.wild is None:
@@ -276,10 +277,10 @@ class Discovery:
         self._complain(directory, reason or self._blindness(directory))
 
     def _look(self, directory: _Directory, name: str) -> str | None:
-        """Compare what is known of one matching entry with what is there.
+        """Compare one matching entry with what exists now.
 
         Returns:
-            None, or why it can't be told what is there.
+            None, or why that can't be seen.
         """
         follow = self._components[directory.depth].wild is None
         if not follow and not name.isprintable():
@@ -288,7 +289,7 @@ class Discovery:
         if directory.depth == len(self._components) - 1:
             return self._look_at_socket(directory, name, follow=follow)
         self._look_at_directory(directory, name, follow=follow)
-        return None  # a directory complains for itself
+        return None  # a directory has complaints of its own
 
     def _look_at_socket(self, directory: _Directory, name: str, *, follow: bool) -> str | None:
         path = directory.path / name
@@ -322,7 +323,7 @@ class Discovery:
                 self._pass_over(directory, name, LINK)
             return
         if known is not None and isinstance(known.watch, int) and isinstance(watch, str):
-            watch = known.watch  # no longer readable, but what was watched still is
+            watch = known.watch  # no longer readable, but its watch still works
         if known is None or (isinstance(known.watch, int) and known.watch != watch):
             self._forget(directory, name)
             known = _Directory(path, directory, directory.depth + 1, watch)
@@ -334,7 +335,7 @@ class Discovery:
         self._scan(known)
 
     def _pass_over(self, directory: _Directory, name: str, reason: str) -> None:
-        """Say once that an entry is not taken, if it would be without that reason."""
+        """Report once that an entry is not used, if it would be without that reason."""
         path = directory.path / name
         try:
             status = path.stat()  # of what a link leads to
@@ -349,7 +350,7 @@ class Discovery:
             self._changes.append(PassedOver(path, reason))
 
     def _forget(self, directory: _Directory, name: str) -> None:
-        """Drop one entry, with all that is in it."""
+        """Drop one entry, with everything in it."""
         if directory.sockets.pop(name, None) is not None or name in directory.passed:
             directory.passed.discard(name)
             self._changes.append(Vanished(directory.path / name))
@@ -362,10 +363,10 @@ class Discovery:
         self._complain(gone, None)
 
     def _blindness(self, directory: _Directory) -> str | None:
-        """Return why it would not be noticed what is made in a directory, None if it would be."""
+        """Return why new entries of a directory would not be noticed; None if they would."""
         if isinstance(directory.watch, int):
             return None
-        # It may be passed through without being read: no matter, while the next one is there.
+        # It can be passed through without being read: that is enough, while the next one is there.
         return None if directory.directories else directory.watch
 
     def _complain(self, directory: _Directory, reason: str | None) -> None:

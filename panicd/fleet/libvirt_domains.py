@@ -1,4 +1,4 @@
-"""Looks after the domains that libvirt runs and that have no monitor for panicd, by its API."""
+"""Keeps a session by libvirt's API with each domain that has no monitor for panicd."""
 
 from dataclasses import replace
 from functools import partial
@@ -29,14 +29,14 @@ from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
 
 ANSWERS_WITHIN: Final = 5.0  # seconds; it takes a few milliseconds
-AT_ONCE: Final = 8  # domains that libvirt is asked about
-LASTING: Final = 10.0  # seconds of a session after which its loss counts as a first failure
+AT_ONCE: Final = 8  # domains that libvirt is asked about at a time
+LASTING: Final = 10.0  # seconds of a session, after which its loss counts as a first failure
 SETTLED_WITHIN: Final = 0.5
-"""Seconds after a panic in which libvirt has done what it does by itself; 4 ms were seen."""
+"""Seconds within which libvirt does what it does about a panic by itself; 4 ms were seen."""
 
 
 class LibvirtDomains:
-    """Keeps a session with every domain of libvirt's that has no monitor which panicd dials.
+    """Keeps a session with each of libvirt's domains whose monitor panicd does not dial.
 
     Args:
         services: what drivers use.
@@ -52,7 +52,7 @@ class LibvirtDomains:
     async def look_after(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Look after those that there are and those that appear, until cancelled."""
+        """Keep those that exist and those that appear, until cancelled."""
         libvirt = self._services.libvirt
 
         def appeared(start: Start) -> None:
@@ -71,9 +71,9 @@ class LibvirtDomains:
             libvirt.on_appeared = lambda _start: None
 
     async def _keep(self, first: Start) -> None:
-        """Look after one domain, again and again, for as long as it runs.
+        """Keep one domain, again and again, for as long as it runs.
 
-        Once in any case: it may have panicked, and libvirt have ended it, before this begins.
+        At least once: it may have panicked, and libvirt may have ended it, before this begins.
         """
         libvirt, fleet, backoff = self._services.libvirt, self._services.fleet, Backoff()
         domain: Domain | None = None
@@ -105,7 +105,7 @@ class LibvirtDomains:
                 fleet.remove(domain.address)
 
     def _is_dialled(self, domain: LibvirtDomain | None) -> bool:
-        """Whether a domain has a monitor for panicd that is dialled, as far as is known."""
+        """Whether panicd dials a monitor of a domain, as far as is known."""
         if domain is None or not domain.monitors:
             return False
         ways = self._services.config().monitors
@@ -114,7 +114,7 @@ class LibvirtDomains:
         return Found() in ways or any(dialled)
 
     async def _try(self, domain: Domain, start: Start) -> None:
-        """Look after a domain through one session; say why there is none, or none any more."""
+        """Keep a domain for one session; log why there is none, or why it ended."""
         spare_of = ""
         try:
             problem = await self._look_after(domain, start)
@@ -146,7 +146,7 @@ class LibvirtDomains:
             claim = Claim(start.ref.name, start.ref.uuid)
             session = Session(monitor, process, claim, vm, True, process.beyond_signals())
             monitor.known = lambda: session.vm
-            # One panic was libvirt's to act on; what comes after it is not.
+            # Only this one panic was libvirt's to act on.
             end = partial(monitor.end, "libvirt leaves this domain's panics to panicd from now on")
             is_for_one = start.domain is not None and described.handling != start.domain.handling
             again = self._services.timers.after(LASTING, end) if is_for_one else None
@@ -167,7 +167,7 @@ class LibvirtDomains:
         libvirt, monitor = self._services.libvirt, start.monitor
         try:
             described = await libvirt.describe(start)
-            if monitor.has_panicked:  # libvirt may have acted on that, or may just be about to
+            if monitor.has_panicked:  # libvirt may have acted on that, or may be about to
                 await trio.sleep(SETTLED_WITHIN)
             question = requests.state_of(start.ref)
             state = await libvirt.client.call(question, timeout=ANSWERS_WITHIN)
@@ -176,7 +176,7 @@ class LibvirtDomains:
                 await start.ended.wait()
             if not (monitor.has_panicked and start.ended.is_set()):
                 raise
-            # It had panicked before anything could be found out about it, and libvirt has ended it.
+            # It panicked before panicd could learn anything about it, and libvirt has ended it.
             ref = start.ref
             return start.domain or LibvirtDomain(ref.id, ref.name, ref.uuid), RunState.RUNNING
         if state.panicked and not monitor.has_panicked and await self._runs(start):
@@ -184,14 +184,14 @@ class LibvirtDomains:
             return described, RunState.RUNNING
         just_now = start.was_taken_over and bool(described.taken_from)
         if monitor.has_panicked and just_now and not state.panicked:
-            # Too late: libvirt has done what it was to do on a panic.
+            # Too late: libvirt has acted on the panic.
             described = replace(described, handling=described.taken_from)
         return described, run_state(state.state, state.reason)
 
     async def _runs(self, start: Start) -> bool:
-        """Whether the guest of a domain that libvirt found crashed is seen to run all the same.
+        """Whether a guest runs although libvirt found the domain crashed.
 
-        It was reset behind libvirt's back, which goes on saying so.
+        It was reset without libvirt's knowledge, so libvirt still says that it crashed.
         """
         with self._services.libvirt.process_of(start) as process:
             runs = await process.guest_runs()
@@ -203,10 +203,10 @@ class LibvirtDomains:
 
 
 def capability_of(domain: LibvirtDomain) -> Capability:
-    """Return what can be done with a domain by libvirt's API.
+    """Return what panicd can do with a domain by libvirt's API.
 
-    libvirt starts every QEMU with ``-no-shutdown``, and decides itself what a panic comes to. It
-    does not tell the version of the QEMU that runs.
+    libvirt starts every QEMU with ``-no-shutdown``, and decides itself what follows a panic. It
+    does not tell the version of the running QEMU.
     """
     capability = Capability(
         UNKNOWN_VERSION,

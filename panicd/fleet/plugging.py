@@ -1,8 +1,8 @@
-"""Gives a running VM a panic device, and takes it away again (``panicd arm``, ``disarm``).
+"""Gives a running VM a panic device, and removes it again (``panicd arm``, ``disarm``).
 
-By the domain's monitor, or where libvirt alone can reach it, by libvirt's way to QEMU's own. What
-is known of a domain by its session does not show it then: so it is noted at the domain, and for
-later sessions by libvirt in this start's metadata, which ends as the device does.
+It uses the domain's monitor, or, if only libvirt can reach the domain, libvirt's way to QEMU's. The
+session's knowledge of the domain does not show the device. So it is noted at the domain. For later
+sessions libvirt notes it in the metadata of this start, which ends when the device does.
 """
 
 import json
@@ -21,15 +21,15 @@ from panicd.qemu.session import ANSWER_TIMEOUT
 from panicd.rules.libvirt import PLUGGED_KEY, PLUGGED_URI, plugged_element
 from panicd.rules.plugging import DEVICE, DEVICE_ID, Plugged, places, plugged
 
-LOOKS: Final = 20  # whether the guest has taken it, or let go: a second was seen, at load 24
+LOOKS: Final = 20  # whether the guest has taken or released it: a second was seen, at load 24
 LOOK_EVERY: Final = 0.2  # seconds
 
 Ask = Callable[..., Awaitable[object]]
-"""Has QEMU carry out a command; it takes its arguments by their names."""
+"""Has QEMU carry out a command; its arguments are given by name."""
 
 
 class PluggingError(Exception):
-    """It is not done; the message says why."""
+    """It was not done; the message says why."""
 
 
 async def plug_in(libvirt: Libvirt, domain: Domain) -> Plugged:
@@ -44,7 +44,7 @@ async def plug_in(libvirt: Libvirt, domain: Domain) -> Plugged:
         if found is None:
             await _add(ask)
             found = await _find(ask)
-        if found is None:  # its guest may have refused it at once
+        if found is None:  # the guest may have refused it immediately
             raise PluggingError("QEMU accepted the device, but does not have it")
         await _note(libvirt, domain, found)
         for _ in range(LOOKS):
@@ -58,10 +58,10 @@ async def plug_in(libvirt: Libvirt, domain: Domain) -> Plugged:
 
 
 async def take_out(libvirt: Libvirt, domain: Domain) -> None:
-    """Take the device away, which the guest has to let go of.
+    """Remove the device, which the guest must release.
 
     Raises:
-        PluggingError: it is there all the same.
+        PluggingError: it is still there.
     """
     try:
         ask = _way_to(libvirt, domain)
@@ -82,17 +82,17 @@ async def _find(ask: Ask) -> Plugged | None:
 
 
 async def _add(ask: Ask) -> None:
-    """Add the device where QEMU takes it.
+    """Add the device in a place where QEMU accepts it.
 
     Raises:
-        CommandError: nowhere.
+        CommandError: there is none.
     """
     refused: CommandError | None = None
     for place in places(await ask("query-pci")):
         try:
             await ask("device_add", driver=DEVICE, id=DEVICE_ID, **place)
         except CommandError as error:
-            refused = refused or error  # what comes last is a guess
+            refused = refused or error  # the last place is a guess
         else:
             return
     assert refused is not None, "there is one place at least"
@@ -132,7 +132,7 @@ def _start_of(libvirt: Libvirt, domain: Domain) -> Start:
 
 
 def _answer(reply: str) -> object:
-    """Return what QEMU said, as libvirt hands it on.
+    """Return QEMU's answer, as libvirt hands it on.
 
     Raises:
         CommandError: it refused.

@@ -1,6 +1,6 @@
 """The domains as they stand, as plain values: for ``status`` and ``explain``, and for a scrape.
 
-Called from the HTTP server's thread too, so it only reads.
+It is also called from the HTTP server's thread, so it only reads.
 """
 
 from collections.abc import Iterable
@@ -99,15 +99,15 @@ class DomainStatus:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What bears on the next panic of any domain, at one moment.
+    """What affects the next panic of any domain, at one moment.
 
     Attributes:
         counters: the domains' counts.
         holds: which of them are held.
         now: seconds since the epoch.
-        storm: whose panic would be one of many.
-        unrecorded: what was done before is not known, and that is to be waited out.
-        unwritten: the journal can't be written, and that is to be waited out.
+        storm: tells whose panic would be one of many.
+        unrecorded: what was done before is unknown, and panicd waits because of it.
+        unwritten: the journal can't be written, and panicd waits because of it.
     """
 
     counters: Counters
@@ -119,7 +119,7 @@ class Outlook:
 
     @classmethod
     def of(cls, services: Services) -> "Outlook":
-        """Return how it stands now; from any thread."""
+        """Return the outlook of this moment; from any thread."""
         keeping, now = services.keeping, services.keeping.clock()
         waits = keeping.journal_failure() is JournalFailure.PRESERVE
         return cls(
@@ -132,14 +132,14 @@ class Outlook:
         )
 
     def hold_on(self, domain: Domain) -> Operation | None:
-        """Return the hold that a domain is under."""
+        """Return the hold on a domain."""
         return domain.hold(self.holds, self.now)
 
 
 def foresee(
     policy: Policy, capability: Capability, *, own_time: Reason | None = None, now: float
 ) -> Plan:
-    """Return what would be done if a domain of which no more is known panicked now."""
+    """Return what panicd would do if a domain without further knowledge panicked now."""
     situation = Situation(capability.panic_leaves, own_time=own_time)
     decision = decide(policy, capability, situation, now=now)
     return make_plan(decision, policy, capability, situation)
@@ -148,7 +148,7 @@ def foresee(
 def foresee_decision(
     policy: Policy, capability: Capability, situation: Situation, outlook: Outlook
 ) -> Decision:
-    """Return what would be decided if the domain panicked now."""
+    """Return what panicd would decide if the domain panicked now."""
     decision = decide(policy, capability, situation, now=outlook.now)
     return while_unwritten(decision, situation) if outlook.unwritten else decision
 
@@ -201,7 +201,7 @@ def domain_status(domain: Domain, outlook: Outlook) -> DomainStatus:
 
 
 def waiting_status(incident: Incident, outlook: Outlook) -> DomainStatus:
-    """Return how a domain stands that panicd is not connected to, and whose incident goes on."""
+    """Return how a domain stands that is not connected, and whose incident is open."""
     opened, hold = incident.opened, outlook.holds.on(incident.opened.names, outlook.now)
     return DomainStatus(
         domain=opened.domain,
@@ -241,7 +241,7 @@ def _of_incident(incident: Incident) -> Standing:
 
 
 def _standing(domain: Domain, *, held: bool) -> Standing:
-    """Return how a domain stands: the worst that can be said of it."""
+    """Return how a domain stands: the worst that applies."""
     chronicle, session = domain.chronicle, domain.session
     if chronicle is not None:
         return _of_incident(chronicle.incident)
@@ -262,7 +262,7 @@ def _standing(domain: Domain, *, held: bool) -> Standing:
 
 
 def foresee_domain(domain: Domain, outlook: Outlook, *, own_time: Reason | None = None) -> Plan:
-    """Return what would be done if a connected domain panicked now; see ``Situation``."""
+    """Return what panicd would do if a connected domain panicked now; see ``Situation``."""
     assert domain.session is not None
     assert domain.policy is not None
     policy, capability = domain.policy, domain.session.capability
@@ -291,11 +291,11 @@ def budget_of(domain: Domain, outlook: Outlook) -> Balance:
 def domain_samples(
     domains: Iterable[Domain], outlook: Outlook, waiting: Iterable[Chronicle]
 ) -> list[DomainSample]:
-    """Return every domain's figures for a scrape; a second monitor of one has none.
+    """Return every domain's figures for a scrape, without second monitors.
 
     Args:
-        domains: which; looked at one after the other.
-        outlook: what bears on their next panic.
+        domains: looked at one after the other.
+        outlook: what affects their next panic.
         waiting: the open incidents of domains that are not connected.
     """
     opened = [chronicle.incident.opened for chronicle in waiting]
@@ -304,7 +304,7 @@ def domain_samples(
 
 
 def incident_samples(incidents: Iterable[Incident]) -> list[IncidentSample]:
-    """Return open incidents as a scrape tells of them."""
+    """Return open incidents in the form of a scrape."""
     return [
         IncidentSample(
             domain=incident.opened.domain,
@@ -319,22 +319,23 @@ def incident_samples(incidents: Iterable[Incident]) -> list[IncidentSample]:
 
 
 def hold_samples(outlook: Outlook) -> list[HoldSample]:
-    """Return the holds that last as a scrape tells of them."""
+    """Return the holds in force in the form of a scrape."""
     holds = outlook.holds.lasting(outlook.now)
     return [HoldSample(hold.domain, hold.at, hold.until is not None) for hold in holds]
 
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """Whose open incidents wait for a connection: the domains' keys, and their monitors."""
+    """The domains whose open incidents wait for a connection: their keys and monitors."""
 
     keys: frozenset[str]
     monitors: frozenset[str]
 
     def has(self, domain: Domain) -> bool:
-        """Whether a domain has one; before it was ever connected its monitor tells.
+        """Whether one waits for a domain; before its first connection its monitor tells.
 
-        A monitor that dials in may have another's address of before; it has no failed attempts.
+        A monitor that dials in may have the address that another one had before; it has no failed
+        attempts.
         """
         unknown = domain.policy is None and domain.attempts > 0
         return domain.key in self.keys or (unknown and domain.address in self.monitors)

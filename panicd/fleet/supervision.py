@@ -1,4 +1,4 @@
-"""A domain that is connected, in whichever way: identified, and given to its driver."""
+"""A connected domain, reached in either way: identified, and given to its driver."""
 
 from typing import Final
 
@@ -11,12 +11,12 @@ from panicd.incident.services import Services
 from panicd.qemu.monitor import UnreachableError
 from panicd.qemu.session import Session
 
-TWIN_LEAVES: Final = 5.0  # seconds; it takes one or two to find out why a session ended
+TWIN_LEAVES: Final = 5.0  # seconds; panicd needs one or two to find out why a session ended
 TOLD_AT_MOST: Final = 5  # reasons in a row for one absence; the status has the latest
 
 
 class SpareError(UnreachableError):
-    """It is a second connection to a VM that panicd is connected to.
+    """It is a second connection to a VM that panicd is already connected to.
 
     Attributes:
         name: that domain's.
@@ -30,22 +30,22 @@ class SpareError(UnreachableError):
 async def supervise(
     services: Services, drivers: dict[str, Driver], domain: Domain, session: Session
 ) -> str:
-    """Have a connected domain looked after until its session ends, and return why it ended.
+    """Give a connected domain to a driver until its session ends, and return why it ended.
 
     Args:
         services: what the driver uses.
         drivers: by the domain's address, while there is one.
-        domain: which.
+        domain: the domain.
         session: its connection.
 
     Raises:
-        SpareError: it is looked after by another connection.
+        SpareError: another connection to it has a driver.
         MonitorError: it does not say how it stands.
-        JournalError: what was to be written before can't be.
+        JournalError: an entry that must come before can't be written.
     """
     await _wait_for_twin(services, domain, session)
     services.fleet.identify(domain, session)
-    # Where 0.1.0 left off: it went by what it showed, a nameless VM's socket.
+    # For what 0.1.0 left: it went by the shown name, and for a nameless VM by its socket.
     services.keeping.counters.go_on_from(domain.key, domain.uuid or domain.claim.name)
     libvirt = services.libvirt
     if not domain.dials_in and not session.capability.by_api:
@@ -71,13 +71,13 @@ async def supervise(
 
 
 async def _wait_for_twin(services: Services, domain: Domain, session: Session) -> None:
-    """Wait until nobody else looks after this VM, so that nothing is done to it twice.
+    """Wait until no other driver has this VM, so that nothing is done to it twice.
 
-    A QEMU that dials in anew may be faster than the end of its last connection is dealt with.
+    A QEMU that dials in again may be faster than the end of its last connection.
 
     Raises:
-        SpareError: somebody else goes on looking after it.
-        MonitorError: it did not say how it stands by now.
+        SpareError: another driver keeps it.
+        MonitorError: it did not say in time how it stands.
     """
     fleet = services.fleet
     if fleet.twin(domain, session) is None:
@@ -91,9 +91,9 @@ async def _wait_for_twin(services: Services, domain: Domain, session: Session) -
 
 
 def note_absence(domain: Domain, problem: str, now: float) -> bool:
-    """Note why there is no connection, or none any more; return whether that is to be told.
+    """Note why there is no connection, or why it ended; return whether to log it.
 
-    Who stays away is told of once, and who gives ever new reasons not for ever.
+    A domain that stays away is logged once. One with ever new reasons is not logged for ever.
     """
     connected = not domain.problem
     domain.since = now if connected else domain.since

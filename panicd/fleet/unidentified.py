@@ -1,8 +1,8 @@
-"""Connections that dialled in and have not yet shown that they are a QEMU: bounded, and told of.
+"""Connections that dialled in and have not yet shown that they are a QEMU: limited, and logged.
 
-Whoever may connect can do so thousands of times and say nothing. A QEMU says what it is within
-milliseconds: so when there are too many strangers the one goes that has been silent for longest,
-of the user who has most.
+Whoever may connect can do so thousands of times and say nothing. A QEMU identifies itself within
+milliseconds. So if there are too many strangers, panicd closes the one that has been silent
+longest, of the user who has most.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ TELL_EVERY: Final = 5.0  # seconds between two lines about strangers that were n
 
 @dataclass(eq=False, slots=True)
 class UnidentifiedConnection:
-    """One of them.
+    """One such connection.
 
     Attributes:
         uid: the user's number at the other end.
@@ -33,7 +33,7 @@ class UnidentifiedConnection:
 
 
 class UnidentifiedConnections:
-    """Those who are connected, the first to come first."""
+    """Those that are connected, the oldest first."""
 
     def __init__(self) -> None:
         self._present: dict[str, UnidentifiedConnection] = {}
@@ -42,10 +42,10 @@ class UnidentifiedConnections:
 
     @contextmanager
     def admitted(self, address: str, uid: int) -> Iterator[None]:
-        """Let one in, until the block ends or, unless it is known by then, there are too many.
+        """Let one in until the block ends; it may be closed before it is identified.
 
         Args:
-            address: what its connection is called.
+            address: the connection's name.
             uid: the user's number at the other end.
         """
         self._present[address] = stranger = UnidentifiedConnection(uid)
@@ -61,14 +61,14 @@ class UnidentifiedConnections:
             )
 
     def known(self, address: str) -> None:
-        """Take one for a QEMU from here on; whoever is none of them may be named too."""
+        """Take one for a QEMU from now on; it may also be none of them."""
         self._present.pop(address, None)
 
     def __contains__(self, address: str) -> bool:
         return address in self._present
 
     def may_tell(self) -> bool:
-        """Whether what became of a stranger may be logged: there is a line now and then."""
+        """Whether a stranger's end may be logged: there is one line now and then."""
         now = trio.current_time()
         if now - self._told_at < TELL_EVERY:
             self._untold += 1
@@ -82,4 +82,4 @@ class UnidentifiedConnections:
         waiting = [each for each in self._present.values() if not each.scope.cancel_called]
         if len(waiting) > UNIDENTIFIED_AT_MOST:
             crowd = Counter(each.uid for each in waiting)
-            max(waiting, key=lambda each: crowd[each.uid]).scope.cancel()  # the first of equals
+            max(waiting, key=lambda each: crowd[each.uid]).scope.cancel()  # the first of equal ones

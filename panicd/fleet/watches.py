@@ -1,4 +1,4 @@
-"""inotify's watches on directories, and what to do where the kernel gives no more of them.
+"""inotify's watches on directories, and what to do if the kernel has no more of them.
 
 Sources: inotify(7); poll on ``/proc/self/mountinfo``, proc(5).
 """
@@ -18,7 +18,7 @@ WATCHED: Final = (
     flags.CREATE | flags.MOVED_TO | flags.DELETE | flags.MOVED_FROM | flags.ATTRIB
     | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
 )  # fmt: skip
-LOOK_EVERY: Final = 5.0  # seconds, where nothing tells of a change
+LOOK_EVERY: Final = 5.0  # seconds, if nothing reports a change
 ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 MOUNTS: Final = Path("/proc/self/mountinfo")
 
@@ -34,8 +34,8 @@ _LIMITS: Final = {
 class Watches:
     """The watches of one consumer.
 
-    Where a limit of the kernel's is reached nothing is lost: ``wait`` returns every few seconds for
-    everything to be looked at, and what could not be watched is tried again then.
+    If a limit of the kernel is reached, nothing is lost: ``wait`` returns every few seconds so
+    that the consumer looks at everything, and then what could not be watched is tried again.
 
     Attributes:
         limit: which limit was reached; empty: none.
@@ -88,11 +88,11 @@ class Watches:
         try:
             self._inotify.rm_watch(watch)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # it went with its directory
+            if error.errno != errno.EINVAL:  # it ended with its directory
                 raise
 
     def look_again(self) -> None:
-        """Have ``wait`` return, for everything to be looked at."""
+        """Have ``wait`` return, so that the consumer looks at everything."""
         self._all = True
         if self._waiting is not None:
             self._waiting.cancel()
@@ -111,7 +111,7 @@ class Watches:
         self._waiting = None
 
     def read(self) -> list[Event] | None:
-        """Return what inotify says; None: everything is to be looked at."""
+        """Return what inotify says; None: look at everything."""
         if self._all or self._inotify is None:
             self._all = False
             return None
@@ -119,7 +119,7 @@ class Watches:
         return None if any(event.mask & flags.Q_OVERFLOW for event in events) else events
 
     def _look_at(self, path: Path, *, follow: bool) -> str | None:
-        """Return why a directory can't be watched; None where there is none."""
+        """Return why a directory can't be watched; None if it can."""
         try:
             is_directory = stat.S_ISDIR(path.stat(follow_symlinks=follow).st_mode)
         except OSError as error:
@@ -139,13 +139,13 @@ def _mounts() -> BinaryIO:
 
 
 async def mount_changes() -> AsyncIterator[None]:
-    """Yield whenever a file system was mounted or unmounted: inotify does not tell.
+    """Yield whenever a file system was mounted or unmounted, which inotify does not report.
 
     Raises:
         OSError: there is no such file, or no open file is left.
     """
     with _mounts() as mounts, select.epoll() as changed:
-        # It can always be read; only what is more than that tells of a change.
+        # It can always be read; only more than that means a change.
         changed.register(mounts, select.EPOLLPRI)
         while True:
             await trio.lowlevel.wait_readable(changed.fileno())
