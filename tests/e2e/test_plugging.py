@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from panicd.demo.guests import Guest
 from panicd.service.control_client import RefusedError
 from tests.parts.daemon import RunningDaemon
 from tests.parts.libvirt import Libvirtd
 from tests.parts.linux import Kernel, Trouble, linux_guest
-from tests.parts.patience import fail_after
+from tests.parts.patience import fail_after, patience
 from tests.parts.qemu import RealQemu
 
 pytestmark = pytest.mark.real
@@ -38,6 +41,14 @@ async def arm_once_booted(daemon: RunningDaemon, name: str) -> Any:
     while not answer["taken"]:
         answer = await arm(daemon, name)  # what is there already is looked at
     return answer
+
+
+async def send_nmi(daemon: RunningDaemon, inject: Callable[[], Awaitable[object]]) -> None:
+    """Have a Linux panic. On a busy machine an emulated one was seen to miss an NMI."""
+    while not daemon.logged("guest panicked"):
+        await inject()
+        with trio.move_on_after(patience(10)):
+            await daemon.wait_log("guest panicked")
 
 
 @pytest.mark.linux
@@ -74,7 +85,7 @@ async def test_a_linux_of_libvirt_s(
         await daemon.start_again()
         await daemon.wait_armed("vm", since=daemon.began)
         assert (await daemon.domain("vm"))["panic_device"] == "requested", "it is known again"
-        await libvirtd.virsh("inject-nmi", "vm")
+        await send_nmi(daemon, domain.inject_nmi)
         incident = await daemon.wait_incident("vm", ending="restarted")
         assert incident.decisions == [("restart", "on-crash")]
         assert incident.source == "event"
@@ -109,7 +120,7 @@ async def test_a_linux_with_a_monitor(
         await arm_once_booted(daemon, "linux")
         assert (await daemon.domain("linux"))["panic_device"] == "requested"
         assert len(daemon.logged("domain connected")) == 1, "it is still the same session"
-        await guest.vm.hmp("nmi")
+        await send_nmi(daemon, partial(guest.vm.hmp, "nmi"))
         await daemon.wait_incident("linux", state="preserved")
         with pytest.raises(RefusedError, match="goes on"):
             await daemon.call("disarm", domain="linux", why="it is of no use")
@@ -125,7 +136,7 @@ async def test_a_guest_without_the_driver(socket_dir: Path) -> None:
             await arm(daemon, "vm", yes=False)
         answer = await arm(daemon, "vm")
         assert answer["taken"] is False
-        with pytest.raises(RefusedError, match="has not let go"):
+        with pytest.raises(RefusedError, match="has not released"):
             await daemon.call("disarm", domain="vm", why="a mistake")
         assert (await daemon.domain("vm"))["panic_device"] == "requested"
         asked = await daemon.wait_log("operator asked", why="a mistake")
@@ -150,5 +161,5 @@ async def test_where_it_can_t_be(
         await daemon.wait_armed("vm")
         with pytest.raises(RefusedError, match=why):
             await arm(daemon, "vm")
-        with pytest.raises(RefusedError, match="no panic device that panicd has plugged in"):
+        with pytest.raises(RefusedError, match="no panic device from `panicd arm`"):
             await daemon.call("disarm", domain="vm", why="it has none")
