@@ -83,7 +83,7 @@ class Connector:
         self._unidentified = UnidentifiedConnections()
         self._sockets = SocketTable()
         self._discoveries: set[Discovery] = set()
-        # Handed on once in a turn of asyncio's loop, which needs a turn of trio's for each callback.
+        # Handed on once in a turn of asyncio's loop, which needs a turn of trio's per callback.
         # Thousands that began together would each wait for all the others, longer than a greeting
         # may take, and begin again immediately, for ever.
         self._turn = trio.Lock()

@@ -1,16 +1,16 @@
-"""The record of every incident: durable before what it announces is done.
+"""The record of every incident: durable before panicd does what it announces.
 
 ::
 
-    journal      the thread that writes, and what is asked of it
-    database     how it lies in SQLite; schema, codec: its tables, and an entry's text
+    journal      the thread that writes, and the queries
+    database     how the record is kept in SQLite; schema, codec: its tables, and an entry's text
     batch        what one transaction writes; ready: entries encoded before their time is known
-    chronicle    one incident as it goes on: the one way in which an entry is added
-    counters     what metrics and budgets count; totals the same for good, when incidents are pruned
-    outbox       notifications still to be delivered
-    signatures, summaries    what is read without an incident's entries
+    chronicle    one open incident: the one way in which an entry is added
+    counters     what metrics and budgets count; totals: the same, kept when incidents are removed
+    outbox       notifications that are still to be delivered
+    signatures, summaries    what can be read without an incident's entries
     lookup       which incident an operator means
-    file, error, damaged     its lock, its faults, and one that is set aside
+    file, error, damaged     its lock, its faults, and a damaged one
 
 Enters: entries (``rules.incident``). Leaves: 'durable', and what was written before.
 """

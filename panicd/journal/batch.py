@@ -24,7 +24,7 @@ ROWS_AT_ONCE: Final = 200
 
 
 class Begun:
-    """An incident of which the journal has the first entries, which were ready: see ``Stored``."""
+    """An incident of which the journal has only the first entries, which were ready."""
 
     goes_on = True
 
@@ -35,16 +35,16 @@ class Begun:
 
     @cached_property
     def incident(self) -> Incident | None:
-        """As it is with them: made when the next entries come."""
+        """The incident with them; made when the next entries come."""
         return fold(self._id, self._entries)
 
 
 class Batch:
-    """Entries that are written in one transaction, with what they add to the totals.
+    """Entries that one transaction writes, with what they add to the totals.
 
     Args:
         database: in a transaction.
-        known: incidents as they are in it, those that go on; others are looked up.
+        known: open incidents as they are in it; others are looked up.
         channels: by which notifications are to be delivered.
     """
 
@@ -68,11 +68,11 @@ class Batch:
         self._counts: Counter[tuple[Total, str]] = Counter()
 
     def add(self, incident_id: str, entries: Sequence[AnyEntry]) -> None:
-        """Take in entries of an incident: all, or none where this raises.
+        """Take in entries of an incident: all, or none if this raises.
 
         Raises:
             IllegalTransitionError: one has no place in the incident.
-            JournalDamagedError: what the journal has of the incident can't be read.
+            JournalDamagedError: the journal's record of the incident can't be read.
         """
         if not entries:
             return
@@ -110,7 +110,7 @@ class Batch:
         self.changed[incident_id] = Stored(incident, position)
 
     def _begin(self, incident_id: str, entries: Ready) -> None:
-        """Take in the first entries of an incident, of which everything is known."""
+        """Take in the first entries of an incident, which are known completely."""
         self._open(incident_id, entries.opened, entries.at)
         name = column_of(incident_id)
         self._entries += [(name, i, text) for i, text in enumerate(entries.texts)]
@@ -126,11 +126,11 @@ class Batch:
         self._incidents.append((name, domain, uuid, at, key))
 
     def add_operation(self, operation: Operation) -> None:
-        """Take in what an operator asked."""
+        """Take in an operator's request."""
         self._operations.append((operation.at, encode_operation(operation)))
 
     def remove_operations(self, positions: Sequence[int]) -> None:
-        """Remove what operators asked before, by its positions."""
+        """Remove operators' earlier requests, by their positions."""
         rows = [(position,) for position in positions]
         self._database.executemany("DELETE FROM operation WHERE position = ?", rows)
 
@@ -138,7 +138,7 @@ class Batch:
         known = self.changed.get(incident_id) or self._known.get(incident_id)
         if known is not None:
             return known
-        # An id that is used twice is refused by the primary key: one query the less.
+        # The primary key refuses an id that is used twice, which saves a query.
         return Stored(None, 0) if isinstance(first, Opened) else stored(self._database, incident_id)
 
     @property
@@ -170,8 +170,8 @@ def _insert(
 ) -> None:
     """Insert rows, many at a time.
 
-    Each execution lets go of the interpreter, and a busy event loop keeps it for up to
-    ``sys.getswitchinterval``: a row each would make a large batch wait that often.
+    Each execution releases the interpreter, and a busy event loop keeps it for up to
+    ``sys.getswitchinterval``. With one execution for each row, a large batch would wait that often.
     """
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]

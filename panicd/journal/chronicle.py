@@ -1,7 +1,7 @@
-"""An incident as it goes on: the one way in which entries are added to it.
+"""An open incident: the one way in which entries are added to it.
 
-``note`` takes an entry past the state table first, then counts it and logs it; ``commit``
-makes everything noted durable. Whatever changes a guest commits before it does.
+``note`` first takes an entry past the state table, then counts and logs it. ``commit`` makes
+everything noted durable. Whatever changes a guest commits first.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,19 +40,19 @@ Clock = Callable[[], float]
 """Returns seconds since the epoch."""
 
 Told = Callable[[JournalError | None], None]
-"""Is told why something could not be written, or None when it is durable."""
+"""Is called with the reason why something could not be written, or with None when it is durable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """What every chronicle is kept with.
+    """What all chronicles share.
 
     Attributes:
         journal: where entries are made durable.
-        counters: what counts them.
-        clock: what time it is, in seconds since the epoch.
-        journal_failure: what becomes of panics while the journal can't be written.
-        unwritten: the incidents of which something is not yet durable.
+        counters: counts them.
+        clock: returns the time, in seconds since the epoch.
+        journal_failure: what to do about panics while the journal can't be written.
+        unwritten: the incidents with entries that are not durable yet.
     """
 
     journal: Journal
@@ -78,8 +78,8 @@ class Chronicle:
         self._keeping = keeping
         self._pending: list[AnyEntry] = []
         self._on_their_way: Sequence[AnyEntry] = ()
-        self._ready: Ready | None = None  # they go before what is pending
-        self._ahead = 0  # of them, yet to be noted
+        self._ready: Ready | None = None  # they come before what is pending
+        self._ahead = 0  # those of them that are still to be noted
         self._waiting: list[Told] = []  # for what is pending
 
     @classmethod
@@ -93,12 +93,12 @@ class Chronicle:
     def begin(cls, incident_id: str, entries: Ready, keeping: Keeping) -> "Chronicle":
         """Begin the record of a new incident whose first entries are ready, but not noted.
 
-        They are committed as they stand, and are to be noted by ``take``, one after the other.
+        They are committed as they are. ``take`` then notes them, one after the other.
 
         Args:
             incident_id: the incident's.
             entries: of which the first opens it.
-            keeping: what it is kept with.
+            keeping: what all chronicles share.
         """
         chronicle = cls(Incident(incident_id, replace(entries.opened, at=entries.at)), keeping)
         chronicle._ready, chronicle._ahead = entries, len(entries)
@@ -114,17 +114,17 @@ class Chronicle:
         self.take(apply(self.incident, entry), entry)
 
     def take(self, after: Incident, entry: AnyEntry) -> None:
-        """Add an entry to the incident as it stood, which is ``after`` with it."""
+        """Add an entry to the incident as it was; ``after`` is the incident with it."""
         before, self.incident = self.incident, after
         self._add(None if isinstance(entry, Opened) else before, entry)
 
     def commit_soon(self, done: "Told") -> None:
         """Have everything noted made durable.
 
-        Where it can't be written, what was noted is written with what is noted next.
+        If it can't be written, it is written together with what is noted next.
 
         Args:
-            done: called when it is durable, with None; or with why it could not be written.
+            done: called with None when it is durable; or with why it could not be written.
         """
         if self.is_written:
             done(None)
@@ -137,7 +137,7 @@ class Chronicle:
         """Return when everything noted is durable.
 
         Raises:
-            JournalError: it could not be written, and panicd is not to act without.
+            JournalError: it could not be written, and panicd must not act without it.
         """
         if self.is_written:
             return
@@ -160,7 +160,7 @@ class Chronicle:
 
     @property
     def now(self) -> float:
-        """What time it is, in seconds since the epoch."""
+        """The time, in seconds since the epoch."""
         return self._keeping.clock()
 
     def _write(self) -> None:
@@ -252,7 +252,7 @@ class Chronicle:
                 assert_never(entry)
 
     def _tell_words(self, before: Incident | None) -> None:
-        """Tell what the guest said of its panic, when that is first known."""
+        """Log what the guest said of its panic, when that is first known."""
         line, known = self.incident.panic_line, self.incident.signature
         known_before = (before.panic_line, before.signature) if before else ("", None)
         if (line, known) != known_before:

@@ -1,7 +1,7 @@
 """Journal entries as JSON text, and back.
 
-Text in an entry may be a guest's, or a file name that is no UTF-8, and so may hold lone surrogates.
-Those are no UTF-8 either; the JSON written here is ASCII and carries them as escapes.
+Text in an entry may be a guest's, or a file name that is not UTF-8, so it may have lone surrogates.
+Those are not UTF-8 either. The JSON written here is ASCII and has them as escapes.
 """
 
 import json
@@ -41,7 +41,7 @@ STEPS: Final[dict[str, TypeAdapter[AnyStep]]] = {
     "AwaitReturn": TypeAdapter(AwaitReturn),
     "AwaitGuestReset": TypeAdapter(AwaitGuestReset),
 }
-"""What a step is called in the journal. A name that was once written stays here for ever."""
+"""What the journal calls a step. A name that was ever written stays here."""
 
 _ENTRY: Final[TypeAdapter[AnyEntry]] = TypeAdapter(Annotated[AnyEntry, Field(discriminator="kind")])
 
@@ -65,7 +65,7 @@ def encode(entry: AnyEntry) -> str:
 
 
 def decode(text: str) -> AnyEntry:
-    """Return the entry that ``encode`` made this text of.
+    """Return the entry that ``encode`` made this text from.
 
     Raises:
         CodecError: it made none like it.
@@ -92,7 +92,7 @@ def encode_operation(operation: Operation) -> str:
 
 
 def decode_operation(text: str) -> Operation:
-    """Return the operation that ``encode_operation`` made this text of.
+    """Return the operation that ``encode_operation`` made this text from.
 
     Raises:
         CodecError: it made none like it.

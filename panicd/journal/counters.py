@@ -1,7 +1,7 @@
-"""Counts what happens: in the metrics, and per domain as the journal does.
+"""Counts what happens: in the metrics, and for each domain as the journal does.
 
-Both counts, and the journal's own, follow from one function of an incident and its next entry
-(``journal_totals.increments``), so they can't come to disagree.
+Both counts, and the journal's own, come from one function of an incident and its next entry
+(``journal_totals.increments``). So they can't disagree.
 """
 
 from panicd.host.metrics import Metrics
@@ -17,7 +17,7 @@ class Counters:
     """The counts.
 
     Args:
-        metrics: of the host; they go on from ``totals``.
+        metrics: of the host; they continue from ``totals``.
         totals: what the journal counted before this daemon was started.
         restarts: when panicd restarted each domain, in seconds since the epoch, by domain key.
     """
@@ -58,13 +58,13 @@ class Counters:
                 pass
 
     def go_on_from(self, key: str, before: str) -> None:
-        """Have a domain's counts go on from what 0.1.0 counted, by what its QEMU claims.
+        """Have a domain's counts continue from what 0.1.0 counted, by what its QEMU claims.
 
-        Whoever claims the same starts from the same: nobody's counts become less by it.
+        Whoever makes the same claim starts from the same counts; nobody's counts become less.
 
         Args:
             key: the domain's.
-            before: what 0.1.0 counted it under: its UUID, its name where it has none.
+            before: what 0.1.0 counted it under: its UUID, or its name if it has none.
         """
         self._before[key] = before
 
@@ -77,7 +77,7 @@ class Counters:
         )
 
     def shift(self, seconds: float) -> None:
-        """Have all restarts be as long ago as they are: the clock was set by so many seconds."""
+        """Keep the age of all restarts: somebody set the clock by so many seconds."""
         for key, restarts in self._restarts.items():
             self._restarts[key] = tuple(at + seconds for at in restarts)
 

@@ -1,4 +1,4 @@
-"""A journal that was found damaged: set aside until somebody has looked at it."""
+"""A damaged journal: renamed, until somebody has looked at it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +9,19 @@ from panicd.journal.journal import Journal, JournalDamagedError
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """The latest damaged journal, and with it what was done before.
+    """The latest damaged journal, which holds what was done before.
 
     Whoever has looked at it moves it away, and so says that panicd may act again.
 
     Attributes:
-        path: where it was put; None: there was none.
+        path: where it is; None: there is none.
     """
 
     path: Path | None
 
     @property
     def is_there(self) -> bool:
-        """Whether it lies there still; where that can't be told, it does."""
+        """Whether it is still there; if that can't be seen, it counts as there."""
         if self.path is None:
             return False
         try:
@@ -34,7 +34,7 @@ class SetAside:
 
 
 def open_journal(path: Path) -> tuple[Journal, SetAside]:
-    """Open the journal; set a damaged one aside, loudly, and begin a new one.
+    """Open the journal; if it is damaged, rename it, log that, and begin a new one.
 
     Returns:
         The journal, and the latest damaged one.

@@ -1,7 +1,7 @@
-"""The journal's database: its schema, what is written in one transaction, what is read.
+"""The journal's database: its schema, what one transaction writes, what is read.
 
-Everything here is synchronous and works on a connection that it is given. Faults of SQLite's come
-out as ``JournalError``; misuse of it is a bug and comes out as it is.
+Everything here is synchronous and works on a connection that it gets. SQLite's faults come out as
+``JournalError``; wrong use of SQLite is a bug and comes out as it is.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ BUSY_TIMEOUT: Final = 2.0
 
 
 ACKNOWLEDGED: Final = '"kind":"acknowledged"'
-"""What the body of an ``Acknowledged`` has in it and no other: a text's quotes are escaped."""
+"""What only the body of an ``Acknowledged`` has in it: quotes in a text are escaped."""
 
 
 class Stored(NamedTuple):
@@ -47,11 +47,11 @@ class Stored(NamedTuple):
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Return the writer's connection, its schema up to date; any thread may go on with it.
+    """Return the writer's connection, with its schema up to date; any thread may use it then.
 
     Raises:
         JournalDamagedError: SQLite finds the database damaged, or it is none.
-        JournalError: it can't be opened, or was written by a newer panicd.
+        JournalError: it can't be opened, or a newer panicd wrote it.
     """
     with contextlib.ExitStack() as undo, faults_named(path):
         database = sqlite3.connect(
@@ -68,7 +68,7 @@ def connect(path: Path) -> sqlite3.Connection:
         if mode != "wal":
             raise JournalError(f"{path}: its file system has no shared memory for SQLite's WAL")
         database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not for writing
+        database.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full or read-only
         complaints = [
             " ".join(text.split()) for (text,) in database.execute("PRAGMA quick_check(3)")
         ]
@@ -97,13 +97,13 @@ def reader(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextlib.contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Commit at the end; roll back where that, or anything before it, fails."""
+    """Commit at the end; roll back if that, or anything before it, fails."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
         database.execute("COMMIT")
     finally:
-        # After some failures SQLite has rolled back already (lang_transaction.html, section 3).
+        # After some failures SQLite has already rolled back (lang_transaction.html, section 3).
         if database.in_transaction:
             database.execute("ROLLBACK")
 
@@ -179,7 +179,7 @@ def incidents(
     Raises:
         JournalDamagedError: an entry is missing, unreadable, or has no place in its incident.
     """
-    # Not named where it is not asked for: a journal that no newer daemon has had yet has none.
+    # Named only if it is asked for: a journal that no newer daemon has opened yet has none.
     same = "1" if signature is None else "id IN (SELECT incident FROM signature WHERE hash = :hash)"
     rows = database.execute(
         f"""SELECT id, position, CAST(body AS BLOB) FROM (
@@ -217,7 +217,7 @@ def totals(database: sqlite3.Connection) -> Totals:
     """Return every total.
 
     Raises:
-        JournalDamagedError: one has a name or label that there is none of.
+        JournalDamagedError: one has an unknown name or label.
     """
     rows = database.execute("SELECT name, label, value FROM total")
     try:
@@ -236,7 +236,7 @@ def restarts(database: sqlite3.Connection, domain: str, since: float) -> tuple[f
 
 
 def operations(database: sqlite3.Connection) -> dict[int, Operation]:
-    """Return what operators asked, by its position, in that order.
+    """Return operators' requests by their positions, in order.
 
     Raises:
         JournalDamagedError: one can't be read.
@@ -252,7 +252,7 @@ def operations(database: sqlite3.Connection) -> dict[int, Operation]:
 
 
 def operations_over(path: Path, before: float) -> list[int]:
-    """Return the positions of what operators asked that was over before a time.
+    """Return the positions of operators' requests that were over before a time.
 
     Raises:
         JournalDamagedError: one can't be read.
@@ -285,7 +285,7 @@ def _entries(incident_id: str, rows: Iterable[tuple[int | None, bytes]]) -> list
 
 
 def fold(incident_id: str, entries: Sequence[AnyEntry]) -> Incident | None:
-    """Return an incident of its entries; None where there are none."""
+    """Return an incident from its entries; None if there are none."""
     incident = None
     for position, entry in enumerate(entries):
         try:
@@ -307,7 +307,7 @@ def follow(incident_id: str, incident: Incident | None, entry: AnyEntry) -> Inci
 
 
 def column_of(text: str) -> str | bytes:
-    """Return a text as SQLite takes it: one with lone surrogates is no UTF-8, so its bytes."""
+    """Return a text as SQLite takes it: one with lone surrogates is not UTF-8, so its bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Faults of the journal's, among them those of SQLite's."""
+"""The journal's faults, which include SQLite's."""
 
 import contextlib
 import sqlite3
@@ -11,7 +11,7 @@ class JournalError(Exception):
 
 
 class JournalDamagedError(JournalError):
-    """What the journal holds can't be what was written."""
+    """The journal can't have been written as it is."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The journal's file: its lock, and whether it still is the one that was opened."""
+"""The journal's file: its lock, and whether it is still the one that was opened."""
 
 import fcntl
 import os
@@ -29,7 +29,7 @@ def lock(path: Path) -> int:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from its successor; None where there is none."""
+    """Return what distinguishes a file from its successor; None if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -38,7 +38,7 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make durable which files a directory has (fsync(2))."""
+    """Make the list of a directory's files durable (fsync(2))."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

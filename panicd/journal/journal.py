@@ -1,4 +1,4 @@
-"""The journal: every incident's entries, durable before what they announce is done.
+"""The journal: every incident's entries, durable before panicd does what they announce.
 
 SQLite in WAL mode with ``synchronous=FULL``: a commit is on the disk when it returns
 (https://www.sqlite.org/pragma.html#pragma_synchronous).
@@ -8,8 +8,8 @@ append ─► queue ─► writer thread: fold, insert, count ─► one COMMIT 
 history, incidents, totals ─► a read-only connection each
 ```
 
-What waits while one commit is under way goes into the next one together. A journal that is damaged,
-full or taken says so by a named error, and by ``fault``; it never loses an entry silently.
+Whatever waits during one commit goes into the next one together. If the journal is damaged, full or
+in use, it reports that by a named error, and by ``fault``. It never loses an entry silently.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 PRUNED_AT_ONCE: Final = 200
-"""Incidents, or operations, removed by one commit, so that no append waits long for it."""
+"""How many incidents, or operations, one commit removes, so that no append waits long for it."""
 
 
 class JournalClosedError(JournalError):
@@ -60,7 +60,7 @@ class JournalClosedError(JournalError):
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """``work`` is done in the writer's transaction; ``done`` is told what went wrong, or None."""
+    """``work`` is done in the writer's transaction; ``done`` gets the error, or None."""
 
     work: Callable[[Batch], None]
     token: trio.lowlevel.TrioToken
@@ -71,12 +71,12 @@ class _Request:
 class Journal:
     """An open journal.
 
-    ``append`` and ``prune`` are called from trio tasks. What reads is synchronous and meant for
-    ``trio.to_thread.run_sync``; it sees everything that ``append`` has returned from.
+    ``append`` and ``prune`` are called from trio tasks. Functions that read are synchronous and
+    meant for ``trio.to_thread.run_sync``; they see everything that ``append`` has returned from.
 
     Attributes:
         path: of the database.
-        channels: by which notifications of what is appended are to be delivered.
+        channels: by which notifications of new entries are to be delivered.
         on_notification: called in trio's thread when there are new ones.
     """
 
@@ -89,8 +89,8 @@ class Journal:
         self._identity = identity(path)
         self._closed = False
         self._fault: str | None = None
-        self._has_news = False  # the writer thread's alone
-        self._open: dict[str, Stored | Begun] = {}  # as committed; the writer thread's alone
+        self._has_news = False  # only the writer thread's
+        self._open: dict[str, Stored | Begun] = {}  # as committed; only the writer thread's
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
@@ -105,7 +105,7 @@ class Journal:
         Raises:
             JournalInUseError: another process has it open.
             JournalDamagedError: SQLite finds the database damaged, or it is none.
-            JournalError: it can't be opened, or was written by a newer panicd.
+            JournalError: it can't be opened, or a newer panicd wrote it.
         """
         with contextlib.ExitStack() as undo:
             try:
@@ -136,7 +136,7 @@ class Journal:
         try:
             taken = lock(path)
             try:
-                # The database goes last: a -wal left beside a new one would be replayed into it.
+                # The database goes last: SQLite would replay a -wal that is left beside a new one.
                 for suffix in ("-shm", "-wal", ""):
                     with contextlib.suppress(FileNotFoundError):
                         beside(path, suffix).rename(beside(aside, suffix))
@@ -164,15 +164,15 @@ class Journal:
 
     @property
     def fault(self) -> str | None:
-        """Why the last commit failed; None where it did not."""
+        """Why the last commit failed; None if it did not."""
         return self._fault
 
     async def append(self, incident_id: str, *entries: AnyEntry) -> None:
         """Add entries to an incident; they are on the disk when this returns.
 
         The entries of one call are written together or not at all, those of several calls in the
-        order of the calls. Where this is cancelled they may have been written or not; so too where
-        the disk fails (not where it is full) and power is lost before the next append.
+        order of the calls. If this is cancelled, they may have been written or not. The same is
+        true if the disk fails (not if it is full) and power is lost before the next append.
 
         Args:
             incident_id: a new one is begun by ``Opened``.
@@ -180,7 +180,7 @@ class Journal:
 
         Raises:
             JournalError: none of the entries was written.
-            JournalDamagedError: and what the journal has can't be read.
+            JournalDamagedError: likewise, and the journal's record can't be read.
             JournalClosedError: the journal was closed.
             IllegalTransitionError: an entry has no place in the incident; none was written.
         """
@@ -192,7 +192,7 @@ class Journal:
         entries: Sequence[AnyEntry],
         done: Callable[[BaseException | None], None],
     ) -> None:
-        """Add entries to an incident, and tell when they are on the disk; see ``append``.
+        """Add entries to an incident, and call back when they are on the disk; see ``append``.
 
         Args:
             incident_id: a new one is begun by ``Opened``.
@@ -223,7 +223,7 @@ class Journal:
         return removed
 
     async def prune_operations(self, before: float) -> None:
-        """Remove what operators asked before a time; a hold that ends later, or never, stays.
+        """Remove operators' requests before a time; a hold that ends later, or never, stays.
 
         Raises:
             JournalError: not everything could be removed.
@@ -234,7 +234,7 @@ class Journal:
             await self._submit(partial(Batch.remove_operations, positions=some))
 
     def load_open(self) -> list[Incident]:
-        """Return every incident that goes on, the oldest first.
+        """Return every open incident, the oldest first.
 
         Raises:
             JournalDamagedError: an incident can't be read; the message names it and the entry.
@@ -243,7 +243,7 @@ class Journal:
         return self.incidents(open_only=True, limit=-1)[::-1]
 
     def incident(self, incident_id: str) -> Incident | None:
-        """Return an incident, None where there is none of that id.
+        """Return an incident; None if there is none with that id.
 
         Raises:
             JournalDamagedError: it can't be read.
@@ -277,12 +277,12 @@ class Journal:
 
         Args:
             domain: those of this domain, by name or UUID.
-            open_only: those that go on.
-            unacknowledged: those that nobody has said to have looked at.
+            open_only: those that are open.
+            unacknowledged: those that nobody has acknowledged.
             since: those that began then or later, in seconds since the epoch.
             until: those that began before.
             limit: at most so many; negative for all.
-            signature: those with this one's hash.
+            signature: those with this hash.
 
         Raises:
             JournalDamagedError: one can't be read; the message names it and the entry.
@@ -304,7 +304,7 @@ class Journal:
         """Return the counters that outlive incidents.
 
         Raises:
-            JournalDamagedError: one has a name or label that there is none of.
+            JournalDamagedError: one has an unknown name or label.
             JournalError: the journal can't be read.
         """
         with journal_database.reader(self.path) as database:
@@ -314,8 +314,8 @@ class Journal:
         """Return when panicd restarted a domain, for its restart budget; the oldest first.
 
         Args:
-            domain_key: as ``Opened.domain_key`` says.
-            since: and not before, in seconds since the epoch.
+            domain_key: as ``Opened.domain_key`` has it.
+            since: the earliest time, in seconds since the epoch.
 
         Raises:
             JournalError: the journal can't be read.
@@ -324,7 +324,7 @@ class Journal:
             return journal_database.restarts(database, domain_key, since)
 
     async def append_operation(self, operation: Operation) -> None:
-        """Add what an operator asked; it is on the disk when this returns.
+        """Add an operator's request; it is on the disk when this returns.
 
         Raises:
             JournalError: it was not written.
@@ -332,7 +332,7 @@ class Journal:
         await self._submit(partial(Batch.add_operation, operation=operation))
 
     def operations(self) -> list[Operation]:
-        """Return what operators asked, in that order.
+        """Return operators' requests, in order.
 
         Raises:
             JournalDamagedError: one can't be read.
@@ -351,7 +351,7 @@ class Journal:
             return journal_database.all_restarts(database)
 
     def pending(self, channel: str) -> list[Pending]:
-        """Return what is to be delivered next of each incident, the oldest first.
+        """Return the next notification of each incident, the oldest first.
 
         Raises:
             JournalError: the journal can't be read.
@@ -360,7 +360,7 @@ class Journal:
             return journal_outbox.pending(database, channel)
 
     async def delivered(self, channel: str, notification: Pending) -> None:
-        """Note that a notification was delivered, or is no longer to be.
+        """Note that a notification was delivered, or was given up.
 
         Raises:
             JournalError: that was not written.
@@ -370,7 +370,7 @@ class Journal:
         )
 
     async def drop_other_channels(self) -> None:
-        """Remove what was to be delivered by a channel that there no longer is.
+        """Remove the notifications of channels that no longer exist.
 
         Raises:
             JournalError: that was not written.
@@ -401,7 +401,7 @@ class Journal:
     # From here on: the writer thread.
 
     def _write(self) -> None:
-        """Commit what is queued, over and over, until None comes: always the last."""
+        """Commit what is queued, over and over, until None comes, which is always the last."""
         going_on = True
         while going_on:
             queued = [self._requests.get()]
@@ -410,7 +410,7 @@ class Journal:
             going_on = len(requests) == len(queued)
             if requests:
                 self._commit(requests)
-                # Whoever waited is gone with the loop.
+                # Whoever waited ended with the loop.
                 with contextlib.suppress(trio.RunFinishedError):
                     requests[-1].token.run_sync_soon(_wake, requests)
                     if self._has_news:
@@ -431,7 +431,7 @@ class Journal:
             self._fault = str(error)
             for request in requests:
                 request.error = request.error or type(error)(*error.args)
-        except BaseException as error:  # noqa: BLE001  # a bug: it ends those who wait, not only this thread
+        except BaseException as error:  # noqa: BLE001  # a bug must end those who wait, not only this thread
             for request in requests:
                 request.error = request.error or error
         else:
@@ -459,7 +459,7 @@ class Journal:
 
 
 def _work(request: _Request, batch: Batch) -> None:
-    """Do one request's work; a fault of its own is kept from the others in the transaction."""
+    """Do one request's work; its fault does not concern the others in the transaction."""
     try:
         request.work(batch)
     except (IllegalTransitionError, JournalDamagedError) as error:

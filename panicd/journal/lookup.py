@@ -4,7 +4,7 @@ import sqlite3
 
 
 def called(database: sqlite3.Connection, text: str) -> list[str]:
-    """Return the ids that begin with a text, or whose last part does; the one that it is, alone."""
+    """Return the ids that begin with a text, or whose last part does; an exact match alone."""
     rows = database.execute(
         "SELECT id FROM incident WHERE substr(id, 1, length(?1)) = ?1 "
         "OR substr(id, instr(id, '-') + 1, length(?1)) = ?1 ORDER BY opened_at DESC LIMIT 8",

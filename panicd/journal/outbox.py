@@ -1,7 +1,7 @@
-"""What the journal knows of notifications: which are still to be delivered, and by which channel.
+"""The journal's notifications: which are still to be delivered, and by which channel.
 
 They are written in the transaction of the entries that they tell of, and removed when they were
-delivered: whatever ends the daemon between the two, none is lost, and one may come twice.
+delivered. So none is lost, whatever ends the daemon in between; one may come twice.
 """
 
 import sqlite3
@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Final, NamedTuple
 
 AT_ONCE: Final = 500
-"""Notifications that are looked at together; the others wait in the journal."""
+"""How many notifications are looked at together; the others wait in the journal."""
 
 
 class Pending(NamedTuple):
@@ -25,7 +25,7 @@ class Pending(NamedTuple):
 
 
 def pending(database: sqlite3.Connection, channel: str) -> list[Pending]:
-    """Return what is to be delivered next of each incident, the oldest first."""
+    """Return the next notification of each incident, the oldest first."""
     rows = database.execute(
         "SELECT incident, MIN(position) FROM notification WHERE channel = ?"
         " GROUP BY incident ORDER BY incident LIMIT ?",

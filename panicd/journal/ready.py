@@ -1,8 +1,8 @@
-"""Entries that were encoded before it was known when they are noted, and of which incident.
+"""Entries that were encoded before their time and their incident are known.
 
-What a panic leads to is foreseen (``rules.machine.ahead``). So what the journal makes of its
-entries, their text and what they add to the totals, is made before it too: when it comes, only the
-time and the incident's id are filled in.
+``rules.machine.ahead`` foresees what a panic leads to. So the journal can make the text of its
+entries and their share in the totals beforehand. When the panic comes, only the time and the
+incident's id are filled in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from panicd.rules.incident import AnyEntry, Incident, Opened, apply
 from panicd.rules.notification import notice_of
 
 _HEAD: Final = '{"at":0.0,'
-"""Every entry begins with its time; theirs is 0."""
+"""Every entry begins with its time; here it is 0."""
 
 
 class _Made(NamedTuple):
@@ -58,7 +58,7 @@ class Template:
 
 
 class Ready(Sequence[AnyEntry]):
-    """Entries whose text is there: they are made only for whoever wants to see them."""
+    """Entries whose text exists: they themselves are made only if somebody wants to see them."""
 
     def __init__(self, template: Template, at: float) -> None:
         self._template = template
@@ -79,7 +79,7 @@ class Ready(Sequence[AnyEntry]):
 
     @property
     def opened(self) -> Opened:
-        """The first, but for its time."""
+        """The first, without its time."""
         return self._template.opened
 
     @property
@@ -95,7 +95,7 @@ class Ready(Sequence[AnyEntry]):
 
     @property
     def told(self) -> Iterator[int]:
-        """The positions of those that somebody is notified of."""
+        """The positions of those that lead to a notification."""
         return (i for i, made in enumerate(self._template.made) if made.is_told)
 
     @cached_property
@@ -104,7 +104,7 @@ class Ready(Sequence[AnyEntry]):
 
 
 def _make_all(entries: Sequence[AnyEntry]) -> tuple[_Made, ...]:
-    """Make what is made of all entries but the first, which opens the incident."""
+    """Make what is made of all entries except the first, which opens the incident."""
     opened, *others = entries
     assert isinstance(opened, Opened)
     incident, made = Incident("", opened), []

@@ -5,7 +5,7 @@ from typing import Final
 DOMAIN_KEY: Final = (
     "CASE WHEN domain_key != '' THEN domain_key WHEN uuid != '' THEN uuid ELSE domain END"
 )
-"""An incident's ``Opened.domain_key``, of a row of ``incident``."""
+"""An incident's ``Opened.domain_key``, from a row of ``incident``."""
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
@@ -53,4 +53,4 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX signature_hash ON signature (hash)",
     ),
 )
-"""Statements that lead from each schema version to the next. Only ever appended to."""
+"""Statements that lead from each schema version to the next. Only ever add to them."""

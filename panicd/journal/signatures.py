@@ -1,6 +1,6 @@
 """Which incidents were the same panic: by the signatures that the journal keeps beside them.
 
-A weak signature (``panicd.rules.signature``) is not kept here: nothing is the same as it.
+Weak signatures (``panicd.rules.signature``) are not kept here, as nothing is the same as they.
 """
 
 import sqlite3
@@ -13,7 +13,7 @@ from panicd.rules.incident import Incident
 
 _DOMAINS: Final = f"count(DISTINCT {DOMAIN_KEY})"
 _NEWEST: Final = (
-    "substr(max(printf('%020.6f', opened_at) || id), 21)"  # ids of one second are in no order
+    "substr(max(printf('%020.6f', opened_at) || id), 21)"  # ids of one second have no order
 )
 _GROUP: Final = f"count(*), {_DOMAINS}, min(opened_at), max(opened_at), {_NEWEST}"
 
@@ -40,13 +40,13 @@ class Group:
 
 
 def hash_of(incident: Incident | None) -> str:
-    """Return what an incident's panic is compared by; empty: nothing."""
+    """Return the signature that an incident's panic is compared by; empty: none."""
     known = incident.signature if incident is not None else None
     return known.hash if known is not None else ""
 
 
 def keep(database: sqlite3.Connection, rows: Sequence[tuple[str | bytes, str]]) -> None:
-    """Write the signatures of incidents: an id, as it stands in the database, and a hash each."""
+    """Write the signatures of incidents: for each its id, as in the database, and a hash."""
     database.executemany(
         "INSERT INTO signature (incident, hash) VALUES (?, ?)"
         " ON CONFLICT DO UPDATE SET hash = excluded.hash",
@@ -71,7 +71,7 @@ def groups(database: sqlite3.Connection, since: float, limit: int) -> list[Group
 
 
 def group(database: sqlite3.Connection, signature: str) -> Group | None:
-    """Return the incidents of a signature; None where there are none, or the journal is older."""
+    """Return the incidents of a signature; None if there are none, or the journal is older."""
     if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'signature'").fetchone():
         return None
     count, *rest = database.execute(

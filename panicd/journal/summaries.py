@@ -1,4 +1,4 @@
-"""As much of every incident as tells whether its evidence is kept, without reading its entries."""
+"""What decides whether an incident's evidence is kept, without reading its entries."""
 
 import sqlite3
 

@@ -1,7 +1,7 @@
-"""What the journal counts, and keeps counting after the incidents themselves are pruned.
+"""What the journal counts, and keeps when the incidents themselves are removed.
 
-One pure function says what an entry adds, so that the totals kept along with the entries and those
-of a replay of the whole history are the same by construction.
+One pure function says what an entry adds. So the totals that are kept with the entries are those
+of a replay of the whole history.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ from panicd.rules.policy import Reason
 
 
 class Total(StrEnum):
-    """What is counted, and by what: each has one label."""
+    """What is counted, and by what: each total has one label."""
 
     DOMAIN_PANICS = "domain-panics"  # by domain key
     DOMAIN_RESTARTS = "domain-restarts"  # by domain key
@@ -49,7 +49,7 @@ class ForeignAction(StrEnum):
 
 
 class Increment(NamedTuple):
-    """So much more of a total, under a label."""
+    """The increase of a total, under a label."""
 
     total: Total
     label: str
@@ -67,11 +67,11 @@ class DomainTotals:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Every counter that carries on across a restart of the daemon.
+    """Every counter that continues across a restart of the daemon.
 
     Attributes:
         domains: by domain key.
-        panics: by how they became known.
+        panics: by how panicd learned of them.
         actions: that were carried out.
         action_failures: that were tried and failed.
         fallbacks: decisions for something else than the policy's own action, by reason.
@@ -111,11 +111,11 @@ SETTLED_BY: Final[dict[State, Action]] = {
 
 
 def increments(before: Incident | None, entry: AnyEntry) -> Iterator[Increment]:
-    """Tell what one entry adds to the totals.
+    """Return what one entry adds to the totals.
 
     A panic found by reconciliation counts as one; reported repeats count as events however the
     incident began. An action counts when its proof is written: the incident's ending, or the state
-    it settled in; what others did, and a plan that failed, count as none.
+    in which it settled. What others did, and a plan that failed, don't count.
 
     Args:
         before: the incident without the entry; None for its first.
