@@ -1,4 +1,4 @@
-"""What the demonstration shows: every policy, and turns that things take outside the rule."""
+"""What the demonstration shows: every policy, and unusual events."""
 
 from __future__ import annotations
 

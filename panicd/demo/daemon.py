@@ -34,7 +34,7 @@ _NOT_INHERITED: Final = frozenset({*OF_ONE_PROCESS, "PANICD_SOCKET"})
 
 
 class DaemonEndedError(Exception):
-    """The daemon ended though nobody told it to; carries what it logged last."""
+    """The daemon ended although nobody told it to; has what it logged last."""
 
 
 class DaemonProcess:
@@ -82,7 +82,7 @@ class DaemonProcess:
                 await daemon._stop()
 
     async def wait_logged(self, wanted: Callable[[LogLine], bool]) -> LogLine:
-        """Wait until a line like that has been logged, and return the first.
+        """Wait until such a line has been logged, and return the first.
 
         Raises:
             DaemonEndedError: None will be.
@@ -117,7 +117,7 @@ class DaemonProcess:
         return f"http://{line['host']}:{line['port']}/"
 
     async def ask(self, command: str, **arguments: object) -> Any:
-        """Return what the daemon answers on its control socket.
+        """Return the daemon's answer on its control socket.
 
         Raises:
             DaemonUnreachableError: It gives no answer.
@@ -137,7 +137,7 @@ class DaemonProcess:
             color: Whether that has colours.
         """
         size = {"COLUMNS": str(width), "LINES": "1000"}
-        environment = {**_environment(), **size, "FORCE_COLOR": "1"}  # it prints as to a terminal
+        environment = {**_environment(), **size, "FORCE_COLOR": "1"}  # it prints as on a terminal
         environment |= {} if color else {"NO_COLOR": "1"}
         finished = await trio.run_process(
             _command(self._config_file, *arguments),
@@ -149,7 +149,7 @@ class DaemonProcess:
         return finished.stdout.decode(errors="replace")
 
     async def freeze(self) -> None:
-        """Hold the daemon still; what its monitors send meanwhile waits for it."""
+        """Freeze the daemon; what its monitors send meanwhile waits for it."""
         await freeze(self._process)
 
     def thaw(self) -> None:
@@ -171,7 +171,7 @@ class DaemonProcess:
 
     def _take_line(self, line: str) -> None:
         self.last_words.append(line)
-        if line.startswith("{"):  # what is not is a crash's traceback, or a mistake's message
+        if line.startswith("{"):  # other lines are a crash's traceback, or a mistake's message
             self.log.append(json.loads(line))
 
     async def _stop(self) -> None:

@@ -1,6 +1,6 @@
-"""Looks into a guest memory dump without panicd's help: is it what it should be, and whole?
+"""Looks into a guest memory dump without panicd's help: is it right, and complete?
 
-Sources: elf(5); RFC 8878 for what is compressed by zstd.
+Sources: elf(5); RFC 8878 for data compressed by zstd.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ async def freeze(process: trio.Process) -> None:
 
 
 def make_way(pid: int) -> None:
-    """Leave the processors to others: the lowest priority, for each thread that is there."""
+    """Leave the processors to others: set the lowest priority for each thread."""
     with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.setpriority(os.PRIO_PROCESS, int(thread.name), _LOWEST_PRIORITY)

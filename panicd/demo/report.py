@@ -26,13 +26,13 @@ _WORD_OF_EVENT: Final = {
 
 
 class OutputClosedError(Exception):
-    """Nobody reads what is printed any more."""
+    """Nobody reads the output any more."""
 
 
 class Report:
     """Prints, to the terminal or wherever the output goes.
 
-    Every method raises OutputClosedError where nobody reads it any more.
+    Every method raises OutputClosedError if nobody reads it any more.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Report:
         try:
             yield
         except BrokenPipeError as error:
-            # What its buffer holds Python writes once more at its end, and fails then (Python's
+            # At its end Python writes once more what its buffer has, and fails then (Python's
             # documentation of signal, 'Note on SIGPIPE').
             with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), self.console.file.fileno())
@@ -92,7 +92,7 @@ class Report:
 
 
 def _qemu(scene: Scene) -> str:
-    """What QEMU was seen to do, each with the time since the panic."""
+    """What QEMU did, each event with the time since the panic."""
     seen = [f"{_event(event)} {_after(scene, stamp(event))}" for event in scene.events]
     if scene.gone_at is not None:
         seen.append(f"process gone {_after(scene, scene.gone_at)}")
@@ -125,14 +125,14 @@ def _panicd(scene: Scene) -> Text:
 
 
 def _is_idle(step: Answer) -> bool:
-    """Whether there was nothing to do and no time was spent on it."""
+    """Whether the step had nothing to do and took no time."""
     if step["outcome"] != "skipped":
         return False
     return bool(step["ended_at"] - step["begun_at"] < _IDLE_SECONDS)
 
 
 def _step(scene: Scene, step: Answer) -> Text:
-    """One step, and when it had ended; how, where it was not simply done."""
+    """One step, and when it had ended; also how, if it was not simply done."""
     ended = "" if step["outcome"] in {None, "done"} else f" {step['outcome']}"
     when = f" {_after(scene, step['ended_at'])}" if step["ended_at"] else ""
     return line(step["step"], (ended, "yellow"), when)

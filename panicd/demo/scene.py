@@ -1,4 +1,4 @@
-"""One VM of the demonstration, from its start to the proof of what became of its panic."""
+"""One VM of the demonstration, from its start to the proof of what panicd did."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ async def press_key(vm: Qemu, _daemon: DaemonProcess) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """One policy, or one turn that things can take.
+    """One policy, or one unusual event.
 
     Attributes:
         name: The domain's.
-        about: What is to be seen, in a few words.
+        about: What happens, in a few words.
         rule: The domain's rule in panicd's configuration, without ``match``.
-        becomes: The incident's ending, or the state in which it stays open; empty: none is opened.
-        proofs: That it did.
+        becomes: The incident's ending, or the state in which it stays open; empty: there is none.
+        proofs: That it happened.
         panic: Has the guest panic.
         qemu: Further arguments of QEMU.
         relaunch: Its rule has a ``relaunch`` command, which starts the same VM anew.
         before_panicd: It panics before panicd is started, by a key press.
         guest: What the guest does.
-        has_console: What is written to its serial port is kept in a file.
+        has_console: A file keeps what is written to its serial port.
     """
 
     name: str

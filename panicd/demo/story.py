@@ -1,7 +1,8 @@
 """``panicd demo``: real QEMUs whose guests panic, what panicd does, and the proof that it did.
 
-A real daemon runs beside one QEMU a case, and a second monitor on each QEMU watches both. All of
-it is in a temporary directory, which goes with the processes when the story ends, however it ends.
+A real daemon runs beside one QEMU for each case, and a second monitor on each QEMU watches both.
+Everything is in a temporary directory, which goes with the processes when the story ends, however
+it ends.
 """
 
 from __future__ import annotations

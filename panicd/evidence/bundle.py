@@ -1,12 +1,12 @@
-"""What is kept of a panic besides a dump: taken before anything is changed, inside a time budget.
+"""What is kept of a panic besides a dump: taken before panicd changes anything, in a time budget.
 
-Every item is best effort: what can't be had is noted with its reason and is never in the way. What
-a guest wrote (its screen, its console, its kernel log) is stored as data, as it is.
+Every item is best effort: if one is missing, the reason is noted, and nothing else is affected.
+What a guest wrote (its screen, its console, its kernel log) is stored as data, as it is.
 
-What QEMU has to say is taken into memory, several items at once, and written by one thread at the
-end: a disk is waited for once.
+QEMU's answers are kept in memory, several items at a time. One thread writes them at the end, so
+that panicd waits for the disk once.
 
-Source: QEMU's human monitor for ``info registers``; of the screen see ``screen``.
+Source: QEMU's human monitor for ``info registers``; for the screen see ``screen``.
 """
 
 import json
@@ -49,8 +49,10 @@ WORDS_WITHIN: Final = 2.0  # seconds, by a monitor
 LOG_WITHIN: Final = 5.0  # seconds, by libvirt; on a loaded machine it took half of one
 STATE_WITHIN: Final = 2.0  # seconds, for registers, state and block devices
 LOG_LINES: Final = 512  # lines of the kernel log, the newest
-THREADS: Final = trio.CapacityLimiter(16)  # of its own: those that hang are missed by nobody else
-OWN_PART: Final = 0.25  # of the budget: kept back for what needs no QEMU
+THREADS: Final = trio.CapacityLimiter(
+    16
+)  # a limiter of its own: nobody else misses threads that hang
+OWN_PART: Final = 0.25  # of the budget, reserved for what needs no QEMU
 HOST_FILES: Final = (
     "/proc/loadavg",
     "/proc/meminfo",
@@ -69,7 +71,7 @@ CGROUP_FILES: Final = (
     "io.pressure",
 )
 CGROUPS: Final = "/sys/fs/cgroup"
-HOST_FILE_KEPT: Final = 64 * 1024  # bytes; of one in /proc or /sys a single read(2) returns all
+HOST_FILE_KEPT: Final = 64 * 1024  # bytes; a single read(2) returns all of a file in /proc or /sys
 QUERIES: Final = (
     "query-status",
     "query-version",
@@ -85,7 +87,7 @@ QUERIES: Final = (
     "query-block-jobs",
     "query-blockstats",
 )
-# Asks the images too, and so may wait for their storage: last, for QEMU answers nobody meanwhile.
+# Asks the images too, and so may wait for storage: last, as QEMU answers nobody meanwhile.
 BLOCK_QUERY: Final = "query-block"
 MANIFEST: Final = "bundle.json"
 SCREENS: Final = ("screen.png", "screen.ppm")
@@ -97,7 +99,7 @@ class Bundle:
     """What was taken of one panic.
 
     Attributes:
-        directory: where it lies, or is going to.
+        directory: where it is, or will be.
         files: what is in each file, by its name.
         problems: why an item is missing, by item.
         words: what the guest said of its panic.
@@ -110,12 +112,12 @@ class Bundle:
     _unwritten: dict[str, bytes | Picture] = field(default_factory=dict)
 
     def keep(self, name: str, content: bytes | Picture, what: str) -> None:
-        """Take something in, which ``write`` writes.
+        """Take in something that ``write`` writes.
 
         Args:
             name: of its file.
             content: of the file.
-            what: that is.
+            what: describes it.
         """
         self.files[name] = what
         self._unwritten[name] = content
@@ -123,7 +125,7 @@ class Bundle:
     def write(self) -> None:
         """Write what was taken in since the last time. Blocking.
 
-        A file that can't be written is a problem, and no fault of the others.
+        A file that can't be written is a problem of its own, and does not affect the others.
         """
         while self._unwritten:
             name, content = self._unwritten.popitem()
@@ -134,7 +136,7 @@ class Bundle:
                 self.problems[name] = str(error)
 
     def copy(self) -> "Bundle":
-        """Return one that others may change."""
+        """Return a copy that others may change."""
         files, problems, unwritten = dict(self.files), dict(self.problems), dict(self._unwritten)
         return Bundle(self.directory, files, problems, self.words, unwritten)
 
@@ -143,8 +145,8 @@ Item = Callable[[Session, Bundle], Awaitable[None]]
 """Takes one item of evidence into a bundle."""
 
 Stages = Sequence[Sequence[Sequence[tuple[str, Item]]]]
-"""The items by their names: one stage after the other, the lines of a stage side by side, the items
-of a line in their order."""
+"""The items by their names. Stages follow each other, the lines of a stage run side by side, and
+the items of a line follow in order."""
 
 
 async def collect(
@@ -158,16 +160,16 @@ async def collect(
     no_log: str = "",
     items: Stages | None = None,
 ) -> Bundle:
-    """Take what can be had of a stopped guest, and of its host, in the time given.
+    """Take what is available of a stopped guest, and of its host, in the time given.
 
     Args:
         session: the VM.
-        directory: where to; it is made, with mode 0700.
+        directory: where to write it; it is made, with mode 0700.
         consoles: logs of the guest's console.
-        facts: returns panicd's own, the panic's payload, the decision: what JSON can hold. It is
-            asked for in a thread.
+        facts: returns panicd's own facts, the panic's payload and the decision, as JSON can hold
+            them. It is called in a thread.
         budget: seconds.
-        by_other: who has QEMU dump, where libvirt runs the VM.
+        by_other: has QEMU dump, if libvirt runs the VM.
         no_log: why the kernel's log is not to be read from memory; empty: it is.
         items: what is taken of a VM that has no monitor for panicd; None: by its monitor.
     """
@@ -193,7 +195,7 @@ async def collect(
             for line in stage:
                 nursery.start_soon(take, line)
     with trio.move_on_at(limit):
-        # A thread that hangs, on a network's file system, is left behind with a bundle of its own.
+        # A thread that hangs, on a network file system, is abandoned with a bundle of its own.
         own = bundle.copy()
         try:
             await in_thread(partial(_keep, own, consoles, facts, session), THREADS)
@@ -208,7 +210,7 @@ async def collect(
 def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> Stages:
     """Return what is taken by a monitor.
 
-    By another's dump the own words take their time: last.
+    If another one dumps, the guest's own words take that dump's time: they come last.
     """
 
     async def words(session: Session, bundle: Bundle) -> None:
@@ -227,8 +229,8 @@ def by_libvirt(client: Client, domain: DomainRef, *, is_wanted: bool) -> Stages:
 
     Args:
         client: of the libvirt.
-        domain: which, and which start of it.
-        is_wanted: the kernel's log is.
+        domain: the domain, and its present start.
+        is_wanted: whether the kernel's log is wanted.
     """
 
     async def picture(_session: Session, bundle: Bundle) -> None:
@@ -239,14 +241,14 @@ def by_libvirt(client: Client, domain: DomainRef, *, is_wanted: bool) -> Stages:
         await _own_words(PeekReader(client, domain, trio.current_time() + LOG_WITHIN), bundle)
 
     own: list[tuple[str, Item]] = [("kernel log", words)] if is_wanted else []
-    return (([("screenshot", picture), *own],),)  # in this order: libvirt takes its time
+    return (([("screenshot", picture), *own],),)  # in this order, because libvirt takes its time
 
 
 async def _own_words(reader: GuestReader, bundle: Bundle) -> None:
     match await read_words(reader, LOG_LINES):
         case KernelLog() as log:
             bundle.keep("kernel.log", _as_text(log), "the end of the guest's kernel log")
-            # Some milliseconds, in which others are responded to.
+            # This takes some milliseconds, in which others get responses.
             bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
         case WindowsCrash(bug_check, build, processors):
             said = f"{bug_check.line}\nbuild: {build}\nprocessors: {processors}\n"
@@ -260,7 +262,7 @@ async def _screenshot(session: Session, bundle: Bundle) -> None:
 
 
 async def _registers_and_state(session: Session, bundle: Bundle) -> None:
-    """Ask QEMU for what it knows, all at once: it answers in this order."""
+    """Ask QEMU all questions together; it answers them in this order."""
     every = session.capability.version >= ALL_REGISTERS_SINCE
     command = "info registers -a" if every else "info registers"
     asked: list[Command] = [("human-monitor-command", {"command-line": command})]
@@ -286,9 +288,9 @@ async def _registers_and_state(session: Session, bundle: Bundle) -> None:
 def _keep(
     bundle: Bundle, consoles: tuple[Path, ...], facts: Callable[[], object], session: Session
 ) -> None:
-    """Write what was taken, what needs no QEMU, and the list of it all. Blocking."""
+    """Write what was taken, what needs no QEMU, and the list of everything. Blocking."""
     _make(bundle.directory)
-    # Of a process that is no QEMU nobody asked what it was started with.
+    # A process that is no QEMU is not asked what it was started with.
     arguments = session.peer.command_line() if session.process_known else None
     logs = find_logs(consoles, session.peer, arguments, bundle.problems)
     for number, log in enumerate(logs):
@@ -337,7 +339,7 @@ def _text_of(path: str) -> str:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """Return the list of what was taken of a panic; None where nothing was, or it is broken."""
+    """Return the list of what was taken of a panic; None if nothing was, or it is damaged."""
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -349,7 +351,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def _json(value: Mapping[str, object]) -> bytes:
-    """Return a line for each key: by hand, for Python indents without its fast encoder."""
+    """Return a line for each key: by hand, as Python indents without its fast encoder."""
     lines = (f"{json.dumps(key)}: {json.dumps(each)}" for key, each in value.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
@@ -359,7 +361,7 @@ def _make(directory: Path) -> None:
 
 
 def _write(path: Path, content: bytes | Picture) -> None:
-    """Write a file, or leave none."""
+    """Write a file completely, or leave none."""
     file = os.open(
         path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
     )

@@ -1,7 +1,7 @@
-"""The bundles of evidence on the disk: how much they take, and how one is removed.
+"""The bundles of evidence on the disk: how much space they take, and how one is removed.
 
-A bundle is a directory called as its incident. Of one that was removed the list stays, so that
-whoever looks for it is told what became of it; it goes with the incident.
+A bundle is a directory with its incident's name. When a bundle is removed, its list stays, so that
+whoever looks for it learns what happened. The list goes with the incident.
 """
 
 import json
@@ -18,7 +18,7 @@ STAYS: Final = ("panic_line", "signature", "facts")  # of the list
 def sizes(root: Path) -> dict[str, int]:
     """Return the bytes that each bundle takes on the disk, by its incident. Blocking.
 
-    One that was removed takes none. A file's length says nothing: holes in it take no room.
+    A removed one takes none. A file's length does not matter: holes in it take no space.
 
     Raises:
         OSError: they can't be looked at.
@@ -42,10 +42,10 @@ def allocated(status: os.stat_result) -> int:
 
 
 def remove(directory: Path, why: str, at: float) -> None:
-    """Remove a bundle, and leave word of it. Blocking.
+    """Remove a bundle, and leave a note of it. Blocking.
 
     Raises:
-        OSError: it can't be removed, or not all of it.
+        OSError: it can't be removed, or not completely.
     """
     before = read_manifest(directory) or {}
     left: dict[str, object] = {key: before[key] for key in STAYS if key in before}
@@ -55,7 +55,7 @@ def remove(directory: Path, why: str, at: float) -> None:
     with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
         file.write(json.dumps(left, indent=1).encode())
     partial.replace(directory / MANIFEST)
-    # Only now: until here it was all there, and from here on it says that it is not.
+    # Only now: until here all of it existed, and from here on it says that it does not.
     for path in directory.iterdir():
         if path.name != MANIFEST:
             path.unlink()

@@ -1,10 +1,10 @@
 """The logs of a guest's consoles: those of the configuration, and those of its QEMU's arguments.
 
-What a QEMU's arguments name is only a hint: a process can change what it seems to have been started
-with, and can become a program with more rights than its user has. Such a file is kept only where
-both may read it, the user who connected, as he was then, and the one that the process runs as now.
-So neither a QEMU that was taken over nor whoever poses as one gets anybody else's file into a
-bundle. What a QEMU in a container names is not looked for: its files are not those of the host.
+QEMU's arguments are only a hint: a process can change the arguments that it shows, and can become a
+program with more rights than its user has. So panicd keeps such a file only if two users may read
+it: the user who connected, with the rights of that moment, and the user that the process runs as
+now. So neither a QEMU that was taken over nor a process that poses as one gets another user's file
+into a bundle. panicd does not look for the files of a QEMU in a container: they are not the host's.
 """
 
 import os
@@ -38,12 +38,12 @@ def find_logs(
     arguments: tuple[str, ...] | None,
     problems: dict[str, str],
 ) -> list[ConsoleLog]:
-    """Return where a guest's consoles are written to, at most ``MOST``. Blocking.
+    """Return where a guest's consoles are logged, at most ``MOST``. Blocking.
 
     Args:
         configured: the paths of the configuration, which come first.
         peer: the QEMU.
-        arguments: its argv; None where that, or that it is one, is not known.
+        arguments: its argv; None if that is not known, or whether it is a QEMU.
         problems: takes why one can't be looked for.
     """
     logs = {path: ConsoleLog(path) for path in configured}
@@ -62,10 +62,10 @@ def find_logs(
 
 
 def read_end(log: ConsoleLog, size: int) -> bytes:
-    """Return the last bytes of a log. Blocking, but a pipe or a device is not waited for.
+    """Return the last bytes of a log. Blocking, but it does not wait for a pipe or a device.
 
     Raises:
-        OSError: it can't be read, is no file, or is not for whoever names it.
+        OSError: it can't be read, is no file, or whoever names it may not read it.
     """
     opened = open_regular(log.path) if log.users is None else open_as(log.path, log.users)
     with os.fdopen(opened, "rb") as file:
@@ -78,7 +78,7 @@ def _rights_of(process: Path) -> Rights:
     """Return what a process may do to files now (proc_pid_status(5)).
 
     Raises:
-        OSError: it can't be told, or the process is in a container.
+        OSError: that can't be read, or the process is in a container.
     """
     status = (process / "status").read_text(encoding="utf-8", errors="replace")
     lines = (line.partition(":") for line in status.split("\n"))

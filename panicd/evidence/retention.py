@@ -1,4 +1,4 @@
-"""Removes the evidence that is one too many, after each panic and in nobody's way."""
+"""Removes evidence beyond the limits, after each panic, without delaying anybody."""
 
 import time
 from functools import partial
@@ -20,11 +20,11 @@ REST: Final = 9.0  # times as long as it took
 
 
 class BundleRetention:
-    """Keeps as many bundles as are to be kept.
+    """Keeps as many bundles as the limits allow.
 
     Args:
         journal: which knows the incidents.
-        root: where their bundles lie.
+        root: the bundles' directory.
     """
 
     def __init__(self, journal: Path, root: Path) -> None:
@@ -39,7 +39,7 @@ class BundleRetention:
         self._wake.set()
 
     async def run(self) -> None:
-        """Remove what is one too many, for ever; all bundles are looked at, so not all the time."""
+        """Remove what is beyond the limits, for ever, but rarely: it looks at all bundles."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
@@ -55,7 +55,7 @@ class BundleRetention:
             await trio.sleep(REST * (trio.current_time() - began))
 
     def _retire(self, due: dict[str, tuple[Policy, str]]) -> dict[str, str]:
-        # In this order: a bundle that is made meanwhile is not seen, and so not one of nobody's.
+        # In this order, so that a bundle that is made meanwhile does not seem to be nobody's.
         there = sizes(self._root)
         with journal_database.reader(self._journal) as database:
             incidents = summaries(database)

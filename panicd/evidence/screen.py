@@ -1,12 +1,13 @@
 """A picture of the guest's screen, from QEMU through a pipe, or from libvirt as a stream.
 
-QEMU gets the writing end of a pipe and no file: who has a file can fill the disk that it lies on,
-for as long as he lives. What comes through the pipe is kept in memory, as much as a screen can be.
+QEMU gets the writing end of a pipe, and no file: whoever has a file can fill its disk for as long
+as they live. panicd keeps what comes through the pipe in memory, up to the size of a screen.
 
-``/dev/fdset/N``, QEMU's own name for a descriptor that it was handed, can't be used: QEMU empties
-what it opens so (ftruncate(2)), and a pipe can't be emptied. Its name in /proc can be, and then the
-pipe's mode counts, for QEMU may run as another user. The end of the file is not waited for, as
-QEMU closes what was in an fd set only when its guest runs: by its answer all was written.
+``/dev/fdset/N``, QEMU's own name for a descriptor that it got, can't be used: QEMU truncates what
+it opens there (ftruncate(2)), and a pipe can't be truncated. Its name in /proc can be used. There
+the pipe's mode counts, because QEMU may run as another user. panicd does not wait for the end of
+the file, because QEMU closes the members of an fd set only when its guest runs: its answer says
+that it has written everything.
 
 Sources: QAPI ``screendump`` (``qapi/ui.json``), ``add-fd`` and ``remove-fd`` (``qapi/misc.json``);
 QEMU ``util/osdep.c``, ``monitor/fds.c``; proc(5), pipe(7), splice(2).
@@ -25,22 +26,22 @@ from panicd.qemu.monitor import CommandError, MonitorError
 from panicd.qemu.session import Session
 
 MOST: Final = 32 << 20
-"""Bytes of a picture: those of 4K in all its colours, and of what is larger when it is packed."""
+"""Bytes of a picture: enough for 4K in all its colours, and for larger ones that are packed."""
 
 TOO_LARGE: Final = f"more than the {MOST} bytes that a screen can be"
 SIGNATURES: Final = {"png": b"\x89PNG\r\n\x1a\n", "ppm": b"P6"}
-CHUNK: Final = 1 << 16  # bytes taken at once
+CHUNK: Final = 1 << 16  # bytes that are taken at a time
 ANSWER_TIMEOUT: Final = 2.0  # seconds
 NO_CONSOLE: Final = "There is no console"  # QEMU, ui/console.c, qmp_screendump
 NO_SCREEN: Final = "the VM has no screen"
 BY_LIBVIRT_WITHIN: Final = 5.0  # seconds: it waits for what libvirt does about the panic itself
-WRITABLE: Final = 0o622  # by QEMU's user; only who has it already can find it in /proc
+WRITABLE: Final = 0o622  # by QEMU's user; only who already has it can find it in /proc
 
 
 class Picture:
-    """A picture in memory, of which the last reference closes the descriptor.
+    """A picture in memory; its last reference closes the descriptor.
 
-    A thread that hangs on a disk may be the last to have one.
+    That may be a thread's that hangs on a disk.
 
     Raises:
         OSError: there is no memory or no descriptor left.
@@ -55,7 +56,7 @@ class Picture:
             os.close(file)
 
     def take(self, pipe: int) -> bool:
-        """Take what a pipe holds; return whether there was any.
+        """Take what a pipe has; return whether there was anything.
 
         Raises:
             BlockingIOError: there is nothing now.
@@ -79,7 +80,7 @@ class Picture:
         os.pwrite(self._file, data, self._size - len(data))
 
     def begins_with(self, signature: bytes) -> bool:
-        """Tell whether it does."""
+        """Tell whether it begins so."""
         return os.pread(self._file, len(signature), 0) == signature
 
     def write_to(self, file: int) -> None:
@@ -101,8 +102,8 @@ async def take_picture(session: Session, kind: str) -> Picture:
         kind: ``png`` (QEMU 7.1 and later) or ``ppm``.
 
     Raises:
-        MonitorError: QEMU won't, or does not answer.
-        OSError: the VM has no screen, or what QEMU makes is no picture.
+        MonitorError: QEMU refuses, or does not answer.
+        OSError: the VM has no screen, or QEMU's data is no picture.
     """
     picture = Picture()
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -126,8 +127,8 @@ async def take_picture_by_libvirt(client: Client, domain: DomainRef) -> tuple[Pi
     """Have libvirt make a picture of a guest's screen; return it, and ``png`` or ``ppm``.
 
     Raises:
-        LibvirtError: it won't, or does not answer.
-        OSError: what it makes is no picture.
+        LibvirtError: it refuses, or does not answer.
+        OSError: its data is no picture.
     """
     picture = Picture()
     problem: OSError | None = None
@@ -151,7 +152,7 @@ async def take_picture_by_libvirt(client: Client, domain: DomainRef) -> tuple[Pi
 
 
 async def _hand_over(session: Session, pipe: int) -> tuple[str, object]:
-    """Hand QEMU the writing end; return what it is called there, and the fd set that it is in."""
+    """Give QEMU the writing end; return its name there, and its fd set."""
     answer = await session.qmp.execute_with_fd("add-fd", {}, pipe, timeout=ANSWER_TIMEOUT)
     if not isinstance(answer, dict) or not isinstance(answer.get("fd"), int):
         raise OSError("QEMU's answer to add-fd makes no sense")
