@@ -213,20 +213,27 @@ async def _chosen(
 
 
 async def _while_it_is_written(writer: DumpWriter, dump: Callable[[], Awaitable[None]]) -> None:
-    """Wait for a dump's end, and not much longer than for that of its writer, if that failed.
+    """Wait for a dump's end, and not much longer than for that of its writer.
 
-    QEMU notices with its next write. One that does not say so has no more of a dump's turn.
+    If that has failed QEMU notices with its next write. If it has not, the dump is complete, for
+    what it says of its own size has come. One that does not say so has no more of a dump's turn.
     """
-    problem: DumpError | MonitorError | None = None
 
-    async def cut_off() -> None:
+    async def cut_off(scope: trio.CancelScope) -> None:
         await writer.ended.wait()
-        if writer.error is not None:
-            await trio.sleep(CLEARING)
-            nursery.cancel_scope.cancel()
+        await trio.sleep(CLEARING)
+        scope.cancel()
 
+    await _beside(cut_off, dump)
+
+
+async def _beside(
+    aside: Callable[[trio.CancelScope], Awaitable[None]], dump: Callable[[], Awaitable[None]]
+) -> None:
+    """Do something as long as a dump goes on; it may end that."""
+    problem: DumpError | MonitorError | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(cut_off)
+        nursery.start_soon(aside, nursery.cancel_scope)
         try:
             await dump()
         except (DumpError, MonitorError) as error:
@@ -269,12 +276,23 @@ async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
 async def _have_dumped(
     by_other: DumpByOther, writer: DumpWriter, pipe: int, kind: DumpFormat, timeout: float
 ) -> None:
-    """Have somebody else dump into the pipe, which goes by its name in proc(5)."""
+    """Have somebody else dump into the pipe, which goes by its name in proc(5).
+
+    It is open here until he has it open as well: then its end is seen though he says nothing of it.
+    """
+    ours = [pipe]
+
+    async def let_go(_scope: trio.CancelScope) -> None:
+        await writer.begun.wait()
+        os.close(ours.pop())
+
     try:
         await _await_file(writer)
-        await by_other(Path(f"/proc/{os.getpid()}/fd/{pipe}"), kind.of_qemu, timeout)
+        path = Path(f"/proc/{os.getpid()}/fd/{pipe}")
+        await _beside(let_go, partial(by_other, path, kind.of_qemu, timeout))
     finally:
-        os.close(pipe)
+        for each in ours:
+            os.close(each)
 
 
 def _check_not_let_go(session: Session, times: int) -> None:

@@ -122,6 +122,7 @@ class DumpWriter:
 
     Attributes:
         ready: set when the file is there and there is space for it, or at the end.
+        begun: set when something has come through the pipe.
         ended: set at the end.
         error: why there is no dump.
         size: the finished file's, in bytes; None before.
@@ -141,6 +142,7 @@ class DumpWriter:
         give_way: Callable[[], None] = lambda: None,
     ) -> None:
         self.ready = trio.Event()
+        self.begun = trio.Event()
         self.ended = trio.Event()
         self.error: DumpError | None = None
         self.size: int | None = None
@@ -271,6 +273,8 @@ class DumpWriter:
         return bool(found)
 
     def _count(self, size: int, file: int) -> int:
+        if self._progress.received == 0 < size:
+            self._tell(self.begun)
         self._progress.received += size
         self._note_written(file)
         self._check_size(self._progress.received)

@@ -246,6 +246,7 @@ class _Trial:
                 gate.go_on()
             case Blow.KILL_LIBVIRTD:
                 self._cut_at = self._daemon.mark()
+                self._evidence.libvirtd_died = True
                 await subject.kill_libvirtd()
                 gate.go_on()
             case _:

@@ -41,6 +41,7 @@ class Evidence:
         commands: Those that QEMU carried out and that do more than ask, over all daemons.
         journal: The incidents at the end.
         struck: The blow fell.
+        libvirtd_died: It was libvirtd that was killed.
         at_blow: The incidents that were durable when panicd was killed; None: it was not.
         dumped_at_blow: A complete dump lay there already when the blow fell.
         relaunches: How often the relaunch command was run.
@@ -54,6 +55,7 @@ class Evidence:
     commands: list[str] = field(default_factory=list)
     journal: list[Incident] = field(default_factory=list)
     struck: bool = False
+    libvirtd_died: bool = False
     at_blow: list[Incident] | None = None
     dumped_at_blow: bool = False
     relaunches: int = 0
@@ -180,11 +182,13 @@ def _needed(scenario: Scenario, evidence: Evidence) -> list[str]:
 
     A dump that was not complete is begun anew. A reset that leaves no trace is made again where its
     result was not recorded: that is right whether it had been made or not, for the guest has not
-    run since, and a ``cont`` alone would be right in one case only.
+    run since, and a ``cont`` alone would be right in one case only. So is one of a guest that
+    libvirt goes on to call crashed, because libvirtd has not lived to see it reset.
     """
+    no_trace = scenario.reset_leaves_no_trace or evidence.libvirtd_died
     commands = [name for name in evidence.commands if name not in PREPARING]
     if commands.count(DUMP) == 2 and evidence.struck and not evidence.dumped_at_blow:
         commands.remove(DUMP)
-    if commands.count("system_reset") == 2 and evidence.struck and scenario.reset_leaves_no_trace:
+    if commands.count("system_reset") == 2 and evidence.struck and no_trace:
         commands.remove("system_reset")
     return commands
