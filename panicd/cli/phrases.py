@@ -14,10 +14,13 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def configured(decision: Answer) -> str:
-    """Return the part of the configuration that led to a decision."""
+def because(decision: Answer) -> str:
+    """Return why a decision was made."""
+    if decision["reason"] == "on-crash":
+        return "on_crash, as configured"
     instead = f", unrequested {decision['unrequested']}" if decision["unrequested"] else ""
-    return f"on_crash {decision['on_crash']}{instead}"
+    configured = f"on_crash {decision['on_crash']}{instead}"
+    return f"{configured}, reason {decision['reason']}: {decision['why']}"
 
 
 def short(words: str) -> str:

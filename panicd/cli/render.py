@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from panicd.cli.moment import age, written_time
-from panicd.cli.phrases import configured, counted, held, short, would_do
+from panicd.cli.phrases import because, counted, held, short, would_do
 from panicd.host import terminal
 from panicd.host.terminal import Column, Text, line, listing, table
 from panicd.service.control_client import Answer
@@ -40,8 +40,7 @@ def explanation(answer: Answer) -> None:
         show(line("in a hang     ", ("it can't be ended by a signal: ", "red"), why))
     budget = answer["budget"]
     show(f"restarts      {budget['used']} made, {budget['left']} left in the window", "")
-    because = f" ({configured(decided)}, reason {decided['reason']}: {decided['why']})"
-    show(line("If it panicked now: ", (decided["action"], "bold"), because))
+    show(line("If it panicked now: ", (decided["action"], "bold"), f" ({because(decided)})"))
     _steps(decided)
     if then := answer["then"]:
         show(line("If it has not reset itself by then: ", (then["action"], "bold")))

@@ -10,7 +10,7 @@ from pwd import getpwuid
 from typing import Final
 
 from panicd.cli.moment import written_time
-from panicd.cli.phrases import configured
+from panicd.cli.phrases import because
 from panicd.cli.render import seen, signature
 from panicd.cli.render_dumps import cells
 from panicd.host import terminal
@@ -118,12 +118,12 @@ def _decisions(history: Iterable[Answer]) -> Iterator[Text]:
         if entry["kind"] != "decided":
             continue
         plan = entry["plan"]
-        because = f"{configured(plan)}, reason {plan['reason']}: {plan['why']}"
+        why = because(plan)
         if plan["reason"] == Reason.OPERATOR and asked is not None:
-            because = f"{user(asked)} asked for it: {asked['why']}"
-        if (plan["action"], because) != shown:
-            yield line("decided   ", (plan["action"], "bold"), f" ({because})")
-        shown = plan["action"], because
+            why = f"{user(asked)} asked for it: {asked['why']}"
+        if (plan["action"], why) != shown:
+            yield line("decided   ", (plan["action"], "bold"), f" ({why})")
+        shown = plan["action"], why
 
 
 def user(asked: Answer) -> str:
