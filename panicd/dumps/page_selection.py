@@ -101,7 +101,7 @@ async def selected_pages(
     try:
         try:
             beginning = await _beginning(reader)
-            memory = DumpFile.parse(beginning).memory if beginning else ()
+            memory = DumpFile.parse(beginning).kernels() if beginning else ()
             asked = {
                 "level": level,
                 "size": size,

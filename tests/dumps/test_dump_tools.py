@@ -107,7 +107,9 @@ async def make_dumps(directory: Path, kernel: Kernel) -> dict[Variant, Path]:
     with fail_after(300):
         async with (
             event_loop(),
-            linux_guest(directory, kernel, paused=True, trouble=Trouble(cpus=2)) as guest,
+            linux_guest(
+                directory, kernel, paused=True, trouble=Trouble(cpus=2), extra=("-device", "VGA")
+            ) as guest,
             session_with(guest.vm) as session,
         ):
             await session.execute("cont")

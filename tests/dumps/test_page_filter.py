@@ -19,6 +19,7 @@ from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 
 GIB = 1 << 30
+HIGH = 4 * GIB  # where a PC has memory again
 NOTE = b"OSRELEASE=6.1.0-test\nNUMBER(phys_base)=-4096\n"
 ABOUT = b'{"level": 31, "left_out": {"free": 7, "user": "x"}, "reason": "why"}'
 
@@ -89,17 +90,17 @@ def test_only_what_is_kept_comes_out(tmp_path: Path) -> None:
 
 
 def test_parts_are_enough_that_have_what_is_kept(tmp_path: Path) -> None:
-    whole = core((0, bytes(16 * PAGE)), (GIB, bytes(8 * PAGE)))
+    whole = core((0, bytes(16 * PAGE)), (HIGH, bytes(8 * PAGE)))
     beginning = whole[: -24 * PAGE]
-    kept = bytearray(-(-(GIB // PAGE + 8) // 8))
+    kept = bytearray(-(-(HIGH // PAGE + 8) // 8))
     kept[0], kept[-1] = 0b0110, 0b1
-    parts = ((PAGE, page(1) + page(2)), (GIB, page(7)))
+    parts = ((PAGE, page(1) + page(2)), (HIGH, page(7)))
     frames = [struct.pack("<QQ", place, len(data)) + data for place, data in parts]
     path = filtered(tmp_path, beginning + b"".join(frames), bytes(kept), framed=True)
     with open_dump(path) as dump:
         assert dump.memory(PAGE, 2 * PAGE) == page(1) + page(2)
-        assert dump.memory(GIB, PAGE) == page(7)
-        for left_out in (0, 3 * PAGE, GIB + PAGE):
+        assert dump.memory(HIGH, PAGE) == page(7)
+        for left_out in (0, 3 * PAGE, HIGH + PAGE):
             with pytest.raises(NotReadableError):
                 dump.memory(left_out, PAGE)
     for cut in (beginning + frames[0], beginning + b"".join(frames)[:-1]):
@@ -122,10 +123,17 @@ def test_empty_memory_takes_next_to_nothing(tmp_path: Path) -> None:
     assert path.stat().st_size < (64 << 20) // 100
 
 
-def test_the_firmware_at_the_end_is_left_out(tmp_path: Path) -> None:
+def test_devices_memory_at_the_end_is_left_out(tmp_path: Path) -> None:
     rom = page(7) * 64
-    path = filtered(tmp_path, core((0, page(1)), (4 * GIB - len(rom), rom)))
+    firmware, video = (4 * GIB - len(rom), rom), (4 * GIB - (64 << 20), page(8) * 64)
+    low = (0, page(1)), (1 << 20, page(3))
+    path = filtered(tmp_path, core(*low, video, firmware))
     assert path.stat().st_size < 8 * PAGE
+    with open_dump(path) as dump:
+        assert dump.memory(1 << 20, PAGE) == page(3)
+    path = filtered(tmp_path, core((0, page(1)), (GIB, page(2)), machine=183))
+    with open_dump(path) as dump:
+        assert dump.memory(GIB, PAGE) == page(2)
     path = filtered(tmp_path, core((0, page(1)), (4 * GIB - len(rom), rom), (4 * GIB, page(2))))
     with open_dump(path) as dump:
         assert dump.memory(4 * GIB - PAGE, 2 * PAGE) == page(7) + page(2)

@@ -17,15 +17,13 @@ from itertools import pairwise
 from typing import Final
 
 from panicd.dumps.filter.core_stream import BLOCK, CUT_OFF, FRAMED, HEAD, CoreStream
-from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile, Piece
+from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile
 from panicd.rules.guest_memory.kdump_head import kdump_head
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 
 NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
 MAX_PAGES: Final = 1 << 31  # of 8 TiB: the bitmaps of more would take too much memory
-FIRMWARE_END: Final = 1 << 32
-FIRMWARE: Final = 16 << 20  # bytes that a PC's may have at most
 
 
 def main(arguments: list[str]) -> int:
@@ -92,7 +90,7 @@ def filter_core(
         return
     notes_end = layout.notes.offset + layout.notes.length
     notes = stream.peek(notes_end)[layout.notes.offset :]
-    pages = max(_end(piece) for piece in layout.memory) // PAGE
+    pages = max(piece.end for piece in layout.memory) // PAGE
     there = _bitmap(layout)
     chosen = there if kept is None else _both(there, kept)
     head = kdump_head(notes, machine=layout.machine, pages=pages, level=level, about=about, at=at)
@@ -113,34 +111,28 @@ def _checked(layout: DumpFile) -> DumpFile:
     """Return what of a core goes into a kdump.
 
     Its end must be memory that the kernel knows of: makedumpfile fails to filter a kdump again that
-    ends in a PC's firmware, right below 4 GiB, and leaves it out itself.
+    ends in a device's, and leaves that out itself.
 
     Raises:
         NotReadableError: the core is none that a kdump can be made of.
     """
-    memory = sorted(layout.memory, key=lambda piece: piece.physical)
+    memory = layout.kernels()
     if layout.notes.offset + layout.notes.length > HEAD + MAX_NOTES:
         raise NotReadableError("its notes lie too far behind")
     if any((piece.physical | piece.length) % PAGE for piece in memory):
         raise NotReadableError("its memory does not begin and end where pages do")
-    if len(memory) > 1 and _end(memory[-1]) == FIRMWARE_END and memory[-1].length <= FIRMWARE:
-        del memory[-1]
-    if not memory or _end(memory[-1]) > MAX_PAGES * PAGE:
+    if not memory or memory[-1].end > MAX_PAGES * PAGE:
         raise NotReadableError("it has no memory, or too much")
-    if any(_end(one) > another.physical for one, another in pairwise(memory)):
+    if any(one.end > another.physical for one, another in pairwise(memory)):
         raise NotReadableError("its pieces lie on one another")
     return replace(layout, memory=tuple(memory))
 
 
-def _end(piece: Piece) -> int:
-    return piece.physical + piece.length
-
-
 def _bitmap(layout: DumpFile) -> bytes:
     """Return a bit for each page that there is."""
-    bits = bytearray(-(-max(map(_end, layout.memory)) // (8 * PAGE)))
+    bits = bytearray(-(-max(piece.end for piece in layout.memory) // (8 * PAGE)))
     for piece in layout.memory:
-        first, end = piece.physical // PAGE, _end(piece) // PAGE
+        first, end = piece.physical // PAGE, piece.end // PAGE
         whole = range(-(-first // 8), end // 8)
         bits[whole.start : whole.stop] = b"\xff" * len(whole)
         for page in {

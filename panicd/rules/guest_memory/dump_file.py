@@ -33,6 +33,8 @@ _OTHERS: Final = {
     243: "RISC-V",
     258: "LoongArch",
 }
+PC_LOW_END: Final = 1 << 32
+PC_HOLE: Final = 1 << 20  # bytes: the hole for old devices, below 1 MiB, is smaller
 _FILE_END: Final = 1 << 63  # bytes: off_t is signed
 _PT_LOAD: Final = 1
 _PT_NOTE: Final = 4
@@ -51,6 +53,11 @@ class Piece:
     offset: int
     length: int
     physical: int = 0
+
+    @property
+    def end(self) -> int:
+        """The first address behind it."""
+        return self.physical + self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,20 @@ class DumpFile:
             raise NotReadableError("the dump has no notes of a likely size")
         memory = tuple(Piece(s[2], s[5], s[4]) for s in segments if s[0] == _PT_LOAD)
         return cls(machine, notes[0], memory)
+
+    def kernels(self) -> list[Piece]:
+        """Return the pieces up to the last that the guest's kernel knows of, by their addresses.
+
+        What a PC has below 4 GiB lies together. What lies apart there belongs to devices: a video
+        adapter's memory, and the firmware.
+        """
+        memory = sorted(self.memory, key=lambda piece: piece.physical)
+        if self.machine == READABLE[62]:
+            while len(memory) > 1 and memory[-1].end <= PC_LOW_END:
+                if memory[-1].physical - memory[-2].end <= PC_HOLE:
+                    break
+                del memory[-1]
+        return memory
 
     def locate(self, physical: int, length: int) -> list[Piece]:
         """Return the pieces that hold a range of guest memory, in order and without a gap.
