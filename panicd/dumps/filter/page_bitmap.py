@@ -41,8 +41,8 @@ TABLES: Final = Limits(lines=0, size=256 << 20, requests=1 << 16)
 NICENESS: Final = 10  # nice(1)
 MAX_MEMORY: Final = 3 << 30  # bytes of address space, of which numpy takes some hundred MiB
 
-RANGE_PAGES: Final = 512
-"""Of the smallest range, 2 MiB: QEMU writes as much in the time that one more range takes."""
+RANGE_PAGES: Final = 256
+"""Of the smallest range, 1 MiB: QEMU writes two such in the time that one more range takes."""
 MAX_RANGES: Final = 1024
 
 _KEPT: Final = b"\xff"
