@@ -76,8 +76,8 @@ def reload(answer: Answer) -> None:
     monitors = counted(answer["monitors"], "monitor")
     terminal.console.print(f"In force: {monitors}, {counted(answer['rules'], 'domain rule')}.")
     changed = answer["domains"]
-    whose = f"of {_domains(changed)}" if changed else "of no domain"
-    terminal.console.print(f"The policy {whose} changed.")
+    whose = f"The policy of {_domains(changed)}" if changed else "No domain's policy"
+    terminal.console.print(f"{whose} changed.")
     for key in answer["at_next_start"]:
         terminal.console.print(f"{key} takes effect at the next start.")
 

@@ -378,7 +378,7 @@ async def test_each_change_answers_what_it_did(socket_dir: Path) -> None:
         assert said == f"vm: released; incident {incident} is closed.\n"
 
         assert await ask(daemon, "reload") == (
-            "In force: 1 monitor, 0 domain rules.\nThe policy of no domain changed.\n"
+            "In force: 1 monitor, 0 domain rules.\nNo domain's policy changed.\n"
         )
         rules = [{"match": "vm", "on_crash": "restart"}, {"match": "x", "on_crash": "restart"}]
         daemon.write_config(domains=rules, metrics={"listen": "off"})
