@@ -1,4 +1,4 @@
-"""Debian's packages, of this machine's architecture or another one; nothing is installed."""
+"""Debian's packages, of this machine's architecture or another one; nothing gets installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SECONDS = 120.0
 
 
 class MissingError(Exception):
-    """Something that a test is made of can't be had here; says what, and why."""
+    """A test's part is not available here; the message says which, and why."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Apt:
 
     @classmethod
     def of(cls, architecture: str, directory: Path) -> Self:
-        """Another architecture's, with lists and caches of its own in a directory."""
+        """Another architecture's packages, with lists and caches of its own in a directory."""
         state, cache = directory / "state", directory / "cache"
         (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
         (cache / "archives" / "partial").mkdir(parents=True, exist_ok=True)
@@ -77,10 +77,10 @@ class Apt:
 
 
 def need(*tools: str) -> None:
-    """See that programs are there.
+    """Check that programs exist.
 
     Raises:
-        MissingError: One is not.
+        MissingError: One does not.
     """
     for tool in tools:
         if shutil.which(tool) is None:

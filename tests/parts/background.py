@@ -1,4 +1,4 @@
-"""A nursery for what runs beside a test: the demonstration's."""
+"""A nursery for what runs beside a test; the demonstration has it."""
 
 from panicd.demo.background import background
 

@@ -1,4 +1,4 @@
-"""A real browser, headless, spoken to over a pipe (Chrome DevTools Protocol)."""
+"""A real headless browser, controlled over a pipe (Chrome DevTools Protocol)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[2]
 
 PROGRAM = shutil.which("chromium")
 AXE = Path(os.environ.get("PANICD_TEST_AXE", ROOT / "node_modules/axe-core/axe.min.js"))
-"""The accessibility engine (`npm install axe-core`), where there is one."""
+"""The accessibility engine (`npm install axe-core`), if it is installed."""
 
 _KEYS = {"Tab": 9, "Enter": 13}
 _QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
 )
-# The browser reads its descriptor 3 and writes to 4, whatever these are here.
+# The browser reads descriptor 3 and writes to 4, whatever numbers they have here.
 _ON_3_AND_4 = """
 import os, sys
 for here, far in (sys.argv[1], 100), (sys.argv[2], 101):
@@ -45,7 +45,7 @@ class Chromium:
     """One tab of a browser.
 
     Attributes:
-        events: what the browser told of, in order.
+        events: the browser's events, in order.
     """
 
     def __init__(self, requests: trio.abc.SendStream, answers: trio.abc.ReceiveStream) -> None:
@@ -109,7 +109,7 @@ class Chromium:
         return reply["result"]
 
     async def wait_event(self, method: str, *, since: int) -> Message:
-        """Wait for an event that came, or comes, after the first ``since`` ones."""
+        """Wait for an event after the first ``since`` ones; it may have come already."""
         async with self._arrived:
             while not (found := [e for e in self.events[since:] if e["method"] == method]):
                 await self._arrived.wait()
@@ -132,7 +132,7 @@ class Chromium:
         await self.call("Input.dispatchKeyEvent", type="keyUp", **described)
 
     async def tell(self, expression: str) -> Any:
-        """Return what a JavaScript expression comes to in the page, also one that takes a while."""
+        """Return the value of a JavaScript expression in the page; it may take a while."""
         answer = await self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -140,7 +140,7 @@ class Chromium:
         return answer["result"].get("value")
 
     async def take_picture(self, path: Path, *, whole: bool = True) -> None:
-        """Write a picture of the page, the whole or what the window shows."""
+        """Write a picture of the whole page, or of what the window shows."""
         shot = await self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         await trio.Path(path).write_bytes(base64.b64decode(shot["data"]))
 

@@ -1,4 +1,4 @@
-"""The files that the fake QEMU writes: small, and right as far as their headers tell."""
+"""The files that the fake QEMU writes: small, and correct as far as their headers go."""
 
 from __future__ import annotations
 

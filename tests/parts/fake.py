@@ -159,24 +159,24 @@ class FakeQemu(RecordedMonitor):
         self._settle()
 
     def finish_stop(self) -> None:
-        """QEMU comes to the stop that was held."""
+        """QEMU makes the stop that was held."""
         self.machine.finish_stop()
 
     def panic_at_boot(self, times: float = FOR_EVER, *, before_reply: bool = False) -> None:
-        """The guest will panic at its next boots, so many in a row.
+        """The guest will panic at its next boots.
 
         Args:
-            times: How many boots.
+            times: How many boots in a row.
             before_reply: So quickly that the event comes before the reply to ``cont``.
         """
         self._boot_panics = times
         self._panics_before_reply = before_reply
 
     def panic_when_resumed(self, times: float = FOR_EVER, *, before_reply: bool = False) -> None:
-        """The guest will panic again as soon as a ``cont`` resumes it, so many times.
+        """The guest will panic again as soon as a ``cont`` resumes it.
 
         Args:
-            times: How many conts.
+            times: How many times.
             before_reply: So quickly that the event comes before the reply to ``cont``.
         """
         self._resume_panics = times
@@ -204,7 +204,7 @@ class FakeQemu(RecordedMonitor):
     # -- what happens to QEMU
 
     def exit(self) -> None:
-        """QEMU dies without a word and leaves its socket's file behind, as after SIGKILL."""
+        """QEMU ends silently and leaves its socket's file, as after SIGKILL."""
         self.exited.set()
 
     def stop_listening(self) -> None:
@@ -238,17 +238,17 @@ class FakeQemu(RecordedMonitor):
             self._session.send(data)
 
     def hold_dumps(self, *, stubborn: bool = False) -> None:
-        """Let no dump come to its end until :meth:`release_dumps`, or until nobody reads it.
+        """Hold all dumps until :meth:`release_dumps`, or until nobody reads them.
 
-        One that is not detached keeps QEMU from answering anybody meanwhile.
+        A dump that is not detached keeps QEMU from answering anybody meanwhile.
 
         Args:
-            stubborn: Though nobody reads it: QEMU hangs in its storage.
+            stubborn: Even if nobody reads it: QEMU hangs in its storage.
         """
         self._dumps_held, self._stubborn = trio.Event(), stubborn
 
     def release_dumps(self) -> None:
-        """Let dumps go on."""
+        """Let dumps continue."""
         if self._dumps_held is not None:
             self._dumps_held.set()
             self._dumps_held = None
@@ -360,7 +360,7 @@ class FakeQemu(RecordedMonitor):
         return {"return": answer} | _id_of(call)
 
     async def _after(self, command: str) -> str | None:
-        """What a command still has to do that takes time; returns its error, if it failed."""
+        """Do the part of a command that takes time; return its error, if it failed."""
         if command == "cont" and self._panics_before_reply:
             self._boot()
             self._panic_again()
@@ -378,7 +378,7 @@ class FakeQemu(RecordedMonitor):
             errors.append(await self._write_dump(dump))
             written.set()
 
-        self._nursery.start_soon(write)  # to its end, whatever becomes of the connection
+        self._nursery.start_soon(write)  # to its end, whatever happens to the connection
         await written.wait()
         return errors[0]
 
@@ -393,7 +393,7 @@ class FakeQemu(RecordedMonitor):
         return error
 
     def _settle(self) -> None:
-        """What follows from the machine's new state: it boots, or QEMU ends."""
+        """Do what follows from the machine's new state: it boots, or QEMU ends."""
         self._boot()
         if self.machine.exit_status is not None and not self.exited.is_set():
             if self._dial is None:
@@ -401,7 +401,7 @@ class FakeQemu(RecordedMonitor):
             self.exited.set()
 
     def _boot(self) -> None:
-        """A machine that was reset, or never ran, and now runs, boots."""
+        """Boot a machine that was reset, or never ran, and now runs."""
         if not self.machine.must_boot or self.machine.state is not RunState.RUNNING:
             return
         self.machine.must_boot = False
@@ -413,7 +413,7 @@ class FakeQemu(RecordedMonitor):
             self.machine.panic()
 
     def _panic_again(self) -> None:
-        """A guest that was resumed panics, where it was told to."""
+        """Panic again after a resume, if the test said so."""
         if self._resume_panics > 0 and self.machine.state is RunState.RUNNING:
             self._resume_panics -= 1
             self.machine.panic()
@@ -476,7 +476,7 @@ class _Session:
             self._held_events.append(data)
 
     def send(self, data: bytes) -> None:
-        """Send at once what the kernel takes, and keep the rest, as QEMU does: without bound."""
+        """Send immediately what the kernel takes, and keep the rest, as QEMU does."""
         self._unsent += data
         self._send_some()
         if self._unsent:

@@ -1,4 +1,4 @@
-"""A client of panicd's HTTP server, which sees what comes over the wire."""
+"""A client of panicd's HTTP server, which sees the bytes on the wire."""
 
 import base64
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Answer:
 
 
 async def read_answer(stream: trio.abc.ReceiveStream) -> Answer:
-    """Read one response, whose length its headers must tell."""
+    """Read one response; its headers must say its length."""
     received = b""
     while b"\r\n\r\n" not in received:
         chunk = await stream.receive_some()
@@ -45,7 +45,7 @@ async def get(server: HttpServer, path: str, *headers: str) -> Answer:
 
 
 async def until_closed(stream: trio.SocketStream) -> bytes:
-    """Read until the server closes, in order or at once."""
+    """Read until the server closes, in order or abruptly."""
     received = b""
     try:
         async for chunk in stream:

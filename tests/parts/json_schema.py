@@ -1,4 +1,4 @@
-"""As much of JSON Schema (draft 2020-12) as docs/schemas use; what it does not know is an error."""
+"""The part of JSON Schema (draft 2020-12) that docs/schemas use; anything else is an error."""
 
 from __future__ import annotations
 

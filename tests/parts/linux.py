@@ -41,8 +41,8 @@ CRASH_KEY = "/bin/busybox echo c > /proc/sysrq-trigger"
 _MEMORY = "128M"
 
 BUSY_HOST = "no_timer_check"
-"""What has a kernel boot on a busy host (kernel-parameters.txt): else it tries its timer, and
-panics where that is too slow (IO-APIC + timer doesn't work)."""
+"""Lets a kernel boot on a busy host (kernel-parameters.txt): without it, the kernel checks its
+timer, and panics if that is too slow (IO-APIC + timer doesn't work)."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Trouble:
-    """How a guest comes to panic.
+    """How a guest is made to panic.
 
     Attributes:
         then: What its init does once the panic devices have their drivers.
         append: Further arguments for its kernel.
         cpus: How many it has.
-        module: A module more, which init loads itself.
+        module: A further module, which init loads itself.
         script: The file in its root that is its init; another one is run by its kernel.
     """
 
@@ -112,7 +112,7 @@ def find_kernel() -> Kernel:
 
 
 def cache_directory() -> Path:
-    """Where what is downloaded for the tests is kept."""
+    """Where the tests' downloads are kept."""
     return Path(
         os.environ.get("PANICD_TEST_CACHE")
         or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "panicd-tests"
@@ -121,7 +121,7 @@ def cache_directory() -> Path:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Have no other process look, meanwhile, for what is to be kept there."""
+    """Lock the downloads against other processes."""
     directory = cache_directory()
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:

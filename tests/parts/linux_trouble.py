@@ -1,4 +1,4 @@
-"""The troubles that a real Linux guest panics of; a module makes some of them."""
+"""The troubles that make a real Linux guest panic; a module makes some of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The fake QEMU's inside: one machine, its run state, and what each command does to it.
 
-Modelled on what real ones were seen to do; tests/contract holds it to a real QEMU. The texts of
-errors are those of 7.2. Nothing here waits, and nothing is read or written but the files that
+It is modelled on what real QEMUs were seen to do; tests/contract compares it with a real QEMU. The
+texts of errors are those of 7.2. Nothing here waits, or reads or writes files other than those that
 commands name.
 """
 
@@ -126,7 +126,7 @@ class Machine:
             self.shut_down("guest-panic", guest=True)
 
     def finish_stop(self) -> None:
-        """QEMU comes to the stop that ``panic(hold_stop=True)`` left pending."""
+        """QEMU makes the stop that ``panic(hold_stop=True)`` left pending."""
         if self._stop_pending:
             self._stop_pending = False
             self.stop(RunState.GUEST_PANICKED)
@@ -176,7 +176,7 @@ class Machine:
             self.exit_status = int(panicked and self.panic_action == "exit-failure")
 
     def stop(self, state: RunState) -> None:
-        """Stop the machine; nothing happens to one that does not run."""
+        """Stop the machine; one that does not run stays as it is."""
         if self.state is RunState.RUNNING:
             self.state = state
             self.emit("STOP", None)

@@ -1,7 +1,7 @@
-"""Machines that are no PCs, each with a guest that panics once and then idles.
+"""Machines that are not PCs, each with a guest that panics once and then idles.
 
-The guests are assembled by hand, as ``panicd.demo.guests`` are: 64 bytes at most, without firmware.
-A word in memory, which a reset leaves as it is, says that they have panicked.
+The guests are assembled by hand, like those of ``panicd.demo.guests``: at most 64 bytes, without
+firmware. A word in memory, which a reset leaves as it is, says that they have panicked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tests as another user: for root only, as only root can be somebody else."""
+"""Tests as another user; only for root, which alone can become another user."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes user or names
 
 @contextmanager
 def acting_as(uid: int | None) -> Iterator[None]:
-    """Be another user for a moment in which nothing is waited for, as SO_PEERCRED shows it."""
+    """Be another user for a moment, in which nothing waits, as SO_PEERCRED shows it."""
     before = os.geteuid()
     os.seteuid(before if uid is None else uid)
     try:

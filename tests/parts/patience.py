@@ -1,8 +1,8 @@
-"""How long a test waits before it takes something for stuck.
+"""How long a test waits before it counts as stuck.
 
-A limit is stated for a machine that has nothing else to do. On a busy one everything takes longer,
-in proportion to how many want each processor: so does the limit, and a test is slow then, not red.
-What panicd itself must do in time is no matter of these limits: it is stated, and measured, where
+A limit is for a machine that does nothing else. On a busy one everything takes longer, in
+proportion to how many processes want each processor. So does the limit: the test is slow then, not
+red. These limits are not for what panicd itself must do in time; that is stated and measured where
 it is tested.
 """
 
@@ -18,7 +18,7 @@ from tests.parts.slowness import slowness
 
 
 def patience(seconds: float) -> float:
-    """Return a limit as it is just now, for what can be told only once how long to wait.
+    """Return a limit as it is now, if the time to wait must be known beforehand.
 
     Args:
         seconds: On an idle machine.
@@ -27,7 +27,7 @@ def patience(seconds: float) -> float:
 
 
 def patiently(seconds: float) -> str:
-    """Return a limit as it is just now for a configuration: something has to happen within it.
+    """Return a limit as it is now, for a configuration that must be met within it.
 
     Args:
         seconds: On an idle machine.
@@ -37,7 +37,7 @@ def patiently(seconds: float) -> str:
 
 @contextmanager
 def fail_after(seconds: float) -> Iterator[trio.CancelScope]:
-    """Cancel what is still going on when the limit is over; it is looked at anew then.
+    """Cancel what still runs when the limit is over; the limit is computed again then.
 
     Args:
         seconds: On an idle machine.

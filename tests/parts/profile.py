@@ -1,4 +1,4 @@
-"""What differs from one version of QEMU to another, as far as panicd meets it.
+"""The differences between versions of QEMU, as far as panicd meets them.
 
 The figures are those that the real versions showed.
 """
@@ -131,7 +131,7 @@ RECORDED = {
     "2.6.2": QEMU_2_6,
     "2.8.0": QEMU_2_8,
 }
-"""The releases whose monitors were recorded, as a machine without a builtin device has them."""
+"""The releases whose monitors were recorded, as machines without a builtin device."""
 
 RHEL_7 = replace(QEMU_1_7, version=(1, 5, 3), package=" (qemu-kvm-1.5.3-175.el7_9.6)")
-"""RHEL 7's, as its patches say."""
+"""RHEL 7's, according to its patches."""

@@ -56,7 +56,7 @@ class QueryError(Exception):
 
 
 def missing_programs() -> str:
-    """Name the programs that are not on this machine."""
+    """Name the programs that this machine lacks."""
     return ", ".join(program for program in _PROGRAMS if shutil.which(program) is None)
 
 
@@ -73,17 +73,17 @@ class Notice:
 
 @dataclass(frozen=True)
 class Message:
-    """What Alertmanager sent at once: one page, or one mail, had it been one."""
+    """What Alertmanager sent in one message: one page, or one mail."""
 
     receiver: str
     alerts: tuple[Notice, ...]
 
 
 class Alerting:
-    """Both programs, and what Alertmanager tells. Made by :meth:`start`.
+    """Both programs, and Alertmanager's messages. Made by :meth:`start`.
 
     Attributes:
-        notices: Every alert that came by webhook, in the order of their coming.
+        notices: Every alert that came by webhook, in order.
         messages: The messages that they came in.
     """
 
@@ -152,7 +152,7 @@ class Alerting:
         return list((await self.api("query", query=expression))["result"])
 
     async def api(self, path: str, **arguments: str) -> Any:
-        """Return what Prometheus' HTTP API says."""
+        """Return an answer of Prometheus' HTTP API."""
         status, body = await self._get(self._prometheus, f"/api/v1/{path}?{urlencode(arguments)}")
         answer = json.loads(body)
         if status != http.client.OK:
@@ -239,7 +239,7 @@ class Alerting:
             await self._pause()
 
     async def _pause(self) -> None:
-        """Wait a moment before the next look: neither program tells when something has changed."""
+        """Wait a moment before the next look: neither program reports changes."""
         with trio.move_on_after(_LOOK_EVERY):
             await trio.Event().wait()
 

@@ -1,8 +1,8 @@
-"""A proxy between panicd and a QEMU's monitor: writes down what is asked, and can spoil it.
+"""A proxy between panicd and a QEMU's monitor: records the commands, and can spoil them.
 
-Its limit: the peer's credentials (SO_PEERCRED, SO_PEERPIDFD) that panicd sees are those of the
-proxy, which is the test's own process. What goes by process id (escalation by a signal, the command
-line of the peer) is not to be tested through it: a SIGKILL would reach pytest.
+Its limit: panicd sees the proxy's credentials (SO_PEERCRED, SO_PEERPIDFD), which are those of the
+test's own process. Don't test through it what goes by process id (escalation by a signal, the
+peer's command line): a SIGKILL would reach pytest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Socket = trio.socket.SocketType
 _RECEIVE_SIZE = 64 * 1024
 
 _LISTEN_BACKLOG = 1
-"""As QEMU: one client is served, two more are let in by the kernel and wait without a greeting."""
+"""As with QEMU, one client is served; the kernel lets two more in, which get no greeting."""
 
 
 async def receive_with_fds(sock: Socket) -> tuple[bytes, list[int]]:
@@ -140,7 +140,7 @@ class _Session:
         self._proxy = proxy
         self._panicd = panicd
         self._qemu = qemu
-        # QEMU answers in the order of the questions, where none is out of band.
+        # QEMU answers in the order of the questions, unless one is out of band.
         self._unanswered: deque[Fault | None] = deque()
 
     async def relay_commands(self) -> None:
@@ -185,7 +185,7 @@ class _Session:
 
 
 def _parse(line: bytes) -> Message:
-    """A message, or an empty one where the bytes are none: those are relayed, not judged."""
+    """Return a message, or an empty one if the bytes are none: those are relayed unchanged."""
     try:
         message = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on the loopback, which does what a test tells it to."""
+"""A receiver of webhooks on loopback, which does what a test tells it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Receiver:
         return f"http://127.0.0.1:{self.port}/told?x=1"
 
     async def wait(self, holds: Callable[[list[Told]], bool]) -> None:
-        """Wait until something holds of the requests."""
+        """Wait until a condition on the requests is true."""
         while not holds(self.requests):
             await self._came.park()
 

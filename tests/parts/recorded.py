@@ -60,7 +60,7 @@ class Fault:
     _cut: bool = False
 
     def release(self) -> None:
-        """Let a held command or reply go on."""
+        """Let a held command or reply continue."""
         self._released.set()
 
     def cut(self) -> None:
@@ -69,7 +69,7 @@ class Fault:
         self._released.set()
 
     async def before(self) -> bool:
-        """What goes wrong before the command is carried out; whether it is carried out at all.
+        """Do what goes wrong before the command is carried out; return whether it is carried out.
 
         Raises:
             CutError: The connection shall end.
@@ -86,7 +86,7 @@ class Fault:
         return True
 
     async def after(self, reply: bytes) -> bytes:
-        """What goes wrong once the command is carried out; what is sent for its reply.
+        """Do what goes wrong after the command is carried out; return what is sent as its reply.
 
         Raises:
             CutError: The connection shall end.
@@ -118,10 +118,10 @@ class CutError(Exception):
 
 
 class RecordedMonitor:
-    """A monitor that writes down every command and can spoil any.
+    """A monitor that records every command and can spoil any.
 
     Attributes:
-        calls: Every command received, whole and in order, over all sessions.
+        calls: Every command received, complete and in order, over all sessions.
     """
 
     def __init__(self) -> None:
@@ -202,7 +202,7 @@ class RecordedMonitor:
     # -- for the fake and the proxy
 
     def record(self, call: Message) -> Fault | None:
-        """Write a command down, and say what shall go wrong with it."""
+        """Record a command, and return what shall go wrong with it."""
         self.calls.append(call)
         self._call_came.unpark_all()
         for fault in self._faults:

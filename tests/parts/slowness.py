@@ -1,4 +1,4 @@
-"""How busy this machine is; needs nothing but Python, for what is tried in a machine of its own."""
+"""How busy this machine is; needs only Python, so it also runs in a container of a test."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ from pathlib import Path
 def slowness() -> float:
     """How many times longer than on an idle machine everything takes, at least 1.
 
-    What wants to run now, and on average during the last minute (proc(5), /proc/loadavg), by
-    processor.
+    It counts what wants to run now, and on average during the last minute (proc(5),
+    /proc/loadavg), for each processor.
     """
     last_minute, _, _, entities, _ = Path("/proc/loadavg").read_text(encoding="ascii").split()
     runnable = entities.partition("/")[0]

@@ -1,4 +1,4 @@
-"""A D-Bus daemon of a test's own, and a systemd on it that does as the units' names say."""
+"""A D-Bus daemon of a test's own, and a systemd on it that acts by the units' names."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ class Bus:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[DBusConnection]:
-        """Be on the bus."""
+        """Connect to the bus."""
         connection = await open_dbus_connection(self.address)
         async with connection:
             yield connection
 
     @asynccontextmanager
     async def systemd(self) -> AsyncIterator[FakeSystemd]:
-        """Have a systemd on the bus."""
+        """Run a systemd on the bus."""
         async with self.connect() as connection, trio.open_nursery() as nursery:
             fake = FakeSystemd(connection)
             await connection.send(message_bus.RequestName(SYSTEMD))
@@ -142,7 +142,7 @@ class FakeSystemd:
         await self._connection.send(job_removed(unit, result))
 
     async def leave(self) -> None:
-        """Give the name up that it has on the bus."""
+        """Give up the name that it has on the bus."""
         await self._connection.send(message_bus.ReleaseName(SYSTEMD))
 
     async def _answer(self, call: Message) -> None:

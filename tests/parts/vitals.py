@@ -1,4 +1,4 @@
-"""What a process holds and uses, by proc(5): memory, processor time, file descriptors."""
+"""What a process has and uses, by proc(5): memory, processor time, file descriptors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def address_space(pid: int) -> int:
-    """The bytes of addresses that a process has taken: what RLIMIT_AS bounds."""
+    """Return the bytes of address space that a process has: what RLIMIT_AS limits."""
     return _status_bytes(pid, "VmSize")
 
 

@@ -1,10 +1,10 @@
-"""A guest that stands for a Windows: it leaves the header of a dump, panics, and is no Windows.
+"""A guest that poses as Windows: it leaves the header of a dump, and panics.
 
 A firmware of a few bytes switches to 64-bit mode with the page tables of a made-up memory
 (``tests.rules.windows_memory``), writes ``etc/vmcoreinfo`` as virtio-win's driver does (QEMU,
-``docs/specs/fw_cfg``, ``docs/specs/vmcoreinfo``) and panics by pvpanic. The memory is put into the
-machine by QEMU's loader, so that it can be anything. Interrupts stay off; its stack and a name that
-it reads lie at 0x2000.
+``docs/specs/fw_cfg``, ``docs/specs/vmcoreinfo``) and panics by pvpanic. QEMU's loader puts the
+memory into the machine, so it can be anything. Interrupts stay off. Its stack, and a name that it
+reads, are at 0x2000.
 """
 
 from __future__ import annotations

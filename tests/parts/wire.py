@@ -14,8 +14,8 @@ MAX_FDS = 16
 class JsonSplitter:
     """Cuts a stream of bytes into JSON values, with or without newlines between them.
 
-    QEMU reads its monitors in the same way, by counting braces. What is not part of an object or
-    an array is handed out as a piece of its own, up to the next newline or brace.
+    QEMU reads its monitors in the same way, by counting braces. What belongs to no object or array
+    is returned as a piece of its own, up to the next newline or brace.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """A running daemon, as a test sees it: the real program, or the same inside the test's process.
 
-What it does is known from its log, which is read as it is written: a test waits for an event in it
-and never for time to pass::
+The test follows it by its log, which is read while it is written: a test waits for an event in the
+log, never for time to pass::
 
     async with RunningDaemon.start(socket_dir, {"on_crash": "destroy"}) as daemon:
         await daemon.wait_armed("vm")

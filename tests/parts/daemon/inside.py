@@ -22,10 +22,10 @@ from tests.parts.patience import fail_after
 
 
 class DaemonInside(ObservedDaemon):
-    """The daemon in the test's own process: started in milliseconds, and open to monkeypatches.
+    """The daemon in the test's own process: it starts in milliseconds, and can be monkeypatched.
 
-    Its limits: it is at the other end of its own monitors where the test fakes them, so nothing is
-    to be tested on it that goes by process id; and signals are not its.
+    Its limits: if the test fakes its monitors, the daemon's own process is at their other end, so
+    nothing can be tested on it that goes by process id. It also gets no signals.
     """
 
     @classmethod

@@ -23,7 +23,7 @@ TIME_LIMIT = 20.0
 """Seconds for everything inside one ``RunningDaemon.start``, unless it says otherwise."""
 
 _NOTED = 60
-"""So many of the last lines of the log are noted when a test fails."""
+"""How many of the last lines of the log are shown when a test fails."""
 
 
 _DECISION = ("on_crash", "unrequested", "action", "reason", "relaunch")
@@ -55,7 +55,7 @@ class LoggedIncident:
     _decided: tuple[object, ...] = ()
 
     def take(self, line: Message) -> None:
-        """Take in one line that bears the incident's id."""
+        """Take in one line that has the incident's id."""
         match line["event"]:
             case "guest panicked":
                 self.source = line["source"]
@@ -169,7 +169,7 @@ class ObservedDaemon:
         return domain
 
     async def foreseen(self, name: str) -> tuple[str, str]:
-        """Return what its panic would lead to now, and why, which all who are asked agree on."""
+        """Return what its panic would lead to now, and why; all that can be asked agree on it."""
         status, explained = await self.domain(name), await self.call("explain", domain=name)
         told = status["effective_on_crash"], status["reason"]
         assert told == (explained["plan"]["action"], explained["plan"]["reason"])
@@ -217,7 +217,7 @@ class ObservedDaemon:
         return await self.wait_log("policy in force", domain=domain, since=since)
 
     async def wait_domain(self, name: str, holds: Callable[[Any], bool]) -> Any:
-        """Wait until something holds of a domain in ``status``. What changes it is logged."""
+        """Wait until a condition on a domain in ``status`` is true. What changes it is logged."""
         while True:
             mark = self.mark()
             status = await self.call("status")
@@ -259,7 +259,7 @@ class ObservedDaemon:
         return matching()[count - 1]
 
     async def wait_kept(self, incident: LoggedIncident) -> None:
-        """Wait until its journal tells of an incident what its log does: that is told first."""
+        """Wait until its journal says of an incident what its log says: the log comes first."""
         wanted = incident.state or "closed"
         kept: dict[str, str] = {}
         while kept.get(incident.id) != wanted:
@@ -280,7 +280,7 @@ class ObservedDaemon:
             await self._changed.park()
 
     def _check_journal(self) -> None:
-        """Check that the journal tells of each incident what the log does."""
+        """Check that the journal says of each incident what the log says."""
         journal = {incident.id: incident for incident in self.journal()}
         for told in self.incidents():
             kept = journal.pop(told.id)

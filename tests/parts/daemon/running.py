@@ -25,11 +25,11 @@ _RECEIVE_SIZE = 64 * 1024
 
 
 class DaemonEndedError(Exception):
-    """The daemon ended though nobody told it to."""
+    """The daemon ended although nobody told it to."""
 
 
 class Process(Protocol):
-    """What is made use of of a ``trio.Process``, by whichever means it was started."""
+    """The part of a ``trio.Process`` that is used, however it was started."""
 
     @property
     def pid(self) -> int: ...
@@ -125,7 +125,7 @@ class RunningDaemon(ObservedDaemon):
                 pass  # a status, perhaps; its end without being ready fails the test
 
     async def terminate(self) -> None:
-        """Have it stop by SIGTERM, and see that it does so without a complaint."""
+        """Stop it by SIGTERM, and check that it stops without a complaint."""
         self._send(signal.SIGTERM)
         assert await self.wait_exit() == 0, "the daemon's exit status"
         assert not self.stray, "\n".join(self.stray)
@@ -151,7 +151,7 @@ class RunningDaemon(ObservedDaemon):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Stop it in its tracks (SIGSTOP) while this lasts; what it is sent meanwhile, waits."""
+        """Freeze it (SIGSTOP) for as long as the block runs; what it is sent meanwhile waits."""
         self._send(signal.SIGSTOP)
         try:
             yield
@@ -198,7 +198,7 @@ class RunningDaemon(ObservedDaemon):
 
 
 class ExecutedDaemon(RunningDaemon):
-    """A daemon that is started as people start it: what it takes can be measured.
+    """A daemon that is started as people start it, so that its costs can be measured.
 
     Attributes:
         before: The command line's words before the program's.

@@ -35,7 +35,7 @@ _RECEIVE_SIZE = 256 * 1024
 
 
 class ForkedProcess:
-    """A daemon out of the stable: what the tests make use of of a ``trio.Process``.
+    """A daemon from the stable: the part of a ``trio.Process`` that tests use.
 
     Attributes:
         pid: Its process number.
@@ -60,7 +60,7 @@ class ForkedProcess:
 
     def send_signal(self, sig: signal.Signals) -> None:
         """Send it a signal."""
-        with suppress(ProcessLookupError):  # it has ended, and that is not yet known here
+        with suppress(ProcessLookupError):  # it has ended, but this does not know it yet
             os.kill(self.pid, sig)
 
 
@@ -127,7 +127,7 @@ def serve() -> None:
 
 
 def _keep(request: bytes, stderr: int, test: int) -> NoReturn:
-    """Fork a daemon, and tell its process number and its end."""
+    """Fork a daemon, and report its process number and its end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
@@ -145,7 +145,7 @@ def _keep(request: bytes, stderr: int, test: int) -> NoReturn:
 
 
 def _run(program: str, arguments: list[str], environment: dict[str, str], directory: str) -> None:
-    """Be what was asked for; this ends the process."""
+    """Become what was asked for; this ends the process."""
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
