@@ -61,7 +61,7 @@ PARTS: Final[dict[str, tuple[str, str]]] = {
         ),
     ),
     "dump_progress": (
-        "A memory dump that goes on, or waits.",
+        "A running or waiting memory dump.",
         "state since ahead format done total rate left left_out written expected",
     ),
     "plan": (
@@ -176,13 +176,13 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "now": (TEXT, "When the answer was given."),
     "at": (TEXT, "When it happened."),
     "since": (TEXT, "Since when it stands as it does."),
-    "until": (maybe(TEXT), "When the hold ends by itself; null: it is ended by `unhold`."),
+    "until": (maybe(TEXT), "When the hold ends by itself; null: only `unhold` ends it."),
     "silent_since": (maybe(TEXT), "Since when its QEMU does not answer."),
     "held_until": (maybe(TEXT), "When its hold ends by itself."),
     "opened_at": (maybe(TEXT), "When the panic became known; null without an open incident."),
     "closed_at": (maybe(TEXT), "When the incident ended; null while it is open."),
     "begun_at": (TEXT, "When the step began."),
-    "ended_at": (maybe(TEXT), "When the step ended; null while it goes on."),
+    "ended_at": (maybe(TEXT), "When the step ended; null while it is under way."),
     "first_at": (TEXT, "When the first of them began."),
     "last_at": (TEXT, "When the newest of them began."),
     # the daemon
@@ -239,7 +239,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "step": (TEXT, "The step's name."),
     "does": (TEXT, "What the step does."),
     "timeout": (NUMBER, "Seconds until it counts as failed."),
-    "on_failure": (TEXT, "What follows then."),
+    "on_failure": (TEXT, "What panicd does if the step fails."),
     "by_libvirt": (TRUTH, "libvirt is told to do it."),
     "command": (TEXTS, "What is run."),
     "unit": (TEXT, "The systemd unit that is started."),
@@ -276,7 +276,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "decisions": (many("decision"), "Every decision, the latest last."),
     "acknowledged": (TRUTH, "Somebody has looked at the incident."),
     "acknowledgement": (maybe(part("acknowledgement")), "Who looked at it."),
-    "outcome": (maybe(one_of(Outcome)), "How the step ended; null while it goes on."),
+    "outcome": (maybe(one_of(Outcome)), "How the step ended; null while it is under way."),
     "detail": (TEXT, "What there is to say about it."),
     "same": (maybe(part("same")), "The incidents of the same panic."),
     "panics": (many("panic"), "The different panics, the latest seen first."),
@@ -291,7 +291,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "evidence": (maybe(ANYTHING), "The list of the evidence; null if there is none."),
     "screenshot": (maybe(TEXT), "The picture of the guest's screen."),
     # dumps
-    "dump": (maybe(part("dump_progress")), "The memory dump that goes on."),
+    "dump": (maybe(part("dump_progress")), "The running or waiting memory dump."),
     "state": ({"enum": ["waiting", "dumping"]}, "Where the dump stands."),
     "ahead": (COUNT, "How many dumps wait before it."),
     "format": (TEXT, "The dump's format."),
@@ -334,8 +334,8 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "system": (part("system"), "What the guest runs."),
     "support": (many("support"), "Which panic devices it can use."),
     "device": (TEXT, "A panic device; empty: none is of use."),
-    "qemu_arguments": (TEXT, "How QEMU is given it."),
-    "libvirt_xml": (TEXT, "How libvirt is given it."),
+    "qemu_arguments": (TEXT, "How to give QEMU the device."),
+    "libvirt_xml": (TEXT, "How to give libvirt the device."),
     "ignore": (TEXT, "Whether `on_crash: ignore` suits it."),
     "grace": (TEXT, "Whether `grace` suits it."),
     "kdump": (TEXT, "What comes of a dump that it makes itself."),
@@ -344,7 +344,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "released": (TEXT, "When it was released."),
     "kernel": (maybe({"type": "array", "items": COUNT}), "The version of its Linux."),
     "known_by": (TEXT, "Who says so."),
-    "verdict": (TEXT, "Whether it can."),
+    "verdict": (TEXT, "Whether the guest can use the device."),
 }
 """What each key holds, and what it is."""
 
@@ -359,8 +359,8 @@ OWN: Final[dict[tuple[str, str], tuple[Mapping[str, Any], str]]] = {
     ),
     ("dump_facts", "reason"): (TEXT, "Why it leaves out less than was wanted."),
     ("support", "source"): (TEXT, "Where that can be looked up."),
-    ("act", "done"): (TRUTH, "It is done; if not, it goes on."),
-    ("release", "done"): (TRUTH, "It is done; if not, it goes on."),
+    ("act", "done"): (TRUTH, "It is done; if not, it is still under way."),
+    ("release", "done"): (TRUTH, "It is done; if not, it is still under way."),
 }
 """What is said of a key in one place in particular."""
 
