@@ -104,7 +104,7 @@ async def test_its_own_preserve(libvirtd: Libvirtd, socket_dir: Path) -> None:
 
         await daemon.wait_incident("vm", state="preserved")
         assert await vm.status() == "guest-panicked"
-        assert await vm.state() == "crashed (panicked)"
+        await vm.wait_state("crashed (panicked)")
 
 
 @pytest.mark.parametrize("take_over", [True, False])
@@ -327,7 +327,7 @@ async def test_libvirt_that_is_not_configured_is_not_killed_by_a_dump(
         await vm.press_key()
         incident = await daemon.wait_incident("vm", state="preserved")
         assert ("Dump", "failed") in incident.steps
-        assert await vm.state() == "crashed (panicked)"
+        await vm.wait_state("crashed (panicked)")
 
 
 async def test_monitors_are_found_in_the_domains_xml(libvirtd: Libvirtd, socket_dir: Path) -> None:

@@ -88,7 +88,7 @@ async def test_preserve(libvirtd: Libvirtd, socket_dir: Path) -> None:
         await domain.press_key()
 
         await daemon.wait_incident("vm", state="preserved")
-        assert await domain.state() == "crashed (panicked)"
+        await domain.wait_state("crashed (panicked)")
         assert (await daemon.domain("vm"))["run_state"] == "guest-panicked"
 
 

@@ -69,8 +69,7 @@ async def test_its_uuid(libvirtd: Libvirtd, socket_dir: Path, dials_in: bool) ->
         assert (own["connected"], own["libvirt"]) == (True, "preserve")
         await vm.press_key()
         await daemon.wait_incident("vm", ending="destroyed")
-        while await vm.state() != "shut off (destroyed)":
-            pass  # libvirt takes in the end of its QEMU in its own time; each look is a process
+        await vm.wait_state("shut off (destroyed)")
 
 
 async def test_its_monitor_s_path(libvirtd: Libvirtd, socket_dir: Path) -> None:

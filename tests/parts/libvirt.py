@@ -164,7 +164,31 @@ class LibvirtMissingError(Exception):
     """No libvirtd can be run here; the message says why."""
 
 
-class LibvirtVm(Watched):
+class OfLibvirt:
+    """A domain as libvirt tells of it.
+
+    Attributes:
+        name: the domain's.
+    """
+
+    _libvirtd: Libvirtd
+    name: str
+
+    async def state(self) -> str:
+        """How libvirt says that it stands, and why."""
+        return await self._libvirtd.virsh("domstate", "--reason", self.name)
+
+    async def wait_state(self, state: str) -> None:
+        """Wait until it stands so: libvirt takes in what happens after it has told others."""
+        while await self.state() != state:
+            pass  # each look is a process
+
+    async def live(self, element: str) -> str:
+        """An element of its live XML."""
+        return await self._libvirtd.virsh("dumpxml", self.name, "--xpath", f"//{element}/text()")
+
+
+class LibvirtVm(Watched, OfLibvirt):
     """A domain that libvirt runs, seen from a monitor that libvirt does not know of."""
 
     def __init__(self, libvirtd: Libvirtd, name: str, *arguments: object) -> None:
@@ -172,26 +196,14 @@ class LibvirtVm(Watched):
         self._libvirtd = libvirtd
         self.name = name
 
-    async def state(self) -> str:
-        """How libvirt says that the domain stands, and why."""
-        return await self._libvirtd.virsh("domstate", "--reason", self.name)
-
-    async def live(self, element: str) -> str:
-        """An element of the domain's live XML."""
-        return await self._libvirtd.virsh("dumpxml", self.name, "--xpath", f"//{element}/text()")
-
     async def own(self, element: str) -> str:
         """An element of the XML that the domain is started from next time."""
         command = ("dumpxml", self.name, "--inactive", "--xpath", f"//{element}/text()")
         return await self._libvirtd.virsh(*command)
 
 
-class PlainDomain:
-    """A domain that nobody but libvirt can reach.
-
-    Attributes:
-        name: the domain's.
-    """
+class PlainDomain(OfLibvirt):
+    """A domain that nobody but libvirt can reach."""
 
     def __init__(self, libvirtd: Libvirtd, name: str) -> None:
         self._libvirtd = libvirtd
@@ -205,22 +217,9 @@ class PlainDomain:
         """Send it an NMI."""
         await self._libvirtd.virsh("inject-nmi", self.name)
 
-    async def state(self) -> str:
-        """How libvirt says that it stands, and why."""
-        return await self._libvirtd.virsh("domstate", "--reason", self.name)
-
-    async def wait_state(self, state: str) -> None:
-        """Wait until it stands so: libvirt takes an end in after its own answer."""
-        while await self.state() != state:
-            pass  # each look is a process
-
     async def xml(self, *options: str) -> str:
         """Its XML."""
         return await self._libvirtd.virsh("dumpxml", self.name, *options)
-
-    async def live(self, element: str) -> str:
-        """An element of its live XML."""
-        return await self._libvirtd.virsh("dumpxml", self.name, "--xpath", f"//{element}/text()")
 
     async def start(self) -> None:
         """Start it again."""
