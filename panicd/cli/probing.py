@@ -116,6 +116,7 @@ async def _answers(path: Path, libvirt: Libvirt) -> tuple[Probe, list[str]] | st
     try:
         sock = await connect(path)
         with closing(sock), Peer.of(sock) as peer:
+            await peer.learn_command_line()
             leave_libvirts_own(path, peer.command_line() or ())
             async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
                 await confirm_peer(peer, monitor)

@@ -7,6 +7,7 @@ itself sees it, by its process's root (proc(5)).
 
 import os
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
@@ -25,6 +26,12 @@ from panicd.qemu.process_identity import (
     uids_of,
 )
 from panicd.rules.libvirt import pid_file
+
+READ_WITHIN: Final = 1.0
+"""Seconds for a QEMU's argv, at most (``Peer.learn_command_line``); all wait for it meanwhile."""
+
+_READERS: Final = threading.BoundedSemaphore(8)
+"""Threads that may read one, those that hang among them."""
 
 LOOK_EVERY: Final = 0.25  # seconds; an idle Linux runs more often than that
 LOOKS: Final = 4
@@ -96,7 +103,7 @@ class DomainProcess(Peer):
             return
         start_time = start_time_of(pid)
         # Its number may be of another PID namespace; libvirt tells QEMU the UUID.
-        arguments = (read_of(pid, "cmdline", MAX_COMMAND_LINE) or b"").split(b"\0")
+        arguments = _command_line(pid).split(b"\0")
         if start_time is None or domain.uuid.encode() not in arguments or has_ended(pidfd):
             os.close(pidfd)
             return
@@ -153,3 +160,25 @@ class DomainProcess(Peer):
     async def exit_status(self, timeout: float) -> int | None:
         """Return how it ended, where that can be had."""
         return await super().exit_status(timeout) if self._pidfd is not None else None
+
+
+def _command_line(pid: int) -> bytes:
+    """Return a process's argv; nothing where it can't be read, or not in time."""
+    read: list[bytes | None] = []
+
+    def look() -> None:
+        try:
+            read.append(read_of(pid, "cmdline", MAX_COMMAND_LINE))
+        finally:
+            _READERS.release()
+
+    if not _READERS.acquire(blocking=False):
+        return b""
+    reader = threading.Thread(target=look, name="command line", daemon=True)
+    try:
+        reader.start()
+    except RuntimeError:  # no thread is left
+        _READERS.release()
+        return b""
+    reader.join(READ_WITHIN)
+    return (read[0] if read else None) or b""

@@ -13,6 +13,8 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -28,6 +30,7 @@ from panicd.qemu.process_identity import (
     start_time_of,
     uids_of,
 )
+from panicd.qemu.threads import NoThreadError, in_thread
 
 SO_PEERPIDFD: Final = 77  # Linux 6.5 and later; the socket module has no name for it
 SO_PEERGROUPS: Final = 59  # Linux 4.13 and later; no name for it either
@@ -35,6 +38,7 @@ MOST_GROUPS: Final = 256  # as many as the socket module has room for
 _GID: Final = struct.Struct("I")
 
 MAX_COMMAND_LINE: Final = 1 << 20  # bytes; libvirt's longest are some 20 KiB
+COMMAND_LINE_WITHIN: Final = 5.0  # seconds to read it; it takes some microseconds
 
 # What belongs to QEMU, may hold a socket open, and is no virtual machine. Prefixes, for the
 # kernel cuts a process's name to 15 characters.
@@ -111,6 +115,9 @@ class Peer:
         identity: Which process it is, None where that is not known.
         unknown_because: Why it is not known, None where it is.
     """
+
+    _arguments: tuple[str, ...] | None = None
+    _has_learnt = False
 
     def __init__(self, sock: socket.socket, is_qemu_program: Callable[[str], bool]) -> None:
         self.pid, self.uid, gid = _credentials(sock)
@@ -204,7 +211,7 @@ class Peer:
         """Let go of the process. A wait in progress goes on."""
         if self._pidfd is not None:
             os.close(self._pidfd)
-            self._pidfd = None
+            self._pidfd = self._arguments = None
             self.unknown_because = "it was closed"
 
     def __enter__(self) -> Self:
@@ -213,16 +220,37 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def learn_command_line(self, limiter: trio.CapacityLimiter | None = None) -> None:
+        """Read the process's argv once for all, in a thread; it is not waited for without end.
+
+        The kernel reads it under a lock of the process's memory (mmap_lock), which is held for as
+        long as a page of that is waited for: on storage that hangs, or that its user has made so.
+
+        Args:
+            limiter: how many may be read at once.
+        """
+        text = None
+        reading = partial(read_of, self.pid, "cmdline", MAX_COMMAND_LINE + 1)
+        if self._pidfd is not None:
+            with trio.move_on_after(COMMAND_LINE_WITHIN), suppress(NoThreadError):
+                text = await in_thread(reading, limiter)
+        self._arguments, self._has_learnt = self._parse(text), True
+
     def command_line(self) -> tuple[str, ...] | None:
         r"""Return the process's argv, None where it can't be read.
 
         Bytes that are no UTF-8 are spelt as ``\xNN``. None as well where it is longer than
-        MAX_COMMAND_LINE, for the end of it may say the opposite of its beginning.
+        MAX_COMMAND_LINE, for the end of it may say the opposite of its beginning. Blocking, unless
+        it was learnt before (``learn_command_line``).
         """
-        if self._pidfd is None:
+        if self._pidfd is None or self._has_learnt:
+            return self._arguments
+        return self._parse(read_of(self.pid, "cmdline", MAX_COMMAND_LINE + 1))
+
+    def _parse(self, text: bytes | None) -> tuple[str, ...] | None:
+        if self._pidfd is None or has_ended(self._pidfd):
             return None
-        text = read_of(self.pid, "cmdline", MAX_COMMAND_LINE + 1)
-        if not text or len(text) > MAX_COMMAND_LINE or has_ended(self._pidfd):
+        if not text or len(text) > MAX_COMMAND_LINE:
             return None
         arguments = text.removesuffix(b"\0").split(b"\0")
         return tuple(argument.decode(errors="backslashreplace") for argument in arguments)
