@@ -165,20 +165,21 @@ class DomainProcess(Peer):
 def _command_line(pid: int) -> bytes:
     """Return a process's argv; nothing where it can't be read, or not in time."""
     read: list[bytes | None] = []
+    readers = _READERS
 
     def look() -> None:
         try:
             read.append(read_of(pid, "cmdline", MAX_COMMAND_LINE))
         finally:
-            _READERS.release()
+            readers.release()
 
-    if not _READERS.acquire(blocking=False):
+    if not readers.acquire(blocking=False):
         return b""
     reader = threading.Thread(target=look, name="command line", daemon=True)
     try:
         reader.start()
     except RuntimeError:  # no thread is left
-        _READERS.release()
+        readers.release()
         return b""
     reader.join(READ_WITHIN)
     return (read[0] if read else None) or b""
