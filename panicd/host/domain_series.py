@@ -85,7 +85,7 @@ def open_incidents(samples: Iterable[IncidentSample]) -> Metric:
     """Make the series of the open incidents: of some that are alike, the one that began first."""
     metric = GaugeMetricFamily(
         "panicd_domain_open_incident_timestamp_seconds",
-        "When an open incident of the domain began, in Unix time; there as long as it is open.",
+        "When an open incident of the domain began, in Unix time; exists while it is open.",
         labels=("domain", "state", "reason", "acknowledged", "signature"),
     )
     earliest: dict[tuple[str, str, str, str, str], float] = {}
@@ -102,7 +102,7 @@ def lasting_holds(samples: Iterable[HoldSample]) -> Metric:
     """Make the series of the holds."""
     metric = GaugeMetricFamily(
         "panicd_hold_timestamp_seconds",
-        "When a hold that lasts was asked for, in Unix time; of '*', all domains of the host.",
+        "When a hold in force began, in Unix time; '*' is all domains of the host.",
         labels=("domain", "ends"),
     )
     for sample in samples:
@@ -136,7 +136,7 @@ def domain_metrics(
         return series(CounterMetricFamily(name, text), "_total", value)
 
     info = InfoMetricFamily(
-        "panicd_domain", "What the domain is, and what would happen on a panic."
+        "panicd_domain", "The domain's properties, and what a panic would lead to."
     )
     info.samples = _Series(domains, _info, give_way)
     return (
@@ -147,7 +147,7 @@ def domain_metrics(
         ),
         gauge(
             "panicd_domain_armed",
-            "Whether a panic of the domain is known to be left to panicd to decide.",
+            "Whether it is known that QEMU will leave a panic of the domain to panicd.",
             lambda domain: domain.armed,
         ),
         gauge(
@@ -162,7 +162,7 @@ def domain_metrics(
         ),
         counter(
             "panicd_domain_panics",
-            "Panics of the domain, since panicd knows it.",
+            "Panics of the domain since panicd has known it.",
             lambda domain: domain.panics,
         ),
         counter(

@@ -108,22 +108,22 @@ class Metrics:
 
         self.panics = counter(
             "panicd_panics",
-            "Guest panics, by what found them.",
+            "Guest panics, by how panicd learned of them.",
             source=sources,
         )
         self.actions = counter(
             "panicd_actions",
-            "Actions carried out on panics, fallbacks included.",
+            "Actions that panicd carried out on panics, including fallbacks.",
             action=actions,
         )
         self.action_failures = counter(
             "panicd_action_failures",
-            "Actions taken on panics that failed.",
+            "Actions on panics that failed.",
             action=actions,
         )
         self.fallbacks = counter(
             "panicd_fallbacks",
-            "Panics whose policy could not be obeyed, by the reason why.",
+            "Panics whose policy panicd could not obey, by the reason.",
             reason=reasons,
         )
         self.restarts_suppressed = counter(
@@ -152,18 +152,19 @@ class Metrics:
             self.incident_duration.labels(action=action)
         self.incidents_open = gauge(
             "panicd_incidents_open",
-            "Incidents that go on, those of domains that are gone included.",
+            "Open incidents, including those of domains that are gone.",
         )
         self.coredumps = counter(
-            "panicd_coredumps", "Guest memory dumps attempted, failures included."
+            "panicd_coredumps", "Guest memory dumps that were tried, including failures."
         )
         self.coredump_failures = counter(
             "panicd_coredump_failures",
-            "Guest memory dumps that did not complete or were not begun, by the reason why.",
+            "Guest memory dumps that did not complete or did not begin, by the reason.",
             reason=dump_failure_reasons,
         )
         self.coredump_bytes = counter(
-            "panicd_coredump_bytes", "Bytes of complete guest memory dumps, as written."
+            "panicd_coredump_bytes",
+            "Bytes of complete guest memory dumps, as they are on the disk.",
         )
         self.coredumps_in_progress = gauge(
             "panicd_coredumps_in_progress", "Guest memory dumps being written now."
@@ -174,7 +175,7 @@ class Metrics:
         )
         self.events_coalesced = counter(
             "panicd_events_coalesced",
-            "QMP events dropped because an equal one was waiting already.",
+            "QMP events that were dropped because an equal one already waited.",
         )
         self.monitor_reconnects = counter(
             "panicd_monitor_reconnects", "QMP connections made again after a loss."
@@ -189,7 +190,7 @@ class Metrics:
         )
         self.journal_healthy = gauge(
             "panicd_journal_healthy",
-            "Whether incidents can be recorded (1), or the journal is full or damaged (0).",
+            "Whether panicd can record incidents (1), or the journal is full or damaged (0).",
         )
         self.storm = gauge(
             "panicd_storm", "Whether many domains of this host panicked within a short time."
@@ -203,7 +204,7 @@ class Metrics:
         )
         self.guests_left_reset = gauge(
             "panicd_guests_left_reset",
-            "Guests that somebody else reset after a panic, and has not let run.",
+            "Guests that somebody else reset after a panic and did not let run.",
         )
         build = Info("panicd_build", "The panicd that is running.", registry=registry)
         build.info({"version": version, "python_version": platform.python_version()})
@@ -299,7 +300,7 @@ def _free_space(free_bytes: int | None) -> Metric:
 def _exposed(counts: Mapping[str, int]) -> Metric:
     metric = GaugeMetricFamily(
         "panicd_domains_exposed",
-        "Domains that could not be acted on as configured if they panicked now, by the reason.",
+        "Domains that panicd could not act on as configured if they panicked now, by the reason.",
         labels=("reason",),
     )
     for reason, count in counts.items():
@@ -310,7 +311,7 @@ def _exposed(counts: Mapping[str, int]) -> Metric:
 def _log_dropped(count: int) -> Metric:
     return CounterMetricFamily(
         "panicd_log_entries_dropped",
-        "Log entries dropped because nobody read the log, or it could not be written.",
+        "Log entries that were dropped because nobody read the log, or it could not be written.",
         value=count,
     )
 
