@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class EnsureStopped(Step):
-    """Wait for the guest to have stopped; stop it where the panic did not (``stop``)."""
+    """Wait until the guest has stopped; stop it if the panic did not (``stop``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Collect(Step):
 
 @dataclass(frozen=True, slots=True)
 class AwaitQuiet(Step):
-    """Wait for the end of a migration, a block job or another dump, which an action would cut."""
+    """Wait for the end of a migration, a block job or another dump: the action would cut it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Dump(Step):
 
 @dataclass(frozen=True, slots=True)
 class SystemReset(Step):
-    """Reset the machine (``system_reset``); done when RESET was seen."""
+    """Reset the machine (``system_reset``); done when RESET came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +81,17 @@ class Quit(Step):
 
 @dataclass(frozen=True, slots=True)
 class Terminate(Step):
-    """End QEMU by SIGTERM, where it is still there."""
+    """End QEMU by SIGTERM, if it still runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kill(Step):
-    """End QEMU by SIGKILL, where it is still there."""
+    """End QEMU by SIGKILL, if it still runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRelaunch(Step):
-    """Start the domain by a command, a systemd unit or libvirt; done when that says it did.
+    """Start the domain by a command, a systemd unit or libvirt; done when that says so.
 
     Attributes:
         command: what is run.
@@ -111,7 +111,7 @@ class AwaitReturn(Step):
 
 @dataclass(frozen=True, slots=True)
 class AwaitGuestReset(Step):
-    """Watch a guest that handles its panic itself, until it resets or ends; it is left alone."""
+    """Leave a guest alone that handles its panic itself; watch it until it resets or ends."""
 
 
 AnyStep = (

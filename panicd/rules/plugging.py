@@ -13,13 +13,13 @@ DEVICE_ID: Final = "panicd-panic"
 """Tells it from a device that the VM was started with."""
 
 CONSEQUENCES: Final = (
-    "QEMU is given the device, and whoever manages the VM does not know of it. Until `panicd "
-    "disarm`, or the VM's next start, which takes it away:\n"
-    "- a migration fails, and the VM goes on where it is;\n"
-    "- what is saved of it (virsh managedsave, save, a snapshot with its memory) can't be started "
-    "from: libvirt refuses, and its memory is lost unless the saved XML is edited;\n"
+    "QEMU gets the device, but the VM's manager does not know of it. Until `panicd disarm`, or the "
+    "VM's next start, which removes it:\n"
+    "- a migration fails, and the VM stays where it is;\n"
+    "- the VM can't be started from its saved state (virsh managedsave, save, a snapshot with its "
+    "memory): libvirt refuses, and the memory is lost unless you edit the saved XML;\n"
     "- libvirt marks it as tainted (custom-monitor) until it ends.\n"
-    "The guest needs its driver (Linux: pvpanic-pci)."
+    "The guest needs the driver (Linux: pvpanic-pci)."
 )
 
 
