@@ -4,6 +4,7 @@ None of it is kept: at each scrape it is made of a snapshot. Labels hold words o
 names of domains and facts about a QEMU, and never text from a guest.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,12 @@ from panicd.rules.printable import escape
 
 LABEL_LIMIT: Final = 200
 """Characters of a label's value; a libvirt name has at most 80."""
+
+MARK: Final = 16
+"""Digits that tell names apart whose labels would be one: more than anybody can go through."""
+
+_MARKED: Final = re.compile(f"~[0-9a-f]{{{MARK}}}$")
+"""A name that is another's label, or would be."""
 
 WRITTEN_AT_ONCE: Final = 16
 """Samples that are written before anybody else's turn; they take some 0.1 ms."""
@@ -225,10 +232,10 @@ class _Series(list[Sample]):
 def domain_label(domain: str) -> str:
     """Make a label of a domain's name; two names are never one series, which would be no scrape."""
     label = _label(domain)
-    if label == domain:
+    if label == domain and not _MARKED.search(domain):
         return label
-    digest = sha256(domain.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{label[: LABEL_LIMIT - 9]}~{digest}"
+    digest = sha256(domain.encode(errors="surrogatepass")).hexdigest()[:MARK]
+    return f"{label[: LABEL_LIMIT - MARK - 1]}~{digest}"
 
 
 def _label(value: str) -> str:

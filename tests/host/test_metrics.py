@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from panicd.host.domain_series import DomainSample, HoldSample, IncidentSample
+from panicd.host.domain_series import DomainSample, HoldSample, IncidentSample, domain_label
 from panicd.host.metrics import SIGNATURES, Metrics
 from tests.parts.patience import patience
 
@@ -201,7 +201,10 @@ def test_labels_are_printable() -> None:
 
 
 def test_names_that_look_alike_once_they_are_printable_are_two_series() -> None:
-    names = ["a\x1b", r"a\x1b", "a\u202e", r"a\u202e"]
+    names = ["a\x1b", r"a\x1b", "a\u202e", r"a\u202e", "x" * 300]
+    # What was made of another's name, taken for one's own; and that again.
+    names += (labels := [domain_label(name) for name in ("a\x1b", "x" * 300)])
+    names += [domain_label(label) for label in labels]
     samples = [replace(DB_1, domain=name) for name in names]
     assert len(domain_series(make(domains=lambda: samples))) == 8 * len(names)
 
@@ -224,7 +227,7 @@ def test_a_hold_has_a_series_with_its_beginning() -> None:
     holds = (HoldSample("*", 1000.0, False), HoldSample("db-1\x1b", 2000.0, True))
     assert domain_series(make(holds=holds)) == {
         "panicd_hold_timestamp_seconds{domain=*,ends=no}": 1000,
-        "panicd_hold_timestamp_seconds{domain=db-1\\x1b~" + sha256(b"db-1\x1b").hexdigest()[:8]
+        "panicd_hold_timestamp_seconds{domain=db-1\\x1b~" + sha256(b"db-1\x1b").hexdigest()[:16]
         + ",ends=yes}": 2000,
     }  # fmt: skip
 
