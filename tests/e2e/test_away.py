@@ -95,6 +95,25 @@ async def test_vm_made_anew_that_has_panicked_too_has_an_incident_of_its_own(
 
 
 @pytest.mark.real
+async def test_incident_of_a_qemu_that_lives_goes_to_no_other_at_its_path(socket_dir: Path) -> None:
+    elsewhere = socket_dir / "elsewhere"
+    elsewhere.mkdir()
+    async with (
+        RunningDaemon.start(socket_dir, PRESERVE) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.COUNT) as vm,
+        RealQemu.start(elsewhere, guest=Guest.COUNT) as other,
+    ):
+        incident = await panicked_and_killed(daemon, vm, state="preserved")
+        vm.socket.unlink()
+        other.socket.rename(vm.socket)
+        await daemon.start_again()
+        await daemon.wait_armed("vm", since=daemon.began)
+        (waits,) = (await daemon.call("status"))["waiting"]
+        assert (waits["incident"], waits["incident_state"]) == (incident.id, "preserved")
+        assert (await daemon.domain("vm"))["incident"] == ""
+
+
+@pytest.mark.real
 async def test_reset_and_resume_of_a_preserved_guest_end_its_incident(socket_dir: Path) -> None:
     async with (
         RunningDaemon.start(socket_dir, PRESERVE) as daemon,
