@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -260,7 +261,8 @@ def test_what_is_there_is_what_was_in_memory(dumps: dict[Variant, Path], variant
     full = DumpFile.parse(dumps[FULL].read_bytes()[:65536])
     with open_dump(dumps[FULL]) as one, open_dump(dumps[variant]) as other:
         compared = 0
-        for page in range(0, full.memory[0].length // PAGE, 7):
+        pages = (range(each.physical // PAGE, each.end // PAGE, 7) for each in full.kernels())
+        for page in chain.from_iterable(pages):
             try:
                 there = other.memory(page * PAGE, PAGE)
             except NotReadableError:
