@@ -64,6 +64,7 @@ comes after a reset has it say 'crashed' of a guest that runs."""
 LOOK_EVERY: Final = 0.05  # seconds between two looks whether it has
 TELL_AGAIN: Final = 0.1  # seconds, where libvirt could not be told
 ENDED: Final = "the domain has ended"
+LET_GO: Final = "not given, for somebody has reset the guest or let it run"
 
 _COMMANDS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
     "system_reset": requests.reset,
@@ -114,13 +115,12 @@ class DomainMonitor(Exchange):
         timeout: float,
     ) -> Question:
         """Have libvirt do or say what the commands stand for, each for itself."""
-        unanswered: list[object] = [
-            NoReplyError(f"{name}: no answer in {timeout:g} s") for name, _ in commands
-        ]
-        question = Question(unanswered, done)
-        course = _Course(self, question, [name for name, _ in commands], timeout)
+        names = [name for name, _ in commands]
+        late: list[object] = [NoReplyError(f"{name}: no answer in {timeout:g} s") for name in names]
+        question = Question(late, done)
+        course = _Course(self, question, list(names), timeout)
         self._courses.add(course)
-        question.sent([name for name, _ in commands], course.give_up)
+        question.sent(names, course.give_up)
         course.begin()
         return question
 
@@ -254,6 +254,7 @@ class _Course:
         "_asked",
         "_deadline",
         "_is_over",
+        "_let_go",
         "_monitor",
         "_names",
         "_question",
@@ -272,6 +273,7 @@ class _Course:
         self._timers: list[Timer] = []
         self._is_over = False
         self._acts = ""  # the command that is under way
+        self._let_go = vm.times_let_go if (vm := monitor.known()) else 0  # by then
 
     def begin(self) -> None:
         """Ask what the commands take."""
@@ -393,21 +395,16 @@ class _Course:
         """Have QEMU itself asked something, to see whether it answers."""
 
         def answered(answer: int | LibvirtError) -> None:
-            if isinstance(answer, LibvirtError):
-                self._put(index, failure(self._names[index], answer))
-            else:
-                self._put(index, [])
+            name = self._names[index]
+            self._put(index, failure(name, answer) if isinstance(answer, LibvirtError) else [])
 
         self._ask(requests.io_threads(self._monitor.domain), answered)
 
     def _ask_job(self, indices: list[int]) -> None:
         def answered(answer: Job | LibvirtError) -> None:
             for index in indices:
-                name = self._names[index]
-                if isinstance(answer, LibvirtError):
-                    self._put(index, failure(name, answer))
-                else:
-                    self._put(index, ABOUT_JOB[name](answer))
+                name, told = self._names[index], ABOUT_JOB[self._names[index]]
+                self._put(index, told(answer) if isinstance(answer, Job) else failure(name, answer))
 
         self._ask(requests.job(self._monitor.domain), answered)
 
@@ -449,6 +446,8 @@ class _Course:
             monitor.end(f"libvirt has started the domain anew before {name}")
         elif state.state == State.SHUTOFF:
             monitor.end(ENDED)
+        elif vm.times_let_go > self._let_go:
+            self._put(index, CommandError("GenericError", f"{name}: {LET_GO}"))
         elif monitor.is_to_wait(stand, partial(self._command, index)):
             pass
         elif stand is vm.stand or name == "stop":

@@ -18,7 +18,7 @@ from panicd.libvirt.domain_monitor import DomainMonitor
 from panicd.libvirt.memory import dumper
 from panicd.libvirt.protocol import Procedure, QemuEvent, State
 from panicd.qemu.event_outlet import Heard
-from panicd.qemu.monitor_error import SessionLostError
+from panicd.qemu.monitor_error import CommandError, SessionLostError
 from panicd.rules.capability import UNKNOWN_VERSION, Capability
 from panicd.rules.machine.vm import Vm, follow
 from panicd.rules.qapi import RunState
@@ -234,6 +234,26 @@ async def test_a_question_that_is_lost_before_a_command_is_asked_anew(
         await until(lambda: bool(one.answers))
         assert one.answers == [{}]
         assert one.fake.told[Procedure.DOMAIN_DESTROY_FLAGS] == 1
+
+
+@pytest.mark.parametrize("command", ["system_reset", "quit"])
+async def test_a_guest_that_is_let_run_before_the_command_is_left_alone(
+    socket_dir: Path, command: str
+) -> None:
+    """What libvirt says and what was heard agree by then: that it runs."""
+    async with followed(socket_dir) as one:
+        one.panic()
+        await one.looked(1)
+        one.monitor.look = None
+        one.fake.faults.hangs = {GET_STATE}
+        one.give(command)
+        await until(lambda: one.fake.told[GET_STATE] == 2)
+        one.fake.domain().state = State.RUNNING, 5
+        one.hear("RESUME")
+        await one.fake.go_on()
+        await until(lambda: bool(one.answers))
+        assert isinstance(one.answers[0], CommandError)
+        assert not one.fake.told[RESET] + one.fake.told[Procedure.DOMAIN_DESTROY_FLAGS]
 
 
 async def test_one_that_has_no_room_waits_in_line(socket_dir: Path) -> None:
