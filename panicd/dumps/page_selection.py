@@ -29,6 +29,9 @@ PROGRAM: Final = ("-I", "-m", "panicd.dumps.filter.page_bitmap")
 REQUEST: Final = struct.Struct("<QQ")  # as the program's own
 ANSWER: Final = struct.Struct("<q")
 MAX_LENGTH: Final = 16 << 20  # bytes of a range: some 10 ms in which QEMU does nothing else
+LONGEST_RANGE: Final = 8 << 20
+"""Bytes of what is read at once for the dump itself: to free as many takes the daemon a
+millisecond."""
 MAX_RESULT: Final = 1 << 16  # bytes
 ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1"}
 """numpy's would else start one for each processor, with memory of its own, and for nothing."""
@@ -133,8 +136,8 @@ async def _beginning(reader: GuestReader) -> bytes:
 def _cut(ranges: Iterable[tuple[int, int]]) -> Iterator[ReadRequest]:
     """Yield ranges, none longer than QEMU should be busy with."""
     for physical, length in ranges:
-        for at in range(0, length, MAX_LENGTH):
-            yield ReadRequest(physical + at, min(MAX_LENGTH, length - at))
+        for at in range(0, length, LONGEST_RANGE):
+            yield ReadRequest(physical + at, min(LONGEST_RANGE, length - at))
 
 
 async def _run(

@@ -85,7 +85,7 @@ async def test_what_can_be_left_out_is_found() -> None:
 async def test_only_ranges_with_something_to_keep_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(page_selection, "MAX_LENGTH", 3 << 20)
+    monkeypatch.setattr(page_selection, "LONGEST_RANGE", 3 << 20)
     guest = PageGuest()
     for number in range(1024, 2048):
         guest.page(number, CACHE)
