@@ -61,6 +61,15 @@ async def test_dumps_are_made_in_the_order_of_the_panics(socket_dir: Path) -> No
         shown = (await ask(daemon, "status")).splitlines()[-3:]
         assert [line.split()[:3] for line in shown] == [["dump", "of", name] for name in "zyx"]
         assert ", 1 before it" in shown[2]
+        for name, state in (("z", "dumping"), ("y", "waiting")):
+            going_on = (await daemon.domain(name))["incident"]
+            assert (await daemon.call("incident", incident=going_on))["dump"]["state"] == state
+            (line,) = [
+                line
+                for line in (await ask(daemon, "incident", going_on)).splitlines()
+                if line.startswith(f"dump of {name}")
+            ]
+            assert ("written" in line) is (state == "dumping")
         vms[0].release_dumps()
         for name in "zyx":
             await daemon.wait_incident(name, ending="destroyed")
