@@ -300,7 +300,8 @@ async def test_dump_is_to_come_at_a_rate_of_its_own(
     assert files(tmp_path) == []
     monkeypatch.setattr(dump_writer, rate, 1)
     monkeypatch.setattr(dump_writer, OTHER_RATE[kind], 1 << 40)
-    assert (await drip(tmp_path / "good", kind, data, slowly=30)).error is None
+    good = await drip(tmp_path / "good", kind, data, slowly=30)
+    assert (good.error, good.size) == (None, len(content(tmp_path)))
 
 
 async def test_who_is_not_read_is_not_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from panicd.fleet import audit
+from panicd.fleet import audit, connector
 from panicd.qemu import process
 from panicd.qemu.process_identity import read_of
 from panicd.qemu.process_list import RunningQemu
@@ -21,12 +21,19 @@ from panicd.service import api
 from panicd.service.control_client import RefusedError
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
+from tests.parts.nobody import NOBODY, needs_root
 from tests.parts.patience import patience
 from tests.parts.qemu import RealQemu
 
 
+@pytest.fixture
+def read() -> list[int]:
+    """Whose command lines were read."""
+    return []
+
+
 @pytest.fixture(autouse=True)
-def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+def hung(monkeypatch: pytest.MonkeyPatch, read: list[int]) -> Iterator[threading.Event]:
     """Have this process's command line, the fakes' that is, not be read."""
     let_go = threading.Event()
 
@@ -34,6 +41,7 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         if (pid, name) == (os.getpid(), "cmdline"):
             assert threading.current_thread() is not threading.main_thread(), "all would hang"
             let_go.wait()
+        read.append(pid)
         return read_of(pid, name, limit)
 
     monkeypatch.setattr(process, "read_of", read_without_end)
@@ -70,6 +78,24 @@ async def test_it_holds_up_nobody(socket_dir: Path, hung: threading.Event, dials
         assert not hung.is_set()
         hostile[0].panic()
         await daemon.wait_incident("one", ending="restarted")
+
+
+@pytest.mark.real
+@needs_root
+async def test_other_users_processes_are_read_meanwhile(
+    socket_dir: Path, hung: threading.Event, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connector, "READERS", 1)
+    hostile = FakeQemu(socket_dir / "hostile.qmp", name="hostile", uid=NOBODY)
+    async with (
+        hostile.running(),
+        DaemonInside.start(socket_dir) as daemon,
+    ):
+        await daemon.wait_armed("hostile")
+        async with RealQemu.start(socket_dir, name="good") as good:
+            await daemon.wait_armed("good")
+            assert good.pid in read
+        assert not hung.is_set()
 
 
 async def test_audit_does_not_wait_for_it(
