@@ -8,10 +8,11 @@ an answer as it is read, a commit as it is done.
 import math
 import signal
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
+from types import MappingProxyType
 from typing import Final, assert_never
 
 import trio
@@ -63,6 +64,7 @@ from panicd.rules.qapi import GuestPanickedEvent
 from panicd.rules.settings import JournalFailure
 
 _TOKENS: Final = Tokens()
+NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 SETTLED: Final = frozenset({IncidentState.PRESERVED, IncidentState.FAILED, IncidentState.RESET})
 LOST: Final = "the domain's monitor was lost"
 
@@ -376,7 +378,7 @@ class Driver:
                 limit.cancel()
             told(Answered(send.serial, tuple(map(answer_of, answers))))
 
-        commands = [(name, dict(arguments)) for name, arguments in send.commands]
+        commands = [(name, dict(args) if args else NOTHING) for name, args in send.commands]
         question = self._session.monitor.ask(commands, done, timeout=send.timeout)
         if not question.is_over:
             limit = self._services.timers.after(send.timeout, question.give_up)

@@ -41,7 +41,7 @@ from panicd.libvirt.qmp_words import ABOUT_JOB, data, failure
 from panicd.libvirt.requests import Job, Request
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.exchange import Command, Exchange
-from panicd.qemu.monitor_error import CommandError, NoReplyError, SessionLostError
+from panicd.qemu.monitor_error import CommandError, SessionLostError
 from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
 from panicd.rules.libvirt_state import run_state
@@ -116,8 +116,7 @@ class DomainMonitor(Exchange):
     ) -> Question:
         """Have libvirt do or say what the commands stand for, each for itself."""
         names = [name for name, _ in commands]
-        late: list[object] = [NoReplyError(f"{name}: no answer in {timeout:g} s") for name in names]
-        question = Question(late, done)
+        question = Question(names, timeout, done)
         course = _Course(self, question, list(names), timeout)
         self._courses.add(course)
         question.sent(names, course.give_up)

@@ -306,10 +306,7 @@ class Monitor(Exchange):
         timeout: float,
     ) -> Question:
         """Send several commands at once, and have their answers told."""
-        unanswered: list[object] = [
-            NoReplyError(f"{name}: no answer in {timeout:g} s") for name, _ in commands
-        ]
-        question = Question(unanswered, done)
+        question = Question([name for name, _ in commands], timeout, done)
         self._client.send(commands, question)
         return question
 
@@ -351,7 +348,7 @@ class Monitor(Exchange):
         self, command: Command, fd: int, timeout: float, done: Callable[[list[object]], None]
     ) -> Question:
         name, _ = command
-        question = Question([NoReplyError(f"{name}: no answer in {timeout:g} s")], done)
+        question = Question([name], timeout, done)
         try:
             self._client.send_with_fd(fd, command, question)
         except (OSError, QMPError) as error:

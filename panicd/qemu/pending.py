@@ -1,24 +1,36 @@
 """Commands that were sent, and whose answers are awaited."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from panicd.qemu.monitor_error import NoReplyError
+
+_MISSING: Final = object()
+"""Stands for an answer until it comes."""
 
 
 class Question:
     """Commands that were sent together, and their answers as they come in.
 
     Args:
-        unanswered: what stands for each answer until it comes.
+        commands: their names.
+        timeout: seconds after which it is given up; each answer that has not come by then is a
+            ``NoReplyError``.
         done: called once, with the answers: when the last has come, none will, or it is given up.
 
     Attributes:
         ids: under which the answers come; none once all did.
     """
 
-    __slots__ = ("_answers", "_awaited", "_done", "_forget", "ids")
+    __slots__ = ("_answers", "_awaited", "_commands", "_done", "_forget", "_timeout", "ids")
 
-    def __init__(self, unanswered: list[object], done: Callable[[list[object]], None]) -> None:
-        self._answers = unanswered
-        self._awaited = len(unanswered)
+    def __init__(
+        self, commands: Sequence[str], timeout: float, done: Callable[[list[object]], None]
+    ) -> None:
+        self._commands = commands
+        self._timeout = timeout
+        self._answers: list[object] = [_MISSING] * len(commands)
+        self._awaited = len(commands)
         self._done: Callable[[list[object]], None] = done
         self._forget: Callable[[Iterable[str]], None] = _nobody
         self.ids: list[str] = []
@@ -44,6 +56,10 @@ class Question:
         """Wait no longer."""
         if self._awaited:
             self._awaited = 0
+            self._answers = [
+                NoReplyError(f"{name}: no answer in {self._timeout:g} s") if it is _MISSING else it
+                for name, it in zip(self._commands, self._answers, strict=True)
+            ]
             self._finish()
 
     def _finish(self) -> None:

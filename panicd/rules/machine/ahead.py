@@ -122,6 +122,10 @@ def is_quiet(answered: Answered) -> bool:
 
 def counted_on(effect: effects.Commit | effects.Send | Act, serial: int) -> effects.Effect:
     """Return an effect as it is after so many serials."""
-    if isinstance(effect, effects.WatchProcess):
-        return effect
-    return replace(effect, serial=effect.serial + serial)
+    match effect:
+        case effects.Send(own, commands, timeout, acts):
+            return effects.Send(own + serial, commands, timeout, acts)
+        case effects.WatchProcess():
+            return effect
+        case _:
+            return replace(effect, serial=effect.serial + serial)
