@@ -99,6 +99,10 @@ class _Reader:
         """Read from a socket, until its reading has ended."""
         self._readings[reading.sock.fileno()] = reading
         self._epoll.register(reading.sock, select.EPOLLIN)
+        self._hand_over_later(reading)
+
+    def _hand_over_later(self, reading: _Reading) -> None:
+        reading.waits = True
         self._again.append(reading)
         self._is_wanted.set()
 
@@ -107,7 +111,6 @@ class _Reader:
         number = reading.sock.fileno()
         if self._readings.pop(number, None) is not None:
             self._epoll.unregister(number)
-        reading.waits = True
 
     async def run(self) -> None:
         """Read, until this is cancelled."""
@@ -143,6 +146,9 @@ class _Reader:
         except BaseException as bug:  # noqa: BLE001 - raised where its lines are waited for
             reading.bug, pause = bug, math.inf
         if pause is None or reading.ended.is_set():
+            return
+        if pause == 0.0:  # after the others' turn
+            self._hand_over_later(reading)
             return
         self.remove(reading)
         if pause == math.inf:
