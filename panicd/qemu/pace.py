@@ -11,6 +11,9 @@ from typing import Final
 SLICE: Final = 0.001  # seconds of work after which the others have their turn
 BURST: Final = 0.02  # seconds of work that are free: 500 messages and more
 HURRIED: Final = 0.5  # of a processor, where an answer is waited for
+MOST: Final = BURST
+"""Seconds that a message may cost: what took longer was spent waiting for a processor, which is not
+its sender's fault. A second of that once kept a panicked guest's monitor unread for two."""
 PER_MESSAGE: Final = 10e-6  # seconds that a message costs before and after it is looked at
 
 
@@ -41,7 +44,7 @@ class Pace:
         Returns:
             None: read on at once; 0: after the others' turn.
         """
-        took = now - began + PER_MESSAGE
+        took = min(now - began, MOST) + PER_MESSAGE
         share = max(self.share, HURRIED) if self.hurried else self.share
         self._owed = max(0.0, self._owed - (now - self._at) * share) + took
         self._since_turn += took

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panicd.qemu.pace import BURST, HURRIED, PER_MESSAGE, SLICE, Pace
+from panicd.qemu.pace import BURST, HURRIED, MOST, PER_MESSAGE, SLICE, Pace
 
 
 def read(pace: Pace, seconds: float, costs: list[float]) -> tuple[int, float]:
@@ -23,11 +23,17 @@ def read(pace: Pace, seconds: float, costs: list[float]) -> tuple[int, float]:
 
 @given(
     st.sampled_from([0.01, 0.05, 0.1, 0.5]),
-    st.lists(st.floats(1e-6, 0.05), min_size=1, max_size=5),
+    st.lists(st.floats(1e-6, MOST), min_size=1, max_size=5),
 )
 def test_work_stays_within_its_share(share: float, costs: list[float]) -> None:
     _, worked = read(Pace(share), 1.0, costs)
     assert worked <= 1.0 * share + BURST + 2 * (max(costs) + PER_MESSAGE) + 2 * SLICE
+
+
+def test_a_message_that_waited_for_a_processor_costs_no_more_than_any_can() -> None:
+    pace = Pace(0.1)
+    assert pace.pause(0.0, 1.0) == pytest.approx(PER_MESSAGE / 0.1)
+    assert pace.pause(2.0, 2.0) is None
 
 
 def test_work_reaches_its_share() -> None:
