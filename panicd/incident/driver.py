@@ -132,6 +132,9 @@ class Driver:
                 heard = *self._heard_before(session), *lost
                 self.feed(Attached(session.vm, incident, heard))
                 session.listen(self._heard, self._session_ended)
+                if self._state.vm is not None:  # its text is ready then
+                    vm = self._state.vm
+                    self._foresight.of(self._moment(), vm.capability, vm.process)
                 await self._until_left()
         finally:
             self._leave()
