@@ -183,6 +183,8 @@ class Reaction:
             self.is_given = True
             self._services.rush.end()
             for act in self._foreseen.acts:
+                if self._is_over:  # one has led to something: the machine does the others
+                    return
                 effect = counted_on(act, self._serial)
                 self._done.append(effect)
                 self._carry_out(effect)
