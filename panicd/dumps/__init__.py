@@ -2,13 +2,14 @@
 
 ::
 
-    coredump       makes one; queue: whose turn it is
-    checks, page_selection    what is found out before: what it costs, which pages are left out;
-                   windows: what one for WinDbg has besides
-    feeding        what is read of the memory, where that is not all of it
-    writer         the bytes, in a thread of its own; repair, elf_filter: what is mended on the way
-    directory      the files; facts, reader, kdump_reader: what a finished one is, and holds
-    filter/        programs of their own that leave pages out
+    coredump       makes a dump; queue: says whose turn it is
+    checks         finds out before the dump what it will cost
+    page_selection finds out before the dump which pages it leaves out
+    windows        finds out before the dump what one for WinDbg has besides memory
+    feeding        reads the kept ranges of the memory, instead of all of it
+    writer         writes the bytes, in a thread; repair, elf_filter: change them on the way
+    directory      names the files; facts, reader, kdump_reader: tell what a finished one holds
+    filter/        separate programs that leave pages out
 
 Enters: a session, or libvirt's pipe. Leaves: a finished dump, or why there is none.
 """

@@ -1,8 +1,9 @@
-"""What is asked before a guest's memory is dumped: can it be read, and what will it cost.
+"""Finds out before a dump whether a guest's memory can be read, and what that costs.
 
-A dump makes resident what it reads: an untouched guest of 8 GiB grew from 40 MB to 8.4 GB when all
-of it was read. On an overcommitted host that brings the OOM killer, so the host's memory is looked
-at first. An encrypted guest's (AMD SEV, Intel TDX) reads as nonsense from outside.
+A dump makes resident what it reads: an untouched guest of 8 GiB grew from 40 MB to 8.4 GB when
+panicd read all of it. On an overcommitted host that calls the OOM killer, so panicd looks at the
+host's memory first. An encrypted guest's memory (AMD SEV, Intel TDX) reads as nonsense from
+outside.
 
 What QEMU says of its size is a claim, and bounds what it may write; what the host knows of its
 process, or of itself, bounds the claim.

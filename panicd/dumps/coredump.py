@@ -41,16 +41,17 @@ __all__ = ["DumpError", "DumpFailure", "DumpProgress", "FinishedDump", "dump_gue
 
 FD_NAME: Final = "panicd-dump"
 PROGRESS_CHECK: Final = 1.0  # seconds between two looks at how far a dump is
-LOOKING: Final = 30.0  # seconds that finding out what is left out may take at most, and besides
-LOOKING_RATE: Final = 6.25 * 2**30  # bytes of guest memory a second: a tenth of what was seen
-LOOKING_SHARE: Final = 1 / 4  # and of a dump's own time at most
+LOOKING: Final = 30.0
+"""Seconds that the search for pages to leave out may take, besides what ``LOOKING_RATE`` gives."""
+LOOKING_RATE: Final = 6.25 * 2**30  # bytes of guest memory a second: a tenth of the speed seen here
+LOOKING_SHARE: Final = 1 / 4  # the search takes at most this part of a dump's own time
 OTHERWISE: Final = DumpFormat.ELF_ZSTD
-"""What is written where pages can't be left out: of all of them it is faster and smaller than a
-kdump, and it is what tools of other systems read."""
+"""The format of a dump that leaves out no pages. With all pages it is faster and smaller than a
+kdump, and other systems' tools read it."""
 NO_WINDOWS: Final = "the guest is no Windows that tells of itself"
 ALL_OF_WINDOWS: Final = "of a Windows all pages are kept that are not empty"
 NOT_BY_OTHERS: Final = "libvirt gives the memory from its beginning to its end only"
-CLEARING: Final = 5.0  # seconds: a dump that is given up ends with QEMU's next write
+CLEARING: Final = 5.0  # seconds to wait for QEMU's next write, with which an abandoned dump ends
 NOT_DONE: Final = "QEMU was not done in time"
 
 

@@ -1,10 +1,10 @@
 """Where dumps lie: names, free space, unfinished files, and which finished ones are kept.
 
-A dump is ``DIRECTORY/OWNER/DOMAIN/INCIDENT.SUFFIX``. The owner is a user's number, which the host
-vouches for; a domain's name is a claim, and two users may have one like it. A file bears
-``.partial`` until it is complete, so one without it can be trusted, whatever became of panicd
-meanwhile. Whoever writes a partial file holds a lock on it (flock(2)); one that nobody holds was
-left by a panicd that was killed, and is removed before the next dump.
+A dump is ``DIRECTORY/OWNER/DOMAIN/INCIDENT.SUFFIX``. The owner is a user's number, and the host
+vouches for it. A domain's name is only a claim, and two users may have the same. A file's name ends
+in ``.partial`` until the file is complete. So a file without that ending can be trusted, whatever
+happened to panicd. The writer of a partial file holds a lock on it (flock(2)). If nobody holds the
+lock, a killed panicd left the file, and the next dump removes it.
 """
 
 import fcntl

@@ -1,14 +1,14 @@
 """Writes an ELF core from standard input to standard output: a program, run by path, in a process.
 
-Its arguments are what is written (``zstd``: compressed; ``plain``), the dump's level, and what the
-dump says of itself. With bit 1 of the level set, what is empty never reaches compressor or disk: in
-a compressed file it is frames that were compressed before, in a plain one a hole.
+Its arguments are the kind of file (``zstd``: compressed; ``plain``), the dump's level, and what the
+dump says of itself. With bit 1 of the level set, empty memory never reaches compressor or disk. In
+a compressed file it becomes frames that were compressed before, in a plain file a hole.
 
-The end of a compressed file is a frame that unpackers pass over: what the dump says of itself, the
-length of that, and ``MARK``. Source: RFC 8878, 3.1.2 'Skippable Frames'.
+A compressed file ends in a frame that unpackers skip: what the dump says of itself, the length of
+that, and ``MARK``. Source: RFC 8878, 3.1.2 'Skippable Frames'.
 
-A process of its own keeps the work out of the daemon's interpreter, which many monitors wait for.
-It imports nothing of panicd. Exit status: 0 done, else the errno of what failed; 1, with a
+A separate process keeps the work out of the daemon's interpreter, for which many monitors wait. It
+imports nothing of panicd. Exit status: 0 done, else the errno of what failed; 1, with a
 traceback, for anything else.
 """
 

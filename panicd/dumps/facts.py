@@ -1,8 +1,8 @@
-"""What a finished dump is, by its file: how large, what it leaves out and why, how it is opened.
+"""Tells from its file what a finished dump is: its size, what it leaves out and why, what opens it.
 
-A kdump of panicd's says it itself, in a note of panicd's own, and a packed ELF core in a frame at
-its end, which unpackers pass over. QEMU and its guest had a hand in the file, so what does not read
-as expected is passed over.
+panicd's kdump says this in a note. A packed ELF core says it in a frame at its end, which unpackers
+skip. QEMU and its guest helped to write the file, so this module skips whatever it does not
+understand.
 """
 
 import json

@@ -1,12 +1,15 @@
-"""Gives a dump's writer those ranges of a guest's memory that hold something that is kept.
+"""Gives a dump's writer the ranges of a guest's memory that have kept pages.
 
-QEMU writes a whole dump a page at a time, wanted or not, which takes longer than anything that is
-done with it. So where most pages are left out, it is asked for the ranges that have the others, one
-by one. Each comes in a file in memory, for which QEMU waits for nobody, and goes on through the
-pipe that a whole dump would come by. QEMU makes the next one meanwhile.
+QEMU writes a whole dump page by page, wanted or not. That takes longer than all that panicd does
+with it. So panicd asks for the ranges with kept pages, one by one. QEMU writes each into a file in
+memory, where it waits for nobody. panicd moves the range on through the pipe that a whole dump
+would use, while QEMU writes the next one.
 
-Between two of them somebody may reset or resume the guest, which QEMU forbids during a dump of its
-own. That ends it.
+These dumps are not detached: QEMU tells of a detached dump's end before it frees the dump's state,
+and a new dump shares that state (QEMU ``dump/dump.c``, ``dump_process``).
+
+Between two ranges somebody may reset or resume the guest. QEMU forbids that only during a dump. The
+dump then ends.
 """
 
 import os
@@ -48,7 +51,7 @@ async def feed_ranges(
     """
     await pipe.send_all(selection.beginning)
     problem: Exception | None = None
-    # Of capacity 0: no more files are there than the one that is handed on and the next one.
+    # With capacity 0 there are at most two files: the one that is handed on, and the next one.
     send, receive = trio.open_memory_channel[Part](0)
 
     async def read_ahead() -> None:

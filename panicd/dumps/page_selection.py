@@ -1,8 +1,8 @@
-"""Which pages of a stopped guest a dump leaves out, found out before the dump.
+"""Finds out before a dump which pages of a stopped guest it leaves out.
 
-``panicd.dumps.filter.page_bitmap`` works on what the guest wrote, in a process of its own, and asks
-for the memory that it needs. Here it is given that, a range at a time, within limits. Whatever goes
-wrong leaves a dump that has all pages, and says why.
+The program ``panicd.dumps.filter.page_bitmap`` works on what the guest wrote, in a separate
+process. It asks for the memory that it needs. This module gives it that memory, range by range,
+within limits. If anything goes wrong, the dump has all pages and says why.
 """
 
 import json

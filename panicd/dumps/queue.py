@@ -1,7 +1,7 @@
-"""Whose memory is dumped now, and who waits: so many at a time, each user's in turn.
+"""Decides whose memory is dumped now and who waits: so many at a time, each user in turn.
 
-Of two users whose guests wait, the one goes first who has fewer under way, and of his the one that
-came first: whoever lets many panic lets the others wait for a turn, and not for all of his.
+The next turn goes to the user who has fewest dumps under way, and to the guest of his that came
+first. So a user whose many guests panic makes others wait for one turn, not for all of his.
 """
 
 from collections import Counter

@@ -7,8 +7,8 @@
                 what was unpacked near by is kept, nothing is written to a disk
     .kdump      page by page: panicd.dumps.kdump_reader
 
-For a command, not for the daemon: it takes its time. What it reads a guest wrote, and a file may be
-cut: whatever makes no sense ends in ``NotReadableError``.
+This is for a command, not for the daemon, because it takes its time. A guest wrote what it reads,
+and a file may be cut. Whatever makes no sense ends in ``NotReadableError``.
 """
 
 import os

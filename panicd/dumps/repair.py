@@ -11,8 +11,8 @@ What QEMU writes, and which tool refuses it:
   From 10.0 on the machine reads ``Unknown``, which no tool knows; a kernel that tells of a
   ``phys_base`` is one of x86-64 (Linux ``arch/x86/kernel/vmcore_info_64.c``).
 
-VMCOREINFO is written by the guest: it is hostile, and believed in nothing but the two values that
-are copied into the header. A header that is not understood is left as it is.
+The guest writes VMCOREINFO, and the guest is hostile. panicd believes only the two values that it
+copies into the header. It leaves a header that it does not understand as it is.
 
 Sources: QEMU ``dump/dump.c``, ``include/sysemu/dump.h``; elf(5); makedumpfile ``IMPLEMENTATION``;
 measured with QEMU 7.2 and 10.0, makedumpfile 1.7.2, crash 8.0.2, drgn 0.3.0.

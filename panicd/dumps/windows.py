@@ -1,7 +1,7 @@
-"""What a stopped Windows guest's dump has besides its memory, found out over QMP before the dump.
+"""Finds out over QMP, before the dump, what a stopped Windows guest's dump has besides memory.
 
-It works on what the guest wrote, within limits, and QEMU is asked for ranges of memory only. Its
-own ``win-dmp`` is left alone: ``panicd.rules.guest_memory.windows_dump`` says why.
+It works on what the guest wrote, within limits. It asks QEMU only for ranges of memory, never for
+``win-dmp``: ``panicd.rules.guest_memory.windows_dump`` says why.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Writes a dump's bytes from QEMU's pipe to its file, in a thread that owns both.
 
-Whatever may hang on a slow or dead disk is done in this thread: making the file, writing it, making
-it durable, removing it again. So nobody else waits for it, and a dump that was given up leaves
-nothing behind as soon as the disk lets go.
+This thread does all that may hang on a slow or dead disk: it makes the file, writes it, makes it
+durable and removes it. So nobody else waits for the disk. An abandoned dump leaves nothing behind
+as soon as the disk lets go.
 
 ::
 
@@ -14,8 +14,9 @@ nothing behind as soon as the disk lets go.
                 ── pipe ──► elf_filter.py ──► file
     kdump-*     QEMU ── pipe ──► pieces to their places ──► file, then its head repaired
 
-QEMU writes the last to a pipe in makedumpfile's flattened format: pieces, each with its place in
-the real file. Put there, they make the file that all tools read; the flattened one is read by few.
+QEMU writes the last one to a pipe in makedumpfile's flattened format. That is a row of pieces, each
+with its place in the real file. In their places they make the file that all tools read. Few tools
+read the flattened format.
 
 Sources: splice(2), pipe(7), flock(2); makedumpfile(8), ``-F``; QEMU ``dump/dump.c``.
 """

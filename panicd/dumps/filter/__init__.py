@@ -1,15 +1,15 @@
-"""Dumps that leave out what nobody debugs a kernel panic with, or are of another kind than QEMU's.
+"""Makes dumps that leave out what no debugger of a kernel panic needs, and dumps for WinDbg.
 
 ::
 
-    page_classes   what each page is used for, by the kernel's array of page structures
-    page_bitmap    the bitmap of the pages that are kept; its program asks for the memory that it
-                   needs, and is run before the dump
-    kdump_writer   the kdump-compressed format, page by page
-    page_filter    a program: an ELF core comes in, the kept pages go out as a kdump
-    windows_filter a program: an ELF core of a Windows comes in, a dump for WinDbg goes out
-    core_stream    what comes in
+    page_classes   tells what each page is used for, by the kernel's array of page structures
+    page_bitmap    a program that runs before the dump: asks for the memory that it needs, and
+                   makes a bitmap of the kept pages
+    kdump_writer   writes the kdump-compressed format, page by page
+    page_filter    a program: reads an ELF core, writes its kept pages as a kdump
+    windows_filter a program: reads an ELF core of a Windows, writes a dump for WinDbg
+    core_stream    reads what comes in
 
-What a guest wrote is worked on in processes of their own: a lie costs time and memory there, within
-limits, and not in the daemon. numpy does it for many pages at once.
+Separate processes work on what a guest wrote. There a lie costs time and memory within limits, and
+costs the daemon nothing. numpy handles many pages at a time.
 """

@@ -1,7 +1,7 @@
-"""Writes the kdump-compressed format: pages come in, those that are kept go out.
+"""Writes the kept ones of a guest's pages in the kdump-compressed format.
 
-Empty pages are in the file, for a reader must not take them for missing, but their contents only
-once, as makedumpfile does it.
+Empty pages are in the file too, because a reader must not take them for missing. Their contents are
+there only once, as makedumpfile does it.
 """
 
 import os

@@ -1,7 +1,8 @@
-"""Which pages of a stopped Linux guest a dump keeps: a bitmap, a bit for each page.
+"""Makes a bitmap of the pages of a stopped Linux guest that a dump keeps: a bit for each page.
 
-A program, run in a process of its own: it asks on standard output for the memory that it needs, is
-given it on standard input, and writes the bitmap into a file whose descriptor is its argument.
+This is a program that runs in a separate process. It asks on standard output for the memory that it
+needs and gets it on standard input. It writes the bitmap into a file. The file's descriptor is its
+argument.
 
 ::
 
@@ -42,7 +43,7 @@ NICENESS: Final = 10  # nice(1)
 MAX_MEMORY: Final = 3 << 30  # bytes of address space, of which numpy takes some hundred MiB
 
 RANGE_PAGES: Final = 256
-"""Of the smallest range, 1 MiB: QEMU writes two such in the time that one more range takes."""
+"""Pages of the smallest range, 1 MiB. One more range takes as long as 2 MiB more to read."""
 MAX_RANGES: Final = 1024
 
 _KEPT: Final = b"\xff"

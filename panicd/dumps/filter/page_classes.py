@@ -1,13 +1,13 @@
 """What each page of a guest is used for, for many pages at once.
 
-The rules are makedumpfile's (its manual, ``-d``), and stricter where a guest's word is all there
-is: what contradicts itself is kept.
+The rules are makedumpfile's (its manual, ``-d``). They are stricter where only the guest's word
+counts: a page that contradicts itself is kept.
 
-- A page of several (compound) is what the first of them is, if that one is there.
-- A free block's pages count as free only where nobody holds them (``_refcount`` of 0) and no list
-  of pages in use does (``PG_lru``).
-- A page that bears a type (of slabs, of page tables, ...) is neither cache nor a user's, whatever
-  else stands in it.
+- A page of a compound is what the compound's first page is, if that page is there.
+- A free block's pages count as free only if nobody holds them (``_refcount`` of 0) and no list of
+  used pages does (``PG_lru``).
+- A page with a type (slab, page table, ...) is neither cache nor a user's, whatever else its
+  structure says.
 
 Source: Linux, ``include/linux/page-flags.h``, ``include/linux/mm_types.h``, ``mm/page_alloc.c``.
 """
