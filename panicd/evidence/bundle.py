@@ -11,6 +11,7 @@ Source: QEMU's human monitor for ``info registers``; for the screen see ``screen
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -49,9 +50,11 @@ WORDS_WITHIN: Final = 2.0  # seconds, by a monitor
 LOG_WITHIN: Final = 5.0  # seconds, by libvirt; on a loaded machine it took half of one
 STATE_WITHIN: Final = 2.0  # seconds, for registers, state and block devices
 LOG_LINES: Final = 512  # lines of the kernel log, the newest
-THREADS: Final = trio.CapacityLimiter(
-    16
-)  # a limiter of its own: nobody else misses threads that hang
+THREADS: Final = 16
+"""Threads that write bundles of one user's domains; nobody else misses those that hang."""
+
+_WRITERS: Final = defaultdict[int, trio.CapacityLimiter](lambda: trio.CapacityLimiter(THREADS))
+_READERS: Final = trio.CapacityLimiter(THREADS)  # of logs that are in memory: they do not hang
 OWN_PART: Final = 0.25  # of the budget, reserved for what needs no QEMU
 HOST_FILES: Final = (
     "/proc/loadavg",
@@ -198,7 +201,8 @@ async def collect(
         # A thread that hangs, on a network file system, is abandoned with a bundle of its own.
         own = bundle.copy()
         try:
-            await in_thread(partial(_keep, own, consoles, facts, session), THREADS)
+            keep = partial(_keep, own, consoles, facts, session)
+            await in_thread(keep, _WRITERS[session.peer.uid])
         except OSError as error:
             bundle.problems["bundle"] = str(error)
             return bundle
@@ -249,7 +253,7 @@ async def _own_words(reader: GuestReader, bundle: Bundle) -> None:
         case KernelLog() as log:
             bundle.keep("kernel.log", _as_text(log), "the end of the guest's kernel log")
             # This takes some milliseconds, in which others get responses.
-            bundle.words = await in_thread(partial(words_of_log, log.lines), THREADS)
+            bundle.words = await in_thread(partial(words_of_log, log.lines), _READERS)
         case WindowsCrash(bug_check, build, processors):
             said = f"{bug_check.line}\nbuild: {build}\nprocessors: {processors}\n"
             bundle.keep("bug-check.txt", said.encode(), "Windows' bug check")

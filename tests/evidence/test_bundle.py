@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from panicd.evidence import bundle as evidence
+from panicd.evidence.console_log import find_logs
 from panicd.qemu import monitor
 from panicd.qemu.process import Peer
 from tests.parts.daemon import DaemonInside
 from tests.parts.dump_files import PNG
 from tests.parts.fake import FakeQemu
+from tests.parts.nobody import NOBODY, needs_root
 from tests.parts.patience import patiently
 
 
@@ -39,6 +43,38 @@ async def test_file_system_that_hangs_keeps_nobody_from_anything(
             vm.panic()
             incident = await daemon.wait_incident("vm", ending="restarted")
             assert ("Collect", "done") in incident.steps
+    finally:
+        let_go.set()
+
+
+@needs_root
+async def test_file_system_that_hangs_costs_its_user_s_evidence_only(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+
+    def hang(configured: Any, peer: Peer, *more: Any) -> list[Any]:
+        if peer.uid == NOBODY:
+            let_go.wait()
+        return find_logs(configured, peer, *more)
+
+    monkeypatch.setattr(evidence, "find_logs", hang)
+    one_each = defaultdict[int, trio.CapacityLimiter](lambda: trio.CapacityLimiter(1))
+    monkeypatch.setattr(evidence, "_WRITERS", one_each)
+    policy = {"on_crash": "restart", "evidence": {"budget": "2s"}}
+    hostile = FakeQemu(socket_dir / "hostile.qmp", name="hostile", uid=NOBODY)
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    try:
+        async with (
+            DaemonInside.start(socket_dir, policy) as daemon,
+            hostile.running(),
+            vm.running(),
+        ):
+            for fake, name in ((hostile, "hostile"), (vm, "vm")):
+                await daemon.wait_armed(name)
+                fake.panic()
+                incident = await daemon.wait_incident(name, ending="restarted")
+            assert (socket_dir / "state" / "incidents" / incident.id / "bundle.json").exists()
     finally:
         let_go.set()
 
