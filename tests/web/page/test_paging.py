@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 
 from panicd.web.page import overview
+from tests.parts import chromium
+from tests.parts.chromium import Chromium
 from tests.parts.fake import FakeQemu
+from tests.web.page.test_browser import CHANGED
 from tests.web.page.test_pages import watched
 
 
@@ -62,3 +66,27 @@ async def test_each_domain_is_on_one_page_the_worst_on_the_first(socket_dir: Pat
             assert (await page(f"?page={beyond}"))[0].startswith("5 to 5 of 5")
         for nonsense in ("0", "-1", "x", "9" * 5000, "%D9%A1"):
             assert (await page(f"?page={nonsense}"))[0].startswith("1 to 2 of 5")
+
+
+@pytest.mark.real
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="no chromium")
+async def test_a_page_further_on_is_renewed_and_stays(socket_dir: Path) -> None:
+    fakes = [FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in ("a", "b", "c")]
+    async with (
+        watched(socket_dir, time_limit=60) as seen,
+        Chromium.start(socket_dir, width=1280, height=800) as browser,
+        trio.open_nursery() as nursery,
+    ):
+        for fake in fakes:
+            await nursery.start(fake.run)
+        await seen.daemon.wait_log("policy in force", count=3)
+        await browser.go(f"http://127.0.0.1:{seen.server.port}/?page=2#domains")
+        shown = "document.getElementById('domains').innerText"
+        assert "3 to 3 of 3" in await browser.tell(shown)
+        await nursery.start(FakeQemu(socket_dir / "d.qmp", name="d").run)
+        while "3 to 4 of 4" not in await browser.tell(shown):
+            await browser.tell(CHANGED % "domains")
+        assert (
+            await browser.tell("document.querySelector('.pages [aria-current]').innerText") == "2"
+        )
+        nursery.cancel_scope.cancel()
