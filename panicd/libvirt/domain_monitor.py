@@ -462,7 +462,7 @@ class _Course:
         monitor, name = self._monitor, self._names[index]
 
         def done(answer: LibvirtError | None) -> None:
-            if isinstance(answer, LibvirtLostError) and name != "quit":
+            if isinstance(answer, LibvirtLostError):
                 return  # what came of it is yet to be heard, or that the session has ended
             self._has_acted()
             self._put(index, {} if answer is None else failure(name, answer))

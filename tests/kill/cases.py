@@ -136,8 +136,7 @@ async def try_case(case: Case, libvirtd: Libvirtd | None) -> Verdict:
         try:
             await trial.run()
         except _FAILURES as error:
-            notes = "\n".join(getattr(error, "__notes__", ()))
-            verdict.violations.append(f"{type(error).__name__}: {error}\n{notes}")
+            verdict.violations.append(_words(error))
         finally:
             trial.end_relaunched()
     return verdict
@@ -344,6 +343,13 @@ class _Trial:
     def _dump_files(self) -> list[Path]:
         directory = self._directory / "state" / "coredumps"
         return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _words(error: BaseException) -> str:
+    """What went wrong on the way, all of a group."""
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    notes = getattr(error, "__notes__", ())
+    return "\n".join([f"{type(error).__name__}: {error}", *notes, *map(_words, inner)])
 
 
 def _details(incidents: list[Incident]) -> list[str]:

@@ -292,16 +292,24 @@ async def test_a_dump_whose_connection_ends_is_begun_again(socket_dir: Path) -> 
             await one.fake.end()
 
 
-async def test_what_a_lost_connection_left_unknown_may_yet_be_heard(socket_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "procedure"),
+    [("system_reset", RESET), ("quit", Procedure.DOMAIN_DESTROY_FLAGS)],
+    ids=["reset", "quit"],
+)
+async def test_what_a_lost_connection_left_unknown_may_yet_be_heard(
+    socket_dir: Path, command: str, procedure: Procedure
+) -> None:
     """The line for commands has ended, and the one that tells of what came of it has not."""
     async with followed(socket_dir) as one:
         one.panic()
-        one.fake.faults.hangs = {RESET}
-        one.give("system_reset")
-        await until(lambda: bool(one.fake.told[RESET]))
+        one.fake.faults.hangs = {procedure}
+        one.give(command)
+        await until(lambda: bool(one.fake.told[procedure]))
         for line in list(one.monitor.client._lines):
             line.abort("the connection ended")
-        one.hear("RESET")
+        if procedure is RESET:
+            one.hear("RESET")
         assert not one.answers
         one.monitor.end("libvirt is away")
         assert isinstance(one.answers[0], SessionLostError)

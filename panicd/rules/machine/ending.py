@@ -60,7 +60,8 @@ def quitting_answered(turn: Turn, phase: Quitting, answered: Answered) -> End:
         return failed(phase.index, answer.text)
     if isinstance(answer, NoAnswer) and answer.lost and turn.known.shutdown is None:
         phase = turn.update(phase, cut=True)
-        turn.wake(GONE_FOLLOWS)
+        if not turn.known.capability.by_api:  # else libvirt tells of it when it is there again
+            turn.wake(GONE_FOLLOWS)
     return quitting_heard(turn, phase)
 
 
