@@ -29,7 +29,7 @@ def commands() -> Iterator[str]:
             for _, text in blocks(document):
                 for line in text.splitlines():
                     if match := COMMAND.search(line):
-                        yield re.split(r" [|>] |  #|\)| &$", match[1])[0]
+                        yield re.split(r" (?:[|]|\d?>) |  #|\)| &$", match[1])[0]
 
 
 @pytest.mark.parametrize("line", sorted(set(commands())))
