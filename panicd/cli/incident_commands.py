@@ -109,7 +109,7 @@ def panics(
 @click.option(
     "--log",
     is_flag=True,
-    help="Show the guest's kernel log: all of it if there is a memory dump, or else its end.",
+    help="Show the guest's kernel log: all of it from a dump with VMCOREINFO, or else its end.",
 )
 @json_option
 def incident(context: Context, incident_id: str, log: bool) -> tuple[object, Callable[[], None]]:

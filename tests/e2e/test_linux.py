@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import trio
 
 from tests.parts.commands import ask
 from tests.parts.daemon import RunningDaemon
-from tests.parts.linux import Kernel, linux_guest
+from tests.parts.linux import BUSY_HOST, Kernel, linux_guest
+from tests.parts.qemu import RealQemu
 
 pytestmark = [pytest.mark.linux, pytest.mark.real]
 
@@ -17,6 +19,8 @@ TIME_LIMIT = 120.0
 """Seconds; under TCG a kernel panics some seconds after its start."""
 
 NAME = "linux"
+
+GUIDE = Path(__file__).parents[2] / "docs/guide.md"
 
 
 @pytest.mark.parametrize(
@@ -63,5 +67,36 @@ async def test_a_dump_holds_what_a_kernel_panic_is_debugged_with(
         assert dump["open"][0].startswith("crash /usr/lib/debug/boot/vmlinux-")
         (line,) = daemon.logged("memory dumped")
         assert line["pages_left_out"] == dump["left_out"]
+        log = await ask(daemon, "incident", incident.id, "--log")
+        assert "Kernel panic - not syncing: sysrq triggered crash" in log
+
+
+async def test_the_guide_s_guest_panics_and_its_kernel_log_is_kept(
+    socket_dir: Path, linux_kernel: Kernel
+) -> None:
+    text = GUIDE.read_text(encoding="utf-8").partition("### A guest that panics")[2]
+    script = text.partition("```sh\n")[2].partition("\nstart ")[0]
+    for told, here in {
+        "/lib/modules/$(uname -r)": str(linux_kernel.image.parents[1]),
+        "sleep 60": "sleep 0",
+    }.items():
+        assert told in script
+        script = script.replace(told, here)
+    await trio.run_process(["/bin/sh", "-c", script], env={**os.environ, "HOME": str(socket_dir)})
+    policy = {"on_crash": "destroy", "evidence": {"budget": "9s"}}
+    boot = ("-kernel", str(linux_kernel.image), "-initrd", str(socket_dir / "vms/guest.cpio"))
+    async with (
+        RunningDaemon.start(socket_dir, policy, time_limit=TIME_LIMIT) as daemon,
+        RealQemu.start(
+            socket_dir,
+            guest=None,
+            devices=("pvpanic", "vmcoreinfo"),
+            name=NAME,
+            accel="tcg",
+            extra=("-m", "256", *boot, "-append", BUSY_HOST),
+        ),
+    ):
+        incident = await daemon.wait_incident(NAME, ending="destroyed")
+        await daemon.wait_kept(incident)
         log = await ask(daemon, "incident", incident.id, "--log")
         assert "Kernel panic - not syncing: sysrq triggered crash" in log
