@@ -4,9 +4,15 @@ from typing import Final
 
 from panicd.cli.moment import written_time
 from panicd.host.terminal import Text, line
+from panicd.rules.policy import Reason
 from panicd.service.control_client import Answer
 
 SHORT_LINE: Final = 64  # characters of a panic line that a list shows
+_UNSAID: Final = {"", Reason.ON_CRASH, Reason.OPERATOR}
+_SHORT: Final = {
+    Reason.BUDGET_SPENT: "restarts spent",
+    Reason.CRASH_LOOP: "crash loop, restarts spent",
+}
 
 
 def counted(number: int, what: str) -> str:
@@ -27,6 +33,14 @@ def short(words: str) -> str:
     """Return as much of a panic line as a list shows, without the words that are in all of them."""
     words = words.removeprefix("Kernel panic - not syncing: ")
     return words if len(words) <= SHORT_LINE else words[: SHORT_LINE - 1] + "…"
+
+
+def waits_for(domain: Answer) -> str:
+    """Return why a panicked domain is as it is, in a word or two; empty where it was wanted so."""
+    reason = domain["incident_reason"]
+    if reason in _UNSAID or (reason == Reason.HELD and domain["held_why"]):
+        return ""
+    return _SHORT.get(reason) or str(reason).replace("-", " ")
 
 
 def would_do(action: str, reason: str) -> Text:

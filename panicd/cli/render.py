@@ -1,6 +1,7 @@
 """What the commands print for people; ``--json`` prints the answer as a document."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from panicd.cli.moment import age, written_time
 from panicd.cli.phrases import because, counted, held, short, would_do
@@ -8,11 +9,22 @@ from panicd.host import terminal
 from panicd.host.terminal import Column, Text, line, listing, table
 from panicd.service.control_client import Answer
 
+_GUEST: Final = {
+    "preserved": "the guest is stopped",
+    "failed": "the guest could not be acted on",
+    "reset": "somebody reset the guest, and has not let it run",
+    "running-on": "the guest runs on",
+    "watched": "the guest handles its panic itself",
+}
+
 
 def explanation(answer: Answer) -> None:
     """Print what ``panicd explain`` shows."""
     domain, decided, show = answer["status"], answer["plan"], terminal.console.print
     show(line((domain["domain"], "bold"), "  ", domain["uuid"]))
+    if domain["incident"]:
+        how = _GUEST.get(domain["incident_state"], "panicd is at work")
+        show(line(("incident      ", "yellow"), f"{domain['incident']} is open: {how}."))
     show(f"monitor       {domain['monitor']}")
     if decided is None:
         word = "silent" if domain["silent"] else "not connected"
@@ -78,10 +90,10 @@ def incidents(answer: list[Answer], now: float) -> None:
         Column("INCIDENT"),
         Column("DOMAIN"),
         Column("STATE", 1),
-        Column("AGE", 3),
+        Column("AGE", 4),
         Column("PANICKED", 8),
-        Column("ACTION", 4),
-        Column("REASON", 5),
+        Column("ACTION", 5),
+        Column("REASON", 3),
         Column("ACKNOWLEDGED", 6),
         Column("REPEATS", 7),
         Column("KNOWN BY", 9),

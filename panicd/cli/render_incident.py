@@ -16,6 +16,7 @@ from panicd.cli.render_dumps import cells
 from panicd.host import terminal
 from panicd.host.terminal import Text, grid, line, table, to_copy
 from panicd.rules.guest_memory.memory import PAGE
+from panicd.rules.next_commands import next_commands, word
 from panicd.rules.policy import Reason
 from panicd.service.control_client import Answer
 
@@ -57,6 +58,8 @@ def page(answer: Answer, now: float, width: int | None) -> Iterator[str | Text]:
     yield from _timeline_table(answer, width)
     yield ""
     yield from _evidence(answer, now)
+    if answer["closed_at"] is None:
+        yield from _next(answer)
 
 
 def timeline(history: Iterable[Answer]) -> list[Moment]:
@@ -199,6 +202,15 @@ def _evidence(answer: Answer, now: float) -> Iterator[Text]:
         yield line(f"  {name}: {what}")
     for item, why in sorted(evidence["problems"].items()):
         yield line((f"  no {item}:", "yellow"), f" {why}")
+
+
+def _next(answer: Answer) -> Iterator[str | Text]:
+    named = word(answer["domain"], answer["uuid"] or answer["monitor"])
+    looked = answer["acknowledged"] is not None
+    yield ""
+    yield "Next:"
+    for command in next_commands(answer["id"], named, is_open=True, acknowledged=looked):
+        yield to_copy(f"  {command}")
 
 
 def _dump(facts: Answer) -> Iterator[Text]:

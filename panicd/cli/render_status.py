@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from panicd.cli.moment import age
-from panicd.cli.phrases import counted, held, short, would_do
+from panicd.cli.phrases import counted, held, short, waits_for, would_do
 from panicd.cli.render_dumps import dumps
 from panicd.cli.selecting import since
 from panicd.host import terminal
@@ -134,6 +134,8 @@ def _cells(domain: Answer, now: float) -> Iterable[str | Text]:
 
 
 def _notes(domain: Answer) -> Iterator[str]:
+    if why := waits_for(domain):
+        yield why
     if domain["acknowledged"]:
         yield "acknowledged"
     if domain["silent"] and domain["connected"]:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
-from panicd.rules.guest_memory.dump_file import NOT_READ, READABLE
+from panicd.rules.guest_memory.dump_file import NO_VMCOREINFO, NOT_READ, READABLE
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.vmcoreinfo import MAX_SIZE
@@ -63,9 +63,7 @@ class KdumpReader:
             raise NotReadableError("the kdump has unlikely sizes")
         at, size = _VMCOREINFO.unpack(self._read(block + _VMCOREINFO_AT, _VMCOREINFO.size))
         if not 0 < size <= MAX_SIZE or at >= _FILE_END:
-            raise NotReadableError(
-                "no VMCOREINFO: the VM has no vmcoreinfo device, or its guest no driver"
-            )
+            raise NotReadableError(NO_VMCOREINFO)
         self.vmcoreinfo = self._read(at, size)
         self.size = bitmap * 8 * PAGE
         bitmaps = block * (1 + sub_blocks)

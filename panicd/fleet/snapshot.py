@@ -52,6 +52,7 @@ class DomainStatus:
         restarts_left: of the restart budget.
         incident: the id of its open incident.
         incident_state: where that stands; ``watched`` while the guest handles its panic itself.
+        incident_reason: of the last decision on it.
         opened_at: when that began, in seconds since the epoch.
         acknowledged: somebody has looked at it.
         panic_line: the guest's own words for it.
@@ -86,6 +87,7 @@ class DomainStatus:
     restarts_left: int = 0
     incident: str = ""
     incident_state: str = ""
+    incident_reason: str = ""
     opened_at: float | None = None
     acknowledged: bool = False
     panic_line: str = ""
@@ -172,6 +174,7 @@ def domain_status(domain: Domain, outlook: Outlook) -> DomainStatus:
         silent_since=session.silent_since if session else None,
         incident=incident.id if incident else "",
         incident_state=_stands(incident) if incident else "",
+        incident_reason=_reason(incident) if incident else "",
         opened_at=incident.opened.at if incident else None,
         acknowledged=incident is not None and incident.acknowledged is not None,
         panic_line=incident.panic_line if incident else "",
@@ -214,6 +217,7 @@ def waiting_status(incident: Incident, outlook: Outlook) -> DomainStatus:
         attempts=0,
         incident=incident.id,
         incident_state=_stands(incident),
+        incident_reason=_reason(incident),
         opened_at=opened.at,
         acknowledged=incident.acknowledged is not None,
         panic_line=incident.panic_line,
@@ -224,6 +228,10 @@ def waiting_status(incident: Incident, outlook: Outlook) -> DomainStatus:
 
 def _stands(incident: Incident) -> str:
     return "watched" if incident.watched_until is not None else incident.state.value
+
+
+def _reason(incident: Incident) -> str:
+    return incident.decision.reason if incident.decision else ""
 
 
 _STANDING_OF: Final = {
@@ -310,7 +318,7 @@ def incident_samples(incidents: Iterable[Incident]) -> list[IncidentSample]:
             domain=incident.opened.domain,
             at=incident.opened.at,
             state=incident.state,
-            reason=incident.decision.reason if incident.decision else "",
+            reason=_reason(incident),
             acknowledged=incident.acknowledged is not None,
             signature=hash_of(incident),
         )

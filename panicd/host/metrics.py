@@ -200,7 +200,8 @@ class Metrics:
             "Time since the daemon's event loops were last seen to turn; below 10 in health.",
         )
         self.problems = gauge(
-            "panicd_problems", "What keeps panicd from finding VMs, or from being reached."
+            "panicd_problems",
+            "What keeps panicd from finding VMs, being reached or telling others.",
         )
         self.guests_left_reset = gauge(
             "panicd_guests_left_reset",

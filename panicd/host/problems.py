@@ -1,6 +1,6 @@
-"""What keeps panicd from finding VMs, or from being reached: each told once, and until it is over.
+"""What keeps panicd from finding VMs, being reached or telling others.
 
-May be asked for in any thread.
+Each is told once, and until it is over. May be asked for in any thread.
 """
 
 from panicd.host.logs import get_logger

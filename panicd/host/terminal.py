@@ -61,13 +61,23 @@ class Text(NamedTuple):
         head, _ = self._split(width - 1)
         return Text((*head.pieces, ("…", "")))
 
-    def folded(self, width: int) -> "Iterator[Text]":
-        """Yield it in lines of at most so many columns, broken at spaces where there are any."""
+    def folded(self, width: int, *, whole_words: bool = False) -> "Iterator[Text]":
+        """Yield it in lines of at most so many columns, broken at spaces where there are any.
+
+        Args:
+            width: the columns.
+            whole_words: a longer word, such as a path, has a line to itself, and is not broken.
+        """
         rest = self
         while rest.width > width and not self.is_to_copy:
             head, tail = rest._split(width)
             words = head.plain
             space = len(words) if tail.plain.startswith(" ") else words.rfind(" ")
+            if whole_words and not words[: max(space, 0)].strip():
+                words = rest.plain
+                space = words.find(" ", len(words) - len(words.lstrip(" ")))
+                if space < 0:
+                    break
             if words[:space].strip():
                 head, tail = rest._split(width_of(words[:space]))
             yield head
@@ -333,7 +343,7 @@ def _laid_out(
 def table(
     headings: Iterable[str], rows: Iterable[Iterable[str | Text]], width: int | None
 ) -> Iterator[Text]:
-    """Yield a table of a few rows, each cell whole: its last column is folded where it must be."""
+    """Yield a table of a few rows, each cell whole: its last column is folded between words."""
     lines = [
         [line((heading, "bold")) for heading in headings],
         *([line(c) for c in r] for r in rows),
@@ -343,13 +353,14 @@ def table(
     room = max(width - indent, LEAST) if width is not None else None
     for row in lines:
         *first, last = row
-        folded = last.folded(room) if room is not None else iter((last,))
+        folded = last.folded(room, whole_words=True) if room is not None else iter((last,))
         head = chain.from_iterable(
             (*cell.pieces, (" " * (usual - cell.width) + GAP, ""))
             for cell, usual in zip(first, widths, strict=True)
         )
-        yield Text((*head, *next(folded).pieces))
-        yield from (Text(((" " * indent, ""), *rest.pieces)) for rest in folded)
+        # They are laid out: nobody folds them again, and breaks a path that is wider.
+        yield Text((*head, *next(folded).pieces), is_to_copy=True)
+        yield from (Text(((" " * indent, ""), *rest.pieces), is_to_copy=True) for rest in folded)
 
 
 def grid(rows: Iterable[Iterable[str | Text]]) -> Iterator[Text]:

@@ -43,7 +43,7 @@ class Services:
         libvirt: of this host.
         timers: the time limits of all domains.
         rush: has first commands go first.
-        problems: what keeps panicd from finding VMs, or from being reached.
+        problems: what keeps panicd from finding VMs, being reached or telling others.
         dry_run: everything is decided and recorded, and nothing is done.
     """
 

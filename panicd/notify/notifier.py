@@ -23,6 +23,7 @@ import trio
 
 from panicd.config.config import Config
 from panicd.host.logs import get_logger
+from panicd.host.problems import Problems
 from panicd.incident.records import incident_view
 from panicd.journal.chronicle import Clock
 from panicd.journal.journal import Journal, JournalError
@@ -36,6 +37,8 @@ from panicd.rules.printable import escape
 
 FIRST_DELAY: Final = 1.0  # seconds after the first failure; doubled with each further one
 LONGEST_DELAY: Final = 300.0  # seconds
+AMISS_AFTER: Final = 60.0  # seconds that a notification waits until `status` says so
+AMISS: Final = "notifications have waited for more than a minute; the log says why"
 TYPE_PREFIX: Final = "panicd.incident."
 
 
@@ -81,7 +84,7 @@ class Message:
             "ce-time": datetime.fromtimestamp(self.at, UTC).isoformat().replace("+00:00", "Z"),
         }
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, page: str) -> dict[str, str]:
         """Return it as environment variables for a command; names are made printable."""
         incident, decision = self.incident, self.incident.decision
         return {
@@ -96,6 +99,7 @@ class Message:
             "PANICD_ENDING": incident.closed.ending if incident.closed else "",
             "PANICD_SIGNATURE": incident.signature.hash if incident.signature else "",
             "PANICD_DRY_RUN": "yes" if self.dry_run else "",
+            "PANICD_PAGE": page,
         }
 
 
@@ -123,17 +127,26 @@ class Notifier:
         journal: has them.
         config: returns the configuration in force.
         clock: returns the time, in seconds since the epoch.
+        problems: is told when notifications wait for long.
         dry_run: panicd only decides, and does nothing.
     """
 
     def __init__(
-        self, journal: Journal, config: Callable[[], Config], clock: Clock, *, dry_run: bool
+        self,
+        journal: Journal,
+        config: Callable[[], Config],
+        clock: Clock,
+        problems: Problems,
+        *,
+        dry_run: bool,
     ) -> None:
         self._dry_run = dry_run
         self._journal = journal
         self._config = config
         self._clock = clock
+        self._problems = problems
         self._host = os.uname().nodename
+        self._listens = config().metrics_listen  # as long as it runs
         self._bell = trio.Event()
         journal.on_notification = self._ring
         self.reload()
@@ -162,8 +175,17 @@ class Notifier:
                 return lambda message: post(webhook, message.headers(self._host), message.body())
             case Channel.HOOK if notify.hook is not None:
                 hook = notify.hook
-                return lambda message: run_hook(hook, message.environment(), message.body())
+                return lambda message: run_hook(
+                    hook, message.environment(self._page()), message.body()
+                )
         return None
+
+    def _page(self) -> str:
+        """Return the address of panicd's page by this host's name; empty if it is not known."""
+        if self._listens is None or not self._listens[1]:
+            return ""
+        scheme = "http" if self._config().web.tls is None else "https"
+        return f"{scheme}://{self._host}:{self._listens[1]}"
 
     async def _serve(self, channel: Channel) -> None:
         """Deliver by one channel, one at a time."""
@@ -198,6 +220,7 @@ class Notifier:
         waiting = await trio.to_thread.run_sync(self._journal.pending, channel)
         if not waiting:
             work.failures.clear()
+            self._problems.end(_place(channel))
             return False
         send = self._sender(channel)
         if send is None:
@@ -219,7 +242,10 @@ class Notifier:
         try:
             await send(message)
         except DeliveryError as error:
-            if self._clock() - message.at <= self._config().notify.retry_for:
+            waited = self._clock() - message.at
+            if waited > AMISS_AFTER:
+                self._problems.begin(_place(channel), AMISS)
+            if waited <= self._config().notify.retry_for:
                 raise
             log.warning("notification given up", problem=str(error))
         else:
@@ -238,6 +264,10 @@ class Notifier:
         assert notice is not None
         after = apply(before, entry)
         return Message(message_id(pending), notice, entry.at, after, self._dry_run)
+
+
+def _place(channel: Channel) -> str:
+    return f"notify.{channel}"
 
 
 def message_id(pending: Pending) -> str:

@@ -6,7 +6,7 @@
     policy, plan   what is done about a panic, and in which steps; on_crash, settings: as configured
     recovery       how an open incident goes on; incident: its entries and states; ending: of a QEMU
     budget, storm, flood       restarts that are left, many panics at once, one guest's too many
-    standing       how a domain stands, in one word
+    standing       how a domain stands, in one word; next_commands: what to do about it
     identity       whose a domain is; capability, panic_device, exposure: what its QEMU can do
     plugging       a panic device that a VM is given while it runs
     qapi, payload, bug_check   QEMU's events, and a panic's payload in words

@@ -52,9 +52,9 @@ EXPLANATIONS: Final[dict[Reason, str]] = {
     Reason.STOPPED_BY_OTHERS: "somebody else had stopped the guest before it panicked, and may "
     "want it so: the fallback applies",
     Reason.MIGRATION: "the guest is being migrated, or was: running it here could run it twice",
-    Reason.BUDGET_SPENT: "the restart budget is spent: restart.then applies",
-    Reason.CRASH_LOOP: "it panicked again less than restart.min_uptime after its last restart, and "
-    "the restart budget is spent: restart.then applies",
+    Reason.BUDGET_SPENT: "all restarts that restart.max allows are used: restart.then applies",
+    Reason.CRASH_LOOP: "all restarts that restart.max allows are used, and it panicked less than "
+    "restart.min_uptime after the last one",
     Reason.ACTION_FAILED: "the action before this one failed: the fallback applies",
     Reason.DUMP_FAILED: "the dump failed and is required: the guest is preserved",
     Reason.STORM: "many domains of this host panicked at once, so the host is the likely cause: "

@@ -149,7 +149,9 @@ class Daemon:
         self._manager = ServiceManager.take(os.environ)
         self._monitors: dict[Monitor, trio.CancelScope] = {}
         self._reloading = trio.Lock()
-        self._notifier = Notifier(self._journal, lambda: self._config, time.time, dry_run=dry_run)
+        self._notifier = Notifier(
+            self._journal, lambda: self._config, time.time, self._problems, dry_run=dry_run
+        )
         self._pulse_at = time.monotonic()
         self._started = False
 

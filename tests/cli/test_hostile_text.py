@@ -37,7 +37,8 @@ DUMP = {
 DOMAIN: dict[str, Any] = {
     **dict.fromkeys(("domain", "uuid", "monitor", "problem", "run_state", "qemu_version"), HOSTILE),
     **dict.fromkeys(("armed", "panic_device", "on_crash", "effective_on_crash"), HOSTILE),
-    **dict.fromkeys(("reason", "incident", "incident_state", "held_why", "libvirt"), HOSTILE),
+    **dict.fromkeys(("reason", "incident", "incident_state", "incident_reason"), HOSTILE),
+    **dict.fromkeys(("held_why", "libvirt"), HOSTILE),
     "connected": True,
     "standing": "silent",
     "since": 0.0,

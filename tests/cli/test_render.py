@@ -9,7 +9,7 @@ import pytest
 
 from panicd.cli import phrases, render
 from panicd.host import terminal
-from panicd.host.terminal import Terminal, line, to_copy
+from panicd.host.terminal import Terminal, line, table, to_copy, width_of
 
 INCIDENT: dict[str, Any] = {
     "id": "20261123T044310-42eeaf45",
@@ -39,6 +39,63 @@ def test_each_incident_has_its_words(monkeypatch: pytest.MonkeyPatch, width: int
     assert r"\x1b[2J[red]" in shown
     assert "\u202e" not in shown
     assert "\x1b[2J" not in shown
+
+
+def test_the_reason_is_told_before_the_action_where_there_is_little_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = StringIO()
+    monkeypatch.setattr(terminal, "console", Terminal(file=out, width=80, colours=False))
+    decided = {"action": "preserve", "reason": "crash-loop"}
+    waits = {"domain": "web-1", "ending": None, "state": "preserved", "decisions": [decided]}
+    render.incidents([INCIDENT | waits], 1795408999.0)
+    headings, row = out.getvalue().splitlines()
+    assert headings.split() == ["INCIDENT", "DOMAIN", "STATE", "AGE", "REASON", "PANIC", "LINE"]
+    assert row.split()[1:5] == ["web-1", "preserved", "9s", "crash-loop"]
+
+
+PATH = "/var/lib/panicd/coredumps/107/web-1/" + "x" * 90
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_path_in_a_table_is_not_broken(width: int) -> None:
+    told = f"done: {PATH} is the dump, as configured, and nobody else has one like it"
+    rows = [*table(("AFTER", "ABOUT"), [("1 s", told), ("2 s", PATH)], width)]
+    lines = [*Terminal(file=StringIO(), width=width, colours=False).lines(rows)]
+    assert sum(PATH in line for line in lines) == 2
+    assert all(width_of(line) <= width for line in lines if PATH not in line)
+    assert " ".join(" ".join(lines[1:-1]).split()) == f"1 s {told}", lines
+
+
+EXPLAINED: dict[str, Any] = {
+    "status": {
+        "domain": "web-1", "uuid": "", "monitor": "/vm.qmp", "silent": False, "problem": "gone",
+        "incident": "20261123T044310-42eeaf45", "incident_state": "preserved",
+    },
+    "plan": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "how"),
+    [
+        ("preserved", "the guest is stopped"),
+        ("watched", "the guest handles its panic itself"),
+        ("acting", "panicd is at work"),
+    ],
+)
+def test_explain_says_first_that_an_incident_is_open(
+    monkeypatch: pytest.MonkeyPatch, state: str, how: str
+) -> None:
+    def explained(**changed: str) -> list[str]:
+        out = StringIO()
+        monkeypatch.setattr(terminal, "console", Terminal(file=out, width=120, colours=False))
+        render.explanation(EXPLAINED | {"status": EXPLAINED["status"] | changed})
+        return out.getvalue().splitlines()
+
+    said = f"incident      20261123T044310-42eeaf45 is open: {how}."
+    assert explained(incident_state=state)[1] == said
+    assert explained(incident="", incident_state="")[1].startswith("monitor")
 
 
 PANIC: dict[str, Any] = {

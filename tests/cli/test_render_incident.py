@@ -171,6 +171,24 @@ def test_open_incident_says_for_how_long() -> None:
     assert "now       preserved, open for 1 h" in shown(state="preserved", closed_at=None)
 
 
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [("web-1", "web-1"), ("$(reboot)", RECORD["monitor"]), ("-x", RECORD["monitor"])],
+)
+def test_open_incident_ends_with_the_commands_to_copy(name: str, called: str) -> None:
+    lines = shown(state="preserved", closed_at=None, acknowledged=None, domain=name)
+    assert lines[lines.index("Next:") :] == [
+        "Next:",
+        f'  panicd act {called} restart --why "evidence taken"',
+        f'  panicd act {called} destroy --why "not needed"',
+        f'  panicd release {called} --why "it may run on"',
+        f'  panicd hold {called} --for 2h --why "looking at it"',
+        f'  panicd ack {RECORD["id"]} --why "looked at"',
+    ]
+    assert "panicd ack" not in shown(state="preserved", closed_at=None)[-1]
+    assert "Next:" not in shown()
+
+
 def test_evidence_that_is_not_there_is_said_to_be_so() -> None:
     removed = {"files": {}, "problems": {}, "removed": {"at": 2000.0, "why": "one too many"}}
     (line,) = [line for line in shown(evidence=removed) if "removed" in line]

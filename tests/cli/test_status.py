@@ -38,6 +38,7 @@ DOMAIN: dict[str, Any] = {
     "reason": "on-crash",
     "restarts_left": 3,
     "incident": "",
+    "incident_reason": "",
     "opened_at": None,
     "acknowledged": False,
     "panic_line": "",
@@ -101,6 +102,32 @@ def test_a_window_of_80_by_24_shows_the_three_that_need_somebody(
         assert line.split()[:4] == [name, "preserved", "1m", ID]
         assert "Oops" in line
     assert lines[-1] == "… 180 more (all: --all, or | less)"
+
+
+@pytest.mark.parametrize(
+    ("reason", "more", "note"),
+    [
+        ("crash-loop", {"acknowledged": True}, "crash loop, restarts spent; acknowledged; Oops"),
+        ("budget-spent", {}, "restarts spent; Oops"),
+        ("storm", {}, "storm; Oops"),
+        ("action-failed", {}, "action failed; Oops"),
+        ("held", {}, "held; Oops"),
+        (
+            "held",
+            {"held_why": "a disk is replaced"},
+            "held until `unhold`: a disk is replaced; Oops",
+        ),
+        ("on-crash", {}, "Oops"),
+        ("operator", {}, "Oops"),
+    ],
+)
+def test_the_note_begins_with_why_a_guest_waits(
+    monkeypatch: pytest.MonkeyPatch, reason: str, more: dict[str, Any], note: str
+) -> None:
+    domain = DOMAIN | PANICKED | {"domain": "db-3", "incident_reason": reason} | more
+    assert shown(monkeypatch, domain, width=200)[2].endswith(f"  {note}")
+    narrow = shown(monkeypatch, domain, width=80)[2]
+    assert note[:16] in narrow
 
 
 @pytest.mark.parametrize("width", [20, 40, 61, 80, 132, 250])

@@ -10,6 +10,7 @@ import pytest
 
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
+from tests.parts.prometheus import unused_port
 from tests.parts.receiver import Receiver, Told, status
 
 HOOK = Path(__file__).parents[2] / "share/panicd/hooks/chat"
@@ -29,13 +30,17 @@ def notify(directory: Path, receiver: Receiver, *options: str, retry_for: str = 
     }
 
 
-async def told(directory: Path, *options: str, count: int = 2) -> list[Told]:
+async def told(
+    directory: Path, *options: str, count: int = 2, listen: str = "127.0.0.1:0", name: str = NAME
+) -> list[Told]:
     """What a chat was told of a guest that panicked and was preserved."""
     async with Receiver.start() as receiver:
         config = notify(directory, receiver, *options)
         async with (
-            DaemonInside.start(directory, notify=config, time_limit=60) as daemon,
-            FakeQemu(directory / "vm.qmp", name=NAME).running() as vm,
+            DaemonInside.start(
+                directory, notify=config, metrics={"listen": listen}, time_limit=60
+            ) as daemon,
+            FakeQemu(directory / "vm.qmp", name=name).running() as vm,
         ):
             await daemon.wait_log("policy in force")
             vm.panic(PANIC)
@@ -47,18 +52,28 @@ async def told(directory: Path, *options: str, count: int = 2) -> list[Told]:
 async def test_a_chat_is_told_with_the_host_a_link_and_what_the_guest_said(
     socket_dir: Path,
 ) -> None:
-    panicked, settled = await told(socket_dir)
+    port = unused_port()
+    panicked, settled = await told(socket_dir, listen=f"127.0.0.1:{port}")
     title, said, action, link = panicked.body["text"].split("\n")
     assert title == f"&lt;!channel&gt; *web* on {HOST}: panicked"
     assert said.startswith("The guest said: ")
     assert "&lt;!here&gt; &lt;http://evil.example|click&gt;" in said
     assert action == "Next: preserve (on_crash applies as configured)"
     assert "\nDecided: preserve (on_crash applies as configured)\n" in settled.body["text"]
-    assert link.startswith(f"http://{HOST}:10077/incident/20")
+    assert link.startswith(f"http://{HOST}:{port}/incident/20")
     for body in (panicked.body, settled.body):
         assert body["mrkdwn"] is False
         assert not set("<>\x1b\u202e") & set(body["text"])
-    assert ": preserved; the incident stays open\n" in settled.body["text"]
+    assert ": preserved: it is stopped, and waits for somebody\n" in settled.body["text"]
+    asked = f'panicd act {socket_dir}/vm.qmp restart --why "evidence taken"'
+    assert f"\nWhen you have looked: {asked}\n" in settled.body["text"], "not by its name"
+
+
+async def test_a_chat_is_told_the_command_for_a_guest_that_waits(socket_dir: Path) -> None:
+    panicked, settled = await told(socket_dir, listen="off", name="web-1")
+    assert "panicd act" not in panicked.body["text"]
+    last = settled.body["text"].split("\n")[-1]  # without a page there is no link
+    assert last == 'When you have looked: panicd act web-1 restart --why "evidence taken"'
 
 
 @pytest.mark.parametrize(
@@ -79,7 +94,7 @@ async def test_a_chat_is_told_where_the_dump_is_or_why_there_is_none(
             vm.panic()
             await receiver.wait(bool)
             (closed,) = receiver.requests
-            title, *_, dump, _link = closed.body["text"].split("\n")
+            title, *_, dump = closed.body["text"].split("\n")
             assert title.endswith(": restarted; the incident is closed")
             assert dump.startswith(says.format(directory=coredump["directory"]))
             await daemon.wait_log("notification delivered")
@@ -98,7 +113,7 @@ async def test_teams_is_told_by_a_card_without_markup(socket_dir: Path) -> None:
 
 async def test_what_is_not_wanted_is_not_told(socket_dir: Path) -> None:
     (settled,) = await told(socket_dir, "--only", "settled,closed", count=1)
-    assert "preserved; " in settled.body["text"]
+    assert "preserved: " in settled.body["text"]
 
 
 @pytest.mark.parametrize(

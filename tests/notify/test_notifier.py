@@ -199,6 +199,40 @@ async def test_what_is_too_old_is_given_up(socket_dir: Path) -> None:
         await daemon.wait_log("notification given up", count=2)
 
 
+async def test_those_that_wait_for_long_are_a_problem_until_they_are_delivered(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifier, "AMISS_AFTER", 0.0)
+    async with (
+        Receiver.start() as receiver,
+        DaemonInside.start(socket_dir, notify=webhook(receiver)) as daemon,
+        FakeQemu(socket_dir / "vm.qmp").running() as vm,
+    ):
+        receiver.answer = lambda _number, _told: status(500)
+        await daemon.wait_armed("vm")
+        vm.panic()
+        await daemon.wait_log("there is a problem", where="notify.webhook")
+        (problem,) = (await daemon.call("status"))["problems"]
+        assert problem == f"notify.webhook: {notifier.AMISS}"
+        receiver.answer = lambda _number, _told: status(200)
+        await daemon.wait_log("the problem is over", where="notify.webhook")
+        await daemon.wait_log("notification delivered", count=2)
+        assert not (await daemon.call("status"))["problems"]
+
+
+async def test_those_that_wait_a_short_time_are_no_problem(socket_dir: Path) -> None:
+    async with (
+        Receiver.start() as receiver,
+        DaemonInside.start(socket_dir, notify=webhook(receiver)) as daemon,
+        FakeQemu(socket_dir / "vm.qmp").running() as vm,
+    ):
+        receiver.answer = lambda _number, _told: status(500)
+        await daemon.wait_armed("vm")
+        vm.panic()
+        await daemon.wait_log("notification not delivered", count=2)
+        assert not daemon.logged("there is a problem")
+
+
 async def test_a_daemon_killed_in_between_loses_none(socket_dir: Path) -> None:
     """The receiver has the request, and panicd is killed before it has the answer."""
     async with (
@@ -354,6 +388,6 @@ def test_a_hostile_name_forges_nothing() -> None:
         "ce-time": "1970-01-01T00:00:01.500000Z",
     }
     assert json.loads(message.body())["dry_run"] is False
-    assert message.environment()["PANICD_DOMAIN"] == r"vm\r\nce-id: forged\x00\u202e\ud800"
+    assert message.environment("")["PANICD_DOMAIN"] == r"vm\r\nce-id: forged\x00\u202e\ud800"
     assert b"\n" not in message.body()
     assert json.loads(message.body())["incident"]["domain"] == HOSTILE

@@ -56,8 +56,8 @@ PARTS: Final[dict[str, tuple[str, str]]] = {
         (
             "domain standing uuid monitor connected problem since attempts spare_of silent "
             "silent_since run_state qemu_version armed panic_device on_crash action reason "
-            "restarts_left incident incident_state opened_at acknowledged panic_line dump "
-            "held_until held_why libvirt inherited beyond_signals"
+            "restarts_left incident incident_state incident_reason opened_at acknowledged "
+            "panic_line dump held_until held_why libvirt inherited beyond_signals"
         ),
     ),
     "dump_progress": (
@@ -191,7 +191,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "storm": (TRUTH, "Many domains panicked at once."),
     "dry_run": (TRUTH, "The daemon decides and records, and does nothing."),
     "libvirt_problem": (TEXT, "Why libvirt does not answer; empty if it does."),
-    "problems": (TEXTS, "What keeps panicd from finding VMs, or from being reached."),
+    "problems": (TEXTS, "What keeps panicd from finding VMs, being reached or telling others."),
     "passed_over": (BY_NAME, "Sockets that are not dialled, and why."),
     # domains
     "domains": (many("domain_status"), "The domains that are wanted, in the order asked for."),
@@ -254,6 +254,10 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     # incidents
     "incident": (TEXT, "An incident's id; empty if there is none."),
     "incidents": (many("incident"), "The incidents, the newest first."),
+    "incident_reason": (
+        {"enum": [*map(str, Reason), ""]},
+        "Why the last decision on the incident.",
+    ),
     "incident_state": ({"enum": [*map(str, State), "watched", ""]}, "Where the incident stands."),
     "ending": (
         {"enum": [*map(str, Ending), "", None]},

@@ -18,6 +18,10 @@ MAX_SEGMENTS: Final = 512  # one for each of the guest's memory blocks; QEMU has
 MAX_NOTES: Final = 4 << 20  # bytes: some 900 a CPU, of which QEMU has at most 4096
 MAX_NOTE_COUNT: Final = 1 << 14  # two a CPU
 VMCOREINFO: Final = b"VMCOREINFO"  # the note's name
+NO_VMCOREINFO: Final = (
+    "no VMCOREINFO: the VM has no vmcoreinfo device, or its guest has not loaded the driver "
+    "(qemu_fw_cfg)"
+)
 
 _ELF: Final = b"\x7fELF"
 _WIDE_LITTLE: Final = b"\x02\x01"  # 64 bits, little endian
@@ -176,7 +180,7 @@ def find_vmcoreinfo(notes: bytes) -> bytes:
     for name, _, contents in walk_notes(notes):
         if name == VMCOREINFO:
             return contents
-    raise NotReadableError("no VMCOREINFO: the VM has no vmcoreinfo device, or its guest no driver")
+    raise NotReadableError(NO_VMCOREINFO)
 
 
 def has_five_levels(notes: bytes) -> bool:

@@ -7,10 +7,11 @@ from panicd.fleet.snapshot import DomainStatus, Outlook, domain_status
 from panicd.incident.domains import Domain
 from panicd.incident.services import Services
 from panicd.journal.journal import JournalError
+from panicd.rules.next_commands import word
 from panicd.web.html import Content, Html, element, joined
 from panicd.web.page.forms import MakeToken, hold_form, unhold_form
 from panicd.web.page.overview import domain_state, held, incident_table, restarts_left
-from panicd.web.page.parts import BAD, commands, facts, live, moment, notice, word
+from panicd.web.page.parts import BAD, commands, facts, live, moment, notice
 
 HISTORY_SHOWN: Final = 100
 

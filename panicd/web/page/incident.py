@@ -21,6 +21,7 @@ from panicd.rules.incident import (
     StepBegun,
     StepEnded,
 )
+from panicd.rules.next_commands import next_commands, word
 from panicd.rules.plan import Plan
 from panicd.rules.policy import EXPLANATIONS, Decision
 from panicd.rules.signature import Signature
@@ -45,7 +46,6 @@ from panicd.web.page.parts import (
     notice,
     seen,
     table,
-    word,
 )
 
 _OUTCOMES: Final = {
@@ -131,15 +131,10 @@ def _next(case: Case) -> Iterable[str]:
     named = word(incident.opened.domain, incident.opened.uuid or incident.opened.monitor)
     yield f"panicd incident {incident.id} --log"
     yield from case.opens
-    if incident.is_open:
-        yield f'panicd act {named} restart --why "evidence taken"'
-        yield f'panicd act {named} destroy --why "not needed"'
-        yield f'panicd hold {named} --for 2h --why "looking at it"'
-    else:
-        yield f"panicd explain {named}"
-        yield f"panicd export {incident.id}"
-    if incident.acknowledged is None:
-        yield f'panicd ack {incident.id} --why "looked at"'
+    acknowledged = incident.acknowledged is not None
+    yield from next_commands(
+        incident.id, named, is_open=incident.is_open, acknowledged=acknowledged
+    )
 
 
 def _asked_by(uid: int, user: str, why: str) -> Html:

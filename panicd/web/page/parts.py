@@ -1,10 +1,8 @@
 """What pages are made of: tables, figures, notices, marks, times, links, commands."""
 
-import re
 import time
 from collections.abc import Iterable
 from datetime import datetime
-from shlex import quote as shell_quote
 from typing import Final
 from urllib.parse import quote, urlencode
 
@@ -209,16 +207,3 @@ def commands(*lines: str) -> Html:
         ),
         class_="commands",
     )
-
-
-def word(name: str, otherwise: str) -> str:
-    """Return what to call a domain in a command.
-
-    A name that a shell or panicd would misunderstand is not used: a guest's owner may have chosen
-    it, and whoever copies a command does not look.
-
-    Args:
-        name: the domain's.
-        otherwise: what to use instead: its UUID, or its monitor.
-    """
-    return name if re.fullmatch(r"\w[\w.@:+-]*", name, re.ASCII) else shell_quote(otherwise)
