@@ -201,7 +201,7 @@ class Metrics:
         )
         self.problems = gauge(
             "panicd_problems",
-            "What keeps panicd from finding VMs, being reached or telling others.",
+            "What keeps panicd from finding VMs, or from being reached.",
         )
         self.guests_left_reset = gauge(
             "panicd_guests_left_reset",

@@ -16,12 +16,19 @@ class Problems:
 
     def __init__(self) -> None:
         self._problems: dict[_Place, str] = {}
+        self._bearable: set[_Place] = set()
         self._passed_over: dict[_Place, str] = {}
 
     @property
     def current(self) -> list[str]:
         """Each problem: what has it, and what it is."""
-        return [f"{part or whole}: {what}" for (whole, part), what in [*self._problems.items()]]
+        return [_words(*each) for each in [*self._problems.items()]]
+
+    @property
+    def blinding(self) -> list[str]:
+        """Those that keep panicd from finding VMs, or from being reached."""
+        problems = [*self._problems.items()]
+        return [_words(place, what) for place, what in problems if place not in self._bearable]
 
     @property
     def passed_over(self) -> dict[str, str]:
@@ -35,14 +42,17 @@ class Problems:
         else:
             self.end(whole)
 
-    def begin(self, whole: str, what: str, part: str = "") -> None:
+    def begin(self, whole: str, what: str, part: str = "", *, bearable: bool = False) -> None:
         """Note a problem, in place of the one that was there.
 
         Args:
             whole: what has it: a glob, a socket.
             what: it is, for people.
             part: which part of it has it, where it is not the whole.
+            bearable: panicd finds all VMs and can be reached all the same.
         """
+        if bearable:
+            self._bearable.add((whole, part))
         if self._problems.get((whole, part)) != what:
             self._problems[whole, part] = what
             get_logger().error("there is a problem", where=part or whole, what=what)
@@ -67,3 +77,8 @@ class Problems:
             self.end(*place)
         for place in [place for place in self._passed_over if place[0] == whole]:
             self.forget(*place)
+
+
+def _words(place: _Place, what: str) -> str:
+    whole, part = place
+    return f"{part or whole}: {what}"

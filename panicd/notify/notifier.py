@@ -244,7 +244,7 @@ class Notifier:
         except DeliveryError as error:
             waited = self._clock() - message.at
             if waited > AMISS_AFTER:
-                self._problems.begin(_place(channel), AMISS)
+                self._problems.begin(_place(channel), AMISS, bearable=True)
             if waited <= self._config().notify.retry_for:
                 raise
             log.warning("notification given up", problem=str(error))

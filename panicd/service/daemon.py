@@ -141,7 +141,7 @@ class Daemon:
         self._metrics.pulse_age.set_function(self._pulse_age)
         self._metrics.storm.set_function(lambda: self._storm.raged)
         self._problems = Problems()
-        self._metrics.problems.set_function(lambda: len(self._problems.current))
+        self._metrics.problems.set_function(lambda: len(self._problems.blinding))
         self._metrics.guests_left_reset.set_function(self._guests_left_reset)
         self._dumps = DumpQueue(config.coredumps_at_once, time.time)
         self._bundles = BundleRetention(self._journal.path, config.state_directory / BUNDLES)
@@ -413,7 +413,7 @@ class Daemon:
             reasons.append("the event loop does not turn")
         if not self._journal_healthy():
             reasons.append("the journal is not healthy")
-        return reasons + self._problems.current
+        return reasons + self._problems.blinding
 
     async def _feed_watchdog(self) -> None:
         """Tell systemd that both event loops still turn, for as long as they do."""

@@ -214,6 +214,7 @@ async def test_those_that_wait_for_long_are_a_problem_until_they_are_delivered(
         await daemon.wait_log("there is a problem", where="notify.webhook")
         (problem,) = (await daemon.call("status"))["problems"]
         assert problem == f"notify.webhook: {notifier.AMISS}"
+        assert await daemon.metric("panicd_problems") == 0, "it acts all the same"
         receiver.answer = lambda _number, _told: status(200)
         await daemon.wait_log("the problem is over", where="notify.webhook")
         await daemon.wait_log("notification delivered", count=2)
