@@ -11,7 +11,7 @@ SHORT_LINE: Final = 64  # characters of a panic line that a list shows
 _UNSAID: Final = {"", Reason.ON_CRASH, Reason.OPERATOR}
 _SHORT: Final = {
     Reason.BUDGET_SPENT: "restarts spent",
-    Reason.CRASH_LOOP: "crash loop, restarts spent",
+    Reason.CRASH_LOOP: "restarts spent in a crash loop",
 }
 
 

@@ -6,7 +6,7 @@ from typing import Final
 from panicd.cli.moment import age, written_time
 from panicd.cli.phrases import because, counted, held, short, would_do
 from panicd.host import terminal
-from panicd.host.terminal import Column, Text, line, listing, table
+from panicd.host.terminal import Column, Text, line, listing, table, to_copy
 from panicd.service.control_client import Answer
 
 _GUEST: Final = {
@@ -25,7 +25,7 @@ def explanation(answer: Answer) -> None:
     if domain["incident"]:
         how = _GUEST.get(domain["incident_state"], "panicd is at work")
         show(line(("incident      ", "yellow"), f"{domain['incident']} is open: {how}."))
-    show(f"monitor       {domain['monitor']}")
+    show(to_copy(f"monitor       {domain['monitor']}"))
     if decided is None:
         word = "silent" if domain["silent"] else "not connected"
         show(line((f"{word}: ", "red"), domain["problem"]))

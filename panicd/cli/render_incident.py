@@ -95,7 +95,7 @@ def _head(answer: Answer, now: float) -> Iterator[Text]:
     if answer["panic_line"]:
         yield line((answer["panic_line"], "bold"))
     yield line((answer["id"], "bold"), f"  {answer['domain']}  {answer['uuid']}")
-    yield line(f"monitor   {answer['monitor']}")
+    yield to_copy(f"monitor   {answer['monitor']}")
     yield line(f"panicked  {written_time(answer['opened_at'])}, known by {answer['source']}")
     yield from map(line, _signature(answer))
     yield line(f"payload   {_payload(answer['payload'])}")
@@ -188,7 +188,7 @@ def _evidence(answer: Answer, now: float) -> Iterator[Text]:
         yield line(gone, " removed for newer ones, or by somebody.")
     evidence, directory = answer["evidence"], answer["evidence_directory"]
     if evidence is None:
-        yield line(f"No evidence was kept in {directory}")
+        yield to_copy(f"No evidence was kept in {directory}")
         return
     if removed := evidence.get("removed"):
         why = f" on {written_time(removed['at'])}: {removed['why']}"

@@ -22,6 +22,7 @@ from urllib.parse import quote
 import trio
 
 from panicd.config.config import Config
+from panicd.config.web import WebConfig
 from panicd.host.logs import get_logger
 from panicd.host.problems import Problems
 from panicd.incident.records import incident_view
@@ -175,17 +176,9 @@ class Notifier:
                 return lambda message: post(webhook, message.headers(self._host), message.body())
             case Channel.HOOK if notify.hook is not None:
                 hook = notify.hook
-                return lambda message: run_hook(
-                    hook, message.environment(self._page()), message.body()
-                )
+                page = page_address(self._listens, self._config().web, self._host)
+                return lambda message: run_hook(hook, message.environment(page), message.body())
         return None
-
-    def _page(self) -> str:
-        """Return the address of panicd's page by this host's name; empty if it is not known."""
-        if self._listens is None or not self._listens[1]:
-            return ""
-        scheme = "http" if self._config().web.tls is None else "https"
-        return f"{scheme}://{self._host}:{self._listens[1]}"
 
     async def _serve(self, channel: Channel) -> None:
         """Deliver by one channel, one at a time."""
@@ -264,6 +257,14 @@ class Notifier:
         assert notice is not None
         after = apply(before, entry)
         return Message(message_id(pending), notice, entry.at, after, self._dry_run)
+
+
+def page_address(listens: tuple[str, int] | None, web: WebConfig, host: str) -> str:
+    """Return the address of panicd's page by its host's name; empty where it is not known."""
+    if listens is None or not listens[1]:
+        return ""
+    scheme = "http" if web.tls is None else "https"
+    return f"{scheme}://{host}:{listens[1]}"
 
 
 def _place(channel: Channel) -> str:

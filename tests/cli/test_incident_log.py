@@ -56,6 +56,7 @@ async def test_dump_without_a_log_and_dump_that_is_gone_say_so(socket_dir: Path)
         incident = await preserved(daemon, vm)
         said = await ask(daemon, "incident", incident.id, "--log", status=FAILED)
         assert said.startswith("panicd: no kernel log: no VMCOREINFO: the VM has no vmcoreinfo")
+        assert "its guest has not loaded the driver (qemu_fw_cfg)" in said
         (dump,) = (socket_dir / "state" / "coredumps" / str(os.geteuid()) / "vm").iterdir()
         dump.unlink()
         said = await ask(daemon, "incident", incident.id, "--log", "--json", status=FAILED)

@@ -95,7 +95,7 @@ def test_explain_says_first_that_an_incident_is_open(
 
     said = f"incident      20261123T044310-42eeaf45 is open: {how}."
     assert explained(incident_state=state)[1] == said
-    assert explained(incident="", incident_state="")[1].startswith("monitor")
+    assert explained(incident="", incident_state="", monitor=PATH)[1] == f"monitor       {PATH}"
 
 
 PANIC: dict[str, Any] = {

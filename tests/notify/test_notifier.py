@@ -6,11 +6,13 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any
 
 import pytest
 import trio
 
+from panicd.config.web import WebConfig
 from panicd.journal import database as journal_database
 from panicd.notify import notifier
 from panicd.rules.incident import Incident, Opened, Source
@@ -356,6 +358,21 @@ async def test_a_command_is_told_too(socket_dir: Path) -> None:
     }
     assert body["incident"]["id"] == first["PANICD_INCIDENT"]
     assert body["incident"]["signature"]["title"] == "panic: lost # of #"
+
+
+@pytest.mark.parametrize(
+    ("listens", "tls", "page"),
+    [
+        (("127.0.0.1", 9000), None, "http://vm-host:9000"),
+        (("::", 8443), SSLContext(PROTOCOL_TLS_SERVER), "https://vm-host:8443"),
+        (("127.0.0.1", 0), None, ""),
+        (None, None, ""),
+    ],
+)
+def test_a_command_is_told_where_the_page_is(
+    listens: tuple[str, int] | None, tls: SSLContext | None, page: str
+) -> None:
+    assert notifier.page_address(listens, WebConfig(tls=tls), "vm-host") == page
 
 
 async def test_a_command_that_fails_is_run_again(socket_dir: Path) -> None:
