@@ -194,9 +194,10 @@ class RealSubject(Subject):
     async def start(cls, directory: Path, scenario: Scenario) -> AsyncIterator[Self]:
         """Run one for a scenario."""
         trace = directory / "trace"
-        extra = ("-trace", "qmp_exit_*", "-D", str(trace), *(scenario.arguments or ()))
+        traced = ("-trace", "qmp_exit_*", "-trace", "vm_state_notify", "-D", str(trace))
+        extra = (*traced, *(scenario.arguments or ()))
         async with RealQemu.start(directory, guest=Guest.COUNT, extra=extra) as vm:
-            yield cls(vm, trace, len(_carried_out(trace)))
+            yield cls(vm, trace, len(carried_out(trace)))
 
     async def panic(self) -> None:
         await self.vm.panic()
@@ -215,7 +216,7 @@ class RealSubject(Subject):
     @property
     def carried_out(self) -> list[str]:
         # What came before is the start of the guest, by the test.
-        return _carried_out(self._trace)[self._first :]
+        return carried_out(self._trace)[self._first :]
 
     async def wait_dealt_with(self, command: str, number: int) -> None:
         # QEMU's main loop takes its monitors in turn: each answer to the witness is one more turn.
@@ -245,11 +246,18 @@ def relaunch_arguments(directory: Path, uuid: str, pid_file: Path) -> list[str]:
     ]
 
 
-# A command that succeeded: its name, its answer, and 1.
-_SUCCESS = re.compile(r"^qmp_exit_(\w+) .* 1$", re.MULTILINE)
+# A command that succeeded: its name, its answer, and 1. Or a guest that runs now.
+_SUCCESS = re.compile(r"^(?:qmp_exit_(\w+) .* 1|vm_state_notify running 1 .*)$", re.MULTILINE)
+_RUNS = ""
 
 
-def _carried_out(trace: Path) -> list[str]:
-    """The commands in a trace, without the witness's questions."""
+def carried_out(trace: Path) -> list[str]:
+    """The commands in a trace, without the witness's questions.
+
+    A guest runs before ``cont`` has ended: QEMU may be killed in between.
+    """
     names = _SUCCESS.findall(trace.read_text())
-    return [name.replace("_", "-").replace("system-reset", "system_reset") for name in names]
+    if names and names[-1] == _RUNS:
+        names.append("cont")
+    done = [name.replace("_", "-") for name in names if name != _RUNS]
+    return [name.replace("system-reset", "system_reset") for name in done]

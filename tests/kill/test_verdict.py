@@ -18,6 +18,7 @@ from panicd.rules.incident import (
     apply,
 )
 from tests.kill.scenarios import DUMP, SCENARIOS
+from tests.kill.subjects import carried_out
 from tests.kill.verdict import Counters, Evidence, judge
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
@@ -75,3 +76,22 @@ def test_nothing_is_known_of_a_guest_that_ran_on_unheard() -> None:
     unheard = Evidence("running", [], [], struck=True, at_blow=[])
     assert judge(BY_NAME["ignore"], unheard) == []
     assert judge(BY_NAME["ignore"], replace(unheard, commands=["stop"])) != []
+
+
+RESET = "qmp_exit_system_reset 0x5 1"
+RUNS = "vm_state_notify running 1 reason 9 (running)"
+
+
+@pytest.mark.parametrize(
+    ("trace", "done"),
+    [
+        ([RESET], ["system_reset"]),
+        ([RESET, RUNS], ["system_reset", "cont"]),  # killed before it had answered
+        ([RESET, RUNS, "qmp_exit_cont 0x5 1"], ["system_reset", "cont"]),
+        ([RESET, "qmp_exit_cont 0x5 0"], ["system_reset"]),
+    ],
+)
+def test_a_guest_that_runs_was_let_run(tmp_path: Path, trace: list[str], done: list[str]) -> None:
+    file = tmp_path / "trace"
+    file.write_text("\n".join(trace) + "\n")
+    assert carried_out(file) == done
