@@ -22,17 +22,17 @@ class Balance:
 
     @property
     def spent(self) -> bool:
-        """Whether no restart may be made."""
+        """True if the budget allows no more restarts."""
         return self.left == 0
 
 
 def balance(budget: Budget, restarts: Sequence[float], now: float) -> Balance:
-    """Return what is left of a budget.
+    """Return a domain's balance.
 
     Args:
         budget: the configured limits.
-        restarts: when panicd restarted the domain, in seconds since the epoch, in any order. One
-            that lies in the future (the clock was set back) counts as made just now.
+        restarts: when panicd restarted the domain, in seconds since the epoch, in any order. A
+            time in the future (the clock was set back) counts as now.
         now: seconds since the epoch.
     """
     ages = [now - restart for restart in restarts]

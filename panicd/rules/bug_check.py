@@ -1,7 +1,7 @@
-"""Windows' bug checks ('blue screens'): their names, and what is said of one.
+"""Windows' bug checks ('blue screens'): their names, and the line that panicd prints for one.
 
-Source: Microsoft's 'Bug Check Code Reference' (learn.microsoft.com, Windows debugger), whose names
-these are; those that are seen on servers and in virtual machines.
+The table has the bug checks that are seen on servers and in virtual machines. Source: the names of
+Microsoft's 'Bug Check Code Reference' (learn.microsoft.com, Windows debugger).
 """
 
 from dataclasses import dataclass
@@ -108,8 +108,8 @@ class BugCheck:
     """A bug check.
 
     Attributes:
-        code: what it was.
-        parameters: its four, each of 64 bits; none where they are not known.
+        code: the bug check's code.
+        parameters: its four parameters, each of 64 bits; empty if they are not known.
     """
 
     code: int
@@ -117,12 +117,12 @@ class BugCheck:
 
     @property
     def name(self) -> str:
-        """What its code is called; empty: not known here."""
+        """The code's name; empty if the table lacks it."""
         return BUG_CHECKS.get(self.code, "")
 
     @property
     def line(self) -> str:
-        """What it says, in one line."""
+        """The bug check in one line."""
         numbers = ", ".join(f"0x{number:016X}" for number in self.parameters)
         parts = (f"Windows bug check 0x{self.code:08X}", self.name, numbers and f"({numbers})")
         return " ".join(filter(None, parts))

@@ -1,7 +1,7 @@
-"""What a VM's QEMU can do, as far as asking it tells.
+"""What a VM's QEMU can do, according to its own answers.
 
-A capability is a hint of what to try. Whether a panic was really undone is what ``query-status``
-says after the ``cont``.
+A capability is a hint of what to try. Only ``query-status`` after the ``cont`` tells whether the
+guest really runs again.
 """
 
 import re
@@ -43,14 +43,14 @@ PLATFORMS: Final[dict[str, str]] = {
     "pseries": "pseries",  # RTAS ibm,os-term
     "vmapple": "pvpanic-mmio",
 }
-"""What reports panics in a machine of which each is a part, by the machine type's beginning."""
+"""The part of a machine that reports panics, by the beginning of the machine type."""
 
 PCI_ONLY: Final = ("virt", "sbsa-ref")
 """Machine types without an ISA bus, by their beginning: they refuse ``pvpanic``; measured."""
 
 NO_VMCOREINFO: Final = ("sbsa-ref", "s390-ccw", "pseries")
-"""Machine types that refuse ``-device vmcoreinfo``, for they have no fw_cfg with DMA; measured, but
-for pseries, which has no fw_cfg (QEMU, ``hw/ppc/spapr.c``)."""
+"""Machine types that refuse ``-device vmcoreinfo``, as they have no fw_cfg with DMA. All measured
+but pseries, which has no fw_cfg at all (QEMU, ``hw/ppc/spapr.c``)."""
 
 TDX: Final = "tdx-guest"  # the object of a confidential guest, which reports by its own call
 
@@ -59,7 +59,7 @@ _BACKPORTED: Final = re.compile(r"qemu-kvm[\w-]*-1\.5\.3-\S*\.el7")
 
 
 def is_backport(package: str) -> bool:
-    """Tell whether a QEMU before 1.7 behaves like it where panics are concerned.
+    """Tell whether a QEMU before 1.7 treats panics as 1.7 does.
 
     RHEL 7's 1.5.3 carries QEMU's commits df390768 (reversible) and 7839ff59 (no builtin device).
 
@@ -72,17 +72,17 @@ def is_backport(package: str) -> bool:
 def is_neutral(port: int, version: Version) -> bool:
     """Tell whether a builtin pvpanic is where no guest's driver finds it.
 
-    On any other port than 0 the firmware's ACPI tables lead the driver to it, where they have it.
+    On any port but 0 the driver finds it through the firmware's ACPI tables, if these list it.
 
     Args:
-        port: its I/O port.
-        version: of a QEMU that has one, so not of a backport.
+        port: the device's I/O port.
+        version: of a QEMU with a builtin pvpanic, so not of a backport.
     """
     return port == NEUTRAL_PORT or (version < ACPI_NODE_SINCE and port != PVPANIC_PORT)
 
 
 def platform_notifier(machine: str) -> str | None:
-    """Return what reports panics in every machine of a type; None: nothing, without a device.
+    """Return the part that reports panics in every machine of a type; None: it needs a device.
 
     Args:
         machine: the QOM type of ``/machine``, such as ``s390-ccw-virtio-7.2-machine``.
@@ -91,7 +91,7 @@ def platform_notifier(machine: str) -> str | None:
 
 
 def has_isa(machine: str) -> bool:
-    """Tell whether a machine has the bus of ``pvpanic``, and not only that of ``pvpanic-pci``.
+    """Tell whether a machine has an ISA bus, which ``pvpanic`` needs (``pvpanic-pci`` needs PCI).
 
     Args:
         machine: its type, as in ``-machine`` or as ``/machine`` has it.
@@ -100,7 +100,7 @@ def has_isa(machine: str) -> bool:
 
 
 class Armed(StrEnum):
-    """Whether a panic of this domain will be left to panicd to decide."""
+    """Whether QEMU will leave a panic of this domain to panicd."""
 
     YES = "yes"
     NO = "no"
@@ -108,7 +108,7 @@ class Armed(StrEnum):
 
 
 class PanicSetting(StrEnum):
-    """QAPI ``PanicAction``, those that panicd sets by ``set-action`` (QEMU 6.0 and later)."""
+    """The QAPI ``PanicAction`` values that panicd sets by ``set-action`` (QEMU 6.0 and later)."""
 
     PAUSE = "pause"
     NONE = "none"
@@ -121,16 +121,16 @@ class Capability:
     Attributes:
         version: from the greeting.
         panic_device: where its panic device comes from.
-        device_types: QOM types of the panic devices found, ``hv-crash``, and what the machine has.
+        device_types: QOM types of the panic devices found, ``hv-crash``, the machine's own part.
         machine: the QOM type of ``/machine``, empty where it is not known.
-        backport: its distribution gave it what 1.7 brought, where panics are concerned.
-        panic_setting: what panicd set by ``set-action``; None where it could not.
+        backport: its distribution has backported 1.7's treatment of panics.
+        panic_setting: the value that panicd set by ``set-action``; None where it could not.
         no_shutdown: ``-no-shutdown`` stands on the command line; None where that is unreadable.
         reboot_is_shutdown: QEMU ends instead of resetting; None where nothing tells.
         dump_formats: QAPI ``query-dump-guest-memory-capability``; before 2.0 always elf.
-        libvirt: what libvirt knows of it, where libvirt runs it and is to be gone through.
-        by_api: it is reached by libvirt's API, and has no monitor for panicd.
-        plugged: its panic device was plugged in by panicd while it ran.
+        libvirt: libvirt's view of the domain, if libvirt runs it and panicd has to go through it.
+        by_api: panicd reaches it by libvirt's API, and has no monitor of it.
+        plugged: panicd plugged in its panic device while it ran.
     """
 
     version: Version
@@ -153,8 +153,8 @@ class Capability:
 
     @property
     def behaves_like(self) -> Version:
-        """The upstream version that a panic, and what follows it, is like."""
-        if self.by_api:  # libvirt makes up for what an older one lacks
+        """The upstream version that treats a panic in the same way."""
+        if self.by_api:  # libvirt makes up for what an older QEMU lacks
             return SET_ACTION_SINCE
         return max(self.version, REVERSIBLE_SINCE) if self.backport else self.version
 
@@ -165,28 +165,28 @@ class Capability:
 
     @property
     def firmware_hides_device(self) -> bool:
-        """Whether a guest's driver, which looks for pvpanic in ACPI, does not find it.
+        """Whether the guest's driver can't find pvpanic, since ACPI does not list it.
 
-        A hint: another firmware than QEMU's own may have been given (``-bios``).
+        A hint: the VM may have another firmware than QEMU's own (``-bios``).
         """
         asked_for = self.panic_device in {PanicDevice.REQUESTED, PanicDevice.BUILTIN}
         return asked_for and "pvpanic" in self.device_types and self.behaves_like < ACPI_NODE_SINCE
 
     @property
     def can_set_action(self) -> bool:
-        """Whether the reaction to a panic can be changed at run time."""
+        """Whether panicd can change QEMU's reaction to a panic at run time."""
         return self.version >= SET_ACTION_SINCE and not self.by_api
 
     @property
     def has_monitor_beside_libvirt(self) -> bool:
-        """Whether what libvirt has to know of goes through it, and all else to a monitor."""
+        """Whether panicd sends to libvirt what libvirt must know of, and the rest to a monitor."""
         return self.libvirt is not None and not self.by_api
 
     @property
     def resumes_by_libvirt(self) -> bool:
-        """Whether it is libvirt that lets a panicked guest run.
+        """Whether libvirt, not the monitor, has to resume a panicked guest.
 
-        Not where that keeps it from being stopped: it says 'running' then, and resumes it never.
+        False where libvirt lets panicked guests run: it says 'running' then, and never resumes one.
         """
         return self.has_monitor_beside_libvirt and not self.libvirt_lets_run
 
@@ -202,16 +202,16 @@ class Capability:
 
     @property
     def libvirt_lets_run(self) -> bool:
-        """Whether that is to let a panicked guest run."""
+        """Whether libvirt's own action is to let a panicked guest run."""
         return self.libvirt is not None and self.libvirt.lets_run
 
     def libvirt_forestalls(self, wanted: OnCrash) -> bool:
-        """Whether libvirt acts on a panic before panicd can, and otherwise than is wanted."""
+        """Whether libvirt acts on a panic before panicd can, and takes another action."""
         return self.libvirt_acts and not (self.libvirt_lets_run and wanted is OnCrash.IGNORE)
 
     @property
     def armed(self) -> Armed:
-        """Whether QEMU leaves a panicked guest there for panicd."""
+        """Whether QEMU keeps a panicked guest for panicd."""
         if self.panic_setting is not None or self.version < EXITS_ON_PANIC_SINCE:
             return Armed.YES
         match self.no_shutdown:
@@ -233,12 +233,12 @@ class Capability:
 
 
 def run_by_libvirt(capability: Capability, domain: LibvirtDomain | None) -> Capability:
-    """Return a capability with what libvirt knows of the domain.
+    """Return a capability with libvirt's view of the domain.
 
-    libvirt's ``<panic>`` devices count as asked for where none is seen in QEMU: s390's and
-    pseries' are part of the machine. What panicd has set by ``set-action`` is no longer known when
-    something is new about the domain: libvirt 12.8 sets it too, with each change of ``on_crash``,
-    and then to what suits the value that was in force before.
+    libvirt's ``<panic>`` devices count as asked for if QEMU shows none: s390's and pseries' are
+    part of the machine. After any change to the domain panicd no longer knows the value of
+    ``set-action``: libvirt 12.8 sets it too, with each change of ``on_crash``, and then to the
+    value that suits the previous ``on_crash``.
     """
     if domain is not None and domain != capability.libvirt:
         capability = replace(capability, panic_setting=None)

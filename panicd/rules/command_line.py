@@ -1,8 +1,8 @@
-"""What the arguments that a QEMU was started with say about its panics.
+"""What a QEMU's command line says about its panics.
 
-QMP reads none of this back: ``-no-shutdown`` and ``-action`` appear in no query. For a QEMU before
-6.0, which has no ``set-action``, the command line is therefore the only evidence that a panic will
-leave something to act on. Arguments that are not known are passed over, never guessed at.
+No QMP query shows ``-no-shutdown`` or ``-action``. A QEMU before 6.0 has no ``set-action``, so only
+its command line tells whether a panic will leave a guest to act on. The parser skips unknown
+arguments and never guesses.
 """
 
 import json
@@ -20,8 +20,8 @@ HYPERV_CRASH: Final = "hv-crash"  # a CPU property, no device: crashes told by H
 
 # Every other option is followed by its value, so that `-append -no-shutdown` is no -no-shutdown.
 # An option that is missing here swallows the argument after it: the domain then reads as not armed,
-# which is the error that does no harm. From qemu-system-x86_64 7.2, asked option by option, and the
-# ones that earlier and later releases have.
+# and that error does no harm. Source: qemu-system-x86_64 7.2, asked option by option, and the
+# options of earlier and later releases.
 _OPTIONS_WITHOUT_VALUE: Final = frozenset(
     {
         "h", "help", "version", "S", "s", "async-teardown", "audio-help", "daemonize",
@@ -40,17 +40,17 @@ _OPTIONS_WITHOUT_VALUE: Final = frozenset(
 class CommandLine:
     """What a QEMU's arguments say about its panics.
 
-    A file given with ``-readconfig``, a ``-set`` or a later ``set-action`` can change any of it:
-    this is how the process was started, not how it is set now.
+    A ``-readconfig`` file, a ``-set`` or a later ``set-action`` can change all of this: these are
+    the settings at the process's start, not the present ones.
 
     Attributes:
         no_shutdown: QEMU stops instead of exiting at a shutdown (``-no-shutdown`` or
             ``-action shutdown=pause``; the last one given counts).
         reboot_is_shutdown: A reset ends the process (``-no-reboot`` or
             ``-action reboot=shutdown``).
-        panic_action: What a panic does, with the effect of ``no_shutdown`` on it: that turns
-            ``shutdown``, the default from 2.8 on, into ``pause``. None where nothing is said; then
-            it is the version's default.
+        panic_action: What a panic does, after the effect of ``no_shutdown``, which turns
+            ``shutdown``, the default from 2.8 on, into ``pause``. None if no argument says so; then
+            the version's default applies.
         panic_devices: Types of the panic devices asked for, in their order: ``pvpanic``,
             ``pvpanic-pci``, and ``hv-crash`` last.
     """
@@ -64,9 +64,9 @@ class CommandLine:
 def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     """Read a QEMU's command line.
 
-    The order of effect was measured on QEMU 7.2: of one action given twice the last counts,
-    whichever option gives it; ``panic=shutdown`` with ``shutdown=pause`` pauses, in either order;
-    ``panic=exit-failure`` with it does not.
+    Measured on QEMU 7.2: if an action is given twice, the last one counts, whichever option gives
+    it. ``panic=shutdown`` with ``shutdown=pause`` pauses, in either order. ``panic=exit-failure``
+    with ``shutdown=pause`` does not pause.
 
     Args:
         arguments: The whole of argv, the program's name first.
@@ -116,8 +116,8 @@ class GivenMonitor:
     """A QMP monitor on a unix socket that a QEMU was given.
 
     Attributes:
-        path: the socket's, as the argument spells it.
-        listens: QEMU listens there. If not, it connects to whoever does.
+        path: the socket's path, as the argument spells it.
+        listens: QEMU listens on the socket. Otherwise it connects to a listener.
     """
 
     path: str
@@ -127,7 +127,7 @@ class GivenMonitor:
 def given_monitors(arguments: Sequence[str]) -> dict[str, GivenMonitor]:
     """Return the QMP monitors on unix sockets, by the names of their character devices.
 
-    A socket that QEMU was handed as a descriptor has no path, and is left out.
+    Leaves out a socket that QEMU got as a descriptor, since it has no path.
     """
     sockets: dict[str, GivenMonitor] = {}
     names: list[str] = []

@@ -1,4 +1,4 @@
-"""A guest's consoles: the files that its QEMU writes them to, and the panic's words in one.
+"""A guest's consoles: the files that QEMU writes them to, and the line in one that tells why.
 
 Source: qemu-options.hx (``-chardev``, ``-serial``), Linux ``kernel/printk/printk.c`` for the time
 before each line.
@@ -14,7 +14,7 @@ def console_files(arguments: Sequence[str]) -> tuple[str, ...]:
     """Return the files that a QEMU writes its guest's consoles to, as its arguments spell them.
 
     Args:
-        arguments: the whole of argv. A monitor's log is no console and left out.
+        arguments: the whole of argv. A monitor's log is no console, and does not count.
     """
     chardevs: dict[str, str] = {}
     monitors: set[str] = set()
@@ -41,5 +41,5 @@ def console_files(arguments: Sequence[str]) -> tuple[str, ...]:
 
 
 def console_panic_line(end: bytes) -> str:
-    """Return the line at a console's end that says why the guest panicked; empty: none does."""
+    """Return the line at a console's end that tells why the guest panicked; empty if none does."""
     return words_of_console(end).line

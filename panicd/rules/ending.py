@@ -1,4 +1,4 @@
-"""How a QEMU ended, or seems to have: the endings that look alike from a monitor, told apart.
+"""Why a QEMU ended, or seems to have ended: several endings look alike from a monitor.
 
 Source: QAPI ``ShutdownCause`` (``qapi/run-state.json``), which a SHUTDOWN event carries from QEMU
 4.0 on; wait(2) for the exit status.
@@ -45,7 +45,7 @@ def cause_of_end(shutdown: ShutdownEvent | None, gone: bool, status: int | None)
     Args:
         shutdown: the SHUTDOWN event, where one was received.
         gone: the process has ended; False where that is not known.
-        status: its exit status as wait(2) gives it; None where that can't be had.
+        status: its exit status as wait(2) gives it; None if panicd can't get it.
     """
     if not gone:
         return Cause.DISCONNECTED

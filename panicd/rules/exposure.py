@@ -1,4 +1,4 @@
-"""Why a domain could not be acted on, as its policy says, if it panicked now; and what to do."""
+"""Why panicd could not act on a domain as configured if it panicked now, and the remedies."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -14,7 +14,7 @@ from panicd.rules.settings import Policy
 
 
 class Exposure(StrEnum):
-    """One reason why a panic would go unseen, or would not lead to what is configured."""
+    """One reason why panicd would miss a panic, or could not obey the policy."""
 
     NO_MONITOR = "no-monitor"  # panicd is not connected to it
     SILENT = "silent"  # QEMU does not answer
@@ -89,11 +89,11 @@ NOT_ARMED: Final = "add -no-shutdown: without it this QEMU exits on a panic"
 def exposures_unwatched(
     name: str, monitor: GivenMonitor | None, *, by_libvirt: bool
 ) -> dict[Exposure, str]:
-    """Return why a QEMU that is no domain of panicd's could not be acted on, and what to do.
+    """Return why panicd could not act on a QEMU that it does not watch, and what to do.
 
     Args:
-        name: the VM's; empty where it has none.
-        monitor: a QMP monitor that it has; None where it has none.
+        name: the VM's name; empty where it has none.
+        monitor: its QMP monitor; None where it has none.
         by_libvirt: libvirt started it.
     """
     if by_libvirt:
@@ -145,17 +145,17 @@ def exposures(
     may_signal: bool = True,
     name: str = "",
 ) -> dict[Exposure, str]:
-    """Return why a domain could not be acted on, and what to do about each; nothing where it could.
+    """Return why panicd could not act on a domain, each with a remedy; empty where it could.
 
     Args:
         policy: the domain's configuration; None while panicd is not connected.
-        capability: what its QEMU can do; None as well.
-        decision: what would be decided if it panicked now, whether it is held or not.
+        capability: what its QEMU can do; None while panicd is not connected.
+        decision: the decision if it panicked now, whether it is held or not.
         silent: its QEMU does not answer.
         held: an operator suspended automation.
-        dump_space: there is room for a dump, and it may be written.
-        may_signal: its process is known, and panicd may end it by a signal.
-        name: what libvirt calls it, where it is libvirt's.
+        dump_space: there is room for a dump, and panicd may write it.
+        may_signal: panicd knows its process, and may end it by a signal.
+        name: libvirt's name for the domain, if libvirt runs it.
     """
     found = list(_exposures(policy, capability, decision, silent=silent, dump_space=dump_space))
     if policy is not None and decision is not None and not may_signal and _ends(policy, decision):
@@ -166,7 +166,7 @@ def exposures(
 
 
 def _ends(policy: Policy, decision: Decision) -> bool:
-    """Tell whether QEMU is to be ended, or is where that does not go as it should."""
+    """Tell whether the decision, or the policy's fallback, ends QEMU."""
     to_end = decision.action is Action.DESTROY or decision.relaunch
     return to_end or policy.fallback is Action.DESTROY
 

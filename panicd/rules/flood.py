@@ -11,20 +11,20 @@ class FloodGauge:
     """Counts one incident's panics, within one window after the other.
 
     Attributes:
-        count: panics of the present window.
-        began: when that began, in seconds of any clock.
+        count: panics within the present window.
+        began: when the window began, in seconds of any clock.
     """
 
     count: int = 0
     began: float = 0.0
 
     def rises(self, flood: Flood, panics: int, now: float) -> bool:
-        """Count panics; return whether they are more than are let pass.
+        """Count panics; return whether they exceed the limit.
 
         Args:
-            flood: how many are.
-            panics: that were heard.
-            now: when, on the same clock each time.
+            flood: the limit.
+            panics: how many new panics panicd has heard of.
+            now: the time, on the same clock in each call.
         """
         if not self.count or now - self.began > flood.window:
             self.count, self.began = 0, now

@@ -1,7 +1,7 @@
 """Which guest systems have a driver for a panic device, and what suits a guest of each.
 
-The choice to give a VM a panic device is its host's to make: libosinfo knows what a guest runs, and
-this table which of those systems can report a panic, by which device, and how they go on after it.
+The host chooses a VM's panic device. libosinfo knows which system a guest runs. This table knows
+which systems can report a panic, by which device, and how they go on after it.
 """
 
 import json
@@ -37,9 +37,9 @@ class Driver:
         family: libosinfo's word for the kind of system.
         device: QEMU's name of the device; ``hv-crash`` is a property of the CPU.
         source: where this can be looked up.
-        kernel: the first version that has it; None: every one that counts has it.
-        released: when that version was, as ``YYYY-MM-DD``: older systems don't have it.
-        needs: what has to be installed in the guest; empty: nothing.
+        kernel: the first version with the driver; None: every relevant version has it.
+        released: that version's date, as ``YYYY-MM-DD``: older systems lack the driver.
+        needs: software to install in the guest; empty: none.
     """
 
     family: str
@@ -116,7 +116,7 @@ KERNELS: Final[dict[str, Kernel]] = {
 }
 """The kernel that a release came with, by libosinfo's id, as its release notes say.
 
-libosinfo has no such thing. Later minor releases, and kernels installed since, are newer.
+libosinfo does not know kernels. Later minor releases, and kernels installed since, are newer.
 """
 
 BACKPORTS: Final[dict[str, str]] = {
@@ -137,7 +137,7 @@ NOT_BUILT: Final[dict[str, dict[str, str]]] = {
 """Systems whose kernels lack the driver that their version has, by architecture and id."""
 
 LAG: Final = 1
-"""Years: a release comes with a kernel that is up to so much older."""
+"""Years by which a release's kernel may be older than the release."""
 
 PLATFORMS: Final[dict[str, str]] = {
     "s390x": "s390: the machine reports panics by itself",
@@ -157,7 +157,7 @@ _HOSTS: Final[dict[str, str]] = {
     "sun.com": "solaris",
     "illumos.org": "solaris",
 }
-"""Whose systems are no Linux, by the host in libosinfo's id."""
+"""Makers whose systems are no Linux, by the host in libosinfo's id."""
 
 FAMILIES: Final = frozenset({"linux", *_HOSTS.values()})
 _WINDOWS: Final = frozenset({"windows", "mswindows"})
@@ -165,15 +165,15 @@ _WINDOWS: Final = frozenset({"windows", "mswindows"})
 
 @dataclass(frozen=True, slots=True)
 class GuestSystem:
-    """What a guest runs, as far as is known; empty texts where nothing is.
+    """A guest's system, as far as panicd knows it; unknown texts are empty.
 
     Attributes:
-        id: libosinfo's, a URL; or what an operator called it.
-        name: for people.
+        id: libosinfo's id, a URL; or an operator's word for the system.
+        name: the name for people.
         family: libosinfo's word for its kind.
-        released: when, as ``YYYY-MM-DD``.
-        kernel: of a Linux.
-        known_by: who says so.
+        released: its release date, as ``YYYY-MM-DD``.
+        kernel: the version of a Linux kernel.
+        known_by: the source of this knowledge.
     """
 
     id: str = ""
@@ -199,15 +199,15 @@ class Advice:
     """What suits a guest.
 
     Attributes:
-        system: what it runs.
-        support: for each device whether it can use it.
-        device: which to give it; empty: none would be of use.
-        arguments: how QEMU is told so.
-        libvirt: how libvirt is told so (formatdomain.html), as XML.
-        why: why that one, or why none.
+        system: the guest's system.
+        support: for each device whether the system can use it.
+        device: the device to give it; empty: none would be of use.
+        arguments: QEMU's arguments for the device.
+        libvirt: libvirt's XML for the device (formatdomain.html).
+        why: the reason for this device, or for none.
         ignore: whether ``on_crash: ignore`` suits it.
-        grace: whether ``grace`` does.
-        kdump: what comes of a dump that it makes itself.
+        grace: whether ``grace`` suits it.
+        kdump: what happens to a dump that the guest makes itself.
     """
 
     system: GuestSystem
@@ -225,7 +225,7 @@ _LIBVIRT_MODELS: Final = {ISA: "isa", PCI: "pvpanic", HYPERV: "hyperv"}
 _ARGUMENTS: Final = {ISA: "-device pvpanic", PCI: "-device pvpanic-pci", HYPERV: "-cpu …,hv-crash"}
 
 _FIRST: Final = {"winnt": [HYPERV, ISA, PCI]}
-"""What is tried first on a PC: Windows needs no driver for ``hv-crash``."""
+"""The first choices on a PC: Windows needs no driver for ``hv-crash``."""
 
 _IGNORE: Final = {
     "linux": "only where the guest reboots itself (sysctl kernel.panic): resumed after its panic a "
@@ -257,7 +257,7 @@ def advise(system: GuestSystem, architecture: str = "") -> Advice:
     """Return what suits a guest.
 
     Args:
-        system: what it runs.
+        system: the guest's system.
         architecture: of its CPU, as libvirt calls it; empty stands for a PC.
     """
     support = tuple(
@@ -335,17 +335,17 @@ def _verdict(system: GuestSystem, driver: Driver) -> tuple[Verdict, str]:
 
 
 def _first_match(table: Mapping[str, T], id_: str) -> T | None:
-    """Return what a table of patterns has for libosinfo's id, the longest pattern that fits."""
+    """Return the entry for libosinfo's id: that of the longest pattern that fits."""
     fits = [pattern for pattern in table if re.search(rf"{pattern}(\D|$)", id_)]
     return table[max(fits, key=len)] if fits else None
 
 
 def from_id(id_: str, known_by: str) -> GuestSystem:
-    """Return what libosinfo's id, or an operator's word, tells by itself.
+    """Return the guest system that libosinfo's id, or an operator's word, names.
 
     Args:
         id_: such as ``http://debian.org/debian/12``, ``debian12``, ``windows`` or ``linux``.
-        known_by: who says so.
+        known_by: the source of the id.
     """
     word = id_.lower()
     host = re.match(r"https?://([^/]+)/", word)
@@ -359,9 +359,9 @@ def from_id(id_: str, known_by: str) -> GuestSystem:
 
 
 def parse_osinfo(text: str) -> GuestSystem | None:
-    """Read what ``osinfo-query os --fields=id,name,family,release-date`` printed of one system.
+    """Read ``osinfo-query os --fields=id,name,family,release-date``'s output about one system.
 
-    The columns come in an order of its own; their headings tell which is which.
+    osinfo-query chooses the order of the columns; their headings name them.
     """
     rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
     rows = [row for row in rows if len(row) > 1]
@@ -400,7 +400,7 @@ def parse_kernel(text: str) -> Kernel | None:
 
 
 def merge(known: GuestSystem, more: GuestSystem | None) -> GuestSystem:
-    """Return what is known with what a further source adds; the earlier one counts first."""
+    """Return a guest system with a further source's additions; the earlier source counts first."""
     if more is None:
         return known
     if not known.family or not known.id:

@@ -11,14 +11,14 @@ GuestWords = KernelLog | WindowsCrash
 
 
 def read_guest_words(notes: bytes, limits: Limits) -> Reading[GuestWords]:
-    """Read the end of a Linux' log, or a Windows' bug check.
+    """Read the end of a Linux guest's log, or a Windows guest's bug check.
 
     Args:
-        notes: of a dump of the guest.
-        limits: what it may cost.
+        notes: the notes of a dump of the guest.
+        limits: how much the reading may cost.
 
     Raises:
-        NotReadableError: there is nothing to be had; the text says why.
+        NotReadableError: neither can be read; the text says why.
     """
     header = WindowsHeader.find(notes)
     if header is not None:

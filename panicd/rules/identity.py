@@ -1,11 +1,11 @@
-"""Who a domain is: what the host vouches for, and what its QEMU claims (docs/threat-model.md).
+"""A domain's identity: the host vouches for a part, QEMU claims the rest (docs/threat-model.md).
 
-A claim, a name or a UUID, chooses what is done to the domain that makes it. What belongs to a
-domain (its restart budget, its waiting incident, its evidence, its place in a storm, which other
-connection is the same VM) goes by what the host vouches for:
+A claim, a name or a UUID, selects the policy of the domain that makes it. A domain's belongings
+(its restart budget, its waiting incident, its evidence, its place in a storm, which other
+connection is the same VM) go by what the host vouches for:
 
-- of a monitor that is dialled: the socket's path, and the user who listens there;
-- of one that dials in: the user who connected. Among one user's own, the claim tells them apart.
+- if panicd dials the monitor: the socket's path, and the user who listens there;
+- if the VM dials in: the user who connected. The claim tells one user's own VMs apart.
 
 Source: unix(7), SO_PEERCRED: the credentials at the time of listen(2) or connect(2).
 """
@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
-"""What QEMU says of a VM that was given none."""
+"""QEMU's answer for a VM without a UUID."""
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DIALLED: Final = "dialled"
@@ -25,14 +25,14 @@ _KEY: Final = re.compile(rf"(?:{_DIALLED}|{_DIALS_IN}):(\d+):")
 
 
 def parse_uuid(text: str) -> str:
-    """Return a UUID in lower case; nothing where the text is none, or stands for none."""
+    """Return a UUID in lower case; empty if the text is no UUID, or stands for none."""
     uuid = text.lower()
     return uuid if _UUID.fullmatch(uuid) and uuid != NO_UUID else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a QEMU says that it is; empty texts where it says nothing.
+    """The identity that a QEMU claims; a text is empty if QEMU says nothing.
 
     Attributes:
         name: any text.
@@ -44,7 +44,7 @@ class Claim:
 
 
 NOTHING: Final = Claim()
-"""What a QEMU claims that was not asked yet."""
+"""The claim of a QEMU that panicd has not asked yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ class Vouched:
 
     Attributes:
         uid: the user at the other end, as of when it listened or connected.
-        address: what panicd calls the connection; of a dialled one, the socket's path.
+        address: panicd's name for the connection; if panicd dialled, the socket's path.
         dials_in: the other end has connected to a socket of panicd's.
-        pid: the number of the process that listened or connected then; 0: not in sight. It may be
-            another's by now.
-        process: which process is proven to hold the other end; empty where that is not known.
+        pid: the number of the process that listened or connected then; 0: not in sight. Another
+            process may have the number by now.
+        process: the process that provably holds the other end; empty where unknown.
     """
 
     uid: int
@@ -67,9 +67,9 @@ class Vouched:
     process: str = ""
 
     def key(self, claim: Claim) -> str:
-        """Return what everything that belongs to the domain is kept under.
+        """Return the key under which panicd keeps all that belongs to the domain.
 
-        It outlives the process: a VM that is started again has its budget still. ``owner_of``
+        The key outlives the process: a VM that is started again keeps its budget. ``owner_of``
         reads the user back.
         """
         if not self.dials_in:
@@ -80,7 +80,7 @@ class Vouched:
 
 @lru_cache(maxsize=16_384)
 def owner_of(key: str) -> int | None:
-    """Return the user whose domain has this key; None of a key that 0.1.0 wrote."""
+    """Return the user whose domain has this key; None for a key that 0.1.0 wrote."""
     found = _KEY.match(key)
     return int(found[1]) if found else None
 
@@ -88,9 +88,9 @@ def owner_of(key: str) -> int | None:
 def is_same_vm(one: Vouched, its: Claim, other: Vouched, others: Claim) -> bool:
     """Tell whether two connections lead to one VM.
 
-    The process decides where both are known. Else the user must be the same and so must the claim,
-    and they either came from the same process number, or both dialled in: then one is the other's
-    successor. So nobody is taken for another user's VM.
+    If both processes are known, they decide. Otherwise the user and the claim must be the same, and
+    either the process numbers are the same, or both dialled in: then one is the other's successor.
+    So panicd never takes a connection for another user's VM.
     """
     if one.process and other.process:
         return one.process == other.process
@@ -100,14 +100,14 @@ def is_same_vm(one: Vouched, its: Claim, other: Vouched, others: Claim) -> bool:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Tell whether two monitors' addresses are one place: a path, or a socket dialled in to.
+    """Tell whether two monitors' addresses are one place: a path, or panicd's listening socket.
 
-    This is all that 0.1.0 wrote down of what the host vouches for.
+    0.1.0 wrote down nothing else that the host vouches for.
     """
     return one == other or (_listening(one) is not None and _listening(one) == _listening(other))
 
 
 def _listening(address: str) -> str | None:
-    """Return the socket that was dialled in to: such a connection is called ``PATH#NUMBER``."""
+    """Return the socket to which a VM dialled in: ``PATH`` of the address ``PATH#NUMBER``."""
     path, mark, number = address.rpartition("#")
     return path if mark and number.isdecimal() else None

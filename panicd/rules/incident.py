@@ -1,8 +1,7 @@
 """An incident: one panic episode of one domain, from the panic to its end.
 
-An incident is the fold of its journal entries: ``apply`` is the only way in which one changes, and
-it takes each entry past the state table before anything else. The table is all there is; an entry
-that has no place in it raises.
+An incident is the fold of its journal entries. Only ``apply`` changes an incident. It first looks
+each entry up in the state table, and raises an error if the table has no place for the entry.
 """
 
 from dataclasses import dataclass, field, replace
@@ -114,7 +113,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """How a step ended, and what there is to say about it."""
+    """How a step ended, with details."""
 
     outcome: Outcome
     detail: str = ""
@@ -136,13 +135,13 @@ class Opened(Entry):
         domain: the domain's name, as panicd shows it.
         uuid: the UUID that the VM claims, empty where it has none.
         monitor: the monitor's address.
-        process: what tells this QEMU process from every other one, empty where unknown.
-        source: how it became known.
+        process: the unique identity of this QEMU process, empty where unknown.
+        source: how the panic became known.
         information: the panic's payload.
-        key: what the domain's belongings are kept under (``identity.Vouched.key``); empty in what
-            0.1.0 wrote.
-        name: that its policy goes by: the one that the VM claims, or its socket's; empty in what
-            0.1.0 wrote, which knew none but ``domain``.
+        key: the key of the domain's belongings (``identity.Vouched.key``); empty in entries of
+            0.1.0.
+        name: the name that selects its policy: the VM's claim, or its socket's name; empty in
+            entries of 0.1.0, which knew only ``domain``.
     """
 
     domain: str
@@ -157,17 +156,17 @@ class Opened(Entry):
 
     @property
     def domain_key(self) -> str:
-        """What the domain is counted under: 0.1.0 knew no more of it than what it claims."""
+        """The key that counts for the domain: in entries of 0.1.0 only its claim is known."""
         return self.key or self.uuid or self.domain
 
     @property
     def called(self) -> str:
-        """The name that the domain's policy goes by."""
+        """The name that selects the domain's policy."""
         return self.name or self.domain
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What an operator may call the domain, or hold it by."""
+        """The names by which an operator may call or hold the domain."""
         return (self.key, self.uuid, self.called, self.domain, self.monitor)
 
 
@@ -202,8 +201,8 @@ class StepEnded(Entry):
     Attributes:
         index: of the step in the plan.
         outcome: how it ended.
-        detail: what there is to say about it: an error's text, a dump's path.
-        signature: what the panic is known by, where evidence that was taken tells.
+        detail: more about it: an error's text, a dump's path.
+        signature: the panic's signature, if the evidence shows it.
     """
 
     index: int
@@ -215,7 +214,7 @@ class StepEnded(Entry):
 
 @dataclass(frozen=True, slots=True)
 class Settled(Entry):
-    """Nothing more is done for now, and the incident stays open, in this state."""
+    """panicd does no more for now; the incident stays open, in this state."""
 
     state: Literal[State.PRESERVED, State.RUNNING_ON, State.FAILED, State.RESET]
     kind: Literal["settled"] = "settled"
@@ -238,7 +237,7 @@ class Asked(Entry):
         uid: the user who asked (SO_PEERCRED, unix(7)).
         what: the command, and its argument.
         why: in the operator's words.
-        user: who asked by the page, whose requests have panicd's own uid; empty for others.
+        user: who asked by the page (its requests have panicd's own uid); empty for others.
     """
 
     uid: int
@@ -260,7 +259,7 @@ class Acknowledged(Entry):
 
 @dataclass(frozen=True, slots=True)
 class Observed(Entry):
-    """Something else was seen to happen to the domain, and not by panicd."""
+    """panicd saw something else happen to the domain, not by its own doing."""
 
     what: str
     kind: Literal["observed"] = "observed"
@@ -290,7 +289,7 @@ AnyEntry = (
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What is known of one step: ``outcome`` is None while it runs."""
+    """One step's record: ``outcome`` is None while the step runs."""
 
     begun_at: float
     ended_at: float | None = None
@@ -308,16 +307,16 @@ class Incident:
         state: where it stands.
         repeats: panics reported after the first.
         plan: the latest plan.
-        steps: what is known of that plan's steps, by index.
-        begun: how often each of them was begun, by index, and not skipped after that.
-        decisions: every decision so far, the latest last; one that is made again stands there once.
+        steps: the records of that plan's steps, by index.
+        begun: how often each step was begun and not skipped after that, by index.
+        decisions: every decision so far, the latest last; a repeated decision is listed once.
         closed: how it ended.
         acknowledged: who looked at it.
-        said: the guest's own words for it, as the evidence tells; empty where unknown.
-        told: what the panic is known by, as the evidence tells.
-        enforced: how often it was stopped again after somebody else resumed it.
-        ran_on: it was ignored already, and has run on.
-        dumped: where its complete dump was put; empty where there is none.
+        said: the guest's own words for the panic, from the evidence; empty where unknown.
+        told: the panic's signature, from the evidence.
+        enforced: how often panicd stopped the guest again after somebody else resumed it.
+        ran_on: panicd has already ignored a panic, and the guest has run on.
+        dumped: the complete dump's path; empty where there is none.
     """
 
     id: str
@@ -338,12 +337,12 @@ class Incident:
 
     @property
     def panic_line(self) -> str:
-        """The line that says why the guest panicked: its own words, or else its payload's."""
+        """The line that says why the guest panicked: its own words, or else the payload."""
         return self.said or payload_line(self.opened.information)
 
     @property
     def signature(self) -> Signature | None:
-        """What the panic is known by: its own words, or else those of its payload."""
+        """The panic's signature, from the guest's own words, or else from the payload."""
         if self.told is not None and self.told.hash:
             return self.told
         return signature_of_payload(self.opened.information) or self.told
@@ -360,7 +359,7 @@ class Incident:
 
     @property
     def step_in_progress(self) -> int | None:
-        """The index of the step that was begun last, if it is not known to have ended."""
+        """The index of the step that was begun last, unless it has ended, as far as is known."""
         last = max(self.steps, default=None)
         return last if last is not None and self.steps[last].outcome is None else None
 
@@ -371,7 +370,7 @@ class Incident:
 
     @property
     def watched_until(self) -> float | None:
-        """Until when the guest is left to handle its panic itself, if it is; since the epoch."""
+        """When the guest's time to handle its panic itself ends, in seconds since the epoch."""
         index = self.step_in_progress
         step = self.plan.steps[index] if self.plan and index is not None else None
         if index is None or not isinstance(step, AwaitGuestReset) or not self.is_open:
@@ -380,7 +379,7 @@ class Incident:
 
     @property
     def runs_unproven(self) -> bool:
-        """Whether the guest had its own time, and nobody knows whether it reset itself in it."""
+        """Whether the guest had its own time, and may have reset itself in it unseen."""
         return self.state is State.FAILED and self.action is Action.GRACE
 
     @property
@@ -397,7 +396,7 @@ class Incident:
 
 
 OWN_TIME_OVER: Final = {Reason.GRACE: Reason.GRACE_OVER, Reason.KDUMP: Reason.KDUMP_STUCK}
-"""What is said of a guest's own time when it is over."""
+"""The reason to give when a guest's own time is over."""
 
 
 def own_time_over(incident: Incident) -> Reason | None:
@@ -433,7 +432,7 @@ def apply(incident: Incident, entry: AnyEntry) -> Incident:
             state = _next(incident, Mark.STEP)
             if incident.plan is None or not 0 <= index < len(incident.plan.steps):
                 raise IllegalTransitionError(f"{incident.id}: the plan has no step {index}")
-            # What is known of later steps is from before they are gone through once more.
+            # The records of later steps are from before these steps begin once more.
             earlier = {i: record for i, record in incident.steps.items() if i < index}
             begun = {**incident.begun, index: incident.begun.get(index, 0) + 1}
             steps = {**earlier, index: StepRecord(at)}

@@ -1,8 +1,8 @@
 """Which devices answer on an I/O port, from HMP's ``info mtree``.
 
-A pvpanic can be put on any port (``ioport=``). On one that another device has, what the guest
-writes for that device raises a panic: port 0, which was once proposed to be rid of the device, is
-the DMA controller's.
+A pvpanic can be put on any port (``ioport=``). If another device has the same port, the guest's
+writes to that device raise a panic. Port 0, once proposed as a way to disable pvpanic, is the DMA
+controller's.
 
 Source: QEMU, ``softmmu/memory.c``, ``mtree_print_mr``; seen on 1.5, 1.6, 1.7, 7.2 and 10.0.
 """
@@ -11,9 +11,9 @@ import re
 from typing import Final
 
 INDENTS: Final = {"I/O": 2, "address-space: I/O": 4}
-"""How deep a space's devices stand below its heading: up to 1.7, and later.
+"""How deep an address space's devices stand below its heading: up to 1.7, and later.
 
-What is nested more deeply is part of a device, and need not be where it says.
+A more deeply nested region is part of a device; its address need not be the real one.
 """
 
 _REGION: Final = re.compile(

@@ -1,4 +1,4 @@
-"""The last lines of a guest kernel's log, the newest read first, and the one that says why.
+"""A guest kernel's last log lines, read from the newest on, and the line that tells the cause.
 
 Source: ``panicd.rules.guest_memory`` for the log, ``panicd.rules.panic_text`` for its words.
 """
@@ -31,11 +31,11 @@ LEAST: Final = 32  # records that are tried together where more can't be read
 
 @dataclass(frozen=True, slots=True)
 class KernelLog:
-    """What could be read of a log.
+    """The readable part of a log.
 
     Attributes:
-        lines: the newest, oldest first.
-        complete: nothing of what the buffer holds is missing.
+        lines: the newest lines, oldest first.
+        complete: they are all that the buffer holds.
         release: the kernel's, as ``uname -r`` says it.
     """
 
@@ -47,11 +47,11 @@ class KernelLog:
 def read_log(info: Vmcoreinfo, limits: Limits) -> Reading[KernelLog]:
     """Read the last lines of the log.
 
-    What could be read when a limit is met, or when ``NotReadableError`` is thrown in, is returned.
+    At a limit, or when ``NotReadableError`` is thrown in, it returns the lines read so far.
 
     Args:
         info: the guest kernel's note on itself.
-        limits: what it may cost.
+        limits: how much the reading may cost.
 
     Raises:
         NotReadableError: not one line could be read; the text says why.
@@ -70,7 +70,7 @@ def read_log(info: Vmcoreinfo, limits: Limits) -> Reading[KernelLog]:
                 break
             if block == LEAST:
                 raise
-            block = max(LEAST, block // 2)  # the newest may be readable, what is older not
+            block = max(LEAST, block // 2)  # the newest may be readable, older ones not
             continue
         lines = [line for record in records for line in _lines(record)] + lines
         done += count

@@ -1,7 +1,7 @@
-"""A guest's last words: the line that says why it panicked, how much that is worth, whose they are.
+"""A guest's last words: the line that tells why it panicked, its worth, the panic's signature.
 
-A guest has a log in its memory and may have consoles. Each may have lost what the other has: a ring
-buffer its oldest lines, a console what no level let through. The better of them counts.
+A guest has a log in its memory and may have consoles. Each may lack lines that the other has: a
+ring buffer its oldest, a console those that its log level held back. The better of them counts.
 """
 
 from collections.abc import Iterable
@@ -22,9 +22,9 @@ class LastWords:
     """What a guest said of its panic.
 
     Attributes:
-        worth: how much that is.
-        line: that says why, cut at ``MAX_TEXT``; empty: none does.
-        signature: what the panic is known by; None where its cause isn't told.
+        worth: how much the words tell of the cause.
+        line: the line that tells the cause, cut at ``MAX_TEXT``; empty: none does.
+        signature: the panic's signature; None if no line tells its cause.
     """
 
     worth: Worth
@@ -32,7 +32,7 @@ class LastWords:
     signature: Signature | None = None
 
     def or_better(self, other: "LastWords") -> "LastWords":
-        """Return what is worth more; of two that are worth the same, these."""
+        """Return the words that are worth more; these, if both are worth the same."""
         return other if other.worth > self.worth else self
 
 
@@ -40,7 +40,7 @@ SILENCE: Final = LastWords(Worth.NOTHING)
 
 
 def words_of_log(lines: Iterable[LogLine]) -> LastWords:
-    """Return what a kernel's log says of its panic.
+    """Return the last words of a kernel's log.
 
     Args:
         lines: the log's last lines, oldest first. Those not written by the kernel don't count.
@@ -53,15 +53,15 @@ def words_of_log(lines: Iterable[LogLine]) -> LastWords:
 
 
 def words_of_bug_check(check: BugCheck) -> LastWords:
-    """Return what a Windows says of its panic."""
+    """Return a Windows guest's last words."""
     return LastWords(Worth.CAUSE, check.line, signature_of_bug_check(check))
 
 
 def words_of_console(end: bytes) -> LastWords:
-    """Return what a console says of a guest's panic, whatever system the guest is.
+    """Return the last words on a console, whatever system the guest is.
 
     Args:
-        end: of what the guest wrote. Anybody in the guest may have.
+        end: the end of the console's output. Anybody in the guest may have written it.
     """
     console = read_console(end)
     words = words_of_log(console.lines)
