@@ -1,8 +1,8 @@
-"""What libvirt knows of a domain that it runs: its own ``on_crash``, and who acts on a panic.
+"""libvirt's view of a domain that it runs: its own ``on_crash``, and who acts on a panic.
 
 libvirt acts on a panic within 3 ms, whatever else listens, unless its live ``<on_crash>`` is
-``preserve``. So panicd has it preserve, and keeps what the domain's own policy was in the domain's
-metadata, where a new start of panicd, or of libvirt, finds it again.
+``preserve``. So panicd sets ``preserve``, and keeps the domain's own policy in the domain's
+metadata. There panicd and libvirt find it again after a restart.
 
 Source: libvirt, formatdomain.html, 'Events configuration' and 'Paravirtualized panic device';
 virsh(1), ``metadata`` and ``set-lifecycle-action``.
@@ -26,7 +26,7 @@ _OWN_MONITOR: Final = re.compile(
     r"/domain-\d+-[^/]*/monitor\.sock$|/libvirt/qemu/(lib/)?[^/]+\.monitor$"
 )
 OWN_MONITORS: Final = ("/var/lib/libvirt/qemu/domain-1-vm/monitor.sock",)
-"""What libvirt's own monitors are called, for example."""
+"""An example of the names of libvirt's own monitors."""
 
 SYSTEM_RUN: Final = "/run/libvirt/qemu"
 METADATA_URI: Final = "urn:panicd:libvirt:1"
@@ -35,11 +35,11 @@ METADATA_URI: Final = "urn:panicd:libvirt:1"
 METADATA_KEY: Final = "panicd"  # the prefix of its element
 
 TAKEN_FROM: Final = "taken_from"
-"""Its attribute: libvirt's word of before panicd had it preserve. It goes along with a saved image
-and with a migration, and tells what panicd did from a word that somebody else wrote there."""
+"""The element's attribute: libvirt's ``on_crash`` before panicd set ``preserve``. A saved image and
+a migration keep it. It tells panicd's own change from a word that somebody else wrote there."""
 
 PLUGGED_URI: Final = "urn:panicd:device:1"
-"""The namespace of another one: the panic device that panicd has plugged into this start of it."""
+"""The namespace of a second element: the panic device that panicd plugged in at this start."""
 
 PLUGGED_KEY: Final = "panicd-device"
 
@@ -74,19 +74,19 @@ class LibvirtDomain:
     """A running domain, as libvirt describes it.
 
     Attributes:
-        id: libvirt's number of it, which is new at each start.
-        name: the domain's.
-        uuid: the domain's.
-        handling: the live ``<on_crash>``: what libvirt itself does about a panic.
-        kept: panicd's own word in the metadata, as it stands there; empty where there is none.
-        monitors: the sockets of the QMP monitors that it was given by ``<qemu:commandline>``; first
-            that of the character device ``panicd``.
+        id: libvirt's number for it, new at each start.
+        name: the domain's name.
+        uuid: the domain's UUID.
+        handling: the live ``<on_crash>``: libvirt's own action on a panic.
+        kept: panicd's own word in the metadata, verbatim; empty where there is none.
+        monitors: the sockets of the QMP monitors in ``<qemu:commandline>``; first that of the
+            character device ``panicd``.
         panic_models: of each ``<panic>`` device; ``default`` where it has no model.
         has_vmcoreinfo: its guest's kernel can leave a note on itself (``<vmcoreinfo/>``).
         ends_on_reset: libvirt ends it instead of having it reset (``<on_reboot>``).
-        memory: bytes of it; 0 where that is not known.
+        memory: its memory in bytes; 0 where unknown.
         is_encrypted: its memory can't be read from outside (``<launchSecurity/>``).
-        taken_from: libvirt's word of before panicd had it preserve; empty where panicd has not.
+        taken_from: libvirt's word before panicd set ``preserve``; empty if panicd did not.
         plugged: panicd has plugged a panic device into this start of it.
     """
 
@@ -111,14 +111,14 @@ class LibvirtDomain:
 
     @property
     def lets_run(self) -> bool:
-        """Whether libvirt's way of acting on a panic is to let the guest run on, never stopped."""
+        """Whether libvirt's action on a panic is to let the guest run on without a stop."""
         return self.handling == PRESERVE_RUNNING
 
     @property
     def on_crash(self) -> OnCrash | None:
-        """The domain's own policy; None where it has a word for it that panicd does not know.
+        """The domain's own policy; None if panicd does not know its word.
 
-        What was set in libvirt after panicd had it preserve counts before what panicd kept.
+        A value set in libvirt after panicd's ``preserve`` goes before the value that panicd kept.
         """
         if self.acts:
             return ON_CRASH.get(self.handling)
@@ -129,10 +129,10 @@ class LibvirtDomain:
 
     @property
     def takeover(self) -> str:
-        """The element for the metadata, before libvirt is told to preserve; empty where it does.
+        """The element for the metadata; empty where libvirt preserves already.
 
-        What the policy was is kept first: if the second command is not carried out, libvirt still
-        acts as before.
+        panicd writes it before it tells libvirt to preserve: if that second command fails, libvirt
+        still acts as before.
         """
         if not self.acts or self.on_crash is None:
             return ""
@@ -145,12 +145,12 @@ class LibvirtDomain:
 
     @property
     def gives_back(self) -> str:
-        """The ``<on_crash>`` of before panicd had libvirt preserve; empty where it has not."""
+        """The ``<on_crash>`` before panicd set ``preserve``; empty if panicd did not."""
         settable = self.taken_from in ON_CRASH.keys() - {PRESERVE, PRESERVE_RUNNING}
         return self.taken_from if settable and not self.acts else ""
 
     def given_back(self) -> "LibvirtDomain":
-        """Return the domain as it is after that was set again, and the metadata removed."""
+        """Return the domain as it is once ``gives_back`` is set and the metadata removed."""
         return replace(self, handling=self.gives_back, kept="", taken_from="")
 
 
@@ -158,7 +158,7 @@ def parse_domain(text: str) -> LibvirtDomain:
     """Read the live XML of a domain (``virsh dumpxml``).
 
     Raises:
-        UnreadableXMLError: it is none, or of a domain that does not run.
+        UnreadableXMLError: it is no domain's XML, or the domain does not run.
     """
     try:
         root = ET.fromstring(text)  # noqa: S314 - libvirt's own output, which it escapes
@@ -189,29 +189,29 @@ def parse_domain(text: str) -> LibvirtDomain:
 
 
 def plugged_element(argument: str) -> str:
-    """Return the element for the metadata that tells of a panic device plugged in by panicd.
+    """Return the metadata element for a panic device that panicd has plugged in.
 
     Args:
-        argument: to QEMU's ``-device``.
+        argument: the device, as an argument to QEMU's ``-device``.
     """
     return f"<device argument={quoteattr(argument)}/>"
 
 
 def _kibibytes(text: str) -> int:
-    """Return what a domain's live XML says of its memory, which is in KiB there."""
+    """Return a domain's memory from its live XML, which gives it in KiB."""
     return int(text) if re.fullmatch("[0-9]{1,15}", text) else 0
 
 
 @dataclass(frozen=True, slots=True)
 class DescribedGuest:
-    """What a domain's XML, running or not, says of its guest.
+    """A guest as its domain's XML describes it, whether the domain runs or not.
 
     Attributes:
-        osinfo: libosinfo's id of what it runs, as virt-install keeps it; empty where there is none.
-        architecture: of its CPU.
+        osinfo: libosinfo's id of its system, as virt-install keeps it; empty where there is none.
+        architecture: the architecture of its CPU.
         has_agent: it has a channel for a guest agent.
-        runs: it runs.
-        panic_models: of each ``<panic>`` device; ``default`` where it has no model.
+        runs: the domain runs.
+        panic_models: the model of each ``<panic>`` device; ``default`` where it has none.
     """
 
     osinfo: str
@@ -226,10 +226,10 @@ AGENT: Final = "org.qemu.guest_agent.0"
 
 
 def parse_guest(text: str) -> DescribedGuest:
-    """Read what a domain's XML says of its guest (``virsh dumpxml``).
+    """Read the guest's description from a domain's XML (``virsh dumpxml``).
 
     Raises:
-        UnreadableXMLError: it is none.
+        UnreadableXMLError: it is no domain's XML.
     """
     try:
         root = ET.fromstring(text)  # noqa: S314 - libvirt's own output, which it escapes
@@ -259,7 +259,7 @@ def monitors_of(text: str) -> tuple[str, ...]:
 
 
 def _monitors(root: ET.Element) -> tuple[str, ...]:
-    """Return the sockets of the QMP monitors that QEMU is given, panicd's own first."""
+    """Return the sockets of QEMU's QMP monitors, panicd's own first."""
     arguments = [element.get("value", "") for element in root.iterfind(QEMU_ARGUMENTS)]
     paths: dict[str, str] = {}
     monitors: list[tuple[bool, str]] = []
@@ -272,7 +272,7 @@ def _monitors(root: ET.Element) -> tuple[str, ...]:
 
 
 def _qmp_on(option: str, value: str) -> str:
-    """Return the id of the character device that an option has QEMU speak QMP on; else nothing."""
+    """Return the id of the character device that an option uses for QMP; empty if it uses none."""
     if option in {"-qmp", "-qmp-pretty"} and value.startswith("chardev:"):
         return value.removeprefix("chardev:")
     by_object = option == "-object" and value.startswith("monitor-qmp,")  # since QEMU 11.1
@@ -287,7 +287,7 @@ def _property(value: str, key: str) -> str:
 
 
 def parse_domains(text: str) -> list[LibvirtDomain]:
-    """Read the XML of several domains, one after the other, and pass over what is none."""
+    """Read several domains' XML, one after the other, and skip any part that is no domain."""
     domains = []
     for part in text.split("</domain>\n"):
         _, begin, rest = part.partition("<domain ")
@@ -301,15 +301,15 @@ def parse_domains(text: str) -> list[LibvirtDomain]:
 def is_own_monitor(path: str, arguments: Sequence[str] = ()) -> bool:
     """Tell whether a socket is the monitor by which libvirt itself commands a QEMU.
 
-    It takes one client: whoever else waits there locks libvirt out of its VM after its restart.
+    It takes one client. Another client that waits there locks a restarted libvirt out of its VM.
 
     Args:
-        path: the socket's; libvirt has called it ``domain-ID-NAME/monitor.sock`` since 1.2.19, and
+        path: the socket's path; libvirt's is ``domain-ID-NAME/monitor.sock`` since 1.2.19, and was
             ``libvirt/qemu/NAME.monitor`` before (``qemuDomainSetPrivatePaths``,
             ``qemuProcessPrepareMonitorChr``).
-        arguments: of the process that listens there, as far as they are known. libvirt calls the
-            character device `LIBVIRTS_MONITOR`; where it hands QEMU a socket that it listens on
-            itself, the process is libvirt's.
+        arguments: those of the process that listens there, where known. libvirt calls the
+            character device `LIBVIRTS_MONITOR`. If libvirt itself listens on the socket before it
+            hands it to QEMU, the process is libvirt's.
     """
     if _OWN_MONITOR.search(path):
         return True
@@ -322,12 +322,13 @@ def is_own_monitor(path: str, arguments: Sequence[str] = ()) -> bool:
 
 
 def pid_file(uri: str, name: str, environment: Mapping[str, str]) -> PurePosixPath:
-    """Return where libvirt writes down the process of a domain (``virPidFileBuildPath``).
+    """Return the path of libvirt's PID file for a domain (``virPidFileBuildPath``).
 
     Args:
-        uri: of the libvirt (libvirt.org/uri.html): its path tells the system's from a user's own.
-        name: the domain's.
-        environment: panicd's: a user's own libvirt goes by XDG_RUNTIME_DIR.
+        uri: the libvirt's URI (libvirt.org/uri.html); its path tells the system's libvirt from a
+            user's own.
+        name: the domain's name.
+        environment: panicd's environment: a user's own libvirt goes by XDG_RUNTIME_DIR.
     """
     own = urlsplit(uri).path.endswith("/session")
     run = f"{environment.get('XDG_RUNTIME_DIR', '')}/libvirt/qemu/run" if own else SYSTEM_RUN
@@ -335,12 +336,12 @@ def pid_file(uri: str, name: str, environment: Mapping[str, str]) -> PurePosixPa
 
 
 def address_of(uri: str, uuid: str) -> str:
-    """Return what a domain goes by that has no monitor for panicd: its place in libvirt."""
+    """Return the address of a domain without a monitor for panicd: its place in libvirt."""
     return f"{uri}#{uuid}"
 
 
 def inherit(policy: Policy, domain: LibvirtDomain | None) -> Policy:
-    """Return a policy with the domain's own ``on_crash``, where it is to be inherited."""
+    """Return a policy with the domain's own ``on_crash``, if the policy inherits it."""
     if domain is None or domain.on_crash is None or not policy.inherits_on_crash:
         return policy
     return replace(policy, on_crash=domain.on_crash)

@@ -1,8 +1,8 @@
-"""Where a libvirt is reached: its URI, and the socket of its daemon. Pure.
+"""The place of a libvirt: its URI, and the socket of its daemon. Pure.
 
 Source: libvirt.org/uri.html ('Local hypervisor URIs', ``mode``, ``socket``), libvirt
-``src/remote/remote_sockets.c`` (``remoteGetUNIXSocket``): the daemon of QEMU's driver alone
-(virtqemud) goes before the one for all drivers (libvirtd), where its socket is there.
+``src/remote/remote_sockets.c`` (``remoteGetUNIXSocket``): if its socket exists, the daemon of
+QEMU's driver alone (virtqemud) goes before the one for all drivers (libvirtd).
 """
 
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ class Place:
     """A libvirt of this host.
 
     Attributes:
-        driver: what the daemon is asked to open.
-        sockets: the paths of its socket; the first that is there.
+        driver: the driver that panicd asks the daemon to open.
+        sockets: the possible paths of its socket; the first that exists counts.
     """
 
     driver: str
@@ -38,14 +38,14 @@ class Place:
 
 
 def find_place(uri: str, environment: Mapping[str, str]) -> Place:
-    """Return where a libvirt is reached.
+    """Return the place of a libvirt.
 
     Args:
-        uri: its URI.
+        uri: the libvirt's URI.
         environment: a user's own libvirt goes by XDG_RUNTIME_DIR.
 
     Raises:
-        UnusableUriError: it is of another host or driver, or asks for what panicd has not.
+        UnusableUriError: it names another host or driver, or needs a feature that panicd lacks.
     """
     parts = urlsplit(uri)
     scheme, _, transport = parts.scheme.partition("+")

@@ -1,4 +1,4 @@
-"""How a domain stands in libvirt's words, and what that is in QEMU's.
+"""libvirt's domain states, translated to QEMU's run states.
 
 Source: libvirt, ``include/libvirt/libvirt-domain.h`` (virDomainState and the reasons of each) and
 ``src/qemu/qemu_monitor.c`` (qemuMonitorVMStatusToPausedReason); seen with 9.0: after a reset a
@@ -36,22 +36,22 @@ _STATES: Final = {
 
 
 def run_state(state: int, reason: int) -> RunState:
-    """Return the run state that a domain's state stands for, with libvirt's reason of it."""
+    """Return the run state for libvirt's state of a domain and libvirt's reason for that state."""
     if state == PAUSED:
         return _PAUSED.get(reason, RunState.PAUSED)
     return _STATES.get(state, RunState.UNKNOWN)
 
 
 def lags(stand: Stand, wanted: Stand) -> bool:
-    """Whether libvirt has yet to take in what QEMU's events have told of the guest.
+    """Whether libvirt lags behind QEMU's events about the guest.
 
-    libvirt takes in a stop at once. It takes in a panic later, in a thread of its own. If the guest
-    is let run before that, libvirt says 'crashed' of a guest that runs. A reset need not be waited
-    for: libvirt's commands to one domain wait for each other.
+    libvirt notes a stop at once. It notes a panic later, in a thread of its own. If the guest runs
+    again before that, libvirt says 'crashed' of a running guest. panicd need not wait for a reset:
+    libvirt's commands to one domain wait for each other.
 
     Args:
-        stand: as libvirt says.
-        wanted: as the events said.
+        stand: the guest's state according to libvirt.
+        wanted: its state according to the events.
     """
     match wanted:
         case Stand.RUNS:

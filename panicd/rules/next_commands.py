@@ -6,14 +6,14 @@ from shlex import quote
 
 
 def word(name: str, otherwise: str) -> str:
-    """Return what to call a domain in a command.
+    """Return the word for a domain in a command.
 
-    A name that a shell or panicd would misunderstand is not used: a guest's owner may have chosen
-    it, and whoever copies a command does not look.
+    It is never a name that a shell or panicd would misunderstand: a guest's owner may have chosen
+    the name, and people copy commands without a look.
 
     Args:
-        name: the domain's.
-        otherwise: what to use instead: its UUID, or its monitor.
+        name: the domain's name.
+        otherwise: the word to use instead: its UUID, or its monitor.
     """
     return name if re.fullmatch(r"\w[\w.@:+-]*", name, re.ASCII) else quote(otherwise)
 
@@ -24,9 +24,9 @@ def next_commands(
     """Yield the commands to use next.
 
     Args:
-        incident_id: the incident's.
-        domain: what ``word`` calls its domain.
-        is_open: whether it is.
+        incident_id: the incident's id.
+        domain: the domain, as ``word`` returns it.
+        is_open: the incident is open.
         acknowledged: somebody has looked at it.
     """
     if is_open:

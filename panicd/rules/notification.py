@@ -1,4 +1,4 @@
-"""What of an incident somebody is told about."""
+"""The entries of an incident that panicd sends a notice about."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ from panicd.rules.incident import AnyEntry, Closed, Decided, Incident, Settled, 
 
 
 class Notice(StrEnum):
-    """What there is to tell; each stands for one entry of an incident."""
+    """The kinds of notice; each stands for one entry of an incident."""
 
     PANICKED = "panicked"  # and the first decision about it
     SETTLED = "settled"  # the incident stays open: for somebody to look at, or the guest runs on
@@ -14,7 +14,7 @@ class Notice(StrEnum):
 
 
 def notice_of(before: Incident | None, entry: AnyEntry) -> Notice | None:
-    """Return what an entry is told as, if it is; ``before`` is its incident without it."""
+    """Return the notice for an entry, None for none; ``before``: the incident without the entry."""
     match entry:
         case Decided() if before is not None and not before.decisions:
             return Notice.PANICKED

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Action(StrEnum):
-    """What is done with the guest, once its evidence is kept."""
+    """The action on the guest, once its evidence is kept."""
 
     DESTROY = "destroy"
     RESTART = "restart"
@@ -20,7 +20,7 @@ class Action(StrEnum):
 
 
 class OnCrash(StrEnum):
-    """What a domain's panic is to lead to."""
+    """The policy's word for the reaction to a domain's panic."""
 
     DESTROY = "destroy"
     RESTART = "restart"

@@ -1,4 +1,4 @@
-"""What operators ask for, as it is kept in the journal."""
+"""Operators' requests, as the journal keeps them."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -29,13 +29,13 @@ class Operation:
     Attributes:
         at: seconds since the epoch.
         uid: the user who asked (SO_PEERCRED, unix(7)).
-        kind: what was asked for.
-        domain: what the operator called it, a name or a UUID; its key where no QEMU claims that;
+        kind: the kind of request.
+        domain: the operator's word for it, a name or a UUID; its key if no QEMU claims that word;
             or ``EVERY_DOMAIN``.
         why: in the operator's words.
-        until: of a hold, when it ends by itself; None: when it is taken back.
+        until: when a hold ends by itself; None: it lasts until an operator takes it back.
         detail: of ``act`` the action, of ``ack`` the incident, of ``arm`` the device.
-        user: who asked by the page, whose requests have panicd's own uid; empty for others.
+        user: who asked by the page (its requests have panicd's own uid); empty for others.
     """
 
     at: float
@@ -57,7 +57,7 @@ class Holds:
             self.add(operation)
 
     def add(self, operation: Operation) -> None:
-        """Take in an operation, later than those before."""
+        """Add an operation that is later than all before."""
         match operation.kind:
             case OperationKind.HOLD:
                 self._latest[operation.domain] = operation
@@ -67,13 +67,13 @@ class Holds:
                 pass
 
     def shift(self, seconds: float) -> None:
-        """Have all end by so much later: the clock was set, and they last as long as they did."""
+        """Move the ends of all holds: the clock was set, and the holds last as long as before."""
         for domain, hold in self._latest.items():
             if hold.until is not None:
                 self._latest[domain] = replace(hold, until=hold.until + seconds)
 
     def on(self, names: Iterable[str], now: float) -> Operation | None:
-        """Return the hold that a domain is under, by any of its names or with the whole host."""
+        """Return the hold on a domain, by any of its names, or on the whole host."""
         if not self._latest:  # asked at each step of each panic
             return None
         holds = (self.at(held, now) for held in (*names, EVERY_DOMAIN))
@@ -98,12 +98,12 @@ class Holds:
 def over(operations: Mapping[int, Operation], before: float) -> list[int]:
     """Return which operations were over before a time, in the order in which they may be forgotten.
 
-    A hold that is a domain's latest is over when it ends, everything else once it was asked. Of a
-    domain's holds and unholds the later ones are never forgotten first: what they ended would be in
+    A domain's latest hold is over when it ends; any other operation is over at once. A domain's
+    later holds and unholds are never forgotten before its earlier ones, which would then be in
     force again.
 
     Args:
-        operations: by their positions, in their order.
+        operations: the operations by their positions, in order.
         before: seconds since the epoch.
     """
     latest = {asked.domain: position for position, asked in operations.items() if _holds(asked)}

@@ -1,7 +1,7 @@
-"""What a panic's payload says, in words.
+"""A panic's payload in words.
 
-A payload is a hint and no more: a panic without one, or with one that lacks what it should have, is
-still a panic. Its texts are the guest's.
+A payload is only a hint: a panic with no payload, or an incomplete one, is still a panic. The guest
+chooses the payload's texts.
 
 Sources: QAPI ``GuestPanicInformation`` (``qapi/run-state.json``); Linux, ``hyperv_report_panic`` in
 ``arch/x86/hyperv/hv_init.c``, and the Hypervisor Top-Level Functional Specification for the guest
@@ -25,7 +25,7 @@ MEMBERS: Final[Mapping[str, Mapping[str, type]]] = MappingProxyType(
         "sev": {"set": int, "code": int},  # QEMU 11.0
     }
 )
-"""What each type of payload always has (``gpa`` of ``tdx`` is optional)."""
+"""The members that each type of payload always has (``gpa`` of ``tdx`` is optional)."""
 
 NONE: Final = "none that can be read (a pvpanic device sends none)"
 IN_DECIMAL: Final = frozenset({"core"})
@@ -48,10 +48,9 @@ class Payload:
     """A payload in words.
 
     Attributes:
-        summary: what it says, in one line.
+        summary: the payload in one line.
         members: each of its members, as a debugger wants it: numbers in hexadecimal.
-        missing: the names of members that are not there, or are no number or text where they should
-            be.
+        missing: the names of members that are absent or of the wrong type.
     """
 
     summary: str
@@ -60,7 +59,7 @@ class Payload:
 
 
 def describe(information: PanicInformation | None) -> Payload:
-    """Return what a payload says."""
+    """Return a payload in words."""
     if information is None:
         return Payload(NONE)
     fields = dict(information.fields)
@@ -76,14 +75,14 @@ def describe(information: PanicInformation | None) -> Payload:
 
 
 def payload_line(information: PanicInformation | None) -> str:
-    """Return what a payload says, in one line; empty: nothing."""
+    """Return a payload in one line; empty if it says nothing."""
     if information is None or information.type not in MEMBERS:
         return ""
     return describe(information).summary
 
 
 def windows_bug_check(information: PanicInformation | None) -> BugCheck | None:
-    """Return the bug check of a Windows; None where a payload has none, or not all of it."""
+    """Return a Windows guest's bug check; None if the payload has none, or only a part of it."""
     if information is None or information.type != "hyper-v":
         return None
     check = _bug_check(dict(information.fields))
@@ -91,7 +90,7 @@ def windows_bug_check(information: PanicInformation | None) -> BugCheck | None:
 
 
 def _bug_check(fields: Mapping[str, int | str]) -> BugCheck | None:
-    """Return what a Windows wrote to its crash registers; None: it is none, or has no code."""
+    """Return the bug check in a Windows guest's crash registers; None: no Windows, or no code."""
     numbers = [fields.get(name) for name in MEMBERS["hyper-v"]]
     code, *parameters = (n % 2**64 if isinstance(n, int) else None for n in numbers)
     if code is None or (parameters[0] is not None and _is_linux(parameters[0])):

@@ -1,9 +1,9 @@
-"""The plan for a decision: frozen steps, each with its time limit and what follows a failure.
+"""The plan for a decision: frozen steps, each with its time limit and the consequence of a failure.
 
-A plan is static data. It is printed by ``panicd explain``, tested as a table, and written to the
-journal whole before its first step. ``Cont`` is born here and nowhere else: after a
-``SystemReset``, for an operator's release, for ``ignore`` where the panic, or its dump, had stopped
-the guest, and for the grace in which a guest that the panic stopped may handle it itself.
+A plan is static data. ``panicd explain`` prints it, tests check it as a table, and the journal has
+all of it before its first step. Only this module makes a ``Cont``: after a ``SystemReset``, for an
+operator's release, for ``ignore`` if the panic or its dump had stopped the guest, and for the grace
+in which a guest that the panic stopped may handle it itself.
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,11 +16,11 @@ from panicd.rules.policy import Decision, Reason, Situation
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat, Policy, Timeouts
 
-FLOOD_STOP: Final = 60.0  # seconds: the answer comes behind all the panics that are not yet read
+FLOOD_STOP: Final = 60.0  # seconds: the answer comes after all the panics not yet read
 
 
 class OnFailure(StrEnum):
-    """What follows a step that failed."""
+    """The consequence of a failed step."""
 
     CONTINUE = "continue"  # the next step is taken all the same
     FALL_BACK = "fall-back"  # the plan ends here and the policy's fallback is decided
@@ -29,12 +29,12 @@ class OnFailure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that is done to a domain.
+    """One thing that panicd does to a domain.
 
     Attributes:
         timeout: seconds until the step counts as failed.
-        on_failure: what follows then.
-        by_libvirt: libvirt runs the domain and is told to do it; the monitor, where that is silent.
+        on_failure: the consequence of a failure.
+        by_libvirt: libvirt runs the domain, so panicd asks libvirt; the monitor if it is silent.
     """
 
     timeout: float
@@ -49,12 +49,12 @@ class EnsureStopped(Step):
 
 @dataclass(frozen=True, slots=True)
 class Collect(Step):
-    """Keep what the panicked guest still shows: its kernel log, its screen, its registers."""
+    """Keep the panicked guest's evidence: its kernel log, its screen, its registers."""
 
 
 @dataclass(frozen=True, slots=True)
 class AwaitQuiet(Step):
-    """Wait for the end of a migration, a block job or another dump: the action would cut it."""
+    """Wait for the end of a migration, a block job or another dump: the action would abort it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,12 @@ class Kill(Step):
 
 @dataclass(frozen=True, slots=True)
 class RunRelaunch(Step):
-    """Start the domain by a command, a systemd unit or libvirt; done when that says so.
+    """Start the domain by a command, a systemd unit or libvirt; done when that reports success.
 
     Attributes:
-        command: what is run.
+        command: the command.
         unit: the unit, or a pattern of it.
-        libvirt_uri: of the libvirt.
+        libvirt_uri: the libvirt's URI.
     """
 
     command: tuple[str, ...] = ()
@@ -131,14 +131,14 @@ AnyStep = (
 
 
 def told(step: AnyStep) -> str:
-    """Return what a step does, in one sentence."""
+    """Return one sentence on what a step does."""
     first = (type(step).__doc__ or "").partition("\n\n")[0]
     return " ".join(first.replace("``", "`").split())
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is carried out for one decision, in this order."""
+    """The steps that carry out one decision, in order."""
 
     decision: Decision
     steps: tuple[AnyStep, ...]
@@ -148,7 +148,7 @@ def make_plan(
     decision: Decision, policy: Policy, capability: Capability, situation: Situation
 ) -> Plan:
     """Return the steps that carry out a decision."""
-    # A guest that libvirt lets run is not stopped: libvirt would not know it, and resume it never.
+    # panicd never stops a guest that libvirt lets run: libvirt would not note it, nor resume it.
     left_running = decision.reason is Reason.LIBVIRT and capability.libvirt_lets_run
     if decision.reason is Reason.HELD or left_running:
         return Plan(decision, ())
@@ -235,7 +235,7 @@ def _relaunch(policy: Policy) -> tuple[AnyStep, ...]:
 def _ignore(
     policy: Policy, situation: Situation, dump: tuple[Dump, ...], cont: Cont
 ) -> tuple[AnyStep, ...]:
-    """Return nothing for a guest that runs on; whoever else stopped it keeps it stopped."""
+    """Return no steps for a guest that runs on; if others stopped it, it stays stopped."""
     assert situation.run_state is not None
     stop, quiet = EnsureStopped(policy.timeouts.stop), AwaitQuiet(policy.timeouts.quiet)
     collect = () if situation.again else _collect(policy)

@@ -1,7 +1,7 @@
-"""A panic device that a VM is given while it runs (``panicd arm``): where there is room for it.
+"""A panic device that panicd gives a running VM (``panicd arm``): where there is room for it.
 
 Measured with QEMU 7.2 and Linux 6.1, on q35 (a root port) and on pc (its PCI bus): the guest's
-driver takes it at once, and takes leave of it as well.
+driver takes the device at once, and also copes with its removal.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Final
 
 DEVICE: Final = "pvpanic-pci"  # QEMU 6.0; pvpanic's own bus, ISA, takes nothing at run time
 DEVICE_ID: Final = "panicd-panic"
-"""Tells it from a device that the VM was started with."""
+"""Tells panicd's device from one that the VM was started with."""
 
 CONSEQUENCES: Final = (
     "QEMU gets the device, but the VM's manager does not know of it. Until `panicd disarm`, or the "
@@ -24,10 +24,10 @@ CONSEQUENCES: Final = (
 
 
 def places(pci: object) -> list[dict[str, str]]:
-    """Return where the device may find room, as arguments of ``device_add``, the best first.
+    """Return the places for the device, as arguments of ``device_add``, the best first.
 
-    A PCIe port has one slot, and QEMU takes a second device without a word where the guest never
-    sees it. The last port goes first, for whoever manages the VM begins with the first.
+    A PCIe port has one slot. QEMU accepts a second device without an error, but the guest never
+    sees it. The last port goes first, since the VM's manager begins with the first.
 
     Args:
         pci: the answer to ``query-pci``.
@@ -45,9 +45,9 @@ class Plugged:
     """The device, as QEMU has it.
 
     Attributes:
-        argument: to ``-device``, which gives another QEMU the same in the same place.
+        argument: the argument to ``-device`` that gives another QEMU this device in this place.
         is_taken: its memory is enabled, so the guest's driver has taken it. After a reset the
-            firmware may have done that.
+            firmware may have enabled it.
     """
 
     argument: str
