@@ -5,16 +5,16 @@ is no clock, no file and no waiting in here. What the machine waits for is a pha
 
 ::
 
-    inputs ──► table.step ──► effects        arrival   how a domain is found, and left
-                  │                          resting   what is heard while nothing is under way
-         phases and their rows               deciding  what is decided, and what follows
+    inputs ──► table.step ──► effects        arrival   finding a domain, and leaving it
+                  │                          resting   events while nothing is under way
+         phases and their rows               deciding  decisions, and what follows them
                                              steps     how each step of a plan begins
 
     halting, commands, ending    the steps themselves; results: how each came out
-    hearing        what is heard while something is under way; answers: what QEMU's answers say
+    hearing        events while something is under way; answers: what QEMU's answers say
     ahead          what a panic leads to, known before it comes
     ignoring       a guest that runs on, panic after panic
-    state, vm      what is known of the incident, and of the VM; turn: one step in the making
+    state, vm      what the machine knows of the incident and the VM; turn: one step in the making
 """
 
 from panicd.rules.machine.state import State

@@ -1,11 +1,11 @@
-"""The machine run ahead: what a panic leads to, up to the first command, is known before it.
+"""The machine run ahead: panicd knows what a panic leads to, up to the first command, before it.
 
-Most panics come to a guest that runs, with nothing to hold its action up: a panic, its stop,
-an answer that QEMU is busy with nothing, and the disk's. ``foresee`` gives the machine these in
-advance. Where a panic comes ``as_foreseen``, what the machine would have done at each of them may
-be done without it, and it is given what came a moment later. It then comes to the same, but for
-the time and the incident's id: what is foreseen is the machine's own word. Anything else that comes
-ends that: the machine takes it, after what came before.
+Most panics come to a running guest, and nothing holds the action up. The inputs are then a panic,
+its STOP, QEMU's answer that it is busy with nothing, and a durable commit. ``foresee`` gives the
+machine these in advance. When a panic comes ``as_foreseen``, the driver carries out the foreseen
+effects, and gives the machine the inputs a moment later. The machine then returns the same effects,
+except for the time and the incident's id. Any other input ends the reaction: the machine takes
+that input, after the earlier ones.
 """
 
 from collections.abc import Iterable
@@ -33,13 +33,13 @@ Act = effects.Send | effects.Wake | effects.WatchProcess
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
-    """What a panic leads to. Serials count from the one before the panic; entries are noted at 0.
+    """What a panic leads to. Serials count from the one before the panic; entries have time 0.
 
     Attributes:
-        entries: that are on the disk before the command, after the one that opens the incident.
-        commit: makes them durable, and
-        asks: asks QEMU what it is busy with, both at the panic.
-        acts: once QEMU has answered and they are durable: the command, and what goes with it.
+        entries: after ``Opened``; they are on the disk before the command.
+        commit: makes the entries durable, at the panic.
+        asks: asks QEMU what it is busy with, at the panic.
+        acts: the command and its companions, once QEMU has answered and the entries are durable.
     """
 
     entries: tuple[AnyEntry, ...]
@@ -49,7 +49,7 @@ class Foreseen:
 
 
 def foresee(policy: Policy, capability: Capability) -> Foreseen | None:
-    """Return what a panic of a running guest leads to; None where more goes before the command."""
+    """Return what a panic of a running guest leads to; None if more precedes the command."""
     moment = Moment(0.0, 0.0, policy)
     resting = State(vm=Vm(RunState.RUNNING, capability), phase=Resting())
     state, made = step(resting, PANIC, moment)
@@ -64,18 +64,18 @@ def foresee(policy: Policy, capability: Capability) -> Foreseen | None:
     for came in (STOP, Answered(asks.serial, quiet), Durable(commit.serial)):
         state, made = step(state, came, moment)
     acts = tuple(each for each in without_notes(made) if isinstance(each, Act))
-    if acts != without_notes(made):  # libvirt is told
+    if acts != without_notes(made):  # libvirt gives the command
         return None
     return Foreseen(tuple(entries), commit, asks, acts)
 
 
 def without_notes(made: Iterable[effects.Effect]) -> tuple[effects.Effect, ...]:
-    """Return the effects that are more than an entry."""
+    """Return the effects without the notes."""
     return tuple(each for each in made if not isinstance(each, effects.Note))
 
 
 def as_foreseen(state: State, heard: Heard, moment: Moment) -> bool:
-    """Whether a panic comes to a guest, and at a moment, of which it is known what follows."""
+    """True if the event is a panic whose effects can be foreseen."""
     vm, event, policy = state.vm, heard.event, moment.policy
     return (
         isinstance(event, GuestPanickedEvent)
@@ -91,7 +91,7 @@ def as_foreseen(state: State, heard: Heard, moment: Moment) -> bool:
 
 
 def _is_at_ease(state: State, vm: Vm) -> bool:
-    """Whether the guest runs, and nothing is under way or waits for its turn."""
+    """True if the guest runs, and nothing is under way or waits for its turn."""
     return (
         isinstance(state.phase, Resting)
         and state.incident is None
@@ -106,12 +106,12 @@ def _is_at_ease(state: State, vm: Vm) -> bool:
 
 
 def is_stop(heard: Heard) -> bool:
-    """Whether the guest has stopped, which is what follows its panic."""
+    """True for the STOP that follows a panic."""
     return isinstance(heard.event, StopEvent)
 
 
 def is_quiet(answered: Answered) -> bool:
-    """Whether QEMU has answered that it is busy with nothing, and that the guest is panicked."""
+    """True if QEMU answered that it is busy with nothing and the guest is panicked."""
     *busy, status = answered.answers
     return (
         not any(isinstance(each, NoAnswer) for each in answered.answers)
@@ -121,7 +121,7 @@ def is_quiet(answered: Answered) -> bool:
 
 
 def counted_on(effect: effects.Commit | effects.Send | Act, serial: int) -> effects.Effect:
-    """Return an effect as it is after so many serials."""
+    """Return an effect with ``serial`` added to its own."""
     match effect:
         case effects.Send(own, commands, timeout, acts):
             return effects.Send(own + serial, commands, timeout, acts)

@@ -1,4 +1,4 @@
-"""What QEMU's answers say. Whoever answers may lie: what makes no sense counts as not said.
+"""What QEMU's answers say. QEMU may lie: panicd ignores answers that make no sense.
 
 Source: QAPI ``query-status`` (``qapi/run-state.json``), ``query-migrate``
 (``qapi/migration.json``), ``query-block-jobs`` (``qapi/block-core.json``), ``query-dump``
@@ -31,11 +31,11 @@ def run_state_of(answer: object) -> RunState:
 
 
 def work_in_progress(migration: object, jobs: object, dump: object = None) -> str:
-    """Return what QEMU is busy with that an action on the guest would cut off, or nothing.
+    """Return the work of QEMU that an action on the guest would cut off; empty: none.
 
     Args:
         migration: answer to ``query-migrate`` (QAPI ``MigrationStatus``).
-        jobs: answer to ``query-block-jobs``; a mirror that is ready only waits to be told to end.
+        jobs: answer to ``query-block-jobs``; a ready mirror only waits for the command to end.
         dump: answer to ``query-dump``.
     """
     if _member(migration, "status") in MIGRATING:

@@ -1,4 +1,4 @@
-"""How a domain is found, and how it is left: what a crash, a lost session or an end leads to."""
+"""Finding a domain and leaving it: after a crash, a lost session or QEMU's end."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,12 +27,12 @@ from panicd.rules.qapi import GuestPanickedEvent, PanicAction, PanicInformation,
 from panicd.rules.recovery import End, Found, GiveUp, GoOn, Redecide, Stay, recover
 
 NOT_BEGUN: Final = StepResult(Outcome.SKIPPED, "panicd came no further")
-"""How the step ends that was noted, and then not carried out: unlike others it leaves no trace."""
+"""Result of a step that was noted but not carried out: it leaves no other trace."""
 UNKNOWN_QEMU: Final = Capability(version=(0, 0, 0))
 
 
 def attached(turn: Turn, _phase: Begun, came: Attached) -> None:
-    """Go on with the incident that waits for this domain, and see whether it is panicked."""
+    """Go on with the incident that waits for this domain, and check for a panic."""
     turn.vm, turn.incident, turn.deferred = came.vm, came.incident, came.heard
     for heard in came.heard:
         turn.vm = follow(turn.vm, heard.event)
@@ -43,7 +43,7 @@ def attached(turn: Turn, _phase: Begun, came: Attached) -> None:
         turn.rest()
         return
     began_on = incident.opened.process
-    # Behind a proxy neither is known; then the VM's identity has to do.
+    # Behind a proxy neither process is known; then the VM's identity has to do.
     same = began_on == came.vm.process or not (began_on and came.vm.process)
     capability = came.vm.capability
     version, by_libvirt = capability.behaves_like, capability.by_api
@@ -51,7 +51,7 @@ def attached(turn: Turn, _phase: Begun, came: Attached) -> None:
 
 
 def take_up_policy(turn: Turn) -> None:
-    """Take in what is known beside the session; the rest of the policy is in each moment."""
+    """Update the VM's capability from the moment: libvirt's part, and a plugged device."""
     vm, moment = turn.known, turn.moment
     capability = run_by_libvirt(vm.capability, moment.libvirt)
     if moment.plugged is not None:
@@ -60,7 +60,7 @@ def take_up_policy(turn: Turn) -> None:
 
 
 def adopted(turn: Turn, _phase: Begun, came: Adopted) -> None:
-    """Take up an incident that has no connection."""
+    """Take up an incident without a connection."""
     incident = turn.incident = came.incident
     ended = came.plight is not Plight.HANGS
     turn.alone = turn.departed = True
@@ -81,10 +81,10 @@ def adopted(turn: Turn, _phase: Begun, came: Adopted) -> None:
 
 
 def _go_on_with_hung(turn: Turn) -> None:
-    """Go on with ending a QEMU whose monitor does not answer, if that had begun.
+    """Go on with ending a QEMU whose monitor does not answer, if its end had begun.
 
-    Only where the journal has it that QEMU did not end on ``quit`` and a signal was due: before
-    that, a silent monitor may just be taken by another client, and its guest be anyone's.
+    The journal must say that QEMU did not end on ``quit`` and a signal was due. Before a signal is
+    due, another client may just hold the silent monitor, and the guest may be anyone's.
     """
     last = max(turn.open.steps, default=None)
     escalates = turn.open.state is IncidentState.ACTING and last is not None
@@ -102,7 +102,7 @@ def _go_on_with_hung(turn: Turn) -> None:
 
 
 def _give_up_return(turn: Turn) -> None:
-    """The relaunched domain did not come back in its time."""
+    """Fail the relaunch: the domain did not come back in time."""
     index = turn.open.step_in_progress
     if index is None:
         turn.rest()
@@ -112,7 +112,7 @@ def _give_up_return(turn: Turn) -> None:
 
 
 def go_on_as_found(turn: Turn, found: Found) -> None:
-    """Go on with the open incident as its domain is found."""
+    """Go on with the open incident, according to the state of its domain."""
     incident = turn.open
     turn.unbroken = found.proves_panic
     recovery = recover(incident, found)
@@ -126,7 +126,7 @@ def go_on_as_found(turn: Turn, found: Found) -> None:
     match recovery:
         case GoOn() | GiveUp() if turn.moment.dry_run:
             turn.rest()
-        case GiveUp() if turn.alone:  # only a QEMU that is there has lost an answer
+        case GiveUp() if turn.alone:  # only a present QEMU has lost an answer
             turn.rest()
         case GiveUp(index=index):
             deciding.give_up_step(turn, index)
@@ -150,13 +150,13 @@ def go_on_as_found(turn: Turn, found: Found) -> None:
 
 
 def depart(turn: Turn) -> None:
-    """The session has ended: find out why."""
+    """Find out why the session ended."""
     turn.enter(Departing())
     turn.emit(effects.FindCause())
 
 
 def departed(turn: Turn, _phase: Departing, found: Departed) -> None:
-    """It is known why the session ended: see what that means for an open incident."""
+    """Apply the cause of the session's end to an open incident."""
     vm = turn.known
     turn.vm = replace(vm, ended=True, gone=found.gone and bool(vm.process))
     turn.departed = True
@@ -171,7 +171,7 @@ def departed(turn: Turn, _phase: Departing, found: Departed) -> None:
 
 
 def leave(turn: Turn, problem: str = "") -> None:
-    """Look after this domain no more: an open incident waits for the next who does."""
+    """Look after this domain no more: an open incident waits for the next driver."""
     phase = turn.phase
     if isinstance(phase, Relaunching) and phase.stage is Stage.RECORDING:
         turn.end(phase.index, NOT_BEGUN)
@@ -194,8 +194,8 @@ def leave(turn: Turn, problem: str = "") -> None:
 def _put_on_record(turn: Turn) -> None:
     """Open an incident for panics that were heard and not yet dealt with.
 
-    Whoever finds the domain next deals with them. Panics that let the guest run are left out: it
-    would be taken for one that somebody has resumed.
+    The domain's next driver deals with them. Panics that let the guest run are left out: the next
+    driver would take such a guest for a resumed one.
     """
     for information, count in _heard_only(turn):
         is_first = turn.incident is None

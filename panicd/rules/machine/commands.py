@@ -1,6 +1,6 @@
-"""Steps that are a command with an event of its own: ``system_reset``, ``cont``.
+"""Steps whose command has an event of its own: ``system_reset``, ``cont``.
 
-Each function returns how the step came out, how the whole plan did, or None while it waits.
+Each function returns the step's result, the plan's course, or None while the step waits.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from panicd.rules.plan import (
 )
 from panicd.rules.qapi import RunState
 
-RESUME_FOLLOWS: Final = 0.05  # seconds after the answer to ``cont``; it mostly comes before
+RESUME_FOLLOWS: Final = 0.05  # seconds after the answer to ``cont``; RESUME mostly comes before it
 LIBVIRT_PATIENCE: Final = 35.0  # seconds; a job of libvirt's own lasts 30 at most
 
 
@@ -28,7 +28,7 @@ def _events(turn: Turn, step: AnyStep) -> int:
 
 
 def giving_durable(turn: Turn, phase: Giving, _came: object = None) -> End:
-    """The command is on record as about to be given."""
+    """Give the command: the journal has its step."""
     if phase.stage is not Stage.RECORDING:
         return None
     if course := look(turn, phase.index):
@@ -45,7 +45,7 @@ def giving_durable(turn: Turn, phase: Giving, _came: object = None) -> End:
 
 
 def giving_heard(turn: Turn, phase: Giving, _came: object = None) -> End:
-    """Something happened: perhaps what the command is to bring about."""
+    """Check whether the command's event has come."""
     if phase.stage is Stage.RECORDING:
         return None
     index, step, vm = phase.index, turn.step(phase.index), turn.known
@@ -62,7 +62,7 @@ def giving_heard(turn: Turn, phase: Giving, _came: object = None) -> End:
 
 
 def giving_answered(turn: Turn, phase: Giving, answered: Answered) -> End:
-    """QEMU has answered the command, or the question after it."""
+    """Take QEMU's answer to the command, or to the question after it."""
     (answer,) = answered.answers
     if phase.stage is Stage.CONFIRMING:
         return _confirmed(turn, phase, answer)
@@ -72,7 +72,7 @@ def giving_answered(turn: Turn, phase: Giving, answered: Answered) -> End:
 
 
 def _given(turn: Turn, phase: Giving, doubt: str) -> End:
-    """Go on waiting for the event, for as long as it may take."""
+    """Go on waiting for the event, within its time limit."""
     step = turn.step(phase.index)
     answered = turn.enter(replace(phase, stage=Stage.ANSWERED, doubt=doubt))
     turn.wake(step.timeout if isinstance(step, SystemReset) else RESUME_FOLLOWS)
@@ -80,7 +80,7 @@ def _given(turn: Turn, phase: Giving, doubt: str) -> End:
 
 
 def giving_told(turn: Turn, phase: Giving, told: Told) -> End:
-    """Libvirt has answered, or not."""
+    """Take libvirt's answer, or its silence."""
     match told.how:
         case "done":
             return _given(turn, phase, "")
@@ -99,15 +99,15 @@ def giving_told(turn: Turn, phase: Giving, told: Told) -> End:
 
 
 def giving_elapsed(turn: Turn, phase: Giving, _came: object = None) -> End:
-    """The event did not come in its time."""
+    """Handle an event that did not come in time."""
     if phase.stage is not Stage.ANSWERED:
         return None
     if phase.doubt or turn.known.ended:
         return unknown(phase.index, phase.doubt or "the session ended before it was seen")
     if isinstance(turn.step(phase.index), SystemReset):
         return failed(phase.index, "no RESET was seen")
-    # RESUME comes before the reply. A guest that panics at once is past it already, so a run
-    # state of guest-panicked after it is a new panic and not a cont that failed.
+    # RESUME comes before the reply. A guest may panic again at once. So the run state
+    # guest-panicked after RESUME is a new panic, not a failed cont.
     turn.enter(Giving(phase.index, Stage.CONFIRMING, phase.by_libvirt, phase.before))
     turn.send([QUERY_STATUS], ANSWER_TIMEOUT)
     return None

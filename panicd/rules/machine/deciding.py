@@ -1,4 +1,4 @@
-"""What is decided about an incident, and what follows from how its plan went."""
+"""Decides about an incident, and follows up its plan's course."""
 
 from dataclasses import replace
 from typing import Final
@@ -33,14 +33,14 @@ from panicd.rules.policy import (
 from panicd.rules.qapi import PanicInformation, RunState
 from panicd.rules.recovery import Found
 
-ENFORCED_AT_MOST: Final = 3  # times that a guest is stopped again in one incident
+ENFORCED_AT_MOST: Final = 3  # times panicd stops a guest again in one incident
 UNKNOWN_WHETHER: Final = "panicd does not know whether it was done: the incident is still open"
 GIVEN_UP: Final = "panicd began it again and again, and never learned how it ended"
 _AFTER_FAILURE: Final = {
     OnFailure.FALL_BACK: Course.FALL_BACK,
     OnFailure.PRESERVE: Course.PRESERVE,
 }
-_STOPPED: Final = {RunState.PAUSED, RunState.GUEST_PANICKED}  # the latter: it panicked once more
+_STOPPED: Final = {RunState.PAUSED, RunState.GUEST_PANICKED}  # or it panicked once more
 _TO_STAY_STOPPED: Final = {Action.PRESERVE, Action.DESTROY, Action.RESTART}
 
 
@@ -55,8 +55,8 @@ def open_and_decide(
     Args:
         turn: the step in the making.
         source: how the panic became known.
-        information: its payload.
-        run_state: the state that it leaves the guest in; None: QEMU ends.
+        information: the panic's payload.
+        run_state: the guest's state after the panic; None: QEMU ends.
     """
     turn.open_incident(source, information)
     turn.unbroken = source is not Source.RECONCILIATION or proves_panic(turn, run_state)
@@ -64,12 +64,12 @@ def open_and_decide(
 
 
 def decide_now(turn: Turn, run_state: RunState | None, own_time: Reason | None = None) -> None:
-    """Decide about the open incident, and begin to carry the decision out.
+    """Decide about the open incident, and begin its plan.
 
     Args:
         turn: the step in the making.
-        run_state: the state that the guest is in; None: QEMU is gone.
-        own_time: why it gets no time of its own; None: as the incident tells.
+        run_state: the guest's; None: QEMU is gone.
+        own_time: why the guest gets no time of its own; None: as the incident tells.
     """
     situation = turn.situation(run_state)
     situation = replace(situation, own_time=own_time) if own_time else situation
@@ -81,13 +81,13 @@ def decide_now(turn: Turn, run_state: RunState | None, own_time: Reason | None =
 def carry_out(
     turn: Turn, decision: Decision, situation: Situation, *, asked_for: bool = False
 ) -> None:
-    """Note a decision with its plan, and begin with the plan.
+    """Note a decision with its plan, and begin the plan.
 
     Args:
         turn: the step in the making.
-        decision: what is to be done.
+        decision: the action, and the reason.
         situation: the domain as it stands.
-        asked_for: an operator asks for it anew: a dump that failed is made again.
+        asked_for: an operator asks anew: panicd repeats a failed dump.
     """
     if turn.open.dumped or (turn.open.has_begun(Dump) and not asked_for):
         decision = replace(decision, coredump=False)
@@ -107,11 +107,11 @@ def carry_out(
 
 
 def set_panic(turn: Turn, *, plan: bool) -> None:
-    """Have QEMU do on a panic what suits the decision in force; then go on.
+    """Set QEMU's panic action to suit the decision in force; then go on.
 
     Args:
         turn: the step in the making.
-        plan: with the plan; else with what else is due.
+        plan: go on with the plan; else with other due work.
     """
     capability = turn.known.capability
     decision = turn.incident.decision if turn.incident is not None else None
@@ -124,10 +124,10 @@ def set_panic(turn: Turn, *, plan: bool) -> None:
 
 
 def panic_answered(turn: Turn, phase: SettingPanic, answered: Answered) -> str | None:
-    """QEMU was told what a panic is to do, or refused.
+    """Take QEMU's answer about the panic action.
 
     Returns:
-        Why the connection is given up; None: it is not.
+        Why panicd gives up the connection; None: it keeps it.
     """
     (answer,) = answered.answers
     if isinstance(answer, NoAnswer):
@@ -148,7 +148,7 @@ def _panic_is_set(turn: Turn, phase: SettingPanic) -> None:
 
 
 def policy_is_in_force(turn: Turn) -> None:
-    """Decide anew about an incident in which nothing was done because of a hold that is over."""
+    """Decide anew about an incident in which a hold, now over, prevented the action."""
     turn.emit(effects.PolicyInForce())
     incident = turn.incident
     if incident is None or turn.moment.held:
@@ -159,13 +159,13 @@ def policy_is_in_force(turn: Turn) -> None:
 
 
 def ask_state(turn: Turn, phase: AskingState, timeout: float = ANSWER_TIMEOUT) -> None:
-    """Ask QEMU for its run state, for what ``phase`` says."""
+    """Ask QEMU for its run state; ``phase`` tells why."""
     turn.enter(phase)
     turn.send([QUERY_STATUS], timeout)
 
 
 def proves_panic(turn: Turn, run_state: RunState | None) -> bool:
-    """Whether a run state proves that the guest was not reset since its panic."""
+    """True if a run state proves that the guest was not reset since its panic."""
     version = turn.known.capability.behaves_like
     return Found(run_state, same_process=True, version=version).proves_panic
 
@@ -174,7 +174,7 @@ def proves_panic(turn: Turn, run_state: RunState | None) -> bool:
 
 
 def go_on(turn: Turn, index: int) -> None:
-    """Carry out the incident's plan from a step on, when it is this domain's turn."""
+    """Carry out the incident's plan from a step on, in this domain's turn."""
     if turn.moment.limited and turn.action_is(*DESTRUCTIVE) and not turn.has_turn:
         turn.has_turn = True
         turn.enter(AwaitingTurn(index))
@@ -191,7 +191,7 @@ def execute(turn: Turn, index: int) -> None:
 
 
 def begin_step(turn: Turn, index: int) -> None:
-    """Begin a step, or find that there is none left."""
+    """Begin a step, or finish the plan if none is left."""
     plan = turn.plan
     if index < len(plan.steps):
         follow_up(turn, steps.begin(turn, index))
@@ -202,7 +202,7 @@ def begin_step(turn: Turn, index: int) -> None:
 
 
 def follow_up(turn: Turn, end: End) -> None:
-    """Go on with what follows from how a step came out; None: it goes on."""
+    """Follow up a step's end; None: the step still waits."""
     match end:
         case Course():
             finish(turn, end)
@@ -221,7 +221,7 @@ def _end_step(turn: Turn, came: Came) -> None:
         return
     course = overtaken(turn)
     if course is Course.RESET_BY_OTHERS or (course and result.outcome is Outcome.FAILED):
-        finish(turn, course)  # it failed for others have reset the guest, or let it run
+        finish(turn, course)  # the step failed because others reset or resumed the guest
         return
     is_cut_off = came.lost or cut_off(turn, step, result)
     if step.on_failure is OnFailure.CONTINUE and not is_cut_off:
@@ -233,7 +233,7 @@ def _end_step(turn: Turn, came: Came) -> None:
 
 
 def give_up_step(turn: Turn, index: int) -> None:
-    """Take a step for failed whose end never became known, and do what follows that."""
+    """Count a step of unknown end as failed, and follow up the failure."""
     record = turn.open.steps.get(index)
     if record is None or record.outcome is not Outcome.FAILED:
         if turn.open.step_in_progress != index:
@@ -247,10 +247,10 @@ def give_up_step(turn: Turn, index: int) -> None:
 
 
 def finish(turn: Turn, course: Course) -> None:
-    """Go on with what follows from a plan's course."""
+    """Follow up a plan's course."""
     incident = turn.open
     match course:
-        case Course.WATCHING if turn.known.resets > turn.resets_before:  # while it was let run
+        case Course.WATCHING if turn.known.resets > turn.resets_before:  # reset meanwhile
             turn.close(Ending.GUEST_RESET)
         case Course.WATCHING:
             turn.say("info", "guest is left to itself", until=incident.watched_until)
@@ -276,10 +276,9 @@ def finish(turn: Turn, course: Course) -> None:
 
 
 def interrupt(turn: Turn) -> None:
-    """Give the session up: it is not known how a step ended, so the VM is asked on the next.
+    """Give up the session, as a step's end is unknown: panicd asks the VM in the next session.
 
-    What is still heard on this session may be what panicd itself did: it is not taken for somebody
-    else's.
+    Further events of this session may be panicd's own doing: they do not count as others' doing.
     """
     turn.enter(Interrupted())
     turn.commit()
@@ -292,7 +291,7 @@ def interrupt(turn: Turn) -> None:
 
 
 def conclude(turn: Turn) -> None:
-    """End or settle an incident whose plan was completed."""
+    """Close or settle an incident whose plan is complete."""
     match turn.open.action:
         case Action.DESTROY:
             turn.close(Ending.DESTROYED)
@@ -311,7 +310,7 @@ def conclude(turn: Turn) -> None:
 
 
 def give_up(turn: Turn, reason: Reason) -> None:
-    """Decide what follows a decision that came to nothing, and carry that out."""
+    """Decide what follows a failed decision, and carry it out."""
     failed = turn.open.decision
     assert failed is not None
     vm, policy = turn.known, turn.moment.policy
@@ -336,16 +335,16 @@ def give_up(turn: Turn, reason: Reason) -> None:
 
 
 def reset_by_others(turn: Turn) -> None:
-    """Take note that somebody else has reset the guest: its panic is over when it runs again."""
+    """Note that somebody else reset the guest: the panic is over when the guest runs."""
     ask_state(turn, AskingState(Then.RESET))
 
 
 def reset_answered(turn: Turn) -> None:
-    """QEMU said whether the guest that others have reset runs."""
+    """Take QEMU's answer whether the guest that others reset runs."""
     state = turn.known.run_state
     if state.executes or state is RunState.POSTMIGRATE:
         turn.close(Ending.FOREIGN_RESET)
-    elif proves_panic(turn, state):  # of the kernel that was started since
+    elif proves_panic(turn, state):  # a panic of the kernel started since
         turn.close(Ending.FOREIGN_RESET)
         turn.unseen = True
     else:
@@ -353,7 +352,7 @@ def reset_answered(turn: Turn) -> None:
 
 
 def settle_reset(turn: Turn) -> None:
-    """Have it on record that the guest is not the panicked one any more."""
+    """Record that the guest is no longer the panicked one."""
     if turn.open.state is IncidentState.RESET:
         turn.rest()
         return
@@ -364,9 +363,9 @@ def settle_reset(turn: Turn) -> None:
 
 
 def _resumed_meanwhile(turn: Turn) -> None:
-    """Go on with the plan that somebody's resuming the guest ended, where that is enforced.
+    """Go on with the plan, if the policy enforces it, after somebody resumed the guest.
 
-    One that panicd has reset is no panicked guest any more, and one that was to run may.
+    A guest that panicd reset is no longer panicked. A guest that was to run may run.
     """
     incident, plan = turn.open, turn.plan
     index = max(incident.steps)
@@ -378,7 +377,7 @@ def _resumed_meanwhile(turn: Turn) -> None:
 
 
 def stop_again(turn: Turn, *, plan: bool = False) -> None:
-    """Stop the guest that somebody else resumed, or end its incident."""
+    """Stop a guest that somebody else resumed, or end its incident."""
     enforce = turn.moment.policy.enforce and not turn.moment.dry_run
     if not enforce or turn.open.enforced >= ENFORCED_AT_MOST:
         turn.close(Ending.FOREIGN_RESUME)
@@ -389,10 +388,10 @@ def stop_again(turn: Turn, *, plan: bool = False) -> None:
 
 
 def stop_once_more(turn: Turn, phase: StoppingAgain, _came: Durable) -> None:
-    """It is on record that the guest is about to be stopped again: stop it."""
+    """Stop the guest again: the journal says that panicd is about to."""
     if phase.stage is not Stage.RECORDING:
         return
-    if turn.known.resets > phase.resets:  # that took a moment: it was reset since
+    if turn.known.resets > phase.resets:  # reset during the commit
         _see_what_became(turn)
         return
     turn.enter(replace(phase, stage=Stage.GIVEN))
@@ -400,17 +399,17 @@ def stop_once_more(turn: Turn, phase: StoppingAgain, _came: Durable) -> None:
 
 
 def stop_again_answered(turn: Turn, phase: StoppingAgain, answered: Answered) -> str | None:
-    """QEMU has stopped the guest, or said how it stands.
+    """Take QEMU's answer to ``stop``, or its run state.
 
     Returns:
-        Why the connection is given up; None: it is not.
+        Why panicd gives up the connection; None: it keeps it.
     """
     (answer,) = answered.answers
     if isinstance(answer, NoAnswer):
         if turn.known.resets > phase.resets:
             _know_reset(turn)
         return answer.text
-    if phase.stage is Stage.GIVEN:  # refused or not: its run state tells what became of it
+    if phase.stage is Stage.GIVEN:  # refused or not: the run state tells
         turn.enter(replace(phase, stage=Stage.ASKING))
         turn.send([QUERY_STATUS], ANSWER_TIMEOUT)
         return None
@@ -446,7 +445,7 @@ def _see_what_became(turn: Turn) -> None:
 
 def _stopped_again(turn: Turn, *, plan: bool) -> None:
     """Go on after a guest was stopped again."""
-    if turn.put_off is not None:  # its panic is one more of this incident, and no more
+    if turn.put_off is not None:  # its panic is only a repeat in this incident
         turn.repeat(turn.put_off.count)
         turn.put_off = None
     if not plan:

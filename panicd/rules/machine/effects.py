@@ -1,6 +1,6 @@
-"""What the machine has done to the world: frozen values that a driver carries out, in their order.
+"""What the machine wants done: frozen values that a driver carries out in order.
 
-An effect with a ``serial`` is answered by an input with the same one.
+An input with the same ``serial`` answers an effect that has one.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Make durable what was noted. Answered by ``Durable`` or ``Undurable``."""
+    """Make all notes durable. Answered by ``Durable`` or ``Undurable``."""
 
     serial: int
 
@@ -38,7 +38,7 @@ class Send:
         serial: of the answers.
         commands: in their order.
         timeout: seconds for all the answers.
-        acts: they change the guest.
+        acts: the commands change the guest.
     """
 
     serial: int
@@ -49,7 +49,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Say so (``Elapsed``) after so many seconds; it takes the place of the last one."""
+    """Give ``Elapsed`` after some seconds; replaces the last ``Wake``."""
 
     serial: int
     seconds: float
@@ -57,7 +57,7 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """Keep what the panicked guest still shows. Answered by ``Finished``."""
+    """Take evidence of the panicked guest. Answered by ``Finished``."""
 
     serial: int
     step: CollectStep
@@ -89,7 +89,7 @@ class SendSignal:
 
 @dataclass(frozen=True, slots=True)
 class WatchProcess:
-    """Say so (``Gone``) when QEMU's process has ended, where it is known."""
+    """Give ``Gone`` when QEMU's process, if known, has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ class TellLibvirt:
 
     Attributes:
         serial: of the answer.
-        verb: what virsh(1) calls it.
-        wanted: how the guest stands, for which it is meant.
+        verb: virsh(1)'s name of the command.
+        wanted: the guest's stand that the command is meant for.
         timeout: seconds.
     """
 
@@ -111,14 +111,14 @@ class TellLibvirt:
 
 @dataclass(frozen=True, slots=True)
 class TakeTurn:
-    """Wait for this domain's turn, as few are acted on at a time. Answered by ``TurnCame``."""
+    """Wait for this domain's turn: panicd acts on few at a time. Answered by ``TurnCame``."""
 
     serial: int
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveTurn:
-    """Its turn is over, whether it had come or not."""
+    """End the domain's turn, come or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +133,12 @@ class FindCause:
 
 @dataclass(frozen=True, slots=True)
 class PolicyInForce:
-    """The policy in force was taken up, and the VM is armed for it as far as it can be."""
+    """Say that the policy is in force, and the VM armed for it as far as possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Tell an operator that what he asked for was done, or why not."""
+    """Tell an operator that the request was granted, or why not."""
 
     request: int
     refused: str = ""
@@ -155,7 +155,7 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Look after this domain no more; a problem is why its connection is given up."""
+    """Look after this domain no more; ``problem``: why panicd gives up the connection."""
 
     problem: str = ""
 

@@ -1,6 +1,6 @@
-"""Steps that end QEMU, and that start its domain anew.
+"""Steps that end QEMU and relaunch its domain.
 
-Each function returns how the step came out, how the whole plan did, or None while it waits.
+Each function returns the step's result, the plan's course, or None while the step waits.
 """
 
 from typing import Final
@@ -21,11 +21,11 @@ from panicd.rules.plan import (
     Terminate,
 )
 
-GONE_FOLLOWS: Final = 1.0  # seconds between a monitor's end of file and its process's end
+GONE_FOLLOWS: Final = 1.0  # seconds from a monitor's end of file to its process's end
 
 
 def quitting_durable(turn: Turn, phase: Quitting, _came: object = None) -> End:
-    """``quit`` is on record as about to be given."""
+    """Have QEMU end, by libvirt or ``quit``: the journal has the step."""
     if phase.stage is not Stage.RECORDING:
         return None
     if course := look(turn, phase.index):
@@ -42,7 +42,7 @@ def quitting_durable(turn: Turn, phase: Quitting, _came: object = None) -> End:
 
 
 def quitting_told(turn: Turn, phase: Quitting, told: Told) -> End:
-    """Libvirt has answered, or not: then QEMU is told."""
+    """Take libvirt's answer; tell QEMU if libvirt did not do it."""
     if told.how == "done":
         return quitting_heard(turn, phase)
     if course := look(turn, phase.index):
@@ -54,19 +54,19 @@ def quitting_told(turn: Turn, phase: Quitting, told: Told) -> End:
 
 
 def quitting_answered(turn: Turn, phase: Quitting, answered: Answered) -> End:
-    """QEMU has answered ``quit``, or its end came before."""
+    """Take QEMU's answer to ``quit``, or its end."""
     (answer,) = answered.answers
     if isinstance(answer, Refused):
         return failed(phase.index, answer.text)
     if isinstance(answer, NoAnswer) and answer.lost and turn.known.shutdown is None:
         phase = turn.update(phase, cut=True)
-        if not turn.known.capability.by_api:  # else libvirt tells of it when it is there again
+        if not turn.known.capability.by_api:  # else libvirt reports it later
             turn.wake(GONE_FOLLOWS)
     return quitting_heard(turn, phase)
 
 
 def quitting_heard(turn: Turn, phase: Quitting, _came: object = None) -> End:
-    """Something happened: perhaps QEMU's end."""
+    """Check whether QEMU has ended."""
     vm = turn.known
     if phase.stage is Stage.RECORDING:
         return None
@@ -78,7 +78,7 @@ def quitting_heard(turn: Turn, phase: Quitting, _came: object = None) -> End:
 
 
 def quitting_elapsed(turn: Turn, phase: Quitting, _came: object = None) -> End:
-    """QEMU is still there, or nobody knows."""
+    """Handle a QEMU that did not end in time, or is not known to have."""
     return _not_gone(turn, phase)
 
 
@@ -91,7 +91,7 @@ def _not_gone(turn: Turn, phase: Quitting) -> End:
 
 
 def signalling_durable(turn: Turn, phase: Signalling, _came: object = None) -> End:
-    """The signal is on record as about to be sent."""
+    """Send the signal: the journal has its step."""
     if phase.stage is not Stage.RECORDING:
         return None
     if course := look(turn, phase.index):
@@ -106,7 +106,7 @@ def _signal(turn: Turn, phase: Signalling) -> str:
 
 
 def signalled(turn: Turn, phase: Signalling, finished: Finished) -> End:
-    """The signal was sent, or could not be."""
+    """Take the result of sending the signal."""
     if finished.result.outcome is not Outcome.DONE:
         return Came(phase.index, finished.result)
     sent = turn.enter(Signalling(phase.index, Stage.ANSWERED))
@@ -116,22 +116,22 @@ def signalled(turn: Turn, phase: Signalling, finished: Finished) -> End:
 
 
 def signalling_heard(turn: Turn, phase: Signalling, _came: object = None) -> End:
-    """Something happened: perhaps QEMU's end."""
+    """Check whether QEMU has ended."""
     sent = phase.stage is Stage.ANSWERED
     return done(phase.index) if sent and turn.known.has_gone else None
 
 
 def signalling_elapsed(turn: Turn, phase: Signalling, _came: object = None) -> End:
-    """QEMU is still there."""
+    """Handle a QEMU that outlived the signal."""
     limit = turn.step(phase.index).timeout
     return failed(phase.index, f"still there {limit:g} s after {_signal(turn, phase)}")
 
 
-# The domain anew.
+# The relaunch.
 
 
 def relaunching_durable(turn: Turn, phase: Relaunching, _came: object = None) -> End:
-    """The relaunch is on record as about to be done."""
+    """Start the relaunch: the journal has its step."""
     if phase.stage is not Stage.RECORDING:
         return None
     step = turn.step(phase.index)
@@ -142,5 +142,5 @@ def relaunching_durable(turn: Turn, phase: Relaunching, _came: object = None) ->
 
 
 def relaunched(_turn: Turn, phase: Relaunching, finished: Finished) -> End:
-    """The relaunch has ended, well or not."""
+    """Take the relaunch's result."""
     return Came(phase.index, finished.result)

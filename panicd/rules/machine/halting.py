@@ -1,6 +1,6 @@
-"""Steps that change nothing for the guest but that it stops: stop, quiet, evidence, dump.
+"""Steps that at most stop the guest: stop, quiet, evidence, dump.
 
-Each function returns how the step came out, how the whole plan did, or None while it waits.
+Each function returns the step's result, the plan's course, or None while the step waits.
 """
 
 from typing import Final
@@ -25,7 +25,7 @@ from panicd.rules.plan import (
 from panicd.rules.qapi import RunState
 
 STOP_FOLLOWS: Final = 0.05  # seconds; STOP was seen 60 to 500 µs after GUEST_PANICKED
-QUIET_CHECK: Final = 1.0  # seconds between two looks at whether a migration or a job has ended
+QUIET_CHECK: Final = 1.0  # seconds between two checks for the end of a migration or a job
 MIGRATED_AWAY: Final = {RunState.FINISH_MIGRATE, RunState.POSTMIGRATE}
 SAYS_NOTHING: Final = StepResult(Outcome.SKIPPED, "QEMU does not say what it is busy with")
 
@@ -34,7 +34,7 @@ SAYS_NOTHING: Final = StepResult(Outcome.SKIPPED, "QEMU does not say what it is 
 
 
 def begin_stopping(turn: Turn, index: int) -> End:
-    """Wait for the guest's stop, which follows its panic."""
+    """Wait for the STOP that follows a panic."""
     if not turn.known.run_state.executes:
         return done(index)
     if turn.known.ended:
@@ -46,7 +46,7 @@ def begin_stopping(turn: Turn, index: int) -> End:
 
 
 def stopping_heard(turn: Turn, phase: Stopping, _came: object = None) -> End:
-    """Something happened while the guest's stop is waited for."""
+    """Check whether the guest has stopped."""
     if phase.stage is Stage.WAITING and not turn.known.run_state.executes:
         return done(phase.index)
     if phase.stage is Stage.WAITING and turn.known.ended:
@@ -55,7 +55,7 @@ def stopping_heard(turn: Turn, phase: Stopping, _came: object = None) -> End:
 
 
 def stopping_elapsed(turn: Turn, phase: Stopping, _came: object = None) -> End:
-    """The stop did not come: ask how the guest stands."""
+    """Ask for the run state: STOP did not come."""
     if phase.stage is not Stage.WAITING:
         return None
     turn.enter(Stopping(phase.index, Stage.ASKING))
@@ -64,7 +64,7 @@ def stopping_elapsed(turn: Turn, phase: Stopping, _came: object = None) -> End:
 
 
 def stopping_answered(turn: Turn, phase: Stopping, answered: Answered) -> End:
-    """QEMU said how it stands, or that it has stopped the guest."""
+    """Take the run state, or QEMU's answer to ``stop``."""
     index, (answer, *_) = phase.index, answered.answers
     if isinstance(answer, NoAnswer):
         return unknown(index, answer.text)
@@ -86,7 +86,7 @@ def stopping_answered(turn: Turn, phase: Stopping, answered: Answered) -> End:
 
 
 def stopping_durable(turn: Turn, phase: Stopping, _came: object = None) -> End:
-    """It is on record that the guest is about to be stopped."""
+    """Stop the guest: the journal says that panicd is about to."""
     if phase.stage is not Stage.RECORDING:
         return None
     if course := look(turn, phase.index):
@@ -100,7 +100,7 @@ def stopping_durable(turn: Turn, phase: Stopping, _came: object = None) -> End:
 
 
 def ask_quiet(turn: Turn) -> None:
-    """Ask QEMU for what an action on the guest would cut off, and its run state after that."""
+    """Ask QEMU for work that an action would cut off, then for its run state."""
     questions: list[effects.Command] = [("query-migrate", ()), ("query-block-jobs", ())]
     if turn.known.capability.behaves_like >= DETACHED_DUMP_SINCE:
         questions.append(("query-dump", ()))
@@ -108,7 +108,7 @@ def ask_quiet(turn: Turn) -> None:
 
 
 def busy_with(turn: Turn, answered: Answered) -> str | NoAnswer:
-    """Return what QEMU is busy with, empty where there is nothing; and learn its run state."""
+    """Learn the run state, and return what QEMU is busy with; empty: nothing."""
     *answers, status = answered.answers
     silent = next((each for each in answered.answers if isinstance(each, NoAnswer)), None)
     if silent is not None:
@@ -118,7 +118,7 @@ def busy_with(turn: Turn, answered: Answered) -> str | NoAnswer:
 
 
 def quieting_answered(turn: Turn, phase: Quieting, answered: Answered) -> End:
-    """QEMU said what it is busy with."""
+    """Take QEMU's answer about its work."""
     index = phase.index
     busy = busy_with(turn, answered)
     if isinstance(busy, NoAnswer):
@@ -126,8 +126,8 @@ def quieting_answered(turn: Turn, phase: Quieting, answered: Answered) -> End:
             return unknown(index, busy.text)
         return Came(index, SAYS_NOTHING)
     if not busy:
-        # A panic lets a migration end at once: it may be over already. To let the guest run here
-        # too would be a second copy of it.
+        # A panic lets a migration end at once: it may be over already. A guest that runs here
+        # too would be a second copy.
         if turn.known.run_state in MIGRATED_AWAY:
             return failed(index, "the guest was migrated away")
         return done(index, phase.busy and f"waited for {phase.busy}")
@@ -141,7 +141,7 @@ def quieting_answered(turn: Turn, phase: Quieting, answered: Answered) -> End:
 
 
 def quieting_heard(turn: Turn, phase: Quieting, _came: object = None) -> End:
-    """Something happened while QEMU's work is waited for."""
+    """Take an event during the wait for QEMU's work."""
     if phase.stage is Stage.ASKING:
         return None
     if turn.known.ended:
@@ -161,12 +161,12 @@ def quieting_elapsed(turn: Turn, phase: Quieting, _came: object = None) -> End:
 
 
 def collected(_turn: Turn, phase: Collecting, finished: Finished) -> End:
-    """Evidence was taken."""
+    """Take the result of the evidence step."""
     return Came(phase.index, finished.result, finished.lost)
 
 
 def dumping_durable(turn: Turn, phase: Dumping, _came: object = None) -> End:
-    """It is on record that memory is about to be dumped."""
+    """Start the dump: the journal has its step."""
     if phase.stage is not Stage.RECORDING:
         return None
     if course := look(turn, phase.index):
@@ -179,7 +179,7 @@ def dumping_durable(turn: Turn, phase: Dumping, _came: object = None) -> End:
 
 
 def dumped(turn: Turn, phase: Dumping, finished: Finished) -> End:
-    """The dump has ended, well or not."""
+    """Take the dump's result."""
     result = finished.result
     if result.outcome is Outcome.FAILED:
         course = look(turn, phase.index, None if finished.overtaken else result)

@@ -1,4 +1,4 @@
-"""What is heard while something is under way, and does not change what that is."""
+"""Events that come while something is under way, and do not change it."""
 
 from dataclasses import replace
 
@@ -8,20 +8,20 @@ from panicd.rules.qapi import Event, GuestPanickedEvent, PanicAction, ResetEvent
 
 
 def announced_twice(turn: Turn, event: Event) -> bool:
-    """Whether QEMU tells of a panic once more, that it ends with it: 2.8 does."""
+    """True if QEMU repeats a panic to say that it ends with it, as 2.8 does."""
     ends = isinstance(event, GuestPanickedEvent) and event.action is PanicAction.POWEROFF
     return ends and turn.known.stops_by_panic
 
 
 def while_acting(turn: Turn, heard: Heard) -> None:
-    """Take note of an event that comes while a plan is carried out."""
+    """Take note of an event during a plan."""
     event = heard.event
     if isinstance(event, GuestPanickedEvent):
         if announced_twice(turn, event):
             return
         if turn.incident is not None and not turn.guest_was_let_go:
             turn.repeat(heard.count)
-        else:  # of a guest that was let run since: its turn comes after the plan
+        else:  # the guest was let run since: its panic comes after the plan
             before = turn.put_off.count if turn.put_off is not None else 0
             turn.put_off = Heard((turn.put_off or heard).event, before + heard.count)
     elif isinstance(event, ResetEvent | ResumeEvent) and turn.put_off is not None:
@@ -31,22 +31,22 @@ def while_acting(turn: Turn, heard: Heard) -> None:
 
 
 def defer(turn: Turn, heard: Heard) -> None:
-    """Keep an event for when what is asked for is answered; equal ones are one with a count."""
+    """Keep an event until QEMU has answered; equal events become one with a count."""
     last = turn.deferred[-1] if turn.deferred else None
     if last is not None and replace(last.event, at=heard.event.at) == heard.event:
         together = Heard(last.event, last.count + heard.count)
         turn.deferred = (*turn.deferred[:-1], together)
     elif len(turn.deferred) < DEFERRED_AT_MOST:
         turn.deferred = (*turn.deferred, heard)
-    else:  # a flood of many kinds: what it came to is asked for
+    else:  # a flood of many kinds: ask for the outcome
         turn.unseen = True
         turn.unbroken = False
 
 
 def begin_plan(turn: Turn) -> None:
-    """Remember how often the guest was reset and resumed, as far as was dealt with.
+    """Remember how many of the guest's resets and resumes were dealt with.
 
-    What came since, while something was asked for, is dealt with as what comes during the plan.
+    Deferred events came later. The plan deals with them as with events during the plan.
     """
     resets = resets_taken(turn)
     resumes = turn.known.resumes - _deferred(turn, ResumeEvent)
@@ -56,14 +56,14 @@ def begin_plan(turn: Turn) -> None:
 
 
 def take_deferred(turn: Turn) -> None:
-    """Take note of what came while something was asked for: a plan is carried out by now."""
+    """Take note of the deferred events: a plan is under way by now."""
     deferred, turn.deferred = turn.deferred, ()
     for heard in deferred:
         while_acting(turn, heard)
 
 
 def resets_taken(turn: Turn) -> int:
-    """Return how often the guest was reset, as far as was dealt with."""
+    """Return how many of the guest's resets were dealt with."""
     return turn.known.resets - _deferred(turn, ResetEvent)
 
 

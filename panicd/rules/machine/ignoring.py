@@ -12,7 +12,7 @@ from panicd.rules.qapi import RunState
 
 
 def stop_flood(turn: Turn) -> bool:
-    """Stop a guest whose ignored panics are too many, if nobody holds it; return whether so."""
+    """Stop a guest with too many ignored panics, unless held; return whether it does."""
     turn.note_repeats()
     situation = turn.situation(turn.known.run_state)
     ignored = turn.open.decision
@@ -23,10 +23,10 @@ def stop_flood(turn: Turn) -> bool:
 
 
 def ignore_once_more(turn: Turn) -> None:
-    """Let a guest run again whose panic was ignored, and that a panic has stopped.
+    """Let a guest run again after an ignored panic that stopped it.
 
-    That is noted once in ``REPEATS_EVERY`` seconds, like the panics themselves: in between the
-    decision that is on record stands for those after it.
+    The journal gets one entry in ``REPEATS_EVERY`` seconds, as for the panics themselves. In
+    between, the decision on record stands for later panics.
     """
     moment, ignored = turn.moment, turn.open.decision
     assert ignored is not None
@@ -43,7 +43,7 @@ def ignore_once_more(turn: Turn) -> None:
 
 
 def running_again_heard(turn: Turn, phase: RunningAgain, _came: object) -> None:
-    """Something happened: perhaps the guest's stop, or that it runs."""
+    """Check whether the guest has stopped, or runs."""
     vm = turn.known
     if vm.ended or overtaken(turn) is Course.RESET_BY_OTHERS:
         turn.rest()
@@ -57,7 +57,7 @@ def running_again_heard(turn: Turn, phase: RunningAgain, _came: object) -> None:
 
 
 def running_again_answered(turn: Turn, phase: RunningAgain, answered: Answered) -> None:
-    """QEMU said what it is busy with, or that the guest runs."""
+    """Take QEMU's answer about its work, or to ``cont``."""
     if phase.stage is Stage.ASKING:
         busy = halting.busy_with(turn, answered)
         if not busy and turn.known.run_state is RunState.GUEST_PANICKED:
@@ -74,7 +74,7 @@ def running_again_answered(turn: Turn, phase: RunningAgain, answered: Answered) 
 
 
 def running_again_told(turn: Turn, _phase: RunningAgain, told: Told) -> None:
-    """Libvirt has let the guest run, or not."""
+    """Take libvirt's answer: the guest runs, or not."""
     if told.how == "done":
         turn.rest()
     else:
@@ -82,13 +82,13 @@ def running_again_told(turn: Turn, _phase: RunningAgain, told: Told) -> None:
 
 
 def running_again_elapsed(turn: Turn, phase: RunningAgain, _came: Elapsed) -> None:
-    """The guest's stop did not come."""
+    """Handle a STOP that did not come in time."""
     if phase.stage is Stage.WAITING:
         _ignore_noted(turn)
 
 
 def _ignore_noted(turn: Turn) -> None:
-    """Go the long way, a step at a time, where not all is well."""
+    """Note the decision, and go on a step at a time: not all is well."""
     ignored = turn.open.decision
     assert ignored is not None
     turn.ignored_at = turn.moment.now

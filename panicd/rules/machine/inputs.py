@@ -1,7 +1,7 @@
-"""What comes to the machine: values, each about one thing that has happened.
+"""The machine's inputs: values, each about one thing that has happened.
 
-Whatever answers an effect carries that effect's ``serial``. One that nobody waits for any more is
-dropped.
+An input that answers an effect carries the effect's ``serial``. The machine drops an answer that it
+no longer waits for.
 """
 
 from dataclasses import dataclass
@@ -20,28 +20,28 @@ from panicd.rules.settings import JournalFailure, Policy
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What holds when an input comes: what the machine can't remember.
+    """Facts at the time of an input that the machine can't remember.
 
     Attributes:
         now: seconds since the epoch.
-        ticks: seconds on a clock that nobody sets.
+        ticks: seconds on the monotonic clock.
         policy: what is configured for the domain.
         name: what panicd calls the domain.
-        claim: what the VM says that it is.
-        key: what the domain's belongings are kept under.
+        claim: the identity that the VM claims.
+        key: panicd keeps the domain's belongings under it.
         monitor: the address of its monitor.
-        token: makes the id of an incident that begins now one of its own.
+        token: makes the id of an incident that begins now unique.
         restarts: when panicd restarted this domain, in seconds since the epoch.
-        libvirt: what libvirt knows of the domain, where it runs it.
-        plugged: panicd has plugged in a panic device since it was asked what it has, or has taken
-            that away; None: neither.
+        libvirt: libvirt's knowledge of a domain that it runs.
+        plugged: panicd has plugged in a panic device since QEMU was asked for its devices, or
+            removed it; None: neither.
         silent: QEMU is known not to answer.
         held: an operator suspended automation.
-        storm: many domains panicked at once, this one included: people are to decide.
-        limited: for the same reason few may be acted on at a time.
-        unrecorded: what was done before is not known, and that is to be waited out.
-        dry_run: everything is decided and recorded, and nothing is done.
-        journal_failure: what becomes of panics while the journal can't be written.
+        storm: many domains panicked at once, this one included: an operator decides.
+        limited: because of a storm panicd acts on few domains at a time.
+        unrecorded: earlier actions are unknown, and panicd waits that out.
+        dry_run: panicd decides and records everything, and does nothing.
+        journal_failure: the treatment of panics while the journal can't be written.
     """
 
     now: float
@@ -77,9 +77,9 @@ class Attached:
     """A VM is connected.
 
     Attributes:
-        vm: as it said when it was asked.
-        incident: which waited for it, or None.
-        heard: events since the session began; some may be older than its answer.
+        vm: as QEMU described it.
+        incident: the incident that waited for the VM, or None.
+        heard: events since the session began; some may be older than ``vm``.
     """
 
     vm: Vm
@@ -88,7 +88,7 @@ class Attached:
 
 
 class Plight(StrEnum):
-    """Why an incident that has no connection is taken up."""
+    """Why panicd takes up an incident without a connection."""
 
     ENDED = "ended"  # its QEMU has ended: nobody will connect again
     HANGS = "hangs"  # its QEMU is there, and its monitor does not answer
@@ -98,7 +98,7 @@ class Plight(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """An incident without a connection is taken up, as long as there is something to do."""
+    """panicd takes up an incident without a connection, while it has work."""
 
     incident: Incident
     plight: Plight
@@ -106,17 +106,17 @@ class Adopted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """QEMU answered a command with an error: it was not carried out."""
+    """QEMU answered with an error: it did not carry out the command."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """No answer came: the command may or may not have been carried out.
+    """No answer came: QEMU may or may not have carried out the command.
 
     Attributes:
-        text: says so.
+        text: the reason.
         lost: the session has ended.
     """
 
@@ -126,7 +126,7 @@ class NoAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The answers to some commands, in their order: or ``Refused``, or ``NoAnswer``."""
+    """The answers to some commands, in order; each may be ``Refused`` or ``NoAnswer``."""
 
     serial: int
     answers: tuple[object, ...]
@@ -134,14 +134,14 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Durable:
-    """All that was noted up to that commit is on the disk."""
+    """All notes up to the commit are on the disk."""
 
     serial: int
 
 
 @dataclass(frozen=True, slots=True)
 class Undurable:
-    """It could not be written."""
+    """The commit's notes could not be written."""
 
     serial: int
     problem: str
@@ -149,20 +149,20 @@ class Undurable:
 
 @dataclass(frozen=True, slots=True)
 class Elapsed:
-    """The time is over."""
+    """The time of a ``Wake`` is over."""
 
     serial: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Something that was done outside of the machine has ended.
+    """An errand outside the machine has ended.
 
     Attributes:
         serial: of the effect.
-        result: how; ``unknown`` where the session ended, or nobody answered.
-        overtaken: it was given up, for others had reset the guest or let it run.
-        lost: the session has ended, which may be told of a moment later.
+        result: its result; ``unknown`` if the session ended or no answer came.
+        overtaken: panicd gave it up, as others had reset or resumed the guest.
+        lost: the session has ended; ``Lost`` may come a moment later.
     """
 
     serial: int
@@ -173,12 +173,12 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """libvirt has answered, or not.
+    """libvirt's answer, or its silence.
 
     Attributes:
         serial: of the effect.
-        how: ``done``, ``refused``, ``silent`` or ``away`` (it was told nothing).
-        text: what it said.
+        how: ``done``, ``refused``, ``silent`` or ``away`` (libvirt got no request).
+        text: libvirt's message.
     """
 
     serial: int
@@ -188,7 +188,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class TurnCame:
-    """It is the domain's turn to be acted on."""
+    """The domain's turn has come: panicd may act on it."""
 
     serial: int
 
@@ -200,7 +200,7 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The session has ended; every event of it was given before."""
+    """The session has ended; the machine has all its events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +208,8 @@ class Departed:
     """panicd found out why the session ended.
 
     Attributes:
-        gone: QEMU has ended with it.
-        cause: why.
+        gone: QEMU has ended too.
+        cause: of the session's end.
     """
 
     gone: bool
@@ -233,9 +233,9 @@ class Asked:
     Attributes:
         request: which request it is.
         operation: who asks for what, and why.
-        action: of ``act``: what to do.
-        about: the incident that was open when it was asked; empty: none was.
-        resets: RESET events of the session before it was asked.
+        action: the action, for ``act``.
+        about: the incident open at the request; empty: none was.
+        resets: RESET events of the session before the request.
     """
 
     request: int
@@ -247,7 +247,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The daemon stops: what was noted and not begun is not begun any more."""
+    """The daemon stops: the machine begins no step that is only noted."""
 
 
 Input = (

@@ -1,4 +1,4 @@
-"""What is heard while nothing is under way: panics, what others do, and what time brings."""
+"""Events while nothing is under way: panics, others' doings, and elapsed time."""
 
 from typing import Final
 
@@ -43,10 +43,10 @@ from panicd.rules.qapi import (
     StopEvent,
 )
 
-ARRIVAL_CHECK: Final = 1.0  # seconds between two looks at whether a migrated guest is there
+ARRIVAL_CHECK: Final = 1.0  # seconds between two checks for a migrated guest
 ACTED_ON: Final = frozenset(
     {
-        IncidentState.DETECTED,  # what became of its guest since is not known
+        IncidentState.DETECTED,  # the guest's fate since is unknown
         IncidentState.PRESERVED,
         IncidentState.RUNNING_ON,
         IncidentState.FAILED,
@@ -67,7 +67,7 @@ _ENDED_ITSELF: Final = {
 
 
 def take(turn: Turn, heard: Heard) -> None:
-    """Deal with an event of a guest that nothing is being done to."""
+    """Deal with an event of a guest that panicd is not acting on."""
     event = heard.event
     if announced_twice(turn, event):
         return
@@ -76,7 +76,7 @@ def take(turn: Turn, heard: Heard) -> None:
         return
     incident = turn.incident
     if incident is not None and incident.runs_unproven:
-        if isinstance(event, GuestPanickedEvent):  # it may have reset itself unseen: a new one
+        if isinstance(event, GuestPanickedEvent):  # new: it may have reset itself unseen
             turn.close(Ending.RAN_ON)
         elif isinstance(event, ResumeEvent):
             return
@@ -108,7 +108,7 @@ def _heard(turn: Turn, heard: Heard) -> None:
 
 def _panicked(turn: Turn, event: GuestPanickedEvent, count: int) -> None:
     if turn.incident is not None and turn.incident.state is IncidentState.RESET:
-        turn.close(Ending.FOREIGN_RESET)  # a kernel that was started since panics
+        turn.close(Ending.FOREIGN_RESET)  # a newly started kernel panics
     incident = turn.incident
     if incident is None:
         _first_panic(turn, event, count)
@@ -141,14 +141,14 @@ def _first_panic(turn: Turn, event: GuestPanickedEvent, count: int) -> None:
 def open_panic(
     turn: Turn, information: PanicInformation | None, run_state: RunState | None, count: int
 ) -> None:
-    """Open an incident for a panic that was heard; more than one are repeats of the first."""
+    """Open an incident for a panic; further panics are repeats of the first."""
     deciding.open_and_decide(turn, Source.EVENT, information, run_state)
     if count > 1 and turn.incident is not None:
         turn.repeat(count - 1)
 
 
 def _floods(turn: Turn, count: int) -> bool:
-    """Count the panics of an ignored guest; return whether they are more than are let pass."""
+    """Count an ignored guest's panics; return whether they exceed the limit."""
     flood, now = turn.moment.policy.flood, turn.moment.ticks
     if not turn.flood or now - turn.flood_began > flood.window:
         turn.flood, turn.flood_began = 0, now
@@ -157,17 +157,17 @@ def _floods(turn: Turn, count: int) -> bool:
 
 
 def seen_end(turn: Turn, phase: SeeingEnd, _came: Lost) -> None:
-    """QEMU ended with the panic, as it said."""
+    """Take QEMU's end with the panic, as announced."""
     open_panic(turn, phase.information, None, phase.count)
 
 
 def not_ended(turn: Turn, phase: SeeingEnd, _came: Elapsed) -> None:
-    """QEMU said that it ends, and did not: ask how it stands."""
+    """Ask for the run state: QEMU did not end as announced."""
     deciding.ask_state(turn, AskingState(Then.OPEN, phase.information, phase.count))
 
 
 def _ends_slowly(turn: Turn, phase: AskingState, answer: NoAnswer) -> None:
-    """QEMU said that it ends, and says nothing more: it does by now, or may take long for it."""
+    """Handle a silent QEMU that announced its end: it is ending, perhaps slowly."""
     if answer.lost:
         open_panic(turn, phase.information, None, phase.count)
         return
@@ -175,7 +175,7 @@ def _ends_slowly(turn: Turn, phase: AskingState, answer: NoAnswer) -> None:
     turn.wake(turn.moment.policy.timeouts.stop)
 
 
-# What others do.
+# Others' doings.
 
 
 def _resumed(turn: Turn) -> None:
@@ -192,7 +192,7 @@ def _reset(turn: Turn, *, by_guest: bool) -> None:
         turn.close(Ending.GUEST_RESET)
     elif turn.incident is not None:
         deciding.reset_by_others(turn)
-    elif not by_guest:  # what a guest can do as often as it likes is not logged
+    elif not by_guest:  # a guest can reset itself endlessly: not logged
         turn.observed("guest reset")
 
 
@@ -200,7 +200,7 @@ def _reset(turn: Turn, *, by_guest: bool) -> None:
 
 
 def _shuts_down(turn: Turn) -> None:
-    """Note once in an incident that the guest says so; flooding it adds nothing."""
+    """Note once in an incident that the guest shuts down; a flood adds nothing."""
     incident = turn.incident.id if turn.incident is not None else ""
     if not incident or incident != turn.shutting_in:
         turn.observed("guest shuts itself down, and says so (pvpanic)")
@@ -208,7 +208,7 @@ def _shuts_down(turn: Turn) -> None:
 
 
 def _crashloaded(turn: Turn, event: GuestCrashloadedEvent) -> None:
-    """Follow a guest that handles its panic by kdump; flooding it adds nothing."""
+    """Follow a guest that handles its panic by kdump; a flood adds nothing."""
     if turn.incident is None:
         deciding.open_and_decide(turn, Source.KDUMP, event.information, turn.known.run_state)
     elif turn.incident.id != turn.crashloaded_in:
@@ -218,7 +218,7 @@ def _crashloaded(turn: Turn, event: GuestCrashloadedEvent) -> None:
 
 
 def _watched(turn: Turn, heard: Heard) -> bool:
-    """Deal with an event of a guest in its own time; return whether nothing is left to do."""
+    """Deal with an event in a guest's own time; return whether all is done."""
     match heard.event:
         case GuestPanickedEvent(action=action):
             turn.repeat(heard.count)
@@ -226,7 +226,7 @@ def _watched(turn: Turn, heard: Heard) -> bool:
             if action is PanicAction.PAUSE:
                 end_watch(turn, "it is stopped by a panic again")
         case ResetEvent(guest=guest, reason=reason):
-            # Before 4.0 nothing tells who reset it: it is taken for the guest itself.
+            # Before QEMU 4.0 nothing tells who reset it: panicd assumes the guest.
             by_guest = guest or not reason
             if by_guest:
                 _close_watch(turn, Ending.GUEST_RESET)
@@ -245,7 +245,7 @@ def _watched(turn: Turn, heard: Heard) -> bool:
 
 
 def end_watch(turn: Turn, why: str) -> None:
-    """Apply the policy to a guest that did not come to a reset by itself."""
+    """Apply the policy to a guest that did not reset itself."""
     turn.stale = True  # a panic is to stop the guest again
     deciding.ask_state(turn, AskingState(Then.WATCH_ENDED, why=why))
 
@@ -260,7 +260,7 @@ def _close_watch(turn: Turn, ending: Ending, what: str = "") -> None:
 def _watch_ended(turn: Turn, why: str) -> None:
     """Apply the policy, or leave the guest alone.
 
-    Nothing is done to one that runs and that was not watched all the time: it may have reset
+    panicd leaves a running guest alone if it did not watch all the time: the guest may have reset
     itself unseen, and be healthy.
     """
     index = turn.open.step_in_progress
@@ -275,11 +275,11 @@ def _watch_ended(turn: Turn, why: str) -> None:
     turn.settle(IncidentState.FAILED)
 
 
-# What time brings.
+# Elapsed time.
 
 
 def arm_look(turn: Turn) -> None:
-    """See to it that what no event tells of is looked at."""
+    """Arm a timer for a look at what no event reports."""
     incident, vm = turn.incident, turn.known
     if incident is not None and incident.watched_until is not None:
         if turn.watched[0] != incident.watched_until:
@@ -293,23 +293,23 @@ def arm_look(turn: Turn) -> None:
 
 
 def look_again(turn: Turn, _phase: Resting, _came: LookAgain) -> None:
-    """See what no event told of."""
+    """Look for changes that no event reported."""
     deciding.ask_state(turn, AskingState(Then.LOOK), BUSY_TIMEOUT)
 
 
 def elapsed(turn: Turn, _phase: Resting, _came: Elapsed) -> None:
-    """Nothing was heard for as long as was waited."""
+    """Handle the timer: no event came meanwhile."""
     incident = turn.incident
     if incident is not None and incident.watched_until is not None:
         end_watch(turn, "no reset was seen in its time")
     elif incident is not None and incident.state is IncidentState.RUNNING_ON:
         turn.close(Ending.RAN_ON)
-    elif not turn.moment.silent:  # else it would not answer
+    elif not turn.moment.silent:  # a silent QEMU would not answer
         deciding.ask_state(turn, AskingState(Then.LOOK), BUSY_TIMEOUT)
 
 
 def see_panic(turn: Turn) -> None:
-    """Open an incident for a guest that is panicked and has none."""
+    """Open an incident for a panicked guest without one."""
     vm = turn.known
     panicked = vm.run_state is RunState.GUEST_PANICKED and not vm.reset_since_panic
     if panicked and turn.incident is None and turn.put_off is None and not vm.ended:
@@ -317,7 +317,7 @@ def see_panic(turn: Turn) -> None:
 
 
 def _see_missed_panic(turn: Turn) -> None:
-    """See whether a panic stopped the guest: its event may have come before panicd did."""
+    """Check whether a panic stopped the guest: its event may be older than the session."""
     ignored = turn.incident is not None and turn.incident.state is IncidentState.RUNNING_ON
     if ignored and turn.known.run_state is RunState.GUEST_PANICKED:
         _panicked(turn, GuestPanickedEvent(turn.moment.now, PanicAction.PAUSE), 1)
@@ -333,25 +333,25 @@ def _looked(turn: Turn) -> None:
         turn.close(Ending.MIGRATED)
     else:
         turn.note_repeats()
-        turn.commit()  # what could not be written when it was noted
+        turn.commit()  # notes that could not be written before
         turn.rest()
 
 
 # Answers.
 
 _MAY_BE_SILENT: Final = {Then.LOOK, Then.HOLD_ENDED, Then.OBEY}
-"""Where the last run state that is known will do."""
+"""Uses for which the last known run state will do."""
 
 
 def state_answered(turn: Turn, phase: AskingState, answered: Answered) -> str | None:
-    """QEMU said how it stands, or not.
+    """Take QEMU's run state, or its silence.
 
     Returns:
-        Why the connection is given up; None: it is not.
+        Why panicd gives up the connection; None: it keeps it.
     """
     (answer,) = answered.answers
     if isinstance(answer, NoAnswer) and phase.then is Then.LOOK and answer.lost:
-        turn.rest()  # its end is seen to where every session's is
+        turn.rest()  # ``departed`` handles the session's end
         return None
     if isinstance(answer, NoAnswer) and phase.then is Then.OPEN:
         _ends_slowly(turn, phase, answer)
@@ -397,7 +397,7 @@ def state_answered(turn: Turn, phase: AskingState, answered: Answered) -> str | 
 
 
 def grant(turn: Turn, asked: Asked) -> None:
-    """Begin with what an operator asks, unless the domain's state has overtaken it."""
+    """Grant an operator's request, unless the domain's state has overtaken it."""
     turn.granting = asked
     operation, incident = asked.operation, turn.incident
     if incident is None:
@@ -417,7 +417,7 @@ def grant(turn: Turn, asked: Asked) -> None:
 def _obey(turn: Turn) -> None:
     asked, policy = turn.granting, turn.moment.policy
     assert asked is not None
-    if turn.known.resets > asked.resets:  # it may be healthy: who asked has not seen it
+    if turn.known.resets > asked.resets:  # it may be healthy, unseen by the operator
         turn.answer("the guest was reset after this was asked for")
         turn.rest()
         return

@@ -1,4 +1,4 @@
-"""How a step came out, and whether the guest still is the one that was decided about."""
+"""A step's result, and whether the guest still is the one of the decision."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,25 +19,25 @@ from panicd.rules.plan import (
 )
 
 TAKES_ITS_TIME: Final = (EnsureStopped, Collect, AwaitQuiet, Dump)
-"""Steps after which the guest is looked at once more, where they are a plan's last."""
+"""As a plan's last step, these need one more look at the guest."""
 
 
 class Course(StrEnum):
     """How a plan's execution ended."""
 
     COMPLETED = "completed"
-    AWAITING_RETURN = "awaiting-return"  # the last step is the relaunched domain's to end
-    WATCHING = "watching"  # the last step is the guest's to end
-    FALL_BACK = "fall-back"  # a step failed and the policy's fallback is to be decided
-    PRESERVE = "preserve"  # a step failed and the guest is to be left as it is
-    INTERRUPTED = "interrupted"  # it is not known how a step ended: ask the VM again
+    AWAITING_RETURN = "awaiting-return"  # the relaunched domain ends the last step
+    WATCHING = "watching"  # the guest ends the last step
+    FALL_BACK = "fall-back"  # a step failed: decide on the policy's fallback
+    PRESERVE = "preserve"  # a step failed: leave the guest as it is
+    INTERRUPTED = "interrupted"  # a step's end is unknown: ask the VM again
     RESET_BY_OTHERS = "reset-by-others"  # the guest is no longer the panicked one
-    RESUMED_BY_OTHERS = "resumed-by-others"  # nor here
+    RESUMED_BY_OTHERS = "resumed-by-others"  # the same
 
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """A step has ended; ``lost``: and so has the session."""
+    """A step has ended; ``lost``: the session has ended too."""
 
     index: int
     result: StepResult
@@ -48,27 +48,27 @@ End = Came | Course | None
 
 
 def done(index: int, detail: str = "") -> Came:
-    """Return that a step is done."""
+    """Return the end of a done step."""
     return Came(index, StepResult(Outcome.DONE, detail))
 
 
 def failed(index: int, detail: str) -> Came:
-    """Return that a step failed."""
+    """Return the end of a failed step."""
     return Came(index, StepResult(Outcome.FAILED, detail))
 
 
 def unknown(index: int, detail: str) -> Came:
-    """Return that it is not known how a step ended."""
+    """Return the end of a step with an unknown result."""
     return Came(index, StepResult(Outcome.UNKNOWN, detail))
 
 
 def skipped(index: int, detail: str) -> Came:
-    """Return that there was nothing left to do."""
+    """Return the end of a step that had nothing to do."""
     return Came(index, StepResult(Outcome.SKIPPED, detail))
 
 
 def overtaken(turn: Turn) -> Course | None:
-    """Return how the plan ends if the guest is known to be another by now."""
+    """Return the plan's course if others have reset or resumed the guest."""
     vm, (resets, resumes) = turn.known, turn.base
     if vm.resets > resets:
         return Course.RESET_BY_OTHERS
@@ -76,12 +76,12 @@ def overtaken(turn: Turn) -> Course | None:
 
 
 def look(turn: Turn, index: int, result: StepResult | None = None) -> Course | None:
-    """See that the guest still is the panicked one that was decided about; else end the step.
+    """Check that the guest still is the decision's panicked guest; else end the step.
 
     Args:
         turn: the step in the making.
-        index: of the plan's step in progress.
-        result: of it; None: it is not taken, if the guest is another.
+        index: of the step in progress.
+        result: of the step; None: the step is not taken if the guest is another.
     """
     course = overtaken(turn)
     if course is not None:
@@ -90,10 +90,10 @@ def look(turn: Turn, index: int, result: StepResult | None = None) -> Course | N
 
 
 def cut_off(turn: Turn, step: AnyStep, result: StepResult) -> bool:
-    """Whether the session is gone that the steps after this one need.
+    """True if the session is gone and the next steps need it.
 
-    Signals need none: they end a QEMU that was told to end. One that may not have been told is
-    asked again how it stands, for its guest may be a healthy one by now.
+    Signals need none: they end a QEMU that was told to end. If QEMU may not have been told, panicd
+    asks it again for its run state, as its guest may be healthy by now.
     """
     told_to_end = (
         isinstance(step, Quit | Terminate | Kill) and result.outcome is not Outcome.UNKNOWN

@@ -1,4 +1,4 @@
-"""The machine's state: what is known of the VM, its incident, and what is under way."""
+"""The machine's state: the VM, its incident, and the phase."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,17 +12,17 @@ from panicd.rules.qapi import PanicInformation
 
 
 class Then(StrEnum):
-    """What an answer was asked for."""
+    """Why panicd asked for the run state."""
 
-    OPEN = "open"  # a panic that QEMU was to end with, and did not
-    LOOK = "look"  # whether something happened that no event tells of
+    OPEN = "open"  # QEMU was to end with a panic, and did not
+    LOOK = "look"  # whether something happened without an event
     HOLD_ENDED = "hold-ended"
     WATCH_ENDED = "watch-ended"
-    NO_GRACE = "no-grace"  # the guest could not be let run in its grace
-    OBEY = "obey"  # an operator
-    RESET = "reset"  # whether the guest that others have reset runs
-    TELL_STOP = "tell-stop"  # what a STOP has stopped
-    WATCHED_STOP = "watched-stop"  # the same of a guest that handles its panic itself
+    NO_GRACE = "no-grace"  # panicd could not let the guest run in its grace
+    OBEY = "obey"  # an operator's request
+    RESET = "reset"  # whether a guest that others reset runs
+    TELL_STOP = "tell-stop"  # why the guest stopped
+    WATCHED_STOP = "watched-stop"  # the same, if the guest handles its panic itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class AskingState:
     """QEMU was asked for its run state.
 
     Attributes:
-        then: what for.
-        information: of the panic that is to be opened.
-        why: of a watch that has ended.
+        then: the purpose.
+        information: of the panic to open.
+        why: a watch has ended.
     """
 
     then: Then
@@ -53,7 +53,7 @@ class AskingState:
 
 @dataclass(frozen=True, slots=True)
 class SettingPanic:
-    """QEMU was told what a panic is to do; ``plan``: the plan is gone on with after that."""
+    """QEMU was told its panic action; ``plan``: the plan goes on after the answer."""
 
     setting: PanicSetting
     plan: bool
@@ -69,22 +69,22 @@ class SeeingEnd:
 
 @dataclass(frozen=True, slots=True)
 class AwaitingTurn:
-    """Few domains may be acted on at a time; the plan goes on from this step when it may."""
+    """The plan waits at this step for the domain's turn."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True)
 class Readying:
-    """All that goes before the command that ends the panic, at once: it is given when all is well.
+    """All that precedes the command that ends the panic, at once. Then the command follows.
 
     Attributes:
         stop: the step that waits for the guest's stop; None: it has stopped.
-        quiet: the step that asks what QEMU is busy with.
-        act: the step of the command; it is on record as begun.
+        quiet: the step that asks QEMU for its work.
+        act: the command's step, noted as begun.
         quiet_known: QEMU has answered, or is silent.
-        silent: it does not say what it is busy with.
-        durable: all that is on the disk.
+        silent: QEMU does not say what it is busy with.
+        durable: all notes are on the disk.
     """
 
     stop: int | None
@@ -99,16 +99,16 @@ class Stage(StrEnum):
     """How far a step has come."""
 
     WAITING = "waiting"  # for an event
-    RECORDING = "recording"  # it is made durable that the command is about to be given
-    ASKING = "asking"  # how it stands
-    GIVEN = "given"  # the command
+    RECORDING = "recording"  # until the command's note is durable
+    ASKING = "asking"  # for the run state
+    GIVEN = "given"  # the command was given
     ANSWERED = "answered"
     CONFIRMING = "confirming"
 
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The machine waits for the guest to have stopped."""
+    """The machine waits for the guest's stop."""
 
     index: int
     stage: Stage
@@ -127,9 +127,9 @@ class Quieting:
 
     Attributes:
         index: of the step.
-        stage: asking, or waiting before it is asked again.
-        began: when, in ticks.
-        busy: with what it was.
+        stage: asking, or waiting before the next question.
+        began: start, in ticks.
+        busy: QEMU's last known work.
     """
 
     index: int
@@ -148,14 +148,14 @@ class Dumping:
 
 @dataclass(frozen=True, slots=True)
 class Giving:
-    """A command is given that has an event of its own: ``system_reset``, ``cont``.
+    """A command with an event of its own: ``system_reset``, ``cont``.
 
     Attributes:
         index: of the step.
         stage: recording, given, answered, confirming.
-        by_libvirt: it goes through libvirt.
-        before: RESET or RESUME events before it.
-        doubt: why it is not known whether it was carried out.
+        by_libvirt: the command goes through libvirt.
+        before: RESET or RESUME events before the command.
+        doubt: why it is unknown whether the command was carried out.
     """
 
     index: int
@@ -172,8 +172,8 @@ class Quitting:
     Attributes:
         index: of the step.
         stage: recording, given.
-        by_libvirt: by libvirt.
-        cut: the session ended before QEMU said a word.
+        by_libvirt: through libvirt.
+        cut: the session ended without SHUTDOWN.
     """
 
     index: int
@@ -184,7 +184,7 @@ class Quitting:
 
 @dataclass(frozen=True, slots=True)
 class Signalling:
-    """QEMU's process is ended by a signal."""
+    """A signal ends QEMU's process."""
 
     index: int
     stage: Stage
@@ -200,12 +200,12 @@ class Relaunching:
 
 @dataclass(frozen=True, slots=True)
 class StoppingAgain:
-    """Somebody resumed the panicked guest, and it is stopped again (``enforce``).
+    """Somebody resumed the panicked guest; panicd stops it again (``enforce``).
 
     Attributes:
         stage: recording, given (``stop``), asking.
         resets: RESET events before.
-        plan: it happened during a plan, which is gone on with.
+        plan: a plan was under way, and goes on.
     """
 
     stage: Stage
@@ -215,9 +215,9 @@ class StoppingAgain:
 
 @dataclass(frozen=True, slots=True)
 class RunningAgain:
-    """A panic stopped a guest whose panics are ignored; it is let run again.
+    """A panic stopped a guest with ignored panics; panicd lets it run again.
 
-    The decision on record stands for that.
+    The decision on record covers this panic.
     """
 
     stage: Stage
@@ -225,12 +225,12 @@ class RunningAgain:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """It is not known how a step ended. The session ends, and the VM is asked in the next one."""
+    """A step's end is unknown. The session ends; panicd asks the VM in the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Departing:
-    """The session has ended, and panicd finds out why."""
+    """The session has ended; panicd finds out why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,39 +275,39 @@ ACTING = (
     RunningAgain,
     Interrupted,
 )
-"""A plan is carried out: what happens meanwhile is not somebody else's doing."""
+"""Phases of a plan: events in them are not others' doing."""
 
 
 class State(NamedTuple):
-    """Everything that the machine remembers: a tuple, for one is made at each step.
+    """All that the machine remembers: a tuple, as each step makes a new one.
 
     Attributes:
         vm: the VM; None before it is known.
         incident: the open incident, if there is one.
         phase: what is under way.
-        serial: what the answers to that carry.
+        serial: the serial of the phase's answers.
         alone: there is no session, and there will be none.
-        departed: it was found out why the session ended.
-        stale: the policy in force is to be looked up anew.
-        unseen: whether the guest is panicked is still to be seen.
-        unbroken: all that happened to the guest since its panic was seen.
-        repeats: panics that are not yet noted.
-        repeats_noted_at: when some were, in seconds since the epoch.
-        put_off: a panic of a guest that was let run during a plan: its turn comes after that.
-        deferred: events that came while something was asked for.
-        requests: of operators, in their order.
-        granting: the request that is carried out.
+        departed: the cause of the session's end is known.
+        stale: the policy must be looked up anew.
+        unseen: panicd must still check whether the guest is panicked.
+        unbroken: panicd saw all that happened to the guest since its panic.
+        repeats: panics not yet noted.
+        repeats_noted_at: the last note of repeats, in seconds since the epoch.
+        put_off: a panic, after the guest was let run in a plan; handled after the plan.
+        deferred: events that came while an answer was due.
+        requests: of operators, in order.
+        granting: the request under way.
         base: RESET and RESUME events that the plan knows of.
-        let_go: resets and resumes before the plan was begun with.
-        resets_before: RESET events before it.
-        has_turn: it takes one of few places, or waits for one.
-        crashloaded_in: the incident in which a kdump was told of.
-        shutting_in: the incident in which the guest told that it shuts itself down.
+        let_go: resets and resumes before the plan.
+        resets_before: RESET events before the plan.
+        has_turn: the domain has a turn, or waits for one.
+        crashloaded_in: the incident in which a kdump was reported.
+        shutting_in: the incident in which the guest said that it shuts down.
         flood: panics of an ignored guest within the present window.
-        flood_began: when that began, in ticks.
-        ignored_at: when it was last noted that an ignored guest runs again; since the epoch.
-        watched: until when a guest is left to itself, since the epoch as the clock stood when that
-            began, and in ticks.
+        flood_began: start of the window, in ticks.
+        ignored_at: last note that an ignored guest runs again; since the epoch.
+        watched: end of the guest's own time: since the epoch, by the clock at its start, and in
+            ticks.
     """
 
     vm: Vm | None = None

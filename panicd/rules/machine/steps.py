@@ -1,6 +1,6 @@
-"""A plan's steps: how each begins, and how all that goes before a command is done at once.
+"""How each step of a plan begins, and how all that precedes a command is done at once.
 
-Each function returns how the step came out, how the whole plan did, or None while it waits.
+Each function returns the step's result, the plan's course, or None while the step waits.
 """
 
 from typing import Final, assert_never
@@ -41,7 +41,7 @@ NOT_GIVEN: Final = StepResult(Outcome.SKIPPED, "what goes before it is gone thro
 
 
 def begin(turn: Turn, index: int) -> End:
-    """Begin with a step of the plan."""
+    """Begin a step of the plan."""
     step = turn.step(index)
     if (act := _readied(turn, index)) is not None:
         return _begin_readying(turn, index, act)
@@ -89,11 +89,11 @@ def _by_libvirt(turn: Turn, step: SystemReset | Cont | Quit) -> bool:
     return step.by_libvirt and turn.known.capability.libvirt is not None
 
 
-# Readying: stop, quiet and the command's being on record, all at once.
+# Readying: stop, quiet and the command's note, all at once.
 
 
 def taken_at_once(plan: tuple[AnyStep, ...], index: int) -> int | None:
-    """Return the step of the command that ends the panic, if nothing but quiet goes before it."""
+    """Return the step of the command that ends the panic, if only quiet precedes it."""
     match plan[index : index + 3]:
         case (EnsureStopped(), AwaitQuiet(), SystemReset() | Quit()):
             return index + 2
@@ -122,7 +122,7 @@ def _begin_readying(turn: Turn, index: int, act: int) -> End:
 
 
 def readying_answered(turn: Turn, phase: Readying, answered: Answered) -> End:
-    """QEMU said what it is busy with."""
+    """Take QEMU's answer about its work."""
     busy = halting.busy_with(turn, answered)
     vm = turn.known
     if isinstance(busy, NoAnswer) and not busy.lost and not vm.run_state.executes:
@@ -138,7 +138,7 @@ def readying_answered(turn: Turn, phase: Readying, answered: Answered) -> End:
 
 
 def readying_durable(turn: Turn, phase: Readying, _came: object) -> End:
-    """The command is on record as about to be given."""
+    """Go on readying: the command's note is durable."""
     return _readied_all(turn, turn.update(phase, durable=True))
 
 
@@ -155,9 +155,9 @@ def _readied_all(turn: Turn, phase: Readying) -> End:
 
 
 def _one_by_one(turn: Turn, phase: Readying) -> End:
-    """Begin anew, a step at a time, where not all is well: nothing was given."""
+    """Begin anew, a step at a time: not all is well, and no command was given."""
     first = phase.quiet if phase.stop is None else phase.stop
-    turn.end(phase.act, NOT_GIVEN)  # so that it is not taken for a try
+    turn.end(phase.act, NOT_GIVEN)  # so that it does not count as a try
     turn.begin(first)
     if course := look(turn, first):
         return course

@@ -1,7 +1,7 @@
-"""The machine's table: in which phase which input leads where. There is nothing beside it.
+"""The machine's table: which input leads where in which phase. It is complete.
 
-A pair that is not here has no place: it raises. What answers something that nobody waits for any
-more is dropped before the table is asked.
+A phase and an input that are not here together raise an error. The machine drops an answer that it
+no longer waits for before it asks the table.
 """
 
 from collections.abc import Callable
@@ -73,18 +73,18 @@ from panicd.rules.machine.vm import follow
 from panicd.rules.settings import JournalFailure
 
 Handler = Callable[[Turn, Any, Any], None]
-"""Takes the phase and the input that the table has it under."""
+"""Takes a phase and an input of its place in the table."""
 
 
 class IllegalInputError(Exception):
-    """An input has no place in the phase that the machine is in: a bug of panicd's."""
+    """An input has no place in the phase: a bug in panicd."""
 
 
 # Rows that many phases share.
 
 
 def _step(function: Callable[[Turn, Any, Any], End]) -> Handler:
-    """Return a handler that tells a step what has come, and goes on if it has ended with that."""
+    """Return a handler that gives a step its input, and follows up the step's end."""
 
     def handle(turn: Turn, phase: Phase, came: Input) -> None:
         deciding.follow_up(turn, function(turn, phase, came))
@@ -93,7 +93,7 @@ def _step(function: Callable[[Turn, Any, Any], End]) -> Handler:
 
 
 def _acting(heard: Callable[[Turn, Any, Any], End], **rows: Handler) -> dict[type, Handler]:
-    """Return the row of a step: ``heard`` looks whether what it waits for has come."""
+    """Return the row of a step: ``heard`` checks whether the awaited event came."""
 
     def hear(turn: Turn, phase: Phase, came: Heard) -> End:
         hearing.while_acting(turn, came)
@@ -110,7 +110,7 @@ def _acting(heard: Callable[[Turn, Any, Any], End], **rows: Handler) -> dict[typ
 
 
 def _asking(**rows: Handler) -> dict[type, Handler]:
-    """Return the row of a question: what is heard meanwhile waits for its answer."""
+    """Return the row of a question: events wait for its answer."""
     row: dict[type, Handler] = {
         Heard: _defer,
         Lost: _ignore,
@@ -134,7 +134,7 @@ _INPUTS: Final[dict[str, type]] = {
 
 
 def _waits(_turn: Turn, _phase: Phase, _came: Input) -> End:
-    """What is heard does not end the step: its answer does."""
+    """Go on waiting: only an answer ends the step."""
     return None
 
 
@@ -167,7 +167,7 @@ def _reconsider(turn: Turn, _phase: Phase, _came: Reconsider) -> None:
 
 
 def _or_leave(function: Callable[[Turn, Any, Any], str | None]) -> Handler:
-    """Return a handler that gives the connection up where an answer says why it is to be."""
+    """Return a handler that gives up the connection if ``function`` returns a reason."""
 
     def handle(turn: Turn, phase: Phase, came: Input) -> None:
         problem = function(turn, phase, came)
@@ -194,12 +194,12 @@ TABLE: Final[dict[type, dict[type, Handler]]] = {
     Begun: {
         Attached: arrival.attached,
         Adopted: arrival.adopted,
-        Reconsider: _ignore,  # it is looked up when the VM is known
+        Reconsider: _ignore,  # the policy is looked up when the VM is known
     },
     Resting: {
         Heard: _take,
         Elapsed: resting.elapsed,
-        Lost: _ignore,  # what is due then is its end
+        Lost: _ignore,  # the session's end is handled then
         Gone: _ignore,
         Asked: _queue,
         Reconsider: _reconsider,
@@ -276,7 +276,7 @@ TABLE: Final[dict[type, dict[type, Handler]]] = {
     Departing: _asking(departed=arrival.departed),
     Left: {},
 }
-"""What each phase does about each input. ``Undurable`` and ``Stopping`` are the same in all."""
+"""Each phase's handlers. All phases treat ``Undurable`` and ``Stopping`` alike."""
 
 
 def step(state: State, came: Input, moment: Moment) -> tuple[State, tuple[effects.Effect, ...]]:
@@ -284,19 +284,19 @@ def step(state: State, came: Input, moment: Moment) -> tuple[State, tuple[effect
 
     Args:
         state: of the machine.
-        came: what has happened.
+        came: the input.
         moment: what holds now.
 
     Returns:
-        The state after it, and what is to be done, in that order.
+        The next state, and the effects.
 
     Raises:
-        IllegalInputError: it has no place in the phase that the machine is in.
+        IllegalInputError: the input has no place in the phase.
     """
     if isinstance(state.phase, Left):
         return state, ()
     if isinstance(came, Undurable) and moment.journal_failure is JournalFailure.ACT:
-        came = Durable(came.serial)  # what was noted is written with what is noted next
+        came = Durable(came.serial)  # the next commit writes these notes too
     if getattr(came, "serial", state.serial) != state.serial and not isinstance(came, Undurable):
         return state, ()
     turn = Turn(state, moment)
@@ -320,7 +320,7 @@ def step(state: State, came: Input, moment: Moment) -> tuple[State, tuple[effect
 def _handler(state: State, came: Input) -> Handler:
     handler = TABLE[type(state.phase)].get(type(came))
     if handler is None:
-        # What was waited for may come, and not be waited for any more in the phase as it stands.
+        # An answer may come that the phase no longer waits for.
         if type(came) in _MAY_BE_LATE:
             return _ignore
         raise IllegalInputError(f"{type(came).__name__} in {type(state.phase).__name__}")
@@ -331,7 +331,7 @@ _MAY_BE_LATE: Final = frozenset({Answered, Durable, Elapsed, Finished, Told, Tur
 
 
 def _see(turn: Turn, came: Input) -> None:
-    """Have the VM follow what has happened, before anything is made of it."""
+    """Update the VM from an input, before any handler."""
     if turn.vm is None:
         return
     match came:
@@ -344,7 +344,7 @@ def _see(turn: Turn, came: Input) -> None:
 
 
 def _due(turn: Turn) -> bool:
-    """Do what is due while nothing is under way; return whether there was anything."""
+    """Do due work while nothing is under way; return whether there was any."""
     vm = turn.known
     if turn.put_off is not None:
         panic, turn.put_off = turn.put_off, None
@@ -359,7 +359,7 @@ def _due(turn: Turn) -> bool:
         else:
             arrival.depart(turn)
     elif vm.gone:
-        return False  # the session's end comes in a moment
+        return False  # ``Lost`` comes in a moment
     elif turn.unseen:
         turn.unseen = False
         resting.see_panic(turn)

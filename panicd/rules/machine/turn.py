@@ -1,6 +1,6 @@
-"""One step in the making: the state as it changes, and the effects that gather.
+"""One step in the making: the changing state, and the effects so far.
 
-A ``Turn`` lives within one call of ``step``; nobody else sees it change.
+A ``Turn`` lives within one call of ``step``; nothing else sees it change.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ from panicd.rules.policy import Situation
 from panicd.rules.qapi import PanicInformation, RunState
 
 ANSWER_TIMEOUT: Final = 5.0  # seconds; under a flood of panics QEMU was seen to take 1.2
-BUSY_TIMEOUT: Final = 2.0  # seconds: an action waits for this answer, though not for ever
+BUSY_TIMEOUT: Final = 2.0  # seconds that an action waits for this answer
 REPEATS_EVERY: Final = 1.0  # seconds between two entries about repeated panics
 DEFERRED_AT_MOST: Final = 64  # events; a plan's whole course makes fewer than ten
 
@@ -61,11 +61,11 @@ class Turn:
 
     Args:
         state: before the step.
-        moment: what holds now.
+        moment: the facts now.
 
     Attributes:
-        moment: what holds now.
-        effects: what is to be done, in its order.
+        moment: the facts now.
+        effects: in order.
     """
 
     vm: Vm | None
@@ -107,13 +107,13 @@ class Turn:
 
     @property
     def known(self) -> Vm:
-        """The VM, which is known by now."""
+        """The VM, known by now."""
         assert self.vm is not None
         return self.vm
 
     @property
     def open(self) -> Incident:
-        """The incident, which is open."""
+        """The open incident."""
         assert self.incident is not None
         return self.incident
 
@@ -130,7 +130,7 @@ class Turn:
 
     @property
     def guest_was_let_go(self) -> bool:
-        """Whether anybody has reset the guest or let it run since the plan was begun with."""
+        """True if anybody has reset or resumed the guest since the plan began."""
         return self.known.times_let_go > self.let_go
 
     def situation(self, run_state: RunState | None) -> Situation:
@@ -160,7 +160,7 @@ class Turn:
         """Add an entry to the incident.
 
         Raises:
-            IllegalTransitionError: it has no place in the incident as it stands.
+            IllegalTransitionError: the entry has no place in the incident's state.
         """
         self.incident = apply(self.open, entry)
         self.effects.append(effects.Note(self.incident, entry))
@@ -192,7 +192,7 @@ class Turn:
         self.end(index, StepResult(Outcome.DONE, detail))
 
     def observed(self, what: str) -> None:
-        """Note what somebody else did: in the open incident, in the log where there is none."""
+        """Note others' doing in the open incident, or in the log."""
         if self.incident is None:
             self.say("info", "seen", what=what)
             return
@@ -200,13 +200,13 @@ class Turn:
         self.commit()
 
     def repeat(self, count: int) -> None:
-        """Count more panics; they are noted once in ``REPEATS_EVERY`` seconds, none is lost."""
+        """Count more panics; one note in ``REPEATS_EVERY`` seconds has them all."""
         self.repeats += count
         if not 0 <= self.moment.now - self.repeats_noted_at < REPEATS_EVERY:
             self.note_repeats()
 
     def note_repeats(self) -> None:
-        """Note the panics that were counted since the last time."""
+        """Note the panics counted since the last note."""
         if self.repeats:
             count, self.repeats = self.repeats, 0
             self.repeats_noted_at = self.moment.now
@@ -227,10 +227,10 @@ class Turn:
         self.incident = None
         self.rest()
 
-    # What comes of it.
+    # Effects.
 
     def emit(self, effect: effects.Effect) -> None:
-        """Have something done."""
+        """Add an effect."""
         self.effects.append(effect)
 
     def say(self, level: str, text: str, **facts: object) -> None:
@@ -238,23 +238,23 @@ class Turn:
         self.effects.append(effects.Say(level, text, tuple(facts.items())))
 
     def enter(self, phase: P) -> P:
-        """Go over to a phase; nobody waits any more for what was waited for."""
+        """Enter a phase; answers to the last phase count no more."""
         self.phase = phase
         self.serial += 1
         return phase
 
     def update(self, phase: P, **changes: object) -> P:
-        """Change attributes of the phase; what is waited for stays so."""
+        """Change attributes of the phase; its answers still count."""
         changed = replace(phase, **changes)  # type: ignore[arg-type]  # they are the phase's own
         self.phase = changed
         return changed
 
     def commit(self) -> None:
-        """Have what was noted made durable."""
+        """Have all notes made durable."""
         self.effects.append(effects.Commit(self.serial))
 
     def wake(self, seconds: float) -> None:
-        """Have ``Elapsed`` come after so long."""
+        """Have ``Elapsed`` come after some seconds."""
         self.effects.append(effects.Wake(self.serial, seconds))
 
     def send(
@@ -264,11 +264,11 @@ class Turn:
         self.effects.append(effects.Send(self.serial, tuple(commands), timeout, acts))
 
     def tell_libvirt(self, verb: str, timeout: float) -> None:
-        """Have libvirt do something with the domain, if its guest stands as it is known to."""
+        """Have libvirt act on the domain, if its guest's stand is as known."""
         self.emit(effects.TellLibvirt(self.serial, verb, self.known.stand, timeout))
 
     def rest(self) -> None:
-        """Nothing is under way any more."""
+        """Enter ``Resting``: nothing is under way."""
         if self.has_turn:
             self.has_turn = False
             self.effects.append(effects.LeaveTurn())
@@ -277,13 +277,13 @@ class Turn:
         self.enter(Resting())
 
     def answer(self, refused: str) -> None:
-        """Tell the operator whose request is granted how that went."""
+        """Tell the operator the result of the request under way."""
         assert self.granting is not None
         self.effects.append(effects.Answer(self.granting.request, refused))
         self.granting = None
 
     def action_is(self, *actions: Action) -> bool:
-        """Whether one of these is the action in force."""
+        """True if one of these is the action in force."""
         return self.open.action in actions
 
 
@@ -294,9 +294,9 @@ def opened_by(
 
     Args:
         moment: when, and of which domain.
-        process: what tells its QEMU process from every other.
+        process: identifies the QEMU process.
         source: how the panic became known.
-        information: its payload.
+        information: the panic's payload.
     """
     return Opened(
         at=moment.now,
@@ -315,7 +315,7 @@ def new_id(at: float, token: str) -> str:
     """Return the id of an incident: it sorts by time and is a safe file name.
 
     Args:
-        at: when it begins, in seconds since the epoch.
-        token: letters and digits that no other incident of that second has.
+        at: the incident's start, in seconds since the epoch.
+        token: letters and digits, unique within that second.
     """
     return f"{datetime.fromtimestamp(at, UTC):%Y%m%dT%H%M%S}-{token}"

@@ -1,4 +1,4 @@
-"""What is known of one connected VM: a value that follows its events and answers."""
+"""Knowledge of one connected VM: a value that follows events and answers."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -39,15 +39,15 @@ class Vm:
     """One VM, from its session's greeting to its end.
 
     Attributes:
-        run_state: as last answered, kept up with the events since.
+        run_state: the last answer, updated by later events.
         capability: what this QEMU can do.
-        process: what tells this QEMU process from every other; empty where it is not known.
-        stop_means: the run state that the next STOP stands for.
+        process: identifies the QEMU process; empty: not known.
+        stop_means: the run state that the next STOP leads to.
         resets: RESET events of this session.
         resumes: RESUME events of this session.
         reset_by_guest: the last reset was the guest's own.
-        reset_since_panic: then it is no panicked guest, though QEMU 1.7 to 2.5 call it one.
-        shutdown: the SHUTDOWN event, where one came.
+        reset_since_panic: the guest is not panicked, though QEMU 1.7 to 2.5 say so.
+        shutdown: the SHUTDOWN event, if one came.
         ended: the connection is gone.
         gone: the process is known to have ended.
     """
@@ -66,19 +66,19 @@ class Vm:
 
     @property
     def stops_by_panic(self) -> bool:
-        """Whether a panic has stopped the guest, or is about to."""
+        """True if a panic has stopped the guest, or is about to."""
         return RunState.GUEST_PANICKED in {self.run_state, self.stop_means}
 
     @property
     def stand(self) -> Stand:
-        """How the guest stands after all that was heard of it."""
+        """The guest's stand, by all its events."""
         if self.stops_by_panic:
             return Stand.RESET if self.reset_since_panic else Stand.PANICKED
         return stand_of(self.run_state)
 
     @property
     def has_gone(self) -> bool:
-        """Whether QEMU is gone: its process, or where that is not known, what it said last."""
+        """True if QEMU is gone, by its process, or if unknown, by its last word."""
         return self.gone if self.process else self.ended and self.shutdown is not None
 
     @property
@@ -88,7 +88,7 @@ class Vm:
 
 
 def with_capability(vm: Vm, capability: Capability) -> Vm:
-    """Return the VM with what is now known of what its QEMU can do."""
+    """Return the VM with its QEMU's capability as now known."""
     return vm if capability == vm.capability else replace(vm, capability=capability)
 
 
@@ -96,7 +96,7 @@ def follow(vm: Vm, event: Event) -> Vm:
     """Return the VM after an event."""
     match event:
         case GuestPanickedEvent(action=PanicAction.PAUSE):
-            # The STOP that follows does not tell why; this does.
+            # The STOP that follows does not tell why; this event does.
             return replace(vm, stop_means=RunState.GUEST_PANICKED, reset_since_panic=False)
         case StopEvent():
             return replace(vm, run_state=vm.stop_means, stop_means=RunState.PAUSED)
