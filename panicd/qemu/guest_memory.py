@@ -75,7 +75,7 @@ class GuestReader(ABC):
     def range(
         self, request: ReadRequest
     ) -> AbstractAsyncContextManager[list[tuple[int, int, int]]]:
-        """Yield where a range lies: files in memory, and its first and last place in each.
+        """Yield where a range lies: files in memory, and its start and end in each.
 
         Raises:
             NotReadableError: the range can't be read.
@@ -326,10 +326,10 @@ class RangeReader(GuestReader):
 
     @asynccontextmanager
     async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
-        """Yield where a range lies: files in memory, and from where to where in them.
+        """Yield where a range lies: files in memory, and its start and end in each.
 
         Raises:
-            NotReadableError: it can't be had.
+            NotReadableError: the range can't be read.
             SessionLostError: the session ended.
         """
         with memory_file(self._file_size) as file:

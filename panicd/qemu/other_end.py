@@ -121,8 +121,8 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
         size: most bytes to receive.
 
     Returns:
-        The bytes, and the number of the process, None without bytes. There is room for the number
-        alone: the kernel closes descriptors that are sent along.
+        The bytes, and the number of the process, None where the kernel names none. There is room
+        for the number alone: the kernel closes descriptors that are sent along.
 
     Raises:
         OSError: as of recvmsg(2).
