@@ -1,4 +1,4 @@
-"""Who else may make a dump of a guest's memory, and why one was not made."""
+"""Dumps that another program makes, and the reasons why a dump was not made."""
 
 import errno
 from collections.abc import Awaitable, Callable
@@ -6,10 +6,10 @@ from enum import StrEnum
 from pathlib import Path
 
 DumpByOther = Callable[[Path, str, float], Awaitable[None]]
-"""Has somebody else (libvirt) have QEMU write its memory to a pipe: its path, format, seconds.
+"""Asks libvirt to have QEMU dump to a pipe. Takes the pipe's path, the format, seconds.
 
 Raises:
-    DumpError: it was not done.
+    DumpError: no dump was made.
 """
 
 
@@ -18,21 +18,19 @@ class DumpFailure(StrEnum):
 
     LIBVIRT = "libvirt"  # not tried: libvirt runs the VM
     ENCRYPTED = "encrypted"  # not tried: the guest's memory can't be read from outside
-    NO_MEMORY = (
-        "no-memory"  # not tried: it would take more of the host's memory, or threads, than is there
-    )
-    NO_TURN = "no-turn"  # not tried: others were dumped all the time
-    OVERTAKEN = "overtaken"  # not tried: somebody has let the guest go meanwhile
-    UNFILTERED = "unfiltered"  # not tried: less could be left out than is required
+    NO_MEMORY = "no-memory"  # not tried: the host has too little memory, or too few threads
+    NO_TURN = "no-turn"  # not tried: dumps of other guests took all the time
+    OVERTAKEN = "overtaken"  # not tried: somebody has resumed the guest meanwhile
+    UNFILTERED = "unfiltered"  # not tried: fewer pages could be left out than required
     NO_SPACE = "no-space"
     UNWRITABLE = "unwritable"
     REFUSED = "refused"
     TIMEOUT = "timeout"
-    QEMU = "qemu"  # it says that it failed, or writes what is no dump
-    TOO_LARGE = "too-large"  # more came than the guest has memory
-    TOO_SLOW = "too-slow"  # it came more slowly than any QEMU writes
-    INCOMPLETE = "incomplete"  # less came than belongs to it
-    LOST = "lost"  # QEMU, or its monitor, was gone before its end
+    QEMU = "qemu"  # QEMU says that it failed, or writes no valid dump
+    TOO_LARGE = "too-large"  # the dump is larger than the guest's memory
+    TOO_SLOW = "too-slow"  # the dump came more slowly than any QEMU writes
+    INCOMPLETE = "incomplete"  # the dump ended before it was whole
+    LOST = "lost"  # QEMU, or its monitor, was gone before the dump's end
 
 
 class DumpError(Exception):
@@ -48,6 +46,6 @@ class DumpError(Exception):
 
     @classmethod
     def of(cls, error: OSError) -> "DumpError":
-        """Return what an error of the file system means for a dump."""
+        """Return the DumpError that stands for an error of the file system."""
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
         return cls(DumpFailure.NO_SPACE if full else DumpFailure.UNWRITABLE, str(error))

@@ -1,8 +1,8 @@
-"""A monitor's events, handed over as they are read; until somebody takes them they wait, bounded.
+"""Hands over a monitor's events as they are read; keeps a few until somebody takes them.
 
-A guest chooses when and how often it panics, some 50,000 times a second if it likes. Panics that
-follow each other are kept as one with a count; past ``LIMIT`` entries order is given up, but not
-the number of panics, and whoever takes the events is told to ask for the state.
+A guest can panic as often as it likes, some 50,000 times a second. Consecutive panics are kept as
+one entry with a count. Past ``LIMIT`` entries the outlet drops events but counts their panics, and
+tells the reader to ask for the state.
 """
 
 from collections import deque
@@ -19,12 +19,12 @@ LIMIT: Final = 64  # entries; a session is made in a few milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An event, how many there were of it in a row, and when the first was read.
+    """An event that came once or several times in a row.
 
     Attributes:
         event: the first of them.
-        at: when it was read, on trio's clock (``trio.current_time``).
-        count: 1 where it stands alone.
+        at: when the first was read, on trio's clock (``trio.current_time``).
+        count: how many came in a row.
     """
 
     event: Event
@@ -37,8 +37,8 @@ class EventOutlet:
 
     Attributes:
         ended: the session has ended.
-        lost: events were given up before they could be handed over; ``lost_panics`` of them were
-            GUEST_PANICKED.
+        lost: events were dropped before they could be handed over.
+        lost_panics: how many of these were GUEST_PANICKED.
     """
 
     __slots__ = ("_entries", "_take", "_tell_end", "ended", "lost", "lost_panics")
@@ -52,7 +52,7 @@ class EventOutlet:
         self.lost_panics = 0
 
     def put(self, event: Event) -> None:
-        """Hand over an event, or keep it. Never waits, never keeps more than ``LIMIT``."""
+        """Hand over an event, or keep it. Never waits; keeps at most ``LIMIT`` entries."""
         heard = Heard(event, trio.current_time())
         if self._take is not None:
             self._take(heard)
@@ -73,17 +73,17 @@ class EventOutlet:
             self._tell_end()
 
     def take_kept(self) -> list[Heard]:
-        """Return what was kept, and keep it no longer."""
+        """Return the kept events, and forget them."""
         kept = list(self._entries)
         self._entries.clear()
         return kept
 
     def hand_over(self, take: Callable[[Heard], None], tell_end: Callable[[], None]) -> None:
-        """Hand over what was kept, and all that follows at once, as it is read.
+        """Hand over the kept events, and each later event as it is read.
 
         Args:
-            take: is given each event.
-            tell_end: is called when none will follow.
+            take: receives each event.
+            tell_end: called when no event will follow.
         """
         while self._entries:
             take(self._entries.popleft())

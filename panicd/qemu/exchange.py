@@ -1,7 +1,7 @@
-"""What a VM is told and asked, whichever way it is reached: the interface that a session has.
+"""The interface through which a session sends commands to a VM and hears its events.
 
-One is a QMP monitor of panicd's own (``monitor``), the other is libvirt's API. Commands and events
-are QAPI's either way.
+It has two implementations: a QMP monitor of panicd's own (``monitor``), and libvirt's API. Both use
+QAPI's commands and events.
 """
 
 from abc import ABC, abstractmethod
@@ -23,8 +23,8 @@ class Exchange(ABC):
     """A way to one VM.
 
     Attributes:
-        events: what is heard unasked.
-        pace: how much of a processor its reading may take.
+        events: the VM's events.
+        pace: limits the processor time for reading from this VM.
     """
 
     events: EventOutlet
@@ -38,15 +38,15 @@ class Exchange(ABC):
         *,
         timeout: float,
     ) -> Question:
-        """Send several commands at once, and have their answers told; see ``execute_all``.
+        """Send several commands at once, and pass their answers to ``done``; see ``execute_all``.
 
         Args:
             commands: in their order.
-            done: called once with the answers, perhaps before this returns.
-            timeout: seconds after which the caller is going to give the question up.
+            done: called once with the answers, perhaps before this method returns.
+            timeout: seconds after which the caller will give up the question.
 
         Returns:
-            The question, to be given up if it takes too long.
+            The question. The caller gives it up if it takes too long.
         """
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Exchange(ABC):
         QEMU carries out in-band commands in the order in which they come (QMP specification).
 
         Returns:
-            For each command its answer, or the ``MonitorError`` that it met.
+            For each command its answer, or its ``MonitorError``.
         """
         return await answers_to(partial(self.ask, commands, timeout=timeout), timeout)
 
@@ -89,8 +89,8 @@ async def answers_to(
     """Return the answers to a question.
 
     Args:
-        ask: asks it, and has its answers told.
-        timeout: seconds after which it is given up.
+        ask: sends the question, and passes its answers on.
+        timeout: seconds after which the question is given up.
     """
     complete = trio.Event()
     answers: list[object] = []

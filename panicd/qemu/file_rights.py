@@ -1,14 +1,14 @@
-"""Opening a file that somebody else names, with no more rights than he has.
+"""Opens a file that another user names, with no more rights than that user has.
 
-The kernel would check this for a process of that user. panicd is none, and does not become one:
-that takes CAP_SETUID, with which its service could read and write the memory of every user's
-processes, and it is one process for all (setfsuid(2) and its kin change one thread, whose memory,
-signals and dumpability the others share). So a path is walked here as path_resolution(7) has it,
-one name after the other, each step looked at through a descriptor (O_PATH) that stands for what was
-looked at and nothing else, and only the end of it is opened.
+The kernel checks rights for a process of that user. panicd does not become such a process: it would
+need CAP_SETUID, and with that its service could read and write the memory of every user's
+processes. setfsuid(2) and its kin change one thread, which shares memory, signals and dumpability
+with the others. So this module walks the path as path_resolution(7) describes, one name at a time.
+It checks each step through an O_PATH descriptor, which can't come to mean another file. It opens
+only the last step.
 
-It errs on the side of no: where an access control list says more than the mode (acl(5)), only the
-owner's rights are known.
+In doubt it refuses: where an access control list says more than the mode (acl(5)), this module
+knows only the owner's rights.
 """
 
 import errno
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-MOST_LINKS: Final = 40  # followed on the way: path_resolution(7)
+MOST_LINKS: Final = 40  # symbolic links followed in one path: path_resolution(7)
 READ: Final = 4
 SEARCH: Final = 1
 PSEUDO: Final = (Path("/proc"), Path("/sys"))
-"""File systems whose files are not what a program wrote to them."""
+"""File systems whose files hold something else than a program wrote to them."""
 
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _ACL: Final = "system.posix_acl_access"
@@ -31,18 +31,18 @@ _ACL: Final = "system.posix_acl_access"
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """A user's rights to files: his number, and his groups'."""
+    """A user's rights to files: the numbers of the user and the user's groups."""
 
     uid: int
     groups: frozenset[int]
 
     def allow(self, status: os.stat_result, wanted: int, *, has_list: bool) -> bool:
-        """Tell whether a file may be used so (inode(7), 'The file type and mode').
+        """Tell whether the user may read or search a file (inode(7), 'The file type and mode').
 
         Args:
-            status: the file's.
+            status: the file's status.
             wanted: ``READ`` or ``SEARCH``.
-            has_list: it has an access control list.
+            has_list: the file has an access control list.
         """
         if self.uid == 0:
             return True
@@ -54,16 +54,16 @@ class Rights:
 
 
 def open_as(path: Path, users: Iterable[Rights]) -> int:
-    """Open a regular file for reading that each of these users may read. Blocking.
+    """Open a regular file that each of these users may read, for reading. Blocking.
 
-    The last part of its name is followed nowhere.
+    If the last part of the path is a symbolic link, it is not followed.
 
     Args:
         path: absolute.
-        users: who names it.
+        users: the users who name the file.
 
     Raises:
-        OSError: one of them may not, it is not there, or it is no such file.
+        OSError: a user may not read the file, it does not exist, or it is not a regular file.
     """
     users = tuple(users)
     found = _walk(path, users)
@@ -75,10 +75,10 @@ def open_as(path: Path, users: Iterable[Rights]) -> int:
 
 
 def open_regular(path: Path) -> int:
-    """Open a regular file for reading, with all rights there are. Blocking.
+    """Open a regular file for reading, with all of panicd's rights. Blocking.
 
     Raises:
-        OSError: it is not there, or it is no such file.
+        OSError: the file does not exist, or it is not a regular file.
     """
     found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
@@ -88,7 +88,7 @@ def open_regular(path: Path) -> int:
 
 
 def _open_looked_at(found: int) -> int:
-    """Open what a descriptor stands for, if it is a regular file; no lease is waited for."""
+    """Open a descriptor's file, if it is a regular one; don't wait for a lease."""
     status = os.fstat(found)
     if not stat.S_ISREG(status.st_mode) or status.st_dev in _pseudo():
         raise OSError("it is no file")
@@ -97,7 +97,7 @@ def _open_looked_at(found: int) -> int:
 
 
 def _walk(path: Path, users: tuple[Rights, ...]) -> int:
-    """Return a descriptor that stands for what a path names."""
+    """Return an O_PATH descriptor of the file that a path names."""
     left = list(reversed(path.parts[1:]))
     links: list[Path] = []
     here = os.open("/", _LOOK)
@@ -125,7 +125,7 @@ def _require_few(links: list[Path]) -> None:
 
 
 def _target(link: int) -> str:
-    """Return what a symbolic link says, and let go of it."""
+    """Return a symbolic link's target, and close the link."""
     try:
         return os.readlink("", dir_fd=link)
     finally:

@@ -1,13 +1,14 @@
-"""What a stopped guest's memory says, over QMP and without a dump.
+"""Reads a stopped guest's memory over QMP, without a dump.
 
 ``dump-guest-memory`` writes a range of a few pages into a memfd, in about a millisecond, and with
-each the guest kernel's note on itself. Not detached: QEMU does nothing else meanwhile, so ranges
-are small and few. Each takes a fresh file: QEMU 11.1 was seen to abort on one that is used again.
+each range the guest kernel's note on itself. The command is not detached: QEMU does nothing else
+meanwhile, so ranges are small and few. Each range takes a fresh file: QEMU 11.1 was seen to abort
+on a file that is used again.
 
-QEMU sends DUMP_COMPLETED for every range, to every monitor, before its answer: whoever waits for
-the end of a dump afterwards takes the session's events first. A libvirtd of 9.0.0 dies of dumps
-that it did not ask for. Of its domains libvirt itself is asked for the note: for a dump into a
-pipe, of which the beginning is taken. The pages are then read by the human monitor.
+QEMU sends DUMP_COMPLETED for every range, to every monitor, before its answer. Whoever waits for
+the end of a dump afterwards takes the session's events first. libvirtd 9.0.0 dies of dumps that it
+did not ask for. So for its domains panicd asks libvirt for a dump into a pipe, and takes the note
+from the dump's beginning. The human monitor then reads the pages.
 
 Source: QAPI ``dump-guest-memory`` (``qapi/dump.json``); the human monitor's ``xp``
 (``hmp-commands.hx``).
@@ -38,14 +39,14 @@ from panicd.rules.guest_words import GuestWords, read_guest_words
 VMCOREINFO_SINCE: Final[Version] = (2, 11, 0)
 FD_NAME: Final = "panicd-range"
 HEAD: Final = 1 << 14  # bytes; the ELF headers of a range take some 300
-ELF: Final = "elf"  # the format of which the beginning has the notes
-BEGINNING: Final = 64 * 1024  # bytes of a dump that are waited for: its headers, and some notes
+ELF: Final = "elf"  # the dump format that has its notes at the beginning
+BEGINNING: Final = 64 * 1024  # bytes of a dump to wait for: its headers, and some notes
 _WORD: Final = re.compile(r"\b0x([0-9a-f]{16})\b")
 T = TypeVar("T")
 
 FIRST: Final = (0, 1 << 30, 1 << 31)
-"""Where a page may be that a guest has, of which one is asked for to get the note: a PC's, that of
-Arm's ``virt``, that of RISC-V's (whose machine is then refused by its name)."""
+"""Where a guest may have a page, to be asked for with the note: on a PC, on Arm's ``virt``, on
+RISC-V's (whose machine is then refused by its name)."""
 
 
 class NoMemoryThereError(NotReadableError):
@@ -56,7 +57,7 @@ class GuestReader(ABC):
     """Reads a stopped guest's memory.
 
     Attributes:
-        deadline: until when it may be done, on trio's clock.
+        deadline: the latest time for reading, on trio's clock.
     """
 
     deadline: float
@@ -66,7 +67,7 @@ class GuestReader(ABC):
         """Return the notes of a dump: QEMU's on each processor, the guest kernel's on itself.
 
         Raises:
-            NotReadableError: there are none.
+            NotReadableError: the dump has no notes.
             SessionLostError: the session ended.
         """
 
@@ -74,10 +75,10 @@ class GuestReader(ABC):
     def range(
         self, request: ReadRequest
     ) -> AbstractAsyncContextManager[list[tuple[int, int, int]]]:
-        """Yield where a range lies: files in memory, and from where to where in them.
+        """Yield where a range lies: files in memory, and its start and end in each.
 
         Raises:
-            NotReadableError: it can't be had.
+            NotReadableError: the range can't be read.
             SessionLostError: the session ended.
         """
 
@@ -85,29 +86,29 @@ class GuestReader(ABC):
         """Return a range.
 
         Raises:
-            NotReadableError: it can't be had.
+            NotReadableError: the range can't be read.
             SessionLostError: the session ended.
         """
         async with self.range(request) as pieces:
             return b"".join(os.pread(file, end - start, start) for file, start, end in pieces)
 
     async def beginning(self) -> bytes:
-        """Return how a dump of the whole memory begins: its headers and its notes.
+        """Return the beginning of a dump of the whole memory: its headers and its notes.
 
         Returns:
-            Nothing where the whole memory comes faster than parts of it.
+            Nothing where reading the whole memory is faster than reading parts of it.
 
         Raises:
-            NotReadableError: it can't be had.
+            NotReadableError: the beginning can't be read.
             SessionLostError: the session ended.
         """
         return b""
 
     async def serve(self, reading: Reading[T]) -> T:
-        """Give a reading what it asks for; return what it makes of it.
+        """Give a reading the ranges that it asks for, and return its result.
 
         Raises:
-            NotReadableError: it makes nothing of it.
+            NotReadableError: the reading has no result.
             SessionLostError: the session ended.
         """
         try:
@@ -125,14 +126,14 @@ class GuestReader(ABC):
 
 
 async def read_words(reader: GuestReader, lines: int) -> GuestWords:
-    """Read the end of a Linux' log, or a Windows' bug check, within ``Limits``.
+    """Read the end of a Linux guest's log, or a Windows guest's bug check, within ``Limits``.
 
     Args:
-        reader: of the guest's memory. What was read of a log until its deadline is returned.
+        reader: reads the guest's memory. A log is returned as far as it was read by the deadline.
         lines: how many at most.
 
     Raises:
-        NotReadableError: there is nothing to be had; the text says why, and may be the guest's.
+        NotReadableError: nothing can be read; the text says why, and may come from the guest.
         SessionLostError: the session ended.
     """
     return await reader.serve(read_guest_words(await reader.notes(), Limits(lines)))
@@ -141,14 +142,14 @@ async def read_words(reader: GuestReader, lines: int) -> GuestWords:
 def monitor_reader(
     session: Session, timeout: float, by_other: DumpByOther | None = None
 ) -> GuestReader:
-    """Return what reads a stopped guest's memory by the monitor, in small ranges.
+    """Return a reader of a stopped guest's memory, by the monitor, in small ranges.
 
-    Whoever reads the session's events finds a DUMP_COMPLETED for each range among them.
+    The session's events then have a DUMP_COMPLETED for each range.
 
     Args:
-        session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
-        timeout: seconds for all of it.
-        by_other: who has QEMU dump, where others may not; None: panicd, by the monitor.
+        session: the VM. Its guest must be stopped: QEMU would stop and resume a running one.
+        timeout: seconds for all reading.
+        by_other: has QEMU dump where panicd may not; None: panicd does, by the monitor.
     """
     deadline = trio.current_time() + timeout
     if by_other is None:
@@ -157,10 +158,10 @@ def monitor_reader(
 
 
 def _check_readable(session: Session) -> None:
-    """See that a guest's kernel can have left a note, and its memory may be read.
+    """Check that the guest's kernel can have left a note, and its memory may be read.
 
     Raises:
-        NotReadableError: not so.
+        NotReadableError: one of these is not so.
     """
     if session.capability.version < VMCOREINFO_SINCE:
         raise NotReadableError("this QEMU has no vmcoreinfo device")
@@ -173,8 +174,8 @@ class Beginning:
     """The beginning of a dump.
 
     Attributes:
-        file: where in the dump lies what.
-        notes: of it.
+        file: the places of the parts in the dump.
+        notes: the dump's notes.
     """
 
     file: DumpFile
@@ -182,11 +183,11 @@ class Beginning:
 
 
 async def beginning_of_dump(dump: DumpByOther, timeout: float) -> Beginning:
-    """Return the beginning of a dump that somebody else makes, which is then given up.
+    """Return the beginning of a dump that another program makes; then give up the dump.
 
     Args:
         dump: has QEMU dump into a path.
-        timeout: seconds for all of it.
+        timeout: seconds for the whole call.
 
     Raises:
         NotReadableError: no dump came, or not in time.
@@ -210,15 +211,14 @@ async def beginning_of_dump(dump: DumpByOther, timeout: float) -> Beginning:
             nursery.start_soon(have_dumped)
             async with trio.lowlevel.FdStream(reading) as stream:
                 beginning = await _read_beginning(stream)
-            # The pipe is closed now, and the dump ends with that: it is waited for, for QEMU makes
-            # one at a time.
+            # Closing the pipe ends the dump. Wait for this end: QEMU makes one dump at a time.
     if beginning is None:
         raise NotReadableError(f"no dump's notes: {why or 'the time is over'}")
     return beginning
 
 
 async def _read_beginning(stream: trio.lowlevel.FdStream) -> Beginning | None:
-    """Return a dump's beginning as it comes; None where it ends before."""
+    """Read a dump's beginning; return None where the dump ends too early."""
     came = b""
     while data := await stream.receive_some(BEGINNING):
         came += data
@@ -235,8 +235,8 @@ class WordReader(GuestReader):
 
     Args:
         session: the VM.
-        deadline: until when it may be done, on trio's clock.
-        dump: who has QEMU dump; the dump's beginning has the notes.
+        deadline: the latest time for reading, on trio's clock.
+        dump: has QEMU dump; the dump's beginning has the notes.
     """
 
     def __init__(self, session: Session, deadline: float, dump: DumpByOther) -> None:
@@ -277,12 +277,12 @@ class RangeReader(GuestReader):
     """Reads ranges of a stopped guest's memory, each by a dump of it.
 
     Args:
-        session: the VM. Its guest must be stopped: a running one QEMU would stop and resume.
-        deadline: until when it may be done, on trio's clock.
-        longest: bytes of a range.
+        session: the VM. Its guest must be stopped: QEMU would stop and resume a running one.
+        deadline: the latest time for reading, on trio's clock.
+        longest: most bytes of a range.
 
     Raises:
-        NotReadableError: this QEMU or this guest gives none.
+        NotReadableError: this QEMU or this guest gives no ranges.
     """
 
     def __init__(self, session: Session, deadline: float, longest: int) -> None:
@@ -294,20 +294,20 @@ class RangeReader(GuestReader):
         """Return the notes of a dump: QEMU's, and the guest kernel's on itself.
 
         Raises:
-            NotReadableError: there are none.
+            NotReadableError: the dump has no notes.
             SessionLostError: the session ended.
         """
         _check_readable(self._session)
-        # Who does not answer this at once does not answer what follows.
+        # A QEMU that does not answer this at once will not answer the next commands.
         deadline = min(self.deadline, trio.current_time() + ANSWER_TIMEOUT)
         with memory_file(self._file_size) as file:
             dump = await self._any_range(file, deadline)
             return os.pread(file, dump.notes.length, dump.notes.offset)
 
     async def beginning(self) -> bytes:
-        """Return how a dump of the whole memory begins; see ``GuestReader``.
+        """Return the beginning of a dump of the whole memory; see ``GuestReader``.
 
-        The file is full soon after. QEMU says that it failed to write on, which is what is wanted.
+        The file is soon full. QEMU then reports that writing failed, as intended.
         """
         _check_readable(self._session)
         with memory_file(HEAD + MAX_NOTES) as file:
@@ -317,7 +317,7 @@ class RangeReader(GuestReader):
             return os.pread(file, notes.offset + notes.length, 0)
 
     async def _any_range(self, file: int, deadline: float) -> DumpFile:
-        """Have QEMU write a page, whichever it is."""
+        """Have QEMU write any one page."""
         *tries, last = (ReadRequest(place, PAGE) for place in FIRST)
         for request in tries:
             with suppress(NoMemoryThereError):
@@ -326,10 +326,10 @@ class RangeReader(GuestReader):
 
     @asynccontextmanager
     async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
-        """Yield where a range lies: files in memory, and from where to where in them.
+        """Yield where a range lies: files in memory, and its start and end in each.
 
         Raises:
-            NotReadableError: it can't be had.
+            NotReadableError: the range can't be read.
             SessionLostError: the session ended.
         """
         with memory_file(self._file_size) as file:
@@ -341,7 +341,7 @@ class RangeReader(GuestReader):
 async def _write_range(
     session: Session, file: int, request: ReadRequest, deadline: float
 ) -> DumpFile:
-    """Have QEMU write a range into a file, and return where in it lies what."""
+    """Have QEMU write a range into a file; return the places of the file's parts."""
     part = {"begin": request.physical, "length": request.length}
     refused = await _write_part(session, file, part, deadline)
     if refused is not None:
@@ -352,7 +352,7 @@ async def _write_range(
 async def _write_part(
     session: Session, file: int, part: Mapping[str, object], deadline: float
 ) -> CommandError | None:
-    """Have QEMU dump into a file; return the error where it says that it did not."""
+    """Have QEMU dump into a file; return QEMU's error if it reports one."""
     arguments = {"paging": False, "protocol": f"fd:{FD_NAME}", **part}
     commands: list[Command] = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
     answers = await session.qmp.execute_all_with_fd(commands, file, timeout=_left(deadline))

@@ -1,8 +1,8 @@
-"""Reads the lines of all monitors in one task of trio's, each handed over at once by a plain call.
+"""Reads the lines of all monitors in one trio task, and hands over each at once by a plain call.
 
-A task for each would have to be woken for each line, which takes as long as to parse it. So one
-waits for all of them, by an epoll(7) of its own, and no more is said to the kernel of a socket than
-that it is waited for.
+With a task for each monitor, trio would have to wake one for each line, which takes as long as
+parsing the line. So one task waits for all sockets by its own epoll(7). It registers a socket with
+the kernel once, not for each line.
 """
 
 import math
@@ -19,15 +19,15 @@ from panicd.qemu.other_end import receive
 from panicd.qemu.pace import Pace
 
 CHUNK: Final = 1 << 16  # bytes received at once
-AT_ONCE: Final = 64  # sockets that are received from before other tasks have their turn
+AT_ONCE: Final = 64  # sockets to receive from before other tasks have their turn
 WAKEUP: Final = 25e-6
-"""Seconds that it costs to be woken and to receive: all that a line costs that never ends."""
+"""Seconds that a wakeup and a receive cost: the whole cost of a line that never ends."""
 
 Take = Callable[[bytes, int | None], bool]
 
 
 class _Reading:
-    """One socket, as long as its lines are taken."""
+    """One socket, while its lines are being taken."""
 
     __slots__ = ("bug", "ended", "limit", "looked_at", "pace", "read", "sender", "shown", "sock",
                  "take", "waits")  # fmt: skip
@@ -43,15 +43,15 @@ class _Reading:
         self.looked_at = 0
         self.sender: int | None = None
         self.shown = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED))
-        self.waits = True  # before more is received
+        self.waits = True  # True while nothing more is to be received
         self.ended = trio.Event()
         self.bug: BaseException | None = None
 
     def hand_over(self) -> float | None:
-        """Hand over the lines that are there.
+        """Hand over the received lines.
 
         Returns:
-            Seconds to wait before it goes on; None: for more to be received.
+            Seconds to wait before going on; None: wait until more is received.
         """
         read = self.read
         began = time.perf_counter()
@@ -167,7 +167,7 @@ _READER: Final = trio.lowlevel.RunVar[_Reader]("the reader of all monitors")
 
 @asynccontextmanager
 async def lines_read() -> AsyncIterator[None]:
-    """Have the lines read that ``read_lines`` waits for."""
+    """Run the task that reads the lines for ``read_lines``."""
     reader = _Reader()
     token = _READER.set(reader)
     try:
@@ -186,14 +186,14 @@ async def read_lines(sock: socket.socket, head: bytes, take: Take, limit: int, p
 
     Args:
         sock: connected and non-blocking.
-        head: what was read from it before.
-        take: takes a line, without its end, and the number of the process that sent its end, None
-            where that is not known (``other_end.show_senders``); False: it is not taken.
-        limit: bytes of a line.
-        pace: how much of a processor this may take.
+        head: bytes that were read from the socket before.
+        take: called with a line, without its end, and the number of the process that sent its end,
+            None where unknown (``other_end.show_senders``); returns False if it refuses the line.
+        limit: most bytes of a line.
+        pace: limits the processor time for reading.
 
     Returns:
-        What was read and not taken, from the beginning of a line on.
+        The bytes that were read and not taken, from the beginning of a line on.
     """
     reader, reading = _READER.get(), _Reading(sock, head, take, limit, pace)
     reader.add(reading)

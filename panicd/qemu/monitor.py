@@ -1,9 +1,9 @@
-"""One QMP session: the only file that touches asyncio and qemu.qmp.
+"""One QMP session. Only this file touches asyncio and qemu.qmp.
 
 qemu.qmp runs on asyncio, panicd on trio; ``trio_asyncio`` joins them. Functions here are trio
 flavoured unless their name ends in ``_aio``. A step from one to the other takes longer than a
-command does. So qemu.qmp opens a session and ends it, and while it lasts commands are written and
-lines are read from trio's side; from the first line on that makes no sense, qemu.qmp reads again.
+command does. So qemu.qmp only opens and ends a session. In between, panicd writes commands and
+reads lines on trio's side; from the first senseless line on, qemu.qmp reads again.
 """
 
 import asyncio
@@ -74,8 +74,8 @@ READ_LIMIT: Final = (
     1 << 20
 )  # bytes of one line; QEMU's longest answer to panicd's questions is 4 KiB
 
-# What qemu.qmp lets through when the other end talks nonsense, seen with 0.0.6: not only QMPError.
-# The AssertionErrors are its own, on bad data during the negotiation.
+# Exceptions of qemu.qmp 0.0.6 when the other end talks nonsense: not only QMPError. Its own
+# AssertionErrors come from bad data during the negotiation.
 _NONSENSE: Final = (QMPError, EOFError, OSError, ValueError, RecursionError, AssertionError)
 
 
@@ -86,7 +86,7 @@ PRETTY: Final = (
 
 
 class _Client(QMPClient):
-    """qemu.qmp's client, with what it hears handed over at once, and its end to an event buffer."""
+    """qemu.qmp's client; hands over messages at once, and its end to an event buffer."""
 
     def __init__(self, buffer: EventOutlet, sock: socket.socket) -> None:
         super().__init__(readbuflen=READ_LIMIT)
@@ -102,10 +102,10 @@ class _Client(QMPClient):
         self._held: list[tuple[Sequence[Command], Question]] = []  # until it has
 
     def send_with_fd(self, fd: int, command: Command, answers: Question) -> None:
-        """Send a command that takes a descriptor; whatever is sent next waits for its answer.
+        """Send a command that takes a descriptor; later commands wait for its answer.
 
-        QEMU's monitor reads in a thread of its own, and takes the descriptor in another: 10.0.13
-        was seen to crash of both at once (``tcp_chr_recv``).
+        QEMU's monitor reads in one thread, and takes the descriptor in another. QEMU 10.0.13 was
+        seen to crash when both happened at once (``tcp_chr_recv``).
 
         Raises:
             OSError, QMPError: the descriptor can't be sent.
@@ -115,7 +115,7 @@ class _Client(QMPClient):
         self._alone = None if answers.is_over else answers
 
     def send(self, commands: Sequence[Command], answers: Question) -> None:
-        """Send commands, whose answers are put where they belong."""
+        """Send commands; each answer goes to its place in ``answers``."""
         if self._alone is not None:
             self._held.append((commands, answers))
             return
@@ -123,7 +123,7 @@ class _Client(QMPClient):
             for index, (name, _) in enumerate(commands):
                 answers.put(index, SessionLostError(f"{name}: not sent, the session has ended"))
             return
-        # One that nobody can guess: no answer was written before the question was read.
+        # An id that nobody can guess: so no answer was written before the question was read.
         token = _TOKENS.next()
         ids = []
         messages = []
@@ -137,7 +137,7 @@ class _Client(QMPClient):
         self._writer.write("".join(messages).encode())
         self.pace.hurried = True  # the answers come behind all panics that are not yet read
         transport = self._writer.transport
-        # A transport that failed to write closes itself, which nobody reads of meanwhile.
+        # A transport that failed to write closes itself, and nothing else would notice.
         if transport.is_closing() or transport.get_write_buffer_size() > UNREAD:
             self.abort()
 
@@ -150,7 +150,7 @@ class _Client(QMPClient):
             self._send_held()
 
     def _send_held(self) -> None:
-        """Send what waited for a descriptor to be taken; it is not waited for longer than that."""
+        """Send the commands that waited for QEMU to take a descriptor."""
         self._alone, held, self._held = None, self._held, []
         for commands, answers in held:
             if not answers.is_over:
@@ -163,9 +163,9 @@ class _Client(QMPClient):
         await super()._bh_recv_message()
 
     async def _read_in_trio_aio(self) -> None:
-        """Have trio read the session's lines, until one is left to qemu.qmp with all that follow.
+        """Have trio read the lines; leave the first that is refused, and the rest, to qemu.qmp.
 
-        Through trio-asyncio's loop each would take four turns of tasks instead of one.
+        Through trio-asyncio's loop each line would take four task switches instead of one.
         """
         reader, transport = self._reader, self._writer and self._writer.transport
         assert reader is not None
@@ -176,10 +176,10 @@ class _Client(QMPClient):
             return
         head = (await reader.read(2 * READ_LIMIT))[:-1]
         transport.pause_reading()
-        # The transport closes its socket when it likes; this one stays as long as it is waited for.
+        # The transport may close its socket any time; this copy stays open while trio waits for it.
         with self._sock.dup() as sock:
             reading = trio_asyncio.trio_as_aio(read_lines)
-            # trio-asyncio's handle of this is a cycle, on which the session is not to hang.
+            # trio-asyncio's handle of this task is a cycle, which must not keep the session alive.
             take: _TakeLine = weakref.WeakMethod(self._take_line)
             rest = await reading(sock, head, partial(_take, take), READ_LIMIT, self.pace)
         if not transport.is_closing():
@@ -194,7 +194,7 @@ class _Client(QMPClient):
         return isinstance(message, dict) and self._hear(message, sender)
 
     def _hear(self, message: Mapping[str, object], sender: int | None = None) -> bool:
-        """Take a message: an event, or an answer; return whether it was one."""
+        """Take a message; return whether it was an event or an answer."""
         if "event" in message:
             event = parse_event(message)
             if event is not None:
@@ -206,7 +206,7 @@ class _Client(QMPClient):
         if not isinstance(sent, str):
             self.abort()  # qemu.qmp would look it up, and may fail to hash it
             return True
-        # What nobody waits for any more is dropped, as the QMP specification has it.
+        # Drop an answer that nobody awaits any more, as the QMP specification says.
         if awaited := self._sent.pop(sent, None):
             answers, index, name = awaited
             self.answered_by = sender
@@ -267,7 +267,7 @@ class _Client(QMPClient):
 
     @property
     def package(self) -> str:
-        """What a distribution calls its QEMU, from the greeting (QAPI ``VersionInfo``)."""
+        """The distribution's name for its QEMU, from the greeting (QAPI ``VersionInfo``)."""
         package = self.greeting.QMP.version.get("package") if self.greeting is not None else None
         return package[:MAX_TEXT] if isinstance(package, str) else ""
 
@@ -276,10 +276,10 @@ class Monitor(Exchange):
     """An open QMP session, made by ``open_monitor``.
 
     Attributes:
-        events: what QEMU says unasked.
+        events: QEMU's events.
         version: QEMU's version, from its greeting.
-        package: what a distribution calls it, from there too; empty where it is upstream's.
-        pace: how much of a processor its reading may take.
+        package: the distribution's name for it, from the greeting; empty for upstream's QEMU.
+        pace: limits the processor time for reading this monitor.
     """
 
     def __init__(self, client: _Client, events: EventOutlet, version: Version) -> None:
@@ -292,9 +292,9 @@ class Monitor(Exchange):
 
     @property
     def answered_by(self) -> int | None:
-        """The number of the process that sent the last answer; None where that is not known.
+        """The number of the process that sent the last answer; None where it is not known.
 
-        It is known from ``other_end.show_senders`` on.
+        The number is known after ``other_end.show_senders``.
         """
         return self._client.answered_by
 
@@ -305,7 +305,7 @@ class Monitor(Exchange):
         *,
         timeout: float,
     ) -> Question:
-        """Send several commands at once, and have their answers told."""
+        """Send several commands at once, and pass their answers on."""
         question = Question([name for name, _ in commands], timeout, done)
         self._client.send(commands, question)
         return question
@@ -313,7 +313,7 @@ class Monitor(Exchange):
     async def execute_with_fd(
         self, command: str, arguments: Mapping[str, object], fd: int, *, timeout: float
     ) -> object:
-        """Have QEMU carry out a command that takes a file descriptor, of which it gets a copy.
+        """Have QEMU carry out a command that takes a file descriptor; QEMU gets a copy.
 
         Raises:
             CommandError: QEMU refused.
@@ -327,11 +327,10 @@ class Monitor(Exchange):
     async def execute_all_with_fd(
         self, commands: Sequence[Command], fd: int, *, timeout: float
     ) -> list[object]:
-        """Send several commands, of which the first takes a file descriptor; see above.
+        """Send several commands; the first takes a file descriptor; see ``execute_with_fd``.
 
         Returns:
-            For each its answer, or the ``MonitorError`` that it met; of the first alone where that
-            fails.
+            For each command its answer or its ``MonitorError``; if the first fails, only for it.
 
         Raises:
             SessionLostError: the session ended.
@@ -356,7 +355,7 @@ class Monitor(Exchange):
         return question
 
     async def send_fd(self, fd: int, name: str, *, timeout: float) -> None:
-        """Hand QEMU a copy of a file descriptor under a name (``getfd``); see above."""
+        """Give QEMU a copy of a file descriptor under a name (``getfd``)."""
         await self.execute_with_fd("getfd", {"fdname": name}, fd, timeout=timeout)
 
     def abort(self) -> None:
@@ -368,8 +367,8 @@ class Monitor(Exchange):
 async def event_loop() -> AsyncIterator[None]:
     """Run the asyncio loop that every monitor needs around it.
 
-    From Python 3.14 on a task runs only in the loop that asyncio knows to be running in its thread.
-    asyncio has a function for loops to say so, which trio-asyncio 0.16 does not call.
+    From Python 3.14 on, a task runs only in the loop that asyncio knows to be running in its
+    thread. A loop tells asyncio by a function that trio-asyncio 0.16 does not call.
     """
     outer = asyncio._get_running_loop()  # noqa: SLF001 - for those who write loops
     try:
@@ -392,13 +391,13 @@ async def open_monitor(sock: socket.socket, *, timeout: float) -> AsyncIterator[
     Events are received from the first moment on. Must run inside ``event_loop()``.
 
     Args:
-        sock: connected and non-blocking; it is owned and closed by the session from here on.
-        timeout: seconds for the greeting and the negotiation. QEMU serves one client at a time and
-            leaves a second one without a greeting for as long as the first one stays.
+        sock: connected and non-blocking; from now on the session owns it, and closes it.
+        timeout: seconds for the greeting and the negotiation. QEMU serves one client at a time, and
+            sends a second client no greeting while the first stays.
 
     Raises:
         SilentError: no greeting, or no answer to the negotiation, came in time.
-        UnreachableError: it makes no sense, or the connection ended.
+        UnreachableError: the other end sent nonsense, or the connection ended.
     """
     events = EventOutlet()
     client = _Client(events, sock)
@@ -434,22 +433,22 @@ async def _disconnect_aio(client: _Client) -> None:
         await client.disconnect()
     except _NONSENSE as error:
         logging.getLogger(__name__).debug("session ended with: %s", error)
-        # Its frames hold what holds it: all of the session, until Python looks for such cycles.
+        # Its frames form a cycle with it, which keeps the whole session until Python collects it.
         error.__traceback__ = None
 
 
 def _take(take_line: _TakeLine, line: bytes, sender: int | None) -> bool:
-    """Hand a line to a session; False where that is no more."""
+    """Hand a line to a session; return False where the session is gone."""
     take = take_line()
     return take is not None and take(line, sender)
 
 
 def _answer(message: Mapping[str, object]) -> object:
-    """Return the answer in a message: what was returned, or the error.
+    """Return the answer in a message: the returned value, or the error.
 
     Raises:
-        KeyError: there is none.
-        TypeError: it is malformed.
+        KeyError: the message has no answer.
+        TypeError: the answer is malformed.
     """
     if "error" not in message:
         return message["return"]
@@ -458,7 +457,7 @@ def _answer(message: Mapping[str, object]) -> object:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the innermost cause, bounded: what it says may come from the other end."""
+    """Return the innermost cause, bounded: its text may come from the other end."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, AssertionError):  # qemu.qmp's own, without a word

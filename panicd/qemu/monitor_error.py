@@ -4,8 +4,8 @@ They say who must act and whether the command may have run::
 
     MonitorError
     ├── UnreachableError   no session could be made; try again later
-    │   └── SilentError          what was said was not answered, or nothing was said at all
-    ├── CommandError       QEMU answered that it won't; nothing was done
+    │   └── SilentError          QEMU sent no greeting, or did not answer
+    ├── CommandError       QEMU refused; nothing was done
     └── UncertainError     no answer: it may or may not have run, ask QEMU for its state
         ├── SessionLostError     the session ended
         └── NoReplyError         the time limit was reached, the session goes on
@@ -21,10 +21,10 @@ class UnreachableError(MonitorError):
 
 
 class SilentError(UnreachableError):
-    """The monitor takes connections and does not answer: it is taken, or QEMU hangs.
+    """The monitor accepts connections but does not answer: another client has it, or QEMU hangs.
 
     Attributes:
-        greeted: it has said what it is, so it is not taken.
+        greeted: QEMU sent its greeting, so no other client has the monitor.
     """
 
     def __init__(self, message: str, *, greeted: bool) -> None:

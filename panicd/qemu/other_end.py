@@ -1,9 +1,9 @@
-"""Whether a process holds the other end of a connected unix socket.
+"""Tells whether a process holds the other end of a connected unix socket.
 
-SO_PEERCRED names who listened or connected then, by a number. He may have left the connection to
-another process since, and the number may have gone to a third. What the kernel tells for sure is
-which inode the other end has, and which descriptors a process has open; and of each message by the
-number of which process it was sent.
+SO_PEERCRED gives the number of the process that listened or connected. That process may have passed
+the connection to another since, and a third process may have its number now. For certain the kernel
+tells only the other end's inode, the descriptors that a process has open, and the number of the
+process that sent a message.
 
 Sources: sock_diag(7), include/uapi/linux/unix_diag.h; proc(5), /proc/PID/fd; unix(7), SO_PASSCRED.
 """
@@ -31,12 +31,12 @@ _REQUEST: Final = struct.Struct("=BBHIIIII")  # struct unix_diag_req
 _MESSAGE: Final = struct.Struct("=BBBBIII")  # struct unix_diag_msg
 _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
 _ANSWER_MAX: Final = 4096  # bytes; one with a peer has some 60
-MOST_DESCRIPTORS: Final = 16_384  # of a process that are looked at: some 20 ms
+MOST_DESCRIPTORS: Final = 16_384  # of a process to look at; they take some 20 ms
 _ANSWERS_WITHIN: Final = 1.0  # seconds; the kernel answers while it is asked
 
 
 def inode_of(sock: socket.socket) -> int:
-    """Return the number by which the kernel tells this end of a connection."""
+    """Return the inode number of this end of a connection."""
     return os.fstat(sock.fileno()).st_ino
 
 
@@ -44,11 +44,11 @@ def peer_inode(inode: int) -> int | None:
     """Return the inode of the other end of a unix socket.
 
     Args:
-        inode: of the end that is ours, a socket of this process's network namespace.
+        inode: of panicd's end, a socket in this process's network namespace.
 
     Returns:
-        0 while nobody has accepted the connection; None where the kernel does not tell: it is built
-        without CONFIG_UNIX_DIAG, or netlink is not allowed.
+        0 while nobody has accepted the connection; None where the kernel does not tell, because it
+        is built without CONFIG_UNIX_DIAG, or netlink is not allowed.
     """
     request = _REQUEST.pack(
         socket.AF_UNIX, 0, 0, _ANY_STATE, inode, _UDIAG_SHOW_PEER, _NO_COOKIE, _NO_COOKIE
@@ -81,12 +81,12 @@ def _peer_in(answer: bytes, inode: int) -> int | None:
 
 
 def holds(pid: int, inode: int) -> bool | None:
-    """Tell whether a process has a socket open; None where its descriptors may not be seen.
+    """Tell whether a process has a socket open; None where panicd may not see its descriptors.
 
-    That takes the rights of ptrace(2), PTRACE_MODE_READ: the same user, or CAP_SYS_PTRACE. Whoever
-    has more than ``MOST_DESCRIPTORS`` open, which no QEMU needs, keeps nobody waiting: what lies
-    behind them is not looked at. The newest come first: a connection is younger than what a QEMU
-    was started with.
+    To see them takes the rights of ptrace(2), PTRACE_MODE_READ: the same user, or CAP_SYS_PTRACE.
+    At most ``MOST_DESCRIPTORS`` are looked at, more than any QEMU needs, so that no process can
+    delay panicd. The newest come first: a connection is younger than the descriptors that QEMU was
+    started with.
     """
     target = f"socket:[{inode}]"
     try:
@@ -109,20 +109,20 @@ def holds(pid: int, inode: int) -> bool | None:
 
 
 def show_senders(sock: socket.socket) -> None:
-    """Have the kernel tell of what comes from now on who sent it (unix(7), SO_PASSCRED)."""
+    """Have the kernel name the sender of each message from now on (unix(7), SO_PASSCRED)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
-    """Receive what was sent by one process.
+    """Receive bytes that one process sent.
 
     Args:
-        sock: one of which ``show_senders`` was asked.
-        size: bytes at most.
+        sock: a socket that ``show_senders`` was called for.
+        size: most bytes to receive.
 
     Returns:
-        The bytes, and the number of the process; None where there are none. There is room for that
-        alone: descriptors that are sent along are closed by the kernel.
+        The bytes, and the number of the process, None where the kernel names none. There is room
+        for the number alone: the kernel closes descriptors that are sent along.
 
     Raises:
         OSError: as of recvmsg(2).

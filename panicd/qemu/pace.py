@@ -1,28 +1,27 @@
-"""How much of a processor the reading of one monitor may take.
+"""Limits how much of a processor the reading of one monitor may take.
 
-All monitors are read by one thread. What a guest or its QEMU makes of it, by panicking tens of
-thousands of times a second or by talking nonsense, is taken from that monitor only: it is read a
-slice at a time, and past its share of the time it has to wait. What is not read stays in the
-socket, and behind that in QEMU.
+One thread reads all monitors. A guest may panic tens of thousands of times a second, and its QEMU
+may talk nonsense; that must delay only its own monitor. So each monitor is read a slice at a time,
+and waits once it has used up its share. Unread messages stay in the socket, and behind it in QEMU.
 """
 
 from typing import Final
 
-SLICE: Final = 0.001  # seconds of work after which the others have their turn
+SLICE: Final = 0.001  # seconds of work after which the other monitors have their turn
 BURST: Final = 0.02  # seconds of work that are free: 500 messages and more
-HURRIED: Final = 0.5  # of a processor, where an answer is waited for
+HURRIED: Final = 0.5  # of a processor, while an answer is awaited
 MOST: Final = BURST
-"""Seconds that a message may cost: what took longer was spent waiting for a processor, which is not
-its sender's fault. A second of that once kept a panicked guest's monitor unread for two."""
+"""Most seconds that a message is charged. Time beyond that went into waiting for a processor, which
+is not the sender's fault. One such second once kept a panicked guest's monitor unread for two."""
 PER_MESSAGE: Final = 10e-6  # seconds that a message costs before and after it is looked at
 
 
 class Pace:
-    """Keeps the account of one monitor.
+    """Accounts for the processor time of one monitor.
 
     Attributes:
-        share: of one processor that it may take, above 0; 1 for all of it.
-        hurried: it may take ``HURRIED`` for now: its answers are waited for.
+        share: the part of one processor that the monitor may take, above 0; 1 for all of it.
+        hurried: the monitor may take ``HURRIED`` for now, because an answer is awaited.
     """
 
     __slots__ = ("_at", "_owed", "_since_turn", "hurried", "share")
@@ -38,11 +37,11 @@ class Pace:
         """Account for a message; return the seconds to wait before the next is read.
 
         Args:
-            began: when it was begun with, in seconds.
-            now: when it was done with, on the same clock.
+            began: when work on the message began, in seconds.
+            now: when the work ended, on the same clock.
 
         Returns:
-            None: read on at once; 0: after the others' turn.
+            None: read on at once; 0: read on after the other monitors' turn.
         """
         took = min(now - began, MOST) + PER_MESSAGE
         share = max(self.share, HURRIED) if self.hurried else self.share

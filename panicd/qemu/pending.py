@@ -1,4 +1,4 @@
-"""Commands that were sent, and whose answers are awaited."""
+"""Commands that were sent and await their answers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -14,12 +14,12 @@ class Question:
 
     Args:
         commands: their names.
-        timeout: seconds after which it is given up; each answer that has not come by then is a
-            ``NoReplyError``.
-        done: called once, with the answers: when the last has come, none will, or it is given up.
+        timeout: seconds after which the question is given up; each answer that is missing then
+            is a ``NoReplyError``.
+        done: called once with the answers: when all came, none will come, or on giving up.
 
     Attributes:
-        ids: under which the answers come; none once all did.
+        ids: the answers' ids; empty once all answers came.
     """
 
     __slots__ = ("_answers", "_awaited", "_commands", "_done", "_forget", "_timeout", "ids")
@@ -36,13 +36,13 @@ class Question:
         self.ids: list[str] = []
 
     def sent(self, ids: list[str], forget: Callable[[Iterable[str]], None]) -> None:
-        """Note under which ids the answers come."""
+        """Note the ids of the answers."""
         if self._awaited:
             self.ids, self._forget = ids, forget
 
     @property
     def is_over(self) -> bool:
-        """Whether all its answers came, or it was given up."""
+        """True once all answers came, or the question was given up."""
         return not self._awaited
 
     def put(self, index: int, answer: object) -> None:

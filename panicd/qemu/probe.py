@@ -1,8 +1,8 @@
-"""What a newly connected monitor is asked, all in one round trip, and what its answers mean.
+"""The first questions to a newly connected monitor, in one round trip, and what the answers mean.
 
-The first command arms: from QEMU 6.0 on, ``set-action panic=pause`` leaves a panicked guest there
-to decide about. It goes before ``query-status`` on the same connection, and QEMU answers in order,
-so no panic slips between the two.
+The first command arms the domain: from QEMU 6.0 on, ``set-action panic=pause`` makes QEMU leave a
+panic to panicd. ``query-status`` follows on the same connection, and QEMU answers in order, so no
+panic slips between the two.
 """
 
 from collections.abc import Iterator
@@ -34,8 +34,8 @@ class Probe:
     """What a monitor's answers say about its VM.
 
     Attributes:
-        name: from ``query-name``, empty where it has none.
-        uuid: from ``query-uuid``, empty where that says none.
+        name: from ``query-name``, empty where the VM has none.
+        uuid: from ``query-uuid``, empty where the VM has none.
         run_state: from ``query-status``, asked after arming.
         capability: what this QEMU can do.
     """
@@ -58,7 +58,7 @@ async def probe(
         arm: False leaves the VM as it is.
 
     Raises:
-        MonitorError: ``query-status`` was not answered: such a monitor is of no use.
+        MonitorError: QEMU did not answer ``query-status``; the monitor is of no use.
     """
     version = monitor.version
     questions: dict[str, tuple[str, dict[str, object]]] = {}
@@ -122,7 +122,7 @@ def _capability(
     monitor: Monitor, answers: dict[str, object], command_line: CommandLine | None
 ) -> Capability:
     requested = _device_types(answers["peripheral"]) + _device_types(answers["anonymous"])
-    # QEMU takes it without a word where only KVM could give it to the guest.
+    # Without KVM QEMU accepts hv-crash silently, though the guest does not get it.
     kvm = answers.get("kvm")
     without_kvm = isinstance(kvm, dict) and kvm.get("enabled") is False
     if command_line and HYPERV_CRASH in command_line.panic_devices and not without_kvm:

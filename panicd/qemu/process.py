@@ -1,7 +1,7 @@
-"""Who is at the other end of a monitor's socket, and how to end exactly that process.
+"""Finds the process at the other end of a monitor's socket, and ends exactly that process.
 
-A process number is no identity: it may name another process by the time a signal is sent. What
-is held here is a pidfd, which keeps naming the one process it was made for, dead or alive.
+A process number is no identity: it may name another process by the time a signal is sent. So this
+module holds a pidfd, which always names the one process it was made for, dead or alive.
 
 Sources: unix(7) (SO_PEERCRED), pidfd_open(2), pidfd_send_signal(2), proc(5).
 """
@@ -40,13 +40,13 @@ _GID: Final = struct.Struct("I")
 MAX_COMMAND_LINE: Final = 1 << 20  # bytes; libvirt's longest are some 20 KiB
 COMMAND_LINE_WITHIN: Final = 5.0  # seconds to read it; it takes some microseconds
 
-# What belongs to QEMU, may hold a socket open, and is no virtual machine. Prefixes, for the
-# kernel cuts a process's name to 15 characters.
+# QEMU's programs that may hold a socket open and run no virtual machine. They are prefixes, because
+# the kernel cuts a process's name to 15 characters.
 _QEMU_TOOLS: Final = ("qemu-storage-d", "qemu-nbd", "qemu-ga", "qemu-pr-helper", "qemu-vmsr-helpe")
 
 
 REAPED_CHECK: Final = 0.01
-"""Seconds between two looks at whether a process that has ended was reaped."""
+"""Seconds between two checks whether an ended process was reaped."""
 
 # struct pidfd_info and its ioctl (linux/pidfd.h): mask, cgroupid, eleven ids, exit_code.
 _PIDFD_INFO: Final = struct.Struct("=QQ11Ii")
@@ -59,7 +59,7 @@ class PeerError(Exception):
 
 
 class PeerUnknownError(PeerError):
-    """It is not known which process is at the other end."""
+    """The process at the other end is not known."""
 
 
 class NotQemuError(PeerError):
@@ -71,17 +71,17 @@ class SignalNotPermittedError(PeerError):
 
 
 def is_qemu_program(name: str) -> bool:
-    """Tell whether a program of that name runs virtual machines.
+    """Tell whether a program of this name runs virtual machines.
 
-    ``qemu-system-*``, ``qemu-kvm`` and ``kvm`` as distributions call them, other names that begin
-    with ``qemu``, and all of these behind a wrapper's leading dot (Nix); not QEMU's own tools.
+    Such names are ``qemu-system-*``, ``qemu-kvm`` and ``kvm`` (from distributions), others that
+    begin with ``qemu``, and all of these after a wrapper's leading dot (Nix); not QEMU's own tools.
     """
     name = name.removeprefix(".")
     return (name.startswith("qemu") and not name.startswith(_QEMU_TOOLS)) or name == "kvm"
 
 
 def uid_of(sock: socket.socket) -> int:
-    """Return the user at the other end of a unix socket, as it was when it connected (unix(7))."""
+    """Return the user at a unix socket's other end, as of when it connected (unix(7))."""
     return _credentials(sock)[1]
 
 
@@ -91,7 +91,7 @@ def _credentials(sock: socket.socket) -> tuple[int, int, int]:
 
 
 def _groups(sock: socket.socket) -> tuple[int, ...]:
-    """Return a peer's supplementary groups as of then; none where they can't be had."""
+    """Return a peer's supplementary groups as of then; none where the kernel doesn't tell."""
     try:
         groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MOST_GROUPS * _GID.size)
     except OSError:  # Linux before 4.13, or more groups than there is room for
@@ -102,18 +102,19 @@ def _groups(sock: socket.socket) -> tuple[int, ...]:
 class Peer:
     """The process at the other end of one connection.
 
-    A domain whose peer is not known can still be watched and commanded; it only can't be signalled
-    or waited for. So that is a state of this object and not a failure to make it: ``identity`` is
-    then None, ``unknown_because`` says why, and what needs the process raises PeerUnknownError.
+    panicd can watch and command a domain whose peer is not known; it only can't signal the process
+    or wait for it. So an unknown peer is a state of this object, not a failure to make it:
+    ``identity`` is None, ``unknown_because`` says why, and methods that need the process raise
+    PeerUnknownError.
 
     Holds a file descriptor until ``close``; usable in a ``with`` statement.
 
     Attributes:
-        pid: Process number, 0 where the process is in a PID namespace that is not ours to see.
-        uid: User number that it had when it called listen or connect.
+        pid: Process number, 0 where the process is in a PID namespace that panicd can't see.
+        uid: User number of the process when it called listen or connect.
         rights: That user's rights to files, with the groups that the process had then.
-        identity: Which process it is, None where that is not known.
-        unknown_because: Why it is not known, None where it is.
+        identity: The process's identity, None where the process is not known.
+        unknown_because: Why the process is not known, None where it is known.
     """
 
     _arguments: tuple[str, ...] | None = None
@@ -142,10 +143,10 @@ class Peer:
         *,
         is_qemu_program: Callable[[str], bool] = is_qemu_program,
     ) -> Self:
-        """Find out who is connected to a socket.
+        """Find the process that is connected to a socket.
 
-        Ask as soon as the connection is made, and ``confirm`` once the other end has spoken. Behind
-        a proxy it is the proxy that is found.
+        Call this as soon as the connection is made, and ``confirm`` once the other end has spoken.
+        Behind a proxy this finds the proxy.
 
         Args:
             sock: A connected AF_UNIX stream socket; it is not kept.
@@ -158,22 +159,25 @@ class Peer:
 
     @property
     def is_certain(self) -> bool:
-        """Whether this is who listened or connected, not just his number (before Linux 6.5)."""
+        """True if this is the process that made the connection; False if only its number is known.
+
+        The kernel tells only the number before Linux 6.5.
+        """
         return self._is_certain
 
     def confirm(self, answered_by: int | None = None) -> None:
-        """See whether the process holds the other end, and take it for unknown where it does not.
+        """Check that the process holds the other end, and treat it as unknown where it does not.
 
-        Call this once something was read: before, the connection may not have been accepted. What
-        is asked for: that the process has the other end open, where its descriptors may be seen
-        (CAP_SYS_PTRACE, or the same user's). Where they may not, SO_PEERPIDFD's word counts, or
-        that of a question's answer: the process was there before the question. And it must belong
-        to the user who listened or connected, or to one that root has made it. A set-uid program
-        that somebody had take his own place does not.
+        Call this once something was read: before, the connection may not have been accepted. The
+        process must have the other end open, where panicd may see its descriptors (CAP_SYS_PTRACE,
+        or the same user). Elsewhere SO_PEERPIDFD is enough, or an answer that the process sent: it
+        was there before the question. The process must also belong to the user who listened or
+        connected, unless that user is root. A set-uid program that a user executed in place of his
+        own does not.
 
         Args:
-            answered_by: the number of the process that sent the answer to a question which was
-                asked after this object was made; None where it is not known.
+            answered_by: the number of the process that answered a question which was asked after
+                this object was made; None where it is not known.
         """
         if self._pidfd is None:
             return
@@ -184,9 +188,9 @@ class Peer:
         self._is_certain = True
 
     def recognise(self, known: ProcessIdentity | None) -> bool:
-        """Return whether this is a process that was known before; then that needs no proof anew.
+        """Return whether this is an already known process, which needs no new proof.
 
-        For a connection that was not accepted yet, before Linux 6.5.
+        Used before Linux 6.5, for a connection that was not accepted yet.
         """
         if known is None or self.identity != known:
             return False
@@ -221,13 +225,14 @@ class Peer:
         self.close()
 
     async def learn_command_line(self, limiter: trio.CapacityLimiter | None = None) -> None:
-        """Read the process's argv once for all, in a thread; it is not waited for without end.
+        """Read the process's argv once, in a thread, within a time limit.
 
-        The kernel reads it under a lock of the process's memory (mmap_lock), which is held for as
-        long as a page of that is waited for: on storage that hangs, or that its user has made so.
+        The kernel reads argv under a lock of the process's memory (mmap_lock). The lock is held
+        while a page of that memory is awaited, which may be on storage that hangs, or that its user
+        has made hang.
 
         Args:
-            limiter: how many may be read at once.
+            limiter: limits how many are read at once.
         """
         text = None
         reading = partial(read_of, self.pid, "cmdline", MAX_COMMAND_LINE + 1)
@@ -239,9 +244,9 @@ class Peer:
     def command_line(self) -> tuple[str, ...] | None:
         r"""Return the process's argv, None where it can't be read.
 
-        Bytes that are no UTF-8 are spelt as ``\xNN``. None as well where it is longer than
-        MAX_COMMAND_LINE, for the end of it may say the opposite of its beginning. Blocking, unless
-        it was learnt before (``learn_command_line``).
+        Bytes that are not UTF-8 are spelt as ``\xNN``. None also where argv is longer than
+        MAX_COMMAND_LINE, because its end may contradict its beginning. Blocking, unless
+        ``learn_command_line`` was called before.
         """
         if self._pidfd is None or self._has_learnt:
             return self._arguments
@@ -258,21 +263,20 @@ class Peer:
     def is_qemu(self) -> bool:
         """Tell whether the process is a QEMU that runs a virtual machine, and alive.
 
-        The file that it executes decides, where it may be seen (that takes ptrace rights). Where it
-        may not, or where the process gives up its memory, which takes a large one seconds, its own
-        word is taken, its name or its argv[0]: who lies there brings a signal upon himself only,
-        for the process that is asked is the one that is signalled.
+        The file that it executes decides, where panicd may see it (that takes ptrace rights). It is
+        not seen either while the process frees its memory, which takes a large one seconds. Then
+        its name or its argv[0] decides: a process that lies there gets only itself signalled.
         """
         return self._pidfd is not None and any(map(self._is_qemu_program, self._program_names()))
 
     def beyond_signals(self) -> str:
-        """Return why the process could not be ended by a signal; empty where it could."""
+        """Return why a signal could not end the process; empty where it could."""
         if self._pidfd is None:
             return self.unknown_because or ""
         if not self.is_qemu():
             return f"process {self.pid} is not a QEMU"
         try:
-            signal.pidfd_send_signal(self._pidfd, 0)  # asks, and sends nothing (kill(2))
+            signal.pidfd_send_signal(self._pidfd, 0)  # only checks, sends nothing (kill(2))
         except PermissionError:
             return f"user {self.uid}'s processes take CAP_KILL"
         except ProcessLookupError:
@@ -293,7 +297,8 @@ class Peer:
         Raises:
             PeerUnknownError: It is not known which process it is.
         """
-        # trio lets one task wait for a file descriptor, which must then stay open: so each its own.
+        # trio lets only one task wait for a file descriptor, which must stay open: so each task
+        # has its own.
         pidfd = os.dup(self._known())
         try:
             await trio.lowlevel.wait_readable(pidfd)
@@ -303,15 +308,15 @@ class Peer:
     async def exit_status(self, timeout: float) -> int | None:
         """Return the exit status of a process that has ended, as wait(2) gives it.
 
-        The kernel tells it once the parent has reaped the process; nothing wakes who waits for
-        that, so it is asked for again and again, for a short time.
+        The kernel tells the status once the parent has reaped the process. It does not announce
+        that, so this method asks again and again for a short time.
 
         Args:
-            timeout: seconds to wait for that.
+            timeout: seconds to wait for the status.
 
         Returns:
-            None where it can't be had: before Linux 6.15 (``PIDFD_GET_INFO`` with
-            ``PIDFD_INFO_EXIT``, linux/pidfd.h), or where the process is not reaped in time.
+            The status, or None: before Linux 6.15 (``PIDFD_GET_INFO`` with ``PIDFD_INFO_EXIT``,
+            linux/pidfd.h), or where the process is not reaped in time.
         """
         deadline = trio.current_time() + timeout
         while True:
@@ -363,7 +368,7 @@ class Peer:
             names = (executable.name.removesuffix(" (deleted)"),)
         except ProcessLookupError:
             return ()
-        except (FileNotFoundError, PermissionError):  # none any more: it gives up its memory
+        except (FileNotFoundError, PermissionError):  # none any more: it frees its memory
             comm = read_of(self.pid, "comm", 64) or b""
             argv = self.command_line() or ("",)
             names = (comm.decode(errors="replace").rstrip("\n"), Path(argv[0]).name)
@@ -371,7 +376,7 @@ class Peer:
 
 
 def _identify(sock: socket.socket, pid: int) -> tuple[int, bool, ProcessIdentity]:
-    """Return a pidfd of a socket's peer, whether it is that for certain, and which process."""
+    """Return a pidfd of a socket's peer, whether it is certain, and the process's identity."""
     if pid == 0:
         raise PeerUnknownError("it runs in a PID namespace outside this daemon's")
     pidfd, certain = _peer_pidfd(sock, pid)
@@ -394,9 +399,9 @@ def _identity(pidfd: int, pid: int) -> ProcessIdentity:
 
 
 def _peer_pidfd(sock: socket.socket, pid: int) -> tuple[int | None, bool]:
-    """Return a pidfd of a socket's peer, None if it has ended; and whether that is for certain.
+    """Return a pidfd of a socket's peer, None if the peer has ended; and whether it is certain.
 
-    Before Linux 6.5 there is only its number, which may be another process's by now.
+    Before Linux 6.5 the kernel gives only a number, which may be another process's by now.
     """
     try:
         return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD), True

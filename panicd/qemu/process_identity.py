@@ -1,4 +1,4 @@
-"""Which process a number means, told so that it means that one for ever.
+"""Identifies a process for ever, as its number alone does not.
 
 Sources: proc(5), pidfd_open(2).
 """
@@ -15,10 +15,10 @@ import trio
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """Which process this is: equal for one process only, on this host, for ever.
+    """The identity of a process: unique on this host, for ever.
 
-    A socket's path and inode number don't tell one QEMU from its successor; this does. The boot
-    is part of it because the journal outlives it: virtual machines that start with the host get
+    A socket's path and inode number don't tell one QEMU from its successor; this does. The boot is
+    part of it because the journal outlives a boot: virtual machines that start with the host get
     much the same numbers at much the same time after each boot.
 
     Attributes:
@@ -36,7 +36,7 @@ class ProcessIdentity:
 
     @classmethod
     def parse(cls, text: str) -> "ProcessIdentity | None":
-        """Return the identity that was written as this text; None where none was."""
+        """Return the identity that a text stands for; None where it is none."""
         try:
             boot_id, pid, start_time = text.split("/")
             return cls(boot_id, int(pid), int(start_time))
@@ -44,7 +44,7 @@ class ProcessIdentity:
             return None
 
     def has_ended(self) -> bool:
-        """Tell whether the process has ended; doubts go as in ``wait_ended``.
+        """Tell whether the process has ended; in doubt as ``wait_ended`` does.
 
         Raises:
             OSError: no file descriptor is left.
@@ -63,8 +63,8 @@ class ProcessIdentity:
     async def wait_ended(self) -> None:
         """Wait until the process has ended (a zombie has), on this boot of this host.
 
-        A process that can't be looked at (hidepid, ProtectProc=) is taken for this one as long as
-        there is one of its number.
+        Where panicd can't look at processes (hidepid, ProtectProc=), any process with the same
+        number counts as this one.
 
         Raises:
             OSError: no file descriptor is left.

@@ -1,6 +1,6 @@
-"""The QEMUs that run on this host, whether panicd has a monitor of theirs or not.
+"""Lists the QEMUs that run on this host, with or without a monitor for panicd.
 
-Source: proc(5). What is not readable, or has ended meanwhile, is passed over.
+Source: proc(5). A process that can't be read, or has ended meanwhile, is left out.
 """
 
 from dataclasses import dataclass, replace
@@ -27,8 +27,8 @@ class RunningQemu:
 
     Attributes:
         pid: its number.
-        name: the VM's, from ``-name``; empty where it has none.
-        monitor: a QMP monitor that it was given, with its whole path; None where it has none.
+        name: the VM's name, from ``-name``; empty where it has none.
+        monitor: a QMP monitor on its command line, with its whole path; None where it has none.
         by_libvirt: libvirt started it.
     """
 
@@ -50,7 +50,7 @@ def running_qemus(proc: Path = PROC) -> list[RunningQemu]:
         except OSError:
             continue
         arguments = [word.decode(errors="surrogateescape") for word in words]
-        # libvirt asks what a QEMU can do by starting one without a machine.
+        # libvirt starts a QEMU without a machine to ask what it can do.
         if is_qemu_program(Path(arguments[0]).name) and not _without_machine(arguments):
             qemu = RunningQemu(
                 int(directory.name),

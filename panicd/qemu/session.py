@@ -1,7 +1,7 @@
-"""One connected VM: its monitor, its process, and its run state as events and answers tell.
+"""One connected VM: its monitor, its process, and its run state from events and answers.
 
-Events are followed as they are read, in their order, and handed on at once to the session's
-``listener``. Whoever waits for something to happen to the guest calls ``observe``.
+A session follows events in order, as they are read, and hands each on at once to its ``listener``.
+``observe`` waits for something to happen to the guest.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ Listener = Callable[[Heard], None]
 
 
 async def confirm_peer(peer: Peer, monitor: Monitor) -> None:
-    """See that the process that is taken for a monitor's peer is it; see ``Peer.confirm``.
+    """Check that a process is a monitor's peer; see ``Peer.confirm``.
 
     Raises:
         UncertainError: QEMU said nothing.
@@ -42,13 +42,13 @@ class Session:
     """A connection to one QEMU, from its greeting to its end.
 
     Attributes:
-        monitor: the way to it: a QMP monitor of panicd's own, or libvirt.
+        monitor: the way to QEMU: a QMP monitor of panicd's own, or libvirt.
         peer: the process at the other end.
         claim: the name and the UUID that the VM says it has.
-        vm: what is known of it, kept up with its events.
+        vm: the known facts about the VM, kept up to date by its events.
         process_known: the peer is a QEMU, so its end is this QEMU's end; not so behind a proxy.
-        beyond_signals: why QEMU could not be ended by a signal if it hung; empty where it could.
-        silent_since: since when it has not answered, in seconds since the epoch; None: it does.
+        beyond_signals: why a signal could not end QEMU if it hung; empty where it could.
+        silent_since: since when QEMU has not answered, in seconds since the epoch; None: it does.
         dump: how the last dump ended, since ``forget_dump``.
     """
 
@@ -65,7 +65,7 @@ class Session:
 
     @classmethod
     def from_probe(cls, monitor: Monitor, peer: Peer, answers: Probe) -> "Session":
-        """Return the session of a VM that has just been asked what it is."""
+        """Return the session of a VM that was just probed."""
         known = peer.is_qemu()
         process = str(peer.identity) if known else ""
         vm = Vm(answers.run_state, answers.capability, process)
@@ -73,10 +73,10 @@ class Session:
         return cls(monitor, peer, claim, vm, known, peer.beyond_signals())
 
     def listen(self, listener: Listener | None, tell_end: Callable[[], None]) -> None:
-        """Follow the events, and have each handed on; those that came before go first.
+        """Follow the events, and hand each on; earlier events go first.
 
         Args:
-            listener: is given each event; None: nobody is.
+            listener: receives each event; None: nobody does.
             tell_end: called when the session has ended.
         """
         self._listener = listener
@@ -88,7 +88,7 @@ class Session:
         self.monitor.events.hand_over(self._hear, ended)
 
     def leave(self) -> None:
-        """Follow nothing more."""
+        """Stop following events."""
         self._listener = None
         self.monitor.events.let_go()
 
@@ -110,46 +110,46 @@ class Session:
 
     @property
     def process(self) -> str:
-        """What tells this QEMU process from every other; empty where it is not known."""
+        """The identity of this QEMU process; empty where it is not known."""
         return self.vm.process
 
     def vouched(self, address: str, *, dials_in: bool) -> Vouched:
-        """Return what the host vouches for of the connection.
+        """Return the facts about the connection that the host vouches for.
 
         Args:
-            address: what panicd calls it; of a dialled one, the socket's path.
+            address: panicd's name for the connection; if panicd dialled it, the socket's path.
             dials_in: QEMU has connected to a socket of panicd's.
         """
         return Vouched(self.peer.uid, address, dials_in, self.peer.pid, self.process)
 
     @property
     def by_libvirt(self) -> bool:
-        """Whether libvirt runs this VM; so too where the process's arguments can't be read."""
+        """True if libvirt runs this VM, or if the process's arguments can't be read."""
         arguments = self.peer.command_line() if self.process_known else ()
         return arguments is None or any("/libvirt/" in argument for argument in arguments)
 
     @property
     def ended(self) -> bool:
-        """Whether the connection is gone."""
+        """True once the connection is gone."""
         return self.monitor.events.ended
 
     def forget_dump(self) -> None:
-        """Make ready to wait for the end of a new dump."""
+        """Forget the last dump's end, to wait for a new dump's."""
         self.dump = None
 
     def nudge(self) -> None:
-        """Have whoever observes look again."""
+        """Make every ``observe`` check its condition again."""
         self._tell()
 
     async def observe(self, until: Callable[[], bool], timeout: float) -> bool:
-        """Wait until something holds, the time is over, or the session ends.
+        """Wait until a condition holds, the time is over, or the session ends.
 
         Args:
-            until: is asked after each event, and each nudge.
+            until: the condition; checked after each event and each nudge.
             timeout: seconds.
 
         Returns:
-            Whether it holds.
+            True if the condition holds.
         """
         with trio.move_on_after(timeout):
             while not until() and not self.ended:

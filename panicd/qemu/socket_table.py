@@ -1,8 +1,8 @@
-"""Whether somebody is connected to a monitor's socket: the kernel's table of unix sockets.
+"""Tells whether a client is connected to a monitor's socket, from the kernel's table of sockets.
 
-A QEMU serves one client at a time, so one that says nothing is taken by another, or it hangs. To
-who waits for it both look alike; the table tells them apart. It is read once for all who ask within
-a few seconds: of 10,000 domains it has some 30,000 lines.
+A QEMU serves one client at a time. If it says nothing, another client has it, or it hangs. A
+waiting client can't tell these apart; the table can. One reading of the table serves all callers
+within a few seconds: with 10,000 domains it has some 30,000 lines.
 
 Source: ``/proc/net/unix`` (proc(5)), and its fields as Linux prints them (``net/unix/af_unix.c``):
 a socket that was accepted is in state 03 and has an inode; its references are three while its
@@ -27,15 +27,15 @@ _HELD_BY_CLIENT: Final = 3  # references
 
 
 class Service(Enum):
-    """What a listening socket's owner does."""
+    """Whether a listening socket's owner serves a client."""
 
-    TAKEN = auto()  # it has accepted a client, who is still there
-    FREE = auto()  # it has not
-    UNKNOWN = auto()  # the socket is not in the table: of another network namespace, or path
+    TAKEN = auto()  # it has accepted a client, which is still there
+    FREE = auto()  # it serves no client
+    UNKNOWN = auto()  # the socket is not in the table: another network namespace, or path
 
 
 class SocketTable:
-    """The table, as it was read last."""
+    """The table as last read."""
 
     def __init__(self) -> None:
         self._read_at = -READ_AGAIN_AFTER
@@ -43,7 +43,7 @@ class SocketTable:
         self._services: dict[str, Service] = {}
 
     async def service(self, path: str) -> Service:
-        """Return what the owner of the socket at a path does, by a table some seconds old."""
+        """Tell whether the owner of a socket serves a client, by a table some seconds old."""
         async with self._reading:
             if trio.current_time() - self._read_at >= READ_AGAIN_AFTER:
                 try:
@@ -54,12 +54,12 @@ class SocketTable:
         return self._services.get(path, Service.UNKNOWN)
 
     async def why_silent(self, path: str, said: str, *, greeted: bool = False) -> tuple[str, bool]:
-        """Tell a QEMU that does not answer from one that is taken.
+        """Tell a QEMU that does not answer from one that serves another client.
 
         Args:
-            path: its monitor's.
-            said: what was met.
-            greeted: it began to answer.
+            path: the path of its monitor.
+            said: the fault that panicd met.
+            greeted: QEMU has sent its greeting.
 
         Returns:
             Why there is no session, and whether QEMU is known not to answer.
@@ -84,7 +84,7 @@ def _read() -> dict[str, Service]:
 
 
 def services(table: str) -> dict[str, Service]:
-    """Return what the table says of each path that somebody listens on."""
+    """Return the table's answer for each path with a listening socket."""
     found: dict[str, Service] = {}
     taken = set()
     for line in table.splitlines()[1:]:

@@ -1,4 +1,4 @@
-"""Work that may hang, in a thread; a host that has no thread left is a fault and no bug."""
+"""Runs work that may hang in a thread. A host without a free thread is a fault, not a bug."""
 
 import errno
 from collections.abc import Callable, Iterator
@@ -8,13 +8,13 @@ from typing import Final, TypeVar
 import trio
 
 NONE_LEFT: Final = "can't start new thread"
-"""What Python says where the kernel refuses one (pthread_create(3): EAGAIN)."""
+"""Python's message where the kernel refuses a thread (pthread_create(3): EAGAIN)."""
 
 T = TypeVar("T")
 
 
 class NoThreadError(OSError):
-    """The host's, the service's or the user's limit of threads is reached, or of memory for one."""
+    """The host, the service or the user has no thread left, or no memory for one."""
 
     def __init__(self) -> None:
         super().__init__(errno.EAGAIN, "no thread is left to do it in")
@@ -22,10 +22,10 @@ class NoThreadError(OSError):
 
 @contextmanager
 def needing_a_thread() -> Iterator[None]:
-    """Say so where none is left for what is done inside.
+    """Turn a failure to start a thread inside into a ``NoThreadError``.
 
     Raises:
-        NoThreadError: there is none left.
+        NoThreadError: no thread is left.
     """
     try:
         yield
@@ -36,14 +36,14 @@ def needing_a_thread() -> Iterator[None]:
 
 
 async def in_thread(work: Callable[[], T], limiter: trio.CapacityLimiter | None = None) -> T:
-    """Do something in a thread, which is left behind where this is cancelled.
+    """Run work in a thread. On cancellation the thread is left behind.
 
     Args:
-        work: what to do.
-        limiter: how many such there may be; None: as many as trio has of its own.
+        work: the function to run.
+        limiter: limits the number of threads; None: trio's own limit.
 
     Raises:
-        NoThreadError: there is none left.
+        NoThreadError: no thread is left.
     """
     with needing_a_thread():
         return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)

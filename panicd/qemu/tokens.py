@@ -1,7 +1,7 @@
-"""Words that nobody can guess, made many at once.
+"""Makes words that nobody can guess, many at once.
 
-To ask the kernel for one lets go of the interpreter, and another thread may take it: that costs
-more than all else that goes before a command.
+Asking the kernel for a word releases the interpreter lock, and another thread may take it. That
+costs more than all other work before a command.
 """
 
 import os
@@ -12,7 +12,7 @@ AT_ONCE: Final = 512  # words
 
 
 class Tokens:
-    """A stock of them; for one thread."""
+    """A stock of words; for one thread."""
 
     def __init__(self) -> None:
         self._stock: list[str] = []
