@@ -1,4 +1,4 @@
-"""What libvirt is told to do with a domain that has a monitor for panicd beside libvirt's own."""
+"""Acts through libvirt on a domain that has a monitor for panicd beside libvirt's own."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -26,8 +26,8 @@ ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes a 
 TAKEN_IN_WITHIN: Final = 2.0  # seconds that libvirt is given to take in a panic
 LOOK_EVERY: Final = 0.02  # seconds
 JOB_WAIT: Final = 35.0
-"""Seconds that a command may take. libvirt itself waits up to 30 for a domain's other job to end,
-and then carries it out though nobody waits for it any more: so it isn't given up before that."""
+"""Seconds that a command may take. libvirt waits up to 30 for a domain's other job to end. Then it
+carries out the command even if the caller has left, so panicd does not leave before."""
 
 VERBS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
     "reset": requests.reset,
@@ -45,20 +45,20 @@ async def act(
     known: Callable[[], Stand],
     timeout: float = JOB_WAIT,
 ) -> None:
-    """Have libvirt do something with a domain, once it knows what has become of the guest.
+    """Have libvirt act on a domain, once libvirt knows how the guest stands.
 
     Args:
         client: of the libvirt.
         domain: which, and which start of it.
         verb: ``reset``, ``resume`` or ``destroy``.
-        wanted: how the guest is to stand, for it to be done.
-        known: returns how it stands, as the monitor's events have told.
+        wanted: how the guest must stand for the action.
+        known: returns how the guest stands by the monitor's events.
         timeout: seconds.
 
     Raises:
-        LibvirtAwayError: it was told nothing, for it does not answer.
-        LibvirtSilentError: it was told, and did not say how it went.
-        LibvirtRefusedError: it said no.
+        LibvirtAwayError: libvirt was told nothing, for it does not answer.
+        LibvirtSilentError: libvirt was told, and did not say how it went.
+        LibvirtRefusedError: libvirt said no.
     """
     ref = await _find(client, domain)
     is_behind = lags(await _await_taken_in(client, ref, wanted, known), wanted)
@@ -80,7 +80,7 @@ async def dump(
 ) -> None:
     """Have libvirt write a domain's memory to a path.
 
-    Not of a domain that libvirt takes for running: it would resume it afterwards.
+    Not of a domain that libvirt takes for running: libvirt would resume it afterwards.
 
     Args:
         client: of the libvirt.
@@ -88,10 +88,10 @@ async def dump(
         path: of a file or of a FIFO.
         kind: QAPI ``DumpGuestMemoryFormat``.
         known: as of ``act``.
-        timeout: seconds; then the dump is given up.
+        timeout: seconds; then panicd gives up the dump.
 
     Raises:
-        LibvirtError: it did not, or not in time.
+        LibvirtError: libvirt did not write it, or not in time.
     """
     ref = await _find(client, domain)
     if await _await_taken_in(client, ref, known(), known) is Stand.RUNS:
@@ -100,10 +100,10 @@ async def dump(
 
 
 async def _find(client: Client, domain: LibvirtDomain) -> DomainRef:
-    """Return the domain by its number, which each start makes anew.
+    """Return the domain by its number, which is new at each start.
 
     Raises:
-        LibvirtAwayError: it is not there any more, or libvirt does not answer.
+        LibvirtAwayError: the domain is gone, or libvirt does not answer.
     """
     try:
         ref = await client.call(requests.look_up_id(domain.id), timeout=ANSWERS_WITHIN)
@@ -117,10 +117,10 @@ async def _find(client: Client, domain: LibvirtDomain) -> DomainRef:
 async def _await_taken_in(
     client: Client, ref: DomainRef, wanted: Stand, known: Callable[[], Stand]
 ) -> Stand:
-    """Give libvirt the time to take in what was heard of the guest; return how it stands then.
+    """Wait until libvirt knows what panicd heard of the guest; return how the guest stands then.
 
     Raises:
-        LibvirtAwayError: it does not answer, or the guest is not as it was.
+        LibvirtAwayError: libvirt does not answer, or the guest is not as it was.
     """
     deadline = trio.current_time() + TAKEN_IN_WITHIN
     while True:

@@ -1,12 +1,12 @@
 """panicd's connections to one libvirt: one for events and quick questions, few for all else.
 
-A call waits in line until there is room for it, and until then libvirt has been told nothing of it.
-One QEMU that hangs holds up the calls for its own domain alone: of each ``OF_ONE_DOMAIN`` at most
-are under way, those that end it not counted, and for these there is always room.
+A call waits in line until there is room for it. Until then libvirt knows nothing of the call.
+A QEMU that hangs holds up the calls for its own domain alone: at most ``OF_ONE_DOMAIN`` calls for
+one domain are under way. Calls that end a domain do not count, and always have room.
 
-Events come in the turn of the loop in which they are read, in order. While libvirtd is silent
-nothing more is said to it; its connections are kept for half a minute, so that no event is lost
-when it wakes up.
+panicd passes on events in order, in the turn of the loop in which it reads them. It says nothing
+more to a silent libvirtd. It keeps the connections for half a minute, so that no event is lost when
+libvirtd wakes up.
 """
 
 import os
@@ -38,8 +38,8 @@ from panicd.rules.libvirt_place import Place, find_place
 T = TypeVar("T")
 
 LINES_MOST: Final = 6
-"""Connections for what takes its time. libvirtd has 20 workers for all of its clients
-(``max_workers``), and 5 more for what is 'high'."""
+"""Connections for calls that take their time. libvirtd has 20 workers for all of its clients
+(``max_workers``), and 5 more for 'high' calls."""
 JOBS_MOST: Final = UNDER_WAY_MOST - 1  # of a connection; the rest is for what is urgent
 OF_ONE_DOMAIN: Final = 2
 IN_LINE_MOST: Final = 1 << 14  # calls: one for each domain that libvirt itself can list
@@ -50,23 +50,23 @@ WAKES_UP_WITHIN: Final = 30.0  # seconds of silence in which a connection is kep
 
 
 class Standing(StrEnum):
-    """How it is with a libvirt."""
+    """How a libvirt stands."""
 
     AWAY = "away"  # there is no connection
     UP = "up"
-    SILENT = "silent"  # it takes what is said to it, and says nothing
+    SILENT = "silent"  # it takes calls, and says nothing
 
 
 class Asked:
     """A question to libvirt.
 
     Attributes:
-        request: what is asked.
-        done: is told the answer, or a ``LibvirtError``; None: nothing any more.
-        take: is told what a stream brings, where there is one.
-        timer: tells that it is late.
-        line: the connection that it was sent on; None: it waits in line.
-        call: what it is there.
+        request: the question.
+        done: gets the answer, or a ``LibvirtError``; None: nobody waits any more.
+        take: gets the stream's bytes, if there is a stream.
+        timer: goes off when the answer is late.
+        line: the connection that the question was sent on; None: it waits in line.
+        call: the question's call on that connection.
     """
 
     __slots__ = ("call", "done", "line", "request", "take", "timer")
@@ -85,14 +85,14 @@ class Asked:
         self.call: Call | None = None
 
     def finish(self, answer: object) -> None:
-        """Tell the answer, if anybody waits for it."""
+        """Pass on the answer, if anybody waits for it."""
         done = self.done
         self.give_up()
         if done is not None:
             done(answer)
 
     def give_up(self) -> None:
-        """Have nothing told any more; what was sent libvirt may carry out all the same."""
+        """Pass on nothing any more; libvirt may still carry out a request that was sent."""
         if self.done is not None:
             self.done = None
             if self.timer is not None:
@@ -105,22 +105,22 @@ class Client:
     """A libvirt, and the connections to it that ``run`` keeps.
 
     Args:
-        uri: where it is reached: ``qemu:///system`` or ``qemu:///session``.
-        heard: told each event.
-        changed: told the standing when that, or ``problem``, has changed. After ``UP`` nothing of
-            what happens is missed.
-        qemu_events: those of QEMU's own events that are to be told, by their QAPI names.
+        uri: the libvirt's: ``qemu:///system`` or ``qemu:///session``.
+        heard: gets each event.
+        changed: gets the standing when it or ``problem`` has changed. After ``UP`` no event is
+            missed.
+        qemu_events: the QEMU events to pass on, by their QAPI names.
         environment: panicd's own.
 
     Attributes:
-        standing: see there.
-        problem: why it is not ``UP``; empty where it is.
-        generation: grows with each connection: between two something may have been missed.
-        tells_qemu_events: ``qemu_events`` are told; libvirt may not let everybody have them.
-        peer: the process at the other end; None where there is no connection.
+        standing: see ``Standing``.
+        problem: why the standing is not ``UP``; empty if it is.
+        generation: grows with each connection: events between two connections may be missed.
+        tells_qemu_events: libvirt passes on ``qemu_events``; it may not do so for everybody.
+        peer: the process at the other end; None without a connection.
 
     Raises:
-        UnusableUriError: it can't be reached so.
+        UnusableUriError: no libvirt can be reached by this URI.
     """
 
     def __init__(
@@ -166,12 +166,12 @@ class Client:
         """Ask something at once, or as soon as there is room.
 
         Args:
-            request: what.
-            done: told once the answer, or why there is none; perhaps before this returns.
+            request: the question.
+            done: gets, once, the answer or why there is none; perhaps before this returns.
             timeout: seconds, those in line included.
-            take: told what a stream brings, before ``done``, where the request starts one.
-            may_wait: in line; else it is turned away where there is no room. Whoever asks in the
-                turn in which he is answered has the room of what was answered.
+            take: gets the bytes of the stream that the request starts, before ``done``.
+            may_wait: wait in line for room; else the request fails without room. A caller that asks
+                in the turn in which it gets an answer has the answered call's room.
         """
         asked = Asked(request, cast("Callable[[object], None]", done), take)
         if self.standing is not Standing.UP:
@@ -193,7 +193,7 @@ class Client:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Have what is asked meanwhile written at once: libvirtd wakes up once for all of it."""
+        """Write all requests of this block at once: libvirtd wakes up once for all of them."""
         with ExitStack() as stack:
             for line in (self._events, *self._lines):
                 if line is not None:
@@ -210,7 +210,7 @@ class Client:
         """Ask something, and wait for the answer; see ``ask``.
 
         Raises:
-            LibvirtError: there is none.
+            LibvirtError: there is no answer.
         """
         awaited = Awaited()
         asked = self.ask(request, awaited.tell, timeout=timeout, take=take)
@@ -220,7 +220,7 @@ class Client:
             asked.give_up()
 
     def abort(self) -> None:
-        """End all connections at once; they are made again."""
+        """End all connections at once; ``run`` makes them again."""
         if self._events is not None:
             self._events.abort("panicd has ended the connection")
 
@@ -261,7 +261,7 @@ class Client:
         return min(free, key=lambda line: line.under_way, default=None)
 
     def _is_through(self, asked: Asked, answer: object) -> None:
-        """Tell the answer of a call; what follows from it goes before what waits."""
+        """Pass on a call's answer; calls that follow from it go before those in line."""
         if asked.request.lane is Lane.JOB:
             left = self._of_domain.pop(asked.request.domain) - 1
             if left:
@@ -289,7 +289,7 @@ class Client:
     # Connections.
 
     async def _be_connected(self) -> None:
-        """Connect, and stay so until the connection ends; say why it did, or could not be made."""
+        """Connect, and wait for the connection's end; say why it ended or could not be made."""
         async with trio.open_nursery() as self._nursery:
             try:
                 await self._connect()
@@ -304,7 +304,7 @@ class Client:
         """Make the first connections.
 
         Raises:
-            LibvirtError: they can't be made.
+            LibvirtError: the connections can't be made.
         """
         self._have_ended = trio.Event()
         self.tells_qemu_events = False
@@ -328,7 +328,7 @@ class Client:
         """Make one connection.
 
         Raises:
-            LibvirtError: it can't be made.
+            LibvirtError: the connection can't be made.
         """
         connection = Connection(_connect_socket(self._place), self._heard, changed)
         self._nursery.start_soon(connection.run)
@@ -340,7 +340,7 @@ class Client:
         return connection
 
     def _look_at_events(self) -> None:
-        """See how the connection for events stands, and so libvirt."""
+        """Set libvirt's standing by its connection for events."""
         events = self._events
         if events is None:
             return  # it is not yet in use
@@ -368,7 +368,7 @@ class Client:
         self._send_waiting()
 
     def _open_line(self) -> None:
-        """Have one more connection made, if calls wait for one."""
+        """Make one more connection, if calls wait for one."""
         waits = any(
             self._waiting[lane] and self._room(lane) is None for lane in (Lane.URGENT, Lane.JOB)
         )
@@ -388,7 +388,7 @@ class Client:
         self._send_waiting()
 
     def _turn_away(self) -> None:
-        """Say of all that waits in line that libvirt was told nothing of it."""
+        """Fail all calls in line: libvirt was told nothing of them."""
         for queue in self._waiting.values():
             while queue:
                 asked = queue.popleft()
@@ -404,7 +404,7 @@ def _connect_socket(place: Place) -> socket.socket:
     """Connect to the first socket that somebody listens on.
 
     Raises:
-        LibvirtAwayError: there is none.
+        LibvirtAwayError: nobody listens on any of them.
     """
     problems = []
     for path in place.sockets:
@@ -423,7 +423,7 @@ async def _introduce(connection: Connection, driver: str) -> None:
     """Have libvirtd let panicd in, and open QEMU's driver.
 
     Raises:
-        LibvirtError: it does not.
+        LibvirtError: libvirtd does not.
     """
     ways = await connection.execute(introduction.list_auth(), timeout=OPENED_WITHIN)
     if requests.AUTH_POLKIT in ways:

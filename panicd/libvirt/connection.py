@@ -1,13 +1,13 @@
 """One connection to a libvirtd, on trio.
 
 One task reads it, one writes what the socket would not take at once. A call is a plain function
-call that returns as soon as it is sent; its answer is told by another, in the turn of the loop in
-which it is read. No call has a task, and nothing here waits for an answer.
+call that returns as soon as the request is sent. The answer comes by a callback, in the turn of the
+loop in which it is read. No call has a task, and nothing here waits for an answer.
 
 libvirtd serves five calls of a connection at a time, the one that it is reading included
-(``max_client_requests``, libvirtd.conf), and reads nothing more until one is done: not even whether
-it is there. So there are ``UNDER_WAY_MOST`` at most, and who waits no longer for one still has it
-count until it is answered.
+(``max_client_requests``, libvirtd.conf). It reads nothing more until one is done, not even a
+keepalive. So at most ``UNDER_WAY_MOST`` calls are under way. A call that nobody waits for any more
+still counts until libvirtd answers it.
 """
 
 import socket
@@ -44,8 +44,8 @@ UNDER_WAY_MOST: Final = 4
 CHUNK: Final = 1 << 18  # bytes received at once
 UNREAD_MOST: Final = 1 << 20  # bytes that a libvirtd may leave unread; calls are few and small
 QUIET: Final = 2.0
-"""Seconds without a word after which libvirtd is asked whether it is there, and after as many again
-it counts as silent. It was seen to answer in 0.1 ms, by a thread that waits for no QEMU."""
+"""Seconds without a word after which panicd asks libvirtd whether it is there. After as many again
+libvirtd is silent. It was seen to answer in 0.1 ms, by a thread that waits for no QEMU."""
 _SERIAL_MOST: Final = (1 << 32) - 1
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -54,15 +54,15 @@ class Call:
     """A call that was sent.
 
     Args:
-        request: what was asked.
-        done: told once the answer or a ``LibvirtError``, when libvirtd is through with it.
-        take: told what a stream brings, where the call starts one.
+        request: the question.
+        done: gets, once, the answer or a ``LibvirtError``, when libvirtd is through with the call.
+        take: gets the bytes of the stream, if the call starts one.
 
     Attributes:
-        answer: to be told when libvirtd is through with it.
-        is_answered: it is, but for the stream that it has started; that may come before.
-        is_at_end: of the stream nothing comes any more.
-        is_unwanted: nothing of the stream is to be told any more.
+        answer: what ``done`` gets when libvirtd is through with the call.
+        is_answered: the answer has come; the call's stream may end before or after it.
+        is_at_end: the stream has ended.
+        is_unwanted: ``take`` gets nothing more of the stream.
     """
 
     __slots__ = ("answer", "done", "is_answered", "is_at_end", "is_unwanted", "request", "take")
@@ -90,7 +90,7 @@ class Awaited:
         self._answer: object = None
 
     def tell(self, answer: object) -> None:
-        """Tell the answer, or a ``LibvirtError``."""
+        """Pass on the answer, or a ``LibvirtError``."""
         self._answer = answer
         self._is_there.set()
 
@@ -98,7 +98,7 @@ class Awaited:
         """Wait for the answer.
 
         Raises:
-            LibvirtError: that was told.
+            LibvirtError: it came in place of an answer.
         """
         await self._is_there.wait()
         if isinstance(self._answer, LibvirtError):
@@ -108,11 +108,11 @@ class Awaited:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The process that listens at the other end, as the kernel has it (SO_PEERCRED, unix(7)).
+    """The process that listens at the other end, by the kernel's word (SO_PEERCRED, unix(7)).
 
     Attributes:
-        pid: its number: that of systemd where that listens for libvirtd.
-        uid: whose it is.
+        pid: its number: systemd's, if systemd listens for libvirtd.
+        uid: its user.
     """
 
     pid: int
@@ -124,11 +124,11 @@ class Connection:
 
     Args:
         sock: connected and non-blocking; ``run`` closes it.
-        heard: told each event.
+        heard: gets each event.
         changed: called when ``is_silent`` or ``has_ended`` has changed.
 
     Attributes:
-        is_silent: libvirtd was asked whether it is there, and said nothing.
+        is_silent: panicd asked libvirtd whether it is there, and libvirtd said nothing.
         has_ended: nothing can be sent any more.
         problem: why it ended.
         peer: who listens at the other end.
@@ -161,7 +161,7 @@ class Connection:
 
     @property
     def answers(self) -> bool:
-        """Whether something that is sent now is likely to be answered."""
+        """Whether libvirtd is likely to answer a request that is sent now."""
         return not (self.has_ended or self.is_silent or self._broken)
 
     @property
@@ -175,12 +175,12 @@ class Connection:
         done: Callable[[object], None],
         take: Callable[[bytes], None] | None = None,
     ) -> Call:
-        """Send a call; the caller sees to it that no more than ``UNDER_WAY_MOST`` are under way.
+        """Send a call; the caller keeps at most ``UNDER_WAY_MOST`` calls under way.
 
         Args:
-            request: what is asked.
-            done: told once what was answered, or a ``LibvirtError``; perhaps before this returns.
-            take: told what a stream brings, before ``done``; for a call that starts one.
+            request: the question.
+            done: gets, once, the answer or a ``LibvirtError``; perhaps before this returns.
+            take: gets the bytes of the stream that the call starts, before ``done``.
         """
         call = Call(request, done, take)
         if self.has_ended or self._broken:
@@ -203,7 +203,7 @@ class Connection:
         """Send a call, and wait for its answer.
 
         Raises:
-            LibvirtError: there is none, or not in time.
+            LibvirtError: there is no answer, or not in time.
         """
         awaited = Awaited()
         self.call(request, awaited.tell)
@@ -212,7 +212,7 @@ class Connection:
         raise LibvirtSilentError(f"{request.name}: no answer within {timeout:g} s")
 
     def give_up(self, call: Call) -> None:
-        """Have nothing told any more of the stream that a call starts."""
+        """Pass on nothing more of the stream that a call starts."""
         call.is_unwanted = True
         for serial, each in self._calls.items():
             if each is call and call.is_answered:
@@ -307,9 +307,9 @@ class Connection:
             raise XdrError("an answer that is to be continued")
 
     def _take_piece(self, message: Message) -> None:
-        """Take a piece of a stream; an empty one is its end, which both sides confirm.
+        """Take a piece of a stream; an empty piece is the stream's end, which both sides confirm.
 
-        libvirtd may send it before the answer of the call that has started it.
+        libvirtd may send a piece before the answer of the call that has started the stream.
         """
         call = self._calls.get(message.serial)
         if call is None or call.take is None or call.is_at_end:
@@ -327,7 +327,7 @@ class Connection:
                 self._send_piece(call, message.serial, Status.OK)
 
     def _send_piece(self, call: Call, serial: int, status: Status) -> None:
-        """Tell libvirtd that a stream is at its end (OK), or is not wanted any more (ERROR)."""
+        """Tell libvirtd that a stream is at its end (OK), or unwanted (ERROR)."""
         request = call.request
         self._send(Message(request.program, request.procedure, Kind.STREAM, serial, status))
 
@@ -337,7 +337,7 @@ class Connection:
     # Whether it is there.
 
     def _note_quiet(self) -> None:
-        """Note that there was no word, though this end was awake and would have heard it."""
+        """Note that libvirtd said nothing while panicd was awake and would have heard it."""
         self._quiet += 1
         self._send(Message(KEEPALIVE_PROGRAM, PING, Kind.EVENT, 0, Status.OK))
         if self._quiet > 1 and not self.is_silent:
@@ -361,7 +361,7 @@ class Connection:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Have what is sent meanwhile written at once."""
+        """Write all messages of this block at once."""
         before, self._gathers = self._gathers, True
         try:
             yield
@@ -371,9 +371,9 @@ class Connection:
                 self._write_some()
 
     def _write_some(self) -> None:
-        """Write what the socket takes at once; the rest is written when it takes more.
+        """Write what the socket takes at once, and the rest when it takes more.
 
-        A connection that takes nothing more is read to its end: libvirtd may have told of something
+        A connection that takes nothing more is read to its end: libvirtd may have sent events
         before it went away.
         """
         try:

@@ -1,12 +1,12 @@
-"""A domain that libvirt runs, as a session has it: QMP's commands, done by libvirt's API.
+"""A session's domain that libvirt runs: libvirt's API does QMP's commands.
 
-Just the commands that the machine gives. QEMU's events are those that libvirt passes on.
+It does just the commands that the machine gives. libvirt passes on QEMU's events.
 
-libvirt goes by a domain's UUID, so a command would meet its next start as well. And what a client
-of libvirt is told has no order with what it is answered, as a monitor's has. So right before each
-command libvirt is asked which start of the domain there is, and how the guest stands (``look``).
-Where that is not what the events have told, nothing is done, and the session ends: the next one
-finds out. What is left is the time that one more call takes, and for which a look holds.
+libvirt goes by a domain's UUID, so a command would meet the domain's next start as well. And unlike
+a monitor, libvirt gives events and answers in no common order. So right before each command panicd
+asks which start of the domain there is, and how the guest stands (``look``). If the events told
+otherwise, panicd does nothing and ends the session: the next session finds out. The remaining gap
+is the time of one more call, and the time for which a look holds.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,8 +59,8 @@ from panicd.rules.qapi import (
 )
 
 TAKEN_IN_WITHIN: Final = 2.0
-"""Seconds that libvirt is given to take in a panic. It does so in a thread of its own; one that
-comes after a reset has it say 'crashed' of a guest that runs."""
+"""Seconds that libvirt has to take in a panic, in a thread of its own. If that thread comes after a
+reset, libvirt says 'crashed' of a guest that runs."""
 LOOK_EVERY: Final = 0.05  # seconds between two looks whether it has
 TELL_AGAIN: Final = 0.1  # seconds, where libvirt could not be told
 ENDED: Final = "the domain has ended"
@@ -80,14 +80,14 @@ class DomainMonitor(Exchange):
     Args:
         client: of the libvirt that runs it.
         domain: which, and which start of it.
-        timers: where time limits are set.
+        timers: set the time limits.
 
     Attributes:
-        known: returns what is known of the VM by its events; until it is set, nothing is.
+        known: returns what the VM's events told; None until the session sets it.
         problem: why the session has ended.
-        has_panicked: it was heard that the guest has.
-        is_called_crashed: libvirt says so of a guest that is seen to run, and has before.
-        look: libvirt was asked so, and nothing was heard or done since that would change it.
+        has_panicked: an event told that the guest has panicked.
+        is_called_crashed: libvirt said 'crashed' at the session's start, of a guest seen to run.
+        look: the last look; None after an event or a command that may change its answers.
     """
 
     def __init__(self, client: Client, domain: DomainRef, timers: Timers) -> None:
@@ -114,7 +114,7 @@ class DomainMonitor(Exchange):
         *,
         timeout: float,
     ) -> Question:
-        """Have libvirt do or say what the commands stand for, each for itself."""
+        """Have libvirt carry out or answer each of the commands by itself."""
         names = [name for name, _ in commands]
         question = Question(names, timeout, done)
         course = _Course(self, question, list(names), timeout)
@@ -124,7 +124,7 @@ class DomainMonitor(Exchange):
         return question
 
     def forget(self, course: "_Course") -> None:
-        """Note that a question is answered, or not waited for."""
+        """Note that a question is answered, or that nobody waits for it."""
         self._courses.discard(course)
 
     def abort(self) -> None:
@@ -132,7 +132,7 @@ class DomainMonitor(Exchange):
         self.end("the session was given up")
 
     def end(self, problem: str) -> None:
-        """End the session: nothing is heard any more, and what was asked is not answered."""
+        """End the session: no more events come, and open questions fail."""
         if self.events.ended:
             return
         self.problem = problem
@@ -151,9 +151,9 @@ class DomainMonitor(Exchange):
             self._heard(event)
 
     def hear_libvirt(self, told: Lifecycle | Rebooted) -> None:
-        """Take what libvirt itself says of the guest, where it does not pass on QEMU's events.
+        """Take libvirt's own event of the guest, if libvirt does not pass on QEMU's.
 
-        It says less: no panic's payload, nor who has reset the guest.
+        libvirt's event says less: no panic's payload, nor who has reset the guest.
         """
         match told:
             case Rebooted():
@@ -184,8 +184,8 @@ class DomainMonitor(Exchange):
         """Note that libvirt itself knows of the panic by now.
 
         Args:
-            is_still: nothing was heard since that would end the panic. Then a session that had to
-                believe that the guest runs ends, and the next one finds it as it is.
+            is_still: no event since the panic would end it. Then a session that had to believe that
+                the guest runs ends, and the next session finds the guest as it is.
         """
         self._panic_at = -TAKEN_IN_WITHIN
         if self._waiting:
@@ -196,7 +196,7 @@ class DomainMonitor(Exchange):
             self.end("libvirt has taken in only now that the guest has panicked")
 
     def is_to_wait(self, stand: Stand, again: Callable[[], None]) -> bool:
-        """Whether libvirt is yet to take in what was heard of the guest; then look ``again``."""
+        """Whether libvirt does not know yet what the events told; then look ``again``."""
         wanted = None if (vm := self.known()) is None else vm.stand
         taken_in = trio.current_time() - TAKEN_IN_WITHIN  # what was before that
         panics = wanted is Stand.PANICKED and taken_in < self._panic_at
@@ -217,26 +217,26 @@ class DomainMonitor(Exchange):
     # What is asked right before a command.
 
     def _look_ahead(self, *, busy: bool = False) -> None:
-        """Ask how the domain stands, and what keeps it busy, for a command is likely to follow."""
+        """Ask how the domain stands and what keeps it busy, as a command is likely to follow."""
         is_there = not self.events.ended
         self.look = Look(self.client, self.domain, busy=busy) if is_there else None
 
     @property
     def looked_ahead(self) -> bool:
-        """Whether it was asked just now."""
+        """Whether a look still holds."""
         return self.look is not None and self.look.holds
 
     def word(self, request: Request[Any]) -> Word | None:
-        """Return the answer to a question that was asked just now; None: it was not."""
+        """Return the look's answer to a question; None if no look that holds asked it."""
         return self.look.word(request) if self.look is not None and self.looked_ahead else None
 
     def acts(self, name: str) -> None:
-        """Note that a command is under way: how the domain stands it will change."""
+        """Note that a command is under way, which will change how the domain stands."""
         self.look = None
         self._resets += name == "system_reset"
 
     def has_acted(self, name: str) -> None:
-        """Note that a command is answered, or not waited for any more."""
+        """Note that a command is answered, or that nobody waits for it any more."""
         if name == "system_reset":
             self._resets -= 1
             self._reset_at = trio.current_time()
@@ -246,7 +246,7 @@ class DomainMonitor(Exchange):
 
 
 class _Course:
-    """What libvirt is asked for one question."""
+    """The calls to libvirt for one question."""
 
     __slots__ = (
         "_acts",
@@ -275,7 +275,7 @@ class _Course:
         self._let_go = vm.times_let_go if (vm := monitor.known()) else 0  # by then
 
     def begin(self) -> None:
-        """Ask what the commands take."""
+        """Make the calls that the commands take."""
         if self._monitor.events.ended:
             self.lose("not sent, the session has ended")
             return
@@ -320,14 +320,14 @@ class _Course:
         done: Callable[[Any], None],
         first: Callable[[], None] | None = None,
     ) -> None:
-        """Ask libvirt; again for a while where it can't be told, or a question's answer is lost.
+        """Ask libvirt; ask again for a while if it can't be told, or a query's answer is lost.
 
-        It has done nothing by then. What was asked just now is not asked again.
+        libvirt has done nothing by then. A query that a look has just asked is not asked again.
 
         Args:
-            request: what.
-            done: told the answer.
-            first: what is to come right before, and so anew each time.
+            request: the call.
+            done: gets the answer.
+            first: the check to make right before the call, and so anew each time.
         """
 
         def looked(answer: object) -> None:
@@ -385,13 +385,13 @@ class _Course:
             monitor.look = None  # what was heard since may be why
             self._ask_state(index)
         elif vm is not None and stand is Stand.RUNS and vm.stand is Stand.PANICKED:
-            # Somebody has let it run, and that was not heard of: it is not to be stopped for that.
+            # Somebody has let it run, and no event told so: that is no reason to stop it.
             monitor.end("libvirt says 'runs' of a guest that has panicked")
         else:
             self._put(index, {"status": state.value})
 
     def _ask_qemu(self, index: int) -> None:
-        """Have QEMU itself asked something, to see whether it answers."""
+        """Have libvirt ask QEMU something, to see whether QEMU answers."""
 
         def answered(answer: int | LibvirtError) -> None:
             name = self._names[index]
@@ -412,8 +412,8 @@ class _Course:
         if name:
             self._monitor.has_acted(name)
 
-    # Commands: which start of the domain there is, how its guest stands, and then the command. What
-    # is asked first waits where the command would, and leaves its room to that.
+    # Commands: first which start of the domain there is and how its guest stands, then the command.
+    # The first questions wait in the command's line, and leave their room to the command.
 
     def _command(self, index: int) -> None:
         found: list[DomainRef | DomainState] = []
@@ -434,7 +434,7 @@ class _Course:
             self._ask(replace(first, domain=domain.uuid, lane=lane), answered)
 
     def _take_look(self, index: int, found: list[DomainRef | DomainState], *, ahead: bool) -> None:
-        """Give the command if the domain is found as it is known; else it is not meant."""
+        """Give the command if the domain stands as the events told; else end the session."""
         monitor, name = self._monitor, self._names[index]
         vm = monitor.known()
         assert vm is not None, "the machine has attached it"
@@ -463,7 +463,7 @@ class _Course:
 
         def done(answer: LibvirtError | None) -> None:
             if isinstance(answer, LibvirtLostError):
-                return  # what came of it is yet to be heard, or that the session has ended
+                return  # an event will tell what came of it, or that the session has ended
             self._has_acted()
             self._put(index, {} if answer is None else failure(name, answer))
 

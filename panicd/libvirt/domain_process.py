@@ -1,8 +1,8 @@
-"""The QEMU of a domain, as libvirt's own file tells which process that is.
+"""The QEMU process of a domain, found by libvirt's own file.
 
 The file lies where only libvirt writes, so it is the host's word. libvirtd may have other
-directories than panicd (a container's, a mount namespace): the file is looked for as libvirtd
-itself sees it, by its process's root (proc(5)).
+directories than panicd (a container's, a mount namespace). So panicd looks for the file as libvirtd
+sees it, by the root of libvirtd's process (proc(5)).
 """
 
 import os
@@ -28,27 +28,27 @@ from panicd.qemu.process_identity import (
 from panicd.rules.libvirt import pid_file
 
 READ_WITHIN: Final = 1.0
-"""Seconds for a QEMU's argv, at most (``Peer.learn_command_line``); all wait for it meanwhile."""
+"""Seconds for a QEMU's argv, at most (``Peer.learn_command_line``); all else waits meanwhile."""
 
 _READERS: Final = threading.BoundedSemaphore(8)
-"""Threads that may read one, those that hang among them."""
+"""Threads that may read an argv, hanging ones included."""
 
 LOOK_EVERY: Final = 0.25  # seconds; an idle Linux runs more often than that
 LOOKS: Final = 4
 _PROCESSOR: Final = re.compile(r"CPU \d+/")
-"""What QEMU calls their threads (``debug-threads=on``, which libvirt gives it)."""
+"""QEMU's name for processors' threads (``debug-threads=on``, which libvirt gives it)."""
 
 UNKNOWN: Final = "libvirt's file on its process can't be read, or tells of another one"
 
 
 class DomainProcess(Peer):
-    """The process of one start of a domain; where it is not known, libvirt's word on its end.
+    """The process of one start of a domain; if it is unknown, libvirt's word on its end.
 
     Args:
-        owner: the user whose the libvirt is.
+        owner: the libvirt's user.
         domain: which start of which.
-        token: what tells this start from others, where no process does.
-        pid: the process's number; 0: not known.
+        token: tells this start from others if no process does.
+        pid: the process's number; 0: unknown.
     """
 
     def __init__(self, owner: int, domain: DomainRef, token: str, pid: int) -> None:
@@ -79,8 +79,8 @@ class DomainProcess(Peer):
         Args:
             uri: of the libvirt.
             domain: which.
-            owner: the user whose the libvirt is.
-            libvirtd: the number of its daemon's process; 0: not known.
+            owner: the libvirt's user.
+            libvirtd: the number of its daemon's process; 0: unknown.
             environment: panicd's own.
         """
         token = f"libvirt:{boot_id()}/{uri}#{domain.uuid}#{domain.id}"  # numbers begin anew
@@ -112,13 +112,13 @@ class DomainProcess(Peer):
 
     @property
     def token(self) -> str:
-        """What tells this start of the domain from every other."""
+        """Tells this start of the domain from every other."""
         return str(self.identity) if self.identity is not None else self._token
 
     async def guest_runs(self) -> bool:
         """Tell whether the guest's processors are seen to run, again and again.
 
-        Those of a stopped guest do not, but for a moment when QEMU is asked something about them.
+        A stopped guest's processors run only for a moment, when QEMU is asked about them.
         """
         before = self._time_of_processors()
         for _ in range(LOOKS):
@@ -130,7 +130,7 @@ class DomainProcess(Peer):
         return True
 
     def _time_of_processors(self) -> int | None:
-        """Return the nanoseconds that they have run (proc(5), ``schedstat``); None: not known."""
+        """Return the processors' nanoseconds of running (proc(5), ``schedstat``); None: unknown."""
         if self._pidfd is None:
             return None
         total, tasks = 0, Path(f"/proc/{self.pid}/task")
@@ -147,23 +147,23 @@ class DomainProcess(Peer):
         self._has_stopped.set()
 
     def gone(self) -> bool:
-        """Tell whether the process has ended; libvirt's word where it is not known."""
+        """Tell whether the process has ended; by libvirt's word if the process is unknown."""
         return super().gone() if self._pidfd is not None else self._has_stopped.is_set()
 
     async def wait_gone(self) -> None:
-        """Wait for that."""
+        """Wait for its end."""
         if self._pidfd is not None:
             await super().wait_gone()
         else:
             await self._has_stopped.wait()
 
     async def exit_status(self, timeout: float) -> int | None:
-        """Return how it ended, where that can be had."""
+        """Return its exit status, if it can be had."""
         return await super().exit_status(timeout) if self._pidfd is not None else None
 
 
 def _command_line(pid: int) -> bytes:
-    """Return a process's argv; nothing where it can't be read, or not in time."""
+    """Return a process's argv; nothing if it can't be read in time."""
     read: list[bytes | None] = []
     readers = _READERS
 

@@ -1,12 +1,12 @@
 """Faults between panicd and libvirt.
 
-They say whether libvirt was told, and so whether something may have been done::
+They say whether the call reached libvirt, and so whether libvirt may have acted::
 
     LibvirtError
-    ├── LibvirtAwayError      it was told nothing: it is not there, is silent, or busy with others
-    │   └── LibvirtNoRoomError    it was to be told at once, and there was no room
-    ├── LibvirtRefusedError   it answered no
-    └── LibvirtSilentError    it was told, and did not say how it went: ask for the domain's state
+    ├── LibvirtAwayError      libvirt was told nothing: it is not there, silent, or busy with others
+    │   └── LibvirtNoRoomError    the call could not wait, and there was no room
+    ├── LibvirtRefusedError   libvirt answered no
+    └── LibvirtSilentError    libvirt was told, and gave no answer: ask for the domain's state
         └── LibvirtLostError      the connection has ended
 """
 
@@ -14,7 +14,7 @@ from enum import IntEnum
 
 
 class ErrorCode(IntEnum):
-    """The errors of libvirt's that panicd knows (``virErrorNumber``, virterror.h)."""
+    """The libvirt errors that panicd knows (``virErrorNumber``, virterror.h)."""
 
     INTERNAL_ERROR = 1
     NO_SUPPORT = 3
@@ -38,19 +38,19 @@ class ErrorCode(IntEnum):
 
 
 class LibvirtError(Exception):
-    """libvirt did not do what it was asked for."""
+    """libvirt did not do what panicd asked for."""
 
 
 class LibvirtAwayError(LibvirtError):
-    """It was told nothing."""
+    """libvirt was told nothing."""
 
 
 class LibvirtNoRoomError(LibvirtAwayError):
-    """It was to be told at once, and there was no room."""
+    """The call could not wait in line, and there was no room."""
 
 
 class LibvirtSilentError(LibvirtError):
-    """There is no answer; it may do it yet, or may have done it."""
+    """There is no answer; libvirt may still act, or may have acted."""
 
 
 class LibvirtLostError(LibvirtSilentError):
@@ -58,7 +58,7 @@ class LibvirtLostError(LibvirtSilentError):
 
 
 class LibvirtRefusedError(LibvirtError):
-    """It said no.
+    """libvirt said no.
 
     Attributes:
         code: why, ``ErrorCode`` or another of libvirt's numbers.
@@ -72,5 +72,5 @@ class LibvirtRefusedError(LibvirtError):
 
     @property
     def no_domain(self) -> bool:
-        """Whether it knows no such domain."""
+        """Whether libvirt knows no such domain."""
         return self.code == ErrorCode.NO_DOMAIN

@@ -1,4 +1,4 @@
-"""What a connection to libvirt begins with: who one is, and what is to be told on it. Pure.
+"""The calls that begin a connection to libvirt: proof of identity, and events to listen to. Pure.
 
 Sources: as in ``requests``.
 """
@@ -15,7 +15,7 @@ KEEPALIVE: Final = 10  # VIR_DRV_FEATURE_PROGRAM_KEEPALIVE
 
 
 def list_auth() -> Request[list[int]]:
-    """Ask how one has to prove who one is: ``AUTH_NONE``, ``AUTH_POLKIT``. High."""
+    """Ask how panicd has to prove who it is: ``AUTH_NONE``, ``AUTH_POLKIT``. High."""
 
     def read(items: Decoder) -> list[int]:
         return items.array(items.int32, AUTH_TYPES_MOST)
@@ -24,12 +24,12 @@ def list_auth() -> Request[list[int]]:
 
 
 def ask_polkit() -> Request[bool]:
-    """Have libvirtd ask polkit whether this process may (``org.libvirt.unix.manage``). High."""
+    """Have libvirtd ask polkit for this process's right (``org.libvirt.unix.manage``). High."""
     return Request("auth polkit", Procedure.AUTH_POLKIT, b"", boolean)
 
 
 def start_keepalive() -> Request[bool]:
-    """Have libvirtd ask on its part whether this end is there; before ``open_driver``. High."""
+    """Have libvirtd send keepalives to panicd; before ``open_driver``. High."""
     feature = pack_int(KEEPALIVE)
     return Request("keepalive", Procedure.CONNECT_SUPPORTS_FEATURE, feature, boolean)
 
@@ -48,14 +48,14 @@ def lib_version() -> Request[int]:
 def hypervisor_version() -> Request[int]:
     """Ask for the version of the host's own QEMU, counted likewise.
 
-    The first time it may take a minute: libvirt asks every QEMU that is installed what it can do.
+    The first call may take a minute: libvirt asks every installed QEMU what it can do.
     """
     procedure = Procedure.CONNECT_GET_VERSION
     return Request("QEMU's version", procedure, b"", Decoder.uint64, lane=Lane.JOB)
 
 
 def listen(event: EventId) -> Request[int]:
-    """Have all domains' events told on this connection; the answer is the registration's number.
+    """Listen to events of all domains on this connection; the answer is the registration's number.
 
     High.
     """
@@ -65,7 +65,7 @@ def listen(event: EventId) -> Request[int]:
 
 
 def listen_to_qemu(names: tuple[str, ...]) -> Request[int]:
-    """Have QEMU's own events of these names told, of all domains. High; it taints none.
+    """Listen to QEMU's own events of these names, of all domains. High; it taints no domain.
 
     Source: ``qemu_connect_domain_monitor_event_register_args``; libvirt's regular expressions are
     GLib's.

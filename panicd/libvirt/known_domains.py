@@ -1,8 +1,8 @@
 """The libvirt of this host: its domains as they start and end, and what it says of each, in memory.
 
-Nothing here stands between a panic and its decision. Domains are listed when libvirtd is connected,
-and told of by its events after that; each is described once at its start, and again by a slow
-timer. While libvirtd is away or silent, what was known last holds.
+Nothing here stands between a panic and its decision. panicd lists the domains when it connects, and
+after that libvirt's events tell of them. panicd asks for a domain's description at its start, and
+again by a slow timer. While libvirtd is away or silent, the last description holds.
 """
 
 import math
@@ -60,16 +60,16 @@ class Start:
 
     Attributes:
         ref: which.
-        monitor: the way to it, of the session that there is or will be.
-        domain: what libvirt says of it; None before that is known.
+        monitor: the present or future session's way to it.
+        domain: libvirt's description of it; None before that is known.
         was_taken_over: panicd has had libvirt preserve it in this start.
-        process: of a session that there is.
-        stays_panicked: its guest was heard to panic, and not to be reset or let run since.
+        process: the present session's.
+        stays_panicked: its guest has panicked, and no event told of a reset or resume since.
         described: ``domain`` is known.
-        moved: set when it ends, or libvirt is connected anew; then there is another.
-        ended: it is no more.
-        is_current: it was told of or listed since libvirt was connected; its number may be of a
-            libvirtd before this one, which began to number anew.
+        moved: set when it ends, or panicd connects to libvirt anew; a new event then replaces this.
+        ended: this start is over.
+        is_current: an event or a list has named it since panicd connected. If not, its number may
+            be an earlier libvirtd's; the present one numbers anew.
     """
 
     ref: DomainRef
@@ -84,7 +84,7 @@ class Start:
     is_current: bool = True
 
     def move(self) -> None:
-        """Wake who waits for something to happen to it."""
+        """Wake all that wait for a change of this start."""
         self.moved.set()
         self.moved = trio.Event()
 
@@ -93,14 +93,14 @@ class Libvirt:
     """The libvirt of this host, if one is configured.
 
     Args:
-        settings: returns what is configured; None: no libvirt.
-        dry_run: nothing is changed.
+        settings: returns libvirt's settings; None: no libvirt.
+        dry_run: panicd changes nothing.
 
     Attributes:
-        problem: why libvirt does not answer; empty where it does, or was not asked.
-        on_change: called when a domain is not as it was known.
-        on_problem: called with ``problem`` when that has changed.
-        on_appeared: called with each start of a domain, as it happens or when it is found.
+        problem: why libvirt does not answer; empty if it does, or was not asked.
+        on_change: called when a domain has changed.
+        on_problem: called with ``problem`` when it has changed.
+        on_appeared: called with each start of a domain, as it happens or when panicd finds it.
     """
 
     def __init__(self, settings: Callable[[], LibvirtSettings | None], *, dry_run: bool) -> None:
@@ -129,28 +129,28 @@ class Libvirt:
     # What is known.
 
     def known(self, monitor: str) -> LibvirtDomain | None:
-        """Return the domain whose monitor this is; None where libvirt is not known to run it.
+        """Return the domain whose monitor this is; None if no domain is known to have it.
 
         Args:
-            monitor: the path that was dialled, or ``address_of`` the domain.
+            monitor: the path that panicd dialled, or ``address_of`` the domain.
         """
         return self._domains.get(monitor) if self._settings() is not None else None
 
     def start_of(self, uuid: str) -> Start | None:
-        """Return the start of a domain that there is, as far as is known."""
+        """Return a domain's present start, as far as panicd knows."""
         return self._starts.get(uuid)
 
     @property
     def uri(self) -> str:
-        """Where it is reached."""
+        """The libvirt's URI."""
         return self._uri
 
     @property
     def client(self) -> Client:
-        """The connections.
+        """The connections to libvirt.
 
         Raises:
-            LibvirtAwayError: there are none.
+            LibvirtAwayError: there are no connections.
         """
         if self._client is None:
             raise LibvirtAwayError(self.problem or "libvirt was not yet connected to")
@@ -163,16 +163,16 @@ class Libvirt:
 
     @property
     def monitors(self) -> set[str]:
-        """The monitors that domains were given for panicd, one of each."""
+        """The monitors that domains have for panicd, one of each domain."""
         described = (start.domain for start in self._starts.values())
         return {domain.monitors[0] for domain in described if domain and domain.monitors}
 
     async def changes(self) -> None:
-        """Wait until a domain starts, is described or ends, or libvirt is connected anew."""
+        """Wait until a domain starts, is described or ends, or panicd connects anew."""
         await self._changed.park()
 
     async def describe(self, start: Start) -> LibvirtDomain:
-        """Ask what a domain is, and have libvirt preserve it, if that is wanted.
+        """Ask for a domain's description, and have libvirt preserve the domain, if configured.
 
         Raises:
             LibvirtError: libvirt does not say.
@@ -198,21 +198,21 @@ class Libvirt:
         return domain
 
     def look_after(self, monitor: str, domain: LibvirtDomain) -> None:
-        """Note whose domain's a monitor is."""
+        """Note which domain a monitor belongs to."""
         self._domains[monitor] = domain
         self._looked_after.add(monitor)
 
     async def learn(self, uuid: str, monitor: str, process: str) -> None:
-        """Find out about a domain whose own monitor was just connected; wait, but briefly.
+        """Find out about a domain to whose own monitor panicd just connected; wait, but briefly.
 
-        The UUID says no more than whom to ask about: any QEMU can claim another one's. The domain
-        is the one at the other end only where its own XML names this monitor, and where the process
-        there is the one that libvirt started, as far as both are known.
+        The UUID only says which domain to ask about: any QEMU can claim another one's. The monitor
+        is the domain's only if the domain's XML names it, and if the process there is the one that
+        libvirt started, as far as both are known.
 
         Args:
-            uuid: as its QEMU says; empty where nothing tells that libvirt runs it.
-            monitor: the path that was dialled.
-            process: at the other end (``ProcessIdentity``); empty where it is not known.
+            uuid: as its QEMU says; empty if nothing tells that libvirt runs it.
+            monitor: the path that panicd dialled.
+            process: at the other end (``ProcessIdentity``); empty if unknown.
         """
         self._domains.pop(monitor, None)
         if self._settings() is None or not parse_uuid(uuid):
@@ -229,19 +229,19 @@ class Libvirt:
             self._recognise(start)
 
     def _recognise(self, start: Start) -> None:
-        """Take those for its monitors that are: one may be connected before it is described."""
+        """Find a start's monitors among the dialled ones: a dial may precede the description."""
         for monitor, (uuid, process) in self._dialled.items():
             if uuid == start.ref.uuid and self._is_its(start, monitor, process) and start.domain:
                 self.look_after(monitor, start.domain)
                 self.on_change()
 
     def forget(self, monitor: str) -> None:
-        """A domain is looked after no more; what is known of it holds until the timer's turn."""
+        """Look after a domain no more; its description holds until the timer's turn."""
         self._dialled.pop(monitor, None)
         self._looked_after.discard(monitor)
 
     def refresh_soon(self) -> None:
-        """Ask about every domain anew, now and not by the timer."""
+        """Ask about every domain now, without waiting for the timer."""
         settings = self._settings()
         if (settings.uri if settings is not None else "") != self._uri:
             self._other_uri.set()
@@ -274,7 +274,7 @@ class Libvirt:
     # Taking over, and giving back.
 
     async def _arrange(self, start: Start, domain: LibvirtDomain) -> LibvirtDomain:
-        """Have libvirt preserve the panicked domain, or do what it did before, as is wanted."""
+        """Have libvirt preserve a panicked domain, or give the domain back, as configured."""
         settings = self._settings()
         if settings is None or self._dry_run:
             return domain
@@ -293,7 +293,7 @@ class Libvirt:
     # Being connected.
 
     async def run(self) -> None:
-        """Keep connected, and what is known up to date, until cancelled."""
+        """Stay connected, and keep the descriptions up to date, until cancelled."""
         while True:
             settings, self._other_uri = self._settings(), trio.Event()
             async with trio.open_nursery() as nursery:
@@ -328,7 +328,7 @@ class Libvirt:
                     await give_back_all(settings.uri, taken)
 
     def _stand(self, standing: Standing) -> None:
-        """Take note of how it is with libvirt."""
+        """Note libvirt's standing."""
         assert self._client is not None
         if standing is Standing.UP and self._client.generation != self._generation:
             self._generation = self._client.generation
@@ -387,7 +387,7 @@ class Libvirt:
         self._stale |= {uuid for uuid, start in self._starts.items() if start.described.is_set()}
 
     async def _describe_stale(self) -> None:
-        """Describe those anew that may have changed.
+        """Describe anew the domains that may have changed.
 
         Raises:
             LibvirtError: libvirt does not say.
@@ -432,7 +432,7 @@ class Libvirt:
                 pass
 
     def _is_over(self, ref: DomainRef) -> bool:
-        """Whether this was an earlier start than the one that is known: numbers grow."""
+        """Whether this start is earlier than the known one: numbers grow."""
         start = self._starts.get(ref.uuid)
         return start is not None and start.is_current and ref.id < start.ref.id
 
@@ -461,7 +461,7 @@ class Libvirt:
             self._changed.unpark_all()
 
     def renew(self, start: Start) -> None:
-        """Have a way to a start of a domain whose session has ended, though it runs."""
+        """Make a new way to a start that runs, though its session has ended."""
         is_there = self._starts.get(start.ref.uuid) is start
         if is_there and start.monitor.events.ended and self.client.standing is Standing.UP:
             start.monitor = self._new_monitor(start.ref)

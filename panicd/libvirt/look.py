@@ -1,7 +1,7 @@
-"""How one start of a domain stands, which libvirt is asked right before each command.
+"""How one start of a domain stands; panicd asks libvirt right before each command.
 
-It is asked already when something is heard that a command follows, so that the answers come while
-that command is put on record. They hold for a moment only; later it is asked anew.
+panicd asks as soon as it hears an event that a command follows. So the answers come while it puts
+that command on record. They hold for a moment only; later panicd asks anew.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from panicd.libvirt.protocol import DomainRef
 from panicd.libvirt.requests import Request
 
 HOLDS: Final = 0.02
-"""Seconds for which a look counts as one right before a command. Nobody ends a domain and starts it
+"""Seconds for which a look counts as right before a command. Nobody ends a domain and starts it
 anew in that time: its QEMU alone takes longer to start."""
 ANSWERS_WITHIN: Final = 1.0  # seconds; then whoever needs an answer asks for himself
 
 
 class Word:
-    """An answer that may be yet to come, for whoever asks for it."""
+    """An answer that may be yet to come, for all that ask for it."""
 
     __slots__ = ("_answer", "_is_known", "_waiting")
 
@@ -39,7 +39,7 @@ class Word:
             done(answer)
 
     def then(self, done: Callable[[Any], None]) -> None:
-        """Have the answer told: at once, or when it comes."""
+        """Call ``done`` with the answer: at once, or when the answer comes."""
         if self._is_known:
             done(self._answer)
         else:
@@ -47,12 +47,12 @@ class Word:
 
 
 class Look:
-    """What a domain is asked in one go: which start there is, how it stands, what keeps it busy.
+    """Questions about a domain in one go: which start it is, how it stands, what keeps it busy.
 
     Args:
         client: of the libvirt.
-        domain: which; asked of the start that has its UUID by now.
-        busy: ask for the last, too.
+        domain: which; the questions go to the start that has its UUID by now.
+        busy: ask what keeps it busy, too.
     """
 
     __slots__ = ("_asked_at", "_words")
@@ -69,9 +69,9 @@ class Look:
 
     @property
     def holds(self) -> bool:
-        """Whether it still counts."""
+        """Whether the look still counts."""
         return trio.current_time() < self._asked_at + HOLDS
 
     def word(self, request: Request[Any]) -> Word | None:
-        """Return the answer to a question that is in it."""
+        """Return the answer to one of the look's questions."""
         return self._words.get(request.procedure)

@@ -1,9 +1,9 @@
 """A stopped guest's memory by libvirt's API: in parts, and all of it as a dump.
 
-``virDomainMemoryPeek`` gives a part, and has QEMU write it into a file that it reads: 10 to 34 ms,
-20 to 30 MiB a second (libvirt 9.0). It answers for what is no memory as well, and a device may be
-changed by being read: so where there is memory is read first, from the beginning of a dump of all
-of it, which has the kernel's note on itself too. libvirt reports that dump as failed (SIGPIPE).
+``virDomainMemoryPeek`` gives a part: QEMU writes it into a file, and libvirt reads that. It takes
+10 to 34 ms, 20 to 30 MiB a second (libvirt 9.0). It also answers where no memory is, and reading a
+device may change it. So panicd first learns where memory is, from the beginning of a whole dump.
+That has the kernel's note on itself too. libvirt reports that dump as failed (SIGPIPE).
 
 Sources: libvirt ``qemuDomainMemoryPeek``, ``qemuDomainCoreDumpWithFormat`` (``qemu_driver.c``).
 """
@@ -38,10 +38,10 @@ FORMATS: Final = {"elf": DumpFormat.RAW, "kdump-zlib": DumpFormat.KDUMP_ZLIB}
 
 
 def dumper(client: Client, domain: DomainRef) -> DumpByOther:
-    """Return what has libvirt write a domain's memory to a path.
+    """Return a function that has libvirt write a domain's memory to a path.
 
-    A domain that it takes for running it would resume afterwards: of one it refuses to. What is
-    returned raises ``SessionLostError`` where the connection to libvirt ends.
+    The function refuses a domain that libvirt takes for running: libvirt would resume it
+    afterwards. It raises ``SessionLostError`` if the connection to libvirt ends.
 
     Args:
         client: of the libvirt.
@@ -65,7 +65,7 @@ def dumper(client: Client, domain: DomainRef) -> DumpByOther:
 async def write_memory(
     client: Client, domain: DomainRef, path: Path, kind: str, timeout: float
 ) -> None:
-    """Have libvirt write a domain's memory to a path; where that is given up, by libvirt as well.
+    """Have libvirt write a domain's memory to a path; if panicd gives up, libvirt does as well.
 
     Args:
         client: of the libvirt.
@@ -75,7 +75,7 @@ async def write_memory(
         timeout: seconds.
 
     Raises:
-        LibvirtError: it did not, or not in time.
+        LibvirtError: libvirt did not write it, or not in time.
     """
     request = requests.core_dump(domain, os.fspath(path), FORMATS[kind])
     may_go_on = True
@@ -95,11 +95,11 @@ def _is_stopped(stands: DomainState) -> bool:
 
 
 async def _see_stopped(client: Client, domain: DomainRef) -> None:
-    """See that it is still this start of the domain, and that libvirt does not take it for running.
+    """Check that this start of the domain is the present one, and that libvirt calls it stopped.
 
     Raises:
         LibvirtError: libvirt does not say.
-        DumpError: it is not so.
+        DumpError: the start is another, or not stopped.
     """
     there = await client.call(requests.look_up_id(domain.id), timeout=ANSWERS_WITHIN)
     stands = await client.call(requests.state_of(domain), timeout=ANSWERS_WITHIN)
@@ -108,7 +108,7 @@ async def _see_stopped(client: Client, domain: DomainRef) -> None:
 
 
 async def _give_up_dump(client: Client, domain: DomainRef) -> None:
-    """Have libvirt give up a dump; what else it may be busy with, a migration, is not panicd's."""
+    """Have libvirt give up a dump, but no other job, such as a migration: that is not panicd's."""
     with trio.CancelScope(shield=True):
         try:
             job = await client.call(requests.job(domain), timeout=ANSWERS_WITHIN)
@@ -124,7 +124,7 @@ class PeekReader(GuestReader):
     Args:
         client: of the libvirt.
         domain: whose.
-        deadline: until when it may be done, on trio's clock.
+        deadline: when reading must end, on trio's clock.
     """
 
     def __init__(self, client: Client, domain: DomainRef, deadline: float) -> None:

@@ -1,4 +1,4 @@
-"""A libvirt that is asked something once."""
+"""A connection to a libvirt for a single question."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,10 +15,10 @@ CONNECTED_WITHIN: Final = 5.0  # seconds
 
 @asynccontextmanager
 async def connected(uri: str) -> AsyncIterator[Client]:
-    """Be connected to a libvirt for as long as this lasts.
+    """Be connected to a libvirt while the block lasts.
 
     Raises:
-        LibvirtAwayError: it is not there, or does not let panicd in.
+        LibvirtAwayError: libvirt is not there, or does not let panicd in.
     """
     stands = trio.Event()
 

@@ -1,7 +1,7 @@
-"""What is asked of one start of a domain, and never of the next one.
+"""Calls to one start of a domain, and never to the next one.
 
-libvirt goes by UUID, and a call may have to wait for its turn. So when that has come it is looked
-once more which start there is and how it stands: in the room that the call itself takes then.
+libvirt goes by UUID, and a call may have to wait for its turn. So when its turn has come, panicd
+asks once more which start there is and how it stands. The call then takes that question's room.
 """
 
 from collections.abc import Callable
@@ -35,12 +35,12 @@ async def call_on(
     Args:
         client: of the libvirt.
         domain: which start of which.
-        request: what.
+        request: the call.
         timeout: seconds.
-        may: whether it may be asked of a domain that stands so.
+        may: whether a domain that stands so allows the call.
 
     Raises:
-        LibvirtError: there is no answer; ``LibvirtAwayError``: it was not asked.
+        LibvirtError: there is no answer; ``LibvirtAwayError``: the call was not made.
     """
     deadline = trio.current_time() + timeout
     while True:

@@ -1,7 +1,7 @@
-"""The monitors by which libvirt itself commands its VMs: never dialled.
+"""The monitors by which libvirt itself commands its VMs: panicd never dials them.
 
-Such a monitor takes one client. Whoever else waits there is served first when libvirt is started
-anew, and libvirt is locked out of its VM.
+Such a monitor takes one client. When libvirt starts anew, QEMU would serve another waiting client
+first, and lock libvirt out of its VM.
 """
 
 import os
@@ -13,7 +13,7 @@ from panicd.rules.libvirt import OWN_MONITORS, is_own_monitor
 
 
 class LibvirtsOwnError(UnreachableError):
-    """This is libvirt's own monitor, and is left alone."""
+    """This is libvirt's own monitor: panicd leaves it alone."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -23,14 +23,14 @@ class LibvirtsOwnError(UnreachableError):
 
 
 def leave_libvirts_own(path: Path, arguments: Sequence[str] = ()) -> None:
-    """See that a socket is none of libvirt's own, symbolic links followed.
+    """Check that a socket is none of libvirt's own, symbolic links followed.
 
     Args:
         path: the socket's.
-        arguments: of the process that listens there, as far as they are known.
+        arguments: of the process that listens there, as far as known.
 
     Raises:
-        LibvirtsOwnError: it is one.
+        LibvirtsOwnError: the socket is libvirt's own.
     """
     if any(is_own_monitor(name, arguments) for name in (str(path), os.path.realpath(path))):
         raise LibvirtsOwnError

@@ -1,11 +1,11 @@
-"""What libvirt's remote protocol says of domains: its numbers, its structures, its events. Pure.
+"""libvirt's remote protocol, as far as domains go: its numbers, structures and events. Pure.
 
-Its numbers never change, for a client of any version talks with a daemon of any other; go-libvirt
+The numbers never change, for a client of any version talks with a daemon of any other; go-libvirt
 and libvirt's own old clients rely on that as panicd does.
 
 Source: libvirt ``src/remote/remote_protocol.x`` (``REMOTE_PROC_…`` and ``struct remote_…``),
 ``src/remote/qemu_protocol.x``, ``include/libvirt/libvirt-domain.h``; the latter's names are those
-of the enumerations here. What is there since when was read in libvirt 9.0's.
+of the enumerations here. libvirt 9.0's sources say since when each is there.
 """
 
 import uuid as uuids
@@ -33,7 +33,7 @@ NOT_RUNNING: Final = -1  # the id of a domain that does not run
 
 
 class Procedure(IntEnum):
-    """What may be asked (``enum remote_procedure``)."""
+    """Calls (``enum remote_procedure``)."""
 
     CONNECT_OPEN = 1
     CONNECT_CLOSE = 2
@@ -74,7 +74,7 @@ class Procedure(IntEnum):
 
 
 class QemuProcedure(IntEnum):
-    """What may be asked of QEMU's driver alone (``enum qemu_procedure``)."""
+    """Calls of QEMU's driver alone (``enum qemu_procedure``)."""
 
     DOMAIN_MONITOR_COMMAND = 1
     DOMAIN_AGENT_COMMAND = 3
@@ -83,7 +83,7 @@ class QemuProcedure(IntEnum):
 
 
 class EventId(IntEnum):
-    """What may be listened to (``virDomainEventID``)."""
+    """Kinds of events that a client can ask for (``virDomainEventID``)."""
 
     LIFECYCLE = 0
     REBOOT = 1
@@ -104,7 +104,7 @@ class State(IntEnum):
 
 
 class EventKind(IntEnum):
-    """What has become of a domain (``virDomainEventType``)."""
+    """What happened to a domain (``virDomainEventType``)."""
 
     DEFINED = 0
     UNDEFINED = 1
@@ -118,7 +118,7 @@ class EventKind(IntEnum):
 
 
 class StartedDetail(IntEnum):
-    """How it started (``virDomainEventStartedDetailType``)."""
+    """How a domain started (``virDomainEventStartedDetailType``)."""
 
     BOOTED = 0
     MIGRATED = 1
@@ -128,7 +128,7 @@ class StartedDetail(IntEnum):
 
 
 class StoppedDetail(IntEnum):
-    """How it ended (``virDomainEventStoppedDetailType``)."""
+    """How a domain ended (``virDomainEventStoppedDetailType``)."""
 
     SHUTDOWN = 0
     DESTROYED = 1
@@ -158,7 +158,7 @@ class LifecycleAction(IntEnum):
 
 
 class DumpFormat(IntEnum):
-    """What a dump is written as (``virDomainCoreDumpFormat``)."""
+    """The format of a dump (``virDomainCoreDumpFormat``)."""
 
     RAW = 0  # ELF
     KDUMP_ZLIB = 1
@@ -190,20 +190,20 @@ class DomainRef:
 
 @dataclass(frozen=True, slots=True)
 class DomainState:
-    """How a domain stands, and why: ``State`` and the reason that goes with it."""
+    """How a domain stands, and why: ``State`` and its reason."""
 
     state: int
     reason: int
 
     @property
     def panicked(self) -> bool:
-        """Whether its guest has panicked, and libvirt has left it as it is."""
+        """Whether the guest has panicked, and libvirt has left it as it is."""
         return self.state == State.CRASHED and self.reason == PANICKED
 
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """What has become of a domain: ``EventKind`` and the detail that goes with it."""
+    """What happened to a domain: ``EventKind`` and its detail."""
 
     domain: DomainRef
     event: int
@@ -212,14 +212,14 @@ class Lifecycle:
 
 @dataclass(frozen=True, slots=True)
 class Rebooted:
-    """Its guest was reset, by whomever."""
+    """Somebody has reset the guest; libvirt does not say who."""
 
     domain: DomainRef
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataChanged:
-    """Somebody has changed its metadata; ``uri``: which of it, by XML namespace."""
+    """Somebody has changed a domain's metadata, of the XML namespace ``uri``."""
 
     domain: DomainRef
     type: int
@@ -228,13 +228,13 @@ class MetadataChanged:
 
 @dataclass(frozen=True, slots=True)
 class QemuEvent:
-    """What its QEMU said.
+    """An event of a domain's QEMU.
 
     Attributes:
-        domain: whose.
+        domain: whose QEMU.
         name: the event's in QAPI.
         at: when, by QEMU's own word; seconds since the epoch.
-        details: the event's data, as JSON; empty where there are none.
+        details: the event's data, as JSON; empty if it has none.
     """
 
     domain: DomainRef
@@ -258,15 +258,15 @@ def read_text(items: Decoder) -> str:
 
 
 def read_optional_text(items: Decoder) -> str:
-    """Read a string that may be missing; empty where it is."""
+    """Read a string that may be missing; then return an empty one."""
     return items.optional(lambda: items.text(TEXT_MOST)) or ""
 
 
 def read_error(payload: bytes) -> LibvirtRefusedError:
-    """Read why something was refused (``struct remote_error``).
+    """Read why libvirt refused a call (``struct remote_error``).
 
     Raises:
-        XdrError: this is none.
+        XdrError: the payload is no such error.
     """
     items = Decoder(payload)
     code, _origin = items.int32(), items.int32()
@@ -276,10 +276,10 @@ def read_error(payload: bytes) -> LibvirtRefusedError:
 
 
 def read_event(message: Message) -> Event | None:
-    """Read what libvirt tells unasked; None where that is nothing that was asked to be told.
+    """Read an event; None if the message is no event that panicd listens to.
 
     Raises:
-        XdrError: this makes no sense.
+        XdrError: the event makes no sense.
     """
     items = Decoder(message.payload)
     event: Event

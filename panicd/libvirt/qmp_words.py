@@ -1,4 +1,4 @@
-"""What libvirt answers, in the words that QMP has for it. Pure."""
+"""Translates libvirt's answers into QMP's words. Pure."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ QEMU_EVENTS: Final = (
     *("GUEST_PANICKED", "GUEST_CRASHLOADED", "GUEST_PVSHUTDOWN"),
     *("STOP", "RESUME", "RESET", "SHUTDOWN"),
 )
-"""The events of QEMU's that libvirt is asked to pass on."""
+"""The QEMU events that panicd asks libvirt to pass on."""
 
 
 def failure(name: str, error: LibvirtError) -> Exception:
@@ -28,7 +28,7 @@ def failure(name: str, error: LibvirtError) -> Exception:
 
 
 def data(details: str) -> object:
-    """Return the data of an event of QEMU's, which libvirt passes on as text."""
+    """Return the data of a QEMU event, which libvirt passes on as text."""
     try:
         return json.loads(details) if details else {}
     except (ValueError, RecursionError):
@@ -36,7 +36,7 @@ def data(details: str) -> object:
 
 
 def _migration(job: Job) -> object:
-    """Return what is under way besides: saving and restoring are migrations of QEMU's."""
+    """Return any other job that is under way: to QEMU, saving and restoring are migrations."""
     moves = job.type in _ACTIVE and job.operation not in {_DUMP, _BACKUP}
     return {"status": "active" if moves else "none"}
 

@@ -1,11 +1,11 @@
-"""What panicd asks of libvirt: each a value that is yet to be sent. Pure.
+"""panicd's requests to libvirt: each is a value, sent later. Pure.
 
-libvirt goes by a domain's UUID, whatever else it is given: a request that is carried out late meets
-the domain's next start. Whoever acts asks for its state and its number right before.
+libvirt goes by a domain's UUID alone. So a request that libvirt carries out late meets the domain's
+next start, and callers ask for the domain's state and number right before they act.
 
 Sources: libvirt ``src/remote/remote_protocol.x`` (``struct remote_…_args`` and ``…_ret``),
 ``src/remote/qemu_protocol.x``; the flags are of ``include/libvirt/libvirt-domain.h``. 'High' is
-libvirtd's ``@priority`` there: of such requests some more can be carried out than of others.
+libvirtd's ``@priority`` there: libvirtd has some more workers for high requests.
 """
 
 import uuid as uuids
@@ -65,9 +65,9 @@ AUTH_POLKIT: Final = 2
 
 
 class Lane(Enum):
-    """How libvirtd carries a call out, and so where it waits."""
+    """How libvirtd carries out a call, and so where the call waits."""
 
-    QUERY = auto()  # high, and waits for no domain: it is answered though every QEMU hangs
+    QUERY = auto()  # high, and waits for no domain: libvirtd answers though every QEMU hangs
     URGENT = auto()  # high, and takes its time
     JOB = auto()  # waits until nothing else is done with the domain, and for QEMU
 
@@ -77,13 +77,13 @@ class Request(Generic[T_co]):
     """One call that is yet to be made.
 
     Attributes:
-        name: what it is, for messages.
-        procedure: which.
+        name: the call's, for messages.
+        procedure: its number.
         arguments: its arguments' bytes.
-        read: makes of the answer's bytes what it says; raises ``XdrError``.
-        program: the protocol that the procedure is of.
-        domain: the UUID of the domain that it is about; empty: of none alone.
-        lane: see there.
+        read: decodes the answer's bytes; raises ``XdrError``.
+        program: the procedure's protocol.
+        domain: the UUID of the domain that it concerns; empty: no single domain.
+        lane: see ``Lane``.
     """
 
     name: str
@@ -97,13 +97,13 @@ class Request(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What libvirt is busy with of a domain (``VIR_DOMAIN_JOB_…``).
+    """The job that keeps a domain busy (``VIR_DOMAIN_JOB_…``).
 
     Attributes:
         type: ``virDomainJobType``; 0: nothing.
         operation: ``virDomainJobOperation``: 5 a migration out, 8 a dump, 9 a backup; 0: not known.
         elapsed: milliseconds.
-        processed: bytes that are done.
+        processed: bytes done.
         total: bytes in all.
     """
 
@@ -116,12 +116,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """How libvirt's own monitor of a domain is (``virDomainControlInfo``).
+    """How libvirt's own monitor of a domain stands (``virDomainControlInfo``).
 
     Attributes:
         state: 0 fine, 1 a job, 2 a command that QEMU has not answered, 3 broken.
-        details: of 3, why.
-        since: milliseconds that it has been so.
+        details: why, for state 3.
+        since: milliseconds in this state.
     """
 
     state: int
@@ -130,7 +130,7 @@ class Control:
 
 
 def nothing(_items: Decoder) -> None:
-    """Read an answer that says no more than that it was done."""
+    """Read an answer without content."""
 
 
 def _of(
@@ -153,11 +153,11 @@ def _impact(live: bool) -> bytes:
 
 
 def list_domains(*, active: bool = True, inactive: bool = False) -> Request[list[DomainRef]]:
-    """Ask for all domains: those that have a QEMU, crashed ones among them, or those without. High.
+    """Ask for all domains: those with a QEMU, crashed ones among them, or those without. High.
 
     Args:
-        active: those that have.
-        inactive: those that have not.
+        active: those with a QEMU.
+        inactive: those without.
     """
     flags = (LIST_ACTIVE if active else 0) | (LIST_INACTIVE if inactive else 0)
 
@@ -199,7 +199,7 @@ def look_up(uuid: str) -> Request[DomainRef]:
 
 
 def look_up_id(number: int) -> Request[DomainRef]:
-    """Ask for the running domain that has a number; refused where none has it any more. High."""
+    """Ask for the running domain that has a number; refused if none has it any more. High."""
     return Request("look-up", Procedure.DOMAIN_LOOKUP_BY_ID, pack_int(number), read_domain)
 
 
@@ -219,8 +219,8 @@ def describe(
 
     Args:
         domain: which.
-        inactive: as it is started next time, in place of as it runs.
-        migratable: as a migration carries it.
+        inactive: the XML for the next start, instead of the running one's.
+        migratable: the XML that a migration carries.
     """
     flags = (XML_INACTIVE if inactive else 0) | (XML_MIGRATABLE if migratable else 0)
     return _of(Procedure.DOMAIN_GET_XML_DESC, domain, read_text, pack_uint(flags))
@@ -229,14 +229,14 @@ def describe(
 def metadata(domain: DomainRef, uri: str, *, live: bool = True) -> Request[str]:
     """Ask for the element that a domain's metadata has in an XML namespace.
 
-    Refused with ``NO_DOMAIN_METADATA`` where there is none.
+    Refused with ``NO_DOMAIN_METADATA`` if there is no such element.
     """
     element = pack_int(METADATA_ELEMENT) + pack_optional_text(uri) + _impact(live)
     return _of(Procedure.DOMAIN_GET_METADATA, domain, read_text, element)
 
 
 def job(domain: DomainRef) -> Request[Job]:
-    """Ask what libvirt is busy with of a domain."""
+    """Ask which job keeps a domain busy."""
 
     def read(items: Decoder) -> Job:
         kind = items.int32()
@@ -248,7 +248,7 @@ def job(domain: DomainRef) -> Request[Job]:
 
 
 def io_threads(domain: DomainRef) -> Request[int]:
-    """Have QEMU itself asked something: how many I/O threads it has. Nothing is changed by it."""
+    """Have libvirt ask QEMU something: how many I/O threads it has. This changes nothing."""
 
     def thread(items: Decoder) -> int:
         number = items.uint32()
@@ -281,7 +281,7 @@ def block_job(domain: DomainRef, disk: str) -> Request[int | None]:
 
 
 def control(domain: DomainRef) -> Request[Control]:
-    """Ask how libvirt's own monitor of a domain is. High."""
+    """Ask how libvirt's own monitor of a domain stands. High."""
 
     def read(items: Decoder) -> Control:
         return Control(items.uint32(), items.uint32(), items.uint64())
@@ -290,17 +290,17 @@ def control(domain: DomainRef) -> Request[Control]:
 
 
 def has_managed_save(domain: DomainRef) -> Request[bool]:
-    """Ask whether a domain goes on from a saved image when it is started."""
+    """Ask whether a domain's next start goes on from a saved image."""
     return _of(Procedure.DOMAIN_HAS_MANAGED_SAVE_IMAGE, domain, boolean, pack_uint(0))
 
 
 def managed_save_xml(domain: DomainRef) -> Request[str]:
-    """Ask for the XML that a domain's saved image has it go on with (libvirt 3.7)."""
+    """Ask for the XML in a domain's saved image (libvirt 3.7)."""
     return _of(Procedure.DOMAIN_MANAGED_SAVE_GET_XML_DESC, domain, read_text, pack_uint(0))
 
 
 def peek(domain: DomainRef, physical: int, length: int) -> Request[bytes]:
-    """Ask for a part of a guest's memory. It answers for the memory of devices as well: RAM only.
+    """Ask for a part of a guest's memory. Ask for RAM only: libvirt reads devices' memory as well.
 
     Args:
         domain: which.
@@ -319,7 +319,7 @@ def peek(domain: DomainRef, physical: int, length: int) -> Request[bytes]:
 
 
 def screenshot(domain: DomainRef, screen: int = 0) -> Request[str]:
-    """Have a picture of a screen made; the answer is its MIME type, and a stream brings it."""
+    """Ask for a picture of a screen; the answer is its MIME type, and a stream brings its bytes."""
 
     def read(items: Decoder) -> str:
         return items.optional(lambda: read_text(items)) or ""
@@ -332,7 +332,7 @@ def screenshot(domain: DomainRef, screen: int = 0) -> Request[str]:
 
 
 def reset(domain: DomainRef) -> Request[None]:
-    """Reset a domain; a crashed one is 'paused (crashed)' then, and has to be resumed."""
+    """Reset a domain; a crashed one is then 'paused (crashed)', and has to be resumed."""
     return _of(Procedure.DOMAIN_RESET, domain, nothing, pack_uint(0))
 
 
@@ -357,7 +357,7 @@ def start(domain: DomainRef, *, force_boot: bool = False) -> Request[DomainRef]:
 
     Args:
         domain: which.
-        force_boot: from its beginning, though there is a saved image, which is removed.
+        force_boot: boot it, and remove its saved image if there is one.
     """
     flags = pack_uint(START_FORCE_BOOT if force_boot else 0)
     return _of(Procedure.DOMAIN_CREATE_WITH_FLAGS, domain, read_domain, flags)
@@ -368,8 +368,8 @@ def set_on_crash(domain: DomainRef, action: LifecycleAction, *, live: bool = Tru
 
     Args:
         domain: which.
-        action: what.
-        live: as it runs; otherwise as it is started next time.
+        action: what libvirt does.
+        live: for the running domain; otherwise for its next start.
     """
     what = pack_uint(LIFECYCLE_CRASH) + pack_uint(action) + _impact(live)
     return _of(Procedure.DOMAIN_SET_LIFECYCLE_ACTION, domain, nothing, what)
@@ -383,9 +383,9 @@ def set_metadata(
     Args:
         domain: which.
         uri: the namespace's.
-        key: the prefix that stands for it in the XML.
-        element: the XML; None: it is removed.
-        live: as it runs; otherwise as it is started next time.
+        key: the namespace's prefix in the XML.
+        element: the XML; None removes the element.
+        live: for the running domain; otherwise for its next start.
     """
     what = pack_int(METADATA_ELEMENT) + pack_optional_text(element) + pack_optional_text(key)
     which = pack_optional_text(uri) + _impact(live)
@@ -393,37 +393,37 @@ def set_metadata(
 
 
 def define_managed_save_xml(domain: DomainRef, xml: str) -> Request[None]:
-    """Set the XML that a domain's saved image has it go on with (libvirt 3.7)."""
+    """Set the XML in a domain's saved image (libvirt 3.7)."""
     what = pack_optional_text(xml) + pack_uint(0)
     return _of(Procedure.DOMAIN_MANAGED_SAVE_DEFINE_XML, domain, nothing, what)
 
 
 def core_dump(domain: DomainRef, path: str, kind: DumpFormat) -> Request[None]:
-    """Have a domain's memory written to a path, by libvirtd; it answers when that is done.
+    """Have libvirtd write a domain's memory to a path; it answers when the dump is done.
 
-    A domain that libvirt takes for running it resumes afterwards.
+    libvirt afterwards resumes a domain that it takes for running.
 
     Args:
         domain: which.
         path: of a file, or of a pipe in ``/proc``.
-        kind: see there.
+        kind: see ``DumpFormat``.
     """
     how = pack_text(path) + pack_uint(kind) + pack_uint(DUMP_MEMORY_ONLY)
     return _of(Procedure.DOMAIN_CORE_DUMP_WITH_FORMAT, domain, nothing, how)
 
 
 def abort_job(domain: DomainRef) -> Request[None]:
-    """Have libvirt give up what it is busy with of a domain."""
+    """Have libvirt give up a domain's job."""
     return _of(Procedure.DOMAIN_ABORT_JOB, domain, nothing)
 
 
 def monitor_command(domain: DomainRef, command: str, *, human: bool = False) -> Request[str]:
-    """Have a command carried out by a domain's QEMU. libvirt marks the domain as tainted by it.
+    """Have a domain's QEMU carry out a command. libvirt then marks the domain as tainted.
 
     Args:
         domain: which.
         command: QMP's JSON, or the human monitor's.
-        human: the latter.
+        human: it is the human monitor's.
     """
     arguments = domain.pack() + pack_text(command) + pack_uint(COMMAND_HMP if human else 0)
     procedure = QemuProcedure.DOMAIN_MONITOR_COMMAND
@@ -433,12 +433,12 @@ def monitor_command(domain: DomainRef, command: str, *, human: bool = False) -> 
 
 
 def ask_agent(domain: DomainRef, command: str, seconds: int) -> Request[str]:
-    """Have a command carried out by the agent in a guest.
+    """Have the agent in a guest carry out a command.
 
     Args:
         domain: which.
         command: the agent's JSON.
-        seconds: that libvirt waits for the agent.
+        seconds: how long libvirt waits for the agent.
     """
     arguments = domain.pack() + pack_text(command) + pack_int(seconds) + pack_uint(0)
     procedure = QemuProcedure.DOMAIN_AGENT_COMMAND

@@ -1,6 +1,6 @@
-"""Having libvirt preserve a domain that panics, and having it do again what it did before.
+"""Takes over a domain, so that libvirt preserves it on a panic, and gives it back.
 
-One start of it alone: the next one has its own ``<on_crash>``, which may be another by then.
+This concerns one start alone: the next start has its own ``<on_crash>``, perhaps another.
 """
 
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ ANSWERS_WITHIN: Final = 5.0  # seconds; it takes a few milliseconds
 
 
 async def take_over(client: Client, ref: DomainRef, domain: LibvirtDomain) -> LibvirtDomain:
-    """Have libvirt preserve a domain when it panics; return the domain as it is then.
+    """Have libvirt preserve a domain when it panics; return the changed domain.
 
     Raises:
-        LibvirtError: it does not, or does not say so.
+        LibvirtError: libvirt does not, or does not say so.
     """
     await _set_metadata(client, ref, domain.takeover)
     await _set_on_crash(client, ref, PRESERVE)
@@ -33,10 +33,10 @@ async def take_over(client: Client, ref: DomainRef, domain: LibvirtDomain) -> Li
 
 
 async def give_back(client: Client, ref: DomainRef, domain: LibvirtDomain) -> LibvirtDomain:
-    """Have libvirt do on a panic what it did before; return the domain as it is then.
+    """Have libvirt do on a panic what it did before; return the changed domain.
 
     Raises:
-        LibvirtError: it does not, or does not say so.
+        LibvirtError: libvirt does not, or does not say so.
     """
     await _set_on_crash(client, ref, domain.gives_back)
     await _set_metadata(client, ref, None)
@@ -47,7 +47,7 @@ async def give_back(client: Client, ref: DomainRef, domain: LibvirtDomain) -> Li
 
 
 async def give_back_all(uri: str, domains: Iterable[tuple[DomainRef, LibvirtDomain]]) -> None:
-    """Give every domain back that can be, as panicd stops; one that refuses keeps no other."""
+    """Give back all domains, as panicd stops; a domain that fails does not hinder the others."""
     try:
         async with connected(uri) as client:
             for ref, domain in domains:

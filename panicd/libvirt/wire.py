@@ -1,7 +1,7 @@
-"""The messages of libvirt's RPC, whatever they are about: their headers, and where each ends. Pure.
+"""The messages of libvirt's RPC: their headers, and where each message ends. Pure.
 
-Source: libvirt ``src/rpc/virnetprotocol.x``: each has its length (these four bytes included), a
-header of six numbers, and a payload. ``src/rpc/virkeepaliveprotocol.x``: a program of its own that
+Source: libvirt ``src/rpc/virnetprotocol.x``: a message has its length (these four bytes included),
+a header of six numbers, and a payload. ``src/rpc/virkeepaliveprotocol.x``: a separate program that
 asks whether the other end is there.
 """
 
@@ -21,8 +21,8 @@ PING: Final = 1  # KEEPALIVE_PROC_PING
 PONG: Final = 2  # KEEPALIVE_PROC_PONG
 
 MESSAGE_MOST: Final = 16 << 20
-"""Bytes of a message. libvirt's own bound is twice that (``VIR_NET_MESSAGE_MAX``); what panicd asks
-for takes 4 MiB at most (memory), or some 64 bytes for each domain."""
+"""Bytes of a message. libvirt's own bound is twice this (``VIR_NET_MESSAGE_MAX``). panicd's answers
+take 4 MiB at most (memory), or some 64 bytes for each domain."""
 
 _LENGTH: Final = struct.Struct(">I")
 _HEAD: Final = struct.Struct(">IIIiIIi")
@@ -35,15 +35,15 @@ class Kind(IntEnum):
     CALL = 0
     REPLY = 1
     EVENT = 2  # unasked
-    STREAM = 3  # a piece of what a call has started
+    STREAM = 3  # a piece of a stream that a call has started
 
 
 class Status(IntEnum):
-    """How it is with what a message is about (``virNetMessageStatus``)."""
+    """How a message's call or stream stands (``virNetMessageStatus``)."""
 
     OK = 0  # of a stream: it is over
     ERROR = 1
-    CONTINUE = 2  # of a stream: there is more, or with nothing in it: that was all
+    CONTINUE = 2  # of a stream: a piece; an empty piece is the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Message:
 
     Attributes:
         program: which protocol it belongs to.
-        procedure: which of that.
-        kind: see ``Kind``; of what libvirt has besides, its number.
-        serial: the call's that it belongs to; 0: none.
+        procedure: its number in that protocol.
+        kind: see ``Kind``; libvirt's number for any other kind.
+        serial: its call's; 0: no call.
         status: see ``Status``.
-        payload: what depends on the procedure.
+        payload: depends on the procedure.
     """
 
     program: int
@@ -67,7 +67,7 @@ class Message:
     payload: bytes = b""
 
     def pack(self) -> bytes:
-        """Return the bytes of it."""
+        """Return the message's bytes."""
         length = _HEAD.size + len(self.payload)
         return (
             _HEAD.pack(
@@ -84,7 +84,7 @@ class Message:
 
 
 class Incoming:
-    """Takes bytes as they come and gives the messages in them."""
+    """Takes bytes as they come, and yields the messages in them."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()

@@ -1,7 +1,7 @@
 """XDR, as far as libvirt's RPC has it: values to bytes and back. Pure.
 
-Whatever the other end says of lengths is held against what has come: nothing is read beyond it, and
-no list is longer than the bytes that are there for it.
+A decoder checks each length that the other end gives against the bytes that have come. It reads
+nothing beyond them, and no list is longer than its bytes allow.
 
 Source: RFC 4506 (4.1 to 4.14: big endian, every item filled up to a multiple of four bytes).
 """
@@ -21,7 +21,7 @@ _DOUBLE: Final = struct.Struct(">d")
 
 
 class XdrError(ValueError):
-    """This is not what it should be; the text says what was expected."""
+    """The bytes make no sense; the text says what was expected."""
 
 
 def pack_int(value: int) -> bytes:
@@ -93,7 +93,7 @@ class Decoder:
         return float(self._number(_DOUBLE))
 
     def fixed(self, length: int) -> bytes:
-        """Read so many bytes, and what fills them up.
+        """Read ``length`` bytes, and the padding after them.
 
         Raises:
             XdrError: there are fewer.
@@ -121,18 +121,18 @@ class Decoder:
         return self.fixed(length)
 
     def text(self, most: int) -> str:
-        r"""Read a string of ``most`` bytes at most; what is no UTF-8 in it is written as ``\xNN``.
+        r"""Read a string of ``most`` bytes at most; bytes that are no UTF-8 become ``\xNN``.
 
         Raises:
-            XdrError: it is longer, or not all there.
+            XdrError: the string is longer, or not all there.
         """
         return self.opaque(most).decode(errors="backslashreplace")
 
     def optional(self, read: Callable[[], T]) -> T | None:
-        """Read what may be missing.
+        """Read an item that may be missing.
 
         Raises:
-            XdrError: it is neither there nor missing.
+            XdrError: the item is neither there nor missing.
         """
         there = self.uint32()
         if there > 1:
@@ -157,10 +157,10 @@ class Decoder:
         return [read() for _ in range(count)]
 
     def end(self) -> None:
-        """See that nothing is left.
+        """Check that no bytes are left.
 
         Raises:
-            XdrError: something is.
+            XdrError: some are left.
         """
         if self.left:
             raise XdrError(f"{self.left} bytes too many at {self._at}")
