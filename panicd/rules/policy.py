@@ -260,7 +260,7 @@ def _decide(
 def _own_hands(
     policy: Policy, capability: Capability, situation: Situation, wanted: OnCrash
 ) -> Reason | None:
-    """Return why the guest may handle its panic itself, or why not; None: it does not try to.
+    """Return why the guest may handle its panic itself, or why not; None: no question of that.
 
     panicd only watches a kdump, even of a held domain: it does nothing to the guest.
     """
