@@ -3,21 +3,21 @@
 ::
 
     machine/       the one machine for a panic
-    policy, plan   what is done about a panic, and in which steps; on_crash, settings: as configured
+    policy, plan   the decision about a panic, and its steps; on_crash, settings: as configured
     recovery       how an open incident goes on; incident: its entries and states; ending: of a QEMU
     budget, storm, flood       restarts that are left, many panics at once, one guest's too many
     standing       how a domain stands, in one word; next_commands: what to do about it
     identity       whose a domain is; capability, panic_device, exposure: what its QEMU can do
-    plugging       a panic device that a VM is given while it runs
+    plugging       a panic device for a running VM
     qapi, payload, bug_check   QEMU's events, and a panic's payload in words
     command_line, qemu_args, io_ports, socket_path, guest_system, libvirt    how VMs are started
     libvirt_state  how a domain stands, in QEMU's words; libvirt_place: where a libvirt is reached
     operation, notification, unit_name    what operators ask, what others are told, units' names
     guest_memory/, guest_words, kernel_log, consoles   a stopped guest's own words
-    panic_text/, last_words, signature    what they say of the panic
-    retention, shares          what is kept, and how much of each user's
-    printable      text that others chose
+    panic_text/, last_words, signature    what these words say of the panic
+    retention, shares          which bundles panicd keeps, and each user's share of the room
+    printable      text of foreign origin
 
 Nothing in this package is async, reads a clock, opens a file or logs; ``tests/test_layers.py``
-holds it to that. Times are seconds since the epoch and come in as arguments.
+checks this. Times are seconds since the epoch and come in as arguments.
 """

@@ -1,4 +1,4 @@
-"""What to do about a panic: ``decide``, a synchronous function of values.
+"""The decision about a panic: ``decide``, a synchronous function of values.
 
 Every decision carries an enumerated ``Reason``, which reappears word for word in the log, the
 journal and the metrics.
@@ -16,7 +16,7 @@ from panicd.rules.settings import PanicNotifier, Policy
 
 
 class Reason(StrEnum):
-    """Why a decision is what it is."""
+    """The reason for a decision."""
 
     ON_CRASH = "on-crash"
     UNREQUESTED_DEVICE = "unrequested-device"
@@ -86,7 +86,7 @@ FALLBACK_REASONS: Final = frozenset(Reason) - {
     Reason.KDUMP_STUCK,
 }
 WATCHING: Final = frozenset({Reason.GRACE, Reason.KDUMP})
-"""Why a guest is left to itself for a while."""
+"""The reasons to leave a guest to itself for a while."""
 DESTRUCTIVE: Final = frozenset({Action.DESTROY, Action.RESTART})
 
 
@@ -95,19 +95,19 @@ class Situation:
     """A panicked domain as it stands when the decision is made.
 
     Attributes:
-        run_state: the state that the panic leaves the guest in (``running`` where QEMU does not
-            stop it); None where QEMU is gone or is about to be.
+        run_state: the run state after the panic (``running`` where QEMU does not stop the guest);
+            None if QEMU is gone or about to end.
         information: the panic's payload, where there is one.
         restarts: when panicd restarted this domain, in seconds since the epoch.
         held: an operator suspended automation.
-        storm: many domains panicked at once, and destructive actions are to be left to people.
-        unrecorded: what was done before is not known, and that is to be waited out.
+        storm: many domains panicked at once, and panicd leaves destructive actions to people.
+        unrecorded: panicd does not know its earlier actions, and waits until it does.
         kdump: the guest says that it handles its panic itself.
-        own_time: why the guest has no time of its own any more to handle its panic; None: it has
-            had none yet.
+        own_time: why the guest gets no more time of its own to handle its panic; None: it has had
+            none yet.
         flooded: it panicked so often that many panics may not yet have been read.
         reset: somebody else has reset the guest since its panic, and not let it run.
-        again: its panic was ignored before in this incident, and evidence was taken then.
+        again: panicd ignored an earlier panic of this incident, and took evidence then.
     """
 
     run_state: RunState | None
@@ -125,15 +125,15 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What will be done, and why.
+    """The action, and the reason for it.
 
     Attributes:
         wanted: the ``on_crash`` that applies to this domain, or its ``unrequested``.
-        action: what is done.
-        coredump: whether memory is dumped first.
-        reason: why ``action`` is what it is.
-        relaunch: ``restart`` is done by ending QEMU, if it is still there, and starting it anew.
-        set_aside: the domain's ``on_crash``, where ``wanted`` is its ``unrequested``; else None.
+        action: the action that panicd takes.
+        coredump: whether panicd dumps the memory first.
+        reason: the reason for ``action``.
+        relaunch: for ``restart`` panicd ends QEMU, if it is still there, and starts it anew.
+        set_aside: the domain's ``on_crash``, if ``wanted`` is its ``unrequested``; else None.
     """
 
     wanted: OnCrash
@@ -145,17 +145,17 @@ class Decision:
 
     @property
     def on_crash(self) -> OnCrash:
-        """The domain's ``on_crash``, whether it applies or not."""
+        """The domain's ``on_crash``, even where ``unrequested`` applies."""
         return self.set_aside or self.wanted
 
     @property
     def unrequested(self) -> OnCrash | None:
-        """What applies in its place, as nobody asked for the panic device; None: it applies."""
+        """The policy for a panic device nobody asked for; None: ``on_crash`` itself applies."""
         return self.wanted if self.set_aside else None
 
     @property
     def is_fallback(self) -> bool:
-        """Whether something else than the policy's own action is done."""
+        """Whether the action is another than the policy's own."""
         return self.reason in FALLBACK_REASONS
 
     @property
@@ -185,8 +185,8 @@ def applicable(
 ) -> tuple[OnCrash, Reason]:
     """Return the ``on_crash`` that applies to a domain, and why: the notifier's gate.
 
-    A panic that came with a payload did not come from pvpanic: Hyper-V's MSRs, s390 and TDX report
-    only in VMs that were built to report, so they count as asked for.
+    A panic with a payload did not come from pvpanic. Hyper-V's MSRs, s390 and TDX report only in
+    VMs that were built to report, so they count as asked for.
     """
     gated = policy.panic_notifier is PanicNotifier.REQUIRED and information is None
     if gated and capability.panic_device in UNREQUESTED:
@@ -197,16 +197,16 @@ def applicable(
 def panic_setting(
     policy: Policy, capability: Capability, decision: Decision | None
 ) -> PanicSetting:
-    """Return what a panic is to do to a guest; one in its grace is not stopped again.
+    """Return QEMU's setting for the next panic: a guest in its grace is not stopped again.
 
     Args:
         policy: the domain's configuration.
         capability: what its QEMU can do.
-        decision: the one in force about an earlier panic; None: there is none.
+        decision: the decision in force about an earlier panic; None: there is none.
     """
     wanted, _ = applicable(policy, capability, None)
-    # libvirt takes a panicked guest for stopped, and would go on to while it runs; unless it is to
-    # let it run, and then would never take note that it was stopped.
+    # libvirt takes a panicked guest for stopped, even while it runs. If libvirt lets panicked
+    # guests run, it never notes that one was stopped.
     runs_on = (
         wanted is OnCrash.IGNORE if capability.libvirt is None else capability.libvirt_lets_run
     )
@@ -215,7 +215,7 @@ def panic_setting(
 
 
 def decide(policy: Policy, capability: Capability, situation: Situation, *, now: float) -> Decision:
-    """Return what is to be done about a panic.
+    """Return the decision about a panic.
 
     Args:
         policy: the domain's configuration.
@@ -260,9 +260,9 @@ def _decide(
 def _own_hands(
     policy: Policy, capability: Capability, situation: Situation, wanted: OnCrash
 ) -> Reason | None:
-    """Return why the guest may handle its panic itself, or why not; None: that is not a question.
+    """Return why the guest may handle its panic itself, or why not; None: no question of that.
 
-    A kdump is only looked on at, whoever holds the domain: nothing is done to the guest.
+    panicd only watches a kdump, even of a held domain: it does nothing to the guest.
     """
     state = situation.run_state
     if state is None or situation.own_time is not None:
@@ -278,7 +278,7 @@ def _own_hands(
 
 
 def restrain(decision: Decision, situation: Situation) -> Decision:
-    """Return a decision, or to preserve where what it would do is not to be done now."""
+    """Return a decision, or preserve if panicd must not carry that decision out now."""
     if decision.action not in DESTRUCTIVE:
         return decision
     if situation.unrecorded:
@@ -291,9 +291,9 @@ def restrain(decision: Decision, situation: Situation) -> Decision:
 
 
 def while_unwritten(decision: Decision, situation: Situation) -> Decision:
-    """Return what a decision comes to while the journal can't be written, and that is waited out.
+    """Return a decision's substitute while panicd waits for a journal that it can't write.
 
-    Nothing is done to a guest without a record of it. It is decided anew once there can be one.
+    panicd does nothing to a guest without a record. It decides anew once it can write one.
     """
     executes = situation.run_state is not None and situation.run_state.executes
     runs_on = decision.action is Action.IGNORE and executes and not decision.coredump
@@ -304,22 +304,22 @@ def while_unwritten(decision: Decision, situation: Situation) -> Decision:
 
 
 class ImpossibleError(Exception):
-    """An operator asked for what can't be done; the message says why."""
+    """An operator's request is impossible; the message says why."""
 
 
 def decide_for_operator(
     policy: Policy, capability: Capability, situation: Situation, action: OnCrash | None
 ) -> Decision:
-    """Return the decision for what an operator asks; neither budget, hold nor storm limits it.
+    """Return the decision for an operator's request; no budget, hold or storm limits it.
 
     Args:
         policy: the domain's configuration.
         capability: what its QEMU can do.
         situation: the domain as it stands.
-        action: what to do; None releases the guest: it is let run as it is.
+        action: the action to take; None releases the guest: it runs on as it is.
 
     Raises:
-        ImpossibleError: it can't be done.
+        ImpossibleError: the action is impossible.
     """
     if situation.run_state is None:
         raise ImpossibleError("QEMU is gone")
@@ -355,18 +355,18 @@ def fall_back(
     *,
     now: float,
 ) -> Decision:
-    """Return what follows a decision that can't be obeyed, or whose plan failed.
+    """Return the decision after one that can't be obeyed, or whose plan failed.
 
-    A fallback that can't be obeyed either, or that fails, leaves the guest as it is; a required
-    dump that failed does so too, for the guest's memory is then the only evidence. What an operator
-    asked for has no fallback: that is the policy's.
+    If the fallback can't be obeyed either, or fails, the guest stays as it is. It also does if a
+    required dump failed, since its memory is then the only evidence. An operator's request has no
+    fallback: the fallback is the policy's.
 
     Args:
         policy: the domain's configuration.
-        capability: what its QEMU can do, with what the failure has taught.
+        capability: what its QEMU can do, according to the failure too.
         situation: the domain as it stands now.
-        failed: the decision that is given up.
-        reason: why, one of ``FALLBACK_REASONS``.
+        failed: the decision that panicd gives up.
+        reason: the reason for that, one of ``FALLBACK_REASONS``.
         now: seconds since the epoch.
     """
     action = policy.fallback
@@ -387,9 +387,9 @@ def ignore_again(
     *,
     now: float,
 ) -> Decision:
-    """Return what is to be done about a guest whose panic was ignored and that one stops again.
+    """Return the decision about an ignored guest that a further panic stops.
 
-    It is let run again, each time. Its memory was dumped at the first panic, if it was to be.
+    panicd lets it run again, each time. A configured dump was made at the first panic.
 
     Args:
         policy: the domain's configuration.
@@ -408,7 +408,7 @@ def ignore_again(
 
 
 def end_flood(ignored: Decision) -> Decision:
-    """Return what follows the decision to ignore a guest's panics when they become too many."""
+    """Return the decision about a guest whose ignored panics have become too many."""
     return replace(ignored, action=Action.PRESERVE, coredump=False, reason=Reason.FLOOD)
 
 

@@ -1,4 +1,4 @@
-"""Text that others chose, made printable: for the log, for a terminal, for a page."""
+"""Makes text of foreign origin printable: for the log, for a terminal, for a page."""
 
 from typing import Final
 
@@ -9,9 +9,9 @@ VALUE_LIMIT: Final = 2048
 def escape(text: str, limit: int = VALUE_LIMIT) -> str:
     r"""Return `text` printable on one line, and bounded.
 
-    What Unicode counts as not printable (categories C and Z but for the space: controls,
-    separators, direction marks, zero-width characters, surrogates) is written as Python would:
-    `\n`, `\x1b`, `\u202e`. Longer text is cut and says so.
+    Characters that Unicode counts as not printable (categories C and Z but for the space: controls,
+    separators, direction marks, zero-width characters, surrogates) become Python's escapes: `\n`,
+    `\x1b`, `\u202e`. Longer text is cut, and a mark says so.
 
     Args:
         text: Any text.

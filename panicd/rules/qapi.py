@@ -1,8 +1,8 @@
 """QEMU's run states and events, as types.
 
-What arrives on a monitor is text that a guest, or a QEMU taken over by one, may have chosen.
-Everything here is therefore lenient in what it reads and bounded in what it keeps: a field of the
-wrong type counts as absent, a panic without a payload is still a panic.
+A guest, or a QEMU that a guest has taken over, may choose the text that arrives on a monitor. So
+this module reads leniently and keeps a bounded part: a field of the wrong type counts as absent, a
+panic without a payload is still a panic.
 
 Source: QEMU's QAPI schema, ``qapi/run-state.json`` and ``qapi/dump.json``.
 """
@@ -19,7 +19,7 @@ MAX_FIELDS: Final = 16  # fields kept of a panic's payload; Hyper-V, the largest
 
 
 class RunState(StrEnum):
-    """QAPI ``RunState``, and ``unknown`` for a state that this panicd has not heard of."""
+    """QAPI ``RunState``, and ``unknown`` for a state that panicd does not know."""
 
     DEBUG = "debug"
     INMIGRATE = "inmigrate"
@@ -52,8 +52,8 @@ class RunState(StrEnum):
     def executes(self) -> bool:
         """Whether the guest's CPUs may be executing in this state.
 
-        ``suspended`` counts (ACPI S3: a wake-up brings the guest back by itself), and so does a
-        state that nobody here knows.
+        True for ``suspended`` (ACPI S3: a wake-up brings the guest back by itself) and for an
+        unknown state.
         """
         return self in {RunState.RUNNING, RunState.SUSPENDED, RunState.COLO, RunState.UNKNOWN}
 
@@ -143,7 +143,7 @@ class DumpCompletedEvent(Event):
 
 
 def parse_event(message: Mapping[str, object]) -> Event | None:
-    """Return a monitor's event as a value, or None for one that panicd has no use for.
+    """Return a monitor's event as a value, or None if panicd does not use it.
 
     Args:
         message: the decoded JSON object, with ``event`` and perhaps ``data`` and ``timestamp``.

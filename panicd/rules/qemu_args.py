@@ -1,4 +1,4 @@
-"""The arguments that a VM should be started with, so that panicd can act on its panics."""
+"""The arguments that a VM needs, so that panicd can act on its panics."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -38,10 +38,10 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How a VM is to be started.
+    """The wanted properties of a VM.
 
     Attributes:
-        version: of its QEMU.
+        version: its QEMU's version.
         socket: path of its monitor's socket, or of panicd's listening one.
         dial_in: the VM connects to panicd, and not panicd to the VM.
         machine: its machine type; empty: QEMU's default.
@@ -61,7 +61,7 @@ def qemu_arguments(wanted: Wanted) -> list[Argument]:
     """Return the arguments for a VM.
 
     Raises:
-        ValueError: this QEMU has no such device, or its machine can't be without, or it can't dial
+        ValueError: this QEMU lacks the panic device, its machine always has one, or it can't dial
             in.
     """
     monitor = [
@@ -105,7 +105,7 @@ def _connects(wanted: Wanted) -> str:
 
 
 def _reported(wanted: Wanted) -> list[Argument]:
-    """Return what lets the guest report a panic, and QEMU leave it to panicd."""
+    """Return the arguments that let the guest report a panic, and QEMU leave it to panicd."""
     version = wanted.version
     arguments = []
     if platform_notifier(wanted.machine) is None:
@@ -138,7 +138,7 @@ def _reported(wanted: Wanted) -> list[Argument]:
 
 
 def _neutralised(wanted: Wanted) -> list[Argument]:
-    """Return what keeps a guest from reporting a panic."""
+    """Return the arguments that keep a guest from reporting a panic."""
     if platform_notifier(wanted.machine) is not None:
         raise ValueError(f"{wanted.machine} reports panics by itself: no argument changes that")
     if not has_builtin_device(wanted.version, wanted.machine):

@@ -1,10 +1,10 @@
 """How an open incident goes on when its domain is found again.
 
-The daemon was restarted, the connection was lost, or the VM was relaunched: the journal tells how
-far the plan had come, and the VM tells how it stands. From the two ``recover`` says what to do, so
-that nothing is done twice and nothing is forgotten. A step without a known outcome is judged by
-the state it should have led to. Where that tells nothing the step is begun again, but not for ever:
-what loses its answer each time has failed.
+The daemon was restarted, the connection was lost, or the VM was relaunched. The journal tells how
+far the plan had come, the VM tells its run state. From both ``recover`` derives what to do, so that
+panicd does nothing twice and forgets nothing. It judges a step of unknown outcome by the state that
+the step should have led to. If the state does not tell, panicd begins the step again, but not for
+ever: a step that loses its answer each time has failed.
 """
 
 import math
@@ -36,13 +36,13 @@ from panicd.rules.qapi import RunState
 RESET_LEAVES_PANICKED: Final = ((1, 7, 0), (2, 6, 0))
 
 MOST_TRIES: Final[dict[type, float]] = {
-    Collect: 2,  # these two take long, and may be what ends the connection
+    Collect: 2,  # Collect and Dump take long, and may themselves end the connection
     Dump: 2,
     SystemReset: 3,
     Cont: 3,
     Quit: 3,
 }
-"""How often a step is begun whose end never becomes known; then it counts as failed."""
+"""How often panicd begins a step whose end stays unknown, before the step counts as failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,12 @@ class Found:
     """A domain as it is found.
 
     Attributes:
-        run_state: of the QEMU that is there now; None where there is none.
+        run_state: the present QEMU's run state; None if there is no QEMU.
         same_process: it is the QEMU that the incident began on.
-        version: of that QEMU.
+        version: the present QEMU's version.
         by_panic: QEMU ended with the panic itself, as it does where it is not armed.
-        by_libvirt: this is libvirt's word. If libvirtd ends while it resets a guest, it goes on
-            saying that this has crashed.
+        by_libvirt: the run state comes from libvirt. If libvirtd ends while it resets a guest, it
+            goes on calling the guest crashed.
     """
 
     run_state: RunState | None
@@ -81,7 +81,7 @@ class GoOn:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """This step counts as failed, if it is not known to be: what follows a failure follows."""
+    """Count this step as failed, if it is not yet known to be, and go on as after a failure."""
 
     index: int
 
@@ -98,7 +98,7 @@ class Stay:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The episode is over. Where the guest is panicked all the same, it has panicked anew."""
+    """The episode is over. If the guest is panicked nevertheless, it has panicked anew."""
 
     ending: Ending
 
@@ -174,15 +174,15 @@ def _process_gone(incident: Incident, found: Found) -> Recovery:
             by_panicd = _begun(incident, Quit) is not None
             ending = Ending.DESTROYED if by_panicd else Ending.QEMU_GONE
             return End(ending) if came_back else GoOn(index)
-        # Whether the command ran is not known, so it isn't run again: its VM is waited for.
+        # The command may have run, so panicd does not run it again but waits for the VM.
         return End(Ending.RELAUNCHED) if came_back else GoOn(index + 1)
     relaunch = incident.decision is not None and incident.decision.relaunch
     if relaunch and step is not None and not came_back:
-        # It was to be ended in any case: by panicd, or by itself as it can't be reset.
+        # QEMU had to end in any case: by panicd, or by itself as it can't be reset.
         return GoOn(_index_of(incident, RunRelaunch))
     if isinstance(step, Quit | Terminate | Kill):
         return End(Ending.DESTROYED)
-    # What was let run after its panic did not end with that.
+    # A guest that was let run after its panic did not end with that panic.
     let_run = incident.action is Action.GRACE and _begun(incident, Cont) is not None
     by_panic = found.by_panic and not let_run
     if not came_back and (isinstance(step, SystemReset) or by_panic):
@@ -196,9 +196,9 @@ def _index_of(incident: Incident, kind: type[AnyStep]) -> int:
 
 
 def _watched(run_state: RunState) -> Recovery:
-    """Return how a guest is found that was left to handle its panic itself.
+    """Return how to go on with a guest that was left to handle its panic itself.
 
-    One that runs may have reset itself meanwhile, or not: nothing tells. It is watched on.
+    A running guest may have reset itself meanwhile, or not; panicd can't tell, and watches on.
     """
     match run_state:
         case RunState.GUEST_PANICKED:
@@ -232,7 +232,7 @@ def _settled(incident: Incident, run_state: RunState, version: Version) -> Recov
 
 
 def _reset_and_left(found: Found) -> Recovery:
-    """Return how a guest is found that somebody else had reset, and not let run."""
+    """Return how to go on with a guest that somebody else had reset, and not let run."""
     assert found.run_state is not None
     if found.run_state is RunState.POSTMIGRATE:
         return End(Ending.MIGRATED)
@@ -265,9 +265,9 @@ def _still_panicked(incident: Incident, step: AnyStep | None, index: int, found:
 
 
 def _ready_for(incident: Incident, command: int) -> Recovery:
-    """Return how to go on with a command that may have been given, and may not.
+    """Return how to go on with a command that may or may not have been given.
 
-    It is on record while what goes before it is still under way. That is gone through once more.
+    The journal has it while the steps before it are still under way. panicd repeats those steps.
     """
     if _was_tried_enough(incident, command):
         return GiveUp(command)
@@ -295,7 +295,7 @@ def _running(incident: Incident, step: AnyStep | None) -> Recovery:
 
 
 def _made_for_stopped_guest(incident: Incident) -> bool:
-    """Whether the plan is one for a guest that the panic stopped, and so still holds for it."""
+    """Whether the plan was made for a guest that the panic stopped, and so still holds for it."""
     steps = incident.plan.steps if incident.plan else ()
     runs_again = any(isinstance(step, Cont) for step in steps)
     return (
@@ -308,8 +308,8 @@ def _made_for_stopped_guest(incident: Incident) -> bool:
 def _unfinished(incident: Incident, index: int) -> Recovery:
     """Return the step to go on with: the one that was begun.
 
-    Evidence whose end is known is not taken again, be it that there is none. A dump whose end is
-    not known may still be under way in QEMU.
+    panicd does not repeat a Collect or Dump whose end is known, even if there is no evidence. A
+    dump whose end is unknown may still be under way in QEMU.
     """
     assert incident.plan is not None
     step, record = incident.plan.steps[index], incident.steps.get(index)
@@ -344,7 +344,7 @@ def _stopped(
     if reset is not None:
         if run_state is RunState.PRELAUNCH:
             return GoOn(reset + 1)
-        # 'paused' is also what panicd's own stop left: then only the result proves the reset.
+        # panicd's own stop leaves 'paused' too: then only the result proves the reset.
         if incident.steps[reset].outcome is not Outcome.DONE:
             return _ready_for(incident, reset)
         # Since 2.6 a reset leaves 'prelaunch': it was let run, and somebody paused it.
@@ -364,7 +364,7 @@ def _stopped(
 
 
 def _reset_leaves_paused(run_state: RunState, version: Version) -> bool:
-    """Whether this is what a reset leaves, before 1.7; a panic always leaves 'guest-panicked'."""
+    """Whether a reset leaves this run state, before 1.7; a panic always leaves 'guest-panicked'."""
     earliest, _ = RESET_LEAVES_PANICKED
     return run_state is RunState.PAUSED and version < earliest
 

@@ -1,4 +1,4 @@
-"""Which bundles of evidence are one too many."""
+"""Which bundles of evidence panicd may remove."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from panicd.rules.shares import Kept, make_room
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """As much of an incident as tells whether its evidence is kept.
+    """The part of an incident that decides whether panicd keeps its evidence.
 
     Attributes:
         id: it sorts by time, to a second.
-        domain: what its domain is counted under (``identity.Vouched.key``; ``identity.owner_of``
-            reads the user from it).
+        domain: its domain's key (``identity.Vouched.key``; ``identity.owner_of`` reads the user
+            from it).
         opened_at: in seconds since the epoch.
         closed_at: the same; None: it is open.
         restarted: it ended with panicd restarting the guest.
         acknowledged: somebody has looked at it.
-        owner: the user whose domain it is, as the host vouches for him; None: that is not known.
+        owner: the domain's user, as the host vouches for him; None: unknown.
     """
 
     id: str
@@ -39,20 +39,20 @@ def expendable(
     policy: Policy,
     newest: str = "",
 ) -> dict[str, str]:
-    """Return which bundles are to be removed after a panic, and why, the oldest first.
+    """Return which bundles to remove after a panic, and why, the oldest first.
 
-    Those of open incidents stay, and each domain's newest until it was acknowledged; the newest of
-    the domain that panicked always does, and so does the first of its crash loop, which tells more
-    than those that follow from it. Nobody's go because of another user's (``shares``).
+    These bundles stay: those of open incidents; each domain's newest until somebody acknowledges
+    it; of the domain that panicked always the newest, and the first of its crash loop, which tells
+    more than the later ones. No bundle goes because of another user's (``shares``).
 
     Args:
-        incidents: all that are known.
-        sizes: of the bundles, in bytes, by their incident's id. One that is not known is of a
-            journal that is no more, or, if it is newer than all others, is yet to be written there.
-        domain: which has panicked.
-        policy: its.
+        incidents: all known incidents.
+        sizes: the bundles' sizes in bytes, by their incident's id. An unknown incident is from a
+            lost journal, or, if it is newer than all others, not yet written to the journal.
+        domain: the domain that has panicked.
+        policy: that domain's policy.
         newest: its incident whose evidence was just kept; the clock may have been set back since
-            the others.
+            the other incidents.
     """
     settings = policy.evidence
     if settings is None or not incidents:
@@ -90,7 +90,7 @@ def expendable(
 
 
 def _age(incident: Summary) -> tuple[float, str]:
-    """Return what sorts incidents, oldest first: their ids tell no more than the second."""
+    """Return the key that sorts incidents, oldest first: their ids are exact only to a second."""
     return incident.opened_at, incident.id
 
 

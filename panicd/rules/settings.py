@@ -1,4 +1,4 @@
-"""What the configuration says about a domain, as frozen values with panicd's defaults.
+"""A domain's configuration, as frozen values with panicd's defaults.
 
 Durations are seconds, sizes bytes. ``panicd.config.config`` reads them from a file.
 """
@@ -19,10 +19,10 @@ class PanicNotifier(StrEnum):
 
 
 class DumpFormat(StrEnum):
-    """What a dump is written as.
+    """A dump's format.
 
     ``elf``, ``kdump-lzo`` and ``kdump-snappy`` are QEMU's own (QAPI ``DumpGuestMemoryFormat``).
-    The others panicd makes of QEMU's ``elf`` on its way.
+    panicd makes the others from QEMU's ``elf`` on its way to the file.
     """
 
     ELF = "elf"
@@ -35,21 +35,21 @@ class DumpFormat(StrEnum):
 
     @property
     def of_qemu(self) -> str:
-        """What QEMU is asked for."""
+        """The format that panicd asks QEMU for."""
         return self.value if self in OF_QEMU else DumpFormat.ELF.value
 
     @property
     def is_of_windows(self) -> bool:
-        """Whether it is a Windows' that WinDbg opens."""
+        """Whether it is a format of Windows dumps, for WinDbg."""
         return self in {DumpFormat.WIN_DMP, DumpFormat.WIN_DMP_ZSTD}
 
     @property
     def is_elf(self) -> bool:
-        """Whether it is an ELF core, which any system's guest can have."""
+        """Whether it is an ELF core, which suits a guest of any system."""
         return self in {DumpFormat.ELF, DumpFormat.ELF_ZSTD}
 
     def level(self, wanted: int) -> int:
-        """Return as much of a dump level as it can hold.
+        """Return the part of a dump level that the format supports.
 
         Args:
             wanted: makedumpfile's dump level.
@@ -68,7 +68,7 @@ class Budget:
         max: restarts within ``window``; 0 allows none.
         window: seconds.
         min_uptime: seconds; a panic sooner than this after a restart is a crash loop.
-        then: what is done when the budget is spent.
+        then: the action when the budget is spent.
     """
 
     max: int = 3
@@ -79,12 +79,12 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """What is let pass of a guest that panics without end.
+    """The limits for a guest that panics without end.
 
     Attributes:
-        max: panics within ``window`` that are ignored, where ``on_crash`` is to ignore them.
+        max: panics within ``window`` that panicd ignores under ``on_crash: ignore``.
         window: seconds.
-        then: what is done past that: preserve, or ignore them all the same.
+        then: the action past that limit: preserve, or ignore all the same.
         share: of one processor, above 0, that reading the domain's monitor may take.
     """
 
@@ -96,7 +96,7 @@ class Flood:
 
 @dataclass(frozen=True, slots=True)
 class FreeSpaceFloor:
-    """The space that a dump leaves free on its file system: the larger of the two.
+    """The space that a dump leaves free on its file system: the larger of the two values.
 
     Attributes:
         size: in bytes.
@@ -109,19 +109,19 @@ class FreeSpaceFloor:
 
 @dataclass(frozen=True, slots=True)
 class CoredumpSettings:
-    """How and where memory is dumped.
+    """How and where panicd dumps memory.
 
     Attributes:
         directory: where finished dumps lie, one folder a domain.
-        format: what a dump is written as.
-        level: what is left out: makedumpfile's dump level, 0 to 31.
-        level_required: no dump is made where less than that can be left out.
-        timeout: after this long a dump is given up.
+        format: a dump's format.
+        level: which pages to leave out: makedumpfile's dump level, 0 to 31.
+        level_required: panicd makes no dump if it can't leave out all of these pages.
+        timeout: after this many seconds panicd gives up a dump.
         keep: finished dumps kept of each domain, at least 1; of two or more, one is the first of a
             crash loop.
-        max_total: what the dumps of all domains may take together.
-        min_free: what stays free on the file system.
-        required: without a complete dump the guest is preserved and the action not taken.
+        max_total: bytes that the dumps of all domains may take together.
+        min_free: the space that stays free on the file system.
+        required: without a complete dump panicd preserves the guest and takes no action.
     """
 
     directory: Path
@@ -137,11 +137,11 @@ class CoredumpSettings:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is kept of a panic besides a dump.
+    """The evidence that panicd keeps of a panic, besides a dump.
 
     Attributes:
-        budget: seconds that taking it may delay the action.
-        consoles: logs of the guest's console, whose end is kept.
+        budget: seconds by which taking evidence may delay the action.
+        consoles: logs of the guest's console, whose end panicd keeps.
         keep: bundles kept of each domain, at least 1.
         max_total: bytes that the bundles of all domains may take together.
     """
@@ -153,10 +153,10 @@ class Evidence:
 
 
 class StormAction(StrEnum):
-    """What becomes of destructive actions while many domains panic at once."""
+    """The treatment of destructive actions while many domains panic at once."""
 
-    PRESERVE = "preserve"  # none is taken: the guests are left for an operator
-    LIMIT = "limit"  # a few are taken at a time
+    PRESERVE = "preserve"  # panicd takes none and leaves the guests to an operator
+    LIMIT = "limit"  # panicd takes a few at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +164,11 @@ class Storm:
     """When so many domains panic at once that their host, storage or image is the likely cause.
 
     Attributes:
-        share: of the host's domains, 0 to 1, that panicked within ``window``.
-        minimum: and at least so many.
+        share: the share of the host's domains, 0 to 1, that must panic within ``window``.
+        minimum: the number of domains that must panic at least.
         window: seconds.
-        then: what becomes of destructive actions meanwhile.
-        at_once: how many may be under way, where ``then`` limits them.
+        then: the treatment of destructive actions meanwhile.
+        at_once: how many destructive actions may be under way, if ``then`` limits them.
     """
 
     share: float = 0.25
@@ -179,15 +179,15 @@ class Storm:
 
 
 class JournalFailure(StrEnum):
-    """What becomes of panics while the journal can't be written."""
+    """The treatment of panics while panicd can't write the journal."""
 
-    PRESERVE = "preserve"  # the guest is left as it is until the journal can be written
-    ACT = "act"  # the policy is applied all the same, unrecorded
+    PRESERVE = "preserve"  # the guest stays as it is until panicd can write the journal
+    ACT = "act"  # panicd applies the policy all the same, unrecorded
 
 
 @dataclass(frozen=True, slots=True)
 class Relaunch:
-    """How a VM is started again when its QEMU can't reset it, or is gone.
+    """How to start a VM again when its QEMU can't reset it, or is gone.
 
     One of ``command``, ``unit`` and ``libvirt_uri`` is not empty.
 
@@ -195,7 +195,7 @@ class Relaunch:
         command: the argument list, run without a shell.
         timeout: for the command, and again for the domain's monitor to come back.
         unit: the systemd unit to start, or a pattern of it (``rules.unit_name``).
-        libvirt_uri: of the libvirt that is to start it.
+        libvirt_uri: the URI of the libvirt that starts it.
     """
 
     command: tuple[str, ...] = ()
@@ -212,7 +212,7 @@ class InheritOnCrash(StrEnum):
 
 
 class OnStop(StrEnum):
-    """What becomes of a domain that panicd has had libvirt preserve, when panicd stops."""
+    """The treatment of a domain that libvirt preserves for panicd, when panicd stops."""
 
     KEEP = "keep"  # libvirt goes on preserving it
     RESTORE = "restore"  # libvirt acts on its panics as before
@@ -220,13 +220,13 @@ class OnStop(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LibvirtSettings:
-    """How the domains are treated that libvirt runs.
+    """The treatment of domains that libvirt runs.
 
     Attributes:
-        uri: of the libvirt that runs them (libvirt.org/uri.html).
+        uri: the URI of the libvirt that runs them (libvirt.org/uri.html).
         on_crash: whether their own ``<on_crash>`` is their policy.
-        take_over: libvirt is told to preserve a panicked guest, so that panicd can act.
-        on_stop: what becomes of that when panicd stops.
+        take_over: panicd tells libvirt to preserve a panicked guest, so that panicd can act.
+        on_stop: whether libvirt goes on preserving when panicd stops.
     """
 
     uri: str
@@ -250,23 +250,23 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is configured for one domain.
+    """One domain's configuration.
 
     Attributes:
-        coredump: how its memory is dumped.
-        on_crash: what its panic leads to.
-        fallback: what is done where that can't be obeyed: destroy, restart or preserve.
+        coredump: how panicd dumps its memory.
+        on_crash: the configured reaction to its panic.
+        fallback: the action if ``on_crash`` can't be obeyed: destroy, restart or preserve.
         panic_notifier: whether ``on_crash`` needs a panic device that was asked for.
-        unrequested: what applies instead where it needs one and there is only a builtin one.
+        unrequested: the reaction instead if ``on_crash`` needs one and only a builtin one exists.
         restart: the restart budget.
-        flood: how many panics are ignored, and what their reading may cost.
-        relaunch: how it is started anew, where that is known.
-        evidence: what is kept of its panics; None: nothing but the journal.
-        enforce: a panicked guest that somebody else resumes is stopped again.
-        timeouts: of the steps.
+        flood: how many panics panicd ignores, and how much reading them may cost.
+        relaunch: how to start it anew, where configured.
+        evidence: the evidence to keep of its panics; None: only the journal.
+        enforce: panicd stops a panicked guest again if somebody else resumes it.
+        timeouts: the steps' time limits.
         inherits_on_crash: the own ``on_crash`` of a domain that libvirt runs goes before this one.
-        grace: seconds that a panicked guest has to dump and reset itself before it is acted on.
-        kdump_timeout: the same for one that says it handles its panic by kdump.
+        grace: seconds that a panicked guest has to dump and reset itself before panicd acts.
+        kdump_timeout: the same for a guest that says it handles its panic by kdump.
     """
 
     coredump: CoredumpSettings

@@ -1,8 +1,8 @@
-"""Room that several users share: what one of them keeps there never makes another lose anything.
+"""Room that several users share: one user's things never cost another user anything.
 
-All of it together has a limit. Where that is passed, whoever comes with more makes room among what
-is his own, down to an equal share of the limit and no further; nobody is made to by somebody else.
-So all may take more than the limit for a time: until those who have more than their share come
+All users' things together have a limit. Past the limit, a user who adds something makes room among
+his own things, down to an equal share of the limit and no further. Nobody makes room for somebody
+else. So all together may exceed the limit for a time, until users above their share add something
 again.
 """
 
@@ -15,12 +15,12 @@ Thing = TypeVar("Thing")
 
 @dataclass(frozen=True, slots=True)
 class Kept(Generic[Thing]):
-    """Something that is kept.
+    """A kept thing.
 
     Attributes:
-        thing: what it is.
+        thing: the thing itself.
         size: in bytes.
-        owner: whose it is, as the host vouches for him; None: nobody is known.
+        owner: its owner, as the host vouches for him; None: unknown.
     """
 
     thing: Thing
@@ -31,13 +31,13 @@ class Kept(Generic[Thing]):
 def make_room(
     kept: Iterable[Kept[Thing]], stays: Mapping[int | None, int], owner: int | None, limit: int
 ) -> Iterator[Thing]:
-    """Yield what is to go, for something that an owner has just added.
+    """Yield the things to remove after an owner has added a thing.
 
     Args:
-        kept: what may go, in the order in which it would. What is nobody's goes first.
-        stays: bytes of what may not, by its owner.
-        owner: whose something it is.
-        limit: bytes of it all.
+        kept: the removable things, in the order of removal. Things without an owner go first.
+        stays: bytes of the things that must stay, by owner.
+        owner: the owner of the added thing.
+        limit: bytes that all things may take together.
     """
     kept = list(kept)
     taken = dict(stays)

@@ -1,14 +1,14 @@
-"""What tells one panic from another, and the same panic elsewhere or last Tuesday from a new one.
+"""Signatures: they tell one panic from another, and recognise the same panic elsewhere or later.
 
-A signature has a *title*, the kind of trouble without what differs from guest to guest, and up to
-three *frames*, the functions that it happened in. Its *hash* is made of the title and the first
-frame; the others tell people more, and differ with how the kernel came there. Where neither frames
-nor the title tell it from others of its kind, a signature is *weak*: it has no hash, and nothing is
-said to be the same as it.
+A signature has a *title*, the kind of trouble without the details of one guest, and up to three
+*frames*, the functions in which the trouble happened. Its *hash* is made of the title and the first
+frame. The other frames tell people more, but differ with the kernel's way to that place. If neither
+frames nor title tell a panic from others of its kind, its signature is *weak*: it has no hash, and
+no other panic counts as the same.
 
-The hash begins with the version of how it is made, so that two of different versions never compare.
+The hash begins with the version of its algorithm, so hashes of different versions never match.
 
-What is measured of it stands in docs/panics.md.
+docs/panics.md has the measurements.
 """
 
 import hashlib
@@ -41,12 +41,12 @@ _DIFFERS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a panic is known by.
+    """A panic's signature.
 
     Attributes:
         title: the kind of trouble.
-        frames: functions it happened in, the most telling first.
-        hash: what it is compared by; empty: it is weak, and not compared.
+        frames: functions in which it happened, the most telling first.
+        hash: the value to compare; empty: the signature is weak, and never compared.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Signature:
 
     @property
     def full(self) -> str:
-        """What it is, with all its frames."""
+        """The title with all frames."""
         return " in ".join(filter(None, (self.title, " < ".join(self.frames))))
 
 
@@ -64,7 +64,7 @@ def signature_of(lines: Sequence[LogLine], cause: Cause) -> Signature | None:
 
     Args:
         lines: the log's last lines, oldest first.
-        cause: what was found to be why, among them.
+        cause: the cause found among these lines.
     """
     if cause.worth < Worth.LATER:
         return None
@@ -81,7 +81,7 @@ def signature_of(lines: Sequence[LogLine], cause: Cause) -> Signature | None:
 
 
 def signature_of_payload(information: PanicInformation | None) -> Signature | None:
-    """Return the signature of the bug check that a panic came with; None: it has none."""
+    """Return the signature of the bug check in a panic's payload; None if it has none."""
     check = windows_bug_check(information)
     return signature_of_bug_check(check) if check is not None else None
 
@@ -99,14 +99,14 @@ def signature_of_bug_check(check: BugCheck) -> Signature:
 
 
 def _access(report: Sequence[LogLine]) -> str:
-    """Return whether a sanitizer saw a read or a write, as the line after a report's head says."""
+    """Return whether a sanitizer saw a read or a write, from the line after a report's head."""
     first, *others = report
     said = (_ACCESS.match(line.text) for line in others if line.caller == first.caller)
     return next((f" ({access[1].lower()})" for access in said if access), "")
 
 
 def _tells(head: Head, found: tuple[str, ...]) -> bool:
-    """Return whether a panic is told from others of its kind."""
+    """Return whether a panic is distinguishable from others of its kind."""
     if head.nature is Nature.NOTE:
         return False
     return bool(found) or head.nature is Nature.REASON or "file" in head.words

@@ -8,7 +8,7 @@ PATH_LIMIT: Final = 107
 
 
 def path_problem(path: PurePath | str) -> str:
-    """Return what is wrong with a socket's path, nothing where it may be one."""
+    """Return the problem with a socket's path; empty if it has none."""
     length = len(str(path).encode(errors="surrogateescape"))  # as os.fsencode
     if length <= PATH_LIMIT:
         return ""

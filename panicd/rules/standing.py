@@ -1,4 +1,4 @@
-"""How a domain stands, in one word: what an operator looks for first."""
+"""A domain's standing, in one word: an operator looks for this first."""
 
 from enum import StrEnum
 from typing import Final
@@ -24,14 +24,14 @@ class Standing(StrEnum):
 
 
 PROBLEMS: Final = frozenset(Standing) - {Standing.HELD, Standing.READY, Standing.SPARE}
-"""What somebody has to look at, now or before the next panic."""
+"""The standings that somebody has to look at, now or before the next panic."""
 
 _PLACES: Final[dict[str, float]] = {standing: place for place, standing in enumerate(Standing)}
 
 
 def rank(standing: str, *, acknowledged: bool) -> float:
-    """Return where a domain stands in a list that has the worst first.
+    """Return a domain's place in a list that has the worst first.
 
-    One that is acknowledged comes after the other problems: somebody sees to it.
+    An acknowledged one comes after the other problems: somebody sees to it.
     """
     return _PLACES[Standing.HELD] - 0.5 if acknowledged else _PLACES[standing]

@@ -1,8 +1,8 @@
 """The storm breaker: when many domains panic within a short time, they are not the cause.
 
-Whoever has many domains can have many panic. So the domains of one user, as the host vouches for
-him, bring about a storm for that user's domains; for everybody else's they count as one, however
-many they are.
+A user with many domains can make many panic. So the domains of one user, as the host vouches for
+him, cause a storm only for his own domains. For everybody else's they count as one, however many
+they are.
 """
 
 from collections import defaultdict
@@ -19,9 +19,9 @@ class StormOutlook:
     """Whether the next panic of a domain would be one of a storm.
 
     Attributes:
-        storm: the configured limits; None: there is none that leaves domains to an operator.
+        storm: the configured limits; None: no storm leaves domains to an operator.
         panicked: the keys of the domains that panicked lately, by their owner's uid.
-        domains: how many there are on the host, by their owner's uid.
+        domains: the number of domains on the host, by their owner's uid.
     """
 
     storm: Storm | None
@@ -29,7 +29,7 @@ class StormOutlook:
     domains: Mapping[int | None, int]
 
     def hits(self, domain: str) -> bool:
-        """Whether there would be a storm if a domain, by its key, panicked now."""
+        """Whether a panic of this domain (its key) would now be one of a storm."""
         if self.storm is None:
             return False
         owner = owner_of(domain)
@@ -49,13 +49,13 @@ def is_storm(
     owner: int | None,
     now: float,
 ) -> bool:
-    """Whether so many domains panicked lately that acting on one more of an owner's would do harm.
+    """Whether so many domains panicked lately that acting on another of the owner's would harm.
 
     Args:
         storm: the configured limits.
         panics: when each domain panicked last, in seconds since the epoch, by its owner's uid.
-        domains: how many there are on the host, by their owner's uid; none of them 0.
-        owner: whose domain is to be acted on; None: it is not known.
+        domains: the number of domains on the host, by their owner's uid; none of them 0.
+        owner: the owner of the domain to act on; None: unknown.
         now: seconds since the epoch.
     """
     recent = {
@@ -72,7 +72,7 @@ def storm_outlook(
     domains: Mapping[int | None, int],
     now: float,
 ) -> StormOutlook:
-    """Return what the next panic would meet; arguments as of ``is_storm``, with keys."""
+    """Return the outlook for the next panic; arguments as of ``is_storm``, with keys."""
     recent: dict[int | None, set[str]] = defaultdict(set)
     for key, at in panics:
         if now - at < storm.window:

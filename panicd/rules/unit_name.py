@@ -13,7 +13,7 @@ _UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(service|target)")
 
 
 class UnitNameError(Exception):
-    """A domain's name makes no unit's name of this pattern."""
+    """This pattern and this domain's name make no valid unit name."""
 
 
 def escape_instance(text: str) -> str:
@@ -39,7 +39,7 @@ def unit_name(pattern: str, domain: str, uuid: str) -> str:
         uuid: its UUID, empty where it has none.
 
     Raises:
-        UnitNameError: that is no name of a unit.
+        UnitNameError: the result is no valid unit name.
     """
     if "{uuid}" in pattern and not uuid:
         raise UnitNameError(f"{pattern}: the domain has no UUID")
