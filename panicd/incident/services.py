@@ -43,7 +43,7 @@ class Services:
         libvirt: of this host.
         timers: the time limits of all domains.
         rush: has first commands go first.
-        problems: what keeps panicd from finding VMs, being reached or sending notifications.
+        problems: what keeps panicd from finding VMs, being reached or notifying others.
         dry_run: panicd decides and records everything, and does nothing.
     """
 
