@@ -1,18 +1,18 @@
-"""An incident as it goes on: who drives its machine, and what that has done.
+"""An incident under way: the driver of its machine, and the errands that it runs.
 
 ::
 
     driver         gives one domain's machine what happens, and carries out what it says
-    reaction       a panic that goes as foreseen; rush: first commands go first; moment: what holds
-    gathering      panics that follow each other, told of as one
-    errands        what takes its time: collecting (evidence), dumping, relaunch
-    outcome        how an exchange went
-    request        what an operator asks; policy_in_force: what the log says of a policy
+    reaction       a panic that goes as foreseen; rush: first commands go first; moment: the facts
+    gathering      joins panics that follow each other into one
+    errands        slow work: collecting (evidence), dumping, relaunch
+    outcome        the result of an exchange with a VM
+    request        an operator's request; policy_in_force: what the log says of a policy
     waiting        incidents without a connection; adoption takes them up
     liveness       whether an idle QEMU still answers
     domains        all domains, and how each stands; services: what they share; storm: many at once
-    records        an incident as plain values, for whoever looks at it
+    records        an incident as plain values, for status and commands
 
-Enters: a session's events and answers, what operators ask, what a restart finds. Leaves: commands
-to the VM, entries of the journal, log lines, counts. What is done is decided in ``rules.machine``.
+Enters: a session's events and answers, operators' requests, a restart's findings. Leaves: commands
+to the VM, entries of the journal, log lines, counts. ``rules.machine`` decides what is done.
 """

@@ -1,8 +1,8 @@
-"""Open incidents that have no connection, and that something is to be done about all the same.
+"""Open incidents without a connection that still need work.
 
-The QEMU of one has ended while panicd was not connected; a relaunched domain is back, or is not in
-its time; the end of one could not be written; a QEMU that was being ended does not answer. Each is
-taken up by a driver of its own, and waits again if it stays open.
+QEMU ended while panicd was not connected; a relaunched domain is back, or late; an incident's end
+could not be written; a QEMU that panicd was ending does not answer. Each incident gets a driver of
+its own, and waits again if it stays open.
 """
 
 from typing import Final
@@ -25,19 +25,19 @@ RETRY_EVERY: Final = 5.0  # seconds
 
 
 async def take_up_orphans(services: Services) -> None:
-    """Go on with every incident that is handed over, until cancelled."""
+    """Go on with every orphaned incident, until cancelled."""
     async with trio.open_nursery() as nursery:
         async for chronicle, plight in services.waiting.orphans:
             nursery.start_soon(_look_after, services, chronicle, plight)
 
 
 async def end_hung_qemu(services: Services, peer: Peer) -> None:
-    """Go on with ending a QEMU whose monitor does not answer, if that had begun.
+    """Go on with ending a QEMU whose monitor does not answer, if its end had begun.
 
-    Only the very process that an incident is about.
+    The process must be the incident's own.
 
     Raises:
-        JournalError: what is done can't be recorded.
+        JournalError: the entries can't be recorded.
     """
     found = (c for c in services.waiting.parked if _ends(c, peer))
     chronicle = next(found, None)
@@ -72,15 +72,15 @@ async def _look_after(services: Services, chronicle: Chronicle, plight: Plight) 
 
 
 async def _take_up_or_park(services: Services, chronicle: Chronicle, plight: Plight) -> None:
-    """Go on with one incident, and again for as long as the journal can't be written."""
+    """Go on with one incident; try again while the journal can't be written."""
     there = True
     while there:
         try:
             await _take_up(services, chronicle, plight)
             is_done = chronicle.is_written or chronicle.incident.is_open
-        except JournalError:  # told of where it is found
+        except JournalError:  # reported where it is found
             is_done = False
-        except trio.Cancelled:  # what was noted is written at the very end
+        except trio.Cancelled:  # the notes are written at the very end
             services.waiting.park(chronicle, is_orphan=True)
             raise
         if is_done and not chronicle.incident.is_open:
@@ -95,7 +95,7 @@ async def _take_up_or_park(services: Services, chronicle: Chronicle, plight: Pli
 
 
 async def _take_up(services: Services, chronicle: Chronicle, plight: Plight) -> None:
-    await chronicle.commit()  # what could not be written before
+    await chronicle.commit()  # notes that could not be written before
     if chronicle.incident.is_open:
         await _driver(services, chronicle, None).adopt(chronicle, plight)
 

@@ -1,4 +1,4 @@
-"""What is kept of one domain's panic: the bundle of what the guest still shows, and its memory."""
+"""Takes the evidence of one domain's panic, and dumps its guest's memory."""
 
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,8 +27,8 @@ class EvidenceKeeper:
     """Takes the evidence of a connected domain's open incident.
 
     Args:
-        services: what it uses.
-        domain: which it is; it has a policy and an open incident whenever evidence is taken.
+        services: shared by all domains.
+        domain: has a policy and an open incident whenever evidence is taken.
     """
 
     def __init__(self, services: Services, domain: Domain) -> None:
@@ -46,7 +46,7 @@ class EvidenceKeeper:
         return self._domain.chronicle.incident
 
     async def take(self, session: Session, step: Collect) -> LastWords:
-        """Keep what the guest still shows, within the step's time; return its last words."""
+        """Take evidence within the step's time; return the guest's last words."""
         incident, evidence = self._incident, self._policy.evidence
         chronicle = self._domain.chronicle
         assert chronicle is not None
@@ -61,13 +61,13 @@ class EvidenceKeeper:
             no_log=no_log,
             items=_items_by_libvirt(session, is_wanted=not no_log),
         )
-        # The keeper reads the journal, and would pass over an incident that is not yet there.
+        # The keeper reads the journal, and would miss an incident that is not yet there.
         taken = partial(self._services.bundles.taken, self._domain.key, self._policy, incident.id)
         chronicle.commit_soon(lambda _problem: taken())
         return bundle.words
 
     def _reader(self, session: Session) -> tuple[DumpByOther | None, str]:
-        """Return who dumps for the kernel log's sake, if not panicd, and why nobody may."""
+        """Return libvirt's dump for the kernel log, if any, and why no dump is possible."""
         domain = session.capability.libvirt
         if domain is not None and not domain.has_vmcoreinfo:
             return None, "the domain has no <vmcoreinfo/> among its <features>"
@@ -77,10 +77,10 @@ class EvidenceKeeper:
             return None, str(error)
 
     async def dump(self, session: Session, step: Dump) -> FinishedDump:
-        """Write the guest's memory to a file when it is its turn, and retire older dumps.
+        """Write the guest's memory to a file in its turn, and retire older dumps.
 
         Raises:
-            DumpError: it could not be written; nothing is left of it.
+            DumpError: the dump could not be written; nothing of it remains.
         """
         log = get_logger(domain=self._domain.name)
         dump = await dump_in_turn(
@@ -115,7 +115,7 @@ def _facts(incident: Incident) -> dict[str, object]:
 
 
 def _items_by_libvirt(session: Session, *, is_wanted: bool) -> Stages | None:
-    """Return what libvirt gives of a domain; None where panicd has a monitor of its own."""
+    """Return libvirt's evidence of a domain; None if panicd has its own monitor."""
     monitor = session.monitor
     if isinstance(monitor, DomainMonitor):
         return by_libvirt(monitor.client, monitor.domain, is_wanted=is_wanted)

@@ -1,4 +1,4 @@
-"""All domains of the host: which there are, what they are called, and how each stands."""
+"""All domains of the host, their names, and how each stands."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -26,25 +26,25 @@ class Domain:
     """One domain, or one monitor that may become one.
 
     Attributes:
-        address: of its monitor; of one that is dialled, the socket's path.
-        name: what panicd calls it; no two have the same.
+        address: of its monitor; the socket's path if panicd dials.
+        name: panicd's unique name for it.
         dials_in: its QEMU connects to a socket of panicd's.
-        claim: what it says that it is: its policy and holds go by that. The name is the socket's
-            where it says none.
-        vouched: what the host vouches for; None before it was ever connected.
-        key: what its belongings are kept under; empty before it was ever connected.
+        claim: the identity that it claims: policy and holds go by it. Without a claimed name, the
+            socket's counts.
+        vouched: the identity that the host vouches for; None before the first connection.
+        key: panicd keeps its belongings under it; empty before the first connection.
         session: the connection; None while there is none.
-        policy: what is configured for it; None before it was ever connected.
-        plugged: panicd has plugged a panic device into it in this session, or has taken it away;
-            None: neither.
+        policy: its configuration; None before the first connection.
+        plugged: panicd has plugged in a panic device in this session, or removed it; None:
+            neither.
         chronicle: its open incident.
-        dump: of its memory, waited for or under way.
-        problem: why there is no connection, empty where there is one.
-        since: when it came to be connected, or not; seconds since the epoch.
-        attempts: to connect, that failed in a row.
-        told: reasons why there is no connection that were logged, since there was one.
-        mute: it could not be connected because its QEMU does not answer.
-        spare_of: the name of the domain that panicd is connected to by another monitor; empty: this
+        dump: of its memory, waiting or under way.
+        problem: why there is no connection; empty if there is one.
+        since: start or end of the connection, in seconds since the epoch.
+        attempts: failed attempts to connect, in a row.
+        told: reasons for the missing connection logged since the last connection.
+        mute: panicd could not connect because QEMU does not answer.
+        spare_of: the name of the same domain on another, connected monitor; empty: this monitor
             is no second one.
     """
 
@@ -68,27 +68,27 @@ class Domain:
 
     @property
     def uuid(self) -> str:
-        """The UUID that it claims; empty where it has none, or it is not known."""
+        """The claimed UUID; empty: none, or not known."""
         return self.claim.uuid
 
     @property
     def owner(self) -> int | None:
-        """The user whose it is, as the host vouches; None where that is not known yet."""
+        """The owner that the host vouches for; None: not known yet."""
         return None if self.vouched is None else self.vouched.uid
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What an operator may call it, or hold it by."""
+        """Names by which an operator may call or hold it."""
         return (self.key, self.claim.uuid, self.claim.name, self.name, self.address)
 
     def hold(self, holds: Holds, now: float) -> Operation | None:
-        """Return the hold that it is under."""
+        """Return its hold, if any."""
         return holds.on(self.names, now)
 
     @property
     def is_silent(self) -> bool:
-        """Whether its QEMU is known not to answer, connected or not."""
-        session = self.session  # it may end meanwhile, where this is asked for in another thread
+        """True if its QEMU is known not to answer, connected or not."""
+        session = self.session  # it may end meanwhile, as other threads ask too
         return self.mute if session is None else session.silent_since is not None
 
 
@@ -98,19 +98,19 @@ class Fleet:
 
     Attributes:
         domains: all of them.
-        left: woken up whenever a domain's session has ended and its incident was let go, and when
-            a monitor is forgotten.
+        left: woken when a domain's session has ended and its driver has left, and when a monitor
+            is forgotten.
     """
 
     domains: dict[str, Domain] = field(default_factory=dict)
     left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
-    # So that one more domain does not cost a look at all the others.
+    # Indexes, so that a new domain needs no look at all others.
     _named: dict[str, list[Domain]] = field(default_factory=dict)
     _claiming: dict[str, list[Domain]] = field(default_factory=dict)
     _connected: dict[str, list[Domain]] = field(default_factory=dict)  # by process, and by UUID
 
     def add(self, address: str, name: str, now: float, *, dials_in: bool = False) -> Domain:
-        """Take in a monitor that is about to be connected, under a name of its own."""
+        """Add a monitor before its connection, under a unique name."""
         domain = Domain(address, self._free_name(address, name, ""), now, dials_in, Claim(name))
         self.domains[address] = domain
         self._named.setdefault(domain.name, []).append(domain)
@@ -122,14 +122,14 @@ class Fleet:
         domain = self.domains.pop(address)
         _drop(self._named, domain.name, domain)
         _drop(self._claiming, domain.claim.name, domain)
-        if others := self._claiming.get(domain.name):  # who had to be called otherwise
+        if others := self._claiming.get(domain.name):  # they had to take another name
             self._call(others[0], domain.name)
         self.left.unpark_all()
 
     def count_by_owner(self) -> Mapping[int | None, int]:
-        """Return how many domains each user has; those that were never connected are nobody's.
+        """Return how many domains each user has; never connected ones count as nobody's.
 
-        May be asked for in any thread.
+        Safe in any thread.
         """
         return Counter(domain.owner for domain in list(self.domains.values()))
 
@@ -140,7 +140,7 @@ class Fleet:
             self._connected.setdefault(key, []).append(domain)
 
     def detach(self, domain: Domain) -> None:
-        """Note that a domain's connection has ended, and wake who waits for that."""
+        """Note the end of a domain's connection, and wake the tasks that wait for it."""
         if domain.session is not None:
             for key in _keys(domain.session):
                 _drop(self._connected, key, domain)
@@ -148,7 +148,7 @@ class Fleet:
         self.left.unpark_all()
 
     def twin(self, domain: Domain, session: Session) -> Domain | None:
-        """Return the domain that is the same VM, connected by another monitor or before."""
+        """Return the same VM's other domain, connected by another monitor or earlier."""
         vouched = session.vouched(domain.address, dials_in=domain.dials_in)
         candidates = [other for key in _keys(session) for other in self._connected.get(key, ())]
         for other in candidates:
@@ -159,7 +159,7 @@ class Fleet:
         return None
 
     def has_returned(self, opened: Opened) -> bool:
-        """Tell whether the domain of an incident is connected through another QEMU by now."""
+        """Return True if another QEMU of the incident's domain is connected by now."""
         for domain in self.domains.values():
             session = domain.session
             if domain.key != opened.domain_key or session is None or session.ended:
@@ -169,7 +169,7 @@ class Fleet:
         return False
 
     def identify(self, domain: Domain, session: Session) -> None:
-        """Note what a connected domain says that it is, and what the host vouches for."""
+        """Note a connected domain's claim, and what the host vouches for."""
         domain.vouched = session.vouched(domain.address, dials_in=domain.dials_in)
         domain.key = domain.vouched.key(session.claim)
         _drop(self._claiming, domain.claim.name, domain)
@@ -190,9 +190,9 @@ class Fleet:
             )
 
     def called(self, name: str) -> list[Domain]:
-        """Return the domains that are called so, or whose UUID this is, or the one of a monitor.
+        """Return the domains with this name, UUID or monitor address.
 
-        Several may claim one name, and it may be the path of another's monitor.
+        Several domains may claim one name, and it may be the path of another's monitor.
         """
         if name in self.domains:
             return [self.domains[name]]
@@ -208,9 +208,9 @@ class Fleet:
 
         Args:
             address: of its monitor.
-            name: that it claims.
-            uuid: the same.
-            other: it is to be another than that.
+            name: the claimed one.
+            uuid: the claimed one.
+            other: return another name than ``name``.
         """
         distinct = f"{name}@{uuid or PurePath(address).name}"
         placed = f"{name}@{address}"
@@ -224,13 +224,13 @@ class Fleet:
 
 
 def _was_left_for(other: Domain, domain: Domain) -> bool:
-    """Tell whether one user's VM was connected by another monitor before, and that is left over."""
+    """Return True if ``other`` is a leftover of the same user's VM on another monitor."""
     same = bool(domain.uuid) and other.uuid == domain.uuid and other.owner == domain.owner
     return same and other is not domain and other.session is None
 
 
 def _keys(session: Session) -> set[str]:
-    """Return what a twin is looked for by; a process's identity has slashes, a UUID has none."""
+    """Return a twin's search keys; a process's identity has slashes, a UUID has none."""
     return {session.process, session.claim.uuid} - {""}
 
 

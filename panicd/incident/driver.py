@@ -1,8 +1,8 @@
-"""Drives one domain's machine: gives it what happens, and carries out what it says.
+"""Drives one domain's machine: gives it inputs, and carries out its effects.
 
-It has no opinion: everything about a panic is decided in ``rules.machine``. An input is dealt with
-at once and synchronously, in the turn of the event loop in which it came: an event as it is read,
-an answer as it is read, a commit as it is done.
+The driver decides nothing: ``rules.machine`` does. The driver deals with an input at once and
+synchronously, in the same turn of the event loop: with an event or answer when it is read, with a
+commit when it is done.
 """
 
 import math
@@ -70,12 +70,12 @@ LOST: Final = "the domain's monitor was lost"
 
 
 class Driver:
-    """Drives the machine of one domain, or of an incident that has none.
+    """Drives the machine of one domain, or of an incident without a connection.
 
     Args:
-        services: what it uses.
-        domain: which it is; for an incident without a connection one of its own.
-        peer: the process that signals are for, where there is one.
+        services: shared by all domains.
+        domain: the domain; an incident without a connection gets one of its own.
+        peer: the process that gets signals, if there is one.
     """
 
     def __init__(self, services: Services, domain: Domain, peer: Peer | None) -> None:
@@ -93,9 +93,9 @@ class Driver:
         self._alarm = Alarm(services.timers)
         self._turn = trio.CancelScope()
         self._requests: dict[int, Request] = {}
-        self._latest: Chronicle | None = None  # the last that something was noted in
+        self._latest: Chronicle | None = None  # the last one with a new entry
         self._heard_at = math.inf
-        self._first = ExitStack()  # it has the way while it reacts
+        self._first = ExitStack()  # it has priority while it reacts
         self._watches = False
         self._liveness: Liveness | None = None
         self._gathering = Gathering(services.timers, services.metrics)
@@ -103,18 +103,18 @@ class Driver:
         self._numbers = count(1)
         self._errands = Errands(services, domain, peer)
         self._foresight = Foresight()
-        self._reaction: Reaction | None = None  # the machine has not been given yet what came
+        self._reaction: Reaction | None = None  # its inputs have not reached the machine yet
 
-    # What is asked of it.
+    # Public operations.
 
     async def look_after(self, session: Session) -> str:
         """Look after a connected domain until its session ends.
 
         Returns:
-            Why it ended.
+            Why the session ended.
 
         Raises:
-            JournalError: what was to be written before can't be.
+            JournalError: earlier entries can't be written.
         """
         services, domain = self._services, self._domain
         self._session = self._errands.session = session
@@ -132,7 +132,7 @@ class Driver:
                 heard = *self._heard_before(session), *lost
                 self.feed(Attached(session.vm, incident, heard))
                 session.listen(self._heard, self._session_ended)
-                if self._state.vm is not None:  # its text is ready then
+                if self._state.vm is not None:  # its text is ready by now
                     vm = self._state.vm
                     self._foresight.of(self._moment(), vm.capability, vm.process)
                 await self._until_left()
@@ -141,10 +141,10 @@ class Driver:
         return self._problem or str(self._errands.cause)
 
     async def adopt(self, chronicle: Chronicle, plight: Plight) -> None:
-        """Take up an incident that has no connection, for as long as there is something to do.
+        """Take up an incident without a connection, while it has work.
 
         Raises:
-            JournalError: it can't be recorded.
+            JournalError: an entry can't be recorded.
         """
         self._domain.chronicle = chronicle
         async with trio.open_nursery() as self._nursery:
@@ -161,7 +161,7 @@ class Driver:
         self.feed(Reconsider())
 
     def ask(self, request: Request) -> None:
-        """Have a request granted or refused, after the events that were heard already."""
+        """Have a request granted or refused, after the events heard so far."""
         if isinstance(self._state.phase, Left | Begun):
             request.refuse(LOST)
             return
@@ -172,8 +172,8 @@ class Driver:
     # Inputs.
 
     def feed(self, came: Input) -> None:
-        """Give the machine an input, and carry out what follows; one after the other."""
-        self._gathering.tell_more(self.feed)  # they came before
+        """Give the machine an input, and carry out its effects; one input at a time."""
+        self._gathering.tell_more(self.feed)  # the gathered panics came before
         self._inbox.append(came)
         if self._reaction is None or not self._reaction.may_wait(came):
             self._go_on()
@@ -185,10 +185,10 @@ class Driver:
             self._is_busy = False
 
     def _guard(self, call: Callable[..., bool | None], *came: object) -> bool:
-        """Call something, and keep its bug from whoever called, who must not take it for his."""
+        """Call something, and keep its bug from the caller, which is not to blame."""
         try:
             return bool(call(*came))
-        except BaseException as bug:  # noqa: BLE001 - it is raised where the domain is looked after
+        except BaseException as bug:  # noqa: BLE001 - ``_until_left`` raises it
             self._bug = bug
             self._left.set()
             return True
@@ -218,7 +218,7 @@ class Driver:
             self._gathering.heard(came.event)
             return
         if reaction is not None and not reaction.may_wait(came):
-            self._go_on()  # so that it is known where the incident stands
+            self._go_on()  # so that the incident's state is known
         if self._state.incident is not None and self._gathering.takes(came, self.feed):
             return
         is_panic = isinstance(came.event, GuestPanickedEvent)
@@ -229,7 +229,7 @@ class Driver:
         self._gathering.heard(came.event)
 
     def _react(self, panic: Heard) -> bool:
-        """Begin to do what is known to follow from a panic, or return that it is not known."""
+        """Begin a foreseen reaction to a panic; return False if none is foreseen."""
         session, vm = self._session, self._state.vm
         if session is None or vm is None or self._is_busy or self._bug is not None:
             return False
@@ -247,7 +247,7 @@ class Driver:
         return True
 
     def _catch_up(self, reaction: Reaction) -> None:
-        """Give the machine what came, and see that it says what was done."""
+        """Give the machine the reaction's inputs, and check its effects."""
         self._reaction = None
         for came, moment in reaction.catch_up():
             for effect in self._step(came, moment):
@@ -333,13 +333,13 @@ class Driver:
             chronicle.commit_soon(lambda problem: self._closed(chronicle, problem))
 
     def _opens(self, at: float) -> None:
-        """See to what an incident's beginning means for others."""
+        """Apply an incident's start to the host: priority, storm."""
         self._first.enter_context(self._services.priority.go_first())
         self._services.storm.note(self._domain.key, at)
         self._token = _TOKENS.next()[:8]
 
     def _answer(self, request: Request, refused: str) -> None:
-        """Tell an operator how it went, once that is on the disk."""
+        """Tell an operator a request's result, once it is on the disk."""
 
         def written(problem: JournalError | None) -> None:
             acts = self._services.keeping.journal_failure() is JournalFailure.ACT
@@ -352,9 +352,9 @@ class Driver:
             self._latest.commit_soon(written)
 
     def _closed(self, chronicle: Chronicle, problem: JournalError | None) -> None:
-        """See to it that the end of an incident is written, whatever becomes of the domain."""
+        """Have an incident's end written, even if its domain is gone."""
         if problem is not None:
-            if self._session is not None:  # else whoever has it adopted sees to that
+            if self._session is not None:  # else ``adoption`` does
                 self._services.waiting.hand_over(chronicle)
             self.feed(Undurable(0, str(problem)))
 
@@ -401,7 +401,7 @@ class Driver:
             self._watches = True
             self._run(self._errands.await_gone())
 
-    # Its beginning and its end.
+    # Beginning and end.
 
     @property
     def _log(self) -> FilteringBoundLogger:
@@ -410,7 +410,7 @@ class Driver:
         return get_logger(domain=self._domain.name, **incident)
 
     def _is_idle(self) -> bool:
-        """Whether nothing is asked of QEMU for long, so that it is asked whether it answers."""
+        """True if panicd asks nothing of QEMU for long, so that liveness asks."""
         incident = self._state.incident
         return isinstance(self._state.phase, Resting) and (
             incident is None or incident.state in SETTLED
@@ -423,7 +423,7 @@ class Driver:
             self._session.monitor.pace.share = domain.policy.flood.share
 
     async def _claim_incident(self) -> None:
-        """Take the incident that waits for this domain; what is not yet written of it, is now."""
+        """Take the incident that waits for this domain, and write its unwritten entries."""
         waiting = self._services.waiting
         assert self._session is not None
         while chronicle := waiting.claim(self._session.process, self._domain):
@@ -436,7 +436,7 @@ class Driver:
                 waiting.hand_over(chronicle)
 
     def _heard_before(self, session: Session) -> list[Heard]:
-        """Take the events that came while the session was made."""
+        """Take the events that came while the session began."""
         kept = session.monitor.events.take_kept()
         panics = (each.at for each in kept if isinstance(each.event, GuestPanickedEvent))
         self._heard_at = next(panics, math.inf)
@@ -459,7 +459,7 @@ class Driver:
         self._first.close()
         if self._liveness is not None:
             self._liveness.stop()
-            self._liveness = None  # or each would keep the other until Python looks for such
+            self._liveness = None  # it breaks a reference cycle
         if self._session is not None:
             self._session.leave()
         for request in self._requests.values():

@@ -1,4 +1,4 @@
-"""One domain's dump in its turn, by libvirt where that runs it, counted by how it went."""
+"""One domain's dump in its turn, by libvirt if it runs the domain; counts the results."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,22 +39,21 @@ async def dump_in_turn(
     metrics: Metrics,
     give_way: Callable[[], None],
 ) -> FinishedDump:
-    """Write the memory of a stopped guest to a file, when its turn has come.
+    """Write the memory of a stopped guest to a file, in its turn.
 
     Args:
         session: the VM.
-        settings: where to, and within which limits. ``timeout`` goes for the waiting, and then
-            again for the dump.
-        domain: told meanwhile how the dump stands.
-        incident: the one that it is made for.
+        settings: directory and limits. ``timeout`` limits the waiting, and again the dump.
+        domain: shows the dump's progress.
+        incident: the dump's incident.
         kind: the format.
         queue: the host's dumps.
         libvirt: of the host.
         metrics: of the host.
-        give_way: called again and again, in other threads; may wait a moment.
+        give_way: called repeatedly, in other threads; may wait a moment.
 
     Raises:
-        DumpError: no dump could be made, or it was not tried.
+        DumpError: the dump failed, or was not tried.
         UncertainError: the session ended, or QEMU said nothing.
     """
     metrics.coredumps.inc()
@@ -101,7 +100,7 @@ async def dump_in_turn(
 
 
 def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
-    """Return what has libvirt dump a VM that it runs; None where it runs none.
+    """Return libvirt's dump of a VM that it runs; None: libvirt does not run it.
 
     Raises:
         DumpError: libvirt runs the VM, and panicd can't ask it.
@@ -130,7 +129,7 @@ def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
 
 
 def _peek_reader(session: Session, libvirt: Libvirt) -> Callable[[float], GuestReader] | None:
-    """Return what reads the memory of a VM that libvirt runs; None where it runs none."""
+    """Return a reader of the memory of libvirt's VM; None: libvirt does not run it."""
     domain, monitor = session.capability.libvirt, session.monitor
     if isinstance(monitor, DomainMonitor):
         return partial(PeekReader, monitor.client, monitor.domain)
@@ -143,7 +142,7 @@ async def _await_turn(session: Session, turn: DumpTurn, timeout: float) -> None:
     """Take the domain's events until its turn comes.
 
     Raises:
-        DumpError: it did not come in time, or the guest is no longer the one to be dumped.
+        DumpError: the turn did not come in time, or the guest is no longer the one to dump.
         SessionLostError: the session ended.
     """
     let_go = session.vm.times_let_go

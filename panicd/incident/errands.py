@@ -1,6 +1,6 @@
-"""The errands of one domain's machine: what takes its time, and ends in one input.
+"""The errands of one domain's machine: slow work that ends in one input.
 
-A driver starts each, goes on, and feeds its machine what it returns. Nothing is decided here.
+A driver starts an errand, goes on, and feeds the result to its machine. Errands decide nothing.
 """
 
 from collections.abc import Callable
@@ -31,20 +31,20 @@ from panicd.rules.machine.inputs import Departed, Finished, Gone, Heard, Told
 from panicd.rules.machine.vm import Stand
 from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState
 
-REAPED_FOLLOWS: Final = 0.2  # seconds between a process's end and its parent's knowing of it
+REAPED_FOLLOWS: Final = 0.2  # seconds from a process's end until its parent knows
 
 
 class Errands:
     """Runs the errands of one domain.
 
     Args:
-        services: what it uses.
-        domain: which it is.
-        peer: the process that is waited for, where there is one.
+        services: shared by all domains.
+        domain: the domain.
+        peer: the process whose end is awaited, if there is one.
 
     Attributes:
-        session: that of a domain that has one.
-        cause: why the session ended, as far as that was found out.
+        session: the domain's, if it has one.
+        cause: why the session ended, as far as known.
     """
 
     def __init__(self, services: Services, domain: Domain, peer: Peer | None) -> None:
@@ -61,7 +61,7 @@ class Errands:
         return self.session
 
     async def what_was_lost(self) -> list[Heard]:
-        """Make up for the events that were too many before anybody took them."""
+        """Ask for the run state if events were lost, and return the lost panics."""
         session = self._of_qemu
         events = session.monitor.events
         if not events.lost:
@@ -74,7 +74,7 @@ class Errands:
         return [Heard(GuestPanickedEvent(0.0, action), events.lost_panics)]
 
     async def collect(self, effect: effects.Collect) -> Finished:
-        """Save what the guest wrote and what QEMU knows of its panic."""
+        """Save the guest's output and QEMU's facts of its panic."""
         session = self._of_qemu
 
         async def take() -> StepResult:
@@ -98,7 +98,7 @@ class Errands:
             return Finished(effect.serial, result, error.failure is DumpFailure.OVERTAKEN)
 
     async def relaunch(self, effect: effects.Relaunch) -> Finished:
-        """Run the operator's command that starts the guest again."""
+        """Start the domain again as configured."""
         chronicle = self._domain.chronicle
         assert chronicle is not None
         environment = relaunch_environment(chronicle.incident)
@@ -111,7 +111,7 @@ class Errands:
         return Gone()
 
     async def tell_libvirt(self, effect: effects.TellLibvirt) -> Told:
-        """Have libvirt end, or reset, its domain."""
+        """Have libvirt act on its domain."""
         session = self._of_qemu
         domain = session.capability.libvirt
         assert domain is not None
@@ -134,7 +134,7 @@ class Errands:
         return told
 
     async def take_turn(self, came: Callable[[], None], scope: trio.CancelScope) -> None:
-        """Wait for a turn to restart, say when it ``came``, and keep it until all is cancelled."""
+        """Wait for a turn to act, call ``came``, and keep the turn until cancelled."""
         with scope:
             async with self._services.storm.turn(owner_of(self._domain.key)):
                 came()
@@ -151,7 +151,7 @@ class Errands:
         return Departed(gone, self.cause)
 
     async def _process_has_ended(self, session: Session) -> bool:
-        if not session.process_known:  # then only QEMU's own word is left
+        if not session.process_known:  # only QEMU's own word is left
             return session.vm.shutdown is not None and not session.capability.no_shutdown
         with trio.move_on_after(GONE_FOLLOWS):
             await session.peer.wait_gone()

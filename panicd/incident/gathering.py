@@ -1,4 +1,4 @@
-"""Panics that follow each other directly, told of as one: a guest that floods costs its share."""
+"""Joins panics that follow each other directly: a flooding guest costs only its share."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,15 +9,15 @@ from panicd.host.timers import Timers
 from panicd.rules.machine.inputs import Heard
 from panicd.rules.qapi import Event, GuestPanickedEvent
 
-GATHER: Final = 0.02  # seconds in which they are gathered
+GATHER: Final = 0.02  # seconds of gathering panics
 
 
 class Gathering:
-    """The panics of one session that are not yet told of.
+    """The panics of one session that the machine has not got yet.
 
     Args:
         timers: of all domains.
-        metrics: which count them.
+        metrics: count the gathered panics.
     """
 
     def __init__(self, timers: Timers, metrics: Metrics) -> None:
@@ -27,14 +27,14 @@ class Gathering:
         self._more = 0
 
     def takes(self, heard: Heard, tell: Callable[[Heard], None]) -> bool:
-        """Take a panic that says no more than the one before it, after which nothing was heard.
+        """Take a panic that directly follows one with the same action.
 
         Args:
-            heard: it.
-            tell: is given those that were gathered as one, in a moment.
+            heard: the event.
+            tell: gets the gathered panics as one, in a moment.
 
         Returns:
-            Whether it is such a one.
+            True if the panic was taken.
         """
         last, event = self._last, heard.event
         if not (
@@ -50,11 +50,11 @@ class Gathering:
         return True
 
     def heard(self, event: Event) -> None:
-        """Take note of an event that was told of."""
+        """Remember an event that the machine got."""
         self._last = event
 
     def tell_more(self, tell: Callable[[Heard], None]) -> None:
-        """Tell of those that were gathered; whatever else comes is told of after that."""
+        """Pass on the gathered panics, before any other input."""
         if self._more:
             last, count, self._more = self._last, self._more, 0
             assert last is not None

@@ -1,8 +1,8 @@
-"""Whether a QEMU of which nothing is asked still answers.
+"""Checks whether an idle QEMU still answers.
 
-An idle QEMU says nothing for weeks, and so does one that is stopped (SIGSTOP), or whose main loop
-hangs in its storage: it would not tell of a panic either. So it is asked for its run state now and
-then, at moments that are spread. Nobody waits for the answer: an event is taken as ever.
+An idle QEMU says nothing for weeks. So does a QEMU that is stopped (SIGSTOP), or whose main loop
+hangs in its storage: it would not report a panic either. So panicd asks for the run state now and
+then, at spread moments. Nothing waits for the answer: panicd takes events as ever.
 """
 
 import random
@@ -22,14 +22,14 @@ SILENT_AFTER: Final = 10.0  # seconds; under a flood of panics QEMU was seen to 
 
 
 class Liveness:
-    """What is asked of one QEMU, and whether it has answered.
+    """The questions to one QEMU, and whether it has answered.
 
     Args:
-        services: what it uses.
-        domain: whose it is.
-        session: of which ``silent_since`` is kept.
-        is_idle: tells whether nothing else is asked of it for long.
-        look: is called when QEMU's run state is another than is known.
+        services: shared by all domains.
+        domain: QEMU's domain.
+        session: its ``silent_since`` is set here.
+        is_idle: returns True if nothing else asks QEMU for long.
+        look: called when QEMU's run state differs from the known one.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Liveness:
         self._session = session
         self._is_idle = is_idle
         self._look = look
-        # libvirt knows the run state itself: its QEMU is asked for something else.
+        # libvirt knows the run state itself: panicd asks its QEMU for something else.
         by_api = session.capability.by_api
         self._questions = ("query-status", "query-iothreads") if by_api else ("query-status",)
         first = random.uniform(0.0, ASK_EVERY)  # noqa: S311 - spreads the questions, guards nothing
@@ -66,7 +66,7 @@ class Liveness:
         self._session.monitor.ask(question, self._answered, timeout=SILENT_AFTER)
 
     def _is_silent(self) -> None:
-        """Note that there is no answer; the question stays, for it may come yet."""
+        """Note the missing answer; the question stays, as the answer may still come."""
         self._note(self._services.keeping.clock() - SILENT_AFTER)
 
     def _answered(self, answers: list[object]) -> None:
@@ -76,7 +76,7 @@ class Liveness:
         answer, *others = answers
         unanswered = any(isinstance(each, NoReplyError) for each in answers)
         if isinstance(answer, MonitorError) and not unanswered:
-            return  # its session's end, or nonsense: seen to elsewhere
+            return  # the session's end, or nonsense: handled elsewhere
         self._timer = self._services.timers.after(ASK_EVERY, self._ask)
         if unanswered:
             self._is_silent()

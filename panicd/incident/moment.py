@@ -1,4 +1,4 @@
-"""What holds when an input comes to a domain's machine."""
+"""The facts at the time of an input to a domain's machine."""
 
 import trio
 
@@ -9,12 +9,12 @@ from panicd.rules.machine.inputs import Moment
 
 
 def moment_of(services: Services, domain: Domain, token: str) -> Moment:
-    """Return it.
+    """Return the moment for an input that comes now.
 
     Args:
-        services: what knows.
-        domain: that has a policy by now.
-        token: makes the id of an incident that begins now one of its own.
+        services: source of the facts.
+        domain: has a policy by now.
+        token: makes the id of an incident that begins now unique.
     """
     now, owner = services.keeping.clock(), owner_of(domain.key)
     assert domain.policy is not None

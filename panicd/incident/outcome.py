@@ -1,4 +1,4 @@
-"""How an exchange with a VM went, in the words that the machine knows."""
+"""The result of an exchange with a VM, as the machine's inputs."""
 
 from collections.abc import Awaitable, Callable
 
@@ -8,7 +8,7 @@ from panicd.rules.machine.inputs import Finished, NoAnswer, Refused
 
 
 async def finish(serial: int, work: Callable[[], Awaitable[StepResult]]) -> Finished:
-    """Do something with a VM, and return how that went."""
+    """Do something with a VM, and return the result."""
     try:
         return Finished(serial, await work())
     except UncertainError as error:
@@ -19,7 +19,7 @@ async def finish(serial: int, work: Callable[[], Awaitable[StepResult]]) -> Fini
 
 
 def answer_of(answer: object) -> object:
-    """Return an answer as the machine knows it."""
+    """Return a monitor's answer as the machine's input has it."""
     if isinstance(answer, CommandError):
         return Refused(str(answer))
     if isinstance(answer, UncertainError):

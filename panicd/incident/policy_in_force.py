@@ -1,4 +1,4 @@
-"""What the log says of the policy that is in force for a domain."""
+"""Logs the policy in force for a domain."""
 
 from structlog.typing import FilteringBoundLogger
 
@@ -8,7 +8,7 @@ from panicd.rules.policy import applicable
 
 
 def tell_policy(log: FilteringBoundLogger, domain: Domain, capability: Capability) -> None:
-    """Say which policy applies, and warn of what forestalls it."""
+    """Log the policy in force, and warn of obstacles to it."""
     policy = domain.policy
     assert policy is not None
     wanted, _ = applicable(policy, capability, None)

@@ -1,8 +1,8 @@
 """A panic that goes as foreseen, from the event to the first command.
 
-What the machine says of it is known (``rules.machine.ahead``), and the journal's entries are ready.
-So the driver commits, asks and gives the command at once, as soon as each may be. The machine is
-given what has come after that, and says of it what was done.
+The machine's effects are known (``rules.machine.ahead``), and the journal's entries are ready. So
+the driver commits, asks and gives the command as soon as each may be. The machine gets the inputs
+after that, and returns the effects that were carried out.
 """
 
 from collections import deque
@@ -27,12 +27,12 @@ from panicd.rules.qapi import ResetEvent, ShutdownEvent
 from panicd.rules.settings import Policy
 
 KINDS: Final = 256
-"""Policies and capabilities that differ, of which is remembered what follows from a panic."""
+"""How many pairs of policy and capability are remembered, each with its foreseen effects."""
 
 
 @lru_cache(KINDS)
 def _foreseen(policy: Policy, capability: Capability) -> tuple[Foreseen, Template] | None:
-    """Return what a panic leads to, with its entries for nobody in particular."""
+    """Return what a panic leads to, with entries that name no domain."""
     foreseen = foresee(policy, capability)
     if foreseen is None:
         return None
@@ -49,12 +49,12 @@ class Foresight:
     def of(
         self, moment: Moment, capability: Capability, process: str
     ) -> tuple[Foreseen, Template] | None:
-        """Return it; None where it can't be told.
+        """Return the foreseen effects and entries; None: nothing is foreseen.
 
         Args:
-            moment: whose domain it is, and its policy.
+            moment: names the domain and its policy.
             capability: of its QEMU.
-            process: its QEMU.
+            process: identifies its QEMU.
         """
         known = _foreseen(moment.policy, capability)
         if known is None:
@@ -71,11 +71,11 @@ class Reaction:
     """One panic that goes as foreseen so far.
 
     Args:
-        services: what it uses.
-        foreseen: what it leads to.
-        panic: that was heard.
-        moment: when that was, and what held.
-        serial: of the machine then.
+        services: shared by all domains.
+        foreseen: the panic's effects.
+        panic: the event.
+        moment: the facts at the panic.
+        serial: the machine's, at the panic.
 
     Attributes:
         chronicle: the incident's record.
@@ -110,14 +110,14 @@ class Reaction:
         go_on: Callable[[], None],
         guard: Callable[..., object],
     ) -> None:
-        """Commit, and ask what is to be asked.
+        """Commit, and ask QEMU what it is busy with.
 
         Args:
-            send: gives QEMU commands, and has their answers told.
-            carry_out: carries out what goes with the first command, and that.
-            feed: is given what was not foreseen, and all that comes after it.
-            go_on: ends it, after the first commands of others.
-            guard: calls something, and keeps its bugs from whoever called this.
+            send: gives QEMU commands, and passes on their answers.
+            carry_out: carries out the first command and its companions.
+            feed: gets the first unforeseen input, and all later ones.
+            go_on: ends the reaction, after the other domains' first commands.
+            guard: calls something, and keeps its bugs from the caller.
         """
         self._carry_out, self._feed, self._go_on, self._guard = carry_out, feed, go_on, guard
         self._services.rush.begin()
@@ -131,7 +131,7 @@ class Reaction:
             send(asks, self._answered)
 
     def takes(self, heard: Heard) -> bool:
-        """Take an event, if it is the one that was foreseen."""
+        """Take an event if it is the foreseen one; return whether it was taken."""
         if self._stopped or self.is_given or not is_stop(heard):
             return False
         self._stopped = True
@@ -139,14 +139,14 @@ class Reaction:
         return True
 
     def may_wait(self, came: Input) -> bool:
-        """Whether what comes after the first command may wait for those of other domains."""
+        """True if an input after the first command may wait for other domains' first commands."""
         follows = isinstance(came, Answered) or (
             isinstance(came, Heard) and isinstance(came.event, ResetEvent | ShutdownEvent)
         )
         return self.is_given and follows and self._services.rush.goes_on
 
     def catch_up(self) -> Iterator[tuple[Input, Moment]]:
-        """End it, and yield what has come, in its order: the machine is to be given that."""
+        """End the reaction, and yield its inputs for the machine, in order."""
         self._is_over = True
         if not self.is_given:
             self._services.rush.end()
@@ -154,7 +154,7 @@ class Reaction:
             yield came, replace(self._moment, now=now, ticks=ticks)
 
     def has_done(self, effect: Effect) -> bool:
-        """Whether an effect of the machine's was carried out before the machine was asked."""
+        """True if the reaction has already carried out this effect of the machine."""
         if not self._done:
             return False
         foreseen = self._done.popleft()
@@ -183,7 +183,7 @@ class Reaction:
             self.is_given = True
             self._services.rush.end()
             for act in self._foreseen.acts:
-                if self._is_over:  # one has led to something: the machine does the others
+                if self._is_over:  # an act ended the reaction: the machine does the others
                     return
                 effect = counted_on(act, self._serial)
                 self._done.append(effect)

@@ -1,6 +1,6 @@
-"""An incident as plain values that JSON can hold: its journal record, and where its evidence lies.
+"""An incident as plain JSON values: its journal record, and the path of its evidence.
 
-The daemon answers with it, and the commands read it themselves where no daemon runs.
+The daemon answers with these values. Without a daemon, the commands read them themselves.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ BUNDLES: Final = "incidents"
 
 
 class NoSuchIncidentError(Exception):
-    """No incident, or more than one, is meant; the message says which there are."""
+    """No incident matches, or more than one; the message lists them."""
 
 
 LATEST: Final = "last"
@@ -36,14 +36,14 @@ LATEST: Final = "last"
 
 
 def incident_called(journal: Path, text: str) -> str:
-    """Return the id of the incident that is meant. Blocking.
+    """Return the id of the incident that ``text`` names. Blocking.
 
     Args:
-        journal: its file, which a daemon may have open meanwhile.
-        text: an id, the beginning of one, or of its last part, or ``last``.
+        journal: its file; a daemon may have it open.
+        text: an id, the beginning of one or of its last part, or ``last``.
 
     Raises:
-        NoSuchIncidentError: it is none's, or more than one's.
+        NoSuchIncidentError: no incident matches, or more than one.
         JournalError: the journal can't be read.
     """
     with journal_database.reader(journal) as database:
@@ -59,15 +59,15 @@ def incident_called(journal: Path, text: str) -> str:
 
 
 def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[str, object] | None:
-    """Return all that is known of an incident; None where there is none of that id. Blocking.
+    """Return all that is known of an incident; None: no such id. Blocking.
 
     Args:
-        journal: its file, which a daemon may have open meanwhile.
+        journal: its file; a daemon may have it open.
         state_directory: where the evidence lies.
-        incident_id: which incident.
+        incident_id: the incident's id.
 
     Raises:
-        JournalDamagedError: it can't be read.
+        JournalDamagedError: the incident can't be read.
         JournalError: the journal can't be read.
     """
     with journal_database.reader(journal) as database:
@@ -94,7 +94,7 @@ def read_record(journal: Path, state_directory: Path, incident_id: str) -> dict[
 
 
 def read_same(journal: Path, incident: Incident | None) -> Group | None:
-    """Return the incidents of the same panic as one; None where too little is known. Blocking.
+    """Return the group of the same panic; None: too little is known. Blocking.
 
     Raises:
         JournalError: the journal can't be read.
@@ -104,7 +104,7 @@ def read_same(journal: Path, incident: Incident | None) -> Group | None:
 
 
 def read_group(journal: Path, signature: str) -> Group | None:
-    """Return the incidents of a signature's hash; None where there are none. Blocking.
+    """Return the incidents of a signature's hash; None: there are none. Blocking.
 
     Raises:
         JournalError: the journal can't be read.
@@ -114,12 +114,12 @@ def read_group(journal: Path, signature: str) -> Group | None:
 
 
 def read_groups(journal: Path, since: float, limit: int) -> list[Group]:
-    """Return the incidents by their signatures, the latest seen first. Blocking.
+    """Return the incidents grouped by signature, the latest first. Blocking.
 
     Args:
         journal: its file.
-        since: only what began then or later, in seconds since the epoch.
-        limit: at most so many signatures; negative for all.
+        since: earliest start of an incident, in seconds since the epoch.
+        limit: most signatures to return; negative: all.
 
     Raises:
         JournalError: the journal can't be read.
@@ -129,12 +129,12 @@ def read_groups(journal: Path, since: float, limit: int) -> list[Group]:
 
 
 def read_panics(journal: Path, since: float, limit: int) -> list[tuple[Group, Signature]]:
-    """Return the panics that were told from each other, the latest seen first. Blocking.
+    """Return the distinct panics, the latest first. Blocking.
 
     Args:
-        journal: its file, which a daemon may have open meanwhile.
-        since: only what began then or later, in seconds since the epoch.
-        limit: at most so many; negative for all.
+        journal: its file; a daemon may have it open.
+        since: earliest start of an incident, in seconds since the epoch.
+        limit: most panics to return; negative: all.
 
     Raises:
         JournalDamagedError: an incident can't be read.
@@ -151,7 +151,7 @@ def read_panics(journal: Path, since: float, limit: int) -> list[tuple[Group, Si
 
 
 def finished_dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Path]:
-    """Yield an incident's finished dumps that are still there. Blocking."""
+    """Yield an incident's remaining finished dumps. Blocking."""
     places = {
         Path(entry.detail).parent
         for entry, step in _steps(history)
@@ -161,20 +161,20 @@ def finished_dumps(history: Sequence[AnyEntry], incident_id: str) -> Iterator[Pa
         and Path(entry.detail).is_absolute()
     }
     for place in sorted(places):
-        # Named after its incident, whatever became of its suffix when it was compressed.
+        # Named after its incident; compression may have changed the suffix.
         found = sorted(place.glob(f"{incident_id}.*"))
         yield from (path for path in found if path.suffix != PARTIAL)
 
 
 def dump_facts_of(dumps: Iterable[Path]) -> Iterator[DumpFacts]:
-    """Yield what the dumps are; those that can't be read are left out. Blocking."""
+    """Yield the facts of the readable dumps. Blocking."""
     for path in dumps:
         with suppress(OSError):
             yield dump_facts(path)
 
 
 def _steps(history: Sequence[AnyEntry]) -> Iterator[tuple[AnyEntry, AnyStep | None]]:
-    """Yield entries, each with the step of the plan in force that it is about, if any."""
+    """Yield entries, each with its step of the plan in force, if any."""
     plan: Plan | None = None
     for entry in history:
         if isinstance(entry, Decided):

@@ -1,7 +1,7 @@
-"""Starts a VM again, by the command, the systemd unit or the libvirt that is configured for it.
+"""Starts a VM again, by its configured command, systemd unit or libvirt.
 
-A unit is started over D-Bus. The QEMU that the unit ran has ended by then, and systemd takes in the
-end of a process before it takes a request, so its start is never met by a unit that seems to run.
+panicd starts a unit over D-Bus. The unit's QEMU has ended by then. systemd notices a process's end
+before it takes a request, so the unit never seems to run still.
 """
 
 import os
@@ -23,13 +23,13 @@ from panicd.rules.libvirt import address_of, monitors_of
 from panicd.rules.plan import RunRelaunch
 from panicd.rules.unit_name import UnitNameError, unit_name
 
-LOOK_EVERY: Final = 0.2  # seconds between two looks whether libvirt has taken in a domain's end
+LOOK_EVERY: Final = 0.2  # seconds between two checks whether libvirt knows of a domain's end
 ANSWERS_WITHIN: Final = 5.0  # seconds for libvirt to say how a domain stands
-OUTPUT_KEPT: Final = 1024  # bytes of the command's output that are kept where it fails
+OUTPUT_KEPT: Final = 1024  # bytes of a failed command's output that are kept
 
 
 def relaunch_environment(incident: Incident) -> dict[str, str]:
-    """Return what a relaunch command is told about an incident."""
+    """Return the environment that tells a relaunch command about an incident."""
     return {
         "PANICD_DOMAIN": incident.opened.domain,
         "PANICD_UUID": incident.opened.uuid,
@@ -39,11 +39,11 @@ def relaunch_environment(incident: Incident) -> dict[str, str]:
 
 
 async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepResult:
-    """Start a VM and say how that went.
+    """Start a VM and return the result.
 
     Args:
-        step: how, and its time limit in seconds.
-        environment: which VM; the command is told, beside panicd's own environment.
+        step: the way to start it, and its time limit in seconds.
+        environment: names the VM; the command gets it with panicd's own environment.
     """
     if step.unit:
         return await _start_unit(step, environment)
@@ -51,7 +51,7 @@ async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepRe
         monitor = environment.get("PANICD_MONITOR", "")
         return await _start_domain(step, environment.get("PANICD_UUID", ""), monitor)
     command = list(step.command)
-    # A file and not a pipe: a QEMU that the command leaves behind inherits it.
+    # A file, not a pipe: a QEMU that the command leaves behind inherits it.
     with tempfile.TemporaryFile() as output:
         try:
             with trio.fail_after(step.timeout):
@@ -86,10 +86,10 @@ async def _start_unit(step: RunRelaunch, environment: dict[str, str]) -> StepRes
 
 
 async def _start_domain(step: RunRelaunch, uuid: str, monitor: str) -> StepResult:
-    """Start the domain that is meant.
+    """Start the incident's domain.
 
-    That is the one of this UUID, if it is libvirt's own word; else, for a QEMU could claim any
-    UUID, only where the domain's own XML names the monitor.
+    It has this UUID, if the UUID is libvirt's own word. A QEMU could claim any UUID, so otherwise
+    the domain's own XML must name the monitor.
     """
     is_libvirts = monitor == address_of(step.libvirt_uri, uuid)
     try:
@@ -111,10 +111,10 @@ async def _start_domain(step: RunRelaunch, uuid: str, monitor: str) -> StepResul
 
 
 async def _await_off(client: Client, domain: DomainRef) -> None:
-    """Wait until libvirt has taken in the end of its QEMU; it refuses to start it before.
+    """Wait until libvirt knows that its QEMU ended; before, it refuses the start.
 
     Raises:
-        LibvirtError: it does not say.
+        LibvirtError: libvirt does not tell.
     """
     while True:
         state = await client.call(requests.state_of(domain), timeout=ANSWERS_WITHIN)

@@ -1,4 +1,4 @@
-"""Something that an operator asks of one domain."""
+"""An operator's request about one domain."""
 
 from dataclasses import dataclass, field
 
@@ -10,13 +10,13 @@ from panicd.rules.operation import Operation
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """Something that an operator asks of a domain.
+    """An operator's request about a domain.
 
     Attributes:
         operation: who asks for what, and why.
-        action: of ``act``: what to do.
-        done: set when it was carried out, or refused.
-        refused: why, where it was.
+        action: the action, for ``act``.
+        done: set when the request was carried out, or refused.
+        refused: the reason, if refused.
     """
 
     operation: Operation
@@ -25,6 +25,6 @@ class Request:
     refused: str = ""
 
     def refuse(self, why: str) -> None:
-        """Say why it is not carried out."""
+        """Finish the request: ``why`` is the reason for a refusal, empty: it was done."""
         self.refused = why
         self.done.set()

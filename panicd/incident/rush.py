@@ -1,7 +1,7 @@
-"""First commands go first: what follows one waits while other domains' are still to be given.
+"""First commands go first: later work on a domain waits for other domains' first commands.
 
-When many domains panic at once, each is to have its first command as soon as may be. What comes
-after it, to take note, to log, and to go on with the plan, waits for that, though not for long.
+When many domains panic at once, each gets its first command as soon as possible. The later work,
+such as notes, log lines and the rest of the plan, waits for that, though not for long.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ import trio
 from panicd.host.timers import Timers
 
 WAITS_AT_MOST: Final = 1.0  # seconds from the first panic on
-SLICE: Final = 0.001  # seconds of work after which what is read has its turn
+SLICE: Final = 0.001  # seconds of work before the event loop reads again
 LOOKS_EVERY: Final = 0.002  # seconds
 
 
@@ -32,22 +32,22 @@ class Rush:
         self._is_set = False
 
     def begin(self) -> None:
-        """A first command is to be given."""
+        """Count a first command that is due."""
         if not self._count:
             self._until = trio.current_time() + WAITS_AT_MOST
         self._count += 1
 
     def end(self) -> None:
-        """It was given, or is not going to be."""
+        """Discount a first command: it was given, or will not be."""
         self._count -= 1
 
     @property
     def goes_on(self) -> bool:
-        """Whether there are first commands to be waited for."""
+        """True while later work must wait for first commands."""
         return self._count > 0 and trio.current_time() < self._until
 
     def afterwards(self, call: Callable[[], None]) -> None:
-        """Have something called when there are none."""
+        """Have something called when no first command is due."""
         self._later.append(call)
         self._set(0.0)
 

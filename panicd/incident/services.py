@@ -26,25 +26,25 @@ from panicd.rules.settings import Policy
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What is shared by all domains.
+    """What all domains share.
 
     Attributes:
         config: returns the configuration in force.
-        keeping: what incidents are kept with.
+        keeping: keeps incidents in the journal.
         metrics: of the host.
         fleet: all domains.
         waiting: keeps open incidents until their domain is found again.
         holds: which domains an operator holds.
-        storm: limits what is done while many domains panic at once.
-        dumps: whose memory is dumped, and who waits for it.
-        bundles: removes the evidence that is one too many.
+        storm: limits actions while many domains panic at once.
+        dumps: the domains whose memory is dumped, and those that wait.
+        bundles: removes surplus evidence.
         priority: lets reactions go first.
-        unrecorded: whether what was done before is not known and that is to be waited out.
+        unrecorded: whether earlier actions are unknown, and panicd waits that out.
         libvirt: of this host.
         timers: the time limits of all domains.
         rush: has first commands go first.
-        problems: what keeps panicd from finding VMs, being reached or telling others.
-        dry_run: everything is decided and recorded, and nothing is done.
+        problems: what keeps panicd from finding VMs, being reached or notifying others.
+        dry_run: panicd decides and records everything, and does nothing.
     """
 
     config: Callable[[], Config]
@@ -65,10 +65,10 @@ class Services:
     dry_run: bool
 
     def policy_for(self, claim: Claim, monitor: str) -> Policy:
-        """Return what applies to a domain: its configuration, with what it inherits.
+        """Return a domain's policy: its configuration, with inherited parts.
 
         Args:
-            claim: what its QEMU says that it is; the name may be its socket's.
+            claim: the identity that QEMU claims; the name may be the socket's.
             monitor: its monitor's address, which libvirt's own domains name.
         """
         policy = self.config().policy_for(claim.name, claim.uuid or None)
@@ -76,5 +76,5 @@ class Services:
 
 
 def bundle_directory(config: Config, incident_id: str) -> Path:
-    """Return where the evidence of an incident lies."""
+    """Return the directory of an incident's evidence."""
     return config.state_directory / BUNDLES / incident_id

@@ -1,4 +1,4 @@
-"""Watches for many domains panicking at once, and limits what is done about each meanwhile."""
+"""Watches for storms, and limits the actions during one."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ class StormWatch:
     """The host's storm breaker; each owner's domains may have a storm of their own.
 
     Args:
-        settings: returns the configured limits; None: there is none.
+        settings: returns the configured limits; None: none.
         domains: returns how many domains the host has, by their owner's uid.
     """
 
@@ -29,31 +29,31 @@ class StormWatch:
         self._raged = False
 
     def note(self, domain: str, at: float) -> None:
-        """Take in a domain's panic.
+        """Count a domain's panic.
 
         Args:
             domain: its key.
-            at: when, in seconds since the epoch.
+            at: the panic's time, in seconds since the epoch.
         """
         self.remember(domain, at)
         self.rages(at)
 
     def remember(self, domain: str, at: float) -> None:
-        """Take in a panic that the daemon's last run had noted; arguments as for ``note``."""
-        self._panics.pop(domain, None)  # so that they are in their order, the oldest first
+        """Count a panic that the daemon's last run noted; arguments as for ``note``."""
+        self._panics.pop(domain, None)  # so that the oldest comes first
         self._panics[domain] = at
 
     def shift(self, seconds: float) -> None:
-        """Have all panics be as long ago as they are: the clock was set by so many seconds."""
+        """Shift the times of all panics after the clock was set by some seconds."""
         self._panics = {domain: at + seconds for domain, at in self._panics.items()}
 
     @property
     def raged(self) -> bool:
-        """Whether there was a storm when that was last asked; from any thread."""
+        """True if ``rages`` last found a storm; safe in any thread."""
         return self._raged
 
     def rages(self, now: float) -> bool:
-        """Whether there is a storm for anybody; says so in the log when it begins and ends."""
+        """Return whether any owner has a storm; log its begin and end."""
         storm = self._settings()
         if storm is None:
             self._raged = False
@@ -77,10 +77,10 @@ class StormWatch:
         return self._raged
 
     def preserves(self, owner: int | None, now: float, *, also: str) -> bool:
-        """Whether destructive actions on an owner's domains are to be left to an operator now.
+        """Return whether destructive actions on an owner's domains wait for an operator now.
 
         Args:
-            owner: whose domain is to be acted on.
+            owner: of the domain to act on.
             now: seconds since the epoch.
             also: the key of a domain that has panicked as well.
         """
@@ -92,7 +92,7 @@ class StormWatch:
         )
 
     def limits(self, owner: int | None, now: float, *, also: str) -> bool:
-        """Whether few may be acted on at a time now; arguments as for ``preserves``."""
+        """Return whether panicd acts on few domains at a time; arguments as for ``preserves``."""
         storm = self._settings()
         return (
             storm is not None
@@ -101,16 +101,16 @@ class StormWatch:
         )
 
     def outlook(self, now: float) -> StormOutlook:
-        """Return whose next panic would be left to an operator; from any thread."""
+        """Return the owners whose next panic would wait for an operator; safe in any thread."""
         storm = self._settings()
         if storm is None or storm.then is not StormAction.PRESERVE:
             return NO_STORM
         return storm_outlook(storm, self._panics.copy().items(), self._domains(), now)
 
     def turn(self, owner: int | None) -> trio.CapacityLimiter:
-        """Return what a destructive action on an owner's domain takes its turn at.
+        """Return the limiter of destructive actions on an owner's domains.
 
-        Each owner's domains have turns of their own: nobody waits for another's.
+        Each owner has a limiter: no owner waits for another.
         """
         storm = self._settings()
         limiter = self._limiters.setdefault(owner, trio.CapacityLimiter(1))
@@ -123,9 +123,9 @@ class StormWatch:
         return [owner for owner in panics if is_storm(storm, panics, domains, owner, now)]
 
     def _hits(self, storm: Storm, owner: int | None, now: float, also: str) -> bool:
-        """Whether there is a storm for an owner, one more domain's panic included.
+        """Return whether an owner has a storm, one more domain's panic included.
 
-        It is asked at each thing that happens to a domain, and then mostly answered at once.
+        Each input of a domain asks this, and mostly gets the answer at once.
         """
         if len(self._panics) + 1 < storm.minimum:
             return False

@@ -1,8 +1,8 @@
-"""Open incidents whose domain nobody is connected to.
+"""Open incidents whose domain is not connected.
 
-An incident outlives its connection: the daemon is restarted, a monitor is cut, a VM is relaunched.
-Meanwhile it waits here until its domain is found again, or its QEMU ends. One that waits for a
-relaunched domain fails when that does not come in time.
+An incident outlives its connection: the daemon restarts, a monitor is cut, a VM is relaunched. The
+incident waits here until its domain is found again, or its QEMU ends. It fails if a relaunched
+domain does not come in time.
 """
 
 import math
@@ -20,12 +20,12 @@ from panicd.rules.incident import Opened
 from panicd.rules.machine.inputs import Plight
 from panicd.rules.plan import AwaitReturn
 
-FOUND_WITHIN: Final = 10.0  # seconds after its start, panicd is connected to what is there
+FOUND_WITHIN: Final = 10.0  # seconds after its start; by then panicd is connected to what is there
 
 
 @dataclass(eq=False, slots=True)
 class _Place:
-    """One incident that waits, and what is waited for on its behalf."""
+    """One incident that waits, and the tasks that wait for it."""
 
     chronicle: Chronicle
     left: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -40,7 +40,7 @@ class WaitingRoom:
         has_returned: tells whether the domain of an incident is connected through a new QEMU.
 
     Attributes:
-        orphans: receives each incident that is to be taken up without a connection, and why; it
+        orphans: receives each incident to take up without a connection, and why; the incident
             waits here no longer.
     """
 
@@ -51,7 +51,7 @@ class WaitingRoom:
         self._clock = clock
         self._has_returned = has_returned
         self._waiting: dict[str, _Place] = {}
-        self._in_hand: dict[str, Chronicle] = {}  # gone on with, without a connection
+        self._in_hand: dict[str, Chronicle] = {}  # taken up without a connection
         self._orphaned, self.orphans = trio.open_memory_channel[tuple[Chronicle, Plight]](math.inf)
 
     def park(
@@ -61,15 +61,15 @@ class WaitingRoom:
 
         Args:
             chronicle: the incident's.
-            is_orphan: its QEMU is known to have ended; it may be relaunched.
-            is_resumed: panicd starts, and its domain may be back since long.
+            is_orphan: its QEMU is known to have ended; the domain may be relaunched.
+            is_resumed: panicd starts, and the domain may long be back.
         """
         self.let_go(chronicle)
         opened, deadline = chronicle.incident.opened, return_deadline(chronicle)
         if deadline is not None and is_resumed:
             deadline = max(deadline, self._clock() + FOUND_WITHIN)
         if _is_relaunched(chronicle) and self._has_returned(opened):
-            self.hand_over(chronicle, Plight.RETURNED)  # it was faster than what brought it back
+            self.hand_over(chronicle, Plight.RETURNED)  # it was faster than its relaunch
             return
         place = self._waiting[chronicle.incident.id] = _Place(chronicle)
         process = ProcessIdentity.parse(opened.process)
@@ -82,8 +82,8 @@ class WaitingRoom:
         """Return the incident that waits for a domain, and keep it no longer.
 
         Args:
-            process: which QEMU process was found; an incident that began on it comes first, and
-                one that began on another is not its while that one lives.
+            process: the QEMU process found. An incident that began on it comes first. One that
+                began on another process does not count while that process lives.
             domain: as the host vouches for it.
         """
         waiting = [c.incident.opened for c in self.parked]
@@ -96,16 +96,16 @@ class WaitingRoom:
         return chronicle
 
     def hand_over(self, chronicle: Chronicle, plight: Plight = Plight.ENDED) -> None:
-        """Have an incident gone on with for which no connection is needed: see ``orphans``."""
+        """Have an incident taken up without a connection: see ``orphans``."""
         self.take_in_hand(chronicle)
         self._orphaned.send_nowait((chronicle, plight))
 
     def take_in_hand(self, chronicle: Chronicle) -> None:
-        """Go on with an incident without a connection: it is shown with those that wait."""
+        """Show an incident, taken up without a connection, with those that wait."""
         self._in_hand[chronicle.incident.id] = chronicle
 
     def let_go(self, chronicle: Chronicle) -> None:
-        """End that."""
+        """Undo ``take_in_hand``."""
         self._in_hand.pop(chronicle.incident.id, None)
 
     def withdraw(self, chronicle: Chronicle) -> bool:
@@ -117,13 +117,13 @@ class WaitingRoom:
 
     @property
     def chronicles(self) -> tuple[Chronicle, ...]:
-        """The incidents that nobody is connected for. May be asked for in any thread."""
+        """The incidents without a connection. Safe in any thread."""
         in_hand = (c for c in list(self._in_hand.values()) if c.incident.is_open)
         return (*self.parked, *in_hand)
 
     @property
     def parked(self) -> tuple[Chronicle, ...]:
-        """Those of them that wait for their domain, the oldest first."""
+        """The incidents that wait for their domain, the oldest first."""
         return tuple(place.chronicle for place in list(self._waiting.values()))
 
     async def _hand_over_when_ended(self, place: _Place, process: ProcessIdentity) -> None:
@@ -142,7 +142,7 @@ class WaitingRoom:
 
 
 def _is_of(opened: Opened, domain: Domain) -> bool:
-    """Tell whether an incident is a domain's, as far as was written down whose it is."""
+    """Return True if an incident is a domain's, as far as the journal tells."""
     if opened.key:
         return opened.key == domain.key
     claimed = opened.domain_key in {domain.uuid or domain.name, domain.uuid or domain.claim.name}
@@ -155,7 +155,7 @@ def _lives(opened: Opened) -> bool:
 
 
 def _is_relaunched(chronicle: Chronicle) -> bool:
-    """Tell whether only a domain's return is missing, be it that its time is over."""
+    """Return True if only a domain's return is missing, late or not."""
     incident = chronicle.incident
     if not incident.is_open or incident.plan is None or not incident.steps:
         return False
@@ -163,7 +163,7 @@ def _is_relaunched(chronicle: Chronicle) -> bool:
 
 
 def return_deadline(chronicle: Chronicle) -> float | None:
-    """Return until when a relaunched domain is waited for, in seconds since the epoch."""
+    """Return the deadline of a relaunched domain, in seconds since the epoch."""
     incident = chronicle.incident
     index = incident.step_in_progress
     if index is None or incident.plan is None:

@@ -148,7 +148,7 @@ def _panic_is_set(turn: Turn, phase: SettingPanic) -> None:
 
 
 def policy_is_in_force(turn: Turn) -> None:
-    """Decide anew about an incident in which a hold, now over, prevented the action."""
+    """Tell the driver; decide anew if a hold, now over, prevented an action."""
     turn.emit(effects.PolicyInForce())
     incident = turn.incident
     if incident is None or turn.moment.held:

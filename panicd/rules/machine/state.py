@@ -76,7 +76,7 @@ class AwaitingTurn:
 
 @dataclass(frozen=True, slots=True)
 class Readying:
-    """All that precedes the command that ends the panic, at once. Then the command follows.
+    """All that precedes the command that ends the panic, at once; it follows when all is well.
 
     Attributes:
         stop: the step that waits for the guest's stop; None: it has stopped.
