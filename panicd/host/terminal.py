@@ -291,7 +291,7 @@ def _usual(widths: Sequence[int], limits: Iterable[float]) -> int:
 
 
 def _limits(number: int, width: int | None) -> tuple[float, ...]:
-    """Return the limits of a column's width; only the first column, the names, may exceed it."""
+    """Return the limits of a column's width; only the first column, of names, has any."""
     return (math.inf,) if number or width is None else (width // 3, width // 2)
 
 
