@@ -1,9 +1,10 @@
-"""Log entries that wait until there is time to write them.
+"""Keeps log entries until there is time to write them.
 
-To render one entry takes as long as a command to a VM. While the daemon runs, what is said in its
-thread is kept as it is, and written when nothing was said for a moment: after the commands that
-were due, not between an event and them. The order stays, and each entry has the time when it was
-said. Errors, tracebacks and what other threads say are written at once, after all that waits.
+Rendering one entry takes as long as a command to a VM. While the daemon runs, the backlog keeps the
+entries of the daemon's thread, and writes them when none came for a moment. So they are written
+after the commands that an event caused, not before. The order stays, and each entry has the time of
+its logging. Errors, tracebacks and entries of other threads are written at once, after all waiting
+entries.
 """
 
 import threading
@@ -16,22 +17,22 @@ import structlog
 import trio
 from structlog.typing import EventDict, WrappedLogger
 
-QUIET: Final = 0.02  # seconds in which nothing was said; a commit to a busy disk takes some ms
-LATEST: Final = 1.0  # seconds after which an entry is written though there was no such moment
+QUIET: Final = 0.02  # seconds without a new entry; a commit to a busy disk takes some ms
+LATEST: Final = 1.0  # seconds after which an entry is written in any case
 AT_ONCE: Final = 4  # entries written before tasks have their turn; they take some 0.4 ms
 LIMIT: Final = 16384  # entries that may wait
 
 URGENT: Final = frozenset({"error", "critical", "exception"})
 
 Write = Callable[[str, EventDict], None]
-"""Renders and writes what was said at a level."""
+"""Renders and writes an entry of a level."""
 
 
 class Backlog:
-    """The entries that wait; as structlog's only processor, takes every entry.
+    """Keeps the waiting entries; as structlog's only processor, it takes every entry.
 
     Args:
-        write: writes one.
+        write: writes one entry.
     """
 
     def __init__(self, write: Write) -> None:
@@ -43,7 +44,7 @@ class Backlog:
         self._said_at = 0.0  # by the clock that is never set
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> NoReturn:
-        """Take an entry; structlog itself has nothing to do with it any more.
+        """Take an entry; structlog does nothing more with it.
 
         Raises:
             structlog.DropEvent: always.
@@ -63,7 +64,7 @@ class Backlog:
         raise structlog.DropEvent
 
     async def run(self) -> None:
-        """Have entries of this thread wait, until this is cancelled; none is left then."""
+        """Keep this thread's entries waiting until cancelled; then write them all."""
         self._thread = threading.get_ident()
         try:
             while True:
@@ -77,7 +78,7 @@ class Backlog:
             self._write_some(None)
 
     async def _quiet_or_late(self) -> None:
-        """Return when nothing was said for a moment, or an entry has waited for too long."""
+        """Return when no entry came for a moment, or one has waited for too long."""
         await trio.lowlevel.checkpoint()
         until = time.monotonic() + LATEST
         quiet_at = self._said_at + QUIET
@@ -93,7 +94,7 @@ class Backlog:
         return time.time() - said > LATEST
 
     def _write_some(self, number: int | None) -> None:
-        """Write so many of those that wait; None: all."""
+        """Write a number of the waiting entries; None: all."""
         with self._writing:
             left = len(self._waiting) if number is None else min(number, len(self._waiting))
             for _ in range(left):

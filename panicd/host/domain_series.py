@@ -1,7 +1,7 @@
-"""What a scrape tells of each domain: its eight series, its open incidents, the holds.
+"""The metrics of each domain: its eight series, its open incidents, the holds.
 
-None of it is kept: at each scrape it is made of a snapshot. Labels hold words of panicd's own,
-names of domains and facts about a QEMU, and never text from a guest.
+Each scrape makes them anew from a snapshot. Labels hold words of panicd's own, names of domains and
+facts about a QEMU, and never text from a guest.
 """
 
 import re
@@ -20,21 +20,21 @@ LABEL_LIMIT: Final = 200
 """Characters of a label's value; a libvirt name has at most 80."""
 
 MARK: Final = 16
-"""Digits that tell names apart whose labels would be one: more than anybody can go through."""
+"""Digits that tell apart names with the same label: more than anybody can try out."""
 
 _MARKED: Final = re.compile(f"~[0-9a-f]{{{MARK}}}$")
-"""A name that is another's label, or would be."""
+"""A name that is, or could be, the label of another name."""
 
 WRITTEN_AT_ONCE: Final = 16
-"""Samples that are written before anybody else's turn; they take some 0.1 ms."""
+"""Samples that are written before other threads have their turn; they take some 0.1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class DomainSample:
     """One domain at the time of a snapshot.
 
-    Its counters are None as long as it is not known which domain it is, by UUID or name: a counter
-    that began at 0 and jumped to what the journal has would look like that many panics.
+    Its counters are None until the domain's UUID or name is known. A counter that began at 0 and
+    jumped to the journal's count would look like that many panics.
     """
 
     domain: str
@@ -58,11 +58,11 @@ class IncidentSample:
 
     Attributes:
         domain: the name of its domain, which may be gone.
-        at: when it began, in seconds since the epoch.
-        state: where it stands.
-        reason: of the decision in force; empty before one is made.
-        acknowledged: an operator has looked at it.
-        signature: the hash of what the panic is known by; empty where too little is known.
+        at: when the incident began, in seconds since the epoch.
+        state: the incident's state.
+        reason: the reason of the decision in force; empty before the first decision.
+        acknowledged: an operator has looked at the incident.
+        signature: the signature's hash; empty where too little is known of the panic.
     """
 
     domain: str
@@ -78,9 +78,9 @@ class HoldSample:
     """One hold that lasts.
 
     Attributes:
-        held: what the operator called the domain; ``*``: all of the host.
-        at: when it was asked for, in seconds since the epoch.
-        ends: it ends by itself.
+        held: the operator's name for the domain; ``*``: the whole host.
+        at: when the operator asked for the hold, in seconds since the epoch.
+        ends: the hold ends by itself.
     """
 
     held: str
@@ -89,7 +89,7 @@ class HoldSample:
 
 
 def open_incidents(samples: Iterable[IncidentSample]) -> Metric:
-    """Make the series of the open incidents: of some that are alike, the one that began first."""
+    """Make the series of the open incidents; of incidents with equal labels only the oldest."""
     metric = GaugeMetricFamily(
         "panicd_domain_open_incident_timestamp_seconds",
         "When an open incident of the domain began, in Unix time; exists while it is open.",
@@ -119,7 +119,7 @@ def lasting_holds(samples: Iterable[HoldSample]) -> Metric:
 
 
 _Value = Callable[[DomainSample], float | None]
-"""Tells a sample's value; None where it has none yet."""
+"""Returns a sample's value; None where it has none yet."""
 
 
 def domain_metrics(
@@ -128,7 +128,7 @@ def domain_metrics(
     """Make the eight series of each domain.
 
     Args:
-        domains: as they stand.
+        domains: their samples.
         give_way: called again and again; may wait a moment.
     """
 
@@ -204,9 +204,9 @@ def _info(domain: DomainSample) -> Sample:
 
 
 class _Series(list[Sample]):
-    """A metric's samples, each made when it is written: kept all at once, they would be collected.
+    """A metric's samples, each made when it is written.
 
-    Python's cycle collector would go through all of them, and nobody be responded to meanwhile.
+    If all were kept at once, Python's cycle collector would go through them and block panicd.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class _Series(list[Sample]):
 
 
 def domain_label(domain: str) -> str:
-    """Make a label of a domain's name; two names are never one series, which would be no scrape."""
+    """Make a label of a domain's name. Labels differ: equal ones would make the scrape invalid."""
     label = _label(domain)
     if label == domain and not _MARKED.search(domain):
         return label
@@ -239,5 +239,5 @@ def domain_label(domain: str) -> str:
 
 
 def _label(value: str) -> str:
-    """Make a label's value printable, and bound it: a name may be anything, as a file's may."""
+    """Make a label's value printable, and bound it: a name may hold any text, as a file's may."""
     return escape(value[:LABEL_LIMIT])[:LABEL_LIMIT]

@@ -1,8 +1,8 @@
-"""A listening unix socket whose file stays where it is to be.
+"""Keeps a listening unix socket's file in its place.
 
-Whoever cleans up in ``/run`` or ``/tmp`` removes the file and not the socket: nobody can connect
-any more, and nothing tells who listens. So the file is looked at now and then, and when it is no
-longer the socket's own, another is bound.
+A cleanup of ``/run`` or ``/tmp`` removes the file but not the socket. Then nobody can connect, and
+the listener gets no notice. So this module checks the file now and then, and binds a new socket
+when the file is no longer the socket's own.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ async def keep_listening(
     *,
     faults: type[Exception] = OSError,
 ) -> NoReturn:
-    """Listen until cancelled, on another socket whenever the file is another's.
+    """Listen until cancelled; bind a new socket whenever the file is no longer the socket's own.
 
     Args:
-        path: where the sockets' file is to be.
-        listener: the first socket, as ``bind`` has made it.
+        path: the place of the socket's file.
+        listener: the first socket, made by ``bind``.
         bind: makes the socket and its file.
-        serve: takes connections until it is cancelled, and leaves them to others to deal with.
-        tell: what is wrong with the socket; an empty text: nothing any more.
-        faults: what ``bind`` raises where it can't; it is called again later then.
+        serve: accepts connections until cancelled, and leaves the work on them to other tasks.
+        tell: receives the socket's fault; an empty text: the fault is over.
+        faults: exceptions of ``bind`` after which it is called again later.
 
     Resource handling:
         The file is removed at the end, if it is the socket's own.
@@ -82,7 +82,7 @@ def _remove(path: Path) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Return which file is at a path (inode numbers are used again); None: it can't be told."""
+    """Return the identity of a path's file (inode numbers are used again); None: unknown."""
     try:
         status = os.lstat(path)
     except OSError:

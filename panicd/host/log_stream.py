@@ -1,8 +1,8 @@
-"""Log entries on their way to a stream: a thread of their own writes them, and nobody else waits.
+"""Writes log entries to a stream in a separate thread, so that no other thread waits.
 
-A stream may be read by nobody for a while, or for ever: a container's log driver that stands still,
-the next program of a pipeline, a disk that hangs. Who writes to it is blocked then (pipe(7)), and
-that must not be who reacts to panics.
+A stream's reader may stop for a while, or for ever: a container's log driver that stands still, the
+next program of a pipeline, a disk that hangs. Then the writer is blocked (pipe(7)). The thread that
+reacts to panics must not be that writer.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ Mark = Callable[[bytes, int], bytes]
 
 
 class StreamSink:
-    """Writes entries to a stream, from any thread, and keeps nobody waiting.
+    """Writes entries to a stream, from any thread, without making the caller wait.
 
     An entry that finds no room, or that can't be written (a full disk), is dropped and counted. The
-    next one that gets through says how many were; if none follows, one is made that says so.
+    next written entry says how many were dropped; if none follows, a notice of its own says so.
 
     Args:
-        stream: where they go; its file descriptor is written to, if it has one.
+        stream: receives the entries, through its file descriptor if it has one.
         mark: see ``Mark``.
-        make_notice: makes the entry that only says that others were dropped.
-        tell: called whenever one is dropped, in any thread.
+        make_notice: makes the notice, an entry that only says that others were dropped.
+        tell: called whenever an entry is dropped, in any thread.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class StreamSink:
     debug = info = warning = error = critical = send  # structlog calls the level's name
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all is written; return whether it is, after so many seconds at most."""
+        """Wait until all is written, ``timeout`` seconds at most; return whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._bytes, timeout)
 
     def _run(self) -> None:
-        lost = 0  # that could not be written, since one could
+        lost = 0  # entries that could not be written since the last that could
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
@@ -98,7 +98,7 @@ class StreamSink:
 
 
 def _writer(stream: TextIO) -> Callable[[bytes], None]:
-    """Return what writes all of some bytes to a stream; it raises OSError where it can't."""
+    """Return a function that writes all given bytes to a stream; on failure it raises OSError."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):  # one in memory
@@ -112,7 +112,7 @@ def _write_text(stream: TextIO, data: bytes) -> None:
 
 
 def _write_bytes(descriptor: int, data: bytes) -> None:
-    """Write past Python's buffer, whose lock would be held for as long as nobody reads."""
+    """Write past Python's buffer: its lock would be held while nobody reads the stream."""
     while data:
         with contextlib.suppress(BlockingIOError):  # somebody who shares it made it non-blocking
             data = data[os.write(descriptor, data) :]

@@ -6,12 +6,12 @@ structlog ─┐                                                      ┌─ JSO
 stdlib ────┘  (WARNING and up)                                   └─ native fields ─► journald
 ```
 
-Nobody waits for what becomes of an entry: journald's socket is not waited for, and a stream has a
-thread of its own (`log_stream`). What can't be written is dropped and counted.
+Logging never waits: journald's socket does not block, and a stream has a thread of its own
+(`log_stream`). Entries that can't be written are dropped and counted.
 
-A guest chooses some of the text that ends up here. Whatever the output, a value has no control
-characters, line breaks, terminal sequences or direction overrides left, and a bounded length.
-The escapes are for reading, not for turning back: a backslash stays a single one.
+A guest chooses some of the logged text. In either output a value has no control characters, line
+breaks, terminal sequences or direction overrides left, and a bounded length. The escapes are for
+reading, not for decoding: a backslash stays a single one.
 """
 
 import contextlib
@@ -40,26 +40,26 @@ from panicd.host.log_stream import StreamSink
 from panicd.rules.printable import VALUE_LIMIT, escape
 
 ITEM_LIMIT: Final = 256
-"""Bytes that an item of a list or mapping may take."""
+"""Most bytes of an item of a list or mapping."""
 
 ITEMS: Final = 32
 """Items kept of a list or mapping."""
 
 TRACEBACK_LINE_LIMIT: Final = 512
-"""Bytes that a line of a traceback may take."""
+"""Most bytes of a line of a traceback."""
 
 TRACEBACK_LINES: Final = 100
-"""Lines kept of a traceback: its first quarter, and its end, where the cause stands."""
+"""Lines kept of a traceback: a quarter from its beginning, the rest from its end (the cause)."""
 
 ENTRY_LIMIT: Final = 128 * 1024
-"""Bytes of one journal entry: below what a datagram may have by default (net.core.wmem_default,
+"""Most bytes of one journal entry: below a datagram's default limit (net.core.wmem_default,
 208 KiB), so that no entry needs the protocol's second form, a memfd."""
 
 MESSAGE_LIMIT: Final = 8192
-"""Bytes of a journal entry's MESSAGE, in which the values stand once more."""
+"""Most bytes of a journal entry's MESSAGE, which repeats the values."""
 
 LAST_WORDS: Final = 2.0
-"""Seconds that writing what waits may take at the end."""
+"""Seconds for writing the waiting entries at the end."""
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 """Where journald takes native entries (systemd's 'Native Journal Protocol')."""
@@ -116,22 +116,22 @@ def configure(*, level: str, stream: TextIO | None = None) -> None:
 
 
 async def write_late() -> None:
-    """Have what this thread says written when there is time, until this is cancelled."""
+    """Write this thread's entries when there is time, until cancelled."""
     if _backlog is not None:
         await _backlog.run()
 
 
 def flush(timeout: float) -> bool:
-    """Write what waits, and return whether all is written, after so many seconds at most."""
+    """Write the waiting entries within ``timeout`` seconds; return whether all are written."""
     return _stream is None or _stream.flush(timeout)
 
 
 @contextlib.contextmanager
 def last_words() -> Iterator[None]:
-    """Have all written that is said inside, before what comes after it.
+    """Write all entries of the block before going on.
 
-    If that ends in an exception and nobody reads the log, the process ends here: nobody would read
-    its traceback either, and to print it would wait for ever.
+    If the block raises an exception and nobody reads the log, the process ends here: nobody would
+    read the traceback either, and printing it would wait for ever.
     """
     try:
         yield
@@ -150,7 +150,7 @@ def get_logger(**bound: object) -> FilteringBoundLogger:
     return cast("FilteringBoundLogger", structlog.get_logger(**bound))
 
 
-# The way out
+# Output
 
 _Write: TypeAlias = Callable[[bytes, int], None]
 """Writes an entry, with the number of those lost before it."""
@@ -173,15 +173,15 @@ dropped: Final = Dropped()
 
 
 class Sink:
-    """Where rendered entries go, from any thread, if it takes them at once.
+    """Writes rendered entries without waiting, from any thread.
 
-    An entry that can't be written (a journal that is behind) is dropped and counted, and the next
-    one that gets through says how many were: the daemon has more important things to do than to
-    wait for its log, or to die with it.
+    An entry that can't be written (a journal that is behind) is dropped and counted. The next
+    written entry says how many were dropped. The daemon must neither wait for its log nor die with
+    it.
 
     Args:
         write: Writes one entry, and does not wait.
-        tell: Called whenever one is dropped.
+        tell: Called whenever an entry is dropped.
     """
 
     def __init__(self, write: _Write, tell: Callable[[], None]) -> None:
@@ -208,7 +208,7 @@ class Sink:
 
 
 def _clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape and bound every value but `exc_info`, which `_traceback_lines` makes text of."""
+    """Escape and bound every value but `exc_info`, which `_traceback_lines` turns into text."""
     return {key: value if key == "exc_info" else _clean(value) for key, value in event.items()}
 
 
@@ -289,7 +289,7 @@ def _is_journal(stream: TextIO) -> bool:
 
 
 def _journal_writer() -> _Write | None:
-    """Return what writes to journald, or None where its socket can't be reached (a container)."""
+    """Return journald's writer, or None where its socket can't be reached (a container)."""
     address = JOURNAL_SOCKET
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
@@ -369,6 +369,6 @@ def _route_stdlib() -> None:
         root.removeHandler(handler)
     root.addHandler(_StdlibHandler(logging.WARNING))
     root.setLevel(logging.WARNING)
-    # Errors of the QMP library reach us as exceptions. Its own lines would repeat them, at a
-    # rate that whoever is at the other end of a monitor chooses.
+    # Errors of the QMP library reach panicd as exceptions. Its log lines would repeat them, at a
+    # rate that the other end of a monitor chooses.
     logging.getLogger("qemu").setLevel(logging.CRITICAL)

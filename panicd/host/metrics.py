@@ -1,8 +1,8 @@
 """The metrics, in Prometheus' text format.
 
-What belongs to the host is counted here. What belongs to a domain is not kept here at all: at
-each scrape it is read from an immutable snapshot, so that a domain's series go with the domain
-and its counters are those of the journal, which outlive the daemon.
+This module counts the host's metrics. It does not keep a domain's: each scrape reads them from an
+immutable snapshot. So a domain's series go with the domain, and its counters are the journal's,
+which outlive the daemon.
 
 Rendering may happen in any thread. Labels hold words of panicd's own, domain names and facts
 about a QEMU, and never text from a guest.
@@ -47,27 +47,27 @@ INCIDENT_BUCKETS: Final = (
 """Seconds: from a restart at once, over a dump, to a guest preserved for a week."""
 
 SIGNATURES: Final = 20
-"""Panic signatures that have a series at most; the least recent goes for a new one."""
+"""Most panic signatures with a series; a new one replaces the least recent."""
 
 
 class Metrics:
-    """Everything that panicd counts, in one place.
+    """All of panicd's metrics.
 
-    All series of the host are there from the start at 0: one that appeared with its first
+    All series of the host exist from the start, at 0: a series that appeared with its first
     event would hide that event from `increase()`.
 
     Args:
         registry: Where the metrics are registered; one registry holds one `Metrics`.
         version: panicd's version.
-        sources: What finds panics: the label values of `panics`.
-        actions: Of `actions`, `action_failures` and `incident_duration`.
-        reasons: Of `fallbacks`.
-        foreign_actions: Of `foreign_actions`.
-        dump_failure_reasons: Of `coredump_failures`.
+        sources: Label values of `panics`: the ways to find a panic.
+        actions: Label values of `actions`, `action_failures` and `incident_duration`.
+        reasons: Label values of `fallbacks`.
+        foreign_actions: Label values of `foreign_actions`.
+        dump_failure_reasons: Label values of `coredump_failures`.
         domains: Returns the snapshot; called at each scrape, in the scrape's thread.
-        coredump_free_bytes: Returns the free space for coredumps, or None where it can't be
-            told; called like `domains`.
-        exposed: Returns how many domains could not be acted on, by the reason; called likewise.
+        coredump_free_bytes: Returns the free space for coredumps, or None where it is unknown;
+            called like `domains`.
+        exposed: Returns the number of exposed domains by reason; called likewise.
         incidents: Returns the open incidents; called likewise.
         holds: Returns the holds that last; called likewise.
         log_dropped: Returns how many log entries were dropped since the start; called likewise.
@@ -224,11 +224,11 @@ class Metrics:
         )
 
     def note_signature(self, signature: str, at: float) -> None:
-        """Have a series say when a panic of a signature was last seen.
+        """Set the series with the time of a signature's last panic.
 
         Args:
-            signature: its hash; never a guest's text.
-            at: in Unix time.
+            signature: the signature's hash; never a guest's text.
+            at: the panic's Unix time.
         """
         known = self._signatures
         known[signature] = max(at, known.get(signature, 0.0))
@@ -241,7 +241,7 @@ class Metrics:
 
 
 class _Snapshot(Collector):
-    """Makes series of the snapshot, anew at each scrape."""
+    """Makes series from the snapshot, anew at each scrape."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Asks libosinfo's database what a system is, by osinfo-query(1), where that is installed."""
+"""Looks up a system in libosinfo's database by osinfo-query(1), where that is installed."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ import trio
 from panicd.rules.guest_system import GuestSystem, parse_osinfo
 
 PROGRAM: Final = "osinfo-query"
-ANSWERS_WITHIN: Final = 10.0  # seconds; it reads all of the database, some 0.3 s
+ANSWERS_WITHIN: Final = 10.0  # seconds; osinfo-query reads the whole database in some 0.3 s
 
 
 async def look_up(id_: str) -> GuestSystem | None:
-    """Return what osinfo-db knows of a system; None where it is not installed, or knows nothing.
+    """Return osinfo-db's facts about a system; None without osinfo-query, or without such facts.
 
     Args:
-        id_: libosinfo's id, a URL, or its short one, such as ``debian11``.
+        id_: libosinfo's id, a URL, or its short id, such as ``debian11``.
     """
     column = "id" if "://" in id_ else "short-id"
     command = [PROGRAM, "os", "--fields=id,name,family,release-date", f"{column}={id_}"]

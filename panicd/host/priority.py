@@ -1,9 +1,9 @@
-"""Lets a reaction to a panic go first: what can wait does so while one goes on.
+"""Lets a reaction to a panic go first. Work that can wait does so meanwhile.
 
-All of panicd's Python runs in one interpreter, a thread at a time, and a dump wants as many
-processors as there are. A scrape, ``status`` or a dump is made of many small parts; before each
-of them whoever makes it offers the way. A reaction takes a few milliseconds, so nobody loses much.
-What waits takes a few times as long for it, a dump in a storm up to six times: see the limits.
+All of panicd's Python runs in one interpreter, one thread at a time, and a dump wants as many
+processors as there are. A scrape, ``status`` or a dump consists of many small parts; before each
+part its thread gives way. A reaction takes a few milliseconds, so nobody loses much. Work that
+waits takes a few times as long, a dump in a storm up to six times: see the limits.
 """
 
 import threading
@@ -14,17 +14,17 @@ from typing import Final, TypeVar
 
 import trio
 
-PASSED_WITHIN: Final = 0.05  # seconds from a panic on that its reaction may go first
-WAITS_AT_MOST: Final = 0.005  # seconds that others wait before one of their parts
-WORKS_AT_LEAST: Final = 0.002  # seconds that they have had a processor, or
-GOES_ON: Final = 0.001  # seconds that others work for them, before they wait again
+PASSED_WITHIN: Final = 0.05  # seconds after a panic during which its reaction may go first
+WAITS_AT_MOST: Final = 0.005  # seconds that another thread waits before one of its parts
+WORKS_AT_LEAST: Final = 0.002  # seconds of processor time, or
+GOES_ON: Final = 0.001  # seconds by the clock, that a thread works before it waits again
 LOOKS_EVERY: Final = 8  # items
 
 T = TypeVar("T")
 
 
 class Priority:
-    """Who goes first.
+    """Decides which thread goes first.
 
     ``go_first`` and ``give_way_async`` are for the event loop's thread, the others for any other.
     """
@@ -39,7 +39,7 @@ class Priority:
 
     @contextmanager
     def go_first(self) -> Iterator[None]:
-        """Have the way while a panic is reacted to, for ``PASSED_WITHIN`` at most."""
+        """Go first while reacting to a panic, for ``PASSED_WITHIN`` at most."""
         if not self._reactions:
             self._free.clear()
             self._freed = trio.Event()
@@ -54,13 +54,13 @@ class Priority:
                 self._freed.set()
 
     def give_way(self) -> None:
-        """Wait while a panic is reacted to, if need be. Blocking."""
+        """Wait while another thread reacts to a panic, if need be. Blocking."""
         if not self._free.is_set() and (limit := self._limit()) > 0:
             self._free.wait(limit)
             self._works()
 
     def in_turn(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield what is given, and give way before each of some. Blocking."""
+        """Yield the items, and give way before every ``LOOKS_EVERY``-th. Blocking."""
         for number, item in enumerate(items):
             if number % LOOKS_EVERY == 0:
                 self.give_way()
@@ -75,7 +75,7 @@ class Priority:
             self._works()
 
     def _limit(self) -> float:
-        """Return how many seconds this thread is to wait, if any."""
+        """Return how many seconds this thread has to wait; 0 or less: none."""
         now = time.monotonic()
         if now < self._turn.goes_on_until and time.thread_time() < self._turn.works_until:
             return 0.0
@@ -87,7 +87,7 @@ class Priority:
 
 
 class _Turn(threading.local):
-    """A thread's own: until when it need not wait again, by the clock and by its processor time."""
+    """For each thread: until when it need not wait again, by clock and by processor time."""
 
     goes_on_until = 0.0
     works_until = 0.0

@@ -1,4 +1,4 @@
-"""Tell systemd how the daemon fares: readiness, status, watchdog.
+"""Tells systemd the daemon's state: readiness, status, watchdog.
 
 The protocol is one datagram of `KEY=value` lines (sd_notify(3)). Outside systemd, where
 `$NOTIFY_SOCKET` is not set, nothing is sent.
@@ -12,8 +12,8 @@ from typing import Final
 SEND_TIMEOUT = 1.0
 """Seconds that a send may wait for the service manager.
 
-`READY=1` is sent once and must not be lost to a queue that is full for a moment; on the other
-hand a manager that does not read must not hold up the domains.
+`READY=1` is sent once and must not be lost to a queue that is full for a moment. But a manager
+that does not read must not hold up the domains.
 """
 
 OF_ONE_PROCESS: Final = (
@@ -30,10 +30,10 @@ OF_ONE_PROCESS: Final = (
     "MEMORY_PRESSURE_WATCH",
     "MEMORY_PRESSURE_WRITE",
 )
-"""What systemd says to the process that it starts, and not to its children (systemd.exec(5)).
+"""Variables that systemd sets for the started process, not for its children (systemd.exec(5)).
 
-A QEMU or a hook that had them would speak for panicd. What it says of the unit, in which the
-children are too, is left to them: `INVOCATION_ID`, `JOURNAL_STREAM`, `RUNTIME_DIRECTORY` and such.
+With them a QEMU or a hook could speak for panicd. Children keep the variables that describe the
+unit, which they belong to: `INVOCATION_ID`, `JOURNAL_STREAM`, `RUNTIME_DIRECTORY` and others.
 """
 
 
@@ -41,7 +41,7 @@ class ServiceManager:
     """The service manager that started this process, if one did.
 
     Args:
-        variables: What it said, of the environment: `OF_ONE_PROCESS`.
+        variables: Its variables from the environment: `OF_ONE_PROCESS`.
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
@@ -49,12 +49,12 @@ class ServiceManager:
 
     @classmethod
     def take(cls, environment: MutableMapping[str, str]) -> "ServiceManager":
-        """Take what it said out of the environment, so that no child process inherits it."""
+        """Take its variables out of the environment, so that no child process inherits them."""
         there = [name for name in OF_ONE_PROCESS if name in environment]
         return cls({name: environment.pop(name) for name in there})
 
     def notify(self, **fields: str | int) -> bool:
-        """Send it state, such as `notify(READY=1, STATUS="4 domains")`.
+        """Send state to the manager, such as `notify(READY=1, STATUS="4 domains")`.
 
         A line break in a value becomes a space: it would start a field of its own (sd_notify(3)).
 
@@ -62,8 +62,8 @@ class ServiceManager:
             fields: Names and values as sd_notify(3) lists them.
 
         Returns:
-            Whether it was sent. False outside systemd, and when the manager can't be reached: a
-            daemon goes on without.
+            True if it was sent. False outside systemd, and when the manager can't be reached: the
+            daemon goes on.
         """
         path = self._variables.get("NOTIFY_SOCKET", "")
         if not path.startswith(("/", "@")):
@@ -81,7 +81,7 @@ class ServiceManager:
         return True
 
     def watchdog_interval(self) -> float | None:
-        """Tell how often `notify(WATCHDOG=1)` is due.
+        """Return how often `notify(WATCHDOG=1)` is due.
 
         Returns:
             Seconds: half of `$WATCHDOG_USEC`, as sd_watchdog_enabled(3) recommends. None when no

@@ -1,7 +1,7 @@
-"""Has systemd start a unit, over D-Bus, and waits for how that ended.
+"""Has systemd start a unit, over D-Bus, and waits for the result.
 
-The bus is the system's, or where ``DBUS_SYSTEM_BUS_ADDRESS`` says. Any local user may send signals
-to any connection of it, so what systemd itself did not send is passed over.
+The bus is the system's, or the one at ``DBUS_SYSTEM_BUS_ADDRESS``. Any local user may send signals
+to any connection on it, so signals from others than systemd are ignored.
 
 Source: org.freedesktop.systemd1(5), 'The Manager Object' (``Subscribe``, ``StartUnit``,
 ``JobRemoved``); the D-Bus Specification, 'Authentication Protocol' and 'Message Bus Specification'.
@@ -32,8 +32,8 @@ OWNER_CHANGED: Final = MatchRule(
     member="NameOwnerChanged",
 )
 OWNER_CHANGED.add_arg_condition(0, NAME)
-MODE: Final = "replace"  # systemctl's: a job of the unit that contradicts this one is cancelled
-SAID_MAX: Final = 400  # characters of an error that are kept
+MODE: Final = "replace"  # as systemctl does: cancels a job of the unit that contradicts this one
+SAID_MAX: Final = 400  # most characters kept of an error
 
 
 class SystemdError(Exception):
@@ -61,7 +61,7 @@ class JobFailedError(SystemdError):
 
 
 class JobLateError(SystemdError):
-    """Time is over; the job goes on in systemd."""
+    """The time is over; the job goes on in systemd."""
 
 
 _NAMED: Final[dict[str, type[SystemdError]]] = {
@@ -80,7 +80,7 @@ _RESULTS: Final = {
     "dependency": "a unit that it needs failed to start",
     "skipped": "systemd skipped it, by a condition of the unit",
 }
-"""``JobRemoved``'s results in words, where they have more to say than the word itself."""
+"""Texts for ``JobRemoved``'s results, where the result's own word says too little."""
 
 
 async def start_unit(unit: str, timeout: float) -> None:
@@ -90,10 +90,10 @@ async def start_unit(unit: str, timeout: float) -> None:
 
     Args:
         unit: its full name.
-        timeout: seconds for all of it.
+        timeout: seconds for the whole call.
 
     Raises:
-        SystemdError: it was not started, or not in time; of the classes here that which says why.
+        SystemdError: the unit was not started in time; the subclass says why.
     """
     try:
         with trio.fail_after(timeout):
@@ -111,8 +111,8 @@ class _Bus:
     """A connection that one task uses, from request to reply.
 
     Attributes:
-        _systemd: the unique name under which systemd is on the bus; another after it re-executes.
-        _ended: the results of jobs that have ended, by their object's path.
+        _systemd: systemd's unique name on the bus; it changes when systemd re-executes.
+        _ended: the results of ended jobs, by their object's path.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -140,7 +140,7 @@ class _Bus:
         await self._stream.send_all(message.serialise(serial))
         while True:
             reply = await self._receive()
-            # The bus lets nobody answer but whom the call went to.
+            # The bus lets only the call's receiver answer.
             if reply.header.fields.get(HeaderFields.reply_serial) == serial:
                 break
         if reply.header.message_type is MessageType.error:
@@ -166,7 +166,7 @@ class _Bus:
         return message
 
     def _parse(self) -> Message | None:
-        """Return the next message, of those that can be read; None where none has come."""
+        """Return the next readable message; None where none has come."""
         while True:
             try:
                 message: Message | None = self._parser.get_next_message()
@@ -177,7 +177,7 @@ class _Bus:
 
 
 def bus_that_is_missing() -> str:
-    """Return where the system bus is to be and is not; empty: it is there, as far as is known."""
+    """Return the address of a system bus that is missing; empty where it seems to be there."""
     try:
         path = get_bus("SYSTEM")
     except (ValueError, RuntimeError) as error:  # see _connect
@@ -187,7 +187,7 @@ def bus_that_is_missing() -> str:
 
 @asynccontextmanager
 async def _connect() -> AsyncIterator[_Bus]:
-    """Connect to the bus; what goes wrong with it is a ``NoSystemdError``."""
+    """Connect to the bus; any fault of the bus is a ``NoSystemdError``."""
     try:
         async with await trio.open_unix_socket(get_bus("SYSTEM")) as stream:
             authenticator = Authenticator()
@@ -203,7 +203,7 @@ async def _connect() -> AsyncIterator[_Bus]:
         raise NoSystemdError(f"the bus refuses this user: {error}") from error
     except trio.BrokenResourceError as error:
         raise NoSystemdError(f"the connection to the bus broke: {error}") from error
-    # ValueError: jeepney's, of an address that it can't read; RuntimeError: of one that leads to no
-    # Unix socket.
+    # jeepney raises ValueError for an address that it can't read, RuntimeError for an address
+    # without a Unix socket.
     except (OSError, ValueError, RuntimeError) as error:
         raise NoSystemdError(f"no D-Bus system bus: {error}") from error

@@ -1,8 +1,8 @@
-"""What people see: text as it is, made printable, with its style apart from it.
+"""Prints text for people: made printable, with its style apart from it.
 
-Domain names, run states, panic lines and much else are a guest's or a QEMU's to choose. So nothing
-that is printed is markup: whatever a terminal could act on is escaped, and a style is given beside
-a text and never in it. On a terminal lines are folded at its width; what is piped is not.
+A guest or a QEMU chooses domain names, run states, panic lines and much else. So printed text is
+never markup: characters that a terminal could act on are escaped, and a style stands beside a text,
+never in it. Lines are folded at a terminal's width; piped output is not folded.
 """
 
 import math
@@ -31,7 +31,7 @@ class Text(NamedTuple):
 
     Attributes:
         pieces: each with its style.
-        is_to_copy: it is never folded: a command or a path, of which a line break would make two.
+        is_to_copy: the text is never folded: a line break would split a command or a path.
     """
 
     pieces: tuple[tuple[str, str], ...] = ()
@@ -44,25 +44,25 @@ class Text(NamedTuple):
 
     @property
     def width(self) -> int:
-        """How many columns it takes."""
+        """The columns that the text takes."""
         return sum([width_of(text) for text, _ in self.pieces])
 
     def painted(self) -> str:
-        """Return it as a terminal shows it."""
+        """Return the text with its styles, as a terminal shows it."""
         return "".join(
             f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and text else text
             for text, style in self.pieces
         )
 
     def cut(self, width: int) -> "Text":
-        """Return as much of it as so many columns hold, and a mark where that is not all."""
+        """Return the text cut to ``width`` columns, with a mark where something is missing."""
         if self.width <= width:
             return self
         head, _ = self._split(width - 1)
         return Text((*head.pieces, ("…", "")))
 
     def folded(self, width: int, *, whole_words: bool = False) -> "Iterator[Text]":
-        """Yield it in lines of at most so many columns, broken at spaces where there are any.
+        """Yield the text in lines of at most ``width`` columns, broken at spaces where possible.
 
         Args:
             width: the columns.
@@ -123,7 +123,7 @@ def line(*parts: Part) -> Text:
 
 
 def to_copy(text: str) -> Text:
-    """Return a text that is in one line, however wide the terminal is."""
+    """Return a text that stays in one line, whatever the terminal's width."""
     return line(text)._replace(is_to_copy=True)
 
 
@@ -137,7 +137,7 @@ def width_of(text: str) -> int:
 
 
 def _fits(text: str, width: int) -> int:
-    """Return how many characters of a text so many columns hold."""
+    """Return how many characters of a text fit into ``width`` columns."""
     taken = 0
     for character in text:
         width -= width_of(character)
@@ -151,10 +151,10 @@ class Terminal:
     """Where commands print.
 
     Args:
-        file: standard output, if None.
-        width: columns; None: the terminal's, and no limit where there is none.
-        height: lines, in the same way.
-        colours: styles are shown; None: on a terminal that has any.
+        file: receives the output; None: standard output.
+        width: columns; None: the terminal's, or no limit without a terminal.
+        height: lines; None: likewise.
+        colours: styles are shown; None: only on a terminal that has colours.
     """
 
     def __init__(
@@ -172,12 +172,12 @@ class Terminal:
 
     @property
     def file(self) -> TextIO:
-        """Where it is written."""
+        """The file that receives the output."""
         return self._file or sys.stdout
 
     @property
     def is_terminal(self) -> bool:
-        """Whether people read it as it is written."""
+        """True if the output goes to a terminal, where people read it."""
         forced = bool(os.environ.get("FORCE_COLOR"))
         return self._width is not None or forced or self.file.isatty()
 
@@ -196,12 +196,12 @@ class Terminal:
         return _size("LINES", 1)
 
     def print(self, *lines: str | Text) -> None:
-        """Print texts, each from the beginning of a line."""
+        """Print texts, each on a new line."""
         for text in self.lines(lines):
             self.file.write(f"{text}\n")
 
     def lines(self, lines: Iterable[str | Text]) -> Iterator[str]:
-        """Yield texts as they are written: folded, and with their styles."""
+        """Yield texts as they are printed: folded, and with their styles."""
         width, colours = self.width, self._colours
         if colours is None:
             forced = os.environ.get("FORCE_COLOR") or os.environ.get("TERM", "dumb") != "dumb"
@@ -213,7 +213,7 @@ class Terminal:
 
 
 def _size(variable: str, place: int) -> int:
-    """Return the terminal's columns or lines: as the environment says, or the terminal itself."""
+    """Return the terminal's columns or lines, from the environment or from the terminal."""
     said = os.environ.get(variable, "")
     if said.isdecimal() and int(said):
         return int(said)
@@ -228,17 +228,17 @@ _SIZE: Final = 80, 24
 console = Terminal()
 
 GAP: Final = "  "
-FEW: Final = 0.05  # of the rows of a list: their names may be longer than their column is wide
-LEAST: Final = 16  # columns of a cell that is folded or cut; with less it is no use
+FEW: Final = 0.05  # of a list's rows, whose names may be wider than their column
+LEAST: Final = 16  # columns of a folded or cut cell; a narrower one is no use
 
 
 class Column(NamedTuple):
-    """One of a list's.
+    """A column of a list.
 
     Attributes:
         heading: its name.
-        rank: the higher, the sooner it goes where there is no room; 0: it stays.
-        cut: its cells may be cut at their end; the last one only.
+        rank: where room is short, the column with the highest rank goes first; 0: it stays.
+        cut: its cells may be cut at their end; for the last column only.
     """
 
     heading: str
@@ -251,14 +251,13 @@ def listing(
 ) -> list[Text]:
     """Return a list: a line of headings, and one for each row.
 
-    On a terminal, what fits: columns go, or are cut, and one that has nothing in it goes first. A
-    name that is long does not cost the other rows their columns. Piped, all is there, and an empty
-    cell is ``-``.
+    On a terminal, columns that don't fit are left out or cut, empty columns first. A long name does
+    not cost the other rows their columns. Piped output has all columns, and an empty cell is ``-``.
 
     Args:
-        columns: what there is to say, in this order.
-        rows: the cells of each.
-        width: of the terminal; None: it is piped.
+        columns: the columns, in their order.
+        rows: the cells of each row.
+        width: the terminal's width; None: the output is piped.
     """
     shown = list(columns)
     cells = [[line(cell) for cell in row] for row in rows]
@@ -283,7 +282,7 @@ def listing(
 
 
 def _usual(widths: Sequence[int], limits: Iterable[float]) -> int:
-    """Return the width of a column: of all its cells, or of those within a limit if few are not."""
+    """Return a column's width: its widest cell, ignoring cells over a limit if they are few."""
     for limit in limits:
         within = [width for width in widths if width <= limit]
         if len(widths) - len(within) <= len(widths) * FEW:
@@ -292,12 +291,12 @@ def _usual(widths: Sequence[int], limits: Iterable[float]) -> int:
 
 
 def _limits(number: int, width: int | None) -> tuple[float, ...]:
-    """Return the limits of a column's width: only names, which come first, may be too long."""
+    """Return the limits of a column's width; only the first column, of names, has any."""
     return (math.inf,) if number or width is None else (width // 3, width // 2)
 
 
 def _fitting(columns: list[Column], rows: list[list[Text]], width: int) -> list[int]:
-    """Return which columns have something in them and fit."""
+    """Return the columns that are not empty and fit."""
     numbers = range(len(columns))
     there = [i for i in numbers if not columns[i].rank or any(row[i].plain for row in rows)]
     usual = [
@@ -308,7 +307,7 @@ def _fitting(columns: list[Column], rows: list[list[Text]], width: int) -> list[
 
 
 def _best(columns: list[Column], widths: list[int], there: list[int], width: int) -> list[int]:
-    """Return which of the columns that are there fit: what ranks last goes first."""
+    """Return the present columns that fit; the one with the highest rank goes first."""
     needs = [min(LEAST, each) if c.cut else each for c, each in zip(columns, widths, strict=True)]
     kept = list(there)
     while sum(needs[i] + len(GAP) for i in kept) - len(GAP) > width:
@@ -322,7 +321,7 @@ def _best(columns: list[Column], widths: list[int], there: list[int], width: int
 def _laid_out(
     row: list[Text], sizes: list[int], widths: list[int], columns: list[Column], width: int | None
 ) -> Text:
-    """Return one row; where its name is longer than usual, its columns are where there is room."""
+    """Return one row; after a name longer than usual, its columns stand where there is room."""
     kept = list(range(len(row)))
     if width is not None and sizes[0] > widths[0]:
         widths = sizes
@@ -343,7 +342,7 @@ def _laid_out(
 def table(
     headings: Iterable[str], rows: Iterable[Iterable[str | Text]], width: int | None
 ) -> Iterator[Text]:
-    """Yield a table of a few rows, each cell whole: its last column is folded between words."""
+    """Yield a table of a few rows with whole cells; its last column is folded between words."""
     lines = [
         [line((heading, "bold")) for heading in headings],
         *([line(c) for c in r] for r in rows),
@@ -358,13 +357,13 @@ def table(
             (*cell.pieces, (" " * (usual - cell.width) + GAP, ""))
             for cell, usual in zip(first, widths, strict=True)
         )
-        # They are laid out: nobody folds them again, and breaks a path that is wider.
+        # The lines are laid out. Folding them again would break a path that is wider.
         yield Text((*head, *next(folded).pieces), is_to_copy=True)
         yield from (Text(((" " * indent, ""), *rest.pieces), is_to_copy=True) for rest in folded)
 
 
 def grid(rows: Iterable[Iterable[str | Text]]) -> Iterator[Text]:
-    """Yield rows of cells that stand below each other; a row may have fewer than others."""
+    """Yield rows with their cells aligned in columns; a row may have fewer cells than others."""
     cells = [[line(cell) for cell in row] for row in rows]
     widths = [max(c.width for c in column if c) for column in zip_longest(*cells)]
     for row in cells:

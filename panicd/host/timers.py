@@ -1,4 +1,4 @@
-"""Time limits of all domains, kept by one task: setting one costs a push on a heap."""
+"""One task keeps the time limits of all domains. Setting one costs a push on a heap."""
 
 import heapq
 import math
@@ -12,8 +12,8 @@ class Timer:
     """One time limit.
 
     Attributes:
-        due: when, on trio's clock.
-        call: is called then, once; None: it no longer is.
+        due: when the time limit ends, on trio's clock.
+        call: called then, once; None: the timer was cancelled or has ended.
     """
 
     __slots__ = ("call", "due")
@@ -37,7 +37,7 @@ class Timers:
         self._earlier = trio.Event()
 
     def after(self, seconds: float, call: Callable[[], None]) -> Timer:
-        """Have something called after so many seconds, in the event loop's thread."""
+        """Call a function after some seconds, in the event loop's thread."""
         timer = Timer(trio.current_time() + seconds, call)
         heapq.heappush(self._heap, (timer.due, next(self._numbers), timer))
         if timer.due < self._sleeps_until:
@@ -45,7 +45,7 @@ class Timers:
         return timer
 
     async def run(self) -> None:
-        """Call what is due, for ever."""
+        """Call the functions of due timers, for ever."""
         while True:
             now = trio.current_time()
             while self._heap and (self._heap[0][0] <= now or self._heap[0][2].call is None):
@@ -60,10 +60,10 @@ class Timers:
 
 
 class Alarm:
-    """One time limit that takes the place of the last: who puts it off often needs one timer.
+    """A time limit that replaces the former one: putting it off often takes only one timer.
 
     Args:
-        timers: which it is of.
+        timers: keep its timer.
     """
 
     def __init__(self, timers: Timers) -> None:
@@ -73,7 +73,7 @@ class Alarm:
         self._due = math.inf
 
     def set(self, seconds: float, call: Callable[[], None]) -> None:
-        """Have something called after so many seconds, and not what was to be called before."""
+        """Call a function after some seconds, in place of the former function."""
         self._due, self._call = trio.current_time() + seconds, call
         if self._timer is None or self._timer.call is None or self._timer.due > self._due:
             if self._timer is not None:

@@ -1,9 +1,9 @@
-"""The time of day, and a word when it was set.
+"""Tells the time of day, and reports when it was set.
 
-Holds, budgets and storms are counted in the time of day, for they outlive the daemon. When it is
-set (by an administrator, by NTP after a boot with a bad clock) two hours of hold are two hours
-still: whoever keeps such times is told by how much, before anybody reads them. What the journal has
-of them is not changed: it counts again from the next start of the daemon on.
+Holds, budgets and storms use the time of day, because they outlive the daemon. When it is set (by
+an administrator, by NTP after a boot with a bad clock), two hours of hold remain two hours: the
+keepers of such times learn the jump before anybody reads the times. The journal keeps its times
+unchanged: they count again from the daemon's next start on.
 
 Source: clock_gettime(2): CLOCK_BOOTTIME is never set, runs on while the host sleeps,
 and is slewed as CLOCK_REALTIME is.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-SET: Final = 2.0  # seconds by which the two differ only when the clock was set
+SET: Final = 2.0  # seconds; the two clocks drift apart by so much only when the time was set
 
 
 def _wall() -> float:
@@ -29,8 +29,8 @@ class WallClock:
     """Tells the seconds since the epoch, in any thread.
 
     Args:
-        told: called, in the thread that has made this, with the seconds by which the clock was set,
-            forward above 0.
+        told: functions to call, in the thread that made this object, with the seconds by which the
+            clock was set; above 0: forward.
         wall: the seconds since the epoch.
         steady: seconds of a clock that is never set.
     """
@@ -48,7 +48,7 @@ class WallClock:
         self._thread = threading.get_ident()
 
     def __call__(self) -> float:
-        """Return the seconds since the epoch; whoever is to be told of a jump knows it by then."""
+        """Return the seconds since the epoch; a jump is reported to ``told`` first."""
         now = self._wall()
         jump = now - self._steady() - self._ahead
         if abs(jump) >= SET and threading.get_ident() == self._thread:

@@ -1,8 +1,8 @@
 """Hands over a monitor's events as they are read; keeps a few until somebody takes them.
 
 A guest can panic as often as it likes, some 50,000 times a second. Consecutive panics are kept as
-one entry with a count. Past ``LIMIT`` entries the outlet drops events but counts their panics, and
-tells the reader to ask for the state.
+one entry with a count. Past ``LIMIT`` entries the outlet drops events but counts the panics among
+them, and tells the reader to ask for the state.
 """
 
 from collections import deque

@@ -161,7 +161,7 @@ def _check_readable(session: Session) -> None:
     """Check that the guest's kernel can have left a note, and its memory may be read.
 
     Raises:
-        NotReadableError: one of these is not so.
+        NotReadableError: no note is possible, or the memory may not be read.
     """
     if session.capability.version < VMCOREINFO_SINCE:
         raise NotReadableError("this QEMU has no vmcoreinfo device")

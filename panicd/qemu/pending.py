@@ -65,7 +65,7 @@ class Question:
     def _finish(self) -> None:
         done, self._done = self._done, _nobody
         self._forget(self.ids)
-        self._forget = _nobody  # or each would keep the other until Python looks for such
+        self._forget = _nobody  # breaks a cycle that Python would collect only later
         done(self._answers)
 
 

@@ -49,7 +49,7 @@ class Probe:
 async def probe(
     monitor: Monitor, command_line: CommandLine | None, *, timeout: float, arm: bool = True
 ) -> Probe:
-    """Arm a VM and ask what it is.
+    """Arm a VM and ask the first questions.
 
     Args:
         monitor: a fresh session.

@@ -360,7 +360,7 @@ class Peer:
         return self._pidfd
 
     def _program_names(self) -> tuple[str, ...]:
-        """Return by what names the program goes, none if the process has ended."""
+        """Return the program's names, none if the process has ended."""
         names: tuple[str, ...]
         try:
             executable = Path(f"/proc/{self.pid}/exe").readlink()

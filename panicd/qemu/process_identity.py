@@ -114,7 +114,7 @@ def uids_of(pid: int) -> set[int] | None:
 
 @cache
 def boot_id() -> str:
-    """Return what tells this boot of the host from every other."""
+    """Return the identity of this boot of the host."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
