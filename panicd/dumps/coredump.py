@@ -268,7 +268,7 @@ async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
     """Give QEMU the pipe's writing end, as soon as the dump's file is there."""
     try:
         await _await_file(writer)
-        with suppress(NoReplyError):  # QEMU refuses the dump, if it has not got the pipe
+        with suppress(NoReplyError):  # QEMU refuses the dump if it lacks the pipe
             await session.qmp.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
     finally:
         os.close(pipe)
@@ -389,7 +389,7 @@ async def _note_progress(session: Session, progress: DumpProgress) -> None:
     try:
         answer = await session.execute("query-dump")
     except (CommandError, NoReplyError):
-        return  # it is a hint; the dump's end is told by an event
+        return  # it is a hint; an event tells of the dump's end
     if isinstance(answer, dict):
         completed, total = answer.get("completed"), answer.get("total")
         if is_size(completed) and is_size(total):

@@ -184,7 +184,7 @@ def _create_locked(path: Path) -> int:
         fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file).st_nlink:
             return file
-        os.close(file)  # taken for an abandoned one before it was locked
+        os.close(file)  # another process took it for abandoned before it was locked
 
 
 def _partial(path: Path) -> Path:

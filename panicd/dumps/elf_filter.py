@@ -24,7 +24,7 @@ else:
     from backports import zstd
 
 LEVEL: Final = 1
-WORKERS: Final = 2  # threads, where that leaves as many processors to others
+WORKERS: Final = 2  # threads, if that leaves as many processors to others
 CHUNK: Final = 1 << 17  # bytes
 EMPTY: Final = bytes(CHUNK)
 RUNS: Final = (1 << 24, 1 << 20)
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
             output.skip(empty)
             empty = 0
             output.write(chunk)
-            os.sched_yield()  # where niceness can't be had, and where this thread compresses
+            os.sched_yield()  # if niceness can't be had, and if this thread compresses
         output.skip(empty)
         output.end()
     except OSError as error:
@@ -136,7 +136,7 @@ def _options(workers: int) -> dict[int, int]:
 
 def _workers() -> int:
     """Return how many threads compress; 0: this one does, so on few processors."""
-    _, most = zstd.CompressionParameter.nb_workers.bounds()  # 0 where libzstd was built without
+    _, most = zstd.CompressionParameter.nb_workers.bounds()  # 0 if libzstd has no threads
     return min(WORKERS, most) if len(os.sched_getaffinity(0)) >= 2 * WORKERS else 0
 
 

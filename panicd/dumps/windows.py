@@ -25,7 +25,7 @@ LIMITS: Final = Limits(lines=0, size=64 << 20, requests=1 << 14)
 async def windows_parts(
     session: Session, reader: GuestReader, size: int
 ) -> AsyncIterator[int | None]:
-    """Yield a file in memory with the filter's parts of a dump; None: the guest is no Windows.
+    """Yield a file in memory with the parts that the filter adds; None: the guest is no Windows.
 
     Args:
         session: the VM.
@@ -38,7 +38,7 @@ async def windows_parts(
     """
     domain = session.capability.libvirt
     if domain is not None and not domain.has_vmcoreinfo:
-        yield None  # libvirt would be asked for nothing
+        yield None  # to ask libvirt would be in vain
         return
     try:
         header = WindowsHeader.find(await reader.notes())

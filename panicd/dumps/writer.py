@@ -67,7 +67,7 @@ _POLL_AT_MOST: Final = (1 << 31) - 1
 
 _FLAT_HEADER_SIZE: Final = 4096
 _FLAT_SIGNATURE: Final = b"makedumpfile\0"
-_PIECE: Final = struct.Struct(">qq")  # where it belongs, and its size; both -1 at the end
+_PIECE: Final = struct.Struct(">qq")  # a piece's place and size; both -1 at the end
 _MAX_PIECE: Final = dump_repair.MAX_HEAD
 _MAX_GAPS: Final = (
     1 << 20
@@ -152,9 +152,9 @@ class DumpWriter:
         self._kind = kind
         self._settings = settings
         self._selection = selection
-        # One of its own: the thread may outlive whoever gave it.
+        # A descriptor of its own: the thread may outlive the giver's.
         given = selection.bitmap if selection.windows is None else selection.windows
-        self._given = None if given is None else os.dup(given)  # what a filter goes by
+        self._given = None if given is None else os.dup(given)  # the filter's input beside the dump
         self._least = least
         self._most = most
         self._waited = 0.0  # seconds, for QEMU
