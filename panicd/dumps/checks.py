@@ -5,8 +5,8 @@ panicd read all of it. On an overcommitted host that calls the OOM killer, so pa
 host's memory first. An encrypted guest's memory (AMD SEV, Intel TDX) reads as nonsense from
 outside.
 
-What QEMU says of its size is a claim, and bounds what it may write; what the host knows of its
-process, or of itself, bounds the claim.
+QEMU only claims a memory size. The claim bounds what QEMU may write. The host's knowledge of the
+QEMU process, or of itself, bounds the claim.
 
 Sources: QAPI ``query-memory-size-summary`` (2.11), ``query-sev`` (2.12), ``tdx-guest`` (10.1);
 ``x-query-ramblock`` (6.2); proc(5): ``MemAvailable``, ``MemTotal``, ``SwapTotal``,
@@ -26,21 +26,21 @@ from panicd.rules.settings import DumpFormat
 
 PROC: Final = Path("/proc")
 LEAST_SHARE: Final = 1 / 16
-"""What compression leaves of a guest's resident memory, at least; a small Linux's came to 0.3."""
+"""The least share that compression leaves of resident memory; a small Linux's came to 0.3."""
 
 USUAL_SHARE: Final = 0.3
-"""What compression leaves of it as a rule: of a small Linux' whole memory, and of files."""
+"""The usual share that compression leaves: of a small Linux's whole memory, and of files."""
 
 MARGIN: Final = 64 << 20
 """Bytes that a dump may have beside the memory: notes of 4,096 CPUs, headers, small blocks."""
 
 MARGIN_SHARE: Final = 1 / 32
-"""And, of the memory: the headers that a kdump has for each page and each piece."""
+"""A share of the memory, also beside it: a kdump's headers for each page and each piece."""
 
 LARGEST: Final = (1 << 63) - 1  # bytes: what QAPI's `size` and a file's length can be
 
 UNTOLD: Final = 512 << 20
-"""And, where QEMU is too old to tell of them, what its video adapters may have."""
+"""Bytes that video adapters may have, if QEMU is too old to tell of them."""
 
 BLOCKS_SINCE: Final[Version] = (6, 2, 0)
 
@@ -59,12 +59,12 @@ class GuestMemory:
     """A guest's memory, in bytes.
 
     Attributes:
-        size: all that it has; None where QEMU is too old to tell.
-        resident: what of it the host holds, with QEMU's own; None where the process can't be seen.
-        blocks: all of QEMU's blocks of memory, those of its video adapters among them; None where
+        size: all of it; None if QEMU is too old to tell.
+        resident: the part that the host holds, with QEMU's own; None if the process can't be seen.
+        blocks: all of QEMU's blocks of memory, those of its video adapters among them; None if
             QEMU doesn't tell.
-        possible: what the host knows that it can't have more than; None where that is nothing.
-        untold: what it may have besides, which QEMU is too old to tell of.
+        possible: the most that it can have by the host's knowledge; None if the host knows nothing.
+        untold: memory that it may have besides, of which QEMU is too old to tell.
     """
 
     size: int | None
@@ -74,7 +74,7 @@ class GuestMemory:
     untold: int = 0
 
     def most_dump(self) -> int | None:
-        """Return how many bytes QEMU may write as its dump; None where nothing is known."""
+        """Return how many bytes QEMU may write as its dump; None if nothing is known."""
         told = max((size for size in (self.size, self.blocks) if size is not None), default=None)
         bounds = [size for size in (told, self.possible) if size is not None]
         if not bounds:
@@ -82,12 +82,12 @@ class GuestMemory:
         return int(min(bounds) * (1 + MARGIN_SHARE)) + MARGIN + self.untold
 
     def least_dump(self, kind: DumpFormat, level: int, left_out: int) -> int:
-        """Return how many bytes its dump is expected to take at least.
+        """Return how many bytes its dump will probably take at least.
 
         Args:
             kind: the format.
             level: the dump level in force.
-            left_out: bytes of memory that are not in it.
+            left_out: bytes of memory that the dump leaves out.
         """
         if self.size is None:
             return 0
@@ -96,7 +96,7 @@ class GuestMemory:
         return int(LEAST_SHARE * max(0, min(self.size, self.resident or 0) - left_out))
 
     def expected_dump(self, kind: DumpFormat, level: int, left_out: int) -> int | None:
-        """Return about how many bytes its dump will take, of the same; None: it can't be told."""
+        """Return about how many bytes its dump will take, likewise; None if that is unknown."""
         if self.size is None:
             return None
         is_plain = kind in {DumpFormat.ELF, DumpFormat.WIN_DMP}
@@ -113,7 +113,7 @@ class GuestMemory:
             read: how many bytes of the memory are read; None: all.
 
         Returns:
-            0 where it can't be told.
+            0 if the growth is unknown.
         """
         if self.size is None or self.resident is None:
             return 0
@@ -125,7 +125,7 @@ async def check_guest(session: Session) -> GuestMemory:
     """Find out whether a guest's memory can be dumped.
 
     Raises:
-        DumpError: it is encrypted.
+        DumpError: the memory is encrypted.
         UncertainError: QEMU did not answer.
     """
     answers = await session.monitor.execute_all(_QUESTIONS, timeout=ANSWER_TIMEOUT)
@@ -152,10 +152,10 @@ async def check_guest(session: Session) -> GuestMemory:
 
 
 def check_host(memory: GuestMemory, read: int | None) -> None:
-    """See that the host has the memory that a dump takes; ``read`` as for ``GuestMemory.growth``.
+    """Check that the host has memory enough for a dump; ``read`` as for ``GuestMemory.growth``.
 
     Raises:
-        DumpError: it has not.
+        DumpError: the host has too little.
     """
     growth, available = memory.growth(read), _available()
     if available is not None and growth > available:
@@ -170,7 +170,7 @@ def _is_tdx(entry: object) -> bool:
 
 
 def is_size(value: object) -> TypeGuard[int]:
-    """Tell whether something that QEMU said is a number of bytes."""
+    """Tell whether a value from QEMU is a number of bytes."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
 
 
@@ -183,9 +183,9 @@ def _size(summary: object) -> int | None:
 
 
 def blocks_of(answer: object) -> int | None:
-    """Return the bytes of all blocks of memory that ``x-query-ramblock`` tells of.
+    """Return the bytes of all blocks of memory in an answer to ``x-query-ramblock``.
 
-    A line is a block: its name, the size of its pages, its offset, and what is used of it, in
+    A line is a block: its name, the size of its pages, its offset, and its used length, in
     hexadecimal digits (QEMU ``system/physmem.c``, ``ram_block_format``).
     """
     text = answer.get("human-readable-text") if isinstance(answer, dict) else None
@@ -205,13 +205,13 @@ def _available() -> int | None:
 
 
 def _sum_of(path: Path, *keys: str) -> int | None:
-    """Return the sum of those values that are there; None where none is."""
+    """Return the sum of the values that are there; None if there are none."""
     values = [_kilobytes(path, key) for key in keys]
     return sum(value or 0 for value in values) if any(v is not None for v in values) else None
 
 
 def _kilobytes(path: Path, key: str) -> int | None:
-    """Return a value that proc(5) gives in kB, in bytes; None where there is none."""
+    """Return in bytes a value that proc(5) gives in kB; None if it is not there."""
     try:
         text = path.read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -62,7 +62,7 @@ class FinishedDump:
     Attributes:
         path: where it lies.
         size: in bytes.
-        selection: what it leaves out; None where it was there already.
+        selection: what it leaves out; None if the dump was there already.
     """
 
     path: Path
@@ -84,23 +84,23 @@ async def dump_guest_memory(
 ) -> FinishedDump:
     """Write the memory of a stopped guest to a file.
 
-    The guest must be stopped: of a running one QEMU would stop it, and a reset during its dump
-    aborts QEMU.
+    The guest must be stopped: QEMU would stop a running one, and a reset during its dump aborts
+    QEMU.
 
     Args:
         session: the VM.
-        settings: where to, and within which limits; ``timeout`` in seconds.
+        settings: the directory and the limits; ``timeout`` in seconds.
         domain: its name, for the folder.
         incident: the incident's id, for the file.
         kind: the format, one that this QEMU can write.
-        progress: kept up meanwhile, for whoever wants to look.
-        by_other: who has QEMU dump; None: panicd, by the monitor.
-        reader: reads the guest's memory until a moment of trio's clock, where others have it dumped
-            and can read it in parts as well.
+        progress: kept up to date meanwhile.
+        by_other: has QEMU dump; None: panicd does, by the monitor.
+        reader: reads the guest's memory until a moment of trio's clock, if ``by_other``'s side can
+            read it in parts as well.
         give_way: called before each part that is moved, in the writer's thread; may wait a moment.
 
     Raises:
-        DumpError: no dump could be made, or it was not tried.
+        DumpError: no dump could be made, or panicd did not try.
         UncertainError: the session ended, or QEMU said nothing.
     """
     owner = session.peer.uid
@@ -176,7 +176,7 @@ async def _chosen(
     by_other: DumpByOther | None,
     reader: Callable[[float], GuestReader] | None,
 ) -> AsyncIterator[tuple[DumpFormat, PageSelection]]:
-    """Find out what is written, and what is left out of it."""
+    """Find out which format the dump has, and what it leaves out."""
     level = kind.level(settings.level)
     if kind.is_elf:
         yield kind, PageSelection(level)
@@ -214,10 +214,10 @@ async def _chosen(
 
 
 async def _while_it_is_written(writer: DumpWriter, dump: Callable[[], Awaitable[None]]) -> None:
-    """Wait for a dump's end, and not much longer than for that of its writer.
+    """Wait for a dump's end, but not much longer than for its writer's end.
 
-    If that has failed QEMU notices with its next write. If it has not, the dump is complete, for
-    what it says of its own size has come. One that does not say so has no more of a dump's turn.
+    If the writer has failed, QEMU notices with its next write. If not, the dump is complete: as
+    many bytes have come as its headers say. If QEMU does not tell of the end, the dump's turn ends.
     """
 
     async def cut_off(scope: trio.CancelScope) -> None:
@@ -231,7 +231,7 @@ async def _while_it_is_written(writer: DumpWriter, dump: Callable[[], Awaitable[
 async def _beside(
     aside: Callable[[trio.CancelScope], Awaitable[None]], dump: Callable[[], Awaitable[None]]
 ) -> None:
-    """Do something as long as a dump goes on; it may end that."""
+    """Run ``aside`` while a dump goes on; ``aside`` may end the dump."""
     problem: DumpError | MonitorError | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(aside, nursery.cancel_scope)
@@ -247,7 +247,7 @@ async def _beside(
 def _foretell(
     progress: DumpProgress, memory: GuestMemory, kind: DumpFormat, selection: PageSelection
 ) -> None:
-    """Note what the dump will come to.
+    """Note the dump's expected size.
 
     Raises:
         DumpError: the host has too little memory for it.
@@ -265,10 +265,10 @@ def _check_time(deadline: float) -> None:
 
 
 async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
-    """Give QEMU the writing end, as soon as there is a file for what comes through it."""
+    """Give QEMU the pipe's writing end, as soon as the dump's file is there."""
     try:
         await _await_file(writer)
-        with suppress(NoReplyError):  # QEMU refuses the dump, if it has not got the pipe
+        with suppress(NoReplyError):  # QEMU refuses the dump if it lacks the pipe
             await session.qmp.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
     finally:
         os.close(pipe)
@@ -277,9 +277,9 @@ async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
 async def _have_dumped(
     by_other: DumpByOther, writer: DumpWriter, pipe: int, kind: DumpFormat, timeout: float
 ) -> None:
-    """Have somebody else dump into the pipe, which goes by its name in proc(5).
+    """Have ``by_other`` dump into the pipe, under the pipe's name in proc(5).
 
-    It is open here until he has it open as well: then its end is seen though he says nothing of it.
+    panicd closes its own end once bytes come. So the writer sees the end, though nobody tells it.
     """
     ours = [pipe]
 
@@ -309,7 +309,7 @@ async def _feed(
     selection: PageSelection,
     check: Callable[[], None],
 ) -> None:
-    """Give the writer what is read of the memory, a range at a time."""
+    """Give the writer the memory, a range at a time."""
     async with trio.lowlevel.FdStream(pipe) as stream:
         await _await_file(writer)
         with trio.move_on_at(guest.deadline):
@@ -327,7 +327,7 @@ async def _feed(
 
 
 async def _await_file(writer: DumpWriter) -> None:
-    """Wait until there is a file for what will come through the pipe."""
+    """Wait until the dump's file is there."""
     with trio.move_on_after(ANSWER_TIMEOUT):
         await writer.ready.wait()
     if writer.error is not None:
@@ -368,7 +368,7 @@ async def _run_dump(
 
 
 async def _await_clear(session: Session) -> None:
-    """Wait until a dump that was given up has ended in QEMU too, though not for ever.
+    """Wait until an abandoned dump has ended in QEMU too, though not for ever.
 
     Until then QEMU refuses a ``cont``. Before 2.6 it answers nothing at all, and its next answer
     tells that the dump is over.
@@ -389,7 +389,7 @@ async def _note_progress(session: Session, progress: DumpProgress) -> None:
     try:
         answer = await session.execute("query-dump")
     except (CommandError, NoReplyError):
-        return  # it is a hint; the dump's end is told by an event
+        return  # it is a hint; an event tells of the dump's end
     if isinstance(answer, dict):
         completed, total = answer.get("completed"), answer.get("total")
         if is_size(completed) and is_size(total):
@@ -397,7 +397,7 @@ async def _note_progress(session: Session, progress: DumpProgress) -> None:
 
 
 async def _await_end(writer: DumpWriter, deadline: float) -> int:
-    """Wait until all that QEMU wrote is a durable file; return its size in bytes."""
+    """Wait until the dump is a durable file; return its size in bytes."""
     with trio.move_on_at(deadline):
         await writer.ended.wait()
     if writer.error is not None:
@@ -408,7 +408,7 @@ async def _await_end(writer: DumpWriter, deadline: float) -> int:
 
 
 def _cause(error: DumpError | CommandError, of_writer: DumpError | None) -> DumpError:
-    """Return why there is no dump: what the writer says, unless that is that too little came."""
+    """Return why there is no dump: the writer's error, unless it is that too few bytes came."""
     if of_writer is not None and of_writer.failure is not DumpFailure.INCOMPLETE:
         return of_writer
     if isinstance(error, CommandError):

@@ -32,7 +32,7 @@ SUFFIXES: Final[dict[DumpFormat, str]] = {
 }
 MAX_FOLDER_NAME: Final = 128  # bytes; a file system's limit is 255
 LOOP: Final = 24 * 3600.0
-"""Seconds: dumps of one domain no further apart are taken for those of one crash loop."""
+"""Seconds: dumps of one domain no further apart count as one crash loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,19 @@ def space(path: Path | int) -> Space:
     """Return the space on the file system that holds a path, or an open file.
 
     Raises:
-        OSError: it can't be told; that is never taken for enough.
+        OSError: the space is unknown; callers must not take it for enough.
     """
     stat = os.statvfs(path)
     return Space(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
 
 
 def existing_part(path: Path) -> Path:
-    """Return a path, or the nearest above it that is there.
+    """Return a path, or the nearest existing one above it.
 
-    Not by ``Path.exists``, which from Python 3.14 on takes whatever can't be looked at for missing.
+    Not by ``Path.exists``: from Python 3.14 on it calls a path missing that it can't look at.
 
     Raises:
-        OSError: it can't be told whether one is there.
+        OSError: a path can't be looked at.
     """
     for part in (path, *path.parents):
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -87,17 +87,17 @@ def dump_path(
 
 
 def _owner_of(path: Path, directory: Path) -> int | None:
-    """Return whose a dump is; None of one that 0.1.0 made, right below its domain's folder."""
+    """Return a dump's owner; None if 0.1.0 made it: its dumps have no owner's folder."""
     above, *rest = path.relative_to(directory).parts
     return int(above) if len(rest) == 2 and above.isdecimal() else None
 
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[int]:
-    """Open and lock a fresh file beside ``path``; in the end it is gone, or has got its name.
+    """Open and lock a fresh file beside ``path``; remove it at the end, unless ``give_name`` ran.
 
     Raises:
-        OSError: it can't be made.
+        OSError: the file can't be made.
     """
     for folder in (path.parent.parent, path.parent):  # mkdir(parents=True) takes no mode for these
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -110,10 +110,10 @@ def partial_file(path: Path) -> Iterator[int]:
 
 
 def give_name(path: Path) -> None:
-    """Give a partial file that is complete and durable its name, and make that durable.
+    """Give a complete and durable partial file its name, and make the name durable.
 
     Raises:
-        OSError: it can't be renamed.
+        OSError: the file can't be renamed.
     """
     _partial(path).rename(path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -127,7 +127,7 @@ def remove_abandoned(directory: Path) -> list[Path]:
     """Remove the partial files that nobody writes any more, and return them.
 
     Raises:
-        OSError: one could not be removed.
+        OSError: a file could not be removed.
     """
     removed = []
     for partial in directory.rglob(f"*{PARTIAL}"):
@@ -147,17 +147,17 @@ def remove_abandoned(directory: Path) -> list[Path]:
 
 
 def retire(settings: CoredumpSettings, newest: Path) -> list[Path]:
-    """Remove the dumps that are one too many, and return them.
+    """Remove the dumps that exceed a limit, and return them.
 
-    A domain keeps its ``keep`` newest. In a crash loop the first panic tells most, so where two or
-    more are kept, the oldest of the last ``LOOP`` seconds takes the place of the oldest of those.
-    All dumps take ``max_total`` bytes at most: for that the oldest of the same owner go, down to
-    his share (``rules.shares``). The dump that was just made always stays.
+    A domain keeps its ``keep`` newest. In a crash loop the first panic tells most. So if it keeps
+    two or more, the oldest of the last ``LOOP`` seconds replaces the oldest of the kept ones.
+    All dumps take ``max_total`` bytes at most: for that the same owner's oldest go, down to his
+    share (``rules.shares``). The dump that was just made always stays.
 
     Raises:
         OSError: a dump could not be removed.
     """
-    # In this order whatever the clock said: one that was set back makes the newest look like none.
+    # The newest stays last whatever the clock said: a clock set back makes it look older.
     own = [*(path for path in _oldest_first(newest.parent) if path != newest), newest]
     kept_of_own = own[-settings.keep :]
     since = newest.stat().st_mtime - LOOP
@@ -184,7 +184,7 @@ def _create_locked(path: Path) -> int:
         fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file).st_nlink:
             return file
-        os.close(file)  # taken for an abandoned one before it was locked
+        os.close(file)  # another process took it for abandoned before it was locked
 
 
 def _partial(path: Path) -> Path:
@@ -194,7 +194,7 @@ def _partial(path: Path) -> Path:
 def _oldest_first(directory: Path) -> list[Path]:
     """Return the finished dumps below a directory.
 
-    An incident's id tells its time to the second; within one, the file's own time tells more.
+    An incident's id tells its time to the second; within a second, the file's own time decides.
     """
     suffixes = tuple(SUFFIXES.values())
     return sorted(

@@ -1,15 +1,15 @@
 """Writes an ELF core from standard input to standard output: a program, run by path, in a process.
 
-Its arguments are the kind of file (``zstd``: compressed; ``plain``), the dump's level, and what the
-dump says of itself. With bit 1 of the level set, empty memory never reaches compressor or disk. In
-a compressed file it becomes frames that were compressed before, in a plain file a hole.
+Its arguments are the kind of file (``zstd``: compressed; ``plain``), the dump's level, and the
+dump's text about itself. With bit 1 of the level set, empty memory never reaches compressor or
+disk. A compressed file has precompressed frames in its place, a plain file a hole.
 
-A compressed file ends in a frame that unpackers skip: what the dump says of itself, the length of
-that, and ``MARK``. Source: RFC 8878, 3.1.2 'Skippable Frames'.
+A compressed file ends in a frame that unpackers skip: the dump's text about itself, the text's
+length, and ``MARK``. Source: RFC 8878, 3.1.2 'Skippable Frames'.
 
 A separate process keeps the work out of the daemon's interpreter, for which many monitors wait. It
-imports nothing of panicd. Exit status: 0 done, else the errno of what failed; 1, with a
-traceback, for anything else.
+imports nothing of panicd. Exit status: 0 done, else the failed call's errno; 1, with a traceback,
+for anything else.
 """
 
 import os
@@ -24,11 +24,11 @@ else:
     from backports import zstd
 
 LEVEL: Final = 1
-WORKERS: Final = 2  # threads, where that leaves as many processors to others
+WORKERS: Final = 2  # threads, if that leaves as many processors to others
 CHUNK: Final = 1 << 17  # bytes
 EMPTY: Final = bytes(CHUNK)
 RUNS: Final = (1 << 24, 1 << 20)
-"""Bytes of the frames for what is empty; what is so for less is not worth one of its own."""
+"""Bytes of the frames for empty memory; a shorter empty part is not worth a frame of its own."""
 NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are short
 LEAVE_OUT_EMPTY: Final = 1  # of a dump level
 MARK: Final = b"panicd"
@@ -41,13 +41,13 @@ class Output(Protocol):
     """Where the core goes to."""
 
     def write(self, data: bytes) -> None:
-        """Write what comes next."""
+        """Write the next bytes."""
 
     def skip(self, size: int) -> None:
-        """Write so many empty bytes."""
+        """Write ``size`` empty bytes."""
 
     def end(self) -> None:
-        """Write what is still waiting."""
+        """Write the bytes that still wait."""
 
 
 class Packed:
@@ -59,7 +59,7 @@ class Packed:
         self._empty = {size: zstd.compress(bytes(size), options=_options(0)) for size in RUNS}
 
     def write(self, data: bytes) -> None:
-        """Compress it."""
+        """Compress the bytes."""
         _write(self._compressor.compress(data))
 
     def skip(self, size: int) -> None:
@@ -73,7 +73,7 @@ class Packed:
             self.write(bytes(size))
 
     def end(self) -> None:
-        """End the last frame, and say what the dump is."""
+        """End the last frame, and write the dump's text about itself."""
         _write(self._compressor.flush())
         said = self._about + LENGTH.pack(len(self._about)) + MARK
         _write(SKIPPABLE.pack(SKIPPABLE_MAGIC, len(said)) + said)
@@ -86,7 +86,7 @@ class Plain:
         self._at = 0
 
     def write(self, data: bytes) -> None:
-        """Write it behind what was there."""
+        """Append the bytes."""
         rest = memoryview(data)
         while rest:
             written = os.pwrite(1, rest, self._at)
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
             output.skip(empty)
             empty = 0
             output.write(chunk)
-            os.sched_yield()  # where niceness can't be had, and where this thread compresses
+            os.sched_yield()  # if niceness can't be had, and if this thread compresses
         output.skip(empty)
         output.end()
     except OSError as error:
@@ -136,7 +136,7 @@ def _options(workers: int) -> dict[int, int]:
 
 def _workers() -> int:
     """Return how many threads compress; 0: this one does, so on few processors."""
-    _, most = zstd.CompressionParameter.nb_workers.bounds()  # 0 where libzstd was built without
+    _, most = zstd.CompressionParameter.nb_workers.bounds()  # 0 if libzstd has no threads
     return min(WORKERS, most) if len(os.sched_getaffinity(0)) >= 2 * WORKERS else 0
 
 

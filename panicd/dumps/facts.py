@@ -34,9 +34,9 @@ class DumpFacts:
     Attributes:
         path: where it lies.
         size: of the file, in bytes.
-        level: makedumpfile's dump level; None where the file does not tell.
-        left_out: pages that it leaves out, by what they were used for.
-        reason: why it leaves out less than was wanted; empty where that is not so.
+        level: makedumpfile's dump level; None if the file does not tell.
+        left_out: numbers of pages that it leaves out, by their use.
+        reason: why it leaves out less than configured; empty if it does not.
         open: commands that open it.
     """
 
@@ -52,7 +52,7 @@ def dump_facts(path: Path) -> DumpFacts:
     """Return what a dump's file tells. Blocking.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -105,7 +105,7 @@ def _whole(value: object) -> int | None:
 
 
 def _release(head: bytes) -> str:
-    """Return the kernel's release as the header says it; empty where it does not."""
+    """Return the kernel's release from the header; empty if the header has none."""
     if not kdump_head_size(head):
         return ""
     name = head[_RELEASE_AT : _RELEASE_AT + _RELEASE_SIZE].partition(b"\0")[0]

@@ -26,7 +26,7 @@ from panicd.qemu.monitor_error import MonitorError
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 
 Part = tuple[bytes, int, int, int]
-"""A frame, if it begins one; a file, and from where to where in it."""
+"""A frame, if the part begins one; a file, and the part's start and end in it."""
 
 
 async def feed_ranges(
@@ -38,14 +38,14 @@ async def feed_ranges(
     """Write a dump's beginning and its ranges, each in its frame.
 
     Args:
-        pipe: what the writer reads.
-        selection: what is read.
+        pipe: goes to the writer.
+        selection: the ranges.
         reader: of the stopped guest's memory.
-        check: called after each range; raises where the guest is no longer as it was.
+        check: called after each range; raises if the guest is no longer as it was.
 
     Raises:
         NotReadableError: a range can't be had.
-        DumpError: of ``check``.
+        DumpError: from ``check``.
         SessionLostError: the session ended.
         trio.BrokenResourceError: nobody reads any more.
     """

@@ -1,9 +1,9 @@
-"""Reads the kdump-compressed format, as QEMU and panicd leave it of a guest of 64-bit x86 or Arm.
+"""Reads the kdump-compressed format, as QEMU and panicd write it for 64-bit x86 or Arm guests.
 
-The file is a row of blocks: a header, a sub-header with the notes, two bitmaps (a bit for each page
-that there is, and for each that was dumped), a descriptor for each dumped page, the pages.
+The file is a row of blocks: a header, a sub-header with the notes, two bitmaps (a bit for each
+existing page, and for each dumped page), a descriptor for each dumped page, the pages.
 
-Pages packed by zlib and plain ones are read. Python's own library has neither lzo nor snappy.
+It reads plain pages and those packed by zlib. Python's own library has neither lzo nor snappy.
 
 Sources: makedumpfile ``IMPLEMENTATION`` and ``diskdump_mod.h``; QEMU ``include/sysemu/dump.h``.
 """
@@ -37,7 +37,7 @@ _FILE_END: Final = 1 << 63  # bytes: off_t is signed
 
 
 class KdumpReader:
-    """A kdump as it is read.
+    """An open kdump.
 
     Args:
         read: returns bytes of the file, from an offset on; fewer at its end.
@@ -47,7 +47,7 @@ class KdumpReader:
         size: bytes of guest memory that it may have at most.
 
     Raises:
-        NotReadableError: it is none, not of such a guest, or has no such note.
+        NotReadableError: the file is no kdump, of another kind of guest, or has no VMCOREINFO.
         OSError: the file can't be read.
     """
 
@@ -77,7 +77,7 @@ class KdumpReader:
         """Return guest memory; whole pages.
 
         Raises:
-            NotReadableError: it is not in the dump.
+            NotReadableError: the memory is not in the dump.
             OSError: the file can't be read.
         """
         pages = range(physical // PAGE, (physical + length) // PAGE)

@@ -30,14 +30,13 @@ REQUEST: Final = struct.Struct("<QQ")  # as the program's own
 ANSWER: Final = struct.Struct("<q")
 MAX_LENGTH: Final = 16 << 20  # bytes of a range: some 10 ms in which QEMU does nothing else
 LONGEST_RANGE: Final = 8 << 20
-"""Bytes of what is read at once for the dump itself: to free as many takes the daemon a
-millisecond."""
+"""Bytes read at once for the dump itself: freeing that many takes the daemon a millisecond."""
 MAX_RESULT: Final = 1 << 16  # bytes
 ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1"}
-"""numpy's would else start one for each processor, with memory of its own, and for nothing."""
+"""numpy's OpenBLAS would else start a thread for each processor, with memory, and for nothing."""
 PIECE: Final = 1 << 20  # bytes handed on at once
 LEAST_SHARE: Final = 1 / 32
-"""What of a guest's memory may be read at most, besides ``SPARE``: twice its page structures."""
+"""The share of a guest's memory to read at most, besides ``SPARE``: twice its page structures."""
 SPARE: Final = 256 << 20  # bytes
 
 
@@ -47,13 +46,13 @@ class PageSelection:
 
     Attributes:
         level: the dump level in force, in makedumpfile's numbers.
-        bitmap: a file in memory with a bit for each page that is kept; None: all are.
-        left_out: how many pages are not, by what they were used for.
-        reason: why fewer are left out than was wanted; empty where that is not so.
-        windows: a file in memory with what a dump for WinDbg has besides; None: it is none.
-        beginning: the headers and notes of a dump of the whole memory, where only ``ranges`` of it
-            are read; else empty.
-        ranges: what is read, each a moment's work for QEMU.
+        bitmap: a file in memory with a bit for each kept page; None: the dump keeps all.
+        left_out: how many pages it leaves out, by their use.
+        reason: why it leaves out fewer than configured; empty if it does not.
+        windows: a file in memory with the other parts of a dump for WinDbg; None: it is none.
+        beginning: the headers and notes of a whole dump, if only ``ranges`` of the memory are read;
+            else empty.
+        ranges: the ranges to read, each a moment's work for QEMU.
     """
 
     level: int
@@ -66,11 +65,11 @@ class PageSelection:
 
     @property
     def stream_size(self) -> int:
-        """How many bytes the filter is given of ``ranges``."""
+        """How many bytes of ``ranges`` the filter gets."""
         return len(self.beginning) + sum(FRAME.size + each.length for each in self.ranges)
 
     def about(self) -> str:
-        """Return what the dump says of itself, as JSON."""
+        """Return the dump's text about itself, as JSON."""
         return json.dumps(
             {"level": self.level, "left_out": dict(self.left_out), "reason": self.reason}
         )
@@ -80,12 +79,12 @@ class PageSelection:
 async def selected_pages(
     reader: GuestReader, level: int, size: int | None
 ) -> AsyncIterator[PageSelection]:
-    """Find out what a dump of a level leaves out of a stopped guest's memory.
+    """Find out which pages of a stopped guest a dump of a level leaves out.
 
     Args:
         reader: of its memory.
         level: makedumpfile's dump level.
-        size: bytes of the guest's memory, None where QEMU does not tell.
+        size: bytes of the guest's memory, None if QEMU does not tell.
 
     Raises:
         SessionLostError: the session ended.
@@ -127,14 +126,14 @@ async def selected_pages(
 
 
 async def _beginning(reader: GuestReader) -> bytes:
-    """Return how a whole dump begins; nothing where that can't be had, and all memory is read."""
+    """Return a whole dump's beginning; empty if it can't be had: then all memory is read."""
     with suppress(NotReadableError):
         return await reader.beginning()
     return b""
 
 
 def _cut(ranges: Iterable[tuple[int, int]]) -> Iterator[ReadRequest]:
-    """Yield ranges, none longer than QEMU should be busy with."""
+    """Yield ranges, none longer than ``LONGEST_RANGE``."""
     for physical, length in ranges:
         for at in range(0, length, LONGEST_RANGE):
             yield ReadRequest(physical + at, min(LONGEST_RANGE, length - at))
@@ -146,7 +145,7 @@ async def _run(
     """Run the program to its end; return what it found.
 
     Raises:
-        NotReadableError: it found nothing, or went beyond a limit; the text says why.
+        NotReadableError: the program found nothing, or exceeded a limit; the text says why.
         OSError: the process can't be started.
     """
     with needing_a_thread():

@@ -20,10 +20,9 @@ class DumpTurn:
 
     Attributes:
         wake: called when its turn comes.
-        format: what is to be written.
-        owner: the user whose guest it is, as the host vouches for him.
-        since: when it came to wait or, once its turn has come, to be dumped; seconds since the
-            epoch.
+        format: the dump's.
+        owner: the guest's user, for whom the host vouches.
+        since: when its wait began or, once its turn has come, its dump; seconds since the epoch.
         has_come: whether it is its turn.
         ahead: how many wait before it.
         progress: how far its dump is.
@@ -53,18 +52,18 @@ class DumpQueue:
         self._waiting: list[DumpTurn] = []
 
     def allow(self, at_once: int) -> None:
-        """Change how many may be under way; those that are, stay so."""
+        """Change how many dumps may be under way; those under way go on."""
         self._at_once = at_once
         self._advance()
 
     @contextmanager
     def turn(self, wake: Callable[[], None], kind: DumpFormat, owner: int) -> Iterator[DumpTurn]:
-        """Take a place in the queue; it is given up, waiting or not, when this ends.
+        """Take a place in the queue, and leave it when the block ends, waiting or not.
 
         Args:
             wake: called when its turn comes, perhaps before this returns.
-            kind: what is to be written.
-            owner: the user whose guest it is, as the host vouches for him.
+            kind: the dump's format.
+            owner: the guest's user, for whom the host vouches.
         """
         turn = DumpTurn(wake, kind, owner, self._clock())
         self._waiting.append(turn)
@@ -89,7 +88,7 @@ class DumpQueue:
             turn.ahead = ahead
 
     def _in_order(self) -> list[DumpTurn]:
-        """Return who waits: each user's next by how many of his are under way or before it."""
+        """Return the waiting turns, by how many of the same user are under way or before each."""
         before = Counter(turn.owner for turn in self._under_way)
         place: dict[DumpTurn, int] = {}
         for turn in self._waiting:
@@ -111,16 +110,16 @@ class DumpStatus:
 
     Attributes:
         state: where it stands.
-        since: when it came to stand there, in seconds since the epoch.
-        ahead: of one that waits: how many wait before it.
-        format: what it is written as.
+        since: when this state began, in seconds since the epoch.
+        ahead: how many dumps wait before a waiting one.
+        format: the file's.
         done: bytes of guest memory read.
-        total: bytes of guest memory that are read; None where QEMU has not told.
+        total: bytes of guest memory to read; None if QEMU has not told.
         rate: bytes of guest memory a second, since it began; None before there are any.
-        left: seconds that the rest will take at that rate; None where that can't be told.
+        left: seconds that the rest will take at that rate; None if unknown.
         left_out: bytes of guest memory that the dump will not hold, empty pages apart.
         written: bytes that the file takes so far.
-        expected: about how many it will take; None where that can't be told.
+        expected: about how many bytes the file will take; None if unknown.
     """
 
     state: DumpState
@@ -166,7 +165,7 @@ def dump_status(turn: DumpTurn, now: float) -> DumpStatus:
 
 
 def _expected(progress: DumpProgress, done: int) -> int | None:
-    """Return about how many bytes the file will take: what there is, and its share of the rest."""
+    """Return about how many bytes the file will take: those written, and the rest in proportion."""
     if progress.expected is None or not progress.total:
         return None
     left = max(0, progress.total - done)

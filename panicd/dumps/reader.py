@@ -3,12 +3,12 @@
 ::
 
     .elf        read where the memory lies
-    .elf.zst    unpacked from its beginning on, as far as is needed, and again for what lies behind;
-                what was unpacked near by is kept, nothing is written to a disk
+    .elf.zst    unpacked from its beginning as far as needed, and again to go back; the blocks near
+                by stay in memory, nothing goes to a disk
     .kdump      page by page: panicd.dumps.kdump_reader
 
-This is for a command, not for the daemon, because it takes its time. A guest wrote what it reads,
-and a file may be cut. Whatever makes no sense ends in ``NotReadableError``.
+This is for a command, not for the daemon, because it takes its time. A guest wrote the memory, and
+a file may be cut. Bytes that make no sense end in ``NotReadableError``.
 """
 
 import os
@@ -43,18 +43,18 @@ BLOCK: Final = 4 << 20  # bytes unpacked at once
 KEPT: Final = 32  # blocks
 READ: Final = 1 << 20  # bytes read at once of a packed file
 MAX_PASSES: Final = 32
-"""Times that a packed file is begun with; a guest might have its log lie in many places."""
+"""Times to unpack a file from its beginning; a guest might have its log lie in many places."""
 
 
 class File(Protocol):
-    """Something that bytes can be read from."""
+    """A file, or the content of a packed one."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return what is there, fewer bytes at the end."""
+        """Return the bytes there; fewer at the file's end."""
 
 
 class Dump(Protocol):
-    """A dump as it is read.
+    """An open dump.
 
     Attributes:
         vmcoreinfo: the guest kernel's note on itself.
@@ -68,7 +68,7 @@ class Dump(Protocol):
         """Return guest memory; whole pages.
 
         Raises:
-            NotReadableError: it is not in the dump.
+            NotReadableError: the memory is not in the dump.
             OSError: the file can't be read.
         """
 
@@ -78,10 +78,10 @@ def read_dumped_log(path: Path, limits: Limits = WHOLE_LOG) -> KernelLog:
 
     Args:
         path: the dump, in any format of panicd's.
-        limits: what it may cost.
+        limits: the most that reading may cost.
 
     Raises:
-        NotReadableError: there is no log to be had; the text says why, and may be the guest's.
+        NotReadableError: no log can be had; the text says why, and may be the guest's.
     """
     try:
         with open_dump(path) as dump:
@@ -106,8 +106,8 @@ def open_dump(path: Path) -> Iterator[Dump]:
     """Open a dump.
 
     Raises:
-        NotReadableError: it is none, or of another kind of guest.
-        OSError: it can't be read.
+        NotReadableError: the file is no dump, or of another kind of guest.
+        OSError: the file can't be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -149,7 +149,7 @@ class _ElfReader:
 
 
 class _ZstdFile:
-    """What a packed file holds. It can be unpacked forwards only."""
+    """The content of a packed file, which can be unpacked forwards only."""
 
     def __init__(self, packed: File) -> None:
         self._packed = packed
@@ -193,7 +193,7 @@ class _ZstdFile:
             self._blocks.popitem(last=False)
 
     def _unpack(self) -> bytes:
-        """Return the next block; less than a whole one at the end."""
+        """Return the next block; a shorter one at the end."""
         parts = []
         missing = BLOCK
         while missing:

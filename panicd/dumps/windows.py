@@ -1,6 +1,6 @@
 """Finds out over QMP, before the dump, what a stopped Windows guest's dump has besides memory.
 
-It works on what the guest wrote, within limits. It asks QEMU only for ranges of memory, never for
+It works on the guest's data, within limits. It asks QEMU only for ranges of memory, never for
 ``win-dmp``: ``panicd.rules.guest_memory.windows_dump`` says why.
 """
 
@@ -25,7 +25,7 @@ LIMITS: Final = Limits(lines=0, size=64 << 20, requests=1 << 14)
 async def windows_parts(
     session: Session, reader: GuestReader, size: int
 ) -> AsyncIterator[int | None]:
-    """Yield a file in memory with what the filter puts into a dump; None: the guest is no Windows.
+    """Yield a file in memory with the parts that the filter adds; None: the guest is no Windows.
 
     Args:
         session: the VM.
@@ -33,12 +33,12 @@ async def windows_parts(
         size: bytes of memory that the guest has.
 
     Raises:
-        NotReadableError: it is a Windows, and no dump for WinDbg can be made of it.
+        NotReadableError: the guest is a Windows, but no dump for WinDbg can be made.
         SessionLostError: the session ended.
     """
     domain = session.capability.libvirt
     if domain is not None and not domain.has_vmcoreinfo:
-        yield None  # libvirt would be asked for nothing
+        yield None  # to ask libvirt would be in vain
         return
     try:
         header = WindowsHeader.find(await reader.notes())

@@ -54,20 +54,20 @@ WINDOWS_FILTER: Final = ("-m", "panicd.dumps.filter.windows_filter")
 PAGE_FILTER: Final = ("-m", "panicd.dumps.filter.page_filter")
 
 PATIENCE: Final = 60.0
-"""Seconds that QEMU may let a dump wait for it, besides those that ``LEAST_RATE`` gives it."""
+"""Seconds that a dump may wait for QEMU, besides those that ``LEAST_RATE`` gives it."""
 
 LEAST_RATE: Final = 256 << 10
-"""Bytes a second that QEMU has to write on average; with all of it on a slow swap it does more."""
+"""Bytes a second that QEMU has to write on average; a guest wholly on a slow swap comes faster."""
 
 LEAST_KDUMP_RATE: Final = 4 << 10
-"""The same of a kdump, which has 24 bytes for a page full of zeros."""
+"""The same for a kdump, which has 24 bytes for a page full of zeros."""
 
 _POLL_AT_MOST: Final = (1 << 31) - 1
 """Milliseconds; poll(2) takes an int, and a guest of a terabyte is given longer."""
 
 _FLAT_HEADER_SIZE: Final = 4096
 _FLAT_SIGNATURE: Final = b"makedumpfile\0"
-_PIECE: Final = struct.Struct(">qq")  # where it belongs, and its size; both -1 at the end
+_PIECE: Final = struct.Struct(">qq")  # a piece's place and size; both -1 at the end
 _MAX_PIECE: Final = dump_repair.MAX_HEAD
 _MAX_GAPS: Final = (
     1 << 20
@@ -77,16 +77,16 @@ _ELF_START: Final = 64  # bytes that tell where the tables are
 
 @dataclass(slots=True)
 class DumpProgress:
-    """How far a dump is; kept up while it goes on.
+    """How far a dump is; up to date while the dump goes on.
 
     Attributes:
         began: when, on trio's clock; None before.
-        total: bytes of guest memory that are read; None where QEMU doesn't tell.
+        total: bytes of guest memory to read; None if QEMU doesn't tell.
         completed: bytes of guest memory dumped, from ``query-dump``; 0 before QEMU 2.6.
         received: bytes that came from QEMU so far, in its own format.
         left_out: bytes of guest memory that the dump leaves out, empty pages apart.
-        expected: about how many bytes the file will take, told before it is written; None where
-            that can't be told.
+        expected: about how many bytes the file will take, known before it is written; None if
+            unknown.
         written: bytes that the file takes so far.
     """
 
@@ -107,23 +107,23 @@ class DumpWriter:
     """Writes one dump, from its beginning to a finished file, or to nothing.
 
     Args:
-        pipe: the reading end, owned from here on. Closed when the writing ends, however it does:
-            QEMU's next write and its dump then fail. No QMP command would cancel one.
+        pipe: the reading end, which the writer owns. It closes the pipe however the writing ends:
+            QEMU's next write and its dump then fail. No QMP command would cancel a dump.
         path: the finished file.
-        kind: what QEMU writes, and what is made of it.
+        kind: QEMU's format, and the file's.
         settings: for ``directory`` and ``min_free``.
-        selection: what is left out.
-        least: bytes that the file is expected to take at least.
+        selection: the pages to leave out.
+        least: bytes that the file will probably take at least.
         most: bytes that QEMU may write; None: as many as there is space for.
-        progress: kept up.
+        progress: kept up to date.
         give_way: called before each part that is read; may wait a moment.
 
     Raises:
         DumpError: no thread is left for it; the pipe is closed.
 
     Attributes:
-        ready: set when the file is there and there is space for it, or at the end.
-        begun: set when something has come through the pipe.
+        ready: set when the file is there and has space, or at the end.
+        begun: set when bytes have come through the pipe.
         ended: set at the end.
         error: why there is no dump.
         size: the finished file's, in bytes; None before.
@@ -152,9 +152,9 @@ class DumpWriter:
         self._kind = kind
         self._settings = settings
         self._selection = selection
-        # One of its own: the thread may outlive whoever gave it.
+        # A descriptor of its own: the thread may outlive the giver's.
         given = selection.bitmap if selection.windows is None else selection.windows
-        self._given = None if given is None else os.dup(given)  # what a filter goes by
+        self._given = None if given is None else os.dup(given)  # the filter's input beside the dump
         self._least = least
         self._most = most
         self._waited = 0.0  # seconds, for QEMU
@@ -174,7 +174,7 @@ class DumpWriter:
             raise DumpError(DumpFailure.NO_MEMORY, str(error)) from error
 
     def stop(self) -> None:
-        """Have it end, and leave nothing, as soon as the disk allows."""
+        """End the writing, and leave nothing behind, as soon as the disk allows."""
         with self._stop_lock:
             if self._stop >= 0:
                 os.eventfd_write(self._stop, 1)
@@ -246,7 +246,7 @@ class DumpWriter:
             raise DumpError(DumpFailure.NO_SPACE, room)
 
     def _wait(self) -> None:
-        """Wait for something to read, and for the turn to read it."""
+        """Wait for bytes to read, and for the turn to read them."""
         self._give_way()
         least = LEAST_RATE if self._kind.of_qemu == DumpFormat.ELF.value else LEAST_KDUMP_RATE
         patience = PATIENCE + self._progress.received / least - self._waited
@@ -262,10 +262,10 @@ class DumpWriter:
             )
 
     def _check_stopped(self, poll: select.poll, timeout: int) -> bool:
-        """Wait for what is registered, or to be told to stop; at most so many milliseconds.
+        """Wait at most ``timeout`` milliseconds for a registered event, or to be told to stop.
 
         Returns:
-            Whether there is what was registered.
+            Whether a registered event came.
         """
         poll.register(self._stop, select.POLLIN)
         found = dict(poll.poll(timeout))
@@ -312,7 +312,7 @@ class DumpWriter:
         return data
 
     def _copy_elf(self, target: int, file: int) -> None:
-        """Move an ELF core to ``target``, its head repaired; ``file`` is where it ends up."""
+        """Move an ELF core to ``target``, its head repaired; the core ends up in ``file``."""
         head = self._read_until(_ELF_START, file)
         elf = dump_repair.ElfHead.read(head)
         if elf is None:
@@ -322,11 +322,11 @@ class DumpWriter:
         self._move(target, file, elf.content_end(head))
 
     def _copy_ranges(self, target: int, file: int) -> None:
-        """Move to ``target`` what is read of the memory, as ``feeding`` gives it."""
+        """Move to ``target`` the memory's ranges, as ``feeding`` gives them."""
         self._move(target, file, self._selection.stream_size)
 
     def _move(self, target: int, file: int, expected: int) -> None:
-        """Move the rest to ``target``: so many bytes must have come at the end."""
+        """Move the rest to ``target``: ``expected`` bytes must have come at the end."""
         while True:
             self._wait()
             if not self._count(os.splice(self._pipe, target, CHUNK), file):
@@ -336,7 +336,7 @@ class DumpWriter:
             raise DumpError(DumpFailure.INCOMPLETE, f"QEMU's dump is {missing} bytes short")
 
     def _filter_elf(self, file: int, *programs: Sequence[str]) -> None:
-        """Have a program write to the file what it makes of the core, or several, one by one."""
+        """Send the core through one or several programs; the last one writes the file."""
         with ExitStack() as stack:
             first = self._start_filters(file, programs, stack)
             try:
@@ -350,7 +350,7 @@ class DumpWriter:
                     process.kill()
                 raise
             statuses = [process.wait() for process in self._filters]
-        # Who finds the next one's pipe closed did not fail: the last that has failed says why.
+        # A program that finds the next one's pipe closed is not the cause: the last failed one is.
         status = next(filter(None, reversed(statuses)), 0)
         if status:
             self._check_stopped(select.poll(), 0)
@@ -362,7 +362,7 @@ class DumpWriter:
     def _start_filters(
         self, file: int, programs: Sequence[Sequence[str]], stack: ExitStack
     ) -> IO[bytes]:
-        """Start the programs, the last first; return where the first one is written to."""
+        """Start the programs, the last first; return the first one's input."""
         target: int | IO[bytes] = file
         with self._stop_lock:
             for program in reversed(programs):
@@ -385,7 +385,7 @@ class DumpWriter:
         return target
 
     def _place_pieces(self, file: int) -> None:
-        """Put the pieces of a flattened kdump to their places in the file."""
+        """Put the pieces of a flattened kdump in their places in the file."""
         start = self._read_until(_FLAT_HEADER_SIZE, file)
         if not start.startswith(_FLAT_SIGNATURE):
             raise DumpError(DumpFailure.QEMU, "what QEMU writes is no flattened kdump")
@@ -425,13 +425,13 @@ class DumpWriter:
 
 
 def enlarge(pipe: int) -> None:
-    """Have a pipe hold ``CHUNK`` bytes, so that as many are moved at once."""
+    """Make a pipe hold ``CHUNK`` bytes, so that as many are moved at once."""
     with suppress(PermissionError):  # a user who has many pipes gets small ones: slower, no more
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
 
 
 def _write(file: int, data: bytes | bytearray, place: int | None = None) -> None:
-    """Write all of it; a pipe or a nearly full disk may take less at once."""
+    """Write all bytes; a pipe or a nearly full disk may take fewer at once."""
     rest = memoryview(data)
     while rest:
         written = os.write(file, rest) if place is None else os.pwrite(file, rest, place)

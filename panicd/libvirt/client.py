@@ -40,13 +40,13 @@ T = TypeVar("T")
 LINES_MOST: Final = 6
 """Connections for calls that take their time. libvirtd has 20 workers for all of its clients
 (``max_workers``), and 5 more for 'high' calls."""
-JOBS_MOST: Final = UNDER_WAY_MOST - 1  # of a connection; the rest is for what is urgent
-OF_ONE_DOMAIN: Final = 2
+JOBS_MOST: Final = UNDER_WAY_MOST - 1  # of a connection; the rest is for urgent calls
+OF_ONE_DOMAIN: Final = 2  # jobs
 IN_LINE_MOST: Final = 1 << 14  # calls: one for each domain that libvirt itself can list
 OPENED_WITHIN: Final = 5.0  # seconds that libvirtd may take to let panicd in
 AGAIN_AFTER: Final = 0.1  # seconds, and twice as long each time
 AGAIN_AFTER_MOST: Final = 5.0
-WAKES_UP_WITHIN: Final = 30.0  # seconds of silence in which a connection is kept
+WAKES_UP_WITHIN: Final = 30.0  # seconds of silence after which panicd drops a connection
 
 
 class Standing(StrEnum):
@@ -252,7 +252,7 @@ class Client:
         return True
 
     def _room(self, lane: Lane) -> Connection | None:
-        """Return the connection that has most room; None where there is none."""
+        """Return the connection that has most room; None if none has any."""
         if self.standing is not Standing.UP:
             return None
         lines = self._lines if lane is not Lane.QUERY else [self._events]

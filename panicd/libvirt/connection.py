@@ -148,7 +148,7 @@ class Connection:
         self._serial = 0
         self._unwritten = bytearray()
         self._has_unwritten = trio.Event()
-        self._gathers = False  # what is to be written
+        self._gathers = False  # messages, to write them at once
         self._broken = ""  # why nothing can be written any more
         self._quiet = 0  # turns of ``QUIET`` without a word
         self._reading = trio.CancelScope()

@@ -62,7 +62,7 @@ TAKEN_IN_WITHIN: Final = 2.0
 """Seconds that libvirt has to take in a panic, in a thread of its own. If that thread comes after a
 reset, libvirt says 'crashed' of a guest that runs."""
 LOOK_EVERY: Final = 0.05  # seconds between two looks whether it has
-TELL_AGAIN: Final = 0.1  # seconds, where libvirt could not be told
+TELL_AGAIN: Final = 0.1  # seconds, if libvirt could not be told
 ENDED: Final = "the domain has ended"
 LET_GO: Final = "not given, for somebody has reset the guest or let it run"
 
@@ -100,9 +100,9 @@ class DomainMonitor(Exchange):
         self.client = client
         self.domain = domain
         self.timers = timers
-        self._panic_at = -TAKEN_IN_WITHIN  # when one was heard of that libvirt has not taken in
+        self._panic_at = -TAKEN_IN_WITHIN  # of a panic that libvirt has not taken in
         self._resets = 0  # under way
-        self._reset_at = -TAKEN_IN_WITHIN  # when one was answered
+        self._reset_at = -TAKEN_IN_WITHIN  # when a reset was answered
         self.look: Look | None = None
         self._courses: set[_Course] = set()
         self._waiting: list[Callable[[], None]] = []
@@ -198,7 +198,7 @@ class DomainMonitor(Exchange):
     def is_to_wait(self, stand: Stand, again: Callable[[], None]) -> bool:
         """Whether libvirt does not know yet what the events told; then look ``again``."""
         wanted = None if (vm := self.known()) is None else vm.stand
-        taken_in = trio.current_time() - TAKEN_IN_WITHIN  # what was before that
+        taken_in = trio.current_time() - TAKEN_IN_WITHIN  # libvirt knows of all before
         panics = wanted is Stand.PANICKED and taken_in < self._panic_at
         resets = wanted is Stand.RESET and (self._resets > 0 or taken_in < self._reset_at)
         waits = stand is not wanted and (panics or resets)
@@ -377,12 +377,12 @@ class _Course:
     def _take_state(self, index: int, state: RunState, *, ahead: bool) -> None:
         monitor, vm = self._monitor, self._monitor.known()
         if vm is not None and monitor.is_called_crashed and not monitor.has_panicked:
-            state = vm.run_state  # as its events tell
+            state = vm.run_state  # by its events
         stand = stand_of(state)
         if monitor.is_to_wait(stand, partial(self._ask_state, index)):
             return
         if ahead and vm is not None and stand is not vm.stand:
-            monitor.look = None  # what was heard since may be why
+            monitor.look = None  # an event since the look may be why
             self._ask_state(index)
         elif vm is not None and stand is Stand.RUNS and vm.stand is Stand.PANICKED:
             # Somebody has let it run, and no event told so: that is no reason to stop it.
@@ -451,7 +451,7 @@ class _Course:
             pass
         elif stand is vm.stand or name == "stop":
             self._give(index)
-        elif ahead:  # what was heard since may be why
+        elif ahead:  # an event since the look may be why
             monitor.look = None
             self._command(index)
         else:
@@ -467,7 +467,7 @@ class _Course:
             self._has_acted()
             self._put(index, {} if answer is None else failure(name, answer))
 
-        self._has_acted()  # where it is tried again
+        self._has_acted()  # if this is another try
         self._acts = name
         monitor.acts(name)
         self._ask(_COMMANDS[name](monitor.domain), done, first=partial(self._command, index))

@@ -47,7 +47,7 @@ from panicd.rules.settings import LibvirtSettings, OnStop
 KNOWN_WITHIN: Final = 2.0  # seconds that a newly connected domain waits for its policy
 ANSWERS_WITHIN: Final = 5.0  # seconds; what libvirtd answers by itself takes milliseconds
 LISTED_WITHIN: Final = 30.0  # seconds
-REFRESH_EVERY: Final = 300.0  # seconds; nothing tells of an ``<on_crash>`` that somebody sets
+REFRESH_EVERY: Final = 300.0  # seconds; no event tells that somebody has set ``<on_crash>``
 RETRY_EVERY: Final = 5.0  # seconds
 GIVEN_BACK_WITHIN: Final = 5.0  # seconds, for all domains, when panicd stops
 
@@ -180,7 +180,7 @@ class Libvirt:
         text = await self.client.call(requests.describe(start.ref), timeout=ANSWERS_WITHIN)
         try:
             domain = parse_domain(text)
-        except UnreadableXMLError as error:  # of this one: libvirt has answered
+        except UnreadableXMLError as error:  # of this domain alone: libvirt has answered
             raise LibvirtRefusedError(ErrorCode.XML_ERROR, str(error)) from error
         if domain.id != start.ref.id:
             raise LibvirtAwayError("it was started anew meanwhile")
@@ -248,7 +248,7 @@ class Libvirt:
         self._is_to_list = True
         self._wake.set()
         for start in self._starts.values():
-            start.move()  # it may be looked after otherwise
+            start.move()  # panicd may look after it in another way now
 
     def _is_its(self, start: Start, monitor: str, process: str) -> bool:
         assert start.domain is not None
@@ -333,15 +333,15 @@ class Libvirt:
         if standing is Standing.UP and self._client.generation != self._generation:
             self._generation = self._client.generation
             for start in self._starts.values():
-                start.stays_panicked = start.is_current = False  # something may have been missed
-                self.renew(start)  # so that what is heard from here on is kept
+                start.stays_panicked = start.is_current = False  # events may have been missed
+                self.renew(start)  # so that events from here on are kept
                 start.move()
             self._is_to_list = True
             self._wake.set()
         elif standing is Standing.AWAY:
             for start in self._starts.values():
                 start.monitor.end(f"libvirt is away: {self._client.problem}")
-        if trio.current_effective_deadline() > -math.inf:  # else it is panicd that leaves
+        if trio.current_effective_deadline() > -math.inf:  # else panicd itself leaves
             self._note_problem(self._client.problem)
         self._changed.unpark_all()
 
@@ -373,7 +373,7 @@ class Libvirt:
         Raises:
             LibvirtError: libvirt does not say.
         """
-        self._told_of.clear()  # what is told meanwhile is newer than the list may be
+        self._told_of.clear()  # events from here on may be newer than the list
         listed = await self.client.call(requests.states(), timeout=LISTED_WITHIN)
         running = [(ref, state) for ref, state in listed if ref.id >= 0]
         for ref, _ in sorted(running, key=lambda each: not each[1].panicked):
@@ -411,7 +411,7 @@ class Libvirt:
             return
         self._told_of.add(event.domain.uuid)
         match event:
-            case QemuEvent(domain=ref) if ref.id >= 0:  # it has none while it is being ended
+            case QemuEvent(domain=ref) if ref.id >= 0:  # a domain that is being ended has none
                 start = self._started(ref)
                 if event.name in _OF_STATE:
                     start.stays_panicked = event.name == "GUEST_PANICKED"

@@ -18,7 +18,7 @@ from panicd.libvirt.requests import Request
 HOLDS: Final = 0.02
 """Seconds for which a look counts as right before a command. Nobody ends a domain and starts it
 anew in that time: its QEMU alone takes longer to start."""
-ANSWERS_WITHIN: Final = 1.0  # seconds; then whoever needs an answer asks for himself
+ANSWERS_WITHIN: Final = 1.0  # seconds; then whoever needs an answer asks anew
 
 
 class Word:

@@ -114,7 +114,7 @@ async def _give_up_dump(client: Client, domain: DomainRef) -> None:
             job = await client.call(requests.job(domain), timeout=ANSWERS_WITHIN)
             if job.operation == requests.OPERATION_DUMP:
                 await client.call(requests.abort_job(domain), timeout=ANSWERS_WITHIN)
-        except LibvirtError as error:  # there may be none any more
+        except LibvirtError as error:  # the dump may have ended
             get_logger(domain=domain.name).debug("no dump was given up", libvirt=str(error))
 
 

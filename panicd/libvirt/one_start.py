@@ -19,7 +19,7 @@ from panicd.libvirt.requests import Request
 
 T = TypeVar("T")
 
-LOOK_AGAIN: Final = 0.1  # seconds, where there was no room
+LOOK_AGAIN: Final = 0.1  # seconds, if there was no room
 
 
 async def call_on(
