@@ -43,7 +43,7 @@ class PageLayout:
         lru, private_flag, swapcache: numbers of bits in ``flags``.
         swapbacked: the same; None: ``swapcache`` needs no second look.
         head_mask: the bits in ``flags`` of a compound page's first page.
-        buddy, offline: ``mapcount`` of a free page, and of a page that the host has.
+        buddy, offline: ``mapcount`` of a free page, and of a page that is the host's.
         slab_flag: the number of a bit in ``flags``; None where ``slab_type`` tells.
         slab_type, hugetlb_type: ``mapcount`` of such a page; None where another mark tells.
         hugetlb_dtor: the offset of a member of 1 byte in the second structure, and its value.

@@ -133,7 +133,7 @@ class Structure:
         return data[self._places[member]]
 
     def inner(self, member: str, structure: "Structure") -> "Structure":
-        """Return this layout plus the inner members of a member that is itself a structure."""
+        """Return this layout with the members of an inner structure, which ``member`` is, only."""
         begin = self._places[member].start
         places = structure._places.items()  # noqa: SLF001 - of its own class
         moved = {name: slice(begin + at.start, begin + at.stop) for name, at in places}
