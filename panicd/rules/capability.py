@@ -29,7 +29,7 @@ TDX_SINCE: Final[Version] = (10, 1, 0)
 
 
 UNREQUESTED: Final = frozenset({PanicDevice.BUILTIN, PanicDevice.NEUTRALISED})
-"""Devices that nobody asked for; one that was neutralised can still report a false panic."""
+"""Devices that nobody asked for; a neutralised one can still report a false panic."""
 
 PVPANIC_PORT: Final = 0x505
 NEUTRAL_PORT: Final = 0

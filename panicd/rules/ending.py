@@ -20,8 +20,8 @@ class Cause(StrEnum):
     HOST_QUIT = "host-quit"  # somebody told QEMU to end, by a monitor, its window or a signal
     QEMU_ERROR = "qemu-error"  # QEMU gave up: it said so, or exited with an error
     QEMU_EXITED = "qemu-exited"
-    QEMU_CRASHED = "qemu-crashed"  # by a signal of its own making
-    HOST_KILLED = "host-killed"  # by SIGKILL: somebody, or the kernel for want of memory
+    QEMU_CRASHED = "qemu-crashed"  # QEMU's own fault raised a signal
+    HOST_KILLED = "host-killed"  # by SIGKILL: from somebody, or from the kernel out of memory
     GONE = "gone"  # it has ended, and nothing tells why
     DISCONNECTED = "disconnected"  # only the connection ended, as far as is known
 

@@ -22,12 +22,12 @@ class Exposure(StrEnum):
     BUILTIN_DEVICE = "builtin-device"  # 'unrequested' applies: nobody asked for the device
     FIRMWARE = "firmware"  # QEMU's own firmware does not tell the guest of the device
     NOT_ARMED = "not-armed"  # QEMU exits on a panic, or may
-    IRREVERSIBLE = "irreversible"  # on_crash is ignore, and this QEMU can't
-    RESET_IMPOSSIBLE = "reset-impossible"  # on_crash is restart, and this QEMU can't
-    BUDGET_SPENT = "budget-spent"  # on_crash is restart, and there were too many
-    LIBVIRT = "libvirt"  # it acts on a panic by itself, before panicd can
+    IRREVERSIBLE = "irreversible"  # on_crash is ignore, and this QEMU can't resume the guest
+    RESET_IMPOSSIBLE = "reset-impossible"  # on_crash is restart, and this QEMU can't reset
+    BUDGET_SPENT = "budget-spent"  # on_crash is restart, and there were too many restarts
+    LIBVIRT = "libvirt"  # libvirt acts on a panic by itself, before panicd can
     NO_DUMP_SPACE = "no-dump-space"  # a dump is configured, and there is no room for it
-    NO_SIGNAL = "no-signal"  # it is to be ended, and could not be if it hung
+    NO_SIGNAL = "no-signal"  # panicd is to end QEMU, and could not if QEMU hung
     HELD = "held"  # an operator suspended automation
     NO_VMCOREINFO = "no-vmcoreinfo"  # the kernel's log can't be read
     PLUGGED = "plugged"  # its panic device was plugged in while it ran, and ends with this start
@@ -81,7 +81,7 @@ _BY_LIBVIRT: Final[dict[Exposure, str]] = {
     Exposure.LIBVIRT: "let libvirt preserve it, or it acts before panicd can: libvirt.take_over "
     "does that, and so does `virsh set-lifecycle-action {name} crash preserve`",
 }
-"""Of a domain that libvirt alone can reach. The options are those of virt-xml 4.1."""
+"""For a domain that only libvirt can reach. The options are those of virt-xml 4.1."""
 
 NOT_ARMED: Final = "add -no-shutdown: without it this QEMU exits on a panic"
 

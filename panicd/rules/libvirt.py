@@ -45,7 +45,7 @@ PLUGGED_KEY: Final = "panicd-device"
 
 QEMU_ARGUMENTS: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*[@value]"
 OWN_MONITOR: Final = "panicd"  # the id of a character device
-LIBVIRTS_MONITOR: Final = "charmonitor"  # the id of the one that libvirt itself uses
+LIBVIRTS_MONITOR: Final = "charmonitor"  # the id of libvirt's own character device
 _PATH: Final = re.compile(r",path=((?:[^,]|,,)+)")
 
 PRESERVE: Final = "preserve"  # libvirt's own default for on_crash is destroy
@@ -81,7 +81,7 @@ class LibvirtDomain:
         kept: panicd's own word in the metadata, verbatim; empty where there is none.
         monitors: the sockets of the QMP monitors in ``<qemu:commandline>``; first that of the
             character device ``panicd``.
-        panic_models: of each ``<panic>`` device; ``default`` where it has no model.
+        panic_models: the model of each ``<panic>`` device; ``default`` where it has none.
         has_vmcoreinfo: its guest's kernel can leave a note on itself (``<vmcoreinfo/>``).
         ends_on_reset: libvirt ends it instead of having it reset (``<on_reboot>``).
         memory: its memory in bytes; 0 where unknown.

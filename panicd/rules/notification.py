@@ -14,7 +14,7 @@ class Notice(StrEnum):
 
 
 def notice_of(before: Incident | None, entry: AnyEntry) -> Notice | None:
-    """Return the notice for an entry, None for none; ``before``: the incident without the entry."""
+    """Return an entry's notice, None if it has none; ``before``: its incident without the entry."""
     match entry:
         case Decided() if before is not None and not before.decisions:
             return Notice.PANICKED

@@ -89,7 +89,7 @@ def _with_those_behind(
 
 
 def _behind(device: dict[str, object]) -> list[dict[str, object]] | None:
-    """Return the devices behind a port or bridge; None for what is none."""
+    """Return the devices behind a port or bridge; None if the device is neither."""
     bridge = device.get("pci_bridge")
     return _listed(bridge.get("devices")) if isinstance(bridge, dict) else None
 

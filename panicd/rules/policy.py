@@ -197,7 +197,7 @@ def applicable(
 def panic_setting(
     policy: Policy, capability: Capability, decision: Decision | None
 ) -> PanicSetting:
-    """Return QEMU's setting for the next panic: a guest in its grace is not stopped again.
+    """Return QEMU's setting for the next panic, which does not stop a guest in its grace again.
 
     Args:
         policy: the domain's configuration.

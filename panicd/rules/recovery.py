@@ -306,7 +306,7 @@ def _made_for_stopped_guest(incident: Incident) -> bool:
 
 
 def _unfinished(incident: Incident, index: int) -> Recovery:
-    """Return the step to go on with: the one that was begun.
+    """Return how to go on with the step that was begun.
 
     panicd does not repeat a Collect or Dump whose end is known, even if there is no evidence. A
     dump whose end is unknown may still be under way in QEMU.

@@ -212,7 +212,7 @@ class InheritOnCrash(StrEnum):
 
 
 class OnStop(StrEnum):
-    """The treatment of a domain that libvirt preserves for panicd, when panicd stops."""
+    """The treatment of a domain that libvirt preserves for panicd, once panicd stops."""
 
     KEEP = "keep"  # libvirt goes on preserving it
     RESTORE = "restore"  # libvirt acts on its panics as before

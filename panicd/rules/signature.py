@@ -41,7 +41,7 @@ _DIFFERS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A panic's signature.
+    """A signature: the value to recognise a panic by.
 
     Attributes:
         title: the kind of trouble.

@@ -17,7 +17,7 @@ class Standing(StrEnum):
     RUNNING_ON = "running-on"  # panicked; that is ignored, and the guest may panic again
     NO_PANIC_DEVICE = "no-panic-device"  # the guest can't report a panic
     NOT_ARMED = "not-armed"  # QEMU ends on a panic, or may
-    LIBVIRT_ACTS = "libvirt-acts"  # on a panic, before panicd can
+    LIBVIRT_ACTS = "libvirt-acts"  # libvirt acts on a panic, before panicd can
     HELD = "held"  # an operator suspended automation
     READY = "ready"
     SPARE = "spare"  # a second monitor of a domain

@@ -1,7 +1,7 @@
-"""The ELF file that ``dump-guest-memory`` writes of a range: where in it lies what.
+"""The layout of the ELF file that ``dump-guest-memory`` writes of a range.
 
-QEMU puts the program headers behind a section header, at no fixed place, and the notes of all
-CPUs before the kernel's own, which is there with ``-device vmcoreinfo``.
+QEMU puts the program headers behind a section header, at no fixed place. It puts the notes of all
+CPUs before the kernel's own note, which exists with ``-device vmcoreinfo``.
 
 Source: elf(5), and elf.h for the machines; QEMU, ``docs/specs/vmcoreinfo``,
 ``target/i386/arch_dump.c`` (``QEMUCPUState``).
@@ -26,7 +26,7 @@ NO_VMCOREINFO: Final = (
 _ELF: Final = b"\x7fELF"
 _WIDE_LITTLE: Final = b"\x02\x01"  # 64 bits, little endian
 READABLE: Final = {62: b"x86_64", 183: b"aarch64"}
-"""The machines whose memory is read, and what uname(1) calls them."""
+"""The machines whose memory panicd reads, by ELF number, with their names in uname(1)."""
 NOT_READ: Final = "neither 64-bit x86 nor 64-bit Arm"
 _OTHERS: Final = {
     3: "32-bit x86",
@@ -52,7 +52,7 @@ _LA57: Final = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the file, in bytes; ``physical`` is where in the guest a memory's piece begins."""
+    """A part of the file, in bytes; ``physical``: the guest address at which memory begins."""
 
     offset: int
     length: int
@@ -69,9 +69,9 @@ class DumpFile:
     """Where in a dump the notes and the memory lie, in the file's order.
 
     Attributes:
-        machine: of the guest, as uname(1) calls it.
-        notes: where they lie.
-        memory: the same.
+        machine: the guest's machine, as uname(1) calls it.
+        notes: the pieces with notes.
+        memory: the pieces with memory.
     """
 
     machine: bytes
@@ -86,7 +86,7 @@ class DumpFile:
             head: the file's beginning, with all of its program headers.
 
         Raises:
-            NotReadableError: it is none, of another machine, or has unlikely headers.
+            NotReadableError: it is no dump, of another machine, or has unlikely headers.
         """
         try:
             _, _, _, _, _, at, _, _, _, size, count, *_ = _HEADER.unpack_from(head)
@@ -107,7 +107,7 @@ class DumpFile:
     def kernels(self) -> list[Piece]:
         """Return the pieces up to the last that the guest's kernel knows of, by their addresses.
 
-        What a PC has below 4 GiB lies together. What lies apart there belongs to devices: a video
+        A PC's memory below 4 GiB lies together. Separate pieces there belong to devices: a video
         adapter's memory, and the firmware.
         """
         memory = sorted(self.memory, key=lambda piece: piece.physical)
@@ -122,7 +122,7 @@ class DumpFile:
         """Return the pieces that hold a range of guest memory, in order and without a gap.
 
         Raises:
-            NotReadableError: not all of the range is there.
+            NotReadableError: the dump lacks a part of the range.
         """
         pieces = []
         end = physical + length
@@ -138,10 +138,10 @@ class DumpFile:
 
 
 def _machine(head: bytes) -> bytes:
-    """Return what a core is of.
+    """Return the machine of a core.
 
     Raises:
-        NotReadableError: of no machine that is read here.
+        NotReadableError: panicd does not read this machine's memory.
     """
     if not head.startswith(_ELF):
         raise NotReadableError("not an ELF core")
@@ -154,7 +154,7 @@ def _machine(head: bytes) -> bytes:
 
 
 def walk_notes(notes: bytes) -> Iterator[tuple[bytes, int, bytes]]:
-    """Yield the name, the type and the contents of each note that is there whole."""
+    """Yield the name, the type and the contents of each complete note."""
     at = 0
     for _ in range(MAX_NOTE_COUNT):
         name = at + _NOTE.size
@@ -184,7 +184,7 @@ def find_vmcoreinfo(notes: bytes) -> bytes:
 
 
 def has_five_levels(notes: bytes) -> bool:
-    """Return whether page tables have five levels, as QEMU notes of the first processor."""
+    """Return whether page tables have five levels, from QEMU's note of the first processor."""
     states = (contents for name, _, contents in walk_notes(notes) if name == _QEMU)
     state = next(states, b"").ljust(_CR4_AT + 8, b"\0")
     return bool(int.from_bytes(state[_CR4_AT : _CR4_AT + 8], "little") & _LA57)

@@ -5,7 +5,7 @@
     block 0            header: the kernel's name, sizes, how pages are packed
     block 1 on         sub-header: the dump's level, where the notes lie; the notes
     two bitmaps        a bit for each page that the guest has, and for each that is in the file
-    descriptors        one for each of the latter, in the order of the pages: where, how long
+    descriptors        for each page in the file, in the order of the pages: where, how long
     pages              each packed by itself
 
 Sources: makedumpfile ``IMPLEMENTATION`` and ``diskdump_mod.h``; QEMU ``include/sysemu/dump.h``.
@@ -23,7 +23,7 @@ from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 SIGNATURE: Final = b"KDUMP   "
 ZLIB: Final = 1  # of a header's status, and of a descriptor's flags
 OWN_NOTE: Final = b"panicd"
-"""The name of the note in which panicd says what a dump lacks, and why; tools pass over it."""
+"""The name of the note in which panicd tells what a dump lacks, and why; tools ignore the note."""
 
 _VERSION: Final = 6
 _HEADER: Final = struct.Struct("<8si65s65s65s65s65s65s6xQQIiiIIIIIIi")
@@ -37,7 +37,7 @@ _MAX_32: Final = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class KdumpHead:
-    """What stands before the descriptors, and where these and the pages begin.
+    """The part before the descriptors, and where descriptors and pages begin.
 
     Attributes:
         data: header, sub-header and notes; whole blocks.
@@ -59,11 +59,11 @@ def kdump_head(
     """Return the beginning of a dump.
 
     Args:
-        notes: of QEMU's ELF core; VMCOREINFO among them where the guest has it.
-        machine: the guest's, as uname(1) calls it.
-        pages: the number of the guest's last page, and one more.
-        level: what is left out: makedumpfile's dump level.
-        about: what panicd's own note says.
+        notes: the notes of QEMU's ELF core, with VMCOREINFO where the guest has it.
+        machine: the guest's machine, as uname(1) calls it.
+        pages: the number of the guest's last page, plus one.
+        level: which pages are left out: makedumpfile's dump level.
+        about: the contents of panicd's own note.
         at: when the dump was made, in seconds since the epoch.
     """
     notes += _note(OWN_NOTE, about)
@@ -105,7 +105,7 @@ def kdump_head(
 
 
 def own_note(notes: bytes) -> bytes | None:
-    """Return what panicd's own note says; None where there is none."""
+    """Return the contents of panicd's own note; None where there is none."""
     for name, _, contents in walk_notes(notes):
         if name == OWN_NOTE:
             return contents
@@ -122,5 +122,5 @@ def _padded(data: bytes) -> bytes:
 
 
 def _processors(notes: bytes) -> int:
-    """Return how many processors the notes tell of."""
+    """Return the number of processors in the notes."""
     return sum((name, kind) == (b"CORE", _NT_PRSTATUS) for name, kind, _ in walk_notes(notes))

@@ -14,13 +14,13 @@ MAX_REQUEST: Final = 64 * PAGE  # in one go: while QEMU writes it, it does nothi
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What reading may cost.
+    """The limits of reading.
 
     Attributes:
-        lines: returned at most, the newest.
-        records: looked at at most, the readable and the others.
-        size: bytes of guest memory read at most.
-        requests: made at most.
+        lines: the number of lines to return at most, the newest.
+        records: the number of records to look at at most, readable or not.
+        size: bytes of guest memory to read at most.
+        requests: the number of requests at most.
     """
 
     lines: int
@@ -46,7 +46,7 @@ class PhysicalMemory:
         """Return a range of guest-physical memory.
 
         Raises:
-            NotReadableError: it can't be had, or costs more than the limits allow.
+            NotReadableError: it is unavailable, or costs more than the limits allow.
         """
         first, end = address // PAGE, -(-(address + length) // PAGE)
         if address < 0 or end > (1 << PHYSICAL_BITS) // PAGE:
@@ -90,7 +90,7 @@ class VirtualMemory:
 
     Args:
         physical: the pages that were read so far.
-        tables: where they lead to.
+        tables: the kernel's page tables.
     """
 
     def __init__(self, physical: PhysicalMemory, tables: PageTables) -> None:
@@ -101,7 +101,7 @@ class VirtualMemory:
         """Return a range of virtual memory.
 
         Raises:
-            NotReadableError: it is not mapped, can't be had, or costs more than the limits allow.
+            NotReadableError: it is unmapped, unavailable, or costs more than the limits allow.
         """
         data = b""
         for run in (yield from self.runs(address, length)):
@@ -127,7 +127,7 @@ class VirtualMemory:
         return runs
 
     def locate(self, address: int) -> Reading[range]:
-        """Return the physical memory that is mapped from an address on, to its mapping's end."""
+        """Return the physical memory behind an address, up to the end of the address's mapping."""
         tables = self._tables
         if address in tables.image:
             return range(address + tables.moved, tables.image.stop + tables.moved)
@@ -149,7 +149,7 @@ class VirtualMemory:
 
 
 def kernel_memory(physical: PhysicalMemory, info: Vmcoreinfo) -> VirtualMemory:
-    """Return the virtual addresses of a Linux kernel, as it tells of them itself.
+    """Return the virtual addresses of a Linux kernel, from its own note.
 
     Raises:
         NotReadableError: the kernel is laid out in another way, or its memory is encrypted.

@@ -1,4 +1,4 @@
-"""What Linux writes about each page of memory (``struct page``), by the kernel's own account.
+"""Linux's structure for each page of memory (``struct page``), by the kernel's own account.
 
 Sources: Linux, ``Documentation/admin-guide/kdump/vmcoreinfo.rst``, ``include/linux/page-flags.h``;
 which pages each bit of a dump level stands for: makedumpfile(8), ``-d``.
@@ -19,12 +19,12 @@ _TYPE_BITS: Final = range(-(1 << 31), 0)
 
 
 class DumpLevel(IntFlag):
-    """What a dump leaves out, in makedumpfile's own numbers."""
+    """The pages that a dump leaves out, in makedumpfile's own numbers."""
 
     EVERYTHING = 0
     ZERO = 1
     CACHE = 2  # page cache that no file system keeps data of its own with
-    CACHE_PRIVATE = 4  # the rest of it, what bit 2 stands for included
+    CACHE_PRIVATE = 4  # the rest of the page cache; includes the pages of CACHE
     USER = 8
     FREE = 16
     ALL = 31
@@ -32,21 +32,21 @@ class DumpLevel(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class PageLayout:
-    """The layout of ``struct page``, and how the kernel marks what a page is used for.
+    """The layout of ``struct page``, and the kernel's marks for a page's use.
 
     Attributes:
-        size: of the structure, in bytes.
-        flags, mapping, private, compound: offsets in it, of 8 bytes each. A further page of several
-            tells in ``compound`` where the first is.
-        compound_masks: it may do so by a mask for its own place; else it is the first's place.
-        refcount, mapcount: offsets in it, of 4 bytes each.
+        size: the structure's size in bytes.
+        flags, mapping, private, compound: offsets of members of 8 bytes each. In a compound page's
+            later pages, ``compound`` tells where the first page is.
+        compound_masks: ``compound`` may be a mask for its own place; else it is the first's place.
+        refcount, mapcount: offsets of members of 4 bytes each.
         lru, private_flag, swapcache: numbers of bits in ``flags``.
         swapbacked: the same; None: ``swapcache`` needs no second look.
-        head_mask: what ``flags`` has of the first of several pages.
-        buddy, offline: ``mapcount`` of a page that is free, and of one that is the host's.
+        head_mask: the bits in ``flags`` of a compound page's first page.
+        buddy, offline: ``mapcount`` of a free page, and of a page that is the host's.
         slab_flag: the number of a bit in ``flags``; None where ``slab_type`` tells.
-        slab_type, hugetlb_type: ``mapcount`` of such a page; None where something else tells.
-        hugetlb_dtor: an offset, of 1 byte, in the second structure of several, and its value.
+        slab_type, hugetlb_type: ``mapcount`` of such a page; None where another mark tells.
+        hugetlb_dtor: the offset of a member of 1 byte in the second structure, and its value.
         hugetlb_flag: the number of a bit in the second structure's ``flags``.
     """
 
@@ -73,12 +73,12 @@ class PageLayout:
 
     @classmethod
     def read(cls, info: Vmcoreinfo) -> Self:
-        """Return the layout that a kernel tells of.
+        """Return the layout from a kernel's note.
 
         Raises:
-            NotReadableError: it tells too little, or nothing that can be.
+            NotReadableError: the note tells too little, or impossible values.
         """
-        # It got another name with another meaning (seen in 7.2), so that nobody reads it as before.
+        # The member with the new meaning has a new name (seen in 7.2), so nobody misreads it.
         masks = info.has_offset("page", "compound_info")
         compound = "compound_info" if masks else "compound_head"
         page = info.structure(
@@ -139,7 +139,7 @@ def _bit(info: Vmcoreinfo, name: str) -> int | None:
 
 
 def _type(info: Vmcoreinfo, name: str) -> int | None:
-    """Return what stands in a page's ``_mapcount`` instead of a count: a negative number."""
+    """Return the negative number that a page's ``_mapcount`` has instead of a count."""
     if not info.has_number(name):
         return None
     number = info.number(name)
@@ -156,7 +156,7 @@ def _head_mask(info: Vmcoreinfo) -> int:
 
 
 def _hugetlb_dtor(info: Vmcoreinfo, size: int) -> tuple[int, int] | None:
-    """Return where the second of several pages tells what they are, and of huge ones what."""
+    """Return where a compound page's second page tells its kind, and the value for huge pages."""
     if not info.has_number("HUGETLB_PAGE_DTOR") or not info.has_offset("page", "compound_dtor"):
         return None
     offset, value = info.offset("page", "compound_dtor"), info.number("HUGETLB_PAGE_DTOR")

@@ -1,10 +1,10 @@
-"""Where a Linux kernel keeps what it writes about each page: its array of ``struct page``.
+"""The place of a Linux kernel's array of ``struct page``.
 
 Memory is divided into sections (SPARSEMEM), each with a part of the array; ``mem_section`` leads to
 them by two levels of tables. The array lies in virtual memory, so the page tables tell where.
 
-The guest wrote all of it. A section that makes no sense is left out, and whoever filters a dump
-keeps what nobody tells of.
+The guest wrote all of this. The search leaves out an implausible section, and the filter of a dump
+keeps pages that no section describes.
 
 Source: Linux, ``include/linux/mmzone.h`` and ``mm/sparse.c``; VMCOREINFO's ``mem_section`` is the
 address of the first table (``VMCOREINFO_SYMBOL_ARRAY``) where SPARSEMEM_EXTREME is used.
@@ -35,9 +35,9 @@ class PageRun:
     """A part of the array that lies in one piece.
 
     Attributes:
-        first: the number of the page that it begins with.
-        count: of pages.
-        physical: where it lies in guest memory, in bytes.
+        first: the number of its first page.
+        count: the number of its pages.
+        physical: its address in guest memory, in bytes.
     """
 
     first: int
@@ -45,7 +45,7 @@ class PageRun:
     physical: int
 
     def part(self, first: int, count: int, size: int) -> "PageRun":
-        """Return a part of it; ``size`` is that of an element, in bytes."""
+        """Return a part of this run; ``size``: an element's size in bytes."""
         return PageRun(first, count, self.physical + (first - self.first) * size)
 
 
@@ -54,9 +54,9 @@ class PageMap:
     """The array, as far as it was found.
 
     Attributes:
-        layout: of an element.
+        layout: an element's layout.
         base: the virtual address that the element of page 0 has, or would have.
-        runs: in the order of the pages.
+        runs: the runs found, in the order of the pages.
     """
 
     layout: PageLayout
@@ -65,7 +65,7 @@ class PageMap:
 
 
 def check_page_size(info: Vmcoreinfo) -> None:
-    """See that a kernel's pages are of the size that pages are left out by.
+    """Check that a kernel's pages have the size of the pages that a dump leaves out.
 
     Raises:
         NotReadableError: they are larger, as an arm64's may be.
@@ -80,10 +80,10 @@ def find_page_map(info: Vmcoreinfo, memory: VirtualMemory, size: int) -> Reading
     Args:
         info: the kernel's note.
         memory: its memory.
-        size: bytes of physical memory that the guest has: a bound for how long it may be.
+        size: bytes of physical memory that the guest has: this bounds the array's length.
 
     Raises:
-        NotReadableError: there is none to be found, or it is too long to be true.
+        NotReadableError: there is no array, or it is implausibly long.
     """
     check_page_size(info)
     layout = PageLayout.read(info)
@@ -128,7 +128,7 @@ class _Sections:
         self.pages = 1 << bits - 12
 
     def present(self, most: int) -> Reading[list[tuple[int, int]]]:
-        """Return the sections that there are: number, and where the array would begin by it."""
+        """Return the present sections: number, and where the array would begin by this section."""
         per_root = PAGE // self._section.size
         roots = yield from self._memory.read(self._roots, self._root_count * _POINTER)
         found = []
@@ -150,7 +150,7 @@ class _Sections:
 def _runs(
     memory: VirtualMemory, size: int, base: int, first: int, count: int
 ) -> Reading[list[PageRun]]:
-    """Find where a section's part of the array lies; what is not mapped is left out."""
+    """Find the runs of a section's part of the array, without unmapped parts."""
     runs = []
     page, end = first, first + count
     while page < end:
@@ -171,7 +171,7 @@ def _runs(
 
 
 def _joined(runs: Sequence[PageRun], size: int) -> Iterator[PageRun]:
-    """Yield the runs, those that follow on one another as one."""
+    """Yield the runs, adjacent ones joined."""
     last: PageRun | None = None
     for run in runs:
         if last is not None and (

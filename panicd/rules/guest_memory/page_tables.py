@@ -1,4 +1,4 @@
-"""How the kernel's virtual addresses lead to physical ones: its page tables, by its own account.
+"""The kernel's page tables, by its own account: they translate virtual addresses to physical ones.
 
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 3, 4.5 '4-level paging
 and 5-level paging'; Arm Architecture Reference Manual for A-profile, D8 'The AArch64 Virtual Memory
@@ -35,7 +35,7 @@ _BELOW_48: Final = (1 << 48) - 1
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """What an entry leads to: the next table, or memory; ``address`` is physical."""
+    """The target of an entry: the next table, or memory; ``address`` is physical."""
 
     address: int
     memory: bool
@@ -47,12 +47,12 @@ class PageTables:
 
     Attributes:
         top: the physical address of the first table.
-        shifts: for each level log2 of the bytes that an entry stands for.
+        shifts: for each level log2 of the bytes that an entry maps.
         masks: for each level which bits of a shifted address are the entry's number.
         lowest: the first address of the kernel's half.
-        image: addresses that are mapped in one piece, which needs no look at the tables;
-        moved: what is added to these.
-        entry: what an entry of a level, told by its shift, leads to; None: it is not in use.
+        image: addresses that are mapped in one piece, without a look at the tables.
+        moved: the number to add to an address of ``image``.
+        entry: the function for an entry's target, by the level's shift; None: unused entry.
     """
 
     top: int
@@ -65,10 +65,10 @@ class PageTables:
 
 
 def page_tables(info: Vmcoreinfo) -> PageTables:
-    """Return the page tables that a kernel tells of.
+    """Return the page tables from a kernel's note.
 
     Raises:
-        NotReadableError: it tells too little, is laid out in another way, or encrypts its memory.
+        NotReadableError: the note tells too little, the layout is unknown, or memory is encrypted.
     """
     return _arm(info) if info.has_number("kimage_voffset") else _x86(info)
 
@@ -90,7 +90,7 @@ def x86_tables(top: int, *, five_levels: bool) -> PageTables:
 
     Args:
         top: the physical address of the first table.
-        five_levels: there are five, and not four.
+        five_levels: there are five levels, not four.
     """
     shifts = _X86_SHIFTS if five_levels else _X86_SHIFTS[1:]
     return PageTables(
@@ -115,13 +115,13 @@ def _arm(info: Vmcoreinfo) -> PageTables:
     page = _ARM_PAGES.get(info.page_size())
     if page is None:
         raise NotReadableError(f"pages of {info.page_size()} bytes")
-    # A kernel for 52 bits runs on processors that have 48 as well, with as many of them in use.
+    # A kernel for 52 bits also runs on processors with 48, and then uses 48.
     built, used = info.number("VA_BITS"), 64 - info.number("TCR_EL1_T1SZ")
     if built not in _ARM_BITS or used not in _ARM_BITS or used > built:
         raise NotReadableError(f"virtual addresses of {used} bits, in a kernel for {built}")
     bits = page - _ENTRY_BITS
     shifts = tuple(range(page, used, bits))[::-1]
-    # Pages of 64 KiB have a first table for 52 bits even so, of which the last part is in use.
+    # With pages of 64 KiB the first table is for 52 bits even then; its last part is in use.
     first = min(bits, built - shifts[0])
     return PageTables(
         top=info.symbol("swapper_pg_dir") - info.number("kimage_voffset"),
@@ -135,11 +135,11 @@ def _arm(info: Vmcoreinfo) -> PageTables:
 
 
 def _arm_entry(entry: int, shift: int, *, page: int, more: bool) -> Mapped | None:
-    """Return what an entry leads to.
+    """Return the target of an entry.
 
     Args:
         entry: the descriptor.
-        shift: its level's.
+        shift: its level's shift.
         page: log2 of a page's bytes.
         more: its output addresses have 52 bits, of which two stand elsewhere (FEAT_LPA2).
     """

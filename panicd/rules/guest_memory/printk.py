@@ -1,8 +1,8 @@
-"""The kernel's ring buffer of log records, as it is since Linux 5.10.
+"""The kernel's ring buffer of log records, since Linux 5.10.
 
 A record is a descriptor, an info of the same index, and a block of text. Descriptors have ids that
-count up; a descriptor whose state does not bear its own id, or a text block that doesn't, belongs
-to a record that is being written or was overwritten.
+count up. If a descriptor's state or a text block does not bear that id, the record is being written
+or was overwritten.
 
 Source: Linux, ``kernel/printk/printk_ringbuffer.[ch]``, 5.10 and later.
 """
@@ -53,7 +53,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a record's text lies in the text buffer; ``length`` with the id before it."""
+    """The place of a record's text in the text buffer; ``length`` includes the id before it."""
 
     id: int
     start: int
@@ -68,8 +68,8 @@ class PrintkRing:
     """The ring buffer, opened with ``open_ring``.
 
     Attributes:
-        count: how many records it holds, the readable and the others.
-        lost: how many of those that were read had not been written whole, or were overwritten.
+        count: how many records it holds, readable or not.
+        lost: how many of the records read were incomplete or overwritten.
     """
 
     def __init__(self, memory: VirtualMemory, layout: "_Layout", ring: bytes) -> None:
@@ -94,7 +94,7 @@ class PrintkRing:
             raise NotReadableError(f"a ring of {self._capacity} records holds {self.count}")
 
     def read(self, skip: int, count: int) -> Reading[list[Record]]:
-        """Return records, oldest first, without those that were not written whole.
+        """Return records, oldest first, without incomplete ones.
 
         Args:
             skip: how many of the newest to leave out.
@@ -115,7 +115,7 @@ class PrintkRing:
         places = []
         for id_, state, begin, end, length in zip(ids, states, begins, ends, lengths, strict=True):
             if state == _REUSABLE << _ID_BITS | id_:
-                self.lost -= 1  # the oldest may be there without being a record any longer
+                self.lost -= 1  # the oldest descriptor may no longer be a record
             elif state in {_COMMITTED << _ID_BITS | id_, _FINALIZED << _ID_BITS | id_}:
                 places += self._place(id_, begin, end, length & _TEXT_LENGTH)
         texts = yield from self._read_texts(places)
@@ -139,27 +139,27 @@ class PrintkRing:
         return data
 
     def _place(self, id_: int, begin: int, end: int, text_length: int) -> list[_Place]:
-        """Return where a record's text lies; nothing where it has no block that makes sense.
+        """Return the place of a record's text; empty if it has no plausible block.
 
         Args:
-            id_: of its descriptor.
-            begin: its block's position, as it stands there.
-            end: the next one's.
-            text_length: bytes.
+            id_: its descriptor's id.
+            begin: its block's position, as the descriptor has it.
+            end: the next block's position.
+            text_length: the text's length in bytes.
         """
         if begin == end == _EMPTY_LINE:
             return [_Place(id_, 0, 0)]
         if begin & _NO_BLOCK or end & _NO_BLOCK:
             return []
-        # Positions count up and, soon after boot, past 2^64. The last byte's tells the wrap: a
-        # block may fill the buffer to its end (Linux 6.18 and later).
+        # Positions count up and, soon after boot, past 2^64. The last byte's position tells the
+        # wrap: a block may fill the buffer to its end (Linux 6.18 and later).
         size = 1 << self._size_bits
         last = end - 1 & _LONG_MASK
         wraps = (last >> self._size_bits) - (begin >> self._size_bits) & _LONG_MASK // size
         match wraps:
             case 0:
                 start, room = begin % size, end - begin & _LONG_MASK
-            case 1:  # it did not fit before the buffer's end
+            case 1:  # the block did not fit before the buffer's end
                 start, room = 0, last % size + 1
             case _:
                 return []
@@ -169,7 +169,7 @@ class PrintkRing:
         return [_Place(id_, start, min(length, _LONG + MAX_TEXT))]
 
     def _read_texts(self, places: Sequence[_Place]) -> Reading[dict[int, bytes]]:
-        """Return texts by their records' ids; a few large requests are made, not many small."""
+        """Return texts by their records' ids, with a few large requests instead of many small."""
         texts = {place.id: b"" for place in places if not place.length}
         group: list[_Place] = []
         blocks = sorted((place for place in places if place.length), key=lambda place: place.start)
@@ -198,7 +198,7 @@ def open_ring(memory: VirtualMemory, info: Vmcoreinfo) -> Reading[PrintkRing]:
     """Return the kernel's ring buffer.
 
     Raises:
-        NotReadableError: there is none that makes sense.
+        NotReadableError: there is no plausible one.
     """
     layout = _Layout(info)
     pointer = yield from memory.read(info.symbol("prb"), _LONG)

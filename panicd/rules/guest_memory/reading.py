@@ -1,4 +1,4 @@
-"""How a reader asks for guest memory, and how it says that there is nothing to be had."""
+"""A reader's request for guest memory, and its error for unreadable memory."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from typing import TypeVar
 
 
 class NotReadableError(Exception):
-    """What was looked for can't be read; the text says why.
+    """The wanted data can't be read; the text says why.
 
-    Whoever serves a reader's requests may throw it in, where a range can't be had or time is up.
+    The server of a reader's requests may throw it in, if a range is unavailable or time is up.
     """
 
 

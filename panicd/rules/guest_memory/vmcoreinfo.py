@@ -1,4 +1,4 @@
-"""VMCOREINFO: what a Linux kernel tells of its own addresses and layouts, for whoever reads dumps.
+"""VMCOREINFO: a Linux kernel's note on its own addresses and layouts, for readers of dumps.
 
 Source: Linux, ``Documentation/admin-guide/kdump/vmcoreinfo.rst``.
 """
@@ -35,7 +35,7 @@ class Vmcoreinfo:
         """Return the entries of a note.
 
         Raises:
-            NotReadableError: it is larger than any kernel's, or a Windows' header.
+            NotReadableError: it is larger than any kernel's note, or the header of a Windows dump.
         """
         if contents.startswith(b"PAGE"):
             raise NotReadableError(NO_LINUX)
@@ -133,7 +133,7 @@ class Structure:
         return data[self._places[member]]
 
     def inner(self, member: str, structure: "Structure") -> "Structure":
-        """Return the layout of this one, with the members of the structure that a member is."""
+        """Return this layout with the members of an inner structure, which ``member`` is, only."""
         begin = self._places[member].start
         places = structure._places.items()  # noqa: SLF001 - of its own class
         moved = {name: slice(begin + at.start, begin + at.stop) for name, at in places}

@@ -1,9 +1,9 @@
-"""What a Windows guest says of its panic: its bug check, and what else its dump's header lacks.
+"""A Windows guest's own words on its panic: its bug check, and other data that the header lacks.
 
 virtio-win's driver for fw_cfg has the kernel make the header of a full dump while it still runs,
-and leaves it where a Linux has VMCOREINFO. By that, the kernel's debugger data block (KDBG) is
-found, and by that the rest. A kernel may keep KDBG encoded: the driver leaves where its own copy is
-in the place of the first parameter.
+and leaves the header in the place of Linux's VMCOREINFO. The header leads to the kernel's debugger
+data block (KDBG), and KDBG leads to the rest. A kernel may keep KDBG encoded. Then the driver puts
+the address of its own copy in the place of the first parameter.
 
 Sources: QEMU ``dump/win_dump.c``, ``include/qemu/win_dump_defs.h``; virtio-win ``fwcfg64``;
 the Windows SDK's ``wdbgexts.h`` (``KDDEBUGGER_DATA64``) and ``winnt.h`` (``IMAGE_FILE_MACHINE``).
@@ -23,13 +23,13 @@ from panicd.rules.guest_memory.reading import NotReadableError, Reading
 SIGNATURE: Final = b"PAGEDU64"
 _SIGNATURE_32: Final = b"PAGEDUMP"
 HEADER_SIZE: Final = 2 * PAGE
-BUG_CHECK_AT: Final = 0x38  # in the header, and how much it takes there
+BUG_CHECK_AT: Final = 0x38  # its offset in the header; BUG_CHECK is its layout
 BUG_CHECK: Final = struct.Struct("<5Q")
 
 _BUILD_AT: Final = 0x0C
 _TOP_AT: Final = 0x10  # DirectoryTableBase
 _MACHINE_AT: Final = 0x30  # MachineImageType
-_MACHINE_AT_32: Final = 0x20  # there, in the header of a Windows of 32 bits
+_MACHINE_AT_32: Final = 0x20  # the same, in the header of a 32-bit Windows
 _PROCESSORS_AT: Final = 0x34
 _COPY_AT: Final = 0x40  # the first parameter
 _KDBG_AT: Final = 0x80
@@ -46,14 +46,14 @@ _OTHERS: Final = {
     0x0200: "Itanium",
     0xAA64: "64-bit Arm",
 }
-"""The machines whose Windows are not read, as the PE format numbers them."""
+"""The machines whose Windows panicd does not read, by the PE format's numbers."""
 
 _KDBG_SIZE: Final = 0x340
 _TAG: Final = slice(0x10, 0x14)
 
 
 class OtherWindowsError(NotReadableError):
-    """A guest is a Windows of a machine for which panicd reads none."""
+    """The guest is a Windows on a machine that panicd does not read."""
 
     def __init__(self, machine: int) -> None:
         name = _OTHERS.get(machine, f"machine {machine:#x}")
@@ -65,8 +65,8 @@ class WindowsHeader:
     """The header of a dump, as the driver left it.
 
     Attributes:
-        data: all of it.
-        five_levels: its page tables have five levels, and not four.
+        data: the whole header.
+        five_levels: the page tables have five levels, not four.
     """
 
     data: bytes
@@ -77,8 +77,8 @@ class WindowsHeader:
         """Return the header among a dump's notes; None: the guest is no Windows.
 
         Raises:
-            OtherWindowsError: it is a Windows of another machine than 64-bit x86.
-            NotReadableError: the guest left nothing.
+            OtherWindowsError: it is a Windows on another machine than 64-bit x86.
+            NotReadableError: the guest left no note.
         """
         left = find_vmcoreinfo(notes)
         header = cls(left, has_five_levels(notes))
@@ -92,19 +92,19 @@ class WindowsHeader:
 
     @property
     def build(self) -> int:
-        """The kernel's number."""
+        """The kernel's build number."""
         return self._number(_BUILD_AT, 4)
 
     @property
     def processors(self) -> int:
-        """How many processors it had."""
+        """The guest's number of processors."""
         return self._number(_PROCESSORS_AT, 4)
 
     def runs(self) -> tuple[range, ...]:
-        """Return the pages that a dump of this guest has, in the order in which it has them.
+        """Return the runs of pages in a dump of this guest, in the dump's order.
 
         Raises:
-            NotReadableError: they make no sense.
+            NotReadableError: the runs are implausible.
         """
         count, _, pages = _RUN_HEAD.unpack_from(self.data, _RUNS_AT)
         if not 0 < count <= _MAX_RUNS:
@@ -119,7 +119,7 @@ class WindowsHeader:
         return runs
 
     def memory(self, limits: Limits) -> VirtualMemory:
-        """Return the memory of its kernel."""
+        """Return the guest kernel's memory."""
         top = self._number(_TOP_AT, 8) & -PAGE
         tables = x86_tables(top, five_levels=self.five_levels)
         return VirtualMemory(PhysicalMemory(limits), tables)
@@ -149,8 +149,8 @@ class Kdbg:
     """The kernel's debugger data block.
 
     Attributes:
-        address: where it lies.
-        data: what stands in it.
+        address: its virtual address.
+        data: its contents.
     """
 
     address: int
@@ -158,22 +158,22 @@ class Kdbg:
 
     @property
     def bug_check(self) -> int:
-        """Where the bug check stands: ``KiBugcheckData``."""
+        """The address of the bug check: ``KiBugcheckData``."""
         return self._number(0x88, 8)
 
     @property
     def pages(self) -> bytes:
-        """Where the kernel's array of pages lies, as it stands there: ``MmPfnDatabase``."""
+        """The raw address of the kernel's array of pages: ``MmPfnDatabase``."""
         return self.data[0xC0:0xC8]
 
     @property
     def processors(self) -> int:
-        """Where the addresses of the processors' blocks stand: ``KiProcessorBlock``."""
+        """The address of the list of the processors' blocks: ``KiProcessorBlock``."""
         return self._number(0x218, 8)
 
     @property
     def context(self) -> int:
-        """Where in such a block the address of its context stands: ``OffsetPrcbContext``."""
+        """The offset of the context's address in a processor's block: ``OffsetPrcbContext``."""
         return self._number(0x338, 2)
 
     def _number(self, place: int, size: int) -> int:
@@ -182,12 +182,12 @@ class Kdbg:
 
 @dataclass(frozen=True, slots=True)
 class WindowsCrash:
-    """What a Windows says of its panic.
+    """A Windows guest's own account of its panic.
 
     Attributes:
-        bug_check: why it stopped.
-        build: its kernel's number.
-        processors: how many it had.
+        bug_check: the reason why it stopped.
+        build: its kernel's build number.
+        processors: its number of processors.
     """
 
     bug_check: BugCheck

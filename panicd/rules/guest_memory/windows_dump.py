@@ -1,11 +1,11 @@
-"""What makes a dump for WinDbg of a Windows' memory: its header, and each processor's registers.
+"""The parts of a WinDbg dump besides a Windows' memory: its header and the processors' registers.
 
-The driver's header is from before the panic: the bug check and the kernel's array of pages are put
-in. Where the kernel keeps a processor's context, for WinDbg to show, it may have saved none: the
-dump has there what the processor's registers hold. QEMU's own ``win-dmp`` does the same, and the
-file is to be as QEMU would write it. It is not used, for it trusts a guest: one that tells of runs
-of memory without end has it write without end, and it writes the contexts into the guest's memory
-for the time of the dump, wherever the guest says that they lie.
+The driver's header is from before the panic, so panicd adds the bug check and the kernel's array of
+pages. WinDbg shows each processor's context from the kernel's memory, but the kernel may have saved
+none. So the dump has the processor's registers in that place. QEMU's own ``win-dmp`` does the same,
+and panicd's file equals QEMU's. panicd does not use ``win-dmp``, since that trusts the guest. If a
+guest claims endless runs of memory, QEMU writes without end. During the dump QEMU also writes the
+contexts into the guest's memory, at any address that the guest gives.
 
 Sources: QEMU ``dump/win_dump.c``, ``include/qemu/win_dump_defs.h``; ``CONTEXT`` in the Windows
 SDK's ``winnt.h``; for the registers ``x86_cpu_dump_state`` (``target/i386/cpu-dump.c``).
@@ -29,7 +29,7 @@ from panicd.rules.guest_memory.windows import (
 )
 
 LIVE: Final = 0x161
-"""The bug check that a dump of a Windows has that noted none: ``LIVE_SYSTEM_DUMP``."""
+"""The bug check in the dump of a Windows that noted none: ``LIVE_SYSTEM_DUMP``."""
 
 MAX_PROCESSORS: Final = 4096  # QEMU has no more
 
@@ -46,17 +46,17 @@ _REGISTER: Final = re.compile(r"\b([A-Z][A-Z0-9]{1,4}) ?=([0-9a-f]{4,16})\b", re
 _GENERAL: Final = ("AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI")
 
 Registers = dict[str, int]
-"""A processor's registers by their names: those of 64 bits begin with R."""
+"""A processor's registers by name: the 64-bit names begin with R."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowsDump:
-    """What a dump has that does not lie in the guest's memory, or not so.
+    """The parts of a dump that differ from the guest's memory.
 
     Attributes:
-        head: its header.
-        runs: of pages, in the order in which they follow it.
-        patches: what stands at places of memory instead of what lies there.
+        head: the dump's header.
+        runs: the runs of pages that follow the header, in order.
+        patches: the bytes that replace memory at certain places.
     """
 
     head: bytes
@@ -64,7 +64,7 @@ class WindowsDump:
     patches: tuple[tuple[int, bytes], ...]
 
     def written(self) -> bytes:
-        """Return it as ``panicd.dumps.filter.windows_filter`` reads it."""
+        """Return these parts in the form that ``panicd.dumps.filter.windows_filter`` reads."""
         parts = {
             "head": self.head.hex(),
             "runs": [(run.start, len(run)) for run in self.runs],
@@ -78,7 +78,7 @@ def read_registers(printed: str) -> list[Registers]:
     found = []
     for part in printed.split("CPU#")[1 : 1 + MAX_PROCESSORS]:
         values = {name: int(value, 16) for name, value in _REGISTER.findall(part)}
-        # A processor outside of 64-bit mode is printed with the names of 32 bits.
+        # QEMU prints a processor outside of 64-bit mode with 32-bit names.
         found.append({re.sub(r"^E(?=..$)", "R", name): values[name] for name in values})
     return found
 
@@ -86,16 +86,16 @@ def read_registers(printed: str) -> list[Registers]:
 def read_dump(
     header: WindowsHeader, registers: list[Registers], size: int, limits: Limits
 ) -> Reading[WindowsDump]:
-    """Return what makes a dump of a guest.
+    """Return the parts of a guest's dump besides its memory.
 
     Args:
-        header: as the driver left it.
-        registers: of each processor.
+        header: the driver's header.
+        registers: each processor's registers.
         size: bytes of memory that the guest has.
-        limits: what it may cost.
+        limits: how much the reading may cost.
 
     Raises:
-        NotReadableError: no dump can be made of this; the text says why.
+        NotReadableError: panicd can't make a dump of this guest; the text says why.
     """
     runs = header.runs()
     if (pages := sum(map(len, runs))) * PAGE > size:

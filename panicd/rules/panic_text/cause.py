@@ -1,8 +1,8 @@
 """The line that says why a kernel panicked: the first trouble of the cascade that ended there.
 
-``Kernel panic - not syncing:`` says why, but for the panics that only follow from something said
-before, such as ``Fatal exception`` after an oops. What came before may itself have followed from
-something: two oopses, a stall that makes tasks hang.
+The line ``Kernel panic - not syncing:`` tells the cause, unless the panic only follows from an
+earlier report, such as ``Fatal exception`` after an oops. The earlier trouble may itself follow
+from another one: two oopses, a stall that makes tasks hang.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from panicd.rules.panic_text.trace import begins_within_trace
 CAUSE_WITHIN: Final = 30.0
 """Seconds from one trouble to the next, or to the panic: a serial console takes some for each."""
 WARNED_WITHIN: Final = 5.0
-"""Seconds from what need not lead to more to what it led to: a warning to the fault that it warned
-of, a fault to the end of init, which may have another cause."""
+"""Seconds from a trouble that need not lead to more to the next: from a warning to the fault it
+warned of, from a fault to the end of init, which may have another cause."""
 
 _FATAL: Final = ORIGINS - {Nature.REPORT}
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A head, where it is and when it was written."""
+    """A head, with its index and its time."""
 
     at: int
     time: float
@@ -38,23 +38,23 @@ class _Found:
 
 
 class Worth(IntEnum):
-    """How much is known of why a kernel panicked."""
+    """How much the log tells of a panic's cause."""
 
     NOTHING = 0
-    CONSEQUENCE = 1  # the panic's reason only follows from something that is not in the log
-    LATER = 2  # the log begins in the midst of a trouble: there was an earlier one
+    CONSEQUENCE = 1  # the panic's reason only follows from a report that the log lacks
+    LATER = 2  # the log begins in the middle of a report: there was an earlier trouble
     CAUSE = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why a kernel panicked.
+    """A panic's cause.
 
     Attributes:
-        worth: how much is known.
-        at: the index of the line that says so; -1: none does.
-        head: what kind of trouble that line begins; None: it is the panic itself.
-        panic: the index of the panic's own line; -1: it is not in the log.
+        worth: how much the log tells of the cause.
+        at: the index of the line that tells the cause; -1: none does.
+        head: the head of the trouble on that line; None: the line is the panic itself.
+        panic: the index of the panic's own line; -1: the log lacks it.
     """
 
     worth: Worth
@@ -67,7 +67,7 @@ NOTHING: Final = Cause(Worth.NOTHING)
 
 
 def find_cause(lines: Sequence[LogLine]) -> Cause:
-    """Return why the kernel panicked, as far as its log says so.
+    """Return the cause of a kernel's panic, as far as its log tells.
 
     Args:
         lines: the log's last lines, oldest first. Those not written by the kernel don't count.
@@ -106,9 +106,9 @@ def _of_panic(lines: Sequence[LogLine], heads: Sequence[_Found], panic: int, rea
 
 
 def _without_panic(lines: Sequence[LogLine], heads: Sequence[_Found]) -> Cause:
-    """Return what the log ends with where it has no panic: the line was lost, or not reached.
+    """Return the last trouble of a log without a panic: the line was lost, or not reached.
 
-    What a kernel gets over, an old WARNING among it, is no cause then.
+    A trouble that a kernel survives, such as an old WARNING, is no cause then.
     """
     end = lines[-1].timestamp if lines else 0.0
     fatal = [each for each in _cascade(heads, end) if each.nature in _FATAL]
@@ -118,7 +118,7 @@ def _without_panic(lines: Sequence[LogLine], heads: Sequence[_Found]) -> Cause:
 
 
 def _cascade(heads: Sequence[_Found], end: float) -> list[_Found]:
-    """Return the heads of which each is near the next one in time, and the last near the end."""
+    """Return the last heads that are each near the next in time, the last one near the end."""
     near: list[_Found] = []
     for each in reversed(heads):
         if end - each.time > CAUSE_WITHIN:
@@ -129,7 +129,7 @@ def _cascade(heads: Sequence[_Found], end: float) -> list[_Found]:
 
 
 def _first(cascade: Sequence[_Found]) -> _Found:
-    """Return the head that the last one goes back to."""
+    """Return the head from which the last one follows."""
     first = cascade[-1]
     for each in reversed(cascade[:-1]):
         warned = each.nature is Nature.REPORT and first.nature is not Nature.REPORT

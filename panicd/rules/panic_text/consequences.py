@@ -1,4 +1,4 @@
-"""The reasons of a panic that only follow from something the kernel said before.
+"""The reasons of a panic that only follow from an earlier report of the kernel.
 
 Source: Linux, the calls of ``panic()`` in ``kernel/panic.c``, ``kernel/exit.c``,
 ``kernel/watchdog.c``, ``kernel/hung_task.c``, ``kernel/rcu/tree_stall.h``, ``kernel/sched/core.c``,
@@ -12,7 +12,7 @@ from typing import Final
 from panicd.rules.panic_text.heads import LOOKED_AT, ORIGINS, Nature
 
 PANIC: Final = re.compile(r"Kernel panic - not syncing: ?(?P<reason>.*)")
-"""The line that every panic of Linux has, and the last that it needs."""
+"""The line that every Linux panic has, and the last line that a reader needs."""
 
 _FAULTS: Final = frozenset({Nature.FAULT})
 
@@ -44,15 +44,15 @@ CONSEQUENCES: Final[tuple[tuple[re.Pattern[str], frozenset[Nature]], ...]] = tup
         (r".*panic forced after error", frozenset({Nature.FILE_SYSTEM})),
     )
 )
-"""A reason, and the natures of what it follows from."""
+"""Each reason, with the natures of the troubles that it follows from."""
 
 
 ITS_OWN: Final = re.compile(r"Attempted to kill init|scheduling while atomic|bad mode")
-"""A reason that is a cause itself, where what it may follow from is not there."""
+"""The reasons that are causes themselves if no trouble came before."""
 
 
 def follows_from(reason: str) -> frozenset[Nature]:
-    """Return the natures of what a panic's reason follows from; none where it is a cause itself."""
+    """Return the natures of the troubles that a reason follows from; empty if it is a cause."""
     reason = reason[:LOOKED_AT]
     found = (natures for pattern, natures in CONSEQUENCES if pattern.match(reason))
     return next(found, frozenset())

@@ -1,8 +1,8 @@
-"""A console's bytes as lines of a log: the last boot's, without what stands before their words.
+"""A console's bytes as lines of a log: the last boot's lines, without their prefixes.
 
-What stands before them: a login prompt or half a user's line, for anybody writes to a console; the
-colours of a terminal; the time that ``dmesg -T``, journald or a console server put there; the
-kernel's own time, where its console shows it, and the caller.
+A prefix may be a login prompt or half a user's line, as anybody may write to a console; a
+terminal's colours; the time from ``dmesg -T``, journald or a console server; the kernel's own time,
+if its console shows it, and the caller.
 
 Source: Linux, ``kernel/printk/printk.c`` (``print_prefix``); dmesg(1), ``--time-format``;
 journalctl(1), ``--output``; ECMA-48 for a terminal's sequences.
@@ -14,8 +14,8 @@ from typing import Final
 
 from panicd.rules.panic_text.line import LogLine, printable
 
-BOOT_ANEW: Final = 5.0  # seconds by which a time is before the last one only in another boot
-STAMPED: Final = 3  # lines with the kernel's own time: then it has a time on each of its lines
+BOOT_ANEW: Final = 5.0  # seconds: a time that goes back by so much is from another boot
+STAMPED: Final = 3  # lines with the kernel's own time: then all its lines have one
 LINE_KEPT: Final = 2048  # bytes of a line: Linux, PRINTK_MESSAGE_MAX
 BEFORE: Final = 200  # characters before the kernel's time that may be anybody's
 
@@ -40,11 +40,11 @@ _DAY: Final = 86400.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """What a console shows of the last boot.
+    """A console's output of the last boot.
 
     Attributes:
-        lines: the kernel's; all of them, where it has no time on its lines.
-        is_linux: Linux wrote them, as far as that shows.
+        lines: the kernel's lines; all lines, if the kernel's have no time.
+        is_linux: Linux wrote them, as far as they show.
     """
 
     lines: tuple[LogLine, ...]
@@ -55,14 +55,14 @@ def read_console(end: bytes) -> Console:
     """Return the lines at a console's end.
 
     Args:
-        end: of what the guest wrote. Anybody in the guest may have.
+        end: the end of the console's output. Anybody in the guest may have written it.
     """
     whole = [_TERMINAL.sub(b"", line)[:LINE_KEPT] for line in end.splitlines()]
     times = [_KERNEL_TIME.match(line) for line in whole]
     stamped = sum(time is not None for time in times) >= STAMPED
     lines: list[LogLine] = []
     is_linux = False
-    over = 0  # of the lines, those of a boot that ended with a panic
+    over = 0  # how many of the lines belong to a boot that ended with a panic
     at = 0.0
     for number, (line, time) in enumerate(zip(whole, times, strict=True)):
         before, caller = at, b""
@@ -89,7 +89,7 @@ def read_console(end: bytes) -> Console:
 
 
 def _seconds(clock: re.Match[bytes], before: float) -> float:
-    """Return a time of day as seconds that go on from those before, past midnight too."""
+    """Return a time of day as seconds that continue from ``before``, past midnight too."""
     second = float(clock["second"].replace(b",", b"."))
     of_day = int(clock["hour"]) * 3600 + int(clock["minute"]) * 60 + second
     day = before // _DAY * _DAY

@@ -33,14 +33,14 @@ _PANICS: Final = tuple(
         r"ASSERT(_EFI_ERROR)? [\[(]",
     )
 )
-"""What tells most, then what tells less of the same."""
+"""The patterns: first those that tell most, then those that tell less of the same panic."""
 
 
 def foreign_panic(lines: Sequence[str]) -> str:
-    """Return the line with which another system than Linux says that it panicked, or nothing.
+    """Return the panic line of a system other than Linux; empty if there is none.
 
     Args:
-        lines: the end of a console that is none of Linux's.
+        lines: the end of a console that is not Linux's.
     """
     begins = (number for number, line in enumerate(lines) if _BEGINS.match(line))
     last_boot = lines[max(begins, default=0) :]

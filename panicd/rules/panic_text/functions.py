@@ -1,12 +1,12 @@
-"""Functions of Linux that are named in traces and are not where the trouble is.
+"""Functions of Linux that traces name although the trouble is elsewhere.
 
 Each table is a list of names; ``*`` stands for any rest. A name that a table lacks costs little: a
 signature then has one frame that says less.
 
-Source: Linux; ``kernel/panic.c``, ``arch/*/mm/fault.c``, ``arch/x86/include/asm/idtentry.h`` and
-``mm/kasan`` for what reports, ``lib`` for what helps, ``kernel/sched`` and ``kernel/locking`` for
-what waits, ``arch/*/entry``, ``kernel/softirq.c``, ``kernel/workqueue.c``, ``kernel/time`` for what
-dispatches.
+Source: Linux. Reporting functions: ``kernel/panic.c``, ``arch/*/mm/fault.c``,
+``arch/x86/include/asm/idtentry.h``, ``mm/kasan``. Helpers: ``lib``. Waiting: ``kernel/sched``,
+``kernel/locking``. Dispatching: ``arch/*/entry``, ``kernel/softirq.c``, ``kernel/workqueue.c``,
+``kernel/time``.
 """
 
 import re
@@ -15,7 +15,7 @@ from typing import Final
 
 
 def _table(globs: str) -> Callable[[str], bool]:
-    """Return what tells whether a function is in a table."""
+    """Return the test for a function's presence in a table."""
     names = (re.escape(glob).replace(r"\*", r"\w*") for glob in globs.split())
     pattern = re.compile("|".join(names))
     return lambda name: pattern.fullmatch(name) is not None
@@ -48,7 +48,7 @@ reports: Final = _table("""
     skb_under_panic stack_trace_* save_stack* stack_depot_* __sanitizer_cov_* write_comp_data
     check_kcov_mode
 """)
-"""What reports a trouble, catches it, or checks for it."""
+"""Functions that report a trouble, catch it, or check for it."""
 
 helps: Final = _table("""
     memcpy* memset* memmove* memcmp* memchr* memscan* __memcpy* __memset* __memmove* strcpy*
@@ -64,7 +64,7 @@ helps: Final = _table("""
     this_cpu_* rcu_read_* rcu_lock_* __local_bh_* local_bh_* delay_tsc delay_mwaitx delay_halt*
     delay_loop __delay __const_udelay __udelay skb_put skb_push skb_pull qlist_* quarantine_*
 """)
-"""What any caller may have misused."""
+"""Helper functions, which any caller may have misused."""
 
 waits: Final = _table("""
     context_switch schedule schedule_timeout* schedule_hrtimeout* schedule_preempt_disabled
@@ -76,7 +76,7 @@ waits: Final = _table("""
     out_of_line_wait* bit_wait* io_schedule* folio_wait* folio_lock* __folio_lock* lock_page*
     __lock_page* usleep* msleep* flush_work* __flush_work* lock_sock_nested __lock_sock
 """)
-"""What a thread sleeps in, whatever it waits for."""
+"""Functions in which a thread sleeps, whatever it waits for."""
 
 interrupts: Final = _table("""
     sysvec_* asm_sysvec_* __sysvec_* apic_timer_interrupt smp_apic_timer_interrupt*
@@ -85,18 +85,18 @@ interrupts: Final = _table("""
     el1_irq el1h_irq el1h_64_irq* el1_interrupt do_interrupt_handler call_on_irq_stack __irq_svc
     timer_interrupt* decrementer_common* handle_arch_irq asm_exc_nmi end_repeat_nmi nmi
 """)
-"""Where a CPU was interrupted: what comes before in a trace is the interrupt's own."""
+"""Where a CPU was interrupted: earlier functions in the trace are the interrupt's own."""
 
 idles: Final = _table("""
     native_halt native_safe_halt pv_native_safe_halt safe_halt default_idle* arch_cpu_idle*
     cpuidle_* acpi_*idle* intel_idle* mwait_idle* do_idle cpu_startup_entry cpu_do_idle poll_idle
 """)
-"""What a CPU does that has nothing to do."""
+"""Functions of an idle CPU."""
 
 awaits_cpus: Final = _table("""
     smp_call_function* csd_lock_wait* __csd_* generic_exec_single
 """)
-"""What a CPU does that waits for other CPUs."""
+"""Functions in which a CPU waits for other CPUs."""
 
 dispatches: Final = _table("""
     do_syscall_* do_int80_* do_fast_syscall* entry_* invoke_syscall* el0_svc* do_el0_svc
@@ -111,11 +111,11 @@ dispatches: Final = _table("""
     tasklet_action* rcu_do_batch rcu_core* net_rx_action netif_receive_skb* __netif_receive_skb*
     process_backlog __napi_poll napi_poll
 """)
-"""What only sends a CPU to work: a system call's, a timer's, a work queue's, a packet's."""
+"""Functions that only dispatch work: of a system call, a timer, a work queue, a packet."""
 
 RENAMED: Final = {
     "synchronize_sched": "synchronize_rcu",
     "synchronize_rcu_expedited": "synchronize_rcu",
     "synchronize_sched_expedited": "synchronize_rcu",
 }
-"""Functions that do one thing by several names, in one version or another."""
+"""Functions that have several names, in one version or another."""

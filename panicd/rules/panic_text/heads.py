@@ -1,6 +1,6 @@
-"""The first lines of all kinds of trouble that Linux reports, each with what it is called.
+"""The first lines of all kinds of trouble that Linux reports, each with a title.
 
-A kind has one title, whatever its wording in this or that version and architecture.
+A kind has one title, although its wording differs between versions and architectures.
 
 Source: Linux, ``arch/x86/mm/fault.c``, ``arch/*/kernel/traps.c``, ``arch/arm64/mm/fault.c``,
 ``arch/powerpc/kernel/watchdog.c``, ``kernel/panic.c``, ``kernel/watchdog.c``,
@@ -17,7 +17,7 @@ from typing import Final
 
 
 class Nature(StrEnum):
-    """What becomes of a kernel that reports such trouble."""
+    """The fate of a kernel that reports a trouble."""
 
     FAULT = "fault"  # it can't go on there: it panics in an interrupt, in init, or if told to
     REPORT = "report"  # it goes on, unless panic_on_warn is set
@@ -37,9 +37,9 @@ class Kind:
     """A kind of trouble.
 
     Attributes:
-        nature: what becomes of the kernel.
-        title: what it is called; ``{file}`` and the like are groups of the pattern.
-        pattern: of its first line, from the line's beginning.
+        nature: the kernel's fate.
+        title: the kind's name; ``{file}`` and the like are groups of the pattern.
+        pattern: matches its first line, from the line's beginning.
     """
 
     nature: Nature
@@ -49,27 +49,27 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A first line of some trouble: what kind it is of, and the words that its title takes."""
+    """A trouble's first line: its kind, and the words to fill in the title."""
 
     kind: Kind
     words: Mapping[str, str]
 
     @property
     def nature(self) -> Nature:
-        """What becomes of the kernel."""
+        """The kernel's fate."""
         return self.kind.nature
 
     @property
     def title(self) -> str:
-        """What it is called, whoever's guest it is."""
+        """The trouble's title, the same for every guest."""
         return self.kind.title.format_map(self.words)
 
 
-# Of a module that is not Linux's own, the directory that it was built in tells nothing.
+# For a module that is not Linux's own, its build directory tells nothing.
 _FILE: Final = r"(?:/\S+/|(?:\.\.?/)+)?(?P<file>[^\s:]+):[0-9]+"
 _WHAT: Final = r"(?P<what>[\w -]+?)"
 LOOKED_AT: Final = 256
-"""Characters of a line: a guest chooses how many there are, and no report needs more to begin."""
+"""Characters of a line to look at: a guest chooses a line's length, and no head needs more."""
 
 _PANIC: Final = r"Kernel panic - not syncing: "
 _WATCHDOG: Final = r"(?:NMI )?(?:watchdog: )?"
@@ -148,9 +148,9 @@ _TABLE: Final = {
         ("WARNING", r"WARNING: "),
     ),
 }
-"""What each kind is called, and how its first line begins; the first that fits counts.
+"""All kinds with their titles and first lines; the first match counts.
 
-Those of one nature that follow from others of it, as ``Oops`` after ``BUG``, come later.
+A kind that follows from another of the same nature, as ``Oops`` from ``BUG``, comes later.
 """
 
 KINDS: Final = tuple(
@@ -160,9 +160,9 @@ KINDS: Final = tuple(
 )
 
 ORIGINS: Final = frozenset(Nature) - {Nature.NOTE}
-"""What a panic may follow from."""
+"""The natures that a panic may follow from."""
 
-# No head is without one of these: most lines are ruled out by one search.
+# Every head has one of these words, so one search rules out most lines.
 _LIKELY: Final = re.compile(
     r"Kernel panic|sysrq|BUG|Oops|unable to handle|protection fault|double fault|stack space"
     r"|stack overflow|Bad mode|Unhandled |Alignment trap|panicked at|Internal error|\[#[0-9]"
@@ -172,10 +172,10 @@ _LIKELY: Final = re.compile(
 
 
 def head_of(text: str) -> Head | None:
-    """Return what a line begins a report of; None where it begins none.
+    """Return the head that a line is; None if it begins no report.
 
     Args:
-        text: of the line; what is beyond its first ``LOOKED_AT`` characters is not looked at.
+        text: the line's text, of which only the first ``LOOKED_AT`` characters count.
     """
     text = text[:LOOKED_AT]
     if not _LIKELY.search(text):

@@ -12,9 +12,9 @@ class LogLine:
         timestamp: the kernel's own clock, in seconds since boot.
         level: 0 (emergency) to 7 (debug).
         caller: ``T1``: the task with that number; ``C0``: that CPU, in an interrupt; empty where
-            it is not told.
-        text: what it says, printable: what is not was written as Python would, ``\x1b``.
-        by_kernel: the kernel itself said so, and not whoever wrote to /dev/kmsg.
+            unknown.
+        text: its text, printable: other characters are Python's escapes, ``\x1b``.
+        by_kernel: the kernel itself wrote it, not somebody through /dev/kmsg.
     """
 
     seq: int
@@ -26,7 +26,7 @@ class LogLine:
 
 
 def printable(text: bytes) -> str:
-    """Return a line of a guest's, with what is not printable written as Python would."""
+    """Return a guest's line, with Python's escapes for unprintable characters."""
     line = text.decode(errors="backslashreplace").expandtabs()
     if line.isprintable():
         return line

@@ -1,7 +1,7 @@
-"""The functions that a trouble happened in, the most telling first, as its report names them.
+"""The functions in which a trouble happened, the most telling first, from its report.
 
-Left out are what a stack only may hold (``?``), what a compiler put behind a name (``.isra.0``),
-and the tables of ``functions``.
+Not included: a stack's doubtful entries (``?``), a compiler's suffixes (``.isra.0``), and the
+tables of ``functions``.
 
 Source: Linux, ``arch/*/kernel/{dumpstack,stacktrace,traps,process}.c``.
 """
@@ -20,12 +20,12 @@ REPORT: Final = 200  # lines of a report that are looked at
 NAME_KEPT: Final = 64  # characters of a function's name
 
 AWAITS_CPUS: Final = "smp_call_function"
-"""What a CPU is said to be stuck in that waits for others: whoever asked it to, it is not why."""
+"""The function for a CPU stuck in a wait for others: its caller is not the cause."""
 
 _BY_CHANCE: Final = frozenset(
     {Nature.RCU_STALL, Nature.SOFT_LOCKUP, Nature.HARD_LOCKUP, Nature.STACK_END}
 )
-"""Where the innermost function is a matter of chance: the timer's interrupt came upon it."""
+"""The natures with an innermost function by chance: the timer's interrupt came upon it."""
 
 _NAME: Final = r"(?P<name>[A-Za-z_][\w.$]{0,127})\+0x(?P<offset>[0-9a-f]+)(?:/0x[0-9a-f]+)?"
 _IN_HEAD: Final = re.compile(rf"\b{_NAME}")
@@ -55,9 +55,9 @@ def frames(lines: Sequence[LogLine], at: int, nature: Nature) -> tuple[str, ...]
     """Return the functions that a report is about, at most ``FRAMES``.
 
     Args:
-        lines: of the log, oldest first.
+        lines: the log's lines, oldest first.
         at: the index of the report's first line.
-        nature: of the trouble.
+        nature: the trouble's nature.
     """
     report = list(_report(lines, at))
     names: Iterable[str]
@@ -74,7 +74,7 @@ def frames(lines: Sequence[LogLine], at: int, nature: Nature) -> tuple[str, ...]
 
 
 def begins_within_trace(lines: Iterable[LogLine]) -> bool:
-    """Return whether lines begin in the middle of a trace, whose report's head is not there."""
+    """Return whether lines begin in the middle of a trace, without its report's head."""
     for line in lines:
         if _BEGINS.match(line.text):
             return False
@@ -92,7 +92,7 @@ def _report(lines: Sequence[LogLine], at: int) -> Iterator[str]:
 
 
 def _trace(report: Iterable[str]) -> Iterator[str]:
-    """Yield the function of the instruction pointer, where told, and the first trace's."""
+    """Yield the instruction pointer's function, if reported, and the first trace's functions."""
     in_trace = False
     for text in report:
         pointer = _POINTER.match(text)
@@ -106,11 +106,11 @@ def _trace(report: Iterable[str]) -> Iterator[str]:
 
 
 def _stuck_in(report: Iterable[str], *, asleep: bool) -> Sequence[str]:
-    """Return the functions that a CPU is stuck in: from what it was sent to do inwards.
+    """Return the functions in which a CPU is stuck, from its work's entry function inwards.
 
     Args:
-        report: without its first line.
-        asleep: whether one that sleeps is meant too.
+        report: the report without its first line.
+        asleep: whether a sleeping thread counts too.
     """
     for trace in _traces(report):
         interrupted = dropwhile(lambda name: not functions.interrupts(name), trace)
@@ -146,10 +146,11 @@ def _traces(report: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _entry(text: str) -> str:
-    """Return the function that a trace's entry names for sure; empty: this is none.
+    """Return the function that a trace's entry names for sure; empty: it is no such entry.
 
-    No call returns to a function's first byte: one that would never return was the last of the
-    function before it (arm64 until Linux 6.2 does not look one byte back, as others do).
+    No call returns to a function's first byte. Such an address comes from a call that never
+    returns, at the end of the function before (arm64 until Linux 6.2 does not look one byte back,
+    as others do).
     """
     chained = _ENTRY_FROM.match(text)
     entry = chained or _ENTRY.match(text)
