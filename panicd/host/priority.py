@@ -16,8 +16,7 @@ import trio
 
 PASSED_WITHIN: Final = 0.05  # seconds after a panic during which its reaction may go first
 WAITS_AT_MOST: Final = 0.005  # seconds that another thread waits before one of its parts
-WORKS_AT_LEAST: Final = 0.002  # seconds of processor time, or
-GOES_ON: Final = 0.001  # seconds by the clock, that a thread works before it waits again
+GOES_ON: Final = 0.001  # seconds that a thread works before it waits again
 LOOKS_EVERY: Final = 8  # items
 
 T = TypeVar("T")
@@ -77,17 +76,15 @@ class Priority:
     def _limit(self) -> float:
         """Return how many seconds this thread has to wait; 0 or less: none."""
         now = time.monotonic()
-        if now < self._turn.goes_on_until and time.thread_time() < self._turn.works_until:
+        if now < self._turn.goes_on_until:
             return 0.0
         return min(self._until - now, WAITS_AT_MOST)
 
     def _works(self) -> None:
         self._turn.goes_on_until = time.monotonic() + GOES_ON
-        self._turn.works_until = time.thread_time() + WORKS_AT_LEAST
 
 
 class _Turn(threading.local):
-    """For each thread: until when it need not wait again, by clock and by processor time."""
+    """For each thread: until when it need not wait again."""
 
     goes_on_until = 0.0
-    works_until = 0.0
