@@ -13,7 +13,7 @@ from panicd.journal import database as journal_database
 from panicd.journal.journal import JournalError
 from panicd.journal.summaries import summaries
 from panicd.qemu.threads import in_thread
-from panicd.rules.retention import expendable
+from panicd.rules.retention import Bundles
 from panicd.rules.settings import Policy
 
 REST: Final = 9.0  # times as long as it took
@@ -58,11 +58,11 @@ class BundleRetention:
         # In this order, so that a bundle that is made meanwhile does not seem to be nobody's.
         there = sizes(self._root)
         with journal_database.reader(self._journal) as database:
-            incidents = summaries(database)
+            bundles = Bundles(summaries(database), there)
         removed: dict[str, str] = {}
         for domain, (policy, newest) in due.items():
-            for incident, why in expendable(incidents, there, domain, policy, newest).items():
+            for incident, why in bundles.expendable(domain, policy, newest).items():
                 remove(self._root / incident, why, time.time())
-                del there[incident]
+                bundles.removed(incident)
                 removed[incident] = why
         return removed

@@ -96,6 +96,7 @@ class Driver:
         self._latest: Chronicle | None = None  # the last one with a new entry
         self._heard_at = math.inf
         self._first = ExitStack()  # it has priority while it reacts
+        self._due = ExitStack()  # its first command is, so others' later work waits
         self._watches = False
         self._liveness: Liveness | None = None
         self._gathering = Gathering(services.timers, services.metrics)
@@ -131,7 +132,7 @@ class Driver:
                 )
                 heard = *self._heard_before(session), *lost
                 self.feed(Attached(session.vm, incident, heard))
-                session.listen(self._heard, self._session_ended)
+                session.listen(self._heard, partial(self.feed, Lost()))
                 if self._state.vm is not None:  # its text is ready by now
                     vm = self._state.vm
                     self._foresight.of(self._moment(), vm.capability, vm.process)
@@ -254,9 +255,6 @@ class Driver:
                 if isinstance(effect, effects.Note) or not reaction.has_done(effect):
                     self._carry_out(effect)
 
-    def _session_ended(self) -> None:
-        self.feed(Lost())
-
     # Effects.
 
     def _carry_out(self, effect: effects.Effect) -> None:
@@ -271,7 +269,7 @@ class Driver:
             case effects.Wake(serial=serial, seconds=seconds):
                 self._alarm.set(seconds, partial(self.feed, Elapsed(serial)))
             case effects.Collect():
-                self._run(self._errands.collect(effect))
+                self._collect(effect)
             case effects.MakeDump():
                 self._act(True)
                 self._run(self._errands.dump(effect))
@@ -309,6 +307,12 @@ class Driver:
                 self._left.set()
             case _:
                 assert_never(effect)
+
+    def _collect(self, effect: effects.Collect) -> None:
+        if effect.follows is not None:
+            self._first.enter_context(self._due)
+            self._due.enter_context(self._services.rush.first_command())
+        self._run(self._errands.collect(effect))
 
     def _run(self, errand: Awaitable[Input]) -> None:
         async def run() -> None:
@@ -366,6 +370,8 @@ class Driver:
             self._domain.chronicle.commit_soon(done)
 
     def _act(self, acts: bool) -> None:
+        if acts:
+            self._due.close()
         if acts and self._heard_at != math.inf:
             took = trio.current_time() - self._heard_at
             self._services.metrics.reaction.observe(took)

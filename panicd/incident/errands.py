@@ -78,7 +78,7 @@ class Errands:
         session = self._of_qemu
 
         async def take() -> StepResult:
-            words = await self._evidence.take(session, effect.step)
+            words = await self._evidence.take(session, effect)
             return StepResult(Outcome.DONE, words.line, words.signature)
 
         return await finish(effect.serial, take)

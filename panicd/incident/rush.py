@@ -5,10 +5,12 @@ such as notes, log lines and the rest of the plan, waits for that, though not fo
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
+from trio.abc import Clock
 
 from panicd.host.timers import Timers
 
@@ -28,23 +30,35 @@ class Rush:
         self._timers = timers
         self._count = 0
         self._until = 0.0
+        self._clock: Clock | None = None
         self._later: deque[Callable[[], None]] = deque()
         self._is_set = False
 
     def begin(self) -> None:
         """Count a first command that is due."""
         if not self._count:
-            self._until = trio.current_time() + WAITS_AT_MOST
+            self._clock = trio.lowlevel.current_clock()
+            self._until = self._clock.current_time() + WAITS_AT_MOST
         self._count += 1
 
     def end(self) -> None:
         """Discount a first command: it was given, or will not be."""
         self._count -= 1
 
+    @contextmanager
+    def first_command(self) -> Iterator[None]:
+        """Count a first command while it is due."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
+
     @property
     def goes_on(self) -> bool:
-        """True while later work must wait for first commands."""
-        return self._count > 0 and trio.current_time() < self._until
+        """True while later work must wait for first commands. Any thread may ask."""
+        clock = self._clock
+        return clock is not None and self._count > 0 and clock.current_time() < self._until
 
     def afterwards(self, call: Callable[[], None]) -> None:
         """Have something called when no first command is due."""

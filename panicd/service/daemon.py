@@ -31,6 +31,7 @@ from panicd.config.config import (
 from panicd.dumps.coredump import DumpFailure
 from panicd.dumps.directory import Space, existing_part, space
 from panicd.dumps.queue import DumpQueue
+from panicd.evidence.bundle_writer import BundleWriter
 from panicd.evidence.retention import BundleRetention
 from panicd.fleet.audit import count_exposed
 from panicd.fleet.connector import Connector
@@ -217,6 +218,7 @@ class Daemon:
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping), is_resumed=True)
         timers = Timers()
+        rush = Rush(timers)
         return Services(
             config=lambda: self._config,
             keeping=keeping,
@@ -227,11 +229,12 @@ class Daemon:
             storm=self._storm,
             dumps=self._dumps,
             bundles=self._bundles,
+            bundle_writer=BundleWriter(rush.afterwards, lambda: rush.goes_on),
             priority=self._priority,
             unrecorded=self._must_wait_out,
             libvirt=self._libvirt,
             timers=timers,
-            rush=Rush(timers),
+            rush=rush,
             problems=self._problems,
             dry_run=self._dry_run,
         )
@@ -250,11 +253,13 @@ class Daemon:
             self._storm.remember(incident.opened.domain_key, incident.opened.at)
 
     async def _write_the_rest(self, keeping: Keeping) -> None:
-        """Make durable what was noted when the daemon was told to stop."""
+        """Write what waits when the daemon was told to stop: entries, then evidence."""
         with trio.move_on_after(LAST_WORDS):
             for chronicle in list(keeping.unwritten):
                 with suppress(JournalError):  # reported where it is found
                     await chronicle.commit()
+        with trio.move_on_after(LAST_WORDS):
+            await self._services.bundle_writer.all_written()
 
     async def _prune(self) -> None:
         """Remove incidents and operations that are too old, once a day."""
@@ -454,11 +459,9 @@ class Daemon:
         return math.nan if there is None else max(0, there.above(floor))
 
     def _coredump_space(self) -> Space | None:
-        directory = self._config.defaults.coredump.directory
-        try:
-            return space(existing_part(directory))
-        except OSError:
-            return None
+        with suppress(OSError):
+            return space(existing_part(self._config.defaults.coredump.directory))
+        return None
 
 
 def _tell_clock_was_set(seconds: float) -> None:
