@@ -124,6 +124,7 @@ class Driver:
         try:
             await self._claim_incident()
             lost = await self._errands.what_was_lost()
+            gone = await self._errands.evidence_is_lost()
             async with trio.open_nursery() as self._nursery:
                 self._look_up_policy()
                 incident = domain.chronicle.incident if domain.chronicle is not None else None
@@ -131,10 +132,9 @@ class Driver:
                     services, domain, session, self._is_idle, lambda: self.feed(LookAgain())
                 )
                 heard = *self._heard_before(session), *lost
-                self.feed(Attached(session.vm, incident, heard))
+                self.feed(Attached(session.vm, incident, heard, gone))
                 session.listen(self._heard, partial(self.feed, Lost()))
-                if self._state.vm is not None:  # its text is ready by now
-                    vm = self._state.vm
+                if (vm := self._state.vm) is not None:  # its text is ready by now
                     self._foresight.of(self._moment(), vm.capability, vm.process)
                 await self._until_left()
         finally:

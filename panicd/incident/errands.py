@@ -4,16 +4,18 @@ A driver starts an errand, goes on, and feeds the result to its machine. Errands
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
 
 from panicd.dumps.coredump import DumpError, DumpFailure
+from panicd.evidence.bundle import is_lost
 from panicd.incident.collecting import EvidenceKeeper
 from panicd.incident.domains import Domain
 from panicd.incident.outcome import finish
 from panicd.incident.relaunch import relaunch_environment, run_relaunch
-from panicd.incident.services import Services
+from panicd.incident.services import Services, bundle_directory
 from panicd.libvirt import beside
 from panicd.libvirt.errors import (
     LibvirtAwayError,
@@ -22,6 +24,7 @@ from panicd.libvirt.errors import (
 )
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
+from panicd.qemu.threads import in_thread
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.identity import owner_of
 from panicd.rules.incident import Outcome, StepResult
@@ -30,6 +33,7 @@ from panicd.rules.machine.ending import GONE_FOLLOWS
 from panicd.rules.machine.inputs import Departed, Finished, Gone, Heard, Told
 from panicd.rules.machine.vm import Stand
 from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState
+from panicd.rules.recovery import took_evidence
 
 REAPED_FOLLOWS: Final = 0.2  # seconds from a process's end until its parent knows
 
@@ -72,6 +76,15 @@ class Errands:
         stopped = state is RunState.GUEST_PANICKED
         action = PanicAction.PAUSE if stopped else PanicAction.RUN
         return [Heard(GuestPanickedEvent(0.0, action), events.lost_panics)]
+
+    async def evidence_is_lost(self) -> bool:
+        """True if evidence of the open incident was taken, and panicd ended before it wrote it."""
+        chronicle = self._domain.chronicle
+        if chronicle is None or not took_evidence(chronicle.incident):
+            return False
+        directory = bundle_directory(self._services.config(), chronicle.incident.id)
+        await self._services.bundle_writer.written(directory)
+        return await in_thread(partial(is_lost, directory))
 
     async def collect(self, effect: effects.Collect) -> Finished:
         """Save the guest's output and QEMU's facts of its panic."""
