@@ -3,6 +3,7 @@
 A driver starts an errand, goes on, and feeds the result to its machine. Errands decide nothing.
 """
 
+import signal
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -22,7 +23,7 @@ from panicd.libvirt.errors import (
     LibvirtRefusedError,
     LibvirtSilentError,
 )
-from panicd.qemu.process import Peer
+from panicd.qemu.process import Peer, PeerError
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
 from panicd.rules.ending import Cause, cause_of_end
@@ -116,6 +117,16 @@ class Errands:
         assert chronicle is not None
         environment = relaunch_environment(chronicle.incident)
         return Finished(effect.serial, await run_relaunch(effect.step, environment))
+
+    def signal(self, effect: effects.SendSignal) -> Finished:
+        """Send QEMU's process a signal."""
+        assert self._peer is not None
+        result = StepResult(Outcome.DONE)
+        try:
+            self._peer.send_signal(signal.Signals[effect.name])
+        except PeerError as error:
+            result = StepResult(Outcome.FAILED, str(error))
+        return Finished(effect.serial, result)
 
     async def await_gone(self) -> Gone:
         """Wait until QEMU's process is gone."""

@@ -5,8 +5,7 @@ such as notes, log lines and the rest of the plan, waits for that, though not fo
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -45,15 +44,6 @@ class Rush:
         """Discount a first command: it was given, or will not be."""
         self._count -= 1
 
-    @contextmanager
-    def first_command(self) -> Iterator[None]:
-        """Count a first command while it is due."""
-        self.begin()
-        try:
-            yield
-        finally:
-            self.end()
-
     @property
     def goes_on(self) -> bool:
         """True while later work must wait for first commands. Any thread may ask."""
@@ -77,3 +67,22 @@ class Rush:
             self._later.popleft()()
         if self._later:
             self._set(LOOKS_EVERY if self.goes_on else 0.0)
+
+
+class FirstCommand:
+    """A first command that is due, until it is given.
+
+    Attributes:
+        is_given: it was given, or will not be.
+    """
+
+    def __init__(self, rush: Rush) -> None:
+        self.is_given = False
+        self._rush = rush
+        rush.begin()
+
+    def given(self) -> None:
+        """Note that it was given, or will not be."""
+        if not self.is_given:
+            self.is_given = True
+            self._rush.end()
