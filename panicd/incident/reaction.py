@@ -21,7 +21,7 @@ from panicd.rules.capability import Capability
 from panicd.rules.incident import Opened, Source
 from panicd.rules.machine.ahead import Foreseen, counted_on, foresee, is_quiet, is_stop
 from panicd.rules.machine.effects import Effect, Send
-from panicd.rules.machine.inputs import Answered, Durable, Heard, Input, Moment, Undurable
+from panicd.rules.machine.inputs import Answered, Durable, Elapsed, Heard, Input, Moment, Undurable
 from panicd.rules.machine.turn import new_id, opened_by
 from panicd.rules.qapi import ResetEvent, ShutdownEvent
 from panicd.rules.settings import Policy
@@ -32,7 +32,7 @@ KINDS: Final = 256
 
 def follows_command(came: Input) -> bool:
     """True for an input that a first command leads to, and that is in no hurry."""
-    return isinstance(came, Answered) or (
+    return isinstance(came, Answered | Elapsed) or (
         isinstance(came, Heard) and isinstance(came.event, ResetEvent | ShutdownEvent)
     )
 
