@@ -294,7 +294,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "evidence_directory": (TEXT, "Where the evidence lies."),
     "evidence": (
         maybe(ANYTHING),
-        "The list of the evidence; null if there is none, or if it was taken and is not on the disk.",
+        "The list of the evidence; null if none is on the disk.",
     ),
     "screenshot": (maybe(TEXT), "The picture of the guest's screen."),
     # dumps
