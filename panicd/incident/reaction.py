@@ -122,13 +122,12 @@ class Reaction:
         self._carry_out, self._feed, self._go_on, self._guard = carry_out, feed, go_on, guard
         self._services.rush.begin()
         commit = counted_on(self._foreseen.commit, self._serial)
-        self._done.append(commit)
-        self.chronicle.commit_soon(self._written)
         asks = counted_on(self._foreseen.asks, self._serial)
         assert isinstance(asks, Send)
-        if not self._is_over:
-            self._done.append(asks)
-            send(asks, self._answered)
+        self._done += commit, asks
+        send(asks, self._answered)
+        # The journal's thread gets the interpreter only when this one waits: so it is woken last.
+        self.chronicle.commit_soon(self._written)
 
     def takes(self, heard: Heard) -> bool:
         """Take an event if it is the foreseen one; return whether it was taken."""
