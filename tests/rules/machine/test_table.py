@@ -297,6 +297,30 @@ def test_each_signal_is_sent_once_and_is_on_record_before() -> None:
         assert [sent.name for sent in machine.all(effects.SendSignal)] == signals
 
 
+@pytest.mark.parametrize(
+    ("status", "stands"),
+    [
+        ("prelaunch", IncidentState.RESET),
+        ("paused", IncidentState.RESET),
+        ("running", None),
+    ],
+)
+def test_a_preserved_guest_that_others_reset_is_asked_about(
+    status: str, stands: IncidentState | None
+) -> None:
+    machine = Machine(OnCrash.PRESERVE)
+    machine.preserve()
+    machine.hear(RESET)
+    assert (machine.incident, machine.sent) == (IncidentState.PRESERVED, [])  # it may not run yet
+    (asks,) = machine.all(effects.Send)
+    assert asks.commands == (("query-status", ()),)
+    machine.answer({"status": status})
+    assert (machine.incident, machine.sent) == (stands, [])
+    if stands is not None:
+        machine.hear(RESUME)
+        assert (machine.incident, machine.sent) == (None, [])
+
+
 def test_what_was_asked_for_a_panicked_guest_is_not_done_to_one_that_was_reset_since() -> None:
     machine = Machine(OnCrash.PRESERVE)
     machine.preserve()
