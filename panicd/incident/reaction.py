@@ -131,7 +131,7 @@ class Reaction:
 
     def takes(self, heard: Heard) -> bool:
         """Take an event if it is the foreseen one; return whether it was taken."""
-        if self._stopped or self.is_given or not is_stop(heard):
+        if self._stopped or not is_stop(heard):
             return False
         self._stopped = True
         self._goes_on(heard)

@@ -328,6 +328,26 @@ async def test_another_policy_is_for_the_next_panic(socket_dir: Path, on_crash: 
             assert vm.acting_commands == RESTART
 
 
+async def test_another_policy_is_written_down_as_it_is_obeyed(
+    socket_dir: Path, given: list[Reaction]
+) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    async with connected(socket_dir, vm) as daemon:
+        vm.panic()
+        await daemon.wait_incident("vm", ending="restarted")
+        daemon.write_config(domains=[{"match": "vm", "on_crash": "destroy"}])
+        await daemon.call("reload")
+        vm.panic()
+        await daemon.wait_incident("vm", ending="destroyed")
+        assert [reaction.is_given for reaction in given] == [True, True]
+    decided = {
+        incident.closed and incident.closed.ending: incident for incident in daemon.journal()
+    }
+    for ending, action in (("restarted", "restart"), ("destroyed", "destroy")):
+        (decision,) = decided[ending].decisions
+        assert (decision.on_crash, decision.action) == (action, action)
+
+
 @pytest.mark.parametrize("what", ["policy", "hold", "clock"])
 async def test_what_changes_before_the_panic_is_known_at_it(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch, what: str

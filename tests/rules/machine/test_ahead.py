@@ -9,9 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from panicd.rules.capability import Capability, PanicSetting
+from panicd.rules.capability import Capability, PanicSetting, run_by_libvirt
 from panicd.rules.identity import Claim
 from panicd.rules.incident import Incident, Opened, Source
+from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.machine import State, effects, step
 from panicd.rules.machine.ahead import (
     PANIC,
@@ -141,6 +142,11 @@ def test_a_dump_goes_before_the_command_so_nothing_is_foreseen(on_crash: OnCrash
     assert foresee(replace(RESTART, on_crash=on_crash), MODERN) is None
 
 
+def test_nothing_is_foreseen_of_a_command_that_libvirt_gives() -> None:
+    domain = LibvirtDomain(1, "vm", "", monitors=("/run/vm.qmp",))
+    assert foresee(DESTROY, run_by_libvirt(MODERN, domain)) is None
+
+
 def chain(
     state: State, moments_of: list[Moment], order: str, answers: tuple[object, ...], serial: int
 ) -> tuple[State, list[tuple[effects.Effect, ...]]]:
@@ -202,7 +208,10 @@ def test_what_is_foreseen_is_what_the_machine_says(
 @given(
     st.lists(
         st.sampled_from(
-            [{}, [], [{"ready": True}], [{"ready": False}], {"status": "active"}, NoAnswer("")]
+            [
+                *[{}, [], [{"ready": True}], [{"ready": False}], {"status": "active"}],
+                *[NoAnswer(""), NoAnswer("", lost=True)],
+            ]
         ),
         min_size=3,
         max_size=3,
