@@ -340,9 +340,7 @@ async def test_another_policy_is_written_down_as_it_is_obeyed(
         vm.panic()
         await daemon.wait_incident("vm", ending="destroyed")
         assert [reaction.is_given for reaction in given] == [True, True]
-    decided = {
-        incident.closed and incident.closed.ending: incident for incident in daemon.journal()
-    }
+    decided = {str(each.closed.ending): each for each in daemon.journal() if each.closed}
     for ending, action in (("restarted", "restart"), ("destroyed", "destroy")):
         (decision,) = decided[ending].decisions
         assert (decision.on_crash, decision.action) == (action, action)
