@@ -204,7 +204,7 @@ def test_crash_answers_as_of_the_full_dump(
 @cache
 def asked_of_drgn(symbols: str, dump: Path) -> str:
     """What drgn finds: the log, tasks and their stacks, modules, the objects of slab caches."""
-    script = dump.with_suffix(".py")
+    script = dump.with_name(f"questions-{dump.stem}.py")
     script.write_text(FOUND_BY_DRGN)
     options = ("--quiet", "--no-default-symbols", "-s", symbols)
     return run(tool("drgn"), "--core", str(dump), *options, str(script))
