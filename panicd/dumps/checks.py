@@ -31,6 +31,9 @@ LEAST_SHARE: Final = 1 / 16
 USUAL_SHARE: Final = 0.3
 """The usual share that compression leaves: of a small Linux's whole memory, and of files."""
 
+STRUCTURES_SHARE: Final = 0.1
+"""The same of a Linux's page structures, which are much alike."""
+
 NEARLY_EMPTY: Final = 1 / 32
 """The share of a guest's memory up to which QEMU's kdump is faster than its ELF core."""
 
@@ -112,8 +115,17 @@ class GuestMemory:
             return self.size
         return int(LEAST_SHARE * max(0, min(self.size, self.resident or 0) - left_out))
 
-    def expected_dump(self, kind: DumpFormat, level: int, left_out: int) -> int | None:
-        """Return about how many bytes its dump will take, likewise; None if that is unknown."""
+    def expected_dump(
+        self, kind: DumpFormat, level: int, left_out: int, structures: int
+    ) -> int | None:
+        """Return about how many bytes its dump will take; None if that is unknown.
+
+        Args:
+            kind: as for ``least_dump``, and so are the next two.
+            level: the dump level in force.
+            left_out: bytes of memory that the dump leaves out.
+            structures: bytes of page structures among what it keeps.
+        """
         if self.size is None:
             return None
         is_plain = kind in {DumpFormat.ELF, DumpFormat.WIN_DMP}
@@ -121,7 +133,9 @@ class GuestMemory:
             return self.size
         kept = max(0, self.size - left_out)
         held = kept if self.resident is None else min(kept, self.resident)
-        return held if is_plain else int(USUAL_SHARE * held)
+        structures = min(structures, held)
+        packed = USUAL_SHARE * (held - structures) + STRUCTURES_SHARE * structures
+        return held if is_plain else int(packed)
 
     def growth(self, read: int | None) -> int:
         """Return how many bytes more the host may hold after a dump.

@@ -297,7 +297,9 @@ def _foretell(
     check_host(memory, read)
     progress.total = read or memory.size
     progress.left_out = sum(selection.left_out.values()) * PAGE
-    progress.expected = memory.expected_dump(kind, selection.level, progress.left_out)
+    progress.expected = memory.expected_dump(
+        kind, selection.level, progress.left_out, selection.structures
+    )
 
 
 def _check_time(deadline: float) -> None:

@@ -49,6 +49,7 @@ class PageSelection:
         level: the dump level in force, in makedumpfile's numbers.
         bitmap: a file in memory with a bit for each kept page; None: the dump keeps all.
         left_out: how many pages it leaves out, by their use.
+        structures: bytes of page structures among what it keeps; 0 if that is unknown.
         reason: why it leaves out fewer than configured; empty if it does not.
         windows: a file in memory with the other parts of a dump for WinDbg; None: it is none.
         beginning: the headers and notes of a whole dump, if only ``ranges`` of the memory are read,
@@ -61,6 +62,7 @@ class PageSelection:
     level: int
     bitmap: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    structures: int = 0
     reason: str = ""
     windows: int | None = None
     beginning: bytes = b""
@@ -126,7 +128,12 @@ async def selected_pages(
             if not ranges:
                 beginning = b""
             selection = PageSelection(
-                level, bitmap, found["left_out"], beginning=beginning, ranges=ranges
+                level,
+                bitmap,
+                found["left_out"],
+                found["structures"],
+                beginning=beginning,
+                ranges=ranges,
             )
         yield selection
     finally:
