@@ -95,7 +95,9 @@ def foretold(beginning: bytes) -> tuple[bytes, bytes]:
     memory = DumpFile.parse(beginning).memory
     head = ElfHead.read(beginning)
     *offsets, end = accumulate((piece.length for piece in memory), initial=len(beginning))
-    if head is None or [piece.offset for piece in memory] != offsets:
+    if head is None or head.size > len(beginning):
+        raise NotReadableError("its tables are not understood")
+    if [piece.offset for piece in memory] != offsets:
         raise NotReadableError("its memory does not lie behind its notes")
     if sorted(memory, key=lambda piece: piece.physical) != list(memory):
         raise NotReadableError("its memory does not lie in the order of addresses")

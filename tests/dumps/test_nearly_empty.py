@@ -7,12 +7,13 @@ import io
 import os
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from panicd.dumps import checks as dump_checks
@@ -167,6 +168,50 @@ def test_a_cores_ends_are_foretold() -> None:
 def test_other_cores_are_not_foretold(beginning: bytes, why: str) -> None:
     with pytest.raises(NotReadableError, match=why):
         foretold(beginning)
+
+
+QEMUS = (
+    *struct.unpack("<16s", b"\x7fELF\x02\x01\x01".ljust(16, b"\0")),
+    *(4, 62, 1, 0, 192, 64, 0, 8, 56, 2, 64, 2, 1),
+)
+
+
+def beginning_with_sections(at: int = 0, size: int = len(NAMES)) -> bytes:
+    """What QEMU 7.2 writes before a core's memory: sections' headers come first."""
+    notes_at = 192 + 2 * 56
+    end = notes_at + 8 + 4 * PAGE
+    return b"".join(
+        (
+            struct.pack("<16sHHIQQQIHHHHHH", *QEMUS),
+            bytes(64),
+            struct.pack("<II8x8xQQ24x", 1, 3, at or end, size),
+            struct.pack("<IIQQQQQQ", 4, 0, notes_at, 0, 0, 8, 8, 0),
+            struct.pack("<IIQQQQQQ", 1, 0, notes_at + 8, 0, 0, 4 * PAGE, 4 * PAGE, 0),
+            b"the note",
+        )
+    )
+
+
+def test_the_sections_names_are_foretold() -> None:
+    before, behind = foretold(beginning_with_sections())
+    assert behind == NAMES
+    assert before[64 : 64 + 4] == struct.pack("<I", 4), "program headers come first now"
+    assert len(before) == len(beginning_with_sections())
+
+
+@pytest.mark.parametrize("changed", [{"at": 1000}, {"size": 12}])
+def test_unknown_sections_are_not_foretold(changed: dict[str, int]) -> None:
+    with pytest.raises(NotReadableError, match="sections that are not known"):
+        foretold(beginning_with_sections(**changed))
+
+
+@example(at=40, byte=255, cut=0, more=True)  # section headers that end behind it
+@given(at=st.integers(0, 63), byte=st.integers(0, 255), cut=st.integers(0, 400), more=st.booleans())
+def test_a_lying_qemu_has_nothing_foretold(at: int, byte: int, cut: int, more: bool) -> None:
+    lie = bytearray(beginning_with_sections())
+    lie[at] = byte
+    with suppress(NotReadableError):
+        foretold(bytes(lie if more else lie[:cut]))
 
 
 @pytest.mark.parametrize(
