@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
-from panicd.host.timers import Timers
+from panicd.host.timers import Timer, Timers
 from panicd.incident.reaction import Reaction
 from panicd.incident.rush import LOOKS_EVERY, SLICE, WAITS_AT_MOST, Rush
 from panicd.journal.journal import Journal, JournalError
@@ -265,19 +265,24 @@ async def test_it_does_not_wait_for_ever(mock_clock: trio.testing.MockClock) -> 
 
 
 async def test_it_is_done_a_little_at_a_time(mock_clock: trio.testing.MockClock) -> None:
-    timers, turns = Timers(), 0
-    rush = Rush(timers)
-    done: list[int] = []
+    slices = 0
+
+    class Counted(Timers):
+        def after(self, seconds: float, call: Callable[[], None]) -> Timer:
+            nonlocal slices
+            slices += 1
+            return super().after(seconds, call)
+
+    timers = Counted()
+    rush, done = Rush(timers), list[int]()
 
     def work() -> None:
         mock_clock.jump(SLICE)
-        done.append(turns)
+        done.append(slices)
 
     async with background() as nursery:
         nursery.start_soon(timers.run)
         for _ in range(3):
             rush.afterwards(work)
-        while len(done) < 3:
-            turns += 1
-            await trio.lowlevel.checkpoint()
-    assert len(set(done)) == 3
+        await wait_all_tasks_blocked()
+    assert done == [1, 2, 3]
