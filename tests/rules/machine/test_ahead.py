@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from panicd.rules.capability import Capability, PanicSetting, run_by_libvirt
+from panicd.rules.capability import Capability, PanicSetting
 from panicd.rules.identity import Claim
 from panicd.rules.incident import Incident, Opened, Source
 from panicd.rules.libvirt import LibvirtDomain
@@ -33,7 +33,7 @@ from panicd.rules.machine.inputs import (
     NoAnswer,
     Refused,
 )
-from panicd.rules.machine.state import AskingState, Begun, Left, Resting, Then
+from panicd.rules.machine.state import AskingState, Begun, Left, Readying, Resting, Then
 from panicd.rules.machine.turn import new_id, opened_by
 from panicd.rules.machine.vm import Vm
 from panicd.rules.on_crash import OnCrash
@@ -143,8 +143,10 @@ def test_a_dump_goes_before_the_command_so_nothing_is_foreseen(on_crash: OnCrash
 
 
 def test_nothing_is_foreseen_of_a_command_that_libvirt_gives() -> None:
-    domain = LibvirtDomain(1, "vm", "", monitors=("/run/vm.qmp",))
-    assert foresee(DESTROY, run_by_libvirt(MODERN, domain)) is None
+    capability = replace(MODERN, libvirt=LibvirtDomain(1, "vm", "", handling="preserve"))
+    state, _ = step(AT_EASE._replace(vm=Vm(RunState.RUNNING, capability)), PANIC, MOMENT)
+    assert isinstance(state.phase, Readying), "though nothing else precedes the command"
+    assert foresee(RESTART, capability) is None
 
 
 def chain(
