@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from panicd.incident.reaction import Reaction
+from panicd.service.operators import Operators
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
@@ -297,8 +298,11 @@ async def between(
 
 @pytest.mark.parametrize("on_crash", ["restart", "destroy"])
 async def test_a_hold_comes_before_the_command(
-    socket_dir: Path, given: list[Reaction], on_crash: str
+    socket_dir: Path, given: list[Reaction], on_crash: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As soon as the operator is told that it is held."""
+    monkeypatch.setattr(Operators, "look_anew", lambda _: None)
+
     async def hold(daemon: DaemonInside) -> None:
         await daemon.call("hold", domain="vm", why="wait")
 
