@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from panicd.incident.reaction import Reaction
 from panicd.service.operators import Operators
@@ -307,6 +308,9 @@ async def test_a_hold_comes_before_the_command(
         await daemon.call("hold", domain="vm", why="wait")
 
     async with between(socket_dir, on_crash, hold) as (daemon, vm):
+        while not (vm.acting_commands or daemon.logged("incident stays open")):
+            await trio.lowlevel.checkpoint()
+        assert vm.acting_commands == []
         incident = await daemon.wait_incident("vm", state="preserved")
         assert incident.decisions == [(on_crash, "on-crash"), ("preserve", "held")]
         assert vm.acting_commands == []
