@@ -1,8 +1,8 @@
 """Writes bundles to the disk while their actions go on.
 
 A bundle is complete in memory before its action. So the action waits for no disk, as long as the
-bundles that wait are within limits; beyond them it does wait. One thread writes all bundles, and
-begins when no domain's first command is due.
+bundles that wait are within limits; beyond them it does wait. One thread writes all bundles,
+and waits while first commands are due.
 
 A bundle whose list is on the disk is complete. If panicd ends before, its bundles are lost.
 """
@@ -19,10 +19,13 @@ import trio
 
 from panicd.evidence.bundle import Bundle
 from panicd.evidence.host_facts import HostFacts
+from panicd.host.timers import Timers
 from panicd.qemu.threads import needing_a_thread
 
 MOST: Final = 1024
 """Bundles that wait in memory."""
+
+LOOKS_EVERY: Final = 0.01  # seconds, while first commands are due
 
 MOST_BYTES: Final = 64 << 20
 """Bytes of them: a bundle with a screen and a full kernel log has some 150 KiB."""
@@ -43,19 +46,18 @@ class BundleWriter:
     """Writes bundles, one after the other.
 
     Args:
-        afterwards: calls something when no domain's first command is due.
-        is_due: tells whether one is. Any thread may ask.
+        timers: of all domains.
+        is_due: tells whether first commands are due, which go first. Any thread may ask.
 
     Attributes:
         host: reads the host's files.
     """
 
-    def __init__(
-        self, afterwards: Callable[[Callable[[], None]], None], is_due: Callable[[], bool]
-    ) -> None:
+    def __init__(self, timers: Timers, is_due: Callable[[], bool]) -> None:
         self.host = HostFacts()
-        self._afterwards = afterwards
+        self._timers = timers
         self._is_due = is_due
+        self._looks = False
         self._awaited = 0  # somebody waits: the writer does not
         self._queue: deque[_Waiting] = deque()
         self._under_way: dict[Path, _Waiting] = {}
@@ -82,7 +84,8 @@ class BundleWriter:
         self._under_way[bundle.directory] = waiting
         self._bytes += bundle.size
         self._queue.append(waiting)
-        self._afterwards(self._begin)
+        if not self._looks:
+            self._look()
 
     async def written(self, directory: Path) -> None:
         """Return when a bundle is written, or was not to be."""
@@ -98,6 +101,17 @@ class BundleWriter:
         """Return when all bundles are written."""
         for directory in list(self._under_way):
             await self.written(directory)
+
+    def _look(self) -> None:
+        """Begin if there is anything to write, and no first command is due."""
+        self._looks = False
+        if self._works or not self._queue:
+            return
+        if self._awaited or not self._is_due():
+            self._begin()
+        else:
+            self._looks = True
+            self._timers.after(LOOKS_EVERY, self._look)
 
     def _begin(self) -> None:
         if self._works or not self._queue:
@@ -132,14 +146,13 @@ class BundleWriter:
 
     def _rest(self) -> None:
         self._works = False
-        if self._awaited:
-            self._begin()
-        elif self._queue:
-            self._afterwards(self._begin)
+        if not self._looks:
+            self._look()
 
     def _end(self, waiting: _Waiting, problem: str) -> None:
         self._bytes -= waiting.bundle.size
-        del self._under_way[waiting.bundle.directory]
+        if self._under_way.get(waiting.bundle.directory) is waiting:  # not taken again since
+            del self._under_way[waiting.bundle.directory]
         waiting.ended.set()
         waiting.done(problem)
 

@@ -5,7 +5,6 @@ import glob
 import math
 import os
 import socket
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -52,7 +51,6 @@ ACCEPT_AGAIN: Final = 0.1  # seconds
 RELOADED_AT_ONCE: Final = 32  # domains; each takes some 50 µs, in which nobody gets a response
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
 LOOK_EVERY: Final = 5.0  # seconds; a QEMU that ends removes its socket some milliseconds before
-READERS: Final = 8  # command lines of one user's processes that are read at once
 LOST: Final = "the socket is gone, so panicd can't connect again when the connection ends"
 LOST_NAMED: Final = 3  # paths
 
@@ -85,10 +83,6 @@ class Connector:
         self._unidentified = UnidentifiedConnections()
         self._sockets = SocketTable()
         self._discoveries: set[Discovery] = set()
-        # A user's own: whose processes let nobody read them keep nobody else's from being read.
-        self._readers = defaultdict[int, trio.CapacityLimiter](
-            partial(trio.CapacityLimiter, READERS)
-        )
         # Handed on once in a turn of asyncio's loop, which needs a turn of trio's per callback.
         # Thousands that began together would each wait for all the others, longer than a greeting
         # may take, and begin again immediately, for ever.
@@ -307,7 +301,7 @@ class Connector:
     async def _look_after(self, domain: Domain, sock: socket.socket) -> str:
         """Keep a domain until its session ends, and return why it ended."""
         with closing(sock), Peer.of(sock) as peer:
-            await peer.learn_command_line(self._readers[peer.uid])
+            await peer.learn_command_line()
             if not domain.dials_in:
                 leave_libvirts_own(Path(domain.address), peer.command_line() or ())
             try:

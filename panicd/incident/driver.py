@@ -182,11 +182,10 @@ class Driver:
         """Tell whether an input waits for other domains' first commands: this one has its own."""
         if self._reaction is not None:
             return self._reaction.may_wait(came)
-        rush, command = self._services.rush, self._command
-        if command is None or not (command.is_given and follows_command(came) and rush.goes_on):
-            return False
-        rush.afterwards(self._go_on)
-        return True
+        if isinstance(came, Elapsed) and came.serial != self._state.serial:
+            return True  # the machine will drop it
+        command = self._command
+        return command is not None and follows_command(came) and command.put_off(self._go_on)
 
     def _go_on(self) -> None:
         if not self._is_busy and self._bug is None:

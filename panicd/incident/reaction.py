@@ -21,7 +21,7 @@ from panicd.rules.capability import Capability
 from panicd.rules.incident import Opened, Source
 from panicd.rules.machine.ahead import Foreseen, counted_on, foresee, is_quiet, is_stop
 from panicd.rules.machine.effects import Effect, Send
-from panicd.rules.machine.inputs import Answered, Durable, Elapsed, Heard, Input, Moment, Undurable
+from panicd.rules.machine.inputs import Answered, Durable, Heard, Input, Moment, Undurable
 from panicd.rules.machine.turn import new_id, opened_by
 from panicd.rules.qapi import ResetEvent, ShutdownEvent
 from panicd.rules.settings import Policy
@@ -32,7 +32,7 @@ KINDS: Final = 256
 
 def follows_command(came: Input) -> bool:
     """True for an input that a first command leads to, and that is in no hurry."""
-    return isinstance(came, Answered | Elapsed) or (
+    return isinstance(came, Answered) or (
         isinstance(came, Heard) and isinstance(came.event, ResetEvent | ShutdownEvent)
     )
 
@@ -129,17 +129,16 @@ class Reaction:
         self._carry_out, self._feed, self._go_on, self._guard = carry_out, feed, go_on, guard
         self._services.rush.begin()
         commit = counted_on(self._foreseen.commit, self._serial)
-        self._done.append(commit)
-        self.chronicle.commit_soon(self._written)
         asks = counted_on(self._foreseen.asks, self._serial)
         assert isinstance(asks, Send)
-        if not self._is_over:
-            self._done.append(asks)
-            send(asks, self._answered)
+        self._done += commit, asks
+        send(asks, self._answered)
+        # The journal's thread gets the interpreter only when this one waits: so it is woken last.
+        self.chronicle.commit_soon(self._written)
 
     def takes(self, heard: Heard) -> bool:
         """Take an event if it is the foreseen one; return whether it was taken."""
-        if self._stopped or self.is_given or not is_stop(heard):
+        if self._stopped or not is_stop(heard):
             return False
         self._stopped = True
         self._goes_on(heard)

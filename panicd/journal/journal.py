@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final, Self
 
 import trio
@@ -31,12 +31,13 @@ from panicd.journal import outbox as journal_outbox
 from panicd.journal.batch import Batch, Begun
 from panicd.journal.database import Stored
 from panicd.journal.error import (
+    JournalClosedError,
     JournalDamagedError,
     JournalError,
     JournalInUseError,
     faults_named,
 )
-from panicd.journal.file import beside, identity, lock, sync_directory
+from panicd.journal.file import beside, check_identity, identity, lock, sync_directory
 from panicd.journal.outbox import Pending
 from panicd.journal.totals import Totals
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident
@@ -44,7 +45,6 @@ from panicd.rules.operation import Operation
 
 __all__ = [
     "Journal",
-    "JournalClosedError",
     "JournalDamagedError",
     "JournalError",
     "JournalInUseError",
@@ -53,9 +53,10 @@ __all__ = [
 PRUNED_AT_ONCE: Final = 200
 """How many incidents, or operations, one commit removes, so that no append waits long for it."""
 
-
-class JournalClosedError(JournalError):
-    """The journal was closed before."""
+IDLE: Final = 1.0  # seconds without a request
+TIDIED_AFTER: Final = 64  # commits
+"""SQLite copies its log into the database (https://www.sqlite.org/wal.html, "Checkpointing").
+That takes some milliseconds, so the writer does it when it has nothing else to do."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +91,7 @@ class Journal:
         self._closed = False
         self._fault: str | None = None
         self._has_news = False  # only the writer thread's
+        self._commits = 0  # since the log was tidied; only the writer thread's
         self._open: dict[str, Stored | Begun] = {}  # as committed; only the writer thread's
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
@@ -404,7 +406,7 @@ class Journal:
         """Commit what is queued, over and over, until None comes, which is always the last."""
         going_on = True
         while going_on:
-            queued = [self._requests.get()]
+            queued = [self._next()]
             queued += [self._requests.get() for _ in range(self._requests.qsize())]
             requests = [request for request in queued if request is not None]
             going_on = len(requests) == len(queued)
@@ -418,11 +420,20 @@ class Journal:
                         requests[-1].token.run_sync_soon(self._tell_news)
         self._database.close()
 
+    def _next(self) -> _Request | None:
+        if self._commits >= TIDIED_AFTER:
+            with contextlib.suppress(Empty):
+                return self._requests.get(timeout=IDLE)
+            self._commits = 0
+            journal_database.tidy(self._database)
+        return self._requests.get()
+
     def _commit(self, requests: list[_Request]) -> None:
+        self._commits += 1
         batch = Batch(self._database, self._open, self.channels)
         try:
             with faults_named(self.path):
-                self._check_identity()
+                check_identity(self.path, self._identity)
                 with journal_database.transaction(self._database):
                     for request in requests:
                         _work(request, batch)
@@ -449,13 +460,6 @@ class Journal:
 
     def _prune(self, _batch: Batch, *, before: float, removed: list[str]) -> None:
         removed += journal_database.prune(self._database, before, PRUNED_AT_ONCE)
-
-    def _check_identity(self) -> None:
-        """Refuse to write into a file that nobody will find again."""
-        if identity(self.path) != self._identity:
-            raise JournalError(
-                f"{self.path}: was removed, replaced or hidden while panicd had it open"
-            )
 
 
 def _work(request: _Request, batch: Batch) -> None:

@@ -145,7 +145,7 @@ class _Reader:
             pause = step()
         except BaseException as bug:  # noqa: BLE001 - raised where its lines are waited for
             reading.bug, pause = bug, math.inf
-        if pause is None or reading.ended.is_set():
+        if pause is None:
             return
         if pause == 0.0:  # after the others' turn
             self._hand_over_later(reading)

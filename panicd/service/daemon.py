@@ -1,6 +1,5 @@
 """The daemon: everything wired together, from start to stop."""
 
-import gc
 import math
 import os
 import shutil
@@ -42,6 +41,7 @@ from panicd.fleet.snapshot import (
     incident_samples,
 )
 from panicd.host.domain_series import DomainSample
+from panicd.host.garbage import look_through
 from panicd.host.logs import dropped, get_logger, write_late
 from panicd.host.metrics import SIGNATURES, Metrics
 from panicd.host.priority import Priority
@@ -80,10 +80,6 @@ from panicd.web.web import WebApp
 
 AT_START_ONLY: Final = ("metrics_listen", "state_directory", "control_socket")
 SWITCH_INTERVAL: Final = 0.0005  # seconds (sys.setswitchinterval)
-# gc.set_threshold: the young generation as by default, as what a hostile monitor sent is in it.
-# A collection of all objects of 2,000 domains takes 0.1 to 1 s, in which nobody gets a response:
-# so it runs after 300,000 new objects, instead of 70,000 as by default.
-COLLECT_AFTER: Final = (700, 10, 43)
 LAST_WORDS: Final = 2.0  # seconds for writing the last entries at the end
 PRUNE_EVERY: Final = 24 * 3600.0  # seconds
 PULSE_EVERY: Final = 5.0  # seconds
@@ -145,7 +141,6 @@ class Daemon:
         self._metrics.problems.set_function(lambda: len(self._problems.blinding))
         self._metrics.guests_left_reset.set_function(self._guests_left_reset)
         self._dumps = DumpQueue(config.coredumps_at_once, time.time)
-        self._bundles = BundleRetention(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
         self._manager = ServiceManager.take(os.environ)
         self._monitors: dict[Monitor, trio.CancelScope] = {}
@@ -166,8 +161,6 @@ class Daemon:
         """
         # A scrape renders in a thread of its own; with the default of 5 ms it would delay panics.
         sys.setswitchinterval(SWITCH_INTERVAL)
-        gc.freeze()  # what exists by now stays
-        gc.set_threshold(*COLLECT_AFTER)
         with (
             self._journal,
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
@@ -176,6 +169,7 @@ class Daemon:
                 nursery.start_soon(write_late)
                 self._services = services = self._make_services(nursery)
                 nursery.start_soon(services.timers.run)
+                nursery.start_soon(look_through, self._priority.quiet_for)
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
                 self._libvirt.on_problem = _tell_libvirt_problem
@@ -199,7 +193,7 @@ class Daemon:
                 nursery.start_soon(self._connector.see_mounts)
                 nursery.start_soon(self._libvirt.run)
                 nursery.start_soon(self._prune)
-                nursery.start_soon(self._bundles.run)
+                nursery.start_soon(services.bundles.run)
                 nursery.start_soon(self._notifier.run)
                 nursery.start_soon(self._feed_watchdog)
                 self._manager.notify(READY=1)
@@ -219,6 +213,7 @@ class Daemon:
             waiting.park(Chronicle(incident, keeping), is_resumed=True)
         timers = Timers()
         rush = Rush(timers)
+        bundles = self._config.state_directory / BUNDLES
         return Services(
             config=lambda: self._config,
             keeping=keeping,
@@ -228,8 +223,8 @@ class Daemon:
             holds=self._holds,
             storm=self._storm,
             dumps=self._dumps,
-            bundles=self._bundles,
-            bundle_writer=BundleWriter(rush.afterwards, lambda: rush.goes_on),
+            bundles=BundleRetention(self._journal.path, bundles, lambda: rush.holds_up_writing),
+            bundle_writer=BundleWriter(timers, lambda: rush.holds_up_writing),
             priority=self._priority,
             unrecorded=self._must_wait_out,
             libvirt=self._libvirt,

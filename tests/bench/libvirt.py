@@ -161,14 +161,8 @@ async def _all(managers: list[Any]) -> AsyncIterator[list[Any]]:
         yield [first, *others]
 
 
-def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--journal")
-    options = parser.parse_args()
-    print(f"load at the beginning: {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs", flush=True)
-    times = trio.run(measure, options.rounds, options.journal)
+def show(times: Times) -> None:
+    """Print the table."""
     print(f"load at the end: {os.getloadavg()[0]:.1f}")
     print("| ms after GUEST_PANICKED | event | median | least - most | of libvirt's own |")
     print("|---|---|---|---|---|")
@@ -177,6 +171,17 @@ def main() -> None:
         ratio = statistics.median(t / o for t, o in zip(taken, own, strict=True))
         least, most, median = (1e3 * f(taken) for f in (min, max, statistics.median))
         print(f"| {subject} | {event} | {median:.1f} | {least:.1f} - {most:.1f} | {ratio:.2f} |")
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--journal")
+    options = parser.parse_args()
+    print(f"load at the beginning: {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs", flush=True)
+    times = trio.run(measure, options.rounds, options.journal)
+    show(times)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from panicd.evidence import bundle as evidence
 from panicd.evidence import bundle_writer
 from panicd.evidence.bundle import Bundle, is_lost
 from panicd.evidence.bundle_writer import BundleWriter
+from panicd.host.timers import Timers
+from tests.parts.background import background
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.patience import fail_after
@@ -23,24 +26,23 @@ from tests.parts.patience import fail_after
 A_TEST = 20.0
 
 
-class Rush:
-    """Other domains' first commands, as the writer sees them."""
+class Due:
+    """Whether other domains' first commands are due."""
 
     def __init__(self) -> None:
         self.is_due = False
-        self.later: list[Callable[[], None]] = []
-
-    def over(self) -> None:
-        """End it."""
-        self.is_due = False
-        calls = self.later.copy()
-        self.later.clear()
-        for call in calls:
-            call()
 
 
-def writer(rush: Rush) -> BundleWriter:
-    return BundleWriter(rush.later.append, lambda: rush.is_due)
+@pytest.fixture
+async def timers() -> AsyncIterator[Timers]:
+    timers = Timers()
+    async with background() as nursery:
+        nursery.start_soon(timers.run)
+        yield timers
+
+
+def writer(timers: Timers, due: Due) -> BundleWriter:
+    return BundleWriter(timers, lambda: due.is_due)
 
 
 def bundle(place: Path, content: bytes = b"oops") -> Bundle:
@@ -54,34 +56,39 @@ def ignore(_problem: str) -> None:
 
 
 async def test_bundles_wait_for_first_commands_unless_somebody_waits_for_them(
-    tmp_path: Path,
+    tmp_path: Path, timers: Timers
 ) -> None:
-    rush, ended = Rush(), list[str]()
-    written = writer(rush)
-    rush.is_due = True
+    due, ended = Due(), list[str]()
+    written = writer(timers, due)
+    due.is_due = True
     for name in ("a", "b"):
         written.write_soon(bundle(tmp_path / name), dict, 0, ended.append)
+    await trio.testing.wait_all_tasks_blocked()
+    assert ended == []
     with fail_after(A_TEST):
         await written.written(tmp_path / "a")
         assert (tmp_path / "a" / "bundle.json").exists()
-        rush.over()
         await written.all_written()
-    assert ended == ["", ""]
+        assert ended == ["", ""]  # who waits has them written
+        written.write_soon(bundle(tmp_path / "c"), dict, 0, ended.append)
+        due.is_due = False
+        while len(ended) < 3:
+            await trio.lowlevel.checkpoint()
     manifest = json.loads((tmp_path / "b" / "bundle.json").read_text())
     assert manifest["files"] == {"kernel.log": "the log"}
     assert "/proc/loadavg" in manifest["host"]
 
 
 async def test_writer_stops_for_first_commands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, timers: Timers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rush, ended = Rush(), list[str]()
-    written = writer(rush)
+    due, ended = Due(), list[str]()
+    written = writer(timers, due)
     write = Bundle.write
 
     def writing(this: Bundle, *arguments: Any) -> None:
         write(this, *arguments)
-        rush.is_due = True
+        due.is_due = True
 
     monkeypatch.setattr(Bundle, "write", writing)
     told = trio.Event()
@@ -93,21 +100,23 @@ async def test_writer_stops_for_first_commands(
     for name in ("a", "b"):
         written.write_soon(bundle(tmp_path / name), dict, 0, done)
     with fail_after(A_TEST):
-        rush.over()
         await told.wait()
-        while not rush.later:  # the thread has ended
-            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
         assert ended == [""]
-        rush.over()
-        await written.all_written()
+        due.is_due = False
+        while len(ended) < 2:
+            await trio.lowlevel.checkpoint()
     assert ended == ["", ""]
 
 
-async def test_what_waits_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_waits_is_limited(
+    tmp_path: Path, timers: Timers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bundle_writer, "MOST", 2)
     monkeypatch.setattr(bundle_writer, "MOST_BYTES", 100)
-    rush = Rush()
-    written = writer(rush)
+    due = Due()
+    due.is_due = True
+    written = writer(timers, due)
     room = [written.has_room]
     written.write_soon(bundle(tmp_path / "a"), dict, 0, ignore)
     room.append(written.has_room)
@@ -122,9 +131,9 @@ async def test_what_waits_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [*room, written.has_room] == [True, True, False, True, False, True]
 
 
-async def test_bundle_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
-    rush, ended = Rush(), list[str]()
-    written = writer(rush)
+async def test_bundle_that_cannot_be_written_is_told_of(tmp_path: Path, timers: Timers) -> None:
+    due, ended = Due(), list[str]()
+    written = writer(timers, due)
     (tmp_path / "a").write_text("no directory")
     written.write_soon(bundle(tmp_path / "a"), dict, 0, ended.append)
     with fail_after(A_TEST):

@@ -134,7 +134,18 @@ async def test_a_connection_that_fails_is_at_its_end() -> None:
         ours.send(b"never read")
         theirs.send(b"last\n")
         theirs.close()  # with unread data: ECONNRESET
-        assert await read_lines(ours, b"", lambda _line, _sender: False, LIMIT, Pace()) in {
-            b"last\n",
-            b"",
-        }
+        assert await read_lines(ours, b"", lambda _line, _sender: True, LIMIT, Pace()) == b""
+
+
+async def test_a_bug_in_what_takes_a_line_is_its_reader_s(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    theirs.send(b"one\n")
+
+    def take(_line: bytes, _sender: int | None) -> bool:
+        raise ZeroDivisionError
+
+    async with lines_read():
+        with fail_after(10), pytest.raises(ZeroDivisionError):
+            await read_lines_of(ours, b"", take, LIMIT, Pace())
