@@ -354,14 +354,6 @@ def _keep_state(bundle: Bundle, answers: list[object]) -> None:
         bundle.keep("block.json", lambda: json.dumps(devices).encode(), "QEMU's block devices")
 
 
-def is_lost(directory: Path) -> bool:
-    """True if a bundle that was taken is not on the disk. Blocking."""
-    try:
-        return not (directory / MANIFEST).exists()
-    except OSError:
-        return False  # nobody can tell
-
-
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """Return the list of what was taken of a panic; None if nothing was, or it is damaged."""
     try:

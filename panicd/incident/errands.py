@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from panicd.dumps.coredump import DumpError, DumpFailure
-from panicd.evidence.bundle import is_lost
+from panicd.evidence.bundle import read_manifest
 from panicd.incident.collecting import EvidenceKeeper
 from panicd.incident.domains import Domain
 from panicd.incident.outcome import finish
@@ -85,7 +85,7 @@ class Errands:
             return False
         directory = bundle_directory(self._services.config(), chronicle.incident.id)
         await self._services.bundle_writer.written(directory)
-        return await in_thread(partial(is_lost, directory))
+        return await in_thread(partial(read_manifest, directory)) is None
 
     async def collect(self, effect: effects.Collect) -> Finished:
         """Save the guest's output and QEMU's facts of its panic."""

@@ -15,7 +15,7 @@ import trio.testing
 
 from panicd.evidence import bundle as evidence
 from panicd.evidence import bundle_writer
-from panicd.evidence.bundle import Bundle, is_lost
+from panicd.evidence.bundle import Bundle, read_manifest
 from panicd.evidence.bundle_writer import BundleWriter
 from panicd.host.timers import Timers
 from tests.parts.background import background
@@ -205,10 +205,10 @@ async def test_lost_evidence_is_taken_again_while_the_guest_still_shows_it(
             vm.panic()
             await daemon.wait_log("waiting", until_the_end_of="a migration")
         (place,) = (socket_dir / "state" / "incidents").iterdir()
-        assert not is_lost(place)
+        assert read_manifest(place)
         shutil.rmtree(place)
         async with DaemonInside.start(socket_dir, policy) as daemon:
             await daemon.wait_log("waiting", until_the_end_of="a migration")
             migrating[0] = False
             await daemon.wait_incident("vm", ending="restarted")
-    assert not is_lost(place)
+    assert read_manifest(place)
