@@ -5,6 +5,7 @@ A driver starts an errand, goes on, and feeds the result to its machine. Errands
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -25,7 +26,7 @@ from panicd.libvirt.errors import (
 )
 from panicd.qemu.process import Peer, PeerError
 from panicd.qemu.session import Session
-from panicd.qemu.threads import in_thread
+from panicd.qemu.threads import NoThreadError, in_thread
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.identity import owner_of
 from panicd.rules.incident import Outcome, StepResult
@@ -36,6 +37,7 @@ from panicd.rules.machine.vm import Stand
 from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState
 from panicd.rules.recovery import took_evidence
 
+DISK_ANSWERS: Final = 2.0  # seconds
 REAPED_FOLLOWS: Final = 0.2  # seconds from a process's end until its parent knows
 
 
@@ -79,13 +81,15 @@ class Errands:
         return [Heard(GuestPanickedEvent(0.0, action), events.lost_panics)]
 
     async def evidence_is_lost(self) -> bool:
-        """True if evidence of the open incident was taken, and panicd ended before it wrote it."""
+        """True if evidence of the open incident was taken, and is known not to be on the disk."""
         chronicle = self._domain.chronicle
         if chronicle is None or not took_evidence(chronicle.incident):
             return False
         directory = bundle_directory(self._services.config(), chronicle.incident.id)
-        await self._services.bundle_writer.written(directory)
-        return await in_thread(partial(read_manifest, directory)) is None
+        with trio.move_on_after(DISK_ANSWERS), suppress(NoThreadError):
+            await self._services.bundle_writer.written(directory)
+            return await in_thread(partial(read_manifest, directory)) is None
+        return False
 
     async def collect(self, effect: effects.Collect) -> Finished:
         """Save the guest's output and QEMU's facts of its panic."""
