@@ -137,6 +137,7 @@ class Stream:
     def close(self) -> None:
         """Read and send no more. The socket stays open."""
         self._poller.forget(self)
+        self.number = -1
         self._take = self._tell = None
         self._end = _nobody  # breaks a cycle
 
@@ -259,9 +260,10 @@ class _Poller:
         self._set(stream, stream.wanted & ~events)
 
     def _set(self, stream: Stream, wanted: int) -> None:
-        before, stream.wanted = stream.wanted, wanted
-        if before == wanted:
+        before = stream.wanted
+        if before == wanted or stream.number < 0:  # it was closed
             return
+        stream.wanted = wanted
         if not wanted:
             del self._streams[stream.number]
             self._epoll.unregister(stream.number)

@@ -275,3 +275,15 @@ async def test_a_line_of_two_processes_has_no_sender(
         await child_sends("the child's\n")
         assert await fetched(stream) == b"the child's\n"
         assert sent_by(stream) not in {None, os.getpid()}
+
+
+async def test_a_closed_stream_waits_for_nothing(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    async with stream_of(ours) as stream:
+        stream.close()
+        stream.tell_readable(lambda: pytest.fail("it was closed"))
+        theirs.send(b"line\n")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not stream.wanted
