@@ -287,3 +287,24 @@ async def test_a_closed_stream_waits_for_nothing(
         theirs.send(b"line\n")
         await trio.testing.wait_all_tasks_blocked()
         assert not stream.wanted
+
+
+async def test_a_stream_may_be_closed_by_what_takes_a_line(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    taken: list[bytes] = []
+
+    async with stream_of(ours) as stream:
+
+        def take(line: bytes) -> bool:
+            taken.append(line)
+            stream.close()
+            return True
+
+        stream.hand_over(take, lambda _bug: pytest.fail("it was closed"))
+        theirs.send(b"one\ntwo\n")
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.send(b"three\n")
+        await trio.testing.wait_all_tasks_blocked()
+    assert taken == [b"one"]

@@ -64,8 +64,12 @@ async def test_who_is_not_there_has_none() -> None:
     assert await read_arguments(NOBODY_S) is None
 
 
-async def test_one_thread_reads_for_all(hung: dict[int, threading.Event]) -> None:
+async def test_one_thread_reads_for_all(
+    hung: dict[int, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not hung
+    monkeypatch.setattr(process_arguments, "TAKEN_OVER_AFTER", 1000)
+    monkeypatch.setattr(process_arguments, "READ_WITHIN", 1000)
     before = threading.active_count()
     assert len(await read_many(list(range(1000, 1100)))) == 100
     assert threading.active_count() <= before + 1
