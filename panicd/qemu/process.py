@@ -85,8 +85,9 @@ def executed_by(pid: int) -> str:
         PermissionError: panicd may not see it.
         ProcessLookupError: the process has ended.
     """
-    executable = Path(f"/proc/{pid}/exe").readlink()
-    return executable.name.removesuffix(" (deleted)")  # as after a package's upgrade
+    executable = os.readlink(f"/proc/{pid}/exe")  # noqa: PTH115 - a Path is slower
+    name = executable.rpartition("/")[2]
+    return name.removesuffix(" (deleted)")  # as after a package's upgrade
 
 
 def uid_of(sock: socket.socket) -> int:
@@ -139,8 +140,7 @@ class Peer:
         self._is_qemu_program = is_qemu_program
         try:
             self._pidfd, self._is_certain, self.identity = _identify(sock, self.pid)
-            if not self._is_certain:
-                show_senders(sock)
+            show_senders(sock)
         except PeerUnknownError as error:
             self.unknown_because = str(error)
 
@@ -165,27 +165,19 @@ class Peer:
         """
         return cls(sock, is_qemu_program)
 
-    @property
-    def is_certain(self) -> bool:
-        """True if this is the process that made the connection; False if only its number is known.
-
-        The kernel tells only the number before Linux 6.5.
-        """
-        return self._is_certain
-
     def confirm(self, answered_by: int | None = None) -> None:
         """Check that the process holds the other end, and treat it as unknown where it does not.
 
-        Call this once something was read: before, the connection may not have been accepted. The
-        process must have the other end open, where panicd may see its descriptors (CAP_SYS_PTRACE,
-        or the same user). Elsewhere SO_PEERPIDFD is enough, or an answer that the process sent: it
-        was there before the question. The process must also belong to the user who listened or
+        Call this once something was read: before, the connection may not have been accepted. It is
+        proof that the process answered a question that was asked after this object was made.
+        Without such an answer the process must have the other end open, where panicd may see its
+        descriptors (CAP_SYS_PTRACE, or the same user). Elsewhere SO_PEERPIDFD is enough, unless
+        another process answered. The process must also belong to the user who listened or
         connected, unless that user is root. A set-uid program that a user executed in place of his
         own does not.
 
         Args:
-            answered_by: the number of the process that answered a question which was asked after
-                this object was made; None where it is not known.
+            answered_by: the number of the process that sent the answer; None where it is not known.
         """
         if self._pidfd is None:
             return
@@ -206,18 +198,21 @@ class Peer:
         return True
 
     def _doubt(self, pidfd: int, answered_by: int | None) -> str:
-        inode = peer_inode(self._inode)
-        held = holds(self.pid, inode) if inode else None
+        held = True if answered_by == self.pid else self._holds()
         uids = uids_of(self.pid)
         if has_ended(pidfd):
             return "it has ended already"
         if held is False:
             return f"process {self.pid} has left the connection to another"
-        if held is None and not self._is_certain and answered_by != self.pid:
+        if held is None and (answered_by is not None or not self._is_certain):
             return f"whether process {self.pid} holds the connection is not known"
         if uids is None or (uids != {self.uid} and self.uid != 0):
             return f"process {self.pid} does not belong to user {self.uid}, who made the connection"
         return ""
+
+    def _holds(self) -> bool | None:
+        inode = peer_inode(self._inode)
+        return holds(self.pid, inode) if inode else None
 
     def close(self) -> None:
         """Let go of the process. A wait in progress goes on."""
@@ -264,11 +259,15 @@ class Peer:
         """
         return self._pidfd is not None and any(map(self._is_qemu_program, self._program_names()))
 
-    def beyond_signals(self) -> str:
-        """Return why a signal could not end the process; empty where it could."""
+    def beyond_signals(self, *, is_qemu: bool | None = None) -> str:
+        """Return why a signal could not end the process; empty where it could.
+
+        Args:
+            is_qemu: what ``is_qemu`` returned just now, where it was called.
+        """
         if self._pidfd is None:
             return self.unknown_because or ""
-        if not self.is_qemu():
+        if not (self.is_qemu() if is_qemu is None else is_qemu):
             return f"process {self.pid} is not a QEMU"
         try:
             signal.pidfd_send_signal(self._pidfd, 0)  # only checks, sends nothing (kill(2))
