@@ -96,7 +96,7 @@ class Reaction:
         self._serial = serial
         self._came: list[tuple[Input, float, float]] = [(panic, moment.now, moment.ticks)]
         self._done: deque[Effect] = deque()
-        self._stopped = self._quiet = self._durable = False
+        self._has_stopped = self._quiet = self._durable = False
         self._is_over = False
         self.is_given = False
         incident_id = new_id(moment.now, moment.token)
@@ -110,7 +110,7 @@ class Reaction:
         go_on: Callable[[], None],
         guard: Callable[..., object],
     ) -> None:
-        """Commit, and ask QEMU what it is busy with.
+        """Ask QEMU what it is busy with, and commit.
 
         Args:
             send: gives QEMU commands, and passes on their answers.
@@ -121,20 +121,17 @@ class Reaction:
         """
         self._carry_out, self._feed, self._go_on, self._guard = carry_out, feed, go_on, guard
         self._services.rush.begin()
-        commit = counted_on(self._foreseen.commit, self._serial)
-        self._done.append(commit)
-        self.chronicle.commit_soon(self._written)
         asks = counted_on(self._foreseen.asks, self._serial)
         assert isinstance(asks, Send)
-        if not self._is_over:
-            self._done.append(asks)
-            send(asks, self._answered)
+        self._done += (counted_on(self._foreseen.commit, self._serial), asks)
+        send(asks, self._answered)
+        self.chronicle.commit_soon(self._written)
 
     def takes(self, heard: Heard) -> bool:
         """Take an event if it is the foreseen one; return whether it was taken."""
-        if self._stopped or self.is_given or not is_stop(heard):
+        if self._has_stopped or self.is_given or not is_stop(heard):
             return False
-        self._stopped = True
+        self._has_stopped = True
         self._goes_on(heard)
         return True
 
@@ -171,7 +168,7 @@ class Reaction:
             self._guard(self._goes_on, Durable(serial))
 
     def _answered(self, answered: Answered) -> None:
-        if self._is_over or not (self._stopped and is_quiet(answered)):
+        if self._is_over or not is_quiet(answered):  # libvirt may say so before STOP comes
             self._feed(answered)
         else:
             self._quiet = True

@@ -17,11 +17,9 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Final, Self
 
 import trio
@@ -38,8 +36,9 @@ from panicd.journal.error import (
 )
 from panicd.journal.file import beside, identity, lock, sync_directory
 from panicd.journal.outbox import Pending
+from panicd.journal.request import Request, Requests
 from panicd.journal.totals import Totals
-from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident
+from panicd.rules.incident import AnyEntry, Incident
 from panicd.rules.operation import Operation
 
 __all__ = [
@@ -56,16 +55,6 @@ PRUNED_AT_ONCE: Final = 200
 
 class JournalClosedError(JournalError):
     """The journal was closed before."""
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """``work`` is done in the writer's transaction; ``done`` gets the error, or None."""
-
-    work: Callable[[Batch], None]
-    token: trio.lowlevel.TrioToken
-    done: Callable[[BaseException | None], None]
-    error: BaseException | None = None
 
 
 class Journal:
@@ -91,7 +80,7 @@ class Journal:
         self._fault: str | None = None
         self._has_news = False  # only the writer thread's
         self._open: dict[str, Stored | Begun] = {}  # as committed; only the writer thread's
-        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
+        self._requests = Requests()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
 
@@ -152,7 +141,7 @@ class Journal:
         if self._closed:
             return
         self._closed = True
-        self._requests.put(None)
+        self._requests.end()
         self._writer.join()
         os.close(self._lock)
 
@@ -396,7 +385,7 @@ class Journal:
     ) -> None:
         if self._closed:
             raise JournalClosedError(f"{self.path}: closed")
-        self._requests.put(_Request(work, trio.lowlevel.current_trio_token(), done))
+        self._requests.put(Request(work, trio.lowlevel.current_trio_token(), done))
 
     # From here on: the writer thread.
 
@@ -404,10 +393,7 @@ class Journal:
         """Commit what is queued, over and over, until None comes, which is always the last."""
         going_on = True
         while going_on:
-            queued = [self._requests.get()]
-            queued += [self._requests.get() for _ in range(self._requests.qsize())]
-            requests = [request for request in queued if request is not None]
-            going_on = len(requests) == len(queued)
+            requests, going_on = self._requests.take()
             if requests:
                 self._commit(requests)
                 # Whoever waited ended with the loop.
@@ -418,15 +404,17 @@ class Journal:
                         requests[-1].token.run_sync_soon(self._tell_news)
         self._database.close()
 
-    def _commit(self, requests: list[_Request]) -> None:
+    def _commit(self, requests: list[Request]) -> None:
         batch = Batch(self._database, self._open, self.channels)
         try:
             with faults_named(self.path):
                 self._check_identity()
                 with journal_database.transaction(self._database):
                     for request in requests:
-                        _work(request, batch)
+                        request.carry_out(batch)
                     batch.write()
+                    for request in requests:
+                        request.is_prepared.release()
         except JournalError as error:
             self._fault = str(error)
             for request in requests:
@@ -458,14 +446,6 @@ class Journal:
             )
 
 
-def _work(request: _Request, batch: Batch) -> None:
-    """Do one request's work; its fault does not concern the others in the transaction."""
-    try:
-        request.work(batch)
-    except (IllegalTransitionError, JournalDamagedError) as error:
-        request.error = error
-
-
-def _wake(requests: list[_Request]) -> None:
+def _wake(requests: list[Request]) -> None:
     for request in requests:
         request.done(request.error)
