@@ -17,7 +17,7 @@ from panicd.dumps.facts import dump_facts
 from panicd.dumps.filter.page_bitmap import read_bitmap
 from panicd.dumps.filter.page_filter import filter_core
 from panicd.dumps.page_selection import PageSelection
-from panicd.dumps.reader import open_dump
+from panicd.dumps.reader import feed, open_dump
 from panicd.rules.guest_memory.page_layout import DumpLevel
 from panicd.rules.guest_memory.reading import NotReadableError
 
@@ -68,18 +68,8 @@ def write_filtered(path: Path, level: int, target: IO[bytes]) -> None:
 
 def _bitmap(path: Path, level: int) -> tuple[bytes, dict[str, int]]:
     with open_dump(path) as dump:
-        reader = read_bitmap(dump.vmcoreinfo, dump.size, DumpLevel(level))
-        try:
-            request = next(reader)
-            while True:
-                try:
-                    data = dump.memory(request.physical, request.length)
-                except NotReadableError as error:
-                    request = reader.throw(error)
-                else:
-                    request = reader.send(data)
-        except StopIteration as end:
-            return end.value.bits, end.value.left_out
+        bitmap = feed(read_bitmap(dump.vmcoreinfo, dump.size, DumpLevel(level)), dump)
+    return bitmap.bits, bitmap.left_out
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from panicd.libvirt.own_monitor import leave_libvirts_own
 from panicd.qemu.monitor import Monitor, MonitorError, SilentError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe, pvpanics_in
 from panicd.qemu.process import Peer
-from panicd.qemu.session import ANSWER_TIMEOUT, confirm_peer
+from panicd.qemu.session import ANSWER_TIMEOUT
 from panicd.qemu.socket_table import SocketTable
 from panicd.rules.capability import (
     NEUTRAL_PORT,
@@ -119,7 +119,7 @@ async def _answers(path: Path, libvirt: Libvirt) -> tuple[Probe, list[str]] | st
             await peer.learn_command_line()
             leave_libvirts_own(path, peer.command_line() or ())
             async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
-                await confirm_peer(peer, monitor)
+                peer.confirm(monitor.answered_by)
                 arguments = peer.command_line() if peer.is_qemu() else None
                 command_line = parse_command_line(arguments) if arguments else None
                 found = await probe(monitor, command_line, timeout=ANSWER_TIMEOUT, arm=False)

@@ -29,9 +29,10 @@ def cells(name: str, dump: dict[str, Any], now: float) -> tuple[str | Text, ...]
         return (f"dump of {name}", line((waits, "yellow")))
     total, done = dump["total"], dump["done"]
     size = f"{dump['written'] / MIB:,.0f}"
-    if dump["expected"] is not None:
-        size += f" of about {dump['expected'] / MIB:,.0f}"
-    size += " MiB written"
+    if dump["expected"] is None:
+        size += " MiB written (of a total not known yet)"
+    else:
+        size += f" of about {dump['expected'] / MIB:,.0f} MiB written"
     if dump["left_out"]:
         size += f", {dump['left_out'] / GIB:.2f} GiB left out"
     rate = f"{dump['rate'] / MIB:.0f} MiB/s read" if dump["rate"] else ""

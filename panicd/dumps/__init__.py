@@ -5,6 +5,7 @@
     coredump       makes a dump; queue: says whose turn it is
     checks         finds out before the dump what it will cost
     page_selection finds out before the dump which pages it leaves out
+    nearly_empty   has QEMU write a kdump, where that is faster, for an ELF core to be made of it
     windows        finds out before the dump what a dump for WinDbg has besides memory
     feeding        reads the kept ranges of the memory, instead of all of it
     writer         writes the bytes, in a thread; repair, elf_filter: change them on the way

@@ -10,7 +10,7 @@ QEMU process, or of itself, bounds the claim.
 
 Sources: QAPI ``query-memory-size-summary`` (2.11), ``query-sev`` (2.12), ``tdx-guest`` (10.1);
 ``x-query-ramblock`` (6.2); proc(5): ``MemAvailable``, ``MemTotal``, ``SwapTotal``,
-``VmRSS``, ``VmSize``, ``HugetlbPages``.
+``VmRSS``, ``VmSize``, ``HugetlbPages``, ``RssAnon``, ``RssShmem``, ``VmSwap``.
 """
 
 import re
@@ -31,6 +31,12 @@ LEAST_SHARE: Final = 1 / 16
 USUAL_SHARE: Final = 0.3
 """The usual share that compression leaves: of a small Linux's whole memory, and of files."""
 
+STRUCTURES_SHARE: Final = 0.1
+"""The same of a Linux's page structures, which are much alike."""
+
+NEARLY_EMPTY: Final = 1 / 32
+"""The share of a guest's memory up to which QEMU's kdump is faster than its ELF core."""
+
 MARGIN: Final = 64 << 20
 """Bytes that a dump may have beside the memory: notes of 4,096 CPUs, headers, small blocks."""
 
@@ -44,6 +50,11 @@ UNTOLD: Final = 512 << 20
 
 BLOCKS_SINCE: Final[Version] = (6, 2, 0)
 
+WRITTEN: Final = ("RssAnon", "RssShmem", "HugetlbPages", "VmSwap")
+"""What the host holds of a process's memory that is no file's; reading does not add to it."""
+
+_BACKEND: Final = "child<memory-backend-"
+_PRIVATE: Final = f"{_BACKEND}ram>"
 _BLOCK: Final = re.compile(r"\b0x([0-9a-f]{16})\b", re.ASCII)
 
 _QUESTIONS: Final[tuple[Command, ...]] = (
@@ -65,6 +76,7 @@ class GuestMemory:
             QEMU doesn't tell.
         possible: the most that it can have by the host's knowledge; None if the host knows nothing.
         untold: memory that it may have besides, of which QEMU is too old to tell.
+        touched: no more than this was ever written; None if the host can't tell.
     """
 
     size: int | None
@@ -72,6 +84,14 @@ class GuestMemory:
     blocks: int | None = None
     possible: int | None = None
     untold: int = 0
+    touched: int | None = None
+
+    @property
+    def is_nearly_empty(self) -> bool:
+        """Whether next to nothing was ever written to it."""
+        if self.size is None or self.touched is None:
+            return False
+        return self.touched <= self.size * NEARLY_EMPTY
 
     def most_dump(self) -> int | None:
         """Return how many bytes QEMU may write as its dump; None if nothing is known."""
@@ -95,8 +115,17 @@ class GuestMemory:
             return self.size
         return int(LEAST_SHARE * max(0, min(self.size, self.resident or 0) - left_out))
 
-    def expected_dump(self, kind: DumpFormat, level: int, left_out: int) -> int | None:
-        """Return about how many bytes its dump will take, likewise; None if that is unknown."""
+    def expected_dump(
+        self, kind: DumpFormat, level: int, left_out: int, structures: int
+    ) -> int | None:
+        """Return about how many bytes its dump will take; None if that is unknown.
+
+        Args:
+            kind: as for ``least_dump``, and so are the next two.
+            level: the dump level in force.
+            left_out: bytes of memory that the dump leaves out.
+            structures: bytes of page structures among what it keeps.
+        """
         if self.size is None:
             return None
         is_plain = kind in {DumpFormat.ELF, DumpFormat.WIN_DMP}
@@ -104,7 +133,9 @@ class GuestMemory:
             return self.size
         kept = max(0, self.size - left_out)
         held = kept if self.resident is None else min(kept, self.resident)
-        return held if is_plain else int(USUAL_SHARE * held)
+        structures = min(structures, held)
+        packed = USUAL_SHARE * (held - structures) + STRUCTURES_SHARE * structures
+        return held if is_plain else int(packed)
 
     def growth(self, read: int | None) -> int:
         """Return how many bytes more the host may hold after a dump.
@@ -146,9 +177,11 @@ async def check_guest(session: Session) -> GuestMemory:
         status = PROC / str(session.peer.pid) / "status"
         resident = _sum_of(status, "VmRSS", "HugetlbPages")
         possible = _sum_of(status, "VmSize")
+        touched = _sum_of(status, *WRITTEN) if _is_private(objects) else None
     else:
         resident, possible = None, _sum_of(PROC / "meminfo", "MemTotal", "SwapTotal")
-    return GuestMemory(size, resident, blocks_of(blocks), possible, untold)
+        touched = None
+    return GuestMemory(size, resident, blocks_of(blocks), possible, untold, touched)
 
 
 def check_host(memory: GuestMemory, read: int | None) -> None:
@@ -167,6 +200,16 @@ def check_host(memory: GuestMemory, read: int | None) -> None:
 
 def _is_tdx(entry: object) -> bool:
     return isinstance(entry, dict) and entry.get("type") == "child<tdx-guest>"
+
+
+def _is_private(objects: object) -> bool:
+    """Tell whether no memory is a file's, which others may have written."""
+    entries = objects if isinstance(objects, list) else [None]
+    kinds = [entry.get("type") if isinstance(entry, dict) else None for entry in entries]
+    return all(
+        isinstance(kind, str) and (not kind.startswith(_BACKEND) or kind == _PRIVATE)
+        for kind in kinds
+    )
 
 
 def is_size(value: object) -> TypeGuard[int]:

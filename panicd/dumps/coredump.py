@@ -19,6 +19,7 @@ import trio
 from panicd.dumps.checks import GuestMemory, check_guest, check_host, is_size
 from panicd.dumps.directory import dump_path
 from panicd.dumps.feeding import feed_ranges
+from panicd.dumps.nearly_empty import NotInRunsError, in_runs, suits_runs
 from panicd.dumps.page_selection import MAX_LENGTH, PageSelection, selected_pages
 from panicd.dumps.windows import windows_parts
 from panicd.dumps.writer import DumpProgress, DumpWriter, enlarge
@@ -103,24 +104,60 @@ async def dump_guest_memory(
         DumpError: no dump could be made, or panicd did not try.
         UncertainError: the session ended, or QEMU said nothing.
     """
-    owner = session.peer.uid
     for each in DumpFormat:
-        path = dump_path(settings, owner, domain, incident, each)
+        path = dump_path(settings, session.peer.uid, domain, incident, each)
         if path.exists():
             # It is complete, though panicd was interrupted before it could say so.
             return FinishedDump(path, path.stat().st_size)
-    memory = await check_guest(session)
     progress = progress or DumpProgress()
-    progress.began, progress.total = trio.current_time(), memory.size
-    deadline = progress.began + settings.timeout
+    progress.began = trio.current_time()
     check = partial(_check_not_let_go, session, session.vm.times_let_go)
-    async with _chosen(session, settings, kind, memory, by_other=by_other, reader=reader) as chosen:
-        made, selection = chosen
+    make = partial(_make, session, settings, domain, incident, kind, progress=progress, check=check)
+    make = partial(make, by_other=by_other, reader=reader, give_way=give_way)
+    try:
+        return await make(may_be_in_runs=by_other is None)
+    except NotInRunsError:
+        return await make(may_be_in_runs=False)
+
+
+async def _make(
+    session: Session,
+    settings: CoredumpSettings,
+    domain: str,
+    incident: str,
+    kind: DumpFormat,
+    *,
+    progress: DumpProgress,
+    check: Callable[[], None],
+    by_other: DumpByOther | None,
+    reader: Callable[[float], GuestReader] | None,
+    give_way: Callable[[], None],
+    may_be_in_runs: bool,
+) -> FinishedDump:
+    """Write the memory to a file; see ``dump_guest_memory``.
+
+    ``check`` raises if somebody has let the guest go. With ``may_be_in_runs`` an ELF core may be
+    made of QEMU's kdump.
+
+    Raises:
+        NotInRunsError: that failed; the memory is still to be dumped.
+    """
+    memory = await check_guest(session)
+    progress.total = memory.size
+    progress.completed = progress.received = progress.written = 0
+    assert progress.began is not None
+    deadline = progress.began + settings.timeout
+    async with AsyncExitStack() as stack:
+        choosing = _chosen(session, settings, kind, memory, by_other=by_other, reader=reader)
+        made, selection = await stack.enter_async_context(choosing)
+        if may_be_in_runs and suits_runs(session, memory, made, selection):
+            guest = RangeReader(session, _looking_until(settings, memory), MAX_LENGTH)
+            selection = await stack.enter_async_context(in_runs(guest, selection))
         check()
         if selection.reason and settings.level_required:
             raise DumpError(DumpFailure.UNFILTERED, selection.reason)
         _foretell(progress, memory, made, selection)
-        path = dump_path(settings, owner, domain, incident, made)
+        path = dump_path(settings, session.peer.uid, domain, incident, made)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         enlarge(reading)
         try:
@@ -146,7 +183,7 @@ async def dump_guest_memory(
             elif by_other is None:
                 await _hand_over(session, writer, writing)
                 _check_time(deadline)
-                run = partial(_run_dump, session, made, deadline, progress)
+                run = partial(_run_dump, session, selection.qemus_format(made), deadline, progress)
             else:
                 left = deadline - trio.current_time()
                 run = partial(_have_dumped, by_other, writer, writing, made, left)
@@ -181,13 +218,11 @@ async def _chosen(
     if kind.is_elf:
         yield kind, PageSelection(level)
         return
-    expected = LOOKING + (memory.size or 0) / LOOKING_RATE
-    timeout = min(expected, settings.timeout * LOOKING_SHARE)
-    deadline = trio.current_time() + timeout
+    deadline = _looking_until(settings, memory)
     if reader is not None:
         guest = reader(deadline)
     elif by_other is not None:
-        guest = monitor_reader(session, timeout, by_other)
+        guest = monitor_reader(session, deadline - trio.current_time(), by_other)
     else:
         guest = RangeReader(session, deadline, MAX_LENGTH)
     async with AsyncExitStack() as stack:
@@ -211,6 +246,12 @@ async def _chosen(
             selecting = selected_pages(guest, level, memory.size)
             selection = await stack.enter_async_context(selecting)
             yield OTHERWISE if selection.reason else kind, selection
+
+
+def _looking_until(settings: CoredumpSettings, memory: GuestMemory) -> float:
+    """Return until when panicd may look at a guest's memory before the dump."""
+    timeout = LOOKING + (memory.size or 0) / LOOKING_RATE
+    return trio.current_time() + min(timeout, settings.timeout * LOOKING_SHARE)
 
 
 async def _while_it_is_written(writer: DumpWriter, dump: Callable[[], Awaitable[None]]) -> None:
@@ -256,7 +297,9 @@ def _foretell(
     check_host(memory, read)
     progress.total = read or memory.size
     progress.left_out = sum(selection.left_out.values()) * PAGE
-    progress.expected = memory.expected_dump(kind, selection.level, progress.left_out)
+    progress.expected = memory.expected_dump(
+        kind, selection.level, progress.left_out, selection.structures
+    )
 
 
 def _check_time(deadline: float) -> None:
@@ -336,15 +379,13 @@ async def _await_file(writer: DumpWriter) -> None:
         raise DumpError(DumpFailure.UNWRITABLE, "the file system does not answer")
 
 
-async def _run_dump(
-    session: Session, kind: DumpFormat, deadline: float, progress: DumpProgress
-) -> None:
+async def _run_dump(session: Session, kind: str, deadline: float, progress: DumpProgress) -> None:
     """Start the dump and wait for its end."""
     session.forget_dump()
     version = session.capability.version
     arguments: dict[str, object] = {"paging": False, "protocol": f"fd:{FD_NAME}"}
     if version >= DUMP_FORMATS_SINCE:
-        arguments["format"] = kind.of_qemu
+        arguments["format"] = kind
     left = max(0.0, deadline - trio.current_time())
     if version < DETACHED_DUMP_SINCE:
         try:

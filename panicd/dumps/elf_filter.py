@@ -1,8 +1,10 @@
 """Writes an ELF core from standard input to standard output: a program, run by path, in a process.
 
-Its arguments are the kind of file (``zstd``: compressed; ``plain``), the dump's level, and the
-dump's text about itself. With bit 1 of the level set, empty memory never reaches compressor or
-disk. A compressed file has precompressed frames in its place, a plain file a hole.
+Its arguments are the kind of file (``zstd``: compressed; ``plain``), the dump's level, the dump's
+text about itself, and the length of the core's beginning, if the rest comes in runs
+(``panicd.dumps.filter.kdump_runs``). With bit 1 of the level set, empty memory never reaches
+compressor or disk; neither do empty runs. A compressed file has precompressed frames in their
+place, a plain file a hole.
 
 A compressed file ends in a frame that unpackers skip: the dump's text about itself, the text's
 length, and ``MARK``. Source: RFC 8878, 3.1.2 'Skippable Frames'.
@@ -12,11 +14,12 @@ imports nothing of panicd. Exit status: 0 done, else the failed call's errno; 1,
 for anything else.
 """
 
+import errno
 import os
 import struct
 import sys
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -35,6 +38,9 @@ MARK: Final = b"panicd"
 SKIPPABLE: Final = struct.Struct("<II")  # magic number, length
 SKIPPABLE_MAGIC: Final = 0x184D2A50
 LENGTH: Final = struct.Struct("<I")
+RUN: Final = struct.Struct("<q")
+"""What comes before each run: how many bytes follow, or, negative, how many are empty."""
+CUT_OFF: Final = errno.ENODATA
 
 
 class Output(Protocol):
@@ -106,24 +112,55 @@ def main(arguments: list[str]) -> int:
     """Filter until the input ends; return the exit status."""
     with suppress(OSError):  # panicd.service's filter of system calls has none
         os.nice(NICENESS)
-    kind, level, about = arguments
+    kind, level, about, *beginning = arguments
     output: Output = Packed(about.encode()) if kind == "zstd" else Plain()
-    skips = bool(int(level) & LEAVE_OUT_EMPTY)
-    empty = 0
     try:
-        while chunk := os.read(0, CHUNK):
-            if skips and chunk == (EMPTY if len(chunk) == CHUNK else EMPTY[: len(chunk)]):
-                empty += len(chunk)
-                continue
-            output.skip(empty)
-            empty = 0
-            output.write(chunk)
-            os.sched_yield()  # if niceness can't be had, and if this thread compresses
-        output.skip(empty)
+        if beginning:
+            copy_runs(output, int(beginning[0]))
+        else:
+            copy(output, bool(int(level) & LEAVE_OUT_EMPTY))
         output.end()
     except OSError as error:
         return error.errno or 1
     return 0
+
+
+def copy(output: Output, skips: bool) -> None:
+    """Write what comes, or skip what is empty of it."""
+    empty = 0
+    while chunk := os.read(0, CHUNK):
+        if skips and chunk == (EMPTY if len(chunk) == CHUNK else EMPTY[: len(chunk)]):
+            empty += len(chunk)
+            continue
+        output.skip(empty)
+        empty = 0
+        output.write(chunk)
+        os.sched_yield()  # if niceness can't be had, and if this thread compresses
+    output.skip(empty)
+
+
+def copy_runs(output: Output, beginning: int) -> None:
+    """Write so many bytes, and then runs.
+
+    Raises:
+        OSError: ENODATA: a run is cut off.
+    """
+    with os.fdopen(0, "rb", CHUNK) as source:
+        output.write(_read(source, beginning))
+        while head := source.read(RUN.size):
+            (size,) = RUN.unpack(head)
+            output.skip(max(0, -size))
+            while size > 0:
+                part = _read(source, min(size, CHUNK))
+                output.write(part)
+                size -= len(part)
+
+
+def _read(source: BinaryIO, size: int) -> bytes:
+    data = source.read(size)
+    if len(data) < size:
+        raise OSError(CUT_OFF, "the core is cut off")
+    return data
 
 
 def _options(workers: int) -> dict[int, int]:

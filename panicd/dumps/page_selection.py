@@ -24,6 +24,7 @@ from panicd.rules.guest_memory.dump_file import DumpFile, find_vmcoreinfo
 from panicd.rules.guest_memory.page_map import check_page_size
 from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
+from panicd.rules.settings import DumpFormat
 
 PROGRAM: Final = ("-I", "-m", "panicd.dumps.filter.page_bitmap")
 REQUEST: Final = struct.Struct("<QQ")  # as the program's own
@@ -48,20 +49,29 @@ class PageSelection:
         level: the dump level in force, in makedumpfile's numbers.
         bitmap: a file in memory with a bit for each kept page; None: the dump keeps all.
         left_out: how many pages it leaves out, by their use.
+        structures: bytes of page structures among what it keeps; 0 if that is unknown.
         reason: why it leaves out fewer than configured; empty if it does not.
         windows: a file in memory with the other parts of a dump for WinDbg; None: it is none.
-        beginning: the headers and notes of a whole dump, if only ``ranges`` of the memory are read;
-            else empty.
+        beginning: the headers and notes of a whole dump, if only ``ranges`` of the memory are read,
+            or it is read ``in_runs``; else empty.
         ranges: the ranges to read, each a moment's work for QEMU.
+        in_runs: a file in memory with ``beginning`` and the core's end, if QEMU is to write a kdump
+            of which the runs of an ELF core are made; else None.
     """
 
     level: int
     bitmap: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    structures: int = 0
     reason: str = ""
     windows: int | None = None
     beginning: bytes = b""
     ranges: tuple[ReadRequest, ...] = ()
+    in_runs: int | None = None
+
+    def qemus_format(self, kind: DumpFormat) -> str:
+        """Return the format that panicd asks QEMU for, to write a file of that kind."""
+        return kind.of_qemu if self.in_runs is None else DumpFormat.KDUMP_ZLIB.value
 
     @property
     def stream_size(self) -> int:
@@ -118,7 +128,12 @@ async def selected_pages(
             if not ranges:
                 beginning = b""
             selection = PageSelection(
-                level, bitmap, found["left_out"], beginning=beginning, ranges=ranges
+                level,
+                bitmap,
+                found["left_out"],
+                found["structures"],
+                beginning=beginning,
+                ranges=ranges,
             )
         yield selection
     finally:

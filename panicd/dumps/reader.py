@@ -17,13 +17,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from panicd.dumps.kdump_reader import SIGNATURE as KDUMP_SIGNATURE
 from panicd.dumps.kdump_reader import KdumpReader
 from panicd.rules.guest_memory.dump_file import DumpFile, find_vmcoreinfo
 from panicd.rules.guest_memory.memory import Limits
-from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.guest_memory.reading import NotReadableError, Reading
 from panicd.rules.guest_memory.vmcoreinfo import NO_LINUX, Vmcoreinfo
 from panicd.rules.guest_memory.windows import SIGNATURE
 from panicd.rules.kernel_log import KernelLog, read_log
@@ -44,6 +44,9 @@ KEPT: Final = 32  # blocks
 READ: Final = 1 << 20  # bytes read at once of a packed file
 MAX_PASSES: Final = 32
 """Times to unpack a file from its beginning; a guest might have its log lie in many places."""
+
+
+Found = TypeVar("Found")
 
 
 class File(Protocol):
@@ -85,20 +88,30 @@ def read_dumped_log(path: Path, limits: Limits = WHOLE_LOG) -> KernelLog:
     """
     try:
         with open_dump(path) as dump:
-            reader = read_log(Vmcoreinfo.parse(dump.vmcoreinfo), limits)
-            request = next(reader)
-            while True:
-                try:
-                    data = dump.memory(request.physical, request.length)
-                except NotReadableError as error:
-                    request = reader.throw(error)
-                else:
-                    request = reader.send(data)
-    except StopIteration as end:
-        log: KernelLog = end.value
-        return log
+            return feed(read_log(Vmcoreinfo.parse(dump.vmcoreinfo), limits), dump)
     except OSError as error:
         raise NotReadableError(str(error)) from error
+
+
+def feed(reader: Reading[Found], dump: Dump) -> Found:
+    """Give a reader the memory that it asks for; return what it found.
+
+    Raises:
+        NotReadableError: the reader can't do without memory that is not in the dump.
+        OSError: the file can't be read.
+    """
+    try:
+        request = next(reader)
+        while True:
+            try:
+                data = dump.memory(request.physical, request.length)
+            except NotReadableError as error:
+                request = reader.throw(error)
+            else:
+                request = reader.send(data)
+    except StopIteration as end:
+        found: Found = end.value
+        return found
 
 
 @contextmanager

@@ -29,6 +29,7 @@ _CLASS: Final = 4  # index into e_ident
 _BYTE_ORDER: Final = 5
 _PN_XNUM: Final = 0xFFFF
 _PT_LOAD: Final = 1
+_SECTION: Final = struct.Struct("<24xQQ24x")  # sh_offset and sh_size of a little-endian Elf64_Shdr
 
 _KDUMP_SIGNATURE: Final = b"KDUMP   "
 _UTSNAME_AT: Final = 12
@@ -96,6 +97,17 @@ class ElfHead:
         """The bytes of the section headers."""
         at, size, count = self._fields[5], self._fields[10], self._fields[11]
         return range(at, at + size * count)
+
+    def sections(self, head: bytes) -> list[tuple[int, int]]:
+        """Return offset and size of each section that the first ``size`` bytes of a core tell of.
+
+        They are not looked for in cores of 32 bits.
+        """
+        sections = self._sections
+        if self._fields[10] != _SECTION.size:
+            return []
+        table = head[sections.start : sections.stop]
+        return [(offset, size) for offset, size in _SECTION.iter_unpack(table)]
 
     def repaired(self, head: bytes) -> bytes:
         """Return the first ``size`` bytes of a core with the program headers in front."""

@@ -8,6 +8,8 @@ as soon as the disk lets go.
 
     elf         QEMU ── pipe ──► head repaired, the rest by splice(2) ──► file
     elf-zstd    QEMU ── pipe ──► the same ── pipe ──► elf_filter.py ──► file; so elf of level 1
+                QEMU, as a kdump ── pipe ──► panicd.dumps.filter.kdump_runs ── pipe, runs
+                ──► elf_filter.py ──► file
     kdump-zlib  QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.filter.page_filter ──► file
                 QEMU ── files in memory, a range each ── pipe, frames ──► the same filter ──► file
     win-dmp     QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.filter.windows_filter
@@ -51,6 +53,7 @@ CHUNK: Final = 1 << 20  # bytes moved at once, and in the pipe: the most that pi
 SPACE_CHECK: Final = 64 << 20  # bytes written between two looks at the free space
 ELF_FILTER: Final = (str(Path(__file__).with_name("elf_filter.py")),)
 WINDOWS_FILTER: Final = ("-m", "panicd.dumps.filter.windows_filter")
+KDUMP_RUNS: Final = ("-m", "panicd.dumps.filter.kdump_runs")
 PAGE_FILTER: Final = ("-m", "panicd.dumps.filter.page_filter")
 
 PATIENCE: Final = 60.0
@@ -153,8 +156,8 @@ class DumpWriter:
         self._settings = settings
         self._selection = selection
         # A descriptor of its own: the thread may outlive the giver's.
-        given = selection.bitmap if selection.windows is None else selection.windows
-        self._given = None if given is None else os.dup(given)  # the filter's input beside the dump
+        given = [selection.bitmap, selection.windows, selection.in_runs]
+        self._given = next((os.dup(each) for each in given if each is not None), None)
         self._least = least
         self._most = most
         self._waited = 0.0  # seconds, for QEMU
@@ -213,13 +216,16 @@ class DumpWriter:
             self._tell(self.ready)
             about = [str(self._selection.level), self._selection.about()]
             given = [] if self._given is None else [str(self._given)]
+            in_runs = self._selection.in_runs is not None
+            beginning = [str(len(self._selection.beginning))] if in_runs else []
+            runs = [[*KDUMP_RUNS, *given, *beginning]] if in_runs else []
             match self._kind:
                 case DumpFormat.ELF if self._selection.level == 0:
                     self._copy_elf(file, file)
                 case DumpFormat.ELF:
-                    self._filter_elf(file, [*ELF_FILTER, "plain", *about])
+                    self._filter_elf(file, *runs, [*ELF_FILTER, "plain", *about, *beginning])
                 case DumpFormat.ELF_ZSTD:
-                    self._filter_elf(file, [*ELF_FILTER, "zstd", *about])
+                    self._filter_elf(file, *runs, [*ELF_FILTER, "zstd", *about, *beginning])
                 case DumpFormat.KDUMP_ZLIB:
                     framed = [FRAMED] if self._selection.ranges else []
                     self._filter_elf(file, [*PAGE_FILTER, *about, *given, *framed])
@@ -248,7 +254,8 @@ class DumpWriter:
     def _wait(self) -> None:
         """Wait for bytes to read, and for the turn to read them."""
         self._give_way()
-        least = LEAST_RATE if self._kind.of_qemu == DumpFormat.ELF.value else LEAST_KDUMP_RATE
+        is_elf = self._selection.qemus_format(self._kind) == DumpFormat.ELF.value
+        least = LEAST_RATE if is_elf else LEAST_KDUMP_RATE
         patience = PATIENCE + self._progress.received / least - self._waited
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
@@ -311,6 +318,15 @@ class DumpWriter:
             data += more
         return data
 
+    def _copy(self, target: int, file: int) -> None:
+        """Move what comes to the first of the programs."""
+        if self._selection.in_runs is not None:
+            self._copy_kdump(target, file)
+        elif self._selection.ranges:
+            self._copy_ranges(target, file)
+        else:
+            self._copy_elf(target, file)
+
     def _copy_elf(self, target: int, file: int) -> None:
         """Move an ELF core to ``target``, its head repaired; the core ends up in ``file``."""
         head = self._read_until(_ELF_START, file)
@@ -320,6 +336,10 @@ class DumpWriter:
         head = self._read_until(elf.size, file, head)
         _write(target, elf.repaired(head[: elf.size]) + head[elf.size :])
         self._move(target, file, elf.content_end(head))
+
+    def _copy_kdump(self, target: int, file: int) -> None:
+        """Move a kdump to ``target``, which sees whether it is complete."""
+        self._move(target, file, 0)
 
     def _copy_ranges(self, target: int, file: int) -> None:
         """Move to ``target`` the memory's ranges, as ``feeding`` gives them."""
@@ -340,8 +360,7 @@ class DumpWriter:
         with ExitStack() as stack:
             first = self._start_filters(file, programs, stack)
             try:
-                copy = self._copy_ranges if self._selection.ranges else self._copy_elf
-                copy(first.fileno(), file)
+                self._copy(first.fileno(), file)
                 first.close()
             except BrokenPipeError:
                 pass  # an exit status says why

@@ -42,22 +42,24 @@ def count_exposed(
     return counts
 
 
-def unwatched(fleet: Fleet) -> list[tuple[RunningQemu, dict[Exposure, str]]]:
+async def unwatched(fleet: Fleet) -> list[tuple[RunningQemu, dict[Exposure, str]]]:
     """Return the QEMUs of this host that are no domain of panicd's, each with the remedy."""
-    domains = list(fleet.domains.values())
-    sessions = [(domain, domain.session) for domain in domains]
+    sessions = [(domain, domain.session) for domain in fleet.domains.values()]
     pids = {session.peer.pid for _, session in sessions if session is not None}
     # A name is a claim: it identifies a domain's QEMU only if nothing better is known.
     names = {
         domain.name for domain, session in sessions if session is None or not session.process_known
     }
-    monitors = {domain.address for domain in domains}
+    monitors = {domain.address for domain, _ in sessions}
     return [
-        (qemu, exposures_unwatched(qemu.name, qemu.monitor, by_libvirt=qemu.by_libvirt))
-        for qemu in running_qemus()
-        if qemu.pid not in pids
-        and qemu.name not in names
-        and (qemu.monitor is None or qemu.monitor.path not in monitors)
+        (
+            qemu,
+            exposures_unwatched(
+                qemu.name, qemu.monitor, by_libvirt=qemu.by_libvirt, hangs=qemu.hangs
+            ),
+        )
+        for qemu in await running_qemus(pids)
+        if qemu.name not in names and (qemu.monitor is None or qemu.monitor.path not in monitors)
     ]
 
 

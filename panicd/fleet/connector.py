@@ -5,7 +5,6 @@ import glob
 import math
 import os
 import socket
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from panicd.fleet.discovery import (
     Vanished,
 )
 from panicd.fleet.libvirt_domains import LibvirtDomains
+from panicd.fleet.pacer import Pacer
 from panicd.fleet.supervision import SpareError, note_absence, supervise
 from panicd.fleet.unidentified import UnidentifiedConnections
 from panicd.fleet.watches import mount_changes
@@ -38,10 +38,10 @@ from panicd.incident.driver import Driver
 from panicd.incident.services import Services
 from panicd.journal.journal import JournalError
 from panicd.libvirt.own_monitor import LibvirtsOwnError, leave_libvirts_own
-from panicd.qemu.monitor import MonitorError, SilentError, open_monitor, pulse
+from panicd.qemu.monitor import MonitorError, SilentError, open_monitor
 from panicd.qemu.probe import probe
 from panicd.qemu.process import Peer, uid_of
-from panicd.qemu.session import ANSWER_TIMEOUT, Session, confirm_peer
+from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.qemu.socket_table import SocketTable
 from panicd.rules.command_line import parse_command_line
 from panicd.rules.socket_path import path_problem
@@ -52,7 +52,6 @@ ACCEPT_AGAIN: Final = 0.1  # seconds
 RELOADED_AT_ONCE: Final = 32  # domains; each takes some 50 µs, in which nobody gets a response
 BACKLOG: Final = 4096  # connections; the kernel lowers it to net.core.somaxconn
 LOOK_EVERY: Final = 5.0  # seconds; a QEMU that ends removes its socket some milliseconds before
-READERS: Final = 8  # command lines of one user's processes that are read at once
 LOST: Final = "the socket is gone, so panicd can't connect again when the connection ends"
 LOST_NAMED: Final = 3  # paths
 
@@ -85,14 +84,7 @@ class Connector:
         self._unidentified = UnidentifiedConnections()
         self._sockets = SocketTable()
         self._discoveries: set[Discovery] = set()
-        # A user's own: whose processes let nobody read them keep nobody else's from being read.
-        self._readers = defaultdict[int, trio.CapacityLimiter](
-            partial(trio.CapacityLimiter, READERS)
-        )
-        # Handed on once in a turn of asyncio's loop, which needs a turn of trio's per callback.
-        # Thousands that began together would each wait for all the others, longer than a greeting
-        # may take, and begin again immediately, for ever.
-        self._turn = trio.Lock()
+        self._pacer = Pacer()
         self.by_libvirt = LibvirtDomains(services, self._drivers)
 
     def driver_of(self, domain: Domain) -> Driver | None:
@@ -271,8 +263,7 @@ class Connector:
             Whether it may be tried again without another socket in its place.
         """
         may_again = True
-        async with self._turn:
-            await pulse()
+        await self._pacer.begin()
         mute, spare_of = False, ""
         try:
             problem = await self._look_after(domain, await connect())
@@ -307,7 +298,7 @@ class Connector:
     async def _look_after(self, domain: Domain, sock: socket.socket) -> str:
         """Keep a domain until its session ends, and return why it ended."""
         with closing(sock), Peer.of(sock) as peer:
-            await peer.learn_command_line(self._readers[peer.uid])
+            await peer.learn_command_line()
             if not domain.dials_in:
                 leave_libvirts_own(Path(domain.address), peer.command_line() or ())
             try:
@@ -319,7 +310,7 @@ class Connector:
     async def _open(self, domain: Domain, sock: socket.socket, peer: Peer) -> str:
         services = self._services
         async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
-            await confirm_peer(peer, monitor)
+            peer.confirm(monitor.answered_by)
             arguments = peer.command_line() if peer.is_qemu() else None
             command_line = parse_command_line(arguments) if arguments else None
             answers = await probe(

@@ -27,6 +27,7 @@ from inotify_simple import flags
 
 from panicd.fleet.watches import ABSENT, Watches
 
+AT_ONCE: Final = 16  # changes, before other tasks have their turn
 _SOMETHING_WENT: Final = flags.DELETE | flags.MOVED_FROM
 _ITSELF_WENT: Final = flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT | flags.IGNORED
 LINK: Final = "it is a symbolic link, which wildcards pass over: name it without wildcards"
@@ -189,6 +190,7 @@ class Discovery:
         validate_pattern(pattern)
         self._components = tuple(_Component.parse(text) for text in pattern[1:].split("/"))
         self._changes: deque[Change] = deque()
+        self._taken = 0
         self._watched: dict[int, list[_Directory]] = {}
         self._watches = Watches()
 
@@ -208,7 +210,9 @@ class Discovery:
         return self
 
     async def __anext__(self) -> Change:
-        await trio.lowlevel.checkpoint()
+        self._taken += 1
+        if self._taken % AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
         while not self._changes:
             await self._watches.wait()
             self._read()

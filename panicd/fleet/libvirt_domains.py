@@ -16,6 +16,7 @@ from panicd.incident.driver import Driver
 from panicd.incident.services import Services
 from panicd.journal.journal import JournalError
 from panicd.libvirt import requests
+from panicd.libvirt.domain_process import DomainProcess
 from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.known_domains import Start
 from panicd.qemu.monitor import MonitorError
@@ -133,12 +134,12 @@ class LibvirtDomains:
         libvirt = self._services.libvirt
         libvirt.renew(start)
         monitor = start.monitor
-        async with self._turns:
-            described, state = await self._ask(start)
-        if self._is_dialled(described):
-            return ""
-        libvirt.look_after(domain.address, described)
-        with libvirt.process_of(start) as process:
+        with await libvirt.process_of(start) as process:
+            async with self._turns:
+                described, state = await self._ask(start, process)
+            if self._is_dialled(described):
+                return ""
+            libvirt.look_after(domain.address, described)
             start.process = process
             if libvirt.start_of(start.ref.uuid) is not start:
                 process.note_stopped()
@@ -158,7 +159,7 @@ class LibvirtDomains:
                     again.cancel()
         return monitor.problem or ended
 
-    async def _ask(self, start: Start) -> tuple[LibvirtDomain, RunState]:
+    async def _ask(self, start: Start, process: DomainProcess) -> tuple[LibvirtDomain, RunState]:
         """Return what a domain is, and how its guest stands.
 
         Raises:
@@ -179,7 +180,11 @@ class LibvirtDomains:
             # It panicked before panicd could learn anything about it, and libvirt has ended it.
             ref = start.ref
             return start.domain or LibvirtDomain(ref.id, ref.name, ref.uuid), RunState.RUNNING
-        if state.panicked and not monitor.has_panicked and await self._runs(start):
+        # A guest that was reset without libvirt's knowledge is crashed for libvirt ever after.
+        if state.panicked and not monitor.has_panicked and await process.guest_runs():
+            get_logger(domain=start.ref.name).warning(
+                "libvirt says 'crashed' of a guest that runs: 'virsh resume' corrects that"
+            )
             monitor.is_called_crashed = True
             return described, RunState.RUNNING
         just_now = start.was_taken_over and bool(described.taken_from)
@@ -187,19 +192,6 @@ class LibvirtDomains:
             # Too late: libvirt has acted on the panic.
             described = replace(described, handling=described.taken_from)
         return described, run_state(state.state, state.reason)
-
-    async def _runs(self, start: Start) -> bool:
-        """Whether a guest runs although libvirt found the domain crashed.
-
-        It was reset without libvirt's knowledge, so libvirt still says that it crashed.
-        """
-        with self._services.libvirt.process_of(start) as process:
-            runs = await process.guest_runs()
-        if runs:
-            get_logger(domain=start.ref.name).warning(
-                "libvirt says 'crashed' of a guest that runs: 'virsh resume' corrects that"
-            )
-        return runs
 
 
 def capability_of(domain: LibvirtDomain) -> Capability:

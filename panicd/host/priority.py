@@ -31,6 +31,7 @@ class Priority:
     def __init__(self) -> None:
         self._reactions = 0
         self._until = 0.0  # by the clock that is never set
+        self._quiet_since = time.monotonic()
         self._free = threading.Event()
         self._free.set()
         self._turn = _Turn()
@@ -49,8 +50,13 @@ class Priority:
         finally:
             self._reactions -= 1
             if not self._reactions:
+                self._quiet_since = time.monotonic()
                 self._free.set()
                 self._freed.set()
+
+    def quiet_for(self) -> float:
+        """Return the seconds since the last reaction; 0: one is under way."""
+        return 0.0 if self._reactions else time.monotonic() - self._quiet_since
 
     def give_way(self) -> None:
         """Wait while another thread reacts to a panic, if need be. Blocking."""

@@ -96,7 +96,7 @@ class Reaction:
         self._serial = serial
         self._came: list[tuple[Input, float, float]] = [(panic, moment.now, moment.ticks)]
         self._done: deque[Effect] = deque()
-        self._has_stopped = self._quiet = self._durable = False
+        self._stopped = self._quiet = self._durable = False
         self._is_over = False
         self.is_given = False
         incident_id = new_id(moment.now, moment.token)
@@ -110,7 +110,7 @@ class Reaction:
         go_on: Callable[[], None],
         guard: Callable[..., object],
     ) -> None:
-        """Ask QEMU what it is busy with, and commit.
+        """Commit, and ask QEMU what it is busy with.
 
         Args:
             send: gives QEMU commands, and passes on their answers.
@@ -121,17 +121,19 @@ class Reaction:
         """
         self._carry_out, self._feed, self._go_on, self._guard = carry_out, feed, go_on, guard
         self._services.rush.begin()
+        commit = counted_on(self._foreseen.commit, self._serial)
         asks = counted_on(self._foreseen.asks, self._serial)
         assert isinstance(asks, Send)
-        self._done += (counted_on(self._foreseen.commit, self._serial), asks)
+        self._done += commit, asks
         send(asks, self._answered)
+        # This thread leaves the interpreter to the journal's: so that is woken last.
         self.chronicle.commit_soon(self._written)
 
     def takes(self, heard: Heard) -> bool:
         """Take an event if it is the foreseen one; return whether it was taken."""
-        if self._has_stopped or self.is_given or not is_stop(heard):
+        if self._stopped or self.is_given or not is_stop(heard):
             return False
-        self._has_stopped = True
+        self._stopped = True
         self._goes_on(heard)
         return True
 

@@ -132,15 +132,15 @@ async def _await_off(client: Client, uri: str, uuid: str, process: str) -> Domai
         state = await client.call(requests.state_of(domain), timeout=ANSWERS_WITHIN)
         if state.state == State.SHUTOFF:
             return domain
-        if before not in {None, domain} or _is_another(client, uri, domain, process):
+        if before not in {None, domain} or await _is_another(client, uri, domain, process):
             return None
         before = domain
         await trio.sleep(LOOK_EVERY)
 
 
-def _is_another(client: Client, uri: str, domain: DomainRef, process: str) -> bool:
+async def _is_another(client: Client, uri: str, domain: DomainRef, process: str) -> bool:
     """Tell whether a start of a domain is known not to be the one with this process."""
     owner, libvirtd = (client.peer.uid, client.peer.pid) if client.peer is not None else (0, 0)
-    with DomainProcess.find(uri, domain, owner, libvirtd, os.environ) as found:
+    with await DomainProcess.find(uri, domain, owner, libvirtd, os.environ) as found:
         alike = (found.identity is None) == (ProcessIdentity.parse(process) is None)
         return bool(process) and alike and found.token != process

@@ -5,6 +5,7 @@ Everything here is synchronous and works on a connection that it gets. SQLite's 
 """
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -18,6 +19,7 @@ from panicd.journal.codec import (
     decode_operation,
 )
 from panicd.journal.error import JournalDamagedError, JournalError, faults_named
+from panicd.journal.file import beside
 from panicd.journal.schema import MIGRATIONS
 from panicd.journal.totals import Total, Totals, collect
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
@@ -26,6 +28,12 @@ from panicd.rules.operation import Operation, over
 BUSY_TIMEOUT: Final = 2.0
 """Seconds that SQLite waits for another program's lock, such as the sqlite3 shell's."""
 
+
+LOG_SPACE: Final = 1 << 22
+"""Bytes of SQLite's log that are there from the start. A commit into a log that must grow waits for
+the file system's own journal too."""
+MOST_IN_LOG: Final = 4000
+"""Pages in the log after which a commit copies them into the database, if ``tidy`` has not."""
 
 ACKNOWLEDGED: Final = '"kind":"acknowledged"'
 """What only the body of an ``Acknowledged`` has in it: quotes in a text are escaped."""
@@ -74,9 +82,32 @@ def connect(path: Path) -> sqlite3.Connection:
         ]
         if complaints != ["ok"]:
             raise JournalDamagedError(f"{path}: {'; '.join(complaints)}")
+        database.execute(f"PRAGMA wal_autocheckpoint = {MOST_IN_LOG}")
         _migrate(database, version)
+        _make_room(beside(path, "-wal"))
         undo.pop_all()
     return database
+
+
+def _make_room(log: Path) -> None:
+    """Extend the log by zeros, which SQLite takes for no frames (fileformat2.html, section 4.1)."""
+    with contextlib.suppress(OSError), log.open("r+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        wanted = max(0, LOG_SPACE - end)
+        try:
+            complete = file.write(bytes(wanted)) == wanted
+        except OSError:
+            complete = False
+        if complete:
+            os.fsync(file.fileno())
+        else:  # the disk is full, and others may need its last bytes more
+            file.truncate(end)
+
+
+def tidy(database: sqlite3.Connection) -> None:
+    """Copy the log into the database, as far as no reader needs it."""
+    with contextlib.suppress(sqlite3.Error):  # the next commit finds out what is wrong
+        database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 @contextlib.contextmanager

@@ -38,3 +38,7 @@ def faults_named(path: Path) -> Iterator[None]:
 
 class JournalInUseError(JournalError):
     """Another process has the journal open."""
+
+
+class JournalClosedError(JournalError):
+    """The journal was closed before."""

@@ -4,7 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from panicd.journal.error import JournalInUseError
+from panicd.journal.error import JournalError, JournalInUseError
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -35,6 +35,20 @@ def identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def check_identity(path: Path, known: tuple[int, int] | None) -> None:
+    """Refuse to write into a file that nobody will find again.
+
+    Args:
+        path: of the journal.
+        known: the identity of the file that was opened.
+
+    Raises:
+        JournalError: another file has taken its place, or none.
+    """
+    if identity(path) != known:
+        raise JournalError(f"{path}: was removed, replaced or hidden while panicd had it open")
 
 
 def sync_directory(path: Path) -> None:

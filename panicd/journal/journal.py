@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from queue import Empty
 from typing import Final, Self
 
 import trio
@@ -29,12 +30,13 @@ from panicd.journal import outbox as journal_outbox
 from panicd.journal.batch import Batch, Begun
 from panicd.journal.database import Stored
 from panicd.journal.error import (
+    JournalClosedError,
     JournalDamagedError,
     JournalError,
     JournalInUseError,
     faults_named,
 )
-from panicd.journal.file import beside, identity, lock, sync_directory
+from panicd.journal.file import beside, check_identity, identity, lock, sync_directory
 from panicd.journal.outbox import Pending
 from panicd.journal.request import Request, Requests
 from panicd.journal.totals import Totals
@@ -43,7 +45,6 @@ from panicd.rules.operation import Operation
 
 __all__ = [
     "Journal",
-    "JournalClosedError",
     "JournalDamagedError",
     "JournalError",
     "JournalInUseError",
@@ -52,9 +53,10 @@ __all__ = [
 PRUNED_AT_ONCE: Final = 200
 """How many incidents, or operations, one commit removes, so that no append waits long for it."""
 
-
-class JournalClosedError(JournalError):
-    """The journal was closed before."""
+IDLE: Final = 1.0  # seconds without a request
+TIDIED_AFTER: Final = 64  # commits
+"""SQLite copies its log into the database (https://www.sqlite.org/wal.html, "Checkpointing").
+That takes some milliseconds, so the writer does it when it has nothing else to do."""
 
 
 class Journal:
@@ -79,6 +81,7 @@ class Journal:
         self._closed = False
         self._fault: str | None = None
         self._has_news = False  # only the writer thread's
+        self._commits = 0  # since the log was tidied; only the writer thread's
         self._open: dict[str, Stored | Begun] = {}  # as committed; only the writer thread's
         self._requests = Requests()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
@@ -393,7 +396,7 @@ class Journal:
         """Commit what is queued, over and over, until None comes, which is always the last."""
         going_on = True
         while going_on:
-            requests, going_on = self._requests.take()
+            requests, going_on = self._next()
             if requests:
                 self._commit(requests)
                 # Whoever waited ended with the loop.
@@ -404,11 +407,20 @@ class Journal:
                         requests[-1].token.run_sync_soon(self._tell_news)
         self._database.close()
 
+    def _next(self) -> tuple[list[Request], bool]:
+        if self._commits >= TIDIED_AFTER:
+            with contextlib.suppress(Empty):
+                return self._requests.take(timeout=IDLE)
+            self._commits = 0
+            journal_database.tidy(self._database)
+        return self._requests.take()
+
     def _commit(self, requests: list[Request]) -> None:
+        self._commits += 1
         batch = Batch(self._database, self._open, self.channels)
         try:
             with faults_named(self.path):
-                self._check_identity()
+                check_identity(self.path, self._identity)
                 with journal_database.transaction(self._database):
                     for request in requests:
                         request.carry_out(batch)
@@ -437,13 +449,6 @@ class Journal:
 
     def _prune(self, _batch: Batch, *, before: float, removed: list[str]) -> None:
         removed += journal_database.prune(self._database, before, PRUNED_AT_ONCE)
-
-    def _check_identity(self) -> None:
-        """Refuse to write into a file that nobody will find again."""
-        if identity(self.path) != self._identity:
-            raise JournalError(
-                f"{self.path}: was removed, replaced or hidden while panicd had it open"
-            )
 
 
 def _wake(requests: list[Request]) -> None:

@@ -62,10 +62,14 @@ class Requests:
         """Say that no request will follow."""
         self._queue.put(None)
 
-    def take(self) -> tuple[list[Request], bool]:
-        """Wait for requests; return all that there are, and whether more may follow."""
+    def take(self, timeout: float | None = None) -> tuple[list[Request], bool]:
+        """Wait for requests; return all that there are, and whether more may follow.
+
+        Raises:
+            Empty: none came in so many seconds.
+        """
         self._is_awaited = self._queue.empty()
-        queued = [self._queue.get()]
+        queued = [self._queue.get(timeout=timeout)]
         queued += [self._queue.get() for _ in range(self._queue.qsize())]
         requests = [request for request in queued if request is not None]
         return requests, len(requests) == len(queued)

@@ -7,7 +7,6 @@ sees it, by the root of libvirtd's process (proc(5)).
 
 import os
 import re
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
@@ -16,22 +15,15 @@ import trio
 
 from panicd.libvirt.protocol import DomainRef
 from panicd.qemu.file_rights import Rights
-from panicd.qemu.process import MAX_COMMAND_LINE, Peer, is_qemu_program
+from panicd.qemu.process import Peer, is_qemu_program
 from panicd.qemu.process_identity import (
     ProcessIdentity,
     boot_id,
     has_ended,
-    read_of,
     start_time_of,
     uids_of,
 )
 from panicd.rules.libvirt import pid_file
-
-READ_WITHIN: Final = 1.0
-"""Seconds for a QEMU's argv, at most (``Peer.learn_command_line``); all else waits meanwhile."""
-
-_READERS: Final = threading.BoundedSemaphore(8)
-"""Threads that may read an argv, hanging ones included."""
 
 LOOK_EVERY: Final = 0.25  # seconds; an idle Linux runs more often than that
 LOOKS: Final = 4
@@ -46,27 +38,22 @@ class DomainProcess(Peer):
 
     Args:
         owner: the libvirt's user.
-        domain: which start of which.
         token: tells this start from others if no process does.
-        pid: the process's number; 0: unknown.
     """
 
-    def __init__(self, owner: int, domain: DomainRef, token: str, pid: int) -> None:
+    def __init__(self, owner: int, token: str) -> None:
         self.pid, self.uid = 0, owner
         self.identity: ProcessIdentity | None = None
         self.unknown_because: str | None = UNKNOWN
+        self.rights = Rights(owner, frozenset())
         self._pidfd: int | None = None
         self._is_certain = True
         self._is_qemu_program = is_qemu_program
         self._token = token
         self._has_stopped = trio.Event()
-        if pid:
-            self._open(pid, domain)
-        uids = uids_of(pid) if self._pidfd is not None else None
-        self.rights = Rights(max(uids) if uids else owner, frozenset())
 
     @classmethod
-    def find(
+    async def find(
         cls,
         uri: str,
         domain: DomainRef,
@@ -74,7 +61,7 @@ class DomainProcess(Peer):
         libvirtd: int,
         environment: Mapping[str, str],
     ) -> Self:
-        """Find the process of a domain.
+        """Find the process of a domain; whoever gets it closes it.
 
         Args:
             uri: of the libvirt.
@@ -86,29 +73,34 @@ class DomainProcess(Peer):
         token = f"libvirt:{boot_id()}/{uri}#{domain.uuid}#{domain.id}"  # numbers begin anew
         path = str(pid_file(uri, domain.name, environment))
         roots = [f"/proc/{libvirtd}/root"] if libvirtd else []
+        found = cls(owner, token)
         for root in (*roots, ""):
-            try:
-                pid = int(Path(root + path).read_text(encoding="ascii"))
-            except (OSError, ValueError):
-                continue
-            found = cls(owner, domain, token, pid)
-            if found.identity is not None:
-                return found
-        return cls(owner, domain, token, 0)
+            pid = _number_in(Path(root + path))
+            if pid is not None and await found._is(pid, domain):
+                break
+        return found
 
-    def _open(self, pid: int, domain: DomainRef) -> None:
+    async def _is(self, pid: int, domain: DomainRef) -> bool:
+        """Take a process for the domain's, if it is; return whether it is."""
         try:
-            pidfd = os.pidfd_open(pid)
-        except (ProcessLookupError, ValueError):
-            return
-        start_time = start_time_of(pid)
+            self._pidfd = os.pidfd_open(pid)
+        except (OSError, ValueError, OverflowError):
+            return False
+        self.pid, start_time = pid, start_time_of(pid)
+        try:
+            await self.learn_command_line()
+        except BaseException:
+            self.close()
+            raise
         # Its number may be of another PID namespace; libvirt tells QEMU the UUID.
-        arguments = _command_line(pid).split(b"\0")
-        if start_time is None or domain.uuid.encode() not in arguments or has_ended(pidfd):
-            os.close(pidfd)
-            return
-        self.pid, self._pidfd, self.unknown_because = pid, pidfd, None
-        self.identity = ProcessIdentity(boot_id(), pid, start_time)
+        if start_time is None or domain.uuid not in (self.command_line() or ()):
+            self.close()
+            self.pid, self.unknown_because = 0, UNKNOWN
+            return False
+        self.identity, self.unknown_because = ProcessIdentity(boot_id(), pid, start_time), None
+        if uids := uids_of(pid):
+            self.rights = Rights(max(uids), frozenset())
+        return True
 
     @property
     def token(self) -> str:
@@ -162,24 +154,8 @@ class DomainProcess(Peer):
         return await super().exit_status(timeout) if self._pidfd is not None else None
 
 
-def _command_line(pid: int) -> bytes:
-    """Return a process's argv; nothing if it can't be read in time."""
-    read: list[bytes | None] = []
-    readers = _READERS
-
-    def look() -> None:
-        try:
-            read.append(read_of(pid, "cmdline", MAX_COMMAND_LINE))
-        finally:
-            readers.release()
-
-    if not readers.acquire(blocking=False):
-        return b""
-    reader = threading.Thread(target=look, name="command line", daemon=True)
+def _number_in(file: Path) -> int | None:
     try:
-        reader.start()
-    except RuntimeError:  # no thread is left
-        readers.release()
-        return b""
-    reader.join(READ_WITHIN)
-    return (read[0] if read else None) or b""
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

@@ -188,7 +188,7 @@ class Libvirt:
         before, start.domain = start.domain, domain
         if not start.described.is_set():
             start.described.set()
-            self._recognise(start)
+            await self._recognise(start)
             self._changed.unpark_all()
         if before not in {None, domain}:
             for monitor, known in self._domains.items():
@@ -226,12 +226,14 @@ class Libvirt:
                 await self.describe(start)
         start = self._starts.get(parse_uuid(uuid))
         if start is not None and start.domain is not None and monitor not in self._looked_after:
-            self._recognise(start)
+            await self._recognise(start)
 
-    def _recognise(self, start: Start) -> None:
+    async def _recognise(self, start: Start) -> None:
         """Find a start's monitors among the dialled ones: a dial may precede the description."""
-        for monitor, (uuid, process) in self._dialled.items():
-            if uuid == start.ref.uuid and self._is_its(start, monitor, process) and start.domain:
+        for monitor, dialled in list(self._dialled.items()):
+            uuid, process = dialled
+            is_its = uuid == start.ref.uuid and await self._is_its(start, monitor, process)
+            if is_its and start.domain and self._dialled.get(monitor) == dialled:
                 self.look_after(monitor, start.domain)
                 self.on_change()
 
@@ -250,26 +252,23 @@ class Libvirt:
         for start in self._starts.values():
             start.move()  # panicd may look after it in another way now
 
-    def _is_its(self, start: Start, monitor: str, process: str) -> bool:
+    async def _is_its(self, start: Start, monitor: str, process: str) -> bool:
         assert start.domain is not None
         if not names_monitor(start.domain.monitors, monitor):
             return False
-        its, known = self.process_of(start), ProcessIdentity.parse(process)
+        its, known = await self.process_of(start), ProcessIdentity.parse(process)
         with its:
             alike = known is None or its.identity is None or its.identity == known
         if not alike:
-            get_logger(monitor=monitor).warning(
-                "not treated as libvirt's",
-                domain=start.ref.name,
-                reason="another process answers there",
-            )
+            log = get_logger(monitor=monitor, domain=start.ref.name)
+            log.warning("not treated as libvirt's", reason="another process answers there")
         return alike
 
-    def process_of(self, start: Start) -> DomainProcess:
+    async def process_of(self, start: Start) -> DomainProcess:
         """Return the process of a domain's QEMU."""
         peer = self._client.peer if self._client is not None else None
         owner, libvirtd = (peer.uid, peer.pid) if peer is not None else (0, 0)
-        return DomainProcess.find(self._uri, start.ref, owner, libvirtd, os.environ)
+        return await DomainProcess.find(self._uri, start.ref, owner, libvirtd, os.environ)
 
     # Taking over, and giving back.
 

@@ -32,8 +32,20 @@ def leave_libvirts_own(path: Path, arguments: Sequence[str] = ()) -> None:
     Raises:
         LibvirtsOwnError: the socket is libvirt's own.
     """
-    if any(is_own_monitor(name, arguments) for name in (str(path), os.path.realpath(path))):
+    if any(is_own_monitor(name, arguments) for name in (str(path), _real(path))):
         raise LibvirtsOwnError
+
+
+def _real(path: Path) -> str:
+    """Return the path of the socket itself, as ``realpath`` does; the kernel is faster at it."""
+    try:
+        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return os.path.realpath(path)
+    try:
+        return os.readlink(f"/proc/self/fd/{file}")  # noqa: PTH115 - a Path is slower
+    finally:
+        os.close(file)
 
 
 def matches_libvirts_own(pattern: str) -> bool:

@@ -7,7 +7,8 @@
     exchange       the interface to one VM: commands and events, over QMP or libvirt's API
     session        a connected VM; probe: the first questions to it
     process        the process at the other end, and how to end exactly that one; other_end,
-                   process_identity, process_list, socket_table: what the kernel says of it
+                   process_identity, process_arguments, process_list, socket_table: what the
+                   kernel says of it
     guest_memory   memory of a stopped guest, and its kernel log; dump_error: why a dump failed
     file_rights    opens a file that another user names; threads: work that may hang
 

@@ -2,15 +2,17 @@
 
 With a task for each monitor, trio would have to wake one for each line, which takes as long as
 parsing the line. So one task waits for all sockets by its own epoll(7). It registers a socket with
-the kernel once, not for each line.
+the kernel once, not for each line. It also sends what a socket could not take at once.
 """
 
+import errno
 import math
+import os
 import select
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import trio
@@ -19,189 +21,316 @@ from panicd.qemu.other_end import receive
 from panicd.qemu.pace import Pace
 
 CHUNK: Final = 1 << 16  # bytes received at once
-AT_ONCE: Final = 64  # sockets to receive from before other tasks have their turn
+AT_ONCE: Final = 64  # sockets to look at before other tasks have their turn
 WAKEUP: Final = 25e-6
 """Seconds that a wakeup and a receive cost: the whole cost of a line that never ends."""
 
-Take = Callable[[bytes, int | None], bool]
+Take = Callable[[bytes], bool]
+End = Callable[[BaseException | None], None]
 
 
-class _Reading:
-    """One socket, while its lines are being taken."""
+class Stream:
+    """One monitor's socket: lines in, bytes out. Must be made inside ``streams()``.
 
-    __slots__ = ("bug", "ended", "limit", "looked_at", "pace", "read", "sender", "shown", "sock",
-                 "take", "waits")  # fmt: skip
+    Lines are first fetched one by one (``fetch``), then all handed over as they come
+    (``hand_over``), and after that fetched again. Nothing is received that nobody waits for.
 
-    def __init__(
-        self, sock: socket.socket, head: bytes, take: Take, limit: int, pace: Pace
-    ) -> None:
+    Args:
+        sock: connected and non-blocking.
+        limit: most bytes of a line.
+        pace: limits the processor time for the lines that are handed over.
+
+    Attributes:
+        sender: the number of the process that sent the last fetched line; None where several
+            did, or it is unknown (``other_end.show_senders``).
+        unsent: bytes that the socket did not take yet.
+    """
+
+    __slots__ = ("_end", "_limit", "_looked_at", "_pace", "_poller", "_read", "_take", "_tell",
+                 "_waits", "number", "sender", "sock", "unsent", "wanted")  # fmt: skip
+
+    def __init__(self, sock: socket.socket, limit: int, pace: Pace) -> None:
         self.sock = sock
-        self.take = take
-        self.limit = limit
-        self.pace = pace
-        self.read = bytearray(head)
-        self.looked_at = 0
+        self.number = sock.fileno()
         self.sender: int | None = None
-        self.shown = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED))
-        self.waits = True  # True while nothing more is to be received
-        self.ended = trio.Event()
-        self.bug: BaseException | None = None
+        self.unsent = b""
+        self.wanted = 0  # of epoll(7)
+        self._poller = _POLLER.get()
+        self._limit = limit
+        self._pace = pace
+        self._read = bytearray()
+        self._looked_at = 0
+        self._tell: Callable[[], None] | None = None  # somebody waits to fetch
+        self._take: Take | None = None  # lines are handed over
+        self._end: End = _nobody
+        self._waits = False  # to be handed over in a later turn
 
-    def hand_over(self) -> float | None:
-        """Hand over the received lines.
+    def fetch(self) -> bytes | None:
+        """Return the next line with its end, None before it is there, empty at the end.
 
-        Returns:
-            Seconds to wait before going on; None: wait until more is received.
+        The end may be missing from the last line.
+
+        Raises:
+            OSError: the connection failed.
+            ValueError: the line is too long.
         """
-        read = self.read
-        began = time.perf_counter()
-        while (end := read.find(b"\n", self.looked_at)) >= 0:
-            if not self.take(bytes(read[:end]), self.sender):
-                return math.inf
-            del read[: end + 1]
-            self.looked_at = 0
-            now = time.perf_counter()
-            pause = self.pace.pause(began, now)
-            if pause is not None:
-                return pause
-            began = now
-        self.looked_at = len(read)
-        return math.inf if self.looked_at > self.limit else None
+        while not self._has_line():
+            if len(self._read) > self._limit:
+                raise ValueError(f"a line has more than {self._limit} bytes")
+            try:
+                received, sender = receive(self.sock, CHUNK)
+            except BlockingIOError:
+                return None
+            if not received:
+                self._looked_at = len(self._read) - 1
+                break
+            self.sender = sender if not self._read or sender == self.sender else None
+            self._read += received
+        end, self._looked_at = self._looked_at + 1, 0
+        line = bytes(self._read[:end])
+        del self._read[:end]
+        return line
 
-    def receive(self) -> float | None:
-        """Receive once, and hand over what came; see ``hand_over``."""
+    def tell_readable(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` once there is more to fetch."""
+        self._tell = tell
+        self._poller.want(self, select.EPOLLIN)
+
+    def hand_over(self, take: Take, end: End) -> None:
+        """Hand over all lines from now on, until one is not taken, or is too long, or none is left.
+
+        Args:
+            take: called with a line, without its end; returns False if it refuses the line, which
+                can then be fetched.
+            end: called when no more lines are handed over, with the bug of ``take`` if there is
+                one.
+        """
+        self._take, self._end = take, end
+        self._poller.want(self, select.EPOLLIN)
+        if self._read:
+            self._later()
+
+    def send(self, data: bytes) -> None:
+        """Send bytes, now or when the socket takes them.
+
+        Raises:
+            OSError: the connection failed.
+        """
+        if not self.unsent:
+            with suppress(BlockingIOError):
+                data = data[self.sock.send(data) :]
+            if not data:
+                return
+        self.unsent += data
+        self._poller.want(self, select.EPOLLOUT)
+
+    def send_fd(self, fd: int) -> None:
+        """Send a copy of a file descriptor, with a space.
+
+        Raises:
+            OSError: it can't be sent, or earlier bytes wait.
+        """
+        if self.unsent:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        socket.send_fds(self.sock, [b" "], [fd])
+
+    def close(self) -> None:
+        """Read and send no more. The socket stays open."""
+        self._poller.forget(self)
+        self.number = -1
+        self._take = self._tell = None
+        self._end = _nobody  # breaks a cycle
+
+    def look(self, events: int) -> None:
+        """Do what the socket's readiness allows."""
+        if self.wanted & select.EPOLLOUT and events & ~select.EPOLLIN:
+            self._send_on()
+        if self._tell is not None:
+            tell, self._tell = self._tell, None
+            tell()
+        elif self._take is None:
+            self._poller.want_no_more(self, select.EPOLLIN)
+        elif not self._waits and self.wanted & select.EPOLLIN:
+            self._step(self._receive)
+
+    def take_again(self) -> None:
+        """Go on with what was received before."""
+        self._waits = False
+        self._step(self._take_all)
+
+    def _send_on(self) -> None:
         try:
-            if self.shown:
-                received, self.sender = receive(self.sock, CHUNK)
-            else:
-                received = self.sock.recv(CHUNK)
+            self.unsent = self.unsent[self.sock.send(self.unsent) :]
+        except BlockingIOError:
+            return
+        except OSError:  # it is read to its end too, which tells
+            self.unsent = b""
+        if not self.unsent:
+            self._poller.want_no_more(self, select.EPOLLOUT)
+
+    def _has_line(self) -> bool:
+        end = self._read.find(b"\n", self._looked_at)
+        self._looked_at = len(self._read) if end < 0 else end
+        return end >= 0
+
+    def _step(self, step: Callable[[], float | None]) -> None:
+        if self._take is None:
+            return
+        bug = None
+        try:
+            pause = step()
+        except BaseException as error:  # noqa: BLE001 - raised where its lines are waited for
+            bug, pause = error, math.inf
+        if pause is None or self._take is None:
+            return
+        if pause == 0.0:  # after the others' turn
+            self._later()
+            return
+        self._poller.want_no_more(self, select.EPOLLIN)
+        if pause == math.inf:
+            end = self._end
+            self._take, self._end = None, _nobody
+            end(bug)
+        else:
+            self._poller.after(pause, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._take is not None:
+            self._poller.want(self, select.EPOLLIN)
+            self._later()
+
+    def _later(self) -> None:
+        self._waits = True
+        self._poller.later(self)
+
+    def _receive(self) -> float | None:
+        """Receive once, and hand over what came; see ``_take_all``."""
+        try:
+            received = self.sock.recv(CHUNK)
         except BlockingIOError:
             return None
         except OSError:
             received = b""
         if not received:
             return math.inf
-        self.read += received
+        self._read += received
         now = time.perf_counter()
-        return self.pace.pause(now - WAKEUP, now) or self.hand_over()
+        return self._pace.pause(now - WAKEUP, now) or self._take_all()
+
+    def _take_all(self) -> float | None:
+        """Hand over the received lines.
+
+        Returns:
+            Seconds to wait before going on; None: wait until more is received.
+        """
+        read, take = self._read, self._take
+        assert take is not None
+        began = time.perf_counter()
+        while self._has_line():
+            if not take(bytes(read[: self._looked_at])):
+                return math.inf
+            del read[: self._looked_at + 1]
+            self._looked_at = 0
+            if self._take is not take:  # the stream was closed
+                return None
+            now = time.perf_counter()
+            pause = self._pace.pause(began, now)
+            if pause is not None:
+                return pause
+            began = now
+        return math.inf if self._looked_at > self._limit else None
 
 
-class _Reader:
-    """Reads from all sockets; ``math.inf`` stands for the end of one."""
+class _Poller:
+    """Waits for all sockets."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._readings: dict[int, _Reading] = {}
-        self._again: list[_Reading] = []
+        self._streams: dict[int, Stream] = {}
+        self._again: list[Stream] = []
         self._is_wanted = trio.Event()
+        self._nursery: trio.Nursery
 
-    def add(self, reading: _Reading) -> None:
-        """Read from a socket, until its reading has ended."""
-        self._readings[reading.sock.fileno()] = reading
-        self._epoll.register(reading.sock, select.EPOLLIN)
-        self._hand_over_later(reading)
+    def want(self, stream: Stream, events: int) -> None:
+        """Wait for a stream's socket, for these events too."""
+        self._set(stream, stream.wanted | events)
 
-    def _hand_over_later(self, reading: _Reading) -> None:
-        reading.waits = True
-        self._again.append(reading)
+    def want_no_more(self, stream: Stream, events: int) -> None:
+        """Wait for these events of a stream's socket no longer."""
+        self._set(stream, stream.wanted & ~events)
+
+    def _set(self, stream: Stream, wanted: int) -> None:
+        before = stream.wanted
+        if before == wanted or stream.number < 0:  # it was closed
+            return
+        stream.wanted = wanted
+        if not wanted:
+            del self._streams[stream.number]
+            self._epoll.unregister(stream.number)
+        elif not before:
+            self._streams[stream.number] = stream
+            self._epoll.register(stream.number, wanted)
+        else:
+            self._epoll.modify(stream.number, wanted)
+
+    def forget(self, stream: Stream) -> None:
+        """Wait no longer for a stream's socket."""
+        self._set(stream, 0)
+
+    def later(self, stream: Stream) -> None:
+        """Have a stream take again, after the others' turn."""
+        self._again.append(stream)
         self._is_wanted.set()
 
-    def remove(self, reading: _Reading) -> None:
-        """Read no more from a socket."""
-        number = reading.sock.fileno()
-        if self._readings.pop(number, None) is not None:
-            self._epoll.unregister(number)
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call a function after some seconds."""
+        self._nursery.start_soon(_call_after, seconds, call)
 
     async def run(self) -> None:
-        """Read, until this is cancelled."""
+        """Look at sockets, until this is cancelled."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._receive_all, nursery)
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._look_at_all)
                 while True:
                     await self._is_wanted.wait()
                     self._is_wanted = trio.Event()
                     await trio.lowlevel.checkpoint()
                     again, self._again = self._again, []
-                    for reading in again:
-                        reading.waits = False
-                        self._step(reading, reading.hand_over, nursery)
+                    for stream in again:
+                        stream.take_again()
         finally:
             self._epoll.close()
 
-    async def _receive_all(self, nursery: trio.Nursery) -> None:
+    async def _look_at_all(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for number, _ in self._epoll.poll(0, AT_ONCE):
-                reading = self._readings.get(number)
-                if reading is not None and not reading.waits:
-                    self._step(reading, reading.receive, nursery)
-
-    def _step(
-        self, reading: _Reading, step: Callable[[], float | None], nursery: trio.Nursery
-    ) -> None:
-        if reading.ended.is_set():
-            return
-        try:
-            pause = step()
-        except BaseException as bug:  # noqa: BLE001 - raised where its lines are waited for
-            reading.bug, pause = bug, math.inf
-        if pause is None or reading.ended.is_set():
-            return
-        if pause == 0.0:  # after the others' turn
-            self._hand_over_later(reading)
-            return
-        self.remove(reading)
-        if pause == math.inf:
-            reading.ended.set()
-        else:
-            nursery.start_soon(self._after, reading, pause)
-
-    async def _after(self, reading: _Reading, pause: float) -> None:
-        await trio.sleep(pause)
-        if not reading.ended.is_set():
-            self.add(reading)
+            for number, events in self._epoll.poll(0, AT_ONCE):
+                stream = self._streams.get(number)
+                if stream is not None:
+                    stream.look(events)
 
 
-_READER: Final = trio.lowlevel.RunVar[_Reader]("the reader of all monitors")
+async def _call_after(seconds: float, call: Callable[[], None]) -> None:
+    await trio.sleep(seconds)
+    call()
+
+
+def _nobody(_bug: BaseException | None) -> None:
+    """Tell nobody."""
+
+
+_POLLER: Final = trio.lowlevel.RunVar[_Poller]("the poller of all monitors")
 
 
 @asynccontextmanager
-async def lines_read() -> AsyncIterator[None]:
-    """Run the task that reads the lines for ``read_lines``."""
-    reader = _Reader()
-    token = _READER.set(reader)
+async def streams() -> AsyncIterator[None]:
+    """Run the task that looks at the sockets of all streams."""
+    poller = _Poller()
+    token = _POLLER.set(poller)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(reader.run)
+            nursery.start_soon(poller.run)
             yield
             nursery.cancel_scope.cancel()
     finally:
-        _READER.reset(token)
-
-
-async def read_lines(sock: socket.socket, head: bytes, take: Take, limit: int, pace: Pace) -> bytes:
-    """Hand over a socket's lines until one is not taken, is too long, or nothing more comes.
-
-    Must run inside ``lines_read()``.
-
-    Args:
-        sock: connected and non-blocking.
-        head: bytes that were read from the socket before.
-        take: called with a line, without its end, and the number of the process that sent its end,
-            None where unknown (``other_end.show_senders``); returns False if it refuses the line.
-        limit: most bytes of a line.
-        pace: limits the processor time for reading.
-
-    Returns:
-        The bytes that were read and not taken, from the beginning of a line on.
-    """
-    reader, reading = _READER.get(), _Reading(sock, head, take, limit, pace)
-    reader.add(reading)
-    try:
-        await reading.ended.wait()
-    finally:
-        reading.ended.set()
-        reader.remove(reading)
-    if reading.bug is not None:
-        raise reading.bug
-    return bytes(reading.read)
+        _POLLER.reset(token)

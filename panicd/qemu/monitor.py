@@ -11,8 +11,7 @@ import json
 import logging
 import socket
 import time
-import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
@@ -35,7 +34,7 @@ from qemu.qmp.protocol import Runstate
 
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.exchange import Command, Exchange, answers_to
-from panicd.qemu.line_reader import lines_read, read_lines
+from panicd.qemu.line_reader import Stream, streams
 from panicd.qemu.monitor_error import (
     CommandError,
     MonitorError,
@@ -45,6 +44,7 @@ from panicd.qemu.monitor_error import (
     UncertainError,
     UnreachableError,
 )
+from panicd.qemu.other_end import hide_senders
 from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
 from panicd.qemu.tokens import Tokens
@@ -67,12 +67,10 @@ __all__ = [
 ]
 
 _TOKENS: Final = Tokens()
-_TakeLine = weakref.WeakMethod[Callable[[bytes, int | None], bool]]
 
+CALLBACKS_AT_ONCE: Final = 64  # of asyncio, before other tasks have their turn
 UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
-READ_LIMIT: Final = (
-    1 << 20
-)  # bytes of one line; QEMU's longest answer to panicd's questions is 4 KiB
+READ_LIMIT: Final = 1 << 20  # bytes of a line; QEMU's longest answer to panicd has 4 KiB
 
 # Exceptions of qemu.qmp 0.0.6 when the other end talks nonsense: not only QMPError. Its own
 # AssertionErrors come from bad data during the negotiation.
@@ -91,11 +89,12 @@ class _Client(QMPClient):
     def __init__(self, buffer: EventOutlet, sock: socket.socket) -> None:
         super().__init__(readbuflen=READ_LIMIT)
         self.pace = Pace()
+        self.stream = Stream(sock, READ_LIMIT, self.pace)
         self.answered_by: int | None = None
         self._buffer = buffer
-        self._sock = sock
+        self._negotiation = ""  # its answer's id, which nobody can guess
         self.begins_pretty = False  # its greeting goes over many lines
-        self._reads_itself = False
+        self._is_handed_over = False  # lines go to ``_take_line``
         self._read_at = 0.0  # the last line; 0.0: none yet
         self._sent: dict[str, tuple[Question, int, str]] = {}  # by their ids: not yet answered
         self._alone: Question | None = None  # QEMU has not yet taken its descriptor
@@ -108,9 +107,9 @@ class _Client(QMPClient):
         seen to crash when both happened at once (``tcp_chr_recv``).
 
         Raises:
-            OSError, QMPError: the descriptor can't be sent.
+            OSError: the descriptor can't be sent.
         """
-        self.send_fd_scm(fd)
+        self.stream.send_fd(fd)
         self.send([command], answers)
         self._alone = None if answers.is_over else answers
 
@@ -119,7 +118,7 @@ class _Client(QMPClient):
         if self._alone is not None:
             self._held.append((commands, answers))
             return
-        if self.runstate is not Runstate.RUNNING or self._writer is None:
+        if self.runstate is not Runstate.RUNNING:
             for index, (name, _) in enumerate(commands):
                 answers.put(index, SessionLostError(f"{name}: not sent, the session has ended"))
             return
@@ -134,11 +133,12 @@ class _Client(QMPClient):
             ids.append(number)
             self._sent[number] = answers, index, name
         answers.sent(ids, self.forget)
-        self._writer.write("".join(messages).encode())
         self.pace.hurried = True  # the answers come behind all panics that are not yet read
-        transport = self._writer.transport
-        # A transport that failed to write closes itself, and nothing else would notice.
-        if transport.is_closing() or transport.get_write_buffer_size() > UNREAD:
+        try:
+            self.stream.send("".join(messages).encode())
+        except OSError:
+            self.abort()
+        if len(self.stream.unsent) > UNREAD:
             self.abort()
 
     def forget(self, ids: Iterable[str]) -> None:
@@ -156,44 +156,30 @@ class _Client(QMPClient):
             if not answers.is_over:
                 self.send(commands, answers)
 
+    async def _do_connect(self, *_: object) -> None:
+        """Take the socket, which is connected: trio reads and writes it."""
+        self._set_state(Runstate.CONNECTING)
+
+    def _do_send(self, msg: Message) -> None:
+        self.stream.send(bytes(msg))
+
     async def _bh_recv_message(self) -> None:
-        if not self._reads_itself:
-            self._reads_itself = True
-            await self._read_in_trio_aio()
+        if not self._is_handed_over:
+            self._is_handed_over = True
+            hide_senders(self.stream.sock)
+            refused = asyncio.get_running_loop().create_future()
+            self.stream.hand_over(self._take_line, partial(_tell, refused))
+            await refused  # the refused line, and the rest, are left to qemu.qmp
         await super()._bh_recv_message()
 
-    async def _read_in_trio_aio(self) -> None:
-        """Have trio read the lines; leave the first that is refused, and the rest, to qemu.qmp.
-
-        Through trio-asyncio's loop each line would take four task switches instead of one.
-        """
-        reader, transport = self._reader, self._writer and self._writer.transport
-        assert reader is not None
-        assert isinstance(transport, asyncio.Transport)
-        try:
-            reader.feed_data(b"\n")  # so that there is something to read, and nothing to wait for
-        except AssertionError:  # asyncio's: the connection has ended already
-            return
-        head = (await reader.read(2 * READ_LIMIT))[:-1]
-        transport.pause_reading()
-        # The transport may close its socket any time; this copy stays open while trio waits for it.
-        with self._sock.dup() as sock:
-            reading = trio_asyncio.trio_as_aio(read_lines)
-            # trio-asyncio's handle of this task is a cycle, which must not keep the session alive.
-            take: _TakeLine = weakref.WeakMethod(self._take_line)
-            rest = await reading(sock, head, partial(_take, take), READ_LIMIT, self.pace)
-        if not transport.is_closing():
-            reader.feed_data(rest)
-            transport.resume_reading()
-
-    def _take_line(self, line: bytes, sender: int | None) -> bool:
+    def _take_line(self, line: bytes) -> bool:
         try:
             message = json.loads(line.decode())
         except (ValueError, RecursionError):
             return False
-        return isinstance(message, dict) and self._hear(message, sender)
+        return isinstance(message, dict) and self._hear(message)
 
-    def _hear(self, message: Mapping[str, object], sender: int | None = None) -> bool:
+    def _hear(self, message: Mapping[str, object]) -> bool:
         """Take a message; return whether it was an event or an answer."""
         if "event" in message:
             event = parse_event(message)
@@ -209,7 +195,6 @@ class _Client(QMPClient):
         # Drop an answer that nobody awaits any more, as the QMP specification says.
         if awaited := self._sent.pop(sent, None):
             answers, index, name = awaited
-            self.answered_by = sender
             try:
                 answers.put(index, _answer(message))
             except (KeyError, TypeError) as error:
@@ -219,7 +204,12 @@ class _Client(QMPClient):
         return True
 
     async def _readline(self) -> bytes:
-        line = await super()._readline()
+        while (line := self.stream.fetch()) is None:
+            readable = asyncio.get_running_loop().create_future()
+            self.stream.tell_readable(partial(_tell, readable))
+            await readable
+        if not line:
+            raise EOFError
         if not self._read_at:
             self.begins_pretty = line.strip() == b"{"
         self._read_at = time.perf_counter()
@@ -233,14 +223,19 @@ class _Client(QMPClient):
             await asyncio.sleep(pause)
 
     def _cb_inbound(self, msg: Message) -> Message:
+        if self._negotiation and msg.get("id") == self._negotiation:
+            self.answered_by = self.stream.sender
         return msg  # the inherited hook formats every message for a debug log that nobody reads
 
     def _cb_outbound(self, msg: Message) -> Message:
+        # Only ``qmp_capabilities``; ``send`` sends all else.
+        msg["id"] = self._negotiation = _TOKENS.next()
         return msg
 
     def _set_state(self, state: Runstate) -> None:
         super()._set_state(state)
         if state is Runstate.DISCONNECTING:
+            self.stream.close()
             self._buffer.close()
             unanswered, self._sent = list(self._sent.values()), {}
             for answers, index, name in unanswered:
@@ -250,10 +245,8 @@ class _Client(QMPClient):
 
     def abort(self) -> None:
         """Drop the connection without waiting for unsent output, which may never go."""
-        if self._writer is not None:
-            self._writer.transport.abort()
         with suppress(OSError):  # it was closed, or not connected
-            self._sock.shutdown(socket.SHUT_RDWR)  # wakes the reader
+            self.stream.sock.shutdown(socket.SHUT_RDWR)  # wakes the reader
 
     @property
     def version(self) -> Version:
@@ -292,7 +285,7 @@ class Monitor(Exchange):
 
     @property
     def answered_by(self) -> int | None:
-        """The number of the process that sent the last answer; None where it is not known.
+        """The number of the process that answered the negotiation; None where it is not known.
 
         The number is known after ``other_end.show_senders``.
         """
@@ -350,7 +343,7 @@ class Monitor(Exchange):
         question = Question([name], timeout, done)
         try:
             self._client.send_with_fd(fd, command, question)
-        except (OSError, QMPError) as error:
+        except OSError as error:
             raise SessionLostError(f"{name}: could not hand over the file: {error}") from error
         return question
 
@@ -372,11 +365,22 @@ async def event_loop() -> AsyncIterator[None]:
     """
     outer = asyncio._get_running_loop()  # noqa: SLF001 - for those who write loops
     try:
-        async with lines_read(), trio_asyncio.open_loop() as loop:
+        async with streams(), trio_asyncio.open_loop() as loop:
             asyncio._set_running_loop(loop)  # noqa: SLF001 - as above
+            loop._main_loop_one = partial(_turn, loop._main_loop_one)  # noqa: SLF001 - its hook
             yield
     finally:  # not before the loop has ended: its last tasks run until then
         asyncio._set_running_loop(outer)  # noqa: SLF001 - as above
+
+
+async def _turn(one: Callable[..., Awaitable[None]], *, no_wait: bool = False) -> None:
+    """Have trio-asyncio call all callbacks that are ready in one turn of trio's, not only one."""
+    await one(no_wait)
+    if no_wait:
+        return
+    with suppress(trio.WouldBlock):
+        for _ in range(CALLBACKS_AT_ONCE):
+            await one(True)
 
 
 async def pulse() -> None:
@@ -437,10 +441,14 @@ async def _disconnect_aio(client: _Client) -> None:
         error.__traceback__ = None
 
 
-def _take(take_line: _TakeLine, line: bytes, sender: int | None) -> bool:
-    """Hand a line to a session; return False where the session is gone."""
-    take = take_line()
-    return take is not None and take(line, sender)
+def _tell(awaited: asyncio.Future[None], bug: BaseException | None = None) -> None:
+    """End the wait for something that may not be awaited any more."""
+    if awaited.done():
+        return
+    if bug is None:
+        awaited.set_result(None)
+    else:
+        awaited.set_exception(bug)
 
 
 def _answer(message: Mapping[str, object]) -> object:

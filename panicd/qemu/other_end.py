@@ -113,6 +113,11 @@ def show_senders(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
 
+def hide_senders(sock: socket.socket) -> None:
+    """End what ``show_senders`` began."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+
+
 def receive(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
     """Receive bytes that one process sent.
 

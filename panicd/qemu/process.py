@@ -14,7 +14,6 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -22,6 +21,7 @@ import trio
 
 from panicd.qemu.file_rights import Rights
 from panicd.qemu.other_end import UCRED, holds, inode_of, peer_inode, show_senders
+from panicd.qemu.process_arguments import ArgumentsHangError, read_arguments
 from panicd.qemu.process_identity import (
     ProcessIdentity,
     boot_id,
@@ -30,15 +30,12 @@ from panicd.qemu.process_identity import (
     start_time_of,
     uids_of,
 )
-from panicd.qemu.threads import NoThreadError, in_thread
+from panicd.qemu.threads import NoThreadError
 
 SO_PEERPIDFD: Final = 77  # Linux 6.5 and later; the socket module has no name for it
 SO_PEERGROUPS: Final = 59  # Linux 4.13 and later; no name for it either
 MOST_GROUPS: Final = 256  # as many as the socket module has room for
 _GID: Final = struct.Struct("I")
-
-MAX_COMMAND_LINE: Final = 1 << 20  # bytes; libvirt's longest are some 20 KiB
-COMMAND_LINE_WITHIN: Final = 5.0  # seconds to read it; it takes some microseconds
 
 # QEMU's programs that may hold a socket open and run no virtual machine. They are prefixes, because
 # the kernel cuts a process's name to 15 characters.
@@ -80,6 +77,19 @@ def is_qemu_program(name: str) -> bool:
     return (name.startswith("qemu") and not name.startswith(_QEMU_TOOLS)) or name == "kvm"
 
 
+def executed_by(pid: int) -> str:
+    """Return the name of the file that a process executes.
+
+    Raises:
+        FileNotFoundError: none, or it frees its memory.
+        PermissionError: panicd may not see it.
+        ProcessLookupError: the process has ended.
+    """
+    executable = os.readlink(f"/proc/{pid}/exe")  # noqa: PTH115 - a Path is slower
+    name = executable.rpartition("/")[2]
+    return name.removesuffix(" (deleted)")  # as after a package's upgrade
+
+
 def uid_of(sock: socket.socket) -> int:
     """Return the user at a unix socket's other end, as of when it connected (unix(7))."""
     return _credentials(sock)[1]
@@ -118,7 +128,6 @@ class Peer:
     """
 
     _arguments: tuple[str, ...] | None = None
-    _has_learnt = False
 
     def __init__(self, sock: socket.socket, is_qemu_program: Callable[[str], bool]) -> None:
         self.pid, self.uid, gid = _credentials(sock)
@@ -131,8 +140,7 @@ class Peer:
         self._is_qemu_program = is_qemu_program
         try:
             self._pidfd, self._is_certain, self.identity = _identify(sock, self.pid)
-            if not self._is_certain:
-                show_senders(sock)
+            show_senders(sock)
         except PeerUnknownError as error:
             self.unknown_because = str(error)
 
@@ -157,27 +165,19 @@ class Peer:
         """
         return cls(sock, is_qemu_program)
 
-    @property
-    def is_certain(self) -> bool:
-        """True if this is the process that made the connection; False if only its number is known.
-
-        The kernel tells only the number before Linux 6.5.
-        """
-        return self._is_certain
-
     def confirm(self, answered_by: int | None = None) -> None:
         """Check that the process holds the other end, and treat it as unknown where it does not.
 
-        Call this once something was read: before, the connection may not have been accepted. The
-        process must have the other end open, where panicd may see its descriptors (CAP_SYS_PTRACE,
-        or the same user). Elsewhere SO_PEERPIDFD is enough, or an answer that the process sent: it
-        was there before the question. The process must also belong to the user who listened or
+        Call this once something was read: before, the connection may not have been accepted. It is
+        proof that the process answered a question that was asked after this object was made.
+        Without such an answer the process must have the other end open, where panicd may see its
+        descriptors (CAP_SYS_PTRACE, or the same user). Elsewhere SO_PEERPIDFD is enough, unless
+        another process answered. The process must also belong to the user who listened or
         connected, unless that user is root. A set-uid program that a user executed in place of his
         own does not.
 
         Args:
-            answered_by: the number of the process that answered a question which was asked after
-                this object was made; None where it is not known.
+            answered_by: the number of the process that sent the answer; None where it is not known.
         """
         if self._pidfd is None:
             return
@@ -198,18 +198,21 @@ class Peer:
         return True
 
     def _doubt(self, pidfd: int, answered_by: int | None) -> str:
-        inode = peer_inode(self._inode)
-        held = holds(self.pid, inode) if inode else None
+        held = True if answered_by == self.pid else self._holds()
         uids = uids_of(self.pid)
         if has_ended(pidfd):
             return "it has ended already"
         if held is False:
             return f"process {self.pid} has left the connection to another"
-        if held is None and not self._is_certain and answered_by != self.pid:
+        if held is None and (answered_by is not None or not self._is_certain):
             return f"whether process {self.pid} holds the connection is not known"
         if uids is None or (uids != {self.uid} and self.uid != 0):
             return f"process {self.pid} does not belong to user {self.uid}, who made the connection"
         return ""
+
+    def _holds(self) -> bool | None:
+        inode = peer_inode(self._inode)
+        return holds(self.pid, inode) if inode else None
 
     def close(self) -> None:
         """Let go of the process. A wait in progress goes on."""
@@ -224,38 +227,25 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def learn_command_line(self, limiter: trio.CapacityLimiter | None = None) -> None:
-        """Read the process's argv once, in a thread, within a time limit.
-
-        The kernel reads argv under a lock of the process's memory (mmap_lock). The lock is held
-        while a page of that memory is awaited, which may be on storage that hangs, or that its user
-        has made hang.
-
-        Args:
-            limiter: limits how many are read at once.
-        """
+    async def learn_command_line(self) -> None:
+        """Read the process's argv, within a time limit."""
         text = None
-        reading = partial(read_of, self.pid, "cmdline", MAX_COMMAND_LINE + 1)
         if self._pidfd is not None:
-            with trio.move_on_after(COMMAND_LINE_WITHIN), suppress(NoThreadError):
-                text = await in_thread(reading, limiter)
-        self._arguments, self._has_learnt = self._parse(text), True
+            with suppress(ArgumentsHangError, NoThreadError):
+                text = await read_arguments(self.pid)
+        self._arguments = self._parse(text)
 
     def command_line(self) -> tuple[str, ...] | None:
-        r"""Return the process's argv, None where it can't be read.
+        r"""Return the process's argv as it was learnt, None where it was not, or can't be read.
 
-        Bytes that are not UTF-8 are spelt as ``\xNN``. None also where argv is longer than
-        MAX_COMMAND_LINE, because its end may contradict its beginning. Blocking, unless
-        ``learn_command_line`` was called before.
+        Bytes that are not UTF-8 are spelt as ``\xNN``. None also where argv is too long, because
+        its end may contradict its beginning.
         """
-        if self._pidfd is None or self._has_learnt:
-            return self._arguments
-        return self._parse(read_of(self.pid, "cmdline", MAX_COMMAND_LINE + 1))
+        ended = self._pidfd is None or has_ended(self._pidfd)
+        return None if ended else self._arguments
 
     def _parse(self, text: bytes | None) -> tuple[str, ...] | None:
-        if self._pidfd is None or has_ended(self._pidfd):
-            return None
-        if not text or len(text) > MAX_COMMAND_LINE:
+        if not text or self._pidfd is None or has_ended(self._pidfd):
             return None
         arguments = text.removesuffix(b"\0").split(b"\0")
         return tuple(argument.decode(errors="backslashreplace") for argument in arguments)
@@ -269,11 +259,15 @@ class Peer:
         """
         return self._pidfd is not None and any(map(self._is_qemu_program, self._program_names()))
 
-    def beyond_signals(self) -> str:
-        """Return why a signal could not end the process; empty where it could."""
+    def beyond_signals(self, *, is_qemu: bool | None = None) -> str:
+        """Return why a signal could not end the process; empty where it could.
+
+        Args:
+            is_qemu: what ``is_qemu`` returned just now, where it was called.
+        """
         if self._pidfd is None:
             return self.unknown_because or ""
-        if not self.is_qemu():
+        if not (self.is_qemu() if is_qemu is None else is_qemu):
             return f"process {self.pid} is not a QEMU"
         try:
             signal.pidfd_send_signal(self._pidfd, 0)  # only checks, sends nothing (kill(2))
@@ -363,9 +357,7 @@ class Peer:
         """Return the program's names, none if the process has ended."""
         names: tuple[str, ...]
         try:
-            executable = Path(f"/proc/{self.pid}/exe").readlink()
-            # After a package upgrade the running program is a deleted one.
-            names = (executable.name.removesuffix(" (deleted)"),)
+            names = (executed_by(self.pid),)
         except ProcessLookupError:
             return ()
         except (FileNotFoundError, PermissionError):  # none any more: it frees its memory

@@ -9,8 +9,11 @@ import select
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 import trio
+
+_PART: Final = 1 << 15  # bytes, read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +127,10 @@ def read_of(pid: int, name: str, limit: int) -> bytes | None:
     try:
         file = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            while len(read) < limit and (more := os.read(file, limit - len(read))):
-                read += more
+            while wanted := min(limit - len(read), _PART):
+                read += (part := os.read(file, wanted))
+                if len(part) < wanted:  # proc(5) gives as much as is wanted, but at the end
+                    break
         finally:
             os.close(file)
     except (FileNotFoundError, ProcessLookupError, PermissionError):

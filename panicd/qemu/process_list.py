@@ -1,14 +1,21 @@
 """Lists the QEMUs that run on this host, with or without a monitor for panicd.
 
-Source: proc(5). A process that can't be read, or has ended meanwhile, is left out.
+Source: proc(5). A process that can't be read, or has ended meanwhile, is left out; one whose reader
+hangs is listed without what it was started with.
 """
 
+import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from panicd.qemu.process import MAX_COMMAND_LINE, is_qemu_program
+import trio
+
+from panicd.qemu.process import executed_by, is_qemu_program
+from panicd.qemu.process_arguments import ArgumentsHangError, read_arguments
+from panicd.qemu.threads import NoThreadError
 from panicd.rules.command_line import (
     GivenMonitor,
     given_monitors,
@@ -18,7 +25,7 @@ from panicd.rules.command_line import (
 )
 from panicd.rules.libvirt import LIBVIRTS_MONITOR
 
-PROC: Final = Path("/proc")
+AT_ONCE: Final = 16  # processes, before others have their turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,36 +37,57 @@ class RunningQemu:
         name: the VM's name, from ``-name``; empty where it has none.
         monitor: a QMP monitor on its command line, with its whole path; None where it has none.
         by_libvirt: libvirt started it.
+        hangs: what it was started with can't be read.
     """
 
     pid: int
     name: str
     monitor: GivenMonitor | None
     by_libvirt: bool
+    hangs: bool = False
 
 
-def running_qemus(proc: Path = PROC) -> list[RunningQemu]:
-    """Return the processes that run a VM, in the order of their numbers."""
-    found = []
-    for directory in proc.iterdir():
-        if not directory.name.isdecimal():
-            continue
+async def running_qemus(but: Collection[int]) -> list[RunningQemu]:
+    """Return the processes that run a VM, in the order of their numbers, but some."""
+    found: list[RunningQemu] = []
+
+    async def look(pid: int) -> None:
         try:
-            with (directory / "cmdline").open("rb") as file:
-                words = file.read(MAX_COMMAND_LINE).rstrip(b"\0").split(b"\0")
-        except OSError:
-            continue
-        arguments = [word.decode(errors="surrogateescape") for word in words]
-        # libvirt starts a QEMU without a machine to ask what it can do.
-        if is_qemu_program(Path(arguments[0]).name) and not _without_machine(arguments):
-            qemu = RunningQemu(
-                int(directory.name),
-                guest_name(arguments),
-                _monitor(directory, arguments),
-                by_libvirt=_by_libvirt(arguments),
-            )
-            found.append(qemu)
+            text = await read_arguments(pid)
+        except (ArgumentsHangError, NoThreadError):
+            found.append(RunningQemu(pid, "", None, by_libvirt=False, hangs=True))
+        else:
+            found.extend(_qemu(pid, text or b""))
+
+    async with trio.open_nursery() as nursery:
+        for number, name in enumerate(os.listdir("/proc")):  # noqa: PTH208 - names only
+            if name.isdecimal() and int(name) not in but and _may_be_qemu(int(name)):
+                nursery.start_soon(look, int(name))
+            if number % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
     return sorted(found, key=lambda each: each.pid)
+
+
+def _may_be_qemu(pid: int) -> bool:
+    """Tell whether a process may run a VM, by what nobody can make hang."""
+    try:
+        return is_qemu_program(executed_by(pid))
+    except PermissionError:
+        return True
+    except OSError:  # of the kernel, or it has ended
+        return False
+
+
+def _qemu(pid: int, text: bytes) -> list[RunningQemu]:
+    """Return the process if it runs a VM."""
+    arguments = [
+        word.decode(errors="surrogateescape") for word in text.removesuffix(b"\0").split(b"\0")
+    ]
+    # libvirt starts a QEMU without a machine to ask what it can do.
+    if not is_qemu_program(Path(arguments[0]).name) or _without_machine(arguments):
+        return []
+    monitor, by_libvirt = _monitor(Path(f"/proc/{pid}"), arguments), _by_libvirt(arguments)
+    return [RunningQemu(pid, guest_name(arguments), monitor, by_libvirt)]
 
 
 def _monitor(directory: Path, arguments: list[str]) -> GivenMonitor | None:

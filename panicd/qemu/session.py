@@ -26,17 +26,6 @@ ANSWER_TIMEOUT: Final = 5.0  # seconds; under a flood of panics QEMU was seen to
 Listener = Callable[[Heard], None]
 
 
-async def confirm_peer(peer: Peer, monitor: Monitor) -> None:
-    """Check that a process is a monitor's peer; see ``Peer.confirm``.
-
-    Raises:
-        UncertainError: QEMU said nothing.
-    """
-    if not peer.is_certain:
-        await monitor.execute("query-status", timeout=ANSWER_TIMEOUT)
-    peer.confirm(monitor.answered_by)
-
-
 @dataclass(slots=True)
 class Session:
     """A connection to one QEMU, from its greeting to its end.
@@ -70,7 +59,7 @@ class Session:
         process = str(peer.identity) if known else ""
         vm = Vm(answers.run_state, answers.capability, process)
         claim = Claim(answers.name, answers.uuid)
-        return cls(monitor, peer, claim, vm, known, peer.beyond_signals())
+        return cls(monitor, peer, claim, vm, known, peer.beyond_signals(is_qemu=known))
 
     def listen(self, listener: Listener | None, tell_end: Callable[[], None]) -> None:
         """Follow the events, and hand each on; earlier events go first.

@@ -87,7 +87,7 @@ NOT_ARMED: Final = "add -no-shutdown: without it this QEMU exits on a panic"
 
 
 def exposures_unwatched(
-    name: str, monitor: GivenMonitor | None, *, by_libvirt: bool
+    name: str, monitor: GivenMonitor | None, *, by_libvirt: bool, hangs: bool = False
 ) -> dict[Exposure, str]:
     """Return why panicd could not act on a QEMU that it does not watch, and what to do.
 
@@ -95,8 +95,14 @@ def exposures_unwatched(
         name: the VM's name; empty where it has none.
         monitor: its QMP monitor; None where it has none.
         by_libvirt: libvirt started it.
+        hangs: whoever reads what it was started with hangs, so all else is unknown.
     """
-    if by_libvirt:
+    if hangs:
+        remedy = (
+            "/proc/PID/cmdline is read without end, and so `ps ax` hangs at it: its storage hangs, "
+            "or its user keeps its memory locked; end it, or look again later"
+        )
+    elif by_libvirt:
         remedy = "libvirt runs it: set `libvirt: {uri: …}` to its URI (`virsh uri`), and reload"
     elif monitor is not None:
         entry = f"- {'glob' if monitor.listens else 'listen'}: {monitor.path}"

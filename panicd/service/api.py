@@ -29,9 +29,6 @@ from panicd.incident.records import (
 )
 from panicd.incident.services import Services
 from panicd.journal.journal import JournalError
-from panicd.qemu.process_list import RunningQemu
-from panicd.qemu.threads import in_thread
-from panicd.rules.exposure import Exposure
 from panicd.rules.incident import OWN_TIME_OVER
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
@@ -44,7 +41,6 @@ from panicd.service.operators import Operators
 
 T = TypeVar("T")
 
-LOOKED_AT_WITHIN: Final = 5.0  # seconds; all of a host's processes take some milliseconds
 SHOWN_AT_ONCE: Final = 8  # domains; each takes some 70 µs, in which nobody gets a response
 
 PATTERN: Final = frozenset("*?[")
@@ -70,7 +66,6 @@ class Api:
         self._keeping = services.keeping
         self._operators = operators
         self._reload = reload
-        self._looking = trio.CapacityLimiter(1)  # a thread that hangs is not joined by others
 
     async def handle(self, request: Request) -> object:
         """Answer one request.
@@ -140,7 +135,7 @@ class Api:
         domains = services.priority.in_turn(tuple(services.fleet.domains.values()))
         look = partial(exposed_domains, domains, self._keeping.counters, services.holds, now)
         found = await trio.to_thread.run_sync(look)
-        without = await self._unwatched()
+        without = await unwatched(services.fleet)
         return {
             "domains": len(services.fleet.domains),
             "exposed": [
@@ -164,18 +159,6 @@ class Api:
                 for qemu, reasons in without
             ],
         }
-
-    async def _unwatched(self) -> list[tuple[RunningQemu, dict[Exposure, str]]]:
-        """Return the QEMUs that are no domain, unless a process keeps its memory locked."""
-        try:
-            with trio.fail_after(LOOKED_AT_WITHIN):
-                return await in_thread(partial(unwatched, self._services.fleet), self._looking)
-        except trio.TooSlowError:
-            message = (
-                "the QEMUs of this host can't be found: of one of its processes /proc/PID/cmdline "
-                "is read without end, and so `ps ax` hangs at it"
-            )
-            raise RefusedError("processes", message) from None
 
     async def _domain(self, name: str) -> Domain:
         called = self._services.fleet.called(name)

@@ -1,6 +1,5 @@
 """The daemon: everything wired together, from start to stop."""
 
-import gc
 import math
 import os
 import shutil
@@ -41,6 +40,7 @@ from panicd.fleet.snapshot import (
     incident_samples,
 )
 from panicd.host.domain_series import DomainSample
+from panicd.host.garbage import look_through
 from panicd.host.logs import dropped, get_logger, write_late
 from panicd.host.metrics import SIGNATURES, Metrics
 from panicd.host.priority import Priority
@@ -79,10 +79,6 @@ from panicd.web.web import WebApp
 
 AT_START_ONLY: Final = ("metrics_listen", "state_directory", "control_socket")
 SWITCH_INTERVAL: Final = 0.0005  # seconds (sys.setswitchinterval)
-# gc.set_threshold: the young generation as by default, as what a hostile monitor sent is in it.
-# A collection of all objects of 2,000 domains takes 0.1 to 1 s, in which nobody gets a response:
-# so it runs after 300,000 new objects, instead of 70,000 as by default.
-COLLECT_AFTER: Final = (700, 10, 43)
 LAST_WORDS: Final = 2.0  # seconds for writing the last entries at the end
 PRUNE_EVERY: Final = 24 * 3600.0  # seconds
 PULSE_EVERY: Final = 5.0  # seconds
@@ -165,8 +161,6 @@ class Daemon:
         """
         # A scrape renders in a thread of its own; with the default of 5 ms it would delay panics.
         sys.setswitchinterval(SWITCH_INTERVAL)
-        gc.freeze()  # what exists by now stays
-        gc.set_threshold(*COLLECT_AFTER)
         with (
             self._journal,
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
@@ -175,6 +169,7 @@ class Daemon:
                 nursery.start_soon(write_late)
                 self._services = services = self._make_services(nursery)
                 nursery.start_soon(services.timers.run)
+                nursery.start_soon(look_through, self._priority.quiet_for)
                 nursery.start_soon(take_up_orphans, services)
                 self._connector = Connector(services)
                 self._libvirt.on_problem = _tell_libvirt_problem

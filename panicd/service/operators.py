@@ -64,6 +64,7 @@ class Operators:
         """
         await self._record(operation)
         self._services.holds.add(operation)
+        await self._connector.reload()  # what was foreseen ends before this is answered
         self.look_anew()
 
     async def act(

@@ -81,11 +81,11 @@ async def measure(
 ) -> list[tuple[str, float, int]]:
     """Return the name of each dump, the seconds that it took, and its size."""
     image = Path("/dev/shm") / directory.name  # noqa: S108 - where else is memory a file
-    write_memory(image, content, memory * MIB)
-    extra = (
-        *("-m", f"{memory}M", "-machine", "memory-backend=ram"),
-        *("-object", f"memory-backend-file,id=ram,size={memory}M,mem-path={image},share=off"),
-    )
+    extra: tuple[str, ...] = ("-m", f"{memory}M")
+    if any(SHARES[content]):  # others are as they are: a file's memory may have been written
+        write_memory(image, content, memory * MIB)
+        backend = f"memory-backend-file,id=ram,size={memory}M,mem-path={image},share=off"
+        extra += ("-machine", "memory-backend=ram", "-object", backend)
     taken: dict[str, list[float]] = defaultdict(list)
     sizes = {}
     try:
@@ -115,7 +115,7 @@ async def measure(
                     sizes[name] = path.stat().st_size
                     path.unlink()
     finally:
-        image.unlink()
+        image.unlink(missing_ok=True)
     return [(name, statistics.median(taken[name]), sizes[name]) for name in taken]
 
 

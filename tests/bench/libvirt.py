@@ -113,6 +113,13 @@ def press_key(domain: DomainRef) -> requests.Request[None]:
     return requests.Request("send key", SEND_KEY, domain.pack() + keys, requests.nothing)
 
 
+def see_end(process: int) -> float:
+    """Stand still until a process is gone, and return when that was."""
+    found, _, _ = select.select([process], [], [], GONE_WITHIN)
+    assert found, "it is not gone"
+    return time.time()
+
+
 async def restarts(subject: Subject, times: Times) -> None:
     """Measure one restart."""
     async with subject.domain("restart") as domain:
@@ -128,13 +135,7 @@ async def is_destroyed(subject: Subject, times: Times) -> None:
         run = Path(f"/proc/{subject.libvirtd.pid}/root/run/libvirt/qemu")
         process = os.pidfd_open(int((run / f"{domain.name}.pid").read_text()))
         gone: list[float] = []
-
-        def see_end() -> None:
-            found, _, _ = select.select([process], [], [], GONE_WITHIN)
-            assert found, f"{domain.name} is not gone"
-            gone.append(time.time())
-
-        panicked = await subject.panic(domain, see_end)
+        panicked = await subject.panic(domain, lambda: gone.append(see_end(process)))
         os.close(process)
         times[subject.name, "gone"].append(gone[0] - panicked)
 
@@ -178,14 +179,8 @@ async def measure(rounds: int, journal: str | None) -> Times:
     return times
 
 
-def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--journal")
-    options = parser.parse_args()
-    print(f"load at the beginning: {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs", flush=True)
-    times = trio.run(measure, options.rounds, options.journal)
+def show(times: Times) -> None:
+    """Print the table."""
     print(f"load at the end: {os.getloadavg()[0]:.1f}")
     print("| ms after GUEST_PANICKED | event | median | least - most | of libvirt's own |")
     print("|---|---|---|---|---|")
@@ -194,6 +189,17 @@ def main() -> None:
         ratio = statistics.median(t / o for t, o in zip(taken, own, strict=True))
         least, most, median = (1e3 * f(taken) for f in (min, max, statistics.median))
         print(f"| {subject} | {event} | {median:.1f} | {least:.1f} - {most:.1f} | {ratio:.2f} |")
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--journal")
+    options = parser.parse_args()
+    print(f"load at the beginning: {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs", flush=True)
+    times = trio.run(measure, options.rounds, options.journal)
+    show(times)
 
 
 if __name__ == "__main__":

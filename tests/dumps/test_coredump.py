@@ -609,3 +609,23 @@ def test_blocks_that_are_not_told_are_not_known(answer: object) -> None:
 )
 def test_most_that_a_dump_may_take(memory: GuestMemory, most: int | None) -> None:
     assert memory.most_dump() == most
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "left_out", "structures", "expected"),
+    [
+        (DumpFormat.ELF, 0, 0, 0, 1000),
+        (DumpFormat.ELF, 1, 0, 0, 600),
+        (DumpFormat.ELF_ZSTD, 1, 0, 0, 180),
+        (DumpFormat.KDUMP_ZLIB, 31, 700, 0, 90),
+        (DumpFormat.KDUMP_ZLIB, 31, 700, 100, 70),
+        (DumpFormat.KDUMP_ZLIB, 31, 700, 1 << 60, 30),
+        (DumpFormat.KDUMP_ZLIB, 31, 1 << 60, 100, 0),
+    ],
+)
+def test_what_a_dump_is_expected_to_take(
+    kind: DumpFormat, level: int, left_out: int, structures: int, expected: int
+) -> None:
+    memory = GuestMemory(1000, 600)
+    assert memory.expected_dump(kind, level, left_out, structures) == expected
+    assert GuestMemory(None, 600).expected_dump(kind, level, left_out, structures) is None

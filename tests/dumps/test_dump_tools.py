@@ -23,9 +23,10 @@ import pytest
 import trio
 
 from panicd.cli.filtering import leaves_out, write_filtered
-from panicd.dumps.coredump import dump_guest_memory
+from panicd.dumps.coredump import DumpProgress, dump_guest_memory
 from panicd.dumps.facts import dump_facts
 from panicd.dumps.reader import open_dump, read_dumped_log
+from panicd.evidence.bundle_store import allocated
 from panicd.qemu.monitor import event_loop
 from panicd.rules.guest_memory.dump_file import DumpFile
 from panicd.rules.guest_memory.memory import PAGE
@@ -117,9 +118,14 @@ async def make_dumps(directory: Path, kernel: Kernel) -> dict[Variant, Path]:
             await session.observe(lambda: session.run_state is RunState.GUEST_PANICKED, 300)
             for variant in VARIANTS:
                 kind, level = variant
+                progress = DumpProgress()
+                at_level = replace(settings, level=level)
                 finished = await dump_guest_memory(
-                    session, replace(settings, level=level), "linux", str(variant), kind
+                    session, at_level, "linux", str(variant), kind, progress=progress
                 )
+                assert progress.expected is not None
+                if kind is DumpFormat.KDUMP_ZLIB:
+                    assert 1 / 2 < progress.expected / allocated(finished.path.stat()) < 2
                 assert finished.selection is not None
                 assert (finished.selection.level, finished.selection.reason) == (level, "")
                 made[variant] = finished.path
@@ -204,7 +210,7 @@ def test_crash_answers_as_of_the_full_dump(
 @cache
 def asked_of_drgn(symbols: str, dump: Path) -> str:
     """What drgn finds: the log, tasks and their stacks, modules, the objects of slab caches."""
-    script = dump.with_suffix(".py")
+    script = dump.with_name(f"questions-{dump.stem}.py")
     script.write_text(FOUND_BY_DRGN)
     options = ("--quiet", "--no-default-symbols", "-s", symbols)
     return run(tool("drgn"), "--core", str(dump), *options, str(script))

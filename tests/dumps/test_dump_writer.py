@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,6 +48,26 @@ KDUMP = b"".join(
 )
 
 
+def writer_into(
+    directory: Path,
+    reading: int,
+    kind: DumpFormat,
+    give_way: Callable[[], None] = lambda: None,
+    *,
+    selection: PageSelection = ALL,
+    most: int | None = None,
+) -> DumpWriter:
+    return DumpWriter(
+        *(reading, directory / "vm" / "dump", kind),
+        settings=CoredumpSettings(directory, min_free=FreeSpaceFloor()),
+        selection=selection,
+        least=0,
+        most=most,
+        progress=DumpProgress(),
+        give_way=give_way,
+    )
+
+
 async def written(
     directory: Path,
     kind: DumpFormat,
@@ -56,19 +77,8 @@ async def written(
 ) -> DumpWriter:
     """A writer that has come to its end, QEMU having written so much."""
     reading, writing = os.pipe()
-    settings = CoredumpSettings(directory, min_free=FreeSpaceFloor())
-    path = directory / "vm" / "dump"
     with fail_after(TIME_LIMIT):
-        writer = DumpWriter(
-            reading,
-            path,
-            kind,
-            settings=settings,
-            selection=selection,
-            least=0,
-            most=most,
-            progress=DumpProgress(),
-        )
+        writer = writer_into(directory, reading, kind, selection=selection, most=most)
         await writer.ready.wait()
         async with await trio.open_file(writing, "wb", buffering=0) as pipe:
             try:
@@ -232,16 +242,8 @@ async def test_dump_that_comes_too_slowly_is_given_up(
 ) -> None:
     monkeypatch.setattr(dump_writer, "PATIENCE", 0.05)
     reading, writing = os.pipe()
-    settings = CoredumpSettings(tmp_path, min_free=FreeSpaceFloor())
     with fail_after(TIME_LIMIT):
-        writer = DumpWriter(
-            *(reading, tmp_path / "vm" / "dump", kind),
-            settings=settings,
-            selection=ALL,
-            least=0,
-            most=None,
-            progress=DumpProgress(),
-        )
+        writer = writer_into(tmp_path, reading, kind)
         os.write(writing, data)
         await writer.ended.wait()
     os.close(writing)
@@ -253,7 +255,6 @@ async def test_dump_that_comes_too_slowly_is_given_up(
 async def drip(directory: Path, kind: DumpFormat, data: bytes, *, slowly: int) -> DumpWriter:
     """A writer that has come to its end: of QEMU's bytes so many come one by one, then the rest."""
     reading, writing = os.pipe()
-    settings = CoredumpSettings(directory, min_free=FreeSpaceFloor())
 
     def write() -> None:
         with suppress(BrokenPipeError), os.fdopen(writing, "wb", buffering=0) as pipe:
@@ -265,14 +266,7 @@ async def drip(directory: Path, kind: DumpFormat, data: bytes, *, slowly: int) -
                 rest = rest[pipe.write(rest) :]
 
     with fail_after(TIME_LIMIT):
-        writer = DumpWriter(
-            *(reading, directory / "vm" / "dump", kind),
-            settings=settings,
-            selection=ALL,
-            least=0,
-            most=None,
-            progress=DumpProgress(),
-        )
+        writer = writer_into(directory, reading, kind)
         await trio.to_thread.run_sync(write)
         await writer.ended.wait()
     return writer
@@ -307,22 +301,13 @@ async def test_dump_is_to_come_at_a_rate_of_its_own(
 async def test_who_is_not_read_is_not_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dump_writer, "PATIENCE", 0.5)
     reading, writing = os.pipe()
-    settings = CoredumpSettings(tmp_path, min_free=FreeSpaceFloor())
     ways = iter([1.0])  # panicd itself lets others go first, for longer than QEMU may take
 
     def give_way() -> None:
         threading.Event().wait(next(ways, 0.0))
 
     with fail_after(TIME_LIMIT):
-        writer = DumpWriter(
-            *(reading, tmp_path / "vm" / "dump", DumpFormat.ELF),
-            settings=settings,
-            selection=ALL,
-            least=0,
-            most=None,
-            progress=DumpProgress(),
-            give_way=give_way,
-        )
+        writer = writer_into(tmp_path, reading, DumpFormat.ELF, give_way)
         async with await trio.open_file(writing, "wb") as pipe:
             await pipe.write(ELF)
         await writer.ended.wait()

@@ -10,15 +10,18 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from panicd.dumps import checks as dump_checks
 from panicd.dumps import coredump
 from panicd.dumps import writer as dump_writer
 from panicd.dumps.coredump import DumpError, DumpFailure, DumpProgress, dump_guest_memory
 from panicd.dumps.directory import Space
+from panicd.dumps.feeding import feed_ranges
 from panicd.dumps.page_selection import MAX_LENGTH, PageSelection
 from panicd.evidence.bundle_store import allocated
 from panicd.qemu.guest_memory import GuestReader, RangeReader
@@ -30,6 +33,7 @@ from panicd.rules.qapi import RunState
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.bench.dumps import ROM_SIZE, TO_64_BITS
 from tests.dumps.test_coredump import files, session_with
+from tests.parts.background import background
 from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
 from tests.parts.small_disk import small_disk
@@ -268,3 +272,41 @@ async def test_only_what_is_read_needs_memory_of_the_host(
     monkeypatch.setattr(dump_checks, "_available", lambda: read)
     async with panicked_vm(socket_dir) as (_, session):
         await dump_guest_memory(session, settings, "vm", INCIDENT, DumpFormat.KDUMP_ZLIB)
+
+
+class OneFile:
+    """A reader whose ranges all lie in one file."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        self.read = 0
+
+    @asynccontextmanager
+    async def range(self, request: ReadRequest) -> AsyncIterator[list[tuple[int, int, int]]]:
+        await trio.lowlevel.checkpoint()
+        self.read += 1
+        yield [(self.file, 0, request.length)]
+
+
+async def test_a_pipe_that_nobody_reads_leaves_no_file_open() -> None:
+    reading, writing = os.pipe()
+    file = os.memfd_create("ranges")
+    os.truncate(file, 8 * MIB)
+    one = OneFile(file)
+    selection = PageSelection(31, file, {}, beginning=b"", ranges=RANGES * 4)
+    async with trio.lowlevel.FdStream(writing) as pipe, background() as nursery:
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a number only
+        done = trio.Event()
+
+        async def feed() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await feed_ranges(pipe, selection, cast("GuestReader", one), lambda: None)
+            done.set()
+
+        nursery.start_soon(feed)
+        await trio.testing.wait_all_tasks_blocked()  # the pipe is full, and the next range waits
+        assert one.read == 2
+        os.close(reading)
+        await done.wait()
+        assert len(os.listdir("/proc/self/fd")) == before - 1  # noqa: PTH208 - a number only
+    os.close(file)

@@ -79,6 +79,7 @@ async def test_what_can_be_left_out_is_found() -> None:
     selection, bitmap = await select(guest)
     assert (selection.level, selection.reason) == (31, "")
     assert selection.left_out == {"cache": 1, "cache_private": 0, "user": 0, "free": 0}
+    assert selection.structures == PAGES * SIZE
     assert [page for page in range(PAGES) if not bitmap[page // 8] >> page % 8 & 1] == [2048]
 
 

@@ -136,6 +136,7 @@ def test_what_people_see() -> None:
     dumped.progress.written, dumped.progress.expected = 40 << 20, 80 << 20
     done = DumpTurn(lambda: None, ELF, 0, 101.0, has_come=True)
     done.progress.total = done.progress.completed = GIB
+    done.progress.written = done.progress.expected = 1 << 20
     unknown = DumpTurn(lambda: None, KDUMP, 0, 102.0, has_come=True)
     waiting = DumpTurn(lambda: None, ELF, 0, 103.0, ahead=1)
     first, second, third, fourth = shown(dumped, done, unknown, waiting, now=110.0)
@@ -144,9 +145,12 @@ def test_what_people_see() -> None:
         *("written,", "3.00", "GiB", "left", "out", "102", "MiB/s", "read", "0:00:30", "left"),
     ]
     assert tuple(second.split("━")[-1].split()) == (
-        *("0", "MiB", "written", "114", "MiB/s", "read"),
+        *("1", "of", "about", "1", "MiB", "written", "114", "MiB/s", "read"),
         *("being", "made", "durable"),
     )
-    assert third.split()[2:] == ["[red]vm-2", "0", "MiB", "written", "for", "0:00:08"]
+    assert third.split()[2:] == [
+        *("[red]vm-2", "0", "MiB", "written", "(of", "a", "total", "not", "known", "yet)"),
+        *("for", "0:00:08"),
+    ]
     assert "waits for 0:00:07, 1 before it" in fourth
     assert list(dumps([{"domain": "quiet", "dump": None}], 1.0)) == []

@@ -17,27 +17,13 @@ from panicd.rules.incident import State
 from panicd.rules.machine import resting
 from panicd.rules.machine.deciding import ENFORCED_AT_MOST
 from panicd.service.control_client import RefusedError
-from tests.parts.daemon import DaemonInside, LoggedIncident, ObservedDaemon, RunningDaemon
+from tests.e2e.preserved import preserved
+from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
 from tests.parts.qemu import RealQemu
 
 pytestmark = pytest.mark.real
 
 SIZE = 4 * 1024 * 1024
-
-
-@asynccontextmanager
-async def preserved(
-    directory: Path, **policy: object
-) -> AsyncIterator[tuple[DaemonInside, RealQemu, LoggedIncident]]:
-    """A daemon, and a guest that panicked and is preserved, with its incident."""
-    async with (
-        DaemonInside.start(directory, {"on_crash": "preserve", **policy}) as daemon,
-        RealQemu.start(directory, guest=Guest.COUNT, proxied=True) as vm,
-    ):
-        await daemon.wait_armed("vm")
-        await vm.panic()
-        incident = await daemon.wait_incident("vm", state="preserved")
-        yield daemon, vm, incident
 
 
 async def observed(daemon: ObservedDaemon, incident: str) -> list[str]:

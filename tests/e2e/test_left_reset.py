@@ -11,6 +11,7 @@ import pytest
 
 from panicd.demo.guests import Guest
 from panicd.service.control_client import RefusedError
+from tests.e2e.preserved import preserved
 from tests.parts.daemon import DaemonInside, LoggedIncident, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import QEMU_2_5
@@ -24,13 +25,7 @@ async def left_reset(
     directory: Path, **policy: object
 ) -> AsyncIterator[tuple[DaemonInside, RealQemu, LoggedIncident]]:
     """A guest that panicked, was preserved, and that somebody else has reset and left."""
-    async with (
-        DaemonInside.start(directory, {"on_crash": "preserve", **policy}) as daemon,
-        RealQemu.start(directory, guest=Guest.COUNT, proxied=True) as vm,
-    ):
-        await daemon.wait_armed("vm")
-        await vm.panic()
-        await daemon.wait_incident("vm", state="preserved")
+    async with preserved(directory, **policy) as (daemon, vm, _):
         await vm.witness.execute("system_reset")
         incident = await daemon.wait_incident("vm", state="reset")
         yield daemon, vm, incident

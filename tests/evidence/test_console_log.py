@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import trio
 
 from panicd.evidence.console_log import ConsoleLog, find_logs, read_end
 from panicd.qemu.file_rights import Rights
@@ -216,7 +217,7 @@ def test_program_with_more_rights_than_its_user_opens_nothing_more(public: Path)
             sock.connect(bytes(monitor))
             with Peer.of(sock) as peer:
                 while "-serial" not in (peer.command_line() or ()):
-                    pass
+                    trio.run(peer.learn_command_line)
                 assert peer.is_qemu()
                 problems: dict[str, str] = {}
                 (log,) = find_logs((), peer, peer.command_line(), problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+from collections.abc import Collection
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -28,11 +29,15 @@ from tests.parts.qemu import RealQemu
 DONE, FAILED = 0, 1
 
 
+async def no_qemu(_but: Collection[int]) -> list[RunningQemu]:
+    return []
+
+
 @pytest.fixture(autouse=True)
 def only_the_fakes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what else runs on this machine."""
     if "any_process" not in request.fixturenames:
-        monkeypatch.setattr(audit, "running_qemus", list)
+        monkeypatch.setattr(audit, "running_qemus", no_qemu)
 
 
 @pytest.fixture
@@ -160,8 +165,12 @@ async def test_qemu_hides_behind_no_other_ones_name(
     namesake = RunningQemu(1, "vm", monitor=None, by_libvirt=False)
     async with DaemonInside.start(socket_dir) as daemon, RealQemu.start(socket_dir) as vm:
         await daemon.wait_armed("vm")
-        watched = RunningQemu(vm.pid, "vm", monitor=None, by_libvirt=False)
-        monkeypatch.setattr(audit, "running_qemus", lambda: [namesake, watched])
+
+        async def look(but: Collection[int]) -> list[RunningQemu]:
+            assert vm.pid in but
+            return [namesake]
+
+        monkeypatch.setattr(audit, "running_qemus", look)
         (exposed,) = json.loads((await panicd(daemon, "audit --json")).output)["exposed"]
         assert (exposed["domain"], exposed["pid"]) == ("vm", namesake.pid)
 

@@ -1,6 +1,7 @@
 """A reaction goes first; nobody is held up for long, and nobody while there is none."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -83,3 +84,16 @@ def test_a_reaction_that_takes_its_time_holds_no_thread_up() -> None:
     parts = range(int(2 * PASSED_WITHIN / WAITS_AT_MOST))
     with priority.go_first():
         assert list(priority.in_turn(parts)) == list(parts)
+
+
+def test_it_is_quiet_from_the_end_of_the_last_reaction_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    priority = Priority()
+    with priority.go_first():
+        now += 60
+        with priority.go_first():
+            pass
+        assert priority.quiet_for() == 0.0
+    now += 7
+    assert priority.quiet_for() == 7.0

@@ -13,16 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from panicd.fleet import audit, connector
-from panicd.qemu import process
-from panicd.qemu.process_identity import read_of
-from panicd.qemu.process_list import RunningQemu
-from panicd.service import api
-from panicd.service.control_client import RefusedError
+from panicd.qemu import process, process_arguments, process_list
+from panicd.qemu.process_identity import read_of, uids_of
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.nobody import NOBODY, needs_root
-from tests.parts.patience import patience
 from tests.parts.qemu import RealQemu
 
 
@@ -32,20 +27,29 @@ def read() -> list[int]:
     return []
 
 
+@pytest.fixture
+def begun() -> list[int]:
+    """Whose command lines a thread has begun to read."""
+    return []
+
+
 @pytest.fixture(autouse=True)
-def hung(monkeypatch: pytest.MonkeyPatch, read: list[int]) -> Iterator[threading.Event]:
+def hung(
+    monkeypatch: pytest.MonkeyPatch, read: list[int], begun: list[int]
+) -> Iterator[threading.Event]:
     """Have this process's command line, the fakes' that is, not be read."""
     let_go = threading.Event()
 
     def read_without_end(pid: int, name: str, limit: int) -> bytes | None:
+        begun.append(pid)
         if (pid, name) == (os.getpid(), "cmdline"):
             assert threading.current_thread() is not threading.main_thread(), "all would hang"
             let_go.wait()
         read.append(pid)
         return read_of(pid, name, limit)
 
-    monkeypatch.setattr(process, "read_of", read_without_end)
-    monkeypatch.setattr(process, "COMMAND_LINE_WITHIN", 0.2)
+    monkeypatch.setattr(process_arguments, "read_of", read_without_end)
+    monkeypatch.setattr(process_arguments, "READ_WITHIN", 0.2)
     yield let_go
     let_go.set()
 
@@ -85,7 +89,11 @@ async def test_it_holds_up_nobody(socket_dir: Path, hung: threading.Event, dials
 async def test_other_users_processes_are_read_meanwhile(
     socket_dir: Path, hung: threading.Event, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connector, "READERS", 1)
+    def owner(pid: int) -> set[int] | None:
+        return {NOBODY} if pid == os.getpid() else uids_of(pid)
+
+    monkeypatch.setattr(process_arguments, "READERS", 1)
+    monkeypatch.setattr(process_arguments, "uids_of", owner)
     hostile = FakeQemu(socket_dir / "hostile.qmp", name="hostile", uid=NOBODY)
     async with (
         hostile.running(),
@@ -98,19 +106,51 @@ async def test_other_users_processes_are_read_meanwhile(
         assert not hung.is_set()
 
 
-async def test_audit_does_not_wait_for_it(
-    socket_dir: Path, hung: threading.Event, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.real
+async def test_audit_names_it_and_goes_on(
+    socket_dir: Path, hung: threading.Event, begun: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look_without_end() -> list[RunningQemu]:
-        hung.wait()
-        return []
+    def executed_by(pid: int) -> str:
+        if pid == os.getpid():
+            return "qemu-system-x86_64"
+        return process.executed_by(pid)
 
-    monkeypatch.setattr(audit, "running_qemus", look_without_end)
-    monkeypatch.setattr(api, "LOOKED_AT_WITHIN", 0.1)
-    async with DaemonInside.start(socket_dir) as daemon:
+    monkeypatch.setattr(process_list, "executed_by", executed_by)
+    elsewhere = socket_dir / "e"
+    elsewhere.mkdir()
+    async with (
+        DaemonInside.start(socket_dir) as daemon,
+        RealQemu.start(elsewhere, name="good") as good,
+    ):
         for _ in range(2):
-            with pytest.raises(RefusedError, match="hangs at it"):
-                await daemon.call("audit")
+            told = {each["pid"]: each for each in (await daemon.call("audit"))["exposed"]}
+            assert "ps ax" in told[os.getpid()]["reasons"]["no-monitor"]
+            assert str(good.socket) in told[good.pid]["reasons"]["no-monitor"]
+        assert not hung.is_set()
+        assert begun.count(os.getpid()) == 1, "it is not read again"
         hung.set()
-        monkeypatch.setattr(api, "LOOKED_AT_WITHIN", patience(5))
-        assert (await daemon.call("audit"))["exposed"] == []
+        while os.getpid() in {each["pid"] for each in (await daemon.call("audit"))["exposed"]}:
+            pass
+
+
+async def test_one_user_s_processes_hold_a_few_threads(
+    hung: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: set[int] = set()
+
+    def read_without_end(pid: int, _name: str, _limit: int) -> bytes | None:
+        began.add(pid)
+        hung.wait()
+        return None
+
+    def owner(pid: int) -> set[int]:
+        return {0} if pid == 1 else {NOBODY}
+
+    monkeypatch.setattr(process_arguments, "read_of", read_without_end)
+    monkeypatch.setattr(process_arguments, "READ_WITHIN", 0.01)
+    monkeypatch.setattr(process_arguments, "uids_of", owner)
+    most = process_arguments.READERS
+    for pid in [*range(1000, 1000 + 3 * most), *range(1000, 1000 + most), 1]:
+        with pytest.raises(process_arguments.ArgumentsHangError):
+            await process_arguments.read_arguments(pid)
+    assert began == {*range(1000, 1000 + most), 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,11 +12,21 @@ import trio
 import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
-from panicd.host.timers import Timers
+from panicd.host.timers import Timer, Timers
 from panicd.incident.reaction import Reaction
-from panicd.incident.rush import LOOKS_EVERY, WAITS_AT_MOST, Rush
+from panicd.incident.rush import LOOKS_EVERY, SLICE, WAITS_AT_MOST, Rush
 from panicd.journal.journal import Journal, JournalError
 from panicd.rules.incident import AnyEntry
+from panicd.rules.machine.inputs import (
+    Answered,
+    Durable,
+    Elapsed,
+    Heard,
+    Input,
+    Lost,
+    Reconsider,
+)
+from panicd.rules.qapi import ResetEvent, ResumeEvent
 from tests.parts.background import background
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
@@ -83,6 +94,40 @@ async def test_a_panic_goes_as_foreseen(
     assert kinds[: len(expected)] == expected
 
 
+async def test_each_entry_has_the_time_at_which_it_came(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, reactions: list[Reaction]
+) -> None:
+    async with connected(socket_dir) as (daemon, vm):
+        held = vm.hold_reply("query-status")
+        vm.panic()
+        await held.reached.wait()
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 1.5)  # less than a clock that was set
+        held.release()
+        await daemon.wait_incident("vm", ending="restarted")
+    assert reactions[0].is_given
+    with Journal.open(socket_dir / "state" / "journal.sqlite3") as journal:
+        (incident,) = journal.incidents()
+        opened, *others = journal.history(incident.id)
+    assert [entry.kind for entry in others if entry.at < opened.at + 1] == ENTRIES["restart"][1:5]
+
+
+async def test_only_what_follows_from_the_command_waits_for_others(
+    socket_dir: Path, reactions: list[Reaction]
+) -> None:
+    async with connected(socket_dir) as (daemon, vm):
+        vm.panic()
+        await daemon.wait_incident("vm", ending="restarted")
+    (reaction,) = reactions
+    reset, resume = ResetEvent(0.0, guest=False, reason=""), ResumeEvent(0.0)
+    follows: list[Input] = [Answered(1, ()), Heard(reset)]
+    others: list[Input] = [Heard(resume), Lost(), Reconsider(), Elapsed(1), Durable(1)]
+    assert not any(map(reaction.may_wait, [*follows, *others]))
+    reaction._services.rush.begin()
+    assert [reaction.may_wait(came) for came in follows] == [True] * len(follows)
+    assert [reaction.may_wait(came) for came in others] == [False] * len(others)
+
+
 async def test_guest_that_others_reset_meanwhile_is_not_reset(
     socket_dir: Path, reactions: list[Reaction]
 ) -> None:
@@ -97,6 +142,7 @@ async def test_guest_that_others_reset_meanwhile_is_not_reset(
         assert vm.acting_commands == []
     (reaction,) = reactions
     assert not reaction.is_given
+    assert not reaction._services.rush._count, "nobody waits for it"
 
 
 async def test_guest_that_is_migrated_is_waited_for(
@@ -211,5 +257,32 @@ async def test_it_does_not_wait_for_ever(mock_clock: trio.testing.MockClock) -> 
         rush.afterwards(done.set)
         await wait_all_tasks_blocked()
         assert not done.is_set()
-        mock_clock.jump(WAITS_AT_MOST)
-        await done.wait()
+        mock_clock.jump(WAITS_AT_MOST / 2)
+        rush.begin()  # whoever comes later does not put it off
+        mock_clock.jump(WAITS_AT_MOST / 2)
+        await wait_all_tasks_blocked()
+        assert done.is_set()
+
+
+async def test_it_is_done_a_little_at_a_time(mock_clock: trio.testing.MockClock) -> None:
+    slices = 0
+
+    class Counted(Timers):
+        def after(self, seconds: float, call: Callable[[], None]) -> Timer:
+            nonlocal slices
+            slices += 1
+            return super().after(seconds, call)
+
+    timers = Counted()
+    rush, done = Rush(timers), list[int]()
+
+    def work() -> None:
+        mock_clock.jump(SLICE)
+        done.append(slices)
+
+    async with background() as nursery:
+        nursery.start_soon(timers.run)
+        for _ in range(3):
+            rush.afterwards(work)
+        await wait_all_tasks_blocked()
+    assert done == [1, 2, 3]

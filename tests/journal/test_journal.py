@@ -12,7 +12,8 @@ from trio.testing import wait_all_tasks_blocked
 from panicd.journal import database as journal_database
 from panicd.journal import journal as journal_module
 from panicd.journal.batch import Batch
-from panicd.journal.journal import Journal, JournalClosedError, JournalDamagedError, JournalError
+from panicd.journal.error import JournalClosedError
+from panicd.journal.journal import Journal, JournalDamagedError, JournalError
 from panicd.journal.totals import DomainTotals
 from panicd.rules.incident import (
     Acknowledged,

@@ -1,5 +1,6 @@
 """The journal's file: whose it is, its schema, and what is made of one that is damaged."""
 
+import resource
 import sqlite3
 import stat
 from contextlib import closing
@@ -9,11 +10,16 @@ import pytest
 import trio
 
 from panicd.journal import database as journal_database
+from panicd.journal import journal as journal_module
 from panicd.journal.codec import encode
+from panicd.journal.database import LOG_SPACE
+from panicd.journal.file import beside
 from panicd.journal.journal import Journal, JournalDamagedError, JournalError, JournalInUseError
 from panicd.journal.schema import MIGRATIONS
 from panicd.rules.incident import Outcome, Repeated, StepEnded
+from tests.journal.conftest import PATIENCE
 from tests.journal.journals import RESTART, change, opened
+from tests.parts.patience import fail_after
 
 pytestmark = pytest.mark.usefixtures("time_limit")
 
@@ -44,6 +50,33 @@ class TestOpening:
         with closing(journal_database.connect(path)) as database:
             assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
             assert database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+    def test_its_log_has_room_from_the_start(self, journal: Journal) -> None:
+        log = beside(journal.path, "-wal")
+        assert log.stat().st_size == LOG_SPACE
+        assert log.stat().st_blocks * 512 >= LOG_SPACE  # no hole: that would be as slow
+
+    async def test_its_log_is_tidied_up_when_nobody_waits(
+        self, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal_module, "IDLE", 0.0)
+        monkeypatch.setattr(journal_module, "TIDIED_AFTER", 2)
+        await journal.append("i1", *RESTART)
+        before = journal.path.stat()
+        await journal.append("i2", opened())
+        with fail_after(PATIENCE):
+            while journal.path.stat().st_mtime_ns == before.st_mtime_ns:
+                await trio.lowlevel.checkpoint()
+        assert journal.history("i1") == [*RESTART]
+
+    def test_log_without_room_is_left_as_it_is(self, path: Path) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LOG_SPACE - 1, before[1]))
+        try:
+            with Journal.open(path):
+                assert beside(path, "-wal").stat().st_size < LOG_SPACE // 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     def test_it_is_one_journals_at_a_time(self, path: Path) -> None:
         with Journal.open(path):

@@ -57,8 +57,10 @@ async def test_the_journal_has_the_same_of_both(tmp_path: Path) -> None:
     for directory, take in (("ready", lambda ready: ready), ("plain", list)):
         with Journal.open(tmp_path / directory / "journal") as journal:
             journal.channels = ("hook",)
+            journal._fault = "it could not be written before"
             for name, domain in (("one", "web"), ("two", "db-é\udc80")):
                 await append(journal, name, take(of(domain).at(AT)))
+            assert journal.fault is None
             assert [each.state for each in journal.load_open()] == ["acting", "acting"]
             await journal.append("one", end)
             found.append(tables(journal.path))

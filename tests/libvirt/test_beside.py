@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,25 @@ async def test_a_guest_that_was_reset_is_let_run_at_once(
         known = stays(Stand.RESET)
         await beside.act(client, of(fake.domain()), "resume", Stand.RESET, known=known)
         assert fake.told[Procedure.DOMAIN_GET_STATE] == 2
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_another_domain_with_its_number_is_left_alone(socket_dir: Path, verb: str) -> None:
+    """libvirtd was started anew: it numbers its domains anew."""
+    async with told(socket_dir) as (fake, client):
+        fake.domain().state = CRASHED
+        before = replace(of(fake.domain()), uuid="5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f51")
+        with pytest.raises(LibvirtAwayError, match="has ended"):
+            await act(client, before, verb)
+        assert not fake.told[VERBS[verb]]
+
+
+async def test_a_monitor_is_one_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    os.symlink(".", tmp_path / "link")  # noqa: PTH211 - one call that waits for nothing
+    here, there = str(tmp_path / "vm.qmp"), str(tmp_path / "link/vm.qmp")
+    assert beside.names_monitor([there], here)
+    assert beside.names_monitor([here], there)
+    assert not beside.names_monitor([here], there + "2")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
-from panicd.libvirt import domain_process
 from panicd.libvirt.domain_process import DomainProcess
 from panicd.libvirt.protocol import DomainRef
+from panicd.qemu import process_arguments
+from tests.parts.background import background
 
 DOMAIN = DomainRef("vm", "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f51", 1)
 WAITS = "import sys; sys.stdin.read()"
@@ -32,19 +34,19 @@ def qemu(tmp_path: Path) -> Iterator[int]:
         process.communicate()
 
 
-def find(runtime_directory: Path, domain: DomainRef = DOMAIN) -> DomainProcess:
+async def find(runtime_directory: Path, domain: DomainRef = DOMAIN) -> DomainProcess:
     environment = {"XDG_RUNTIME_DIR": str(runtime_directory)}
-    return DomainProcess.find("qemu:///session", domain, os.getuid(), 0, environment)
+    return await DomainProcess.find("qemu:///session", domain, os.getuid(), 0, environment)
 
 
-def test_the_file_s_process_is_the_domain_s_by_its_uuid(tmp_path: Path, qemu: int) -> None:
-    with find(tmp_path) as process:
+async def test_the_file_s_process_is_the_domain_s_by_its_uuid(tmp_path: Path, qemu: int) -> None:
+    with await find(tmp_path) as process:
         assert process.pid == qemu
-    with find(tmp_path, replace(DOMAIN, uuid=DOMAIN.uuid.replace("5", "6"))) as other:
+    with await find(tmp_path, replace(DOMAIN, uuid=DOMAIN.uuid.replace("5", "6"))) as other:
         assert (other.pid, other.identity) == (0, None)
 
 
-def test_one_whose_memory_is_locked_is_not_known_and_holds_up_nobody(
+async def test_one_whose_memory_is_locked_is_not_known_and_holds_up_nobody(
     tmp_path: Path, qemu: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go = threading.Event()
@@ -54,12 +56,23 @@ def test_one_whose_memory_is_locked_is_not_known_and_holds_up_nobody(
         let_go.wait()
         return None
 
-    monkeypatch.setattr(domain_process, "read_of", read_without_end)
-    monkeypatch.setattr(domain_process, "READ_WITHIN", 0.01)
-    monkeypatch.setattr(domain_process, "_READERS", threading.BoundedSemaphore(2))
+    monkeypatch.setattr(process_arguments, "read_of", read_without_end)
+    monkeypatch.setattr(process_arguments, "READ_WITHIN", 0.01)
     before = threading.active_count()
-    for _ in range(4):
-        with find(tmp_path) as process:
-            assert process.identity is None
-    assert threading.active_count() == before + 2
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with background() as nursery:
+        nursery.start_soon(turn)
+        for _ in range(4):
+            with await find(tmp_path) as process:
+                assert (process.pid, process.identity) == (0, None)
+                assert not process.is_qemu()
+        assert turns > 0
+    assert threading.active_count() <= before + 1
     let_go.set()

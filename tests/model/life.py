@@ -156,7 +156,7 @@ class ModelPeer:
     def confirm(self) -> None:
         pass
 
-    def beyond_signals(self) -> str:
+    def beyond_signals(self, *, is_qemu: bool | None = None) -> str:  # noqa: ARG002 - as of a peer
         return ""
 
     def command_line(self) -> tuple[str, ...]:

@@ -237,6 +237,11 @@ class FakeQemu(RecordedMonitor):
         if self._session is not None:
             self._session.send(data)
 
+    @property
+    def unsent(self) -> int:
+        """The bytes that the present client has not let it send."""
+        return self._session.unsent if self._session is not None else 0
+
     def hold_dumps(self, *, stubborn: bool = False) -> None:
         """Hold all dumps until :meth:`release_dumps`, or until nobody reads them.
 
@@ -443,6 +448,10 @@ class _Session:
         self._held_events: list[bytes] | None = None
         self._unsent = bytearray()
         self._more_unsent = trio.lowlevel.ParkingLot()
+
+    @property
+    def unsent(self) -> int:
+        return len(self._unsent)
 
     def negotiate(self) -> None:
         if self.negotiated:

@@ -1,15 +1,18 @@
 """Lines of a socket, however they are cut up."""
 
+import os
 import socket
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
-from panicd.qemu.line_reader import lines_read
-from panicd.qemu.line_reader import read_lines as read_lines_of
+from panicd.qemu.line_reader import Stream, streams
+from panicd.qemu.other_end import show_senders
 from panicd.qemu.pace import Pace
 from tests.parts.patience import fail_after
 
@@ -17,14 +20,23 @@ LIMIT = 1000
 
 
 async def read_lines(
-    sock: socket.socket,
-    head: bytes,
-    take: Callable[[bytes, int | None], bool],
-    limit: int,
-    pace: Pace,
+    sock: socket.socket, take: Callable[[bytes], bool], pace: Pace | None = None
 ) -> bytes:
-    async with lines_read():
-        return await read_lines_of(sock, head, take, limit, pace)
+    """Have a stream's lines handed over to the end, and return what is left."""
+    async with streams():
+        stream = Stream(sock, LIMIT, pace or Pace())
+        over = trio.Event()
+        bugs: list[BaseException | None] = []
+
+        def end(bug: BaseException | None) -> None:
+            bugs.append(bug)
+            over.set()
+
+        stream.hand_over(take, end)
+        await over.wait()
+        assert bugs == [None]
+        stream.close()
+        return bytes(stream._read)
 
 
 @pytest.fixture
@@ -47,15 +59,15 @@ async def test_lines_are_handed_over_however_they_come(
             await trio.testing.wait_all_tasks_blocked()
         theirs.close()
 
-    def take(line: bytes, _sender: int | None) -> bool:
+    def take(line: bytes) -> bool:
         taken.append(line)
         return True
 
     with fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(say)
-            rest = await read_lines(ours, b"zero\n", take, LIMIT, Pace())
-    assert taken == [b"zero", b"o\r", b"two", b"three"]
+            rest = await read_lines(ours, take)
+    assert taken == [b"o\r", b"two", b"three"]
     assert rest == b"fo"
 
 
@@ -65,7 +77,7 @@ async def test_a_line_that_is_not_taken_is_left_with_what_follows(
     ours, theirs = pair
     theirs.send(b"good\nbad\ngood\npart")
     with fail_after(10):
-        rest = await read_lines(ours, b"", lambda line, _sender: line == b"good", LIMIT, Pace())
+        rest = await read_lines(ours, lambda line: line == b"good")
     assert rest == b"bad\ngood\npart"
 
 
@@ -75,9 +87,7 @@ async def test_a_line_without_an_end_is_given_up(
     ours, theirs = pair
     theirs.send(b"x" * (LIMIT + 1))
     with fail_after(10):
-        assert await read_lines(ours, b"", lambda _line, _sender: True, LIMIT, Pace()) == b"x" * (
-            LIMIT + 1
-        )
+        assert await read_lines(ours, lambda _line: True) == b"x" * (LIMIT + 1)
 
 
 async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
@@ -92,12 +102,12 @@ async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
     theirs.send(b"one\ntwo\n")
     taken: list[float] = []
 
-    def take(_line: bytes, _sender: int | None) -> bool:
+    def take(_line: bytes) -> bool:
         taken.append(autojump_clock.current_time())
         return True
 
     with trio.move_on_after(1000):
-        await read_lines(ours, b"", take, LIMIT, Beyond())
+        await read_lines(ours, take, Beyond())
     assert taken[1] - taken[0] == 60.0
 
 
@@ -122,7 +132,7 @@ async def test_line_that_drips_without_end_costs_its_share(
     with fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drip)
-            await read_lines(ours, b"", lambda _line, _sender: True, LIMIT, Counted())
+            await read_lines(ours, lambda _line: True, Counted())
     assert len(pauses) == LIMIT + 1
     assert sum(pauses) > 0.0
 
@@ -134,7 +144,167 @@ async def test_a_connection_that_fails_is_at_its_end() -> None:
         ours.send(b"never read")
         theirs.send(b"last\n")
         theirs.close()  # with unread data: ECONNRESET
-        assert await read_lines(ours, b"", lambda _line, _sender: False, LIMIT, Pace()) in {
-            b"last\n",
-            b"",
-        }
+        assert await read_lines(ours, lambda _line: True) == b""
+
+
+@asynccontextmanager
+async def stream_of(sock: socket.socket) -> AsyncIterator[Stream]:
+    with fail_after(10):
+        async with streams():
+            stream = Stream(sock, LIMIT, Pace())
+            yield stream
+            stream.close()
+
+
+async def fetched(stream: Stream) -> bytes:
+    """Return the next line, when it is there."""
+    while (line := stream.fetch()) is None:
+        there = trio.Event()
+        stream.tell_readable(there.set)
+        await there.wait()
+    return line
+
+
+def sent_by(stream: Stream) -> int | None:
+    return stream.sender
+
+
+async def test_lines_are_fetched_then_handed_over_then_fetched_again(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    taken: list[bytes] = []
+    over = trio.Event()
+
+    def take(line: bytes) -> bool:
+        taken.append(line)
+        return line != b"bad"
+
+    async with stream_of(ours) as stream:
+        assert stream.fetch() is None
+        theirs.send(b"one\ntwo\nthr")
+        assert await fetched(stream) == b"one\n"
+        stream.hand_over(take, lambda _bug: over.set())
+        theirs.send(b"ee\nbad\nmore\npart")
+        theirs.close()
+        await over.wait()
+        assert taken == [b"two", b"three", b"bad"]
+        assert [await fetched(stream) for _ in range(4)] == [b"bad\n", b"more\n", b"part", b""]
+
+
+async def test_a_bug_in_the_taking_is_told(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    bugs: list[BaseException | None] = []
+    over = trio.Event()
+
+    def end(bug: BaseException | None) -> None:
+        bugs.append(bug)
+        over.set()
+
+    async with stream_of(ours) as stream:
+        stream.hand_over(lambda line: bool(1 // len(line)), end)
+        theirs.send(b"\n")
+        await over.wait()
+    assert [type(bug) for bug in bugs] == [ZeroDivisionError]
+
+
+async def test_a_line_that_is_too_long_is_not_fetched(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    theirs.send(b"x" * (LIMIT + 1))
+    async with stream_of(ours) as stream:
+        with pytest.raises(ValueError, match="more than 1000 bytes"):
+            await fetched(stream)
+
+
+async def test_what_the_socket_does_not_take_is_sent_later(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    async with stream_of(ours) as stream:
+        sent = b"".join(b"%07d\n" % number for number in range(100_000))
+        for begin in range(0, len(sent), 100_000):
+            stream.send(sent[begin : begin + 100_000])
+        assert stream.unsent
+        with pytest.raises(BlockingIOError):
+            stream.send_fd(0)  # it would come in the middle of a command
+        received = b""
+        while len(received) < len(sent):
+            received += theirs.recv(1 << 20)
+            await trio.testing.wait_all_tasks_blocked()
+        assert received == sent
+        assert (stream.unsent, stream.wanted) == (b"", 0)
+
+
+async def test_what_waits_for_an_end_that_has_gone_is_dropped(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    async with stream_of(ours) as stream:
+        stream.send(b"x" * (1 << 20))
+        assert stream.wanted
+        theirs.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (stream.unsent, stream.wanted) == (b"", 0)
+        with pytest.raises(BrokenPipeError):
+            stream.send(b"x")
+
+
+async def test_a_line_of_two_processes_has_no_sender(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    show_senders(ours)
+
+    async def child_sends(text: str) -> None:
+        code = f"import os; os.write({theirs.fileno()}, {text.encode()!r})"
+        await trio.run_process([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
+
+    async with stream_of(ours) as stream:
+        theirs.send(b"mine\nmi")
+        assert await fetched(stream) == b"mine\n"
+        assert sent_by(stream) == os.getpid()
+        theirs.send(b"ne\n")
+        assert await fetched(stream) == b"mine\n"
+        assert sent_by(stream) == os.getpid()
+        theirs.send(b"mine ")
+        await child_sends("and the child's\n")
+        assert await fetched(stream) == b"mine and the child's\n"
+        assert sent_by(stream) is None
+        await child_sends("the child's\n")
+        assert await fetched(stream) == b"the child's\n"
+        assert sent_by(stream) not in {None, os.getpid()}
+
+
+async def test_a_closed_stream_waits_for_nothing(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    async with stream_of(ours) as stream:
+        stream.close()
+        stream.tell_readable(lambda: pytest.fail("it was closed"))
+        theirs.send(b"line\n")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not stream.wanted
+
+
+async def test_a_stream_may_be_closed_by_what_takes_a_line(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    taken: list[bytes] = []
+
+    async with stream_of(ours) as stream:
+
+        def take(line: bytes) -> bool:
+            taken.append(line)
+            stream.close()
+            return True
+
+        stream.hand_over(take, lambda _bug: pytest.fail("it was closed"))
+        theirs.send(b"one\ntwo\n")
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.send(b"three\n")
+        await trio.testing.wait_all_tasks_blocked()
+    assert taken == [b"one"]

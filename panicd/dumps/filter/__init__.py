@@ -7,6 +7,7 @@
                    makes a bitmap of the kept pages
     kdump_writer   writes the kdump-compressed format, page by page
     page_filter    a program: reads an ELF core, writes its kept pages as a kdump
+    kdump_runs     a program: reads QEMU's kdump of a nearly empty guest, writes an ELF core's runs
     windows_filter a program: reads an ELF core of a Windows, writes a dump for WinDbg
     core_stream    reads what comes in
 

@@ -10,7 +10,8 @@ argument.
     out    REQUEST: physical address and length, in bytes
     in     ANSWER: the length, or -1 where it can't be had; the bytes
     ...
-    out    REQUEST of length 0, a line of JSON: left_out (pages by use) and ranges, or reason
+    out    REQUEST of length 0, a line of JSON: left_out (pages by use), structures (bytes) and
+           ranges, or reason
 """
 
 import json
@@ -58,10 +59,12 @@ class PageBitmap:
         bits: a bit for each page from 0 on, the lowest first; set: it is kept. So is what lies
             behind them.
         left_out: how many pages are not, by what they were used for.
+        structures: how many bytes the page structures take.
     """
 
     bits: bytes
     left_out: dict[str, int]
+    structures: int
 
 
 def read_bitmap(vmcoreinfo: bytes, size: int, level: DumpLevel) -> Reading[PageBitmap]:
@@ -100,6 +103,7 @@ def read_bitmap(vmcoreinfo: bytes, size: int, level: DumpLevel) -> Reading[PageB
             "user": counts[DumpLevel.USER],
             "free": counts[DumpLevel.FREE],
         },
+        sum(run.count for run in found.runs) * found.layout.size,
     )
 
 
@@ -239,7 +243,7 @@ def main(arguments: list[str]) -> int:
         with os.fdopen(int(arguments[0]), "wb") as file:
             file.write(found.bits)
         ranges = ranges_to_read(found.bits, asked["memory"])
-        result = {"left_out": found.left_out, "ranges": ranges}
+        result = {"left_out": found.left_out, "structures": found.structures, "ranges": ranges}
     target.write(REQUEST.pack(0, 0) + json.dumps(result).encode() + b"\n")
     target.flush()
     return 0

@@ -268,6 +268,8 @@ def finish(turn: Turn, course: Course) -> None:
             reset_by_others(turn)
         case Course.RESUMED_BY_OTHERS:
             _resumed_meanwhile(turn)
+        case Course.HELD:
+            decide_now(turn, turn.known.run_state)
         case Course.INTERRUPTED:
             interrupt(turn)
         case Course.AWAITING_RETURN:

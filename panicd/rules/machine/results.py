@@ -6,20 +6,27 @@ from typing import Final
 
 from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.machine.turn import Turn
+from panicd.rules.on_crash import Action
 from panicd.rules.plan import (
     AnyStep,
     AwaitQuiet,
     Collect,
+    Cont,
     Dump,
     EnsureStopped,
     Kill,
     Quit,
     RunRelaunch,
+    SystemReset,
     Terminate,
 )
+from panicd.rules.policy import Reason
 
 TAKES_ITS_TIME: Final = (EnsureStopped, Collect, AwaitQuiet, Dump)
 """As a plan's last step, these need one more look at the guest."""
+
+_COMMANDS: Final = (SystemReset, Cont, Quit, RunRelaunch)
+"""A plan that has given one of these to the guest goes on to its end."""
 
 
 class Course(StrEnum):
@@ -33,6 +40,7 @@ class Course(StrEnum):
     INTERRUPTED = "interrupted"  # a step's end is unknown: ask the VM again
     RESET_BY_OTHERS = "reset-by-others"  # the guest is no longer the panicked one
     RESUMED_BY_OTHERS = "resumed-by-others"  # the same
+    HELD = "held"  # an operator suspended automation before the first command
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +83,25 @@ def overtaken(turn: Turn) -> Course | None:
     return Course.RESUMED_BY_OTHERS if vm.resumes > resumes else None
 
 
+def _held(turn: Turn, index: int) -> Course | None:
+    """Return the plan's course if a hold began before the first command; operators may act."""
+    decision = turn.open.decision
+    assert decision is not None
+    to_act = decision.action is not Action.PRESERVE and decision.reason is not Reason.OPERATOR
+    is_there = not (turn.alone or turn.known.has_gone)
+    given = any(isinstance(turn.step(each), _COMMANDS) for each in range(index))
+    return Course.HELD if turn.moment.held and to_act and is_there and not given else None
+
+
 def look(turn: Turn, index: int, result: StepResult | None = None) -> Course | None:
-    """Check that the guest still is the decision's panicked guest; else end the step.
+    """Check that the guest still is the decision's, and panicd's to act on; else end the step.
 
     Args:
         turn: the step in the making.
         index: of the step in progress.
         result: of the step; None: the step is not taken if the guest is another.
     """
-    course = overtaken(turn)
+    course = overtaken(turn) or _held(turn, index)
     if course is not None:
         turn.end(index, result or StepResult(Outcome.SKIPPED, course.value))
     return course

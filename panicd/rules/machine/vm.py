@@ -47,7 +47,7 @@ class Vm:
         resumes: RESUME events of this session.
         reset_by_guest: the last reset was the guest's own.
         reset_since_panic: the guest is not panicked, though QEMU 1.7 to 2.5 say so.
-        shutdown: the SHUTDOWN event, if one came.
+        shutdown: the SHUTDOWN event, if one came and the guest did not go on since.
         ended: the connection is gone.
         gone: the process is known to have ended.
     """
@@ -101,9 +101,11 @@ def follow(vm: Vm, event: Event) -> Vm:
         case StopEvent():
             return replace(vm, run_state=vm.stop_means, stop_means=RunState.PAUSED)
         case ResumeEvent():
-            return replace(vm, run_state=RunState.RUNNING, resumes=vm.resumes + 1)
+            resumes = vm.resumes + 1
+            return replace(vm, run_state=RunState.RUNNING, resumes=resumes, shutdown=None)
         case ResetEvent(guest=guest):
-            return replace(vm, resets=vm.resets + 1, reset_by_guest=guest, reset_since_panic=True)
+            reset = replace(vm, resets=vm.resets + 1, reset_by_guest=guest, shutdown=None)
+            return replace(reset, reset_since_panic=True)
         case ShutdownEvent():
             return replace(vm, shutdown=event)
         case _:

@@ -21,9 +21,17 @@ async def take(discovery: Discovery, count: int) -> list[Change]:
         return [await anext(discovery) for _ in range(count)]
 
 
-async def nothing_more(discovery: Discovery, directory: Path) -> None:
-    """Assert that nothing was left to tell: what is done now is told next."""
+async def told(discovery: Discovery, directory: Path) -> list[Change]:
+    """Return what was left to tell: what is done now is told next."""
     mark = bind(directory / "mark.qmp")
-    assert await take(discovery, 1) == [Appeared(mark)]
+    changes = []
+    while (change := (await take(discovery, 1))[0]) != Appeared(mark):
+        changes.append(change)
     mark.unlink()
     assert await take(discovery, 1) == [Vanished(mark)]
+    return changes
+
+
+async def nothing_more(discovery: Discovery, directory: Path) -> None:
+    """Assert that nothing was left to tell."""
+    assert await told(discovery, directory) == []

@@ -21,7 +21,6 @@ from panicd.qemu import other_end, process
 from panicd.qemu.monitor import event_loop, open_monitor
 from panicd.qemu.other_end import receive
 from panicd.qemu.process import Peer, PeerUnknownError
-from panicd.qemu.session import confirm_peer
 from tests.parts.nobody import NOBODY, needs_root
 from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
@@ -153,21 +152,21 @@ def test_where_descriptors_may_not_be_seen_an_answer_tells(
     program = start(fake_qemu)
     program.hear()
     with peer_of(program, old_kernel=old_kernel) as peer:
-        assert peer.is_certain is not old_kernel
         answered = answered_by(program)
-        assert answered == (program.process.pid if old_kernel else None)
+        assert answered == program.process.pid
         with nobody():
             peer.confirm(answered)
             assert peer.identity is not None
 
 
 @needs_root
-def test_without_an_answer_an_old_kernel_s_number_is_no_proof(
-    start: Start, fake_qemu: Path
+@kernels
+def test_where_another_one_answers_the_process_is_not_known(
+    start: Start, fake_qemu: Path, old_kernel: bool
 ) -> None:
     program = start(fake_qemu, then=LEAVES_IT_TO_A_CHILD)
     program.hear()
-    with peer_of(program, old_kernel=True) as peer:
+    with peer_of(program, old_kernel=old_kernel) as peer:
         answered = answered_by(program)
         assert answered not in {None, program.process.pid}
         with nobody():
@@ -176,16 +175,28 @@ def test_without_an_answer_an_old_kernel_s_number_is_no_proof(
             assert "is not known" in str(peer.unknown_because)
 
 
+@needs_root
+@kernels
+def test_without_an_answer_an_old_kernel_s_number_is_no_proof(
+    start: Start, fake_qemu: Path, old_kernel: bool
+) -> None:
+    program = start(fake_qemu)
+    program.hear()
+    with peer_of(program, old_kernel=old_kernel) as peer, nobody():
+        peer.confirm()
+        assert (peer.identity is None) is old_kernel
+
+
 @pytest.mark.real
 async def test_a_real_qemu_proves_itself_by_its_answer(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "SO_PEERPIDFD", 9999)  # none: as before Linux 6.5
-    monkeypatch.setattr(process, "holds", lambda _pid, _inode: None)  # as without CAP_SYS_PTRACE
+    monkeypatch.delattr(process, "holds")  # it is not asked for
     async with RealQemu.start(socket_dir) as vm, event_loop():
         with Peer.of(sock := await connect(vm.socket)) as peer:
             async with open_monitor(sock, timeout=LIMIT) as monitor:
-                await confirm_peer(peer, monitor)
+                peer.confirm(monitor.answered_by)
                 assert monitor.answered_by == vm.pid
                 assert peer.identity is not None
                 assert peer.beyond_signals() == ""

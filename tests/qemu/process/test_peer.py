@@ -12,7 +12,8 @@ import trio
 
 import panicd
 from panicd.qemu import process
-from panicd.qemu.process import MAX_COMMAND_LINE, Peer, PeerUnknownError
+from panicd.qemu.process import Peer, PeerUnknownError
+from panicd.qemu.process_arguments import MOST
 from panicd.qemu.process_identity import start_time_of
 from panicd.rules.command_line import parse_command_line
 from tests.parts.nobody import needs_root
@@ -98,6 +99,7 @@ def test_a_processs_name_does_not_disturb_its_start_time(tmp_path: Path) -> None
 def test_reads_the_command_line(start: Start, fake_qemu: Path) -> None:
     program = start(fake_qemu, "-no-shutdown", "", "nämë")
     with Peer.of(program.sock) as peer:
+        trio.run(peer.learn_command_line)
         line = peer.command_line()
         assert line is not None
         assert line[0] == str(fake_qemu)
@@ -105,15 +107,20 @@ def test_reads_the_command_line(start: Start, fake_qemu: Path) -> None:
 
 
 def test_a_command_line_without_end_counts_as_unreadable(start: Start, fake_qemu: Path) -> None:
-    arguments = ["x" * 100_000] * (MAX_COMMAND_LINE // 100_000 + 1)
+    arguments = ["x" * 100_000] * (MOST // 100_000 + 1)
     with Peer.of(start(fake_qemu, *arguments).sock) as peer:
+        trio.run(peer.learn_command_line)
         assert peer.command_line() is None
 
 
 def test_no_command_line_of_a_process_that_has_ended(start: Start, fake_qemu: Path) -> None:
     program = start(fake_qemu)
     with Peer.of(program.sock) as peer:
+        trio.run(peer.learn_command_line)
+        assert peer.command_line() is not None
         program.kill()
+        assert peer.command_line() is None
+        trio.run(peer.learn_command_line)
         assert peer.command_line() is None
 
 
@@ -138,6 +145,7 @@ def test_a_reused_number_is_not_taken_for_the_peer(start: Start, fake_qemu: Path
     with Peer.of(program.sock, is_qemu_program=lambda _: True) as peer:
         program.kill()
         peer.pid = os.getpid()  # as if it were ours now
+        trio.run(peer.learn_command_line)
         assert peer.command_line() is None
         assert not peer.is_qemu()
         assert not peer.send_signal(signal.SIGKILL)
@@ -148,7 +156,7 @@ def test_leaves_no_file_descriptor_behind(start: Start, fake_qemu: Path) -> None
     before = sorted(Path("/proc/self/fd").iterdir())
     with Peer.of(program.sock) as peer:
         peer.send_signal(signal.SIGCONT)
-        peer.command_line()
+        trio.run(peer.learn_command_line)
     program.kill()
     Peer.of(program.sock)
     assert sorted(Path("/proc/self/fd").iterdir()) == before
@@ -222,6 +230,7 @@ async def test_a_real_qemu(directory: Path) -> None:
             with connection, sock, Peer.of(sock) as peer:
                 assert peer.pid == qemu.pid
                 assert peer.is_qemu()
+                await peer.learn_command_line()
                 line = peer.command_line()
                 assert line is not None
                 assert parse_command_line(line).no_shutdown

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from panicd.rules.capability import Capability, PanicSetting
 from panicd.rules.identity import Claim
-from panicd.rules.incident import Opened, Source
+from panicd.rules.incident import Incident, Opened, Source
+from panicd.rules.libvirt import LibvirtDomain
 from panicd.rules.machine import State, effects, step
 from panicd.rules.machine.ahead import (
     PANIC,
@@ -22,12 +23,28 @@ from panicd.rules.machine.ahead import (
     is_quiet,
     without_notes,
 )
-from panicd.rules.machine.inputs import Answered, Durable, Heard, Input, Moment, NoAnswer, Refused
-from panicd.rules.machine.state import Resting
+from panicd.rules.machine.inputs import (
+    Answered,
+    Asked,
+    Durable,
+    Heard,
+    Input,
+    Moment,
+    NoAnswer,
+    Refused,
+)
+from panicd.rules.machine.state import AskingState, Begun, Left, Readying, Resting, Then
 from panicd.rules.machine.turn import new_id, opened_by
 from panicd.rules.machine.vm import Vm
 from panicd.rules.on_crash import OnCrash
-from panicd.rules.qapi import GuestPanickedEvent, PanicAction, PanicInformation, RunState
+from panicd.rules.operation import Operation, OperationKind
+from panicd.rules.qapi import (
+    GuestPanickedEvent,
+    PanicAction,
+    PanicInformation,
+    RunState,
+    ShutdownEvent,
+)
 from panicd.rules.settings import Budget, JournalFailure, Policy
 from tests.rules.strategies import COREDUMP, MODERN, NOW, VERSIONS, histories, policies
 
@@ -125,6 +142,13 @@ def test_a_dump_goes_before_the_command_so_nothing_is_foreseen(on_crash: OnCrash
     assert foresee(replace(RESTART, on_crash=on_crash), MODERN) is None
 
 
+def test_nothing_is_foreseen_of_a_command_that_libvirt_gives() -> None:
+    capability = replace(MODERN, libvirt=LibvirtDomain(1, "vm", "", handling="preserve"))
+    state, _ = step(AT_EASE._replace(vm=Vm(RunState.RUNNING, capability)), PANIC, MOMENT)
+    assert isinstance(state.phase, Readying), "though nothing else precedes the command"
+    assert foresee(RESTART, capability) is None
+
+
 def chain(
     state: State, moments_of: list[Moment], order: str, answers: tuple[object, ...], serial: int
 ) -> tuple[State, list[tuple[effects.Effect, ...]]]:
@@ -162,7 +186,8 @@ def test_what_is_foreseen_is_what_the_machine_says(
     )
     assert foreseen.asks.serial == foreseen.commit.serial
     serial = state.serial + foreseen.asks.serial
-    after = [replace(moment, now=now, ticks=now, **held) for now, held in later]
+    # A hold comes with an input of its own, which ends what was foreseen.
+    after = [replace(moment, now=now, ticks=now, **{**told, "held": False}) for now, told in later]
 
     ended, said = chain(state, [moment, *after], order, answers, serial)
 
@@ -186,7 +211,10 @@ def test_what_is_foreseen_is_what_the_machine_says(
 @given(
     st.lists(
         st.sampled_from(
-            [{}, [], [{"ready": True}], [{"ready": False}], {"status": "active"}, NoAnswer("")]
+            [
+                *[{}, [], [{"ready": True}], [{"ready": False}], {"status": "active"}],
+                *[NoAnswer(""), NoAnswer("", lost=True)],
+            ]
         ),
         min_size=3,
         max_size=3,
@@ -206,6 +234,8 @@ def test_an_answer_that_is_not_quiet_keeps_the_machine_from_the_command(
 
 MOMENT = Moment(NOW, 0.0, RESTART)
 AT_EASE = State(vm=Vm(RunState.RUNNING, MODERN), phase=Resting())
+INCIDENT = Incident("id", Opened(NOW, "", "", "", "", Source.EVENT))
+ASKED = Asked(1, Operation(NOW, 0, OperationKind.ACT, "vm", ""))
 
 
 @pytest.mark.parametrize(
@@ -237,6 +267,38 @@ def test_what_holds_a_panic_up_makes_it_unforeseen(changed: dict[str, Any]) -> N
 )
 def test_a_panic_with_more_to_it_is_unforeseen(panic: Heard) -> None:
     assert not as_foreseen(AT_EASE, panic, MOMENT)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *[{"phase": phase} for phase in (Begun(), AskingState(Then.LOOK), Left())],
+        {"incident": INCIDENT},
+        *[{name: True} for name in ("alone", "departed", "has_turn", "stale", "unseen")],
+        {"deferred": (PANIC,)},
+        {"put_off": PANIC},
+        {"requests": (ASKED,)},
+        {"granting": ASKED},
+    ],
+    ids=str,
+)
+def test_what_is_under_way_makes_it_unforeseen(changed: dict[str, Any]) -> None:
+    assert not as_foreseen(AT_EASE._replace(**changed), PANIC, MOMENT)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"ended": True},
+        {"gone": True},
+        {"shutdown": ShutdownEvent(0.0, guest=False, reason="")},
+        {"stop_means": RunState.GUEST_PANICKED},
+    ],
+    ids=str,
+)
+def test_what_is_known_of_the_vm_makes_it_unforeseen(changed: dict[str, Any]) -> None:
+    vm = replace(Vm(RunState.RUNNING, MODERN), **changed)
+    assert not as_foreseen(AT_EASE._replace(vm=vm), PANIC, MOMENT)
 
 
 @pytest.mark.parametrize("state", [s for s in RunState if s is not RunState.RUNNING])

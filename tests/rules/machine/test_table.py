@@ -31,13 +31,17 @@ from panicd.rules.machine.inputs import (
 from panicd.rules.machine.state import (
     AskingState,
     Collecting,
+    Dumping,
     Interrupted,
     Quieting,
+    Readying,
     SettingPanic,
+    Stage,
 )
 from panicd.rules.machine.vm import Vm
-from panicd.rules.on_crash import OnCrash
+from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Operation, OperationKind
+from panicd.rules.policy import Reason
 from panicd.rules.qapi import (
     Event,
     GuestPanickedEvent,
@@ -295,6 +299,100 @@ def test_each_signal_is_sent_once_and_is_on_record_before() -> None:
         machine.tell(Finished(machine.state.serial, StepResult(Outcome.DONE)))
         machine.durable()
         assert [sent.name for sent in machine.all(effects.SendSignal)] == signals
+
+
+@pytest.mark.parametrize(
+    ("status", "stands"),
+    [
+        ("prelaunch", IncidentState.RESET),
+        ("paused", IncidentState.RESET),
+        ("running", None),
+    ],
+)
+def test_a_preserved_guest_that_others_reset_is_asked_about(
+    status: str, stands: IncidentState | None
+) -> None:
+    machine = Machine(OnCrash.PRESERVE)
+    machine.preserve()
+    machine.hear(RESET)
+    assert (machine.incident, machine.sent) == (IncidentState.PRESERVED, [])  # it may not run yet
+    (asks,) = machine.all(effects.Send)
+    assert asks.commands == (("query-status", ()),)
+    machine.answer({"status": status})
+    assert (machine.incident, machine.sent) == (stands, [])
+    if stands is not None:
+        machine.hear(RESUME)
+        assert (machine.incident, machine.sent) == (None, [])
+
+
+def test_a_shutdown_that_qemu_outlived_is_no_sign_of_its_end() -> None:
+    machine = Machine(OnCrash.RESTART)
+    machine.attach()
+    machine.hear(ShutdownEvent(0.0, guest=True, reason="guest-shutdown"), STOP)
+    machine.answer({"status": "shutdown"})
+    machine.hear(RESET, RESUME)
+    machine.hear(PANIC, STOP)
+    machine.answer(*IDLE)
+    machine.durable()
+    machine.answer({})  # before 4.0 the answer comes before RESET
+    machine.hear(RESET)
+    machine.durable()
+    assert machine.sent == ["system_reset", "cont"]
+
+
+def until_it_waits_for_the_journal(machine: Machine) -> None:
+    """Go on up to the note of the next command, or to the plan's end."""
+    for _ in range(9):
+        match machine.state.phase:
+            case Collecting() | Dumping(stage=Stage.GIVEN):
+                machine.tell(Finished(machine.state.serial, StepResult(Outcome.DONE)))
+            case Readying(quiet_known=False) | Quieting():
+                machine.answer(*IDLE)
+            case Dumping():
+                machine.durable()
+
+
+@pytest.mark.parametrize(
+    "on_crash",
+    [OnCrash.RESTART, OnCrash.DESTROY, OnCrash.COREDUMP_DESTROY, OnCrash.COREDUMP_RESTART],
+)
+def test_a_hold_that_begins_during_a_plan_comes_before_its_command(on_crash: OnCrash) -> None:
+    machine = Machine(on_crash)
+    machine.attach()
+    machine.hear(PANIC, STOP)
+    until_it_waits_for_the_journal(machine)
+    before = machine.sent
+    machine.moment = replace(machine.moment, held=True)
+    machine.tell(Reconsider())
+    machine.durable()
+    machine.durable()
+    assert (machine.incident, machine.sent) == (IncidentState.PRESERVED, before)
+    assert machine.state.incident is not None
+    assert machine.state.incident.decision is not None
+    assert machine.state.incident.decision.reason is Reason.HELD
+    machine.moment = replace(machine.moment, held=False)
+    machine.tell(Reconsider())
+    machine.answer({"status": "guest-panicked"})
+    until_it_waits_for_the_journal(machine)
+    machine.durable()
+    assert machine.sent[len(before) :] == [COMMANDS[on_crash.action]]
+
+
+COMMANDS = {Action.RESTART: "system_reset", Action.DESTROY: "quit"}
+
+
+def test_a_hold_that_begins_after_the_reset_leaves_no_guest_stopped() -> None:
+    machine = Machine(OnCrash.RESTART)
+    machine.attach()
+    machine.hear(PANIC, STOP)
+    machine.answer(*IDLE)
+    machine.durable()
+    machine.moment = replace(machine.moment, held=True)
+    machine.tell(Reconsider())
+    machine.answer({})
+    machine.hear(RESET)
+    machine.durable()
+    assert machine.sent == ["system_reset", "cont"]
 
 
 def test_what_was_asked_for_a_panicked_guest_is_not_done_to_one_that_was_reset_since() -> None:

@@ -1,0 +1,111 @@
+"""Has QEMU write a nearly empty guest's memory as a kdump, of which an ELF core is made.
+
+QEMU writes an ELF core 4 KiB at a time, empty or not, and of a kdump 24 bytes for an empty page.
+What is not empty it packs with zlib on one core, which is slower than all that panicd does with an
+ELF core. So this is for guests of which the host holds next to nothing: those that panic as they
+boot, before they can tell of their memory's use.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import accumulate
+from typing import Final
+
+from panicd.dumps.checks import GuestMemory
+from panicd.dumps.page_selection import PageSelection
+from panicd.dumps.repair import ElfHead
+from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.qemu.guest_memory import GuestReader
+from panicd.qemu.session import Session
+from panicd.rules.guest_memory.dump_file import DumpFile
+from panicd.rules.guest_memory.reading import NotReadableError
+from panicd.rules.settings import DumpFormat
+
+PERHAPS_OURS: Final = frozenset(
+    {DumpFailure.QEMU, DumpFailure.REFUSED, DumpFailure.INCOMPLETE, DumpFailure.UNWRITABLE}
+)
+"""Failures that a kdump may have and an ELF core may not."""
+
+
+NAMES: Final = b"\0.shstrtab\0"
+"""The sections' names, the only section of QEMU's that has any content (7.1 and later)."""
+
+
+class NotInRunsError(Exception):
+    """What QEMU wrote could not be made an ELF core."""
+
+
+def suits_runs(
+    session: Session, memory: GuestMemory, kind: DumpFormat, selection: PageSelection
+) -> bool:
+    """Tell whether a dump is to be made so.
+
+    Args:
+        session: the VM.
+        memory: the guest's.
+        kind: the file's format.
+        selection: what is left out.
+    """
+    if kind is DumpFormat.ELF and not selection.level:
+        return False  # empty memory is to be in the file as it is
+    qemus = DumpFormat.KDUMP_ZLIB in session.capability.dump_formats
+    return memory.is_nearly_empty and kind.is_elf and qemus
+
+
+@asynccontextmanager
+async def in_runs(reader: GuestReader, selection: PageSelection) -> AsyncIterator[PageSelection]:
+    """Yield the selection with what it takes to make an ELF core of QEMU's kdump.
+
+    Args:
+        reader: of the stopped guest's memory.
+        selection: one that keeps all pages. It stays as it is where the core can't be foretold.
+
+    Raises:
+        NotInRunsError: the dump failed, but may succeed as an ELF core.
+        SessionLostError: the session ended.
+    """
+    try:
+        before, behind = foretold(await reader.beginning())
+    except NotReadableError:
+        yield selection
+        return
+    file = os.memfd_create("panicd-beginning", os.MFD_CLOEXEC)
+    try:
+        os.pwrite(file, before + behind, 0)
+        yield replace(selection, beginning=before, in_runs=file)
+    except DumpError as error:
+        if error.failure in PERHAPS_OURS:
+            raise NotInRunsError from error
+        raise
+    finally:
+        os.close(file)
+
+
+def foretold(beginning: bytes) -> tuple[bytes, bytes]:
+    """Return what a core has before its memory, its head repaired, and what it has behind it.
+
+    Args:
+        beginning: the former, as QEMU writes it.
+
+    Raises:
+        NotReadableError: that, and the memory in the order of addresses, is not the whole core.
+    """
+    memory = DumpFile.parse(beginning).memory
+    head = ElfHead.read(beginning)
+    *offsets, end = accumulate((piece.length for piece in memory), initial=len(beginning))
+    if head is None or head.size > len(beginning):
+        raise NotReadableError("its tables are not understood")
+    if [piece.offset for piece in memory] != offsets:
+        raise NotReadableError("its memory does not lie behind its notes")
+    if sorted(memory, key=lambda piece: piece.physical) != list(memory):
+        raise NotReadableError("its memory does not lie in the order of addresses")
+    match [section for section in head.sections(beginning) if section[1]]:
+        case []:
+            behind = b""
+        case [(offset, size)] if (offset, size) == (end, len(NAMES)):
+            behind = NAMES
+        case _:
+            raise NotReadableError("it has sections that are not known")
+    return head.repaired(beginning[: head.size]) + beginning[head.size :], behind
