@@ -136,10 +136,10 @@ async def test_audit_names_it_and_goes_on(
 async def test_one_user_s_processes_hold_a_few_threads(
     hung: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began: set[int] = set()
+    began: list[int] = []
 
     def read_without_end(pid: int, _name: str, _limit: int) -> bytes | None:
-        began.add(pid)
+        began.append(pid)
         hung.wait()
         return None
 
@@ -153,4 +153,4 @@ async def test_one_user_s_processes_hold_a_few_threads(
     for pid in [*range(1000, 1000 + 3 * most), *range(1000, 1000 + most), 1]:
         with pytest.raises(process_arguments.ArgumentsHangError):
             await process_arguments.read_arguments(pid)
-    assert began == {*range(1000, 1000 + most), 1}
+    assert began == [*range(1000, 1000 + most), 1]

@@ -9,6 +9,7 @@ from typing import TypeVar
 import pytest
 
 from panicd.rules.capability import Capability
+from panicd.rules.ending import Cause
 from panicd.rules.incident import Opened, Outcome, Repeated, Source, StepResult
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import State, effects, step
@@ -16,9 +17,11 @@ from panicd.rules.machine.inputs import (
     Answered,
     Asked,
     Attached,
+    Departed,
     Durable,
     Elapsed,
     Finished,
+    Gone,
     Heard,
     Input,
     LookAgain,
@@ -26,11 +29,13 @@ from panicd.rules.machine.inputs import (
     Moment,
     NoAnswer,
     Reconsider,
+    Refused,
     Stopping,
 )
 from panicd.rules.machine.state import (
     AskingState,
     Collecting,
+    Departing,
     Dumping,
     Interrupted,
     Quieting,
@@ -379,6 +384,65 @@ def test_a_hold_that_begins_during_a_plan_comes_before_its_command(on_crash: OnC
 
 
 COMMANDS = {Action.RESTART: "system_reset", Action.DESTROY: "quit"}
+
+
+def test_an_operator_may_act_during_a_hold() -> None:
+    machine = Machine(OnCrash.PRESERVE)
+    machine.preserve()
+    machine.moment = replace(machine.moment, held=True)
+    machine.tell(Reconsider())
+    act = Operation(0.0, 0, OperationKind.ACT, "vm", "")
+    machine.tell(Asked(1, act, OnCrash.RESTART))
+    machine.answer({"status": "guest-panicked"})
+    machine.answer(*IDLE)
+    machine.durable()
+    assert machine.sent == ["system_reset"]
+
+
+def test_a_qemu_that_ends_by_itself_during_a_hold_has_ended() -> None:
+    machine = Machine(OnCrash.DESTROY)
+    machine.attach()
+    machine.hear(PANIC, STOP)
+    machine.moment = replace(machine.moment, held=True)
+    machine.tell(Reconsider(), Gone(), Lost())
+    while not isinstance(machine.state.phase, Departing):
+        machine.answer(*[NoAnswer("lost", lost=True)] * 4)
+    machine.tell(Departed(gone=True, cause=Cause.HOST_KILLED))
+    machine.durable()
+    assert (machine.incident, machine.sent) == (None, [])
+
+
+def test_a_guest_that_others_reset_during_a_hold_is_one_that_was_reset() -> None:
+    machine = Machine(OnCrash.RESTART)
+    machine.attach()
+    machine.hear(PANIC, STOP)
+    machine.moment = replace(machine.moment, held=True)
+    machine.tell(Reconsider())
+    machine.hear(RESET)
+    for _ in range(3):
+        machine.answer(*IDLE[:-1], {"status": "prelaunch"})
+        machine.durable()
+        machine.answer({"status": "prelaunch"})
+    assert (machine.incident, machine.sent) == (IncidentState.RESET, [])
+
+
+def test_an_action_that_failed_is_not_tried_again_when_a_hold_ends() -> None:
+    machine = Machine(OnCrash.RESTART)
+    machine.attach()
+    machine.hear(PANIC, STOP)
+    machine.answer(*IDLE)
+    machine.durable()
+    machine.moment = replace(machine.moment, held=True)
+    machine.tell(Reconsider())
+    machine.answer(Refused("not now"))
+    machine.durable()
+    for held in (True, False):
+        machine.moment = replace(machine.moment, held=held)
+        machine.tell(Reconsider())
+        assert machine.state.incident is not None
+        assert machine.state.incident.decision is not None
+        assert machine.state.incident.decision.reason is Reason.ACTION_FAILED
+        assert (machine.incident, machine.sent) == (IncidentState.PRESERVED, ["system_reset"])
 
 
 def test_a_hold_that_begins_after_the_reset_leaves_no_guest_stopped() -> None:
