@@ -58,7 +58,7 @@ async def test_it_is_destroyed(socket_dir: Path) -> None:
 async def test_libvirt_says_that_it_has_panicked_before_stop_is_heard(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """libvirt gives events and answers in no common order; the panic goes as foreseen either way."""
+    """libvirt gives events and answers in no common order; a panic goes as foreseen either way."""
     begun: list[Reaction] = []
     begin = Reaction.begin
 
