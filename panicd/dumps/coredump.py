@@ -19,7 +19,7 @@ import trio
 from panicd.dumps.checks import GuestMemory, check_guest, check_host, is_size
 from panicd.dumps.directory import dump_path
 from panicd.dumps.feeding import feed_ranges
-from panicd.dumps.nearly_empty import NotInRunsError, in_runs, suits_runs
+from panicd.dumps.nearly_empty import NotInRunsError, in_runs, is_freed, suits_runs
 from panicd.dumps.page_selection import MAX_LENGTH, PageSelection, selected_pages
 from panicd.dumps.windows import windows_parts
 from panicd.dumps.writer import DumpProgress, DumpWriter, enlarge
@@ -116,7 +116,9 @@ async def dump_guest_memory(
     make = partial(make, by_other=by_other, reader=reader, give_way=give_way)
     try:
         return await make(may_be_in_runs=by_other is None)
-    except NotInRunsError:
+    except NotInRunsError as error:
+        if not await is_freed(session):
+            raise error.why from error
         return await make(may_be_in_runs=False)
 
 
@@ -152,7 +154,7 @@ async def _make(
         made, selection = await stack.enter_async_context(choosing)
         if may_be_in_runs and suits_runs(session, memory, made, selection):
             guest = RangeReader(session, _looking_until(settings, memory), MAX_LENGTH)
-            selection = await stack.enter_async_context(in_runs(guest, selection))
+            selection = await stack.enter_async_context(in_runs(guest, memory, selection))
         check()
         if selection.reason and settings.level_required:
             raise DumpError(DumpFailure.UNFILTERED, selection.reason)

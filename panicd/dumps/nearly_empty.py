@@ -13,12 +13,16 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Final
 
+import trio
+
 from panicd.dumps.checks import GuestMemory
 from panicd.dumps.page_selection import PageSelection
 from panicd.dumps.repair import ElfHead
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.guest_memory import GuestReader
+from panicd.qemu.monitor_error import CommandError, NoReplyError
 from panicd.qemu.session import Session
+from panicd.rules.capability import Version
 from panicd.rules.guest_memory.dump_file import DumpFile
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.settings import DumpFormat
@@ -33,8 +37,17 @@ NAMES: Final = b"\0.shstrtab\0"
 """The sections' names, the only section of QEMU's that has any content (7.1 and later)."""
 
 
+BLOCKERS_SINCE: Final[Version] = (6, 0, 0)  # ``blocked-reasons`` of ``query-migrate``
+BLOCKER: Final = "dump-guest-memory"
+FREEING: Final = 5.0  # seconds
+
+
 class NotInRunsError(Exception):
-    """What QEMU wrote could not be made an ELF core."""
+    """What QEMU wrote could not be made an ELF core; the error says why."""
+
+    def __init__(self, why: DumpError) -> None:
+        super().__init__(str(why))
+        self.why = why
 
 
 def suits_runs(
@@ -50,16 +63,43 @@ def suits_runs(
     """
     if kind is DumpFormat.ELF and not selection.level:
         return False  # empty memory is to be in the file as it is
+    if session.capability.version < BLOCKERS_SINCE:
+        return False  # whether a second dump is safe could not be told
     qemus = DumpFormat.KDUMP_ZLIB in session.capability.dump_formats
     return memory.is_nearly_empty and kind.is_elf and qemus
 
 
+async def is_freed(session: Session) -> bool:
+    """Wait until QEMU has freed a dump's state, but not for ever; tell whether it has.
+
+    A new dump shares that state, and QEMU tells of a dump's end before it frees it. The last thing
+    that it then does is to allow migrations again (``dump/dump.c``, ``dump_cleanup``).
+
+    Raises:
+        SessionLostError: the session ended.
+    """
+    with trio.move_on_after(FREEING):
+        while True:
+            try:
+                answer = await session.execute("query-migrate")
+            except (CommandError, NoReplyError):
+                return False
+            reasons = answer.get("blocked-reasons", ()) if isinstance(answer, dict) else ()
+            if not any(BLOCKER in str(reason) for reason in reasons):
+                return True
+            await trio.sleep(FREEING / 100)
+    return False
+
+
 @asynccontextmanager
-async def in_runs(reader: GuestReader, selection: PageSelection) -> AsyncIterator[PageSelection]:
+async def in_runs(
+    reader: GuestReader, memory: GuestMemory, selection: PageSelection
+) -> AsyncIterator[PageSelection]:
     """Yield the selection with what it takes to make an ELF core of QEMU's kdump.
 
     Args:
         reader: of the stopped guest's memory.
+        memory: its size.
         selection: one that keeps all pages. It stays as it is where the core can't be foretold.
 
     Raises:
@@ -67,7 +107,7 @@ async def in_runs(reader: GuestReader, selection: PageSelection) -> AsyncIterato
         SessionLostError: the session ended.
     """
     try:
-        before, behind = foretold(await reader.beginning())
+        before, behind = foretold(await reader.beginning(), memory.most_dump() or 0)
     except NotReadableError:
         yield selection
         return
@@ -77,17 +117,18 @@ async def in_runs(reader: GuestReader, selection: PageSelection) -> AsyncIterato
         yield replace(selection, beginning=before, in_runs=file)
     except DumpError as error:
         if error.failure in PERHAPS_OURS:
-            raise NotInRunsError from error
+            raise NotInRunsError(error) from error
         raise
     finally:
         os.close(file)
 
 
-def foretold(beginning: bytes) -> tuple[bytes, bytes]:
+def foretold(beginning: bytes, most: int) -> tuple[bytes, bytes]:
     """Return what a core has before its memory, its head repaired, and what it has behind it.
 
     Args:
         beginning: the former, as QEMU writes it.
+        most: bytes that the core may have.
 
     Raises:
         NotReadableError: that, and the memory in the order of addresses, is not the whole core.
@@ -99,6 +140,8 @@ def foretold(beginning: bytes) -> tuple[bytes, bytes]:
         raise NotReadableError("its tables are not understood")
     if [piece.offset for piece in memory] != offsets:
         raise NotReadableError("its memory does not lie behind its notes")
+    if end > most:
+        raise NotReadableError("its memory is more than the guest can have")
     if sorted(memory, key=lambda piece: piece.physical) != list(memory):
         raise NotReadableError("its memory does not lie in the order of addresses")
     match [section for section in head.sections(beginning) if section[1]]:

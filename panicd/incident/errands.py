@@ -119,8 +119,9 @@ class Errands:
         """Start the domain again as configured."""
         chronicle = self._domain.chronicle
         assert chronicle is not None
-        environment = relaunch_environment(chronicle.incident)
-        return Finished(effect.serial, await run_relaunch(effect.step, environment))
+        incident = chronicle.incident
+        environment, process = relaunch_environment(incident), incident.opened.process
+        return Finished(effect.serial, await run_relaunch(effect.step, environment, process))
 
     def signal(self, effect: effects.SendSignal) -> Finished:
         """Send QEMU's process a signal."""

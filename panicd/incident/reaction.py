@@ -133,12 +133,12 @@ class Reaction:
         assert isinstance(asks, Send)
         self._done += commit, asks
         send(asks, self._answered)
-        # The journal's thread gets the interpreter only when this one waits: so it is woken last.
+        # This thread leaves the interpreter to the journal's: so that is woken last.
         self.chronicle.commit_soon(self._written)
 
     def takes(self, heard: Heard) -> bool:
         """Take an event if it is the foreseen one; return whether it was taken."""
-        if self._stopped or not is_stop(heard):
+        if self._stopped or self.is_given or not is_stop(heard):
             return False
         self._stopped = True
         self._goes_on(heard)
@@ -174,7 +174,7 @@ class Reaction:
             self._guard(self._goes_on, Durable(serial))
 
     def _answered(self, answered: Answered) -> None:
-        if self._is_over or not (self._stopped and is_quiet(answered)):
+        if self._is_over or not is_quiet(answered):  # libvirt may say so before STOP comes
             self._feed(answered)
         else:
             self._quiet = True

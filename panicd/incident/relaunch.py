@@ -15,9 +15,11 @@ from panicd.host.systemd import SystemdError, start_unit
 from panicd.libvirt import requests
 from panicd.libvirt.beside import names_monitor
 from panicd.libvirt.client import Client
+from panicd.libvirt.domain_process import DomainProcess
 from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.once import connected
 from panicd.libvirt.protocol import DomainRef, State
+from panicd.qemu.process_identity import ProcessIdentity
 from panicd.rules.incident import Incident, Outcome, StepResult
 from panicd.rules.libvirt import address_of, monitors_of
 from panicd.rules.plan import RunRelaunch
@@ -38,18 +40,21 @@ def relaunch_environment(incident: Incident) -> dict[str, str]:
     }
 
 
-async def run_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepResult:
+async def run_relaunch(
+    step: RunRelaunch, environment: dict[str, str], process: str = ""
+) -> StepResult:
     """Start a VM and return the result.
 
     Args:
         step: the way to start it, and its time limit in seconds.
         environment: names the VM; the command gets it with panicd's own environment.
+        process: identifies the QEMU that has ended; empty: not known.
     """
     if step.unit:
         return await _start_unit(step, environment)
     if step.libvirt_uri:
         monitor = environment.get("PANICD_MONITOR", "")
-        return await _start_domain(step, environment.get("PANICD_UUID", ""), monitor)
+        return await _start_domain(step, environment.get("PANICD_UUID", ""), monitor, process)
     command = list(step.command)
     # A file, not a pipe: a QEMU that the command leaves behind inherits it.
     with tempfile.TemporaryFile() as output:
@@ -85,7 +90,7 @@ async def _start_unit(step: RunRelaunch, environment: dict[str, str]) -> StepRes
     return StepResult(Outcome.DONE)
 
 
-async def _start_domain(step: RunRelaunch, uuid: str, monitor: str) -> StepResult:
+async def _start_domain(step: RunRelaunch, uuid: str, monitor: str, process: str) -> StepResult:
     """Start the incident's domain.
 
     It has this UUID, if the UUID is libvirt's own word. A QEMU could claim any UUID, so otherwise
@@ -95,8 +100,9 @@ async def _start_domain(step: RunRelaunch, uuid: str, monitor: str) -> StepResul
     try:
         with trio.fail_after(step.timeout):
             async with connected(step.libvirt_uri) as client:
-                domain = await client.call(requests.look_up(uuid), timeout=ANSWERS_WITHIN)
-                await _await_off(client, domain)
+                domain = await _await_off(client, step.libvirt_uri, uuid, process)
+                if domain is None:
+                    return StepResult(Outcome.DONE, "somebody else has started it")
                 described = requests.describe(domain, inactive=True)
                 its = monitors_of(await client.call(described, timeout=ANSWERS_WITHIN))
                 if not is_libvirts and not names_monitor(its, monitor):
@@ -110,14 +116,31 @@ async def _start_domain(step: RunRelaunch, uuid: str, monitor: str) -> StepResul
     return StepResult(Outcome.DONE)
 
 
-async def _await_off(client: Client, domain: DomainRef) -> None:
-    """Wait until libvirt knows that its QEMU ended; before, it refuses the start.
+async def _await_off(client: Client, uri: str, uuid: str, process: str) -> DomainRef | None:
+    """Wait until libvirt knows that a domain's QEMU ended; before, it refuses the start.
+
+    Returns:
+        The domain; None: it runs again, for somebody else has started it. When that start ends, it
+        is not panicd's to start.
 
     Raises:
         LibvirtError: libvirt does not tell.
     """
+    before: DomainRef | None = None
     while True:
+        domain = await client.call(requests.look_up(uuid), timeout=ANSWERS_WITHIN)
         state = await client.call(requests.state_of(domain), timeout=ANSWERS_WITHIN)
         if state.state == State.SHUTOFF:
-            return
+            return domain
+        if before not in {None, domain} or await _is_another(client, uri, domain, process):
+            return None
+        before = domain
         await trio.sleep(LOOK_EVERY)
+
+
+async def _is_another(client: Client, uri: str, domain: DomainRef, process: str) -> bool:
+    """Tell whether a start of a domain is known not to be the one with this process."""
+    owner, libvirtd = (client.peer.uid, client.peer.pid) if client.peer is not None else (0, 0)
+    with await DomainProcess.find(uri, domain, owner, libvirtd, os.environ) as found:
+        alike = (found.identity is None) == (ProcessIdentity.parse(process) is None)
+        return bool(process) and alike and found.token != process

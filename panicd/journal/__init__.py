@@ -2,7 +2,7 @@
 
 ::
 
-    journal      the thread that writes, and the queries
+    journal      the thread that writes, and the queries; request: what it is asked
     database     how the record is kept in SQLite; schema, codec: its tables, and an entry's text
     batch        what one transaction writes; ready: entries encoded before their time is known
     chronicle    one open incident: the one way in which an entry is added

@@ -17,11 +17,10 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Final, Self
 
 import trio
@@ -39,8 +38,9 @@ from panicd.journal.error import (
 )
 from panicd.journal.file import beside, check_identity, identity, lock, sync_directory
 from panicd.journal.outbox import Pending
+from panicd.journal.request import Request, Requests
 from panicd.journal.totals import Totals
-from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident
+from panicd.rules.incident import AnyEntry, Incident
 from panicd.rules.operation import Operation
 
 __all__ = [
@@ -57,16 +57,6 @@ IDLE: Final = 1.0  # seconds without a request
 TIDIED_AFTER: Final = 64  # commits
 """SQLite copies its log into the database (https://www.sqlite.org/wal.html, "Checkpointing").
 That takes some milliseconds, so the writer does it when it has nothing else to do."""
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """``work`` is done in the writer's transaction; ``done`` gets the error, or None."""
-
-    work: Callable[[Batch], None]
-    token: trio.lowlevel.TrioToken
-    done: Callable[[BaseException | None], None]
-    error: BaseException | None = None
 
 
 class Journal:
@@ -93,7 +83,7 @@ class Journal:
         self._has_news = False  # only the writer thread's
         self._commits = 0  # since the log was tidied; only the writer thread's
         self._open: dict[str, Stored | Begun] = {}  # as committed; only the writer thread's
-        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
+        self._requests = Requests()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
 
@@ -154,7 +144,7 @@ class Journal:
         if self._closed:
             return
         self._closed = True
-        self._requests.put(None)
+        self._requests.end()
         self._writer.join()
         os.close(self._lock)
 
@@ -398,7 +388,7 @@ class Journal:
     ) -> None:
         if self._closed:
             raise JournalClosedError(f"{self.path}: closed")
-        self._requests.put(_Request(work, trio.lowlevel.current_trio_token(), done))
+        self._requests.put(Request(work, trio.lowlevel.current_trio_token(), done))
 
     # From here on: the writer thread.
 
@@ -406,10 +396,7 @@ class Journal:
         """Commit what is queued, over and over, until None comes, which is always the last."""
         going_on = True
         while going_on:
-            queued = [self._next()]
-            queued += [self._requests.get() for _ in range(self._requests.qsize())]
-            requests = [request for request in queued if request is not None]
-            going_on = len(requests) == len(queued)
+            requests, going_on = self._next()
             if requests:
                 self._commit(requests)
                 # Whoever waited ended with the loop.
@@ -420,15 +407,15 @@ class Journal:
                         requests[-1].token.run_sync_soon(self._tell_news)
         self._database.close()
 
-    def _next(self) -> _Request | None:
+    def _next(self) -> tuple[list[Request], bool]:
         if self._commits >= TIDIED_AFTER:
             with contextlib.suppress(Empty):
-                return self._requests.get(timeout=IDLE)
+                return self._requests.take(timeout=IDLE)
             self._commits = 0
             journal_database.tidy(self._database)
-        return self._requests.get()
+        return self._requests.take()
 
-    def _commit(self, requests: list[_Request]) -> None:
+    def _commit(self, requests: list[Request]) -> None:
         self._commits += 1
         batch = Batch(self._database, self._open, self.channels)
         try:
@@ -436,8 +423,10 @@ class Journal:
                 check_identity(self.path, self._identity)
                 with journal_database.transaction(self._database):
                     for request in requests:
-                        _work(request, batch)
+                        request.carry_out(batch)
                     batch.write()
+                    for request in requests:
+                        request.is_prepared.release()
         except JournalError as error:
             self._fault = str(error)
             for request in requests:
@@ -462,14 +451,6 @@ class Journal:
         removed += journal_database.prune(self._database, before, PRUNED_AT_ONCE)
 
 
-def _work(request: _Request, batch: Batch) -> None:
-    """Do one request's work; its fault does not concern the others in the transaction."""
-    try:
-        request.work(batch)
-    except (IllegalTransitionError, JournalDamagedError) as error:
-        request.error = error
-
-
-def _wake(requests: list[_Request]) -> None:
+def _wake(requests: list[Request]) -> None:
     for request in requests:
         request.done(request.error)

@@ -26,7 +26,7 @@ from panicd.libvirt.errors import (
     LibvirtNoRoomError,
     LibvirtRefusedError,
 )
-from panicd.libvirt.look import Look, Word
+from panicd.libvirt.look import Look, Word, questions
 from panicd.libvirt.protocol import (
     CrashedDetail,
     DomainRef,
@@ -100,6 +100,7 @@ class DomainMonitor(Exchange):
         self.client = client
         self.domain = domain
         self.timers = timers
+        self._questions = questions(domain)
         self._panic_at = -TAKEN_IN_WITHIN  # of a panic that libvirt has not taken in
         self._resets = 0  # under way
         self._reset_at = -TAKEN_IN_WITHIN  # when a reset was answered
@@ -218,8 +219,8 @@ class DomainMonitor(Exchange):
 
     def _look_ahead(self, *, busy: bool = False) -> None:
         """Ask how the domain stands and what keeps it busy, as a command is likely to follow."""
-        is_there = not self.events.ended
-        self.look = Look(self.client, self.domain, busy=busy) if is_there else None
+        asked = self._questions if busy else self._questions[1:]
+        self.look = None if self.events.ended else Look(self.client, asked)
 
     @property
     def looked_ahead(self) -> bool:

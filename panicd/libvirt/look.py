@@ -4,7 +4,7 @@ panicd asks as soon as it hears an event that a command follows. So the answers 
 that command on record. They hold for a moment only; later panicd asks anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -46,24 +46,31 @@ class Word:
             self._waiting.append(done)
 
 
+def questions(domain: DomainRef) -> tuple[Request[Any], ...]:
+    """Return what keeps a domain busy, which start it is, and how it stands, as questions.
+
+    Args:
+        domain: which; the questions go to the start that has its UUID by then.
+    """
+    start = replace(requests.look_up(domain.uuid), domain=domain.uuid)
+    return requests.job(domain), start, requests.state_of(domain)
+
+
 class Look:
-    """Questions about a domain in one go: which start it is, how it stands, what keeps it busy.
+    """Questions about a domain in one go.
 
     Args:
         client: of the libvirt.
-        domain: which; the questions go to the start that has its UUID by now.
-        busy: ask what keeps it busy, too.
+        asked: the questions; see ``questions``.
     """
 
     __slots__ = ("_asked_at", "_words")
 
-    def __init__(self, client: Client, domain: DomainRef, *, busy: bool) -> None:
+    def __init__(self, client: Client, asked: Iterable[Request[Any]]) -> None:
         self._asked_at = trio.current_time()
         self._words: dict[int, Word] = {}
-        start = replace(requests.look_up(domain.uuid), domain=domain.uuid)
-        job = [requests.job(domain)] if busy else []
         with client.together():
-            for request in (*job, start, requests.state_of(domain)):
+            for request in asked:
                 word = self._words[request.procedure] = Word()
                 client.ask(request, word.tell, timeout=ANSWERS_WITHIN, may_wait=False)
 

@@ -10,17 +10,22 @@ over every domain of one that it knows. ``panicd``: without evidence, as libvirt
 ``with evidence``: it keeps what it can first. Both libvirtds are the same program, each with its
 own files, as in ``tests/parts/libvirt.py``: it takes root. The journal is durable; ``--journal``
 has it elsewhere, to tell the disk's share.
+
+From the key at which the guest panics until all is over this process stands still: it would take a
+processor from those that it measures. What it is told meanwhile it reads later. No other guest
+runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import select
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +33,9 @@ from typing import Any
 
 import trio
 
-from panicd.libvirt.protocol import QemuEvent
+from panicd.libvirt import requests
+from panicd.libvirt.protocol import DomainRef, QemuEvent
+from panicd.libvirt.xdr import pack_uint
 from tests.parts.daemon import ExecutedDaemon
 from tests.parts.libvirt import Libvirtd, PlainDomain
 from tests.parts.libvirt_client import Listener, connected
@@ -36,8 +43,18 @@ from tests.parts.libvirt_client import Listener, connected
 TIME_LIMIT = 120.0
 """Seconds that one guest's panic may take."""
 
+STANDS_STILL = 0.4
+"""Seconds in which a restart is over; evidence takes the longest."""
+
+GONE_WITHIN = 10.0
+"""Seconds in which a QEMU that is destroyed is gone."""
+
+SEND_KEY = 226  # REMOTE_PROC_DOMAIN_SEND_KEY
+KEY_A = 30  # linux/input-event-codes.h
+
 ENDLESS = {"max": 999_999, "window": "1h", "min_uptime": "0s"}
 NO_EVIDENCE = {"evidence": {"budget": "0s"}}
+EVIDENCE = {"evidence": {"budget": "3s"}}
 SUBJECTS = ("libvirt", "panicd", "with evidence")
 
 Times = dict[tuple[str, str], list[float]]
@@ -63,10 +80,14 @@ class Subject:
                 await self.daemon.wait_armed(name, since=mark)
             yield domain
 
-    async def panic(self, domain: PlainDomain) -> float:
-        """Have its guest panic; return when it did."""
+    async def panic(self, domain: PlainDomain, stand_still: Callable[[], None]) -> float:
+        """Have its guest panic, and stand still meanwhile; return when it did."""
         mark = len(self.listener.events)
-        await domain.press_key()
+        client = self.listener.client
+        listed = await client.call(requests.list_domains(), timeout=TIME_LIMIT)
+        (which,) = [each for each in listed if each.name == domain.name]
+        client.ask(press_key(which), lambda _answer: None, timeout=TIME_LIMIT)
+        stand_still()
         return await self.at("GUEST_PANICKED", domain, mark)
 
     async def at(self, event: str, domain: PlainDomain, since: int) -> float:
@@ -86,12 +107,26 @@ class Subject:
         return found[0]
 
 
-async def restarts(subject: Subject, domain: PlainDomain, times: Times) -> None:
+def press_key(domain: DomainRef) -> requests.Request[None]:
+    """Have a domain's key A pressed."""
+    keys = pack_uint(0) + pack_uint(0) + pack_uint(1) + pack_uint(KEY_A) + pack_uint(0)
+    return requests.Request("send key", SEND_KEY, domain.pack() + keys, requests.nothing)
+
+
+def see_end(process: int) -> float:
+    """Stand still until a process is gone, and return when that was."""
+    found, _, _ = select.select([process], [], [], GONE_WITHIN)
+    assert found, "it is not gone"
+    return time.time()
+
+
+async def restarts(subject: Subject, times: Times) -> None:
     """Measure one restart."""
-    mark = len(subject.listener.events)
-    panicked = await subject.panic(domain)
-    for event in ("RESET", "RESUME"):
-        times[subject.name, event].append(await subject.at(event, domain, mark) - panicked)
+    async with subject.domain("restart") as domain:
+        mark = len(subject.listener.events)
+        panicked = await subject.panic(domain, lambda: time.sleep(STANDS_STILL))
+        for event in ("RESET", "RESUME"):
+            times[subject.name, event].append(await subject.at(event, domain, mark) - panicked)
 
 
 async def is_destroyed(subject: Subject, times: Times) -> None:
@@ -100,14 +135,7 @@ async def is_destroyed(subject: Subject, times: Times) -> None:
         run = Path(f"/proc/{subject.libvirtd.pid}/root/run/libvirt/qemu")
         process = os.pidfd_open(int((run / f"{domain.name}.pid").read_text()))
         gone: list[float] = []
-
-        async def see_end() -> None:
-            await trio.lowlevel.wait_readable(process)
-            gone.append(time.time())
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(see_end)
-            panicked = await subject.panic(domain)
+        panicked = await subject.panic(domain, lambda: gone.append(see_end(process)))
         os.close(process)
         times[subject.name, "gone"].append(gone[0] - panicked)
 
@@ -133,32 +161,22 @@ async def measure(rounds: int, journal: str | None) -> Times:
             connected(own.uri) as heard,
             connected(shared.uri) as heard_too,
             ExecutedDaemon.start(
-                Path(other), {"restart": ENDLESS}, **config, time_limit=TIME_LIMIT * rounds
+                Path(other),
+                {"restart": ENDLESS, **EVIDENCE},
+                **config,
+                time_limit=TIME_LIMIT * rounds,
             ) as daemon,
         ):
             subjects = [
                 Subject(own, heard, Path(one), "libvirt", None),
                 *(Subject(shared, heard_too, Path(place), name, daemon) for name in SUBJECTS[1:]),
             ]
-            async with _all([subject.domain("restart") for subject in subjects]) as domains:
+            for measured in (restarts, is_destroyed):
                 for _ in range(rounds):
-                    for subject, domain in zip(subjects, domains, strict=True):
+                    for subject in subjects:
                         with trio.fail_after(TIME_LIMIT):
-                            await restarts(subject, domain, times)
-            for _ in range(rounds):
-                for subject in subjects:
-                    with trio.fail_after(TIME_LIMIT):
-                        await is_destroyed(subject, times)
+                            await measured(subject, times)
     return times
-
-
-@asynccontextmanager
-async def _all(managers: list[Any]) -> AsyncIterator[list[Any]]:
-    if not managers:
-        yield []
-        return
-    async with managers[0] as first, _all(managers[1:]) as others:
-        yield [first, *others]
 
 
 def show(times: Times) -> None:

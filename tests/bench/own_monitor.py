@@ -14,13 +14,24 @@ import os
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
 from panicd.demo.guests import Guest
 from panicd.demo.qmp import Message
-from tests.bench.libvirt import ENDLESS, NO_EVIDENCE, TIME_LIMIT, Subject, Times, show
+from tests.bench.libvirt import (
+    ENDLESS,
+    NO_EVIDENCE,
+    STANDS_STILL,
+    TIME_LIMIT,
+    Subject,
+    Times,
+    see_end,
+    show,
+)
 from tests.bench.libvirt import is_destroyed as is_destroyed_by_libvirt
 from tests.bench.libvirt import restarts as restarts_by_libvirt
 from tests.parts.daemon import ExecutedDaemon
@@ -37,27 +48,34 @@ def at(event: Message) -> float:
     return float(stamp["seconds"] + stamp["microseconds"] / 1e6)
 
 
-async def restarts(vm: RealQemu, times: Times) -> None:
-    """Measure one restart."""
-    mark = vm.witness.mark()
-    await vm.press_key()
-    panicked = at(await vm.wait_event("GUEST_PANICKED", since=mark))
-    for event in ("RESET", "RESUME"):
-        times[OWN, event].append(at(await vm.wait_event(event, since=mark)) - panicked)
-
-
-async def is_destroyed(directory: Path, daemon: ExecutedDaemon, number: int, times: Times) -> None:
-    """Measure one destroy."""
-    name = f"destroy-{number}"
+@asynccontextmanager
+async def guest(directory: Path, daemon: ExecutedDaemon, name: str) -> AsyncIterator[RealQemu]:
+    """Have a guest that is about to panic, on a key."""
     async with RealQemu.start(
         directory, guest=Guest.PANIC_ON_KEY, name=name, accel="tcg", extra=("-no-shutdown",)
     ) as vm:
         await daemon.wait_armed(name)
+        yield vm
+
+
+async def restarts(directory: Path, daemon: ExecutedDaemon, number: int, times: Times) -> None:
+    """Measure one restart."""
+    async with guest(directory, daemon, f"restart-{number}") as vm:
+        mark = vm.witness.mark()
+        await vm.hmp("sendkey a")
+        time.sleep(STANDS_STILL)  # noqa: ASYNC251 - that nothing else runs is the purpose
+        panicked = at(await vm.wait_event("GUEST_PANICKED", since=mark))
+        for event in ("RESET", "RESUME"):
+            times[OWN, event].append(at(await vm.wait_event(event, since=mark)) - panicked)
+
+
+async def is_destroyed(directory: Path, daemon: ExecutedDaemon, number: int, times: Times) -> None:
+    """Measure one destroy."""
+    async with guest(directory, daemon, f"destroy-{number}") as vm:
         process = os.pidfd_open(vm.pid)
-        await vm.press_key()
-        panicked = at(await vm.wait_event("GUEST_PANICKED"))
-        await trio.lowlevel.wait_readable(process)
-        times[OWN, "gone"].append(time.time() - panicked)
+        await vm.hmp("sendkey a")
+        gone = see_end(process)
+        times[OWN, "gone"].append(gone - at(await vm.wait_event("GUEST_PANICKED")))
         os.close(process)
 
 
@@ -79,15 +97,10 @@ async def measure(rounds: int) -> Times:
             ) as daemon,
         ):
             libvirt = Subject(libvirtd, heard, Path(one), "libvirt", None)
-            async with (
-                libvirt.domain("restart") as domain,
-                RealQemu.start(place, guest=Guest.PANIC_ON_KEY, accel="tcg") as vm,
-            ):
-                await daemon.wait_armed("vm")
-                for _ in range(rounds):
-                    with trio.fail_after(TIME_LIMIT):
-                        await restarts_by_libvirt(libvirt, domain, times)
-                        await restarts(vm, times)
+            for number in range(rounds):
+                with trio.fail_after(TIME_LIMIT):
+                    await restarts_by_libvirt(libvirt, times)
+                    await restarts(place, daemon, number, times)
             for number in range(rounds):
                 with trio.fail_after(TIME_LIMIT):
                     await is_destroyed_by_libvirt(libvirt, times)

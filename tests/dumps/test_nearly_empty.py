@@ -11,20 +11,23 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from panicd.dumps import checks as dump_checks
-from panicd.dumps import coredump
+from panicd.dumps import coredump, nearly_empty
 from panicd.dumps import writer as dump_writer
 from panicd.dumps.checks import GuestMemory, check_guest
 from panicd.dumps.coredump import dump_guest_memory
 from panicd.dumps.facts import dump_facts
 from panicd.dumps.filter import kdump_runs
 from panicd.dumps.filter.kdump_runs import RUN, write_runs
-from panicd.dumps.nearly_empty import NAMES, foretold
+from panicd.dumps.nearly_empty import NAMES, foretold, is_freed
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.monitor import event_loop
 from panicd.qemu.session import Session
@@ -44,6 +47,7 @@ FULL = [b"a" * PAGE, b"\0" * (PAGE - 1) + b"b", *NOISE]
 CACHE = 4 * PAGE  # bytes that QEMU gathers of descriptors, and of contents
 EMPTY_DESCRIPTOR = struct.calcsize("<QIIQ")
 GIB = 1 << 30
+MOST = 1 << 20  # bytes that a core may have
 
 
 def flat(pages: list[bytes], *, cache: int = CACHE) -> bytes:
@@ -153,7 +157,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cores_ends_are_foretold() -> None:
     pages = [EMPTY] * 4
-    before, behind = foretold(beginning_of(pages))
+    before, behind = foretold(beginning_of(pages), MOST)
     assert (before, behind) == (beginning_of(pages), b"")
 
 
@@ -163,11 +167,12 @@ def test_a_cores_ends_are_foretold() -> None:
         (beginning_of([EMPTY] * 4) + b"more", "behind its notes"),
         (core((4 * GIB, b""), (0, b"")), "order of addresses"),
         (b"no core".ljust(64), "not an ELF core"),
+        (core((0, bytes(MOST)))[:-MOST], "more than the guest can have"),
     ],
 )
 def test_other_cores_are_not_foretold(beginning: bytes, why: str) -> None:
     with pytest.raises(NotReadableError, match=why):
-        foretold(beginning)
+        foretold(beginning, MOST)
 
 
 QEMUS = (
@@ -193,7 +198,7 @@ def beginning_with_sections(at: int = 0, size: int = len(NAMES)) -> bytes:
 
 
 def test_the_sections_names_are_foretold() -> None:
-    before, behind = foretold(beginning_with_sections())
+    before, behind = foretold(beginning_with_sections(), MOST)
     assert behind == NAMES
     assert before[64 : 64 + 4] == struct.pack("<I", 4), "program headers come first now"
     assert len(before) == len(beginning_with_sections())
@@ -202,7 +207,7 @@ def test_the_sections_names_are_foretold() -> None:
 @pytest.mark.parametrize("changed", [{"at": 1000}, {"size": 12}])
 def test_unknown_sections_are_not_foretold(changed: dict[str, int]) -> None:
     with pytest.raises(NotReadableError, match="sections that are not known"):
-        foretold(beginning_with_sections(**changed))
+        foretold(beginning_with_sections(**changed), MOST)
 
 
 @example(at=40, byte=255, cut=0, more=True)  # section headers that end behind it
@@ -211,7 +216,7 @@ def test_a_lying_qemu_has_nothing_foretold(at: int, byte: int, cut: int, more: b
     lie = bytearray(beginning_with_sections())
     lie[at] = byte
     with suppress(NotReadableError):
-        foretold(bytes(lie if more else lie[:cut]))
+        foretold(bytes(lie if more else lie[:cut]), MOST)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +276,49 @@ async def test_a_kdump_that_is_not_understood_costs_no_dump(
     assert finished.selection is not None
     assert finished.selection.in_runs is None
     assert list((socket_dir / "coredumps").rglob("*.partial")) == []
+
+
+@real
+async def test_a_second_dump_waits_until_qemu_has_freed_the_first(socket_dir: Path) -> None:
+    reading, writing = os.pipe()
+    async with panicked_vm(socket_dir) as (_, session):
+        try:
+            await session.qmp.send_fd(writing, "pipe", timeout=10)
+            os.close(writing)
+            dump = {"paging": False, "protocol": "fd:pipe", "detach": True}
+            await session.execute("dump-guest-memory", dump)
+            freed: list[bool] = []
+
+            async def ask() -> None:
+                freed.append(await is_freed(session))
+
+            async with trio.open_nursery() as nursery:
+                with patch.object(nearly_empty, "FREEING", 0.5):  # the pipe is full: it goes on
+                    assert not await is_freed(session)
+                nursery.start_soon(ask)
+                await trio.testing.wait_all_tasks_blocked()
+                os.close(reading)
+                reading = -1
+            assert freed == [True]
+        finally:
+            if reading >= 0:
+                os.close(reading)
+
+
+@real
+@pytest.mark.usefixtures("anything_is_nearly_empty")
+async def test_without_a_safe_second_dump_there_is_none(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_session: Session) -> bool:
+        return False
+
+    monkeypatch.setattr(dump_writer, "KDUMP_RUNS", ("-c", "raise SystemExit(1)"))
+    monkeypatch.setattr(coredump, "is_freed", never)
+    settings = CoredumpSettings(socket_dir / "coredumps", min_free=FreeSpaceFloor(), level=1)
+    async with panicked_vm(socket_dir) as (_, session):
+        with pytest.raises(DumpError, match="unwritable"):
+            await dump_guest_memory(session, settings, "vm", INCIDENT, DumpFormat.ELF_ZSTD)
 
 
 @real

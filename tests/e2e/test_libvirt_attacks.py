@@ -32,14 +32,14 @@ async def _in_time() -> Any:
 
 @asynccontextmanager
 async def about_to_reset(
-    libvirtd: Libvirtd, directory: Path
+    libvirtd: Libvirtd, directory: Path, **policy: Any
 ) -> AsyncIterator[tuple[LibvirtVm, GatedDaemon, Gate]]:
     """A domain that has panicked, and a panicd that is about to have it reset."""
     async with (
         Gate.open(directory) as gate,
         libvirtd.domain(directory, "restart", guest=Guest.COUNT) as vm,
         GatedDaemon.start(
-            directory, {"evidence": {"budget": "0s"}}, **configured(libvirtd)
+            directory, {"evidence": {"budget": "0s"}, **policy}, **configured(libvirtd)
         ) as daemon,
     ):
         await daemon.wait_armed("vm")
@@ -91,6 +91,23 @@ async def test_somebody_starts_it_anew(libvirtd: Libvirtd, socket_dir: Path) -> 
         await daemon.wait_log("incident closed", since=mark)
         await daemon.wait_armed("vm", since=mark)
         assert await vm.state() == "running (booted)", "and not '(unpaused)', as after a reset"
+
+
+async def test_somebody_starts_it_anew_where_panicd_would(
+    libvirtd: Libvirtd, socket_dir: Path
+) -> None:
+    relaunch = {"libvirt": libvirtd.uri}
+    async with about_to_reset(libvirtd, socket_dir, relaunch=relaunch) as (vm, daemon, gate):
+        await libvirtd.virsh("destroy", "vm")
+        await libvirtd.virsh("start", "vm")
+        started = await libvirtd.virsh("domid", "vm")
+        mark = daemon.mark()
+        gate.go_on()
+        relaunched = await daemon.wait_log("step ended", step="RunRelaunch", since=mark)
+        assert relaunched["detail"] == "somebody else has started it"
+        await daemon.wait_incident("vm", ending="relaunched")
+        assert await libvirtd.virsh("domid", "vm") == started
+        assert await vm.state() == "running (booted)"
 
 
 async def test_a_preserved_domain_is_saved_and_started(

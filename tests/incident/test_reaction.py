@@ -147,6 +147,22 @@ async def test_guest_that_others_reset_meanwhile_is_not_reset(
     assert not reaction._services.rush._count, "nobody waits for it"
 
 
+async def test_a_panic_before_the_first_command_is_a_repeat(
+    socket_dir: Path, reactions: list[Reaction]
+) -> None:
+    async with connected(socket_dir) as (daemon, vm):
+        held = vm.hold_reply("query-status")
+        vm.panic()
+        await held.reached.wait()
+        vm.emit("GUEST_PANICKED", {"action": "pause"})
+        while not daemon.logged("guest panicked again"):
+            assert len(reactions) == 1
+            await trio.lowlevel.checkpoint()
+        held.release()
+        await daemon.wait_incident("vm", ending="restarted")
+        assert vm.acting_commands == ["system_reset", "cont"]
+
+
 async def test_guest_that_is_migrated_is_waited_for(
     socket_dir: Path, reactions: list[Reaction], monkeypatch: pytest.MonkeyPatch
 ) -> None:

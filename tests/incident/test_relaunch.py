@@ -11,6 +11,7 @@ import trio.lowlevel
 
 from panicd.incident.relaunch import run_relaunch
 from panicd.libvirt.protocol import Procedure, State
+from panicd.qemu.process_identity import boot_id
 from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.libvirt import address_of
 from panicd.rules.plan import RunRelaunch
@@ -67,6 +68,31 @@ async def test_libvirt_is_asked_once_it_knows_that_qemu_has_ended(socket_dir: Pa
             domain.state = State.SHUTOFF, 5
         assert results[0].outcome is Outcome.DONE
         assert domain.id >= 0
+
+
+@pytest.mark.parametrize("seen", ["before", "meanwhile"])
+async def test_a_domain_that_somebody_else_has_started_is_not_panicd_s_to_start(
+    socket_dir: Path, seen: str
+) -> None:
+    """Not even when that start has ended."""
+    async with FakeLibvirtd.start(socket_dir, domain := ended(monitor="")) as fake:
+        domain.id, domain.state = 4, (State.SHUTDOWN, 1)
+        which = VM | {"PANICD_MONITOR": address_of(fake.uri, UUID)}
+        earlier = f"libvirt:{boot_id()}/{fake.uri}#{UUID}#3"
+        async with trio.open_nursery() as nursery:
+            results: list[StepResult] = []
+
+            async def relaunch() -> None:
+                step = RunRelaunch(20.0, libvirt_uri=fake.uri)
+                process = earlier if seen == "before" else ""
+                results.append(await run_relaunch(step, which, process))
+
+            nursery.start_soon(relaunch)
+            while not results and fake.told[Procedure.DOMAIN_GET_STATE] < 2:
+                await trio.lowlevel.checkpoint()
+            domain.id, domain.state = 5, (State.RUNNING, 1)
+        assert results == [StepResult(Outcome.DONE, "somebody else has started it")]
+        assert not fake.told[Procedure.DOMAIN_CREATE_WITH_FLAGS]
 
 
 @pytest.mark.parametrize("monitor", ["/run/qemu/other.qmp", ""])

@@ -1,6 +1,7 @@
 """The journal's file: whose it is, its schema, and what is made of one that is damaged."""
 
 import resource
+import sqlite3
 import stat
 from contextlib import closing
 from pathlib import Path
@@ -222,3 +223,15 @@ class TestDamage:
                 await journal.append("i1", Repeated(3.0, 1))
             await journal.append("i2", opened())
             assert journal.history("i2") == [opened()]
+
+
+async def test_who_appends_waits_but_briefly_for_a_writer_that_is_held_up(path: Path) -> None:
+    with Journal.open(path) as journal, closing(sqlite3.connect(path)) as other:
+        await journal.append("i0", *RESTART)
+        other.execute("BEGIN IMMEDIATE")
+        written = trio.Event()
+        began = trio.current_time()
+        journal.append_soon("i1", RESTART, lambda _error: written.set())
+        assert trio.current_time() - began < journal_database.BUSY_TIMEOUT / 2
+        other.rollback()
+        await written.wait()

@@ -27,6 +27,8 @@ def _print(kind: str, figures: Figures) -> None:
         f" {figures.seconds:.0f} s",
         flush=True,
     )
+    for verdict in figures.missed:
+        print(f"not reached  {verdict.case}", flush=True)
 
 
 async def _main(words: list[str]) -> int:

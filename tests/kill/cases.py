@@ -43,6 +43,9 @@ TIME_LIMIT = 60.0
 POINT_WITHIN = 5.0
 """Seconds in which a daemon comes to the point where it is to be struck."""
 
+END_FOLLOWS = 0.5
+"""Seconds in which the last points follow the journal's last entry."""
+
 SHORT = ("stop", "reset", "resume")
 """Time limits of steps, so that an answer that was lost is not waited for long."""
 
@@ -220,10 +223,8 @@ class _Trial:
             await lost.reached.wait()
             self._verdict.reached = self._evidence.struck = True
             return
-        with trio.move_on_after(patience(POINT_WITHIN)) as waiting:
-            await gate.wait_reached()
-        if waiting.cancelled_caught and not gate.has_reached:
-            gate.go_on()  # which entries are written together is up to chance: it is tried again
+        if not await self._comes_to_its_point():
+            gate.go_on()
             return
         if blow is Blow.KILL_UNREAD:
             await subject.freeze()
@@ -255,6 +256,24 @@ class _Trial:
                 await self._daemon.start_again()
                 if self._scenario.hangs and not any(map(_is_escalating, self._evidence.at_blow)):
                     subject.thaw()
+
+    async def _comes_to_its_point(self) -> bool:
+        """Wait for the daemon at its point; return False if it has come to the end without it.
+
+        Which entries are written together is up to chance, and then it is tried again. The point is
+        not waited for until an incident that has come to its end goes on: a guest that was let run
+        is watched for a minute.
+        """
+
+        async def see_the_end() -> None:
+            await self._wait_journal(lambda _: self._has_become())
+            waiting.deadline = min(waiting.deadline, trio.current_time() + patience(END_FOLLOWS))
+
+        with trio.move_on_after(patience(POINT_WITHIN)) as waiting:
+            async with background() as nursery:
+                nursery.start_soon(see_the_end)
+                await self._gate.wait_reached()
+        return self._gate.has_reached
 
     async def _after_kill(self, blow: Blow, held: Spoil | None) -> None:
         """Have done with the command that panicd had sent, and see what QEMU makes of it."""

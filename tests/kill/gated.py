@@ -133,9 +133,11 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         stop_at(f"sent {number.name}")
         return sent
 
-    async def gated_relaunch(step: RunRelaunch, environment: dict[str, str]) -> StepResult:
+    async def gated_relaunch(
+        step: RunRelaunch, environment: dict[str, str], process: str
+    ) -> StepResult:
         stop_at("before relaunch")
-        result = await run_relaunch(step, environment)
+        result = await run_relaunch(step, environment, process)
         stop_at("answered relaunch")
         return result
 

@@ -12,6 +12,7 @@ import trio
 
 from panicd.fleet import libvirt_domains
 from panicd.incident import liveness
+from panicd.incident.reaction import Reaction
 from panicd.libvirt import domain_monitor
 from panicd.libvirt.protocol import EventKind, Procedure, State
 from panicd.libvirt.xdr import Decoder
@@ -52,6 +53,27 @@ async def test_it_is_destroyed(socket_dir: Path) -> None:
         fake.panic()
         await daemon.wait_incident("vm", ending="destroyed")
         assert fake.told[DESTROY] == 1
+
+
+async def test_libvirt_says_that_it_has_panicked_before_stop_is_heard(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt gives events and answers in no common order; a panic goes as foreseen either way."""
+    begun: list[Reaction] = []
+    begin = Reaction.begin
+
+    def noted(reaction: Reaction, *how: Any) -> None:
+        begun.append(reaction)
+        begin(reaction, *how)
+
+    monkeypatch.setattr(Reaction, "begin", noted)
+    async with looked_after(socket_dir) as (fake, daemon):
+        fake.domain().state = PANICKED
+        fake.say_panic(fake.domain(), stops=False)
+        await daemon.wait_incident("vm", ending="restarted")
+        assert (fake.told[RESET], fake.told[RESUME]) == (1, 1)
+    (reaction,) = begun
+    assert reaction.is_given
 
 
 async def test_libvirt_has_taken_in_the_panic_before(socket_dir: Path) -> None:

@@ -276,7 +276,9 @@ class World:
         self._after()
         return answer
 
-    async def relaunch(self, _step: RunRelaunch, _environment: Mapping[str, str]) -> StepResult:
+    async def relaunch(
+        self, _step: RunRelaunch, _environment: Mapping[str, str], _process: str
+    ) -> StepResult:
         """Run the relaunch command: as systemctl start it does nothing where the VM is there.
 
         It may be, for it is another one's that panicd has not connected to yet.

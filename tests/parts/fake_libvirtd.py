@@ -268,10 +268,11 @@ class FakeLibvirtd:
         self.say_panic(domain)
         self.say_lifecycle(domain, EventKind.CRASHED)
 
-    def say_panic(self, domain: FakeDomain) -> None:
+    def say_panic(self, domain: FakeDomain, *, stops: bool = True) -> None:
         """Tell what its QEMU says when a guest panics, before libvirt has taken that in."""
         self._say_qemu(domain, "GUEST_PANICKED", '{"action":"pause"}')
-        self._say_qemu(domain, "STOP")
+        if stops:
+            self._say_qemu(domain, "STOP")
 
     def say_resume(self, domain: FakeDomain) -> None:
         """Tell what its QEMU says when a guest was reset and let run by somebody."""
