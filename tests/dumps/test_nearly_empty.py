@@ -256,6 +256,10 @@ async def test_the_dump_is_the_same_byte_for_byte(
             if kind is DumpFormat.ELF_ZSTD:
                 assert dump_facts(finished.path).level == level
             made[kind, level] = elf_of(finished)
+        whole = replace(settings, level=0)
+        finished = await dump_guest_memory(session, whole, "vm", "whole", DumpFormat.ELF)
+        assert finished.selection is not None
+        assert finished.selection.in_runs is None, "its empty memory is to be on the disk"
         monkeypatch.setattr(dump_checks, "NEARLY_EMPTY", 0.0)
         finished = await dump_guest_memory(session, settings, "vm", INCIDENT, DumpFormat.ELF)
         assert finished.selection is not None
