@@ -142,6 +142,7 @@ def test_of_a_broken_kdump_no_other_core_is_made(pages: list[bytes], data: st.Da
     [
         ([EMPTY] * 9, "more pages than the memory"),
         ([EMPTY] * 7, "not where it belongs"),
+        ([*[EMPTY] * 7, b"a" * 100], "not packed as it should be"),
     ],
 )
 def test_a_kdump_of_another_memory_is_refused(pages: list[bytes], why: str) -> None:
