@@ -183,10 +183,14 @@ def _evidence(answer: Answer, now: float) -> Iterator[Text]:
         for facts in answer["dump_facts"]:
             if facts["path"] == dump:
                 yield from _dump(facts)
-    if not answer["dumps"] and any(map(_was_dumped, answer["history"])):
+    if not answer["dumps"] and any(_did(entry, "Dump") for entry in answer["history"]):
         gone = ("The dump is no longer there:", "yellow")
         yield line(gone, " removed for newer ones, or by somebody.")
     evidence, directory = answer["evidence"], answer["evidence_directory"]
+    if evidence is None and any(_did(entry, "Collect") for entry in answer["history"]):
+        why = "panicd ended before it was written, or could not write it, or somebody removed it."
+        yield line(("The evidence is not on the disk:", "yellow"), f" {why}")
+        return
     if evidence is None:
         yield to_copy(f"No evidence was kept in {directory}")
         return
@@ -228,9 +232,9 @@ def _dump(facts: Answer) -> Iterator[Text]:
     yield from (to_copy(f"  {command}") for command in facts["open"])
 
 
-def _was_dumped(entry: Answer) -> bool:
-    is_dump = entry["kind"] == "step-ended" and entry.get("step") == "Dump"
-    return is_dump and entry["outcome"] == "done"
+def _did(entry: Answer, step: str) -> bool:
+    ended = entry["kind"] == "step-ended" and entry.get("step") == step
+    return ended and entry["outcome"] == "done"
 
 
 def _detail(entry: Answer) -> str:

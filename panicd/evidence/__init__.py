@@ -2,7 +2,9 @@
 
 ::
 
-    bundle         takes it, before panicd changes anything and within a time budget
+    bundle         takes it into memory, before panicd changes anything and within a time budget
+    bundle_writer  writes bundles to the disk, while their actions go on
+    host_facts     what the kernel says of the host's load and of QEMU's process
     screen, console_log    a picture of the screen, the ends of the consoles' logs
     bundle_store   bundles on the disk; retention removes those beyond the limits
 

@@ -3,8 +3,7 @@
 Every item is best effort: if one is missing, the reason is noted, and nothing else is affected.
 What a guest wrote (its screen, its console, its kernel log) is stored as data, as it is.
 
-QEMU's answers are kept in memory, several items at a time. One thread writes them at the end, so
-that panicd waits for the disk once.
+Everything is taken into memory: the action waits for no disk. ``bundle_writer`` writes it.
 
 Source: QEMU's human monitor for ``info registers``; for the screen see ``screen``.
 """
@@ -27,11 +26,14 @@ from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.memory import PeekReader
 from panicd.libvirt.protocol import DomainRef
 from panicd.qemu.dump_error import DumpByOther
+from panicd.qemu.exchange import Asked
 from panicd.qemu.guest_memory import GuestReader, monitor_reader, read_words
 from panicd.qemu.monitor import Command, MonitorError
+from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
 from panicd.rules.capability import Version
+from panicd.rules.consoles import console_files
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.windows import WindowsCrash
 from panicd.rules.kernel_log import KernelLog
@@ -51,30 +53,11 @@ LOG_WITHIN: Final = 5.0  # seconds, by libvirt; on a loaded machine it took half
 STATE_WITHIN: Final = 2.0  # seconds, for registers, state and block devices
 LOG_LINES: Final = 512  # lines of the kernel log, the newest
 THREADS: Final = 16
-"""Threads that write bundles of one user's domains; nobody else misses those that hang."""
+"""Threads that read one user's logs; nobody else misses those that hang."""
 
-_WRITERS: Final = defaultdict[int, trio.CapacityLimiter](lambda: trio.CapacityLimiter(THREADS))
-_READERS: Final = trio.CapacityLimiter(THREADS)  # of logs that are in memory: they do not hang
+_READERS: Final = defaultdict[int, trio.CapacityLimiter](lambda: trio.CapacityLimiter(THREADS))
+_PARSERS: Final = trio.CapacityLimiter(THREADS)  # of logs that are in memory: they do not hang
 OWN_PART: Final = 0.25  # of the budget, reserved for what needs no QEMU
-HOST_FILES: Final = (
-    "/proc/loadavg",
-    "/proc/meminfo",
-    "/proc/pressure/cpu",
-    "/proc/pressure/io",
-    "/proc/pressure/memory",
-    "/proc/version",
-)
-PROCESS_FILES: Final = ("status", "cgroup", "oom_score", "oom_score_adj", "limits")
-CGROUP_FILES: Final = (
-    "memory.current",
-    "memory.max",
-    "memory.events",
-    "memory.pressure",
-    "cpu.pressure",
-    "io.pressure",
-)
-CGROUPS: Final = "/sys/fs/cgroup"
-HOST_FILE_KEPT: Final = 64 * 1024  # bytes; a single read(2) returns all of a file in /proc or /sys
 QUERIES: Final = (
     "query-status",
     "query-version",
@@ -92,9 +75,14 @@ QUERIES: Final = (
 )
 # Asks the images too, and so may wait for storage: last, as QEMU answers nobody meanwhile.
 BLOCK_QUERY: Final = "query-block"
+AN_ANSWER: Final = 16 * 1024  # bytes that QEMU's answers are taken to need in memory
 MANIFEST: Final = "bundle.json"
 SCREENS: Final = ("screen.png", "screen.ppm")
 A_SCREEN: Final = "the guest's screen"
+
+
+Content = bytes | Picture | Callable[[], bytes]
+"""A file's content, or what makes it when it is written."""
 
 
 @dataclass(slots=True)
@@ -106,42 +94,72 @@ class Bundle:
         files: what is in each file, by its name.
         problems: why an item is missing, by item.
         words: what the guest said of its panic.
+        arguments: what its QEMU was started with; None: not known.
+        host: the texts of the host's files; empty: they are read when the bundle is written.
+        size: bytes in memory.
+        unwritten: the files' contents, until they are written.
     """
 
     directory: Path
     files: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     words: LastWords = SILENCE
-    _unwritten: dict[str, bytes | Picture] = field(default_factory=dict)
+    arguments: tuple[str, ...] | None = None
+    host: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+    unwritten: dict[str, Content] = field(default_factory=dict)
 
-    def keep(self, name: str, content: bytes | Picture, what: str) -> None:
-        """Take in something that ``write`` writes.
+    def keep(self, name: str, content: Content, what: str) -> None:
+        """Take in a file.
 
         Args:
-            name: of its file.
+            name: of the file.
             content: of the file.
             what: describes it.
         """
         self.files[name] = what
-        self._unwritten[name] = content
+        self.unwritten[name] = content
+        self.size += AN_ANSWER if callable(content) else len(content)
 
-    def write(self) -> None:
-        """Write what was taken in since the last time. Blocking.
+    def take_in(self, other: "Bundle") -> None:
+        """Take in what another bundle has."""
+        self.files |= other.files
+        self.problems |= other.problems
+        self.words = self.words.or_better(other.words)
+        self.host |= other.host
+        self.size += other.size
+        self.unwritten |= other.unwritten
+
+    def write(self, facts: object, host: Callable[[], dict[str, str]]) -> None:
+        """Write it, and last the list of everything. Blocking.
 
         A file that can't be written is a problem of its own, and does not affect the others.
+
+        Args:
+            facts: panicd's own facts, as JSON can hold them.
+            host: returns the texts of the host's files.
+
+        Raises:
+            OSError: no list can be written, so nobody will find a bundle.
         """
-        while self._unwritten:
-            name, content = self._unwritten.popitem()
+        _make(self.directory)
+        while self.unwritten:
+            name, content = self.unwritten.popitem()
             try:
-                _write(self.directory / name, content)
+                _write(self.directory / name, content() if callable(content) else content)
             except OSError as error:
                 del self.files[name]
                 self.problems[name] = str(error)
-
-    def copy(self) -> "Bundle":
-        """Return a copy that others may change."""
-        files, problems, unwritten = dict(self.files), dict(self.problems), dict(self._unwritten)
-        return Bundle(self.directory, files, problems, self.words, unwritten)
+        everything = {
+            "panic_line": self.words.line,
+            "signature": self.words.signature and asdict(self.words.signature),
+            "files": self.files,
+            "problems": self.problems,
+            "facts": facts,
+            "command_line": self.arguments,
+            "host": self.host or host(),
+        }
+        _write(self.directory / MANIFEST, _json(everything))
 
 
 Item = Callable[[Session, Bundle], Awaitable[None]]
@@ -157,21 +175,20 @@ async def collect(
     directory: Path,
     *,
     consoles: tuple[Path, ...],
-    facts: Callable[[], object],
     budget: float,
+    host: Callable[[], dict[str, str]] | None = None,
     by_other: DumpByOther | None = None,
     no_log: str = "",
     items: Stages | None = None,
 ) -> Bundle:
-    """Take what is available of a stopped guest, and of its host, in the time given.
+    """Take into memory what is available of a stopped guest, in the time given.
 
     Args:
         session: the VM.
-        directory: where to write it; it is made, with mode 0700.
+        directory: where it will be written.
         consoles: logs of the guest's console.
-        facts: returns panicd's own facts, the panic's payload and the decision, as JSON can hold
-            them. It is called in a thread.
         budget: seconds.
+        host: returns the texts of the host's files; None: they are as good after the action.
         by_other: has QEMU dump, if libvirt runs the VM.
         no_log: why the kernel's log is not to be read from memory; empty: it is.
         items: what is taken of a VM that has no monitor for panicd; None: by its monitor.
@@ -182,6 +199,8 @@ async def collect(
         items = _by_monitor(by_other, is_wanted=not no_log)
     if no_log:
         bundle.problems["kernel log"] = no_log
+    # A process that is no QEMU is not asked what it was started with.
+    bundle.arguments = session.peer.command_line() if session.process_known else None
 
     async def take(line: Sequence[tuple[str, Item]]) -> None:
         for name, item in line:
@@ -193,22 +212,59 @@ async def collect(
             if scope.cancelled_caught:
                 bundle.problems[name] = f"not taken within {budget:g} s"
 
-    for stage in items:
-        async with trio.open_nursery() as nursery:
-            for line in stage:
-                nursery.start_soon(take, line)
-    with trio.move_on_at(limit):
-        # A thread that hangs, on a network file system, is abandoned with a bundle of its own.
-        own = bundle.copy()
-        try:
-            keep = partial(_keep, own, consoles, facts, session)
-            await in_thread(keep, _WRITERS[session.peer.uid])
-        except OSError as error:
-            bundle.problems["bundle"] = str(error)
-            return bundle
-        return own
-    bundle.problems["bundle"] = f"not written within {budget:g} s"
+    async def take_all() -> None:
+        for stage in items:
+            if len(stage) == 1:
+                await take(stage[0])
+                continue
+            async with trio.open_nursery() as lines:
+                for line in stage:
+                    lines.start_soon(take, line)
+
+    own = Bundle(directory)
+
+    async def take_own() -> None:
+        read = Bundle(directory)  # a thread that hangs, on a network file system, keeps it
+        with trio.move_on_at(limit) as scope:
+            try:
+                reading = partial(_read_own, read, bundle.arguments, consoles, session.peer, host)
+                await in_thread(reading, _READERS[session.peer.uid])
+            except OSError as error:
+                own.problems["consoles"] = str(error)
+            else:
+                own.take_in(read)
+        if scope.cancelled_caught:
+            own.problems["consoles"] = f"not taken within {budget:g} s"
+
+    if consoles or host or console_files(bundle.arguments or ()):
+        async with trio.open_nursery() as beside:
+            beside.start_soon(take_own)
+            await take_all()
+    else:
+        await take_all()
+    bundle.take_in(own)
     return bundle
+
+
+def _read_own(
+    bundle: Bundle,
+    arguments: tuple[str, ...] | None,
+    consoles: tuple[Path, ...],
+    peer: Peer,
+    host: Callable[[], dict[str, str]] | None,
+) -> None:
+    """Read the ends of the consoles' logs, and the host's files. Blocking."""
+    logs = find_logs(consoles, peer, arguments, bundle.problems)
+    for number, log in enumerate(logs):
+        try:
+            content = read_end(log, CONSOLE_KEPT)
+        except OSError as error:
+            bundle.problems[str(log.path)] = error.strerror or str(error)
+            continue
+        bundle.keep(f"console-{number}.log", content, str(log.path))
+        bundle.words = bundle.words.or_better(words_of_console(content))
+    if host is not None:
+        bundle.host = host()
 
 
 def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> Stages:
@@ -221,11 +277,8 @@ def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> Stages:
         await _own_words(monitor_reader(session, WORDS_WITHIN, by_other), bundle)
 
     own: list[tuple[str, Item]] = [("kernel log", words)] if is_wanted else []
-    first, last = (own, []) if by_other is None else ([], own)
-    return (
-        ([*first, ("screenshot", _screenshot)],),
-        ([("registers and state", _registers_and_state), *last],),
-    )
+    rest: list[tuple[str, Item]] = [("screenshot and state", _screenshot_and_state)]
+    return (([*own, *rest] if by_other is None else [*rest, *own],),)
 
 
 def by_libvirt(client: Client, domain: DomainRef, *, is_wanted: bool) -> Stages:
@@ -253,25 +306,36 @@ async def _own_words(reader: GuestReader, bundle: Bundle) -> None:
         case KernelLog() as log:
             bundle.keep("kernel.log", _as_text(log), "the end of the guest's kernel log")
             # This takes some milliseconds, in which others get responses.
-            bundle.words = await in_thread(partial(words_of_log, log.lines), _READERS)
+            bundle.words = await in_thread(partial(words_of_log, log.lines), _PARSERS)
         case WindowsCrash(bug_check, build, processors):
             said = f"{bug_check.line}\nbuild: {build}\nprocessors: {processors}\n"
             bundle.keep("bug-check.txt", said.encode(), "Windows' bug check")
             bundle.words = words_of_bug_check(bug_check)
 
 
-async def _screenshot(session: Session, bundle: Bundle) -> None:
-    name = SCREENS[0 if session.capability.version >= PNG_SINCE else 1]
-    bundle.keep(name, await take_picture(session, Path(name).suffix.removeprefix(".")), A_SCREEN)
-
-
-async def _registers_and_state(session: Session, bundle: Bundle) -> None:
-    """Ask QEMU all questions together; it answers them in this order."""
+async def _screenshot_and_state(session: Session, bundle: Bundle) -> None:
+    """Have QEMU draw its screen, and ask for its state behind that: it answers in this order."""
     every = session.capability.version >= ALL_REGISTERS_SINCE
     command = "info registers -a" if every else "info registers"
-    asked: list[Command] = [("human-monitor-command", {"command-line": command})]
-    asked += [(name, {}) for name in (*QUERIES, BLOCK_QUERY)]
-    answers = await session.monitor.execute_all(asked, timeout=STATE_WITHIN)
+    questions: list[Command] = [("human-monitor-command", {"command-line": command})]
+    questions += [(name, {}) for name in (*QUERIES, BLOCK_QUERY)]
+    state: Asked | None = None
+
+    def ask() -> Asked:
+        nonlocal state
+        state = state or session.monitor.asked(questions, timeout=STATE_WITHIN)
+        return state
+
+    name = SCREENS[0 if session.capability.version >= PNG_SINCE else 1]
+    kind = Path(name).suffix.removeprefix(".")
+    try:
+        bundle.keep(name, await take_picture(session, kind, behind=ask), A_SCREEN)
+    except (MonitorError, OSError) as error:
+        bundle.problems["screenshot"] = str(error)
+    _keep_state(bundle, await ask().answers())
+
+
+def _keep_state(bundle: Bundle, answers: list[object]) -> None:
     registers, *state, devices = answers
     if isinstance(registers, MonitorError):
         bundle.problems["registers"] = str(registers)
@@ -282,64 +346,12 @@ async def _registers_and_state(session: Session, bundle: Bundle) -> None:
         name: str(answer) if isinstance(answer, MonitorError) else answer
         for name, answer in zip(QUERIES, state, strict=True)
     }
-    bundle.keep("qemu.json", _json(said), "QEMU's answers: its version, machine and jobs")
+    about = "QEMU's answers: its version, machine and jobs"
+    bundle.keep("qemu.json", partial(_json, said), about)
     if isinstance(devices, MonitorError):
         bundle.problems["block devices"] = str(devices)
     else:
-        bundle.keep("block.json", json.dumps(devices).encode(), "QEMU's block devices")
-
-
-def _keep(
-    bundle: Bundle, consoles: tuple[Path, ...], facts: Callable[[], object], session: Session
-) -> None:
-    """Write what was taken, what needs no QEMU, and the list of everything. Blocking."""
-    _make(bundle.directory)
-    # A process that is no QEMU is not asked what it was started with.
-    arguments = session.peer.command_line() if session.process_known else None
-    logs = find_logs(consoles, session.peer, arguments, bundle.problems)
-    for number, log in enumerate(logs):
-        try:
-            content = read_end(log, CONSOLE_KEPT)
-        except OSError as error:
-            bundle.problems[str(log.path)] = error.strerror or str(error)
-            continue
-        bundle.keep(f"console-{number}.log", content, str(log.path))
-        bundle.words = bundle.words.or_better(words_of_console(content))
-    bundle.write()
-    everything = {
-        "panic_line": bundle.words.line,
-        "signature": bundle.words.signature and asdict(bundle.words.signature),
-        "files": bundle.files,
-        "problems": bundle.problems,
-        "facts": facts(),
-        "command_line": arguments,
-        "host": _host(session.peer.pid),
-    }
-    _write(bundle.directory / MANIFEST, _json(everything))
-    bundle.files[MANIFEST] = "the list of all this, and the host's load"
-
-
-def _host(pid: int) -> dict[str, str]:
-    """Return what the kernel says of the host's load, of QEMU's process and of its cgroup."""
-    paths = list(HOST_FILES)
-    if pid:
-        process = f"/proc/{pid}"
-        paths += [f"{process}/{name}" for name in PROCESS_FILES]
-        cgroup = _text_of(f"{process}/cgroup").partition("0::/")[2].partition("\n")[0]
-        if cgroup and ".." not in cgroup.split("/"):
-            paths += [f"{CGROUPS}/{cgroup}/{name}" for name in CGROUP_FILES]
-    return {path: _text_of(path) for path in paths}
-
-
-def _text_of(path: str) -> str:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(file, HOST_FILE_KEPT).decode(errors="replace")
-        finally:
-            os.close(file)
-    except OSError as error:
-        return error.strerror or str(error)
+        bundle.keep("block.json", lambda: json.dumps(devices).encode(), "QEMU's block devices")
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ QEMU ``util/osdep.c``, ``monitor/fds.c``; proc(5), pipe(7), splice(2).
 """
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -22,7 +23,8 @@ import trio
 from panicd.libvirt.client import Client
 from panicd.libvirt.protocol import DomainRef
 from panicd.libvirt.requests import screenshot
-from panicd.qemu.monitor import CommandError, MonitorError
+from panicd.qemu.exchange import Asked
+from panicd.qemu.monitor import Command, CommandError, MonitorError
 from panicd.qemu.session import Session
 
 MOST: Final = 32 << 20
@@ -32,6 +34,8 @@ TOO_LARGE: Final = f"more than the {MOST} bytes that a screen can be"
 SIGNATURES: Final = {"png": b"\x89PNG\r\n\x1a\n", "ppm": b"P6"}
 CHUNK: Final = 1 << 16  # bytes that are taken at a time
 ANSWER_TIMEOUT: Final = 2.0  # seconds
+DRAWN_WITHIN: Final = 5.0  # seconds
+DRAWN_AT_ONCE: Final = 0.002  # seconds in which a picture that fits into the pipe may come
 NO_CONSOLE: Final = "There is no console"  # QEMU, ui/console.c, qmp_screendump
 NO_SCREEN: Final = "the VM has no screen"
 BY_LIBVIRT_WITHIN: Final = 5.0  # seconds: it waits for what libvirt does about the panic itself
@@ -54,6 +58,9 @@ class Picture:
     def __del__(self) -> None:
         if file := getattr(self, "_file", 0):
             os.close(file)
+
+    def __len__(self) -> int:
+        return self._size
 
     def take(self, pipe: int) -> bool:
         """Take what a pipe has; return whether there was anything.
@@ -94,12 +101,13 @@ class Picture:
             written += os.sendfile(file, self._file, written, self._size - written)
 
 
-async def take_picture(session: Session, kind: str) -> Picture:
+async def take_picture(session: Session, kind: str, behind: Callable[[], object]) -> Picture:
     """Have QEMU make a picture of its guest's screen.
 
     Args:
         session: the VM.
         kind: ``png`` (QEMU 7.1 and later) or ``ppm``.
+        behind: called when QEMU was asked for the picture, and can be asked for more.
 
     Raises:
         MonitorError: QEMU refuses, or does not answer.
@@ -114,8 +122,11 @@ async def take_picture(session: Session, kind: str) -> Picture:
             name, fdset = await _hand_over(session, writing)
         finally:
             os.close(writing)
-        await _dump_screen(session, name, kind, picture, reading)
-        await session.execute("remove-fd", {"fdset-id": fdset})
+        arguments = {"filename": name, **({"format": kind} if kind == "png" else {})}
+        commands: list[Command] = [("screendump", arguments), ("remove-fd", {"fdset-id": fdset})]
+        drawing = session.monitor.asked(commands, timeout=DRAWN_WITHIN)
+        behind()
+        await _take_drawn(drawing, picture, reading)
     finally:
         os.close(reading)
     if not picture.begins_with(SIGNATURES[kind]):
@@ -159,8 +170,8 @@ async def _hand_over(session: Session, pipe: int) -> tuple[str, object]:
     return f"/proc/self/fd/{answer['fd']}", answer.get("fdset-id")
 
 
-async def _dump_screen(session: Session, name: str, kind: str, picture: Picture, pipe: int) -> None:
-    """Have QEMU write its screen, and take it from the pipe meanwhile."""
+async def _take_drawn(drawing: Asked, picture: Picture, pipe: int) -> None:
+    """Take from the pipe what QEMU writes until it has answered."""
     problem: Exception | None = None
 
     async def take() -> None:
@@ -174,17 +185,16 @@ async def _dump_screen(session: Session, name: str, kind: str, picture: Picture,
             problem = error
             nursery.cancel_scope.cancel()
 
-    arguments: dict[str, object] = {"filename": name}
-    if kind == "png":
-        arguments["format"] = kind
+    with trio.move_on_after(DRAWN_AT_ONCE):
+        await drawing.complete.wait()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(take)
-        try:
-            await session.execute("screendump", arguments)
-        except CommandError as error:
-            problem = OSError(NO_SCREEN) if NO_CONSOLE in error.description else error
-        except MonitorError as error:
-            problem = error
+        if not drawing.complete.is_set():
+            nursery.start_soon(take)
+        drawn, *_ = await drawing.answers()
+        if isinstance(drawn, CommandError):
+            problem = OSError(NO_SCREEN) if NO_CONSOLE in drawn.description else drawn
+        elif isinstance(drawn, MonitorError):
+            problem = drawn
         nursery.cancel_scope.cancel()
     if problem is not None:
         raise problem

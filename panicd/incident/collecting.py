@@ -1,7 +1,11 @@
 """Takes the evidence of one domain's panic, and dumps its guest's memory."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Final
+
+import trio
 
 from panicd import __version__
 from panicd.dumps.coredump import FinishedDump
@@ -18,9 +22,13 @@ from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
 from panicd.rules.incident import Incident
 from panicd.rules.last_words import LastWords
+from panicd.rules.machine.effects import Collect
 from panicd.rules.payload import describe
-from panicd.rules.plan import Collect, Dump
+from panicd.rules.plan import Dump, Quit
 from panicd.rules.settings import Policy
+
+EVIDENCE: Final = "evidence"
+"""What has a problem while bundles can't be written."""
 
 
 class EvidenceKeeper:
@@ -45,26 +53,53 @@ class EvidenceKeeper:
         assert self._domain.chronicle is not None
         return self._domain.chronicle.incident
 
-    async def take(self, session: Session, step: Collect) -> LastWords:
-        """Take evidence within the step's time; return the guest's last words."""
+    async def take(self, session: Session, effect: Collect) -> LastWords:
+        """Take evidence within the step's time; return the guest's last words.
+
+        It is in memory then, and on the disk only if no command follows that it would hold up.
+        """
         incident, evidence = self._incident, self._policy.evidence
-        chronicle = self._domain.chronicle
-        assert chronicle is not None
+        writer, follows = self._services.bundle_writer, effect.follows
+        limit = trio.current_time() + effect.step.timeout
         by_other, no_log = self._reader(session)
+        pid = session.peer.pid if session.process_known else 0
         bundle = await collect(
             session,
             bundle_directory(self._services.config(), incident.id),
             consoles=evidence.consoles if evidence is not None else (),
-            facts=partial(_facts, incident),
-            budget=step.timeout,
+            budget=effect.step.timeout,
+            # They say nothing of a process that has ended.
+            host=partial(writer.host.of, pid) if isinstance(follows, Quit) else None,
             by_other=by_other,
             no_log=no_log,
             items=_items_by_libvirt(session, is_wanted=not no_log),
         )
-        # The keeper reads the journal, and would miss an incident that is not yet there.
-        taken = partial(self._services.bundles.taken, self._domain.key, self._policy, incident.id)
-        chronicle.commit_soon(lambda _problem: taken())
-        return bundle.words
+        words = bundle.words
+        may_go_on = follows is not None and writer.has_room
+        writer.write_soon(bundle, partial(_facts, incident), pid, self._written(incident))
+        if not may_go_on:
+            with trio.move_on_at(limit):
+                await writer.written(bundle.directory)
+        return words
+
+    def _written(self, incident: Incident) -> Callable[[str], None]:
+        """Return what is called when a bundle is written, or is not."""
+        services, domain, policy = self._services, self._domain, self._policy
+        chronicle = domain.chronicle
+        assert chronicle is not None
+        taken = partial(services.bundles.taken, domain.key, policy, incident.id)
+
+        def written(problem: str) -> None:
+            if problem:
+                log = get_logger(domain=domain.name, incident=incident.id)
+                log.error("the evidence could not be written", problem=problem)
+                services.problems.begin(EVIDENCE, problem, bearable=True)
+            else:
+                services.problems.end(EVIDENCE)
+            # The keeper reads the journal, and would miss an incident that is not yet there.
+            chronicle.commit_soon(lambda _problem: taken())
+
+        return written
 
     def _reader(self, session: Session) -> tuple[DumpByOther | None, str]:
         """Return libvirt's dump for the kernel log, if any, and why no dump is possible."""

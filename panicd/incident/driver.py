@@ -6,7 +6,6 @@ commit when it is done.
 """
 
 import math
-import signal
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
@@ -27,16 +26,17 @@ from panicd.incident.liveness import Liveness
 from panicd.incident.moment import moment_of
 from panicd.incident.outcome import answer_of
 from panicd.incident.policy_in_force import tell_policy
-from panicd.incident.reaction import Foresight, Reaction
+from panicd.incident.reaction import Foresight, Reaction, follows_command
 from panicd.incident.request import Request
+from panicd.incident.rush import FirstCommand
 from panicd.incident.services import Services
 from panicd.journal.chronicle import Chronicle
 from panicd.journal.journal import JournalError
 from panicd.qemu.event_outlet import Heard as HeardAt
-from panicd.qemu.process import Peer, PeerError
+from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
 from panicd.qemu.tokens import Tokens
-from panicd.rules.incident import Closed, Opened, Outcome, Settled, StepResult
+from panicd.rules.incident import Closed, Opened, Settled
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import State, effects, step
 from panicd.rules.machine.ahead import as_foreseen
@@ -47,7 +47,6 @@ from panicd.rules.machine.inputs import (
     Attached,
     Durable,
     Elapsed,
-    Finished,
     Heard,
     Input,
     LookAgain,
@@ -96,6 +95,7 @@ class Driver:
         self._latest: Chronicle | None = None  # the last one with a new entry
         self._heard_at = math.inf
         self._first = ExitStack()  # it has priority while it reacts
+        self._command: FirstCommand | None = None  # that follows its evidence
         self._watches = False
         self._liveness: Liveness | None = None
         self._gathering = Gathering(services.timers, services.metrics)
@@ -123,6 +123,7 @@ class Driver:
         try:
             await self._claim_incident()
             lost = await self._errands.what_was_lost()
+            gone = await self._errands.evidence_is_lost()
             async with trio.open_nursery() as self._nursery:
                 self._look_up_policy()
                 incident = domain.chronicle.incident if domain.chronicle is not None else None
@@ -130,10 +131,9 @@ class Driver:
                     services, domain, session, self._is_idle, lambda: self.feed(LookAgain())
                 )
                 heard = *self._heard_before(session), *lost
-                self.feed(Attached(session.vm, incident, heard))
-                session.listen(self._heard, self._session_ended)
-                if self._state.vm is not None:  # its text is ready by now
-                    vm = self._state.vm
+                self.feed(Attached(session.vm, incident, heard, gone))
+                session.listen(self._heard, partial(self.feed, Lost()))
+                if (vm := self._state.vm) is not None:  # its text is ready by now
                     self._foresight.of(self._moment(), vm.capability, vm.process)
                 await self._until_left()
         finally:
@@ -175,8 +175,17 @@ class Driver:
         """Give the machine an input, and carry out its effects; one input at a time."""
         self._gathering.tell_more(self.feed)  # the gathered panics came before
         self._inbox.append(came)
-        if self._reaction is None or not self._reaction.may_wait(came):
+        if not self._may_wait(came):
             self._go_on()
+
+    def _may_wait(self, came: Input) -> bool:
+        """Tell whether an input waits for other domains' first commands: this one has its own."""
+        if self._reaction is not None:
+            return self._reaction.may_wait(came)
+        if isinstance(came, Elapsed) and came.serial != self._state.serial:
+            return True  # the machine will drop it
+        command = self._command
+        return command is not None and follows_command(came) and command.put_off(self._go_on)
 
     def _go_on(self) -> None:
         if not self._is_busy and self._bug is None:
@@ -234,10 +243,9 @@ class Driver:
         if session is None or vm is None or self._is_busy or self._bug is not None:
             return False
         moment = self._moment()
-        if not as_foreseen(self._state, panic, moment):
-            return False
-        foreseen = self._foresight.of(moment, vm.capability, vm.process)
-        if foreseen is None:
+        is_foreseen = as_foreseen(self._state, panic, moment)
+        foreseen = is_foreseen and self._foresight.of(moment, vm.capability, vm.process)
+        if not foreseen:
             return False
         self._opens(moment.now)
         reaction = Reaction(self._services, foreseen, panic, moment, self._state.serial)
@@ -254,9 +262,6 @@ class Driver:
                 if isinstance(effect, effects.Note) or not reaction.has_done(effect):
                     self._carry_out(effect)
 
-    def _session_ended(self) -> None:
-        self.feed(Lost())
-
     # Effects.
 
     def _carry_out(self, effect: effects.Effect) -> None:
@@ -271,7 +276,7 @@ class Driver:
             case effects.Wake(serial=serial, seconds=seconds):
                 self._alarm.set(seconds, partial(self.feed, Elapsed(serial)))
             case effects.Collect():
-                self._run(self._errands.collect(effect))
+                self._collect(effect)
             case effects.MakeDump():
                 self._act(True)
                 self._run(self._errands.dump(effect))
@@ -280,7 +285,7 @@ class Driver:
                 self._run(self._errands.relaunch(effect))
             case effects.SendSignal():
                 self._act(True)
-                self._signal(effect)
+                self.feed(self._errands.signal(effect))
             case effects.WatchProcess():
                 self._watch_process()
             case effects.TellLibvirt():
@@ -310,6 +315,12 @@ class Driver:
             case _:
                 assert_never(effect)
 
+    def _collect(self, effect: effects.Collect) -> None:
+        if effect.follows is not None:
+            self._command = FirstCommand(self._services.rush)
+            self._first.callback(self._command.given)
+        self._run(self._errands.collect(effect))
+
     def _run(self, errand: Awaitable[Input]) -> None:
         async def run() -> None:
             self.feed(await errand)
@@ -337,6 +348,7 @@ class Driver:
         self._first.enter_context(self._services.priority.go_first())
         self._services.storm.note(self._domain.key, at)
         self._token = _TOKENS.next()[:8]
+        self._command = None
 
     def _answer(self, request: Request, refused: str) -> None:
         """Tell an operator a request's result, once it is on the disk."""
@@ -366,6 +378,8 @@ class Driver:
             self._domain.chronicle.commit_soon(done)
 
     def _act(self, acts: bool) -> None:
+        if acts and self._command is not None:
+            self._command.given()
         if acts and self._heard_at != math.inf:
             took = trio.current_time() - self._heard_at
             self._services.metrics.reaction.observe(took)
@@ -385,15 +399,6 @@ class Driver:
         question = self._session.monitor.ask(commands, done, timeout=send.timeout)
         if not question.is_over:
             limit = self._services.timers.after(send.timeout, question.give_up)
-
-    def _signal(self, effect: effects.SendSignal) -> None:
-        assert self._peer is not None
-        result = StepResult(Outcome.DONE)
-        try:
-            self._peer.send_signal(signal.Signals[effect.name])
-        except PeerError as error:
-            result = StepResult(Outcome.FAILED, str(error))
-        self.feed(Finished(effect.serial, result))
 
     def _watch_process(self) -> None:
         known = self._peer is not None and bool(self._state.vm and self._state.vm.process)

@@ -3,25 +3,30 @@
 A driver starts an errand, goes on, and feeds the result to its machine. Errands decide nothing.
 """
 
+import signal
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import trio
 
 from panicd.dumps.coredump import DumpError, DumpFailure
+from panicd.evidence.bundle import read_manifest
 from panicd.incident.collecting import EvidenceKeeper
 from panicd.incident.domains import Domain
 from panicd.incident.outcome import finish
 from panicd.incident.relaunch import relaunch_environment, run_relaunch
-from panicd.incident.services import Services
+from panicd.incident.services import Services, bundle_directory
 from panicd.libvirt import beside
 from panicd.libvirt.errors import (
     LibvirtAwayError,
     LibvirtRefusedError,
     LibvirtSilentError,
 )
-from panicd.qemu.process import Peer
+from panicd.qemu.process import Peer, PeerError
 from panicd.qemu.session import Session
+from panicd.qemu.threads import NoThreadError, in_thread
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.identity import owner_of
 from panicd.rules.incident import Outcome, StepResult
@@ -30,7 +35,9 @@ from panicd.rules.machine.ending import GONE_FOLLOWS
 from panicd.rules.machine.inputs import Departed, Finished, Gone, Heard, Told
 from panicd.rules.machine.vm import Stand
 from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState
+from panicd.rules.recovery import took_evidence
 
+DISK_ANSWERS: Final = 2.0  # seconds
 REAPED_FOLLOWS: Final = 0.2  # seconds from a process's end until its parent knows
 
 
@@ -73,12 +80,23 @@ class Errands:
         action = PanicAction.PAUSE if stopped else PanicAction.RUN
         return [Heard(GuestPanickedEvent(0.0, action), events.lost_panics)]
 
+    async def evidence_is_lost(self) -> bool:
+        """True if evidence of the open incident was taken, and is known not to be on the disk."""
+        chronicle = self._domain.chronicle
+        if chronicle is None or not took_evidence(chronicle.incident):
+            return False
+        directory = bundle_directory(self._services.config(), chronicle.incident.id)
+        with trio.move_on_after(DISK_ANSWERS), suppress(NoThreadError):
+            await self._services.bundle_writer.written(directory)
+            return await in_thread(partial(read_manifest, directory)) is None
+        return False
+
     async def collect(self, effect: effects.Collect) -> Finished:
         """Save the guest's output and QEMU's facts of its panic."""
         session = self._of_qemu
 
         async def take() -> StepResult:
-            words = await self._evidence.take(session, effect.step)
+            words = await self._evidence.take(session, effect)
             return StepResult(Outcome.DONE, words.line, words.signature)
 
         return await finish(effect.serial, take)
@@ -104,6 +122,16 @@ class Errands:
         incident = chronicle.incident
         environment, process = relaunch_environment(incident), incident.opened.process
         return Finished(effect.serial, await run_relaunch(effect.step, environment, process))
+
+    def signal(self, effect: effects.SendSignal) -> Finished:
+        """Send QEMU's process a signal."""
+        assert self._peer is not None
+        result = StepResult(Outcome.DONE)
+        try:
+            self._peer.send_signal(signal.Signals[effect.name])
+        except PeerError as error:
+            result = StepResult(Outcome.FAILED, str(error))
+        return Finished(effect.serial, result)
 
     async def await_gone(self) -> Gone:
         """Wait until QEMU's process is gone."""

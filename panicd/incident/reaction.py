@@ -30,6 +30,13 @@ KINDS: Final = 256
 """How many pairs of policy and capability are remembered, each with its foreseen effects."""
 
 
+def follows_command(came: Input) -> bool:
+    """True for an input that a first command leads to, and that is in no hurry."""
+    return isinstance(came, Answered) or (
+        isinstance(came, Heard) and isinstance(came.event, ResetEvent | ShutdownEvent)
+    )
+
+
 @lru_cache(KINDS)
 def _foreseen(policy: Policy, capability: Capability) -> tuple[Foreseen, Template] | None:
     """Return what a panic leads to, with entries that name no domain."""
@@ -139,10 +146,7 @@ class Reaction:
 
     def may_wait(self, came: Input) -> bool:
         """True if an input after the first command may wait for other domains' first commands."""
-        follows = isinstance(came, Answered) or (
-            isinstance(came, Heard) and isinstance(came.event, ResetEvent | ShutdownEvent)
-        )
-        return self.is_given and follows and self._services.rush.goes_on
+        return self.is_given and follows_command(came) and self._services.rush.goes_on
 
     def catch_up(self) -> Iterator[tuple[Input, Moment]]:
         """End the reaction, and yield its inputs for the machine, in order."""

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Final
 
 import trio
+from trio.abc import Clock
 
 from panicd.host.timers import Timers
 
 WAITS_AT_MOST: Final = 1.0  # seconds from the first panic on
+WRITTEN_AFTER: Final = 3.0  # seconds from the first panic on; until then evidence may wait
 SLICE: Final = 0.001  # seconds of work before the event loop reads again
 LOOKS_EVERY: Final = 0.002  # seconds
 
@@ -27,14 +29,16 @@ class Rush:
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
         self._count = 0
-        self._until = 0.0
+        self._began = 0.0
+        self._clock: Clock | None = None
         self._later: deque[Callable[[], None]] = deque()
         self._is_set = False
 
     def begin(self) -> None:
         """Count a first command that is due."""
         if not self._count:
-            self._until = trio.current_time() + WAITS_AT_MOST
+            self._clock = trio.lowlevel.current_clock()
+            self._began = self._clock.current_time()
         self._count += 1
 
     def end(self) -> None:
@@ -44,7 +48,18 @@ class Rush:
     @property
     def goes_on(self) -> bool:
         """True while later work must wait for first commands."""
-        return self._count > 0 and trio.current_time() < self._until
+        return self._lasts(WAITS_AT_MOST)
+
+    @property
+    def holds_up_writing(self) -> bool:
+        """True while evidence must wait for first commands. Any thread may ask."""
+        return self._lasts(WRITTEN_AFTER)
+
+    def _lasts(self, seconds: float) -> bool:
+        clock = self._clock
+        return (
+            clock is not None and self._count > 0 and clock.current_time() < self._began + seconds
+        )
 
     def afterwards(self, call: Callable[[], None]) -> None:
         """Have something called when no first command is due."""
@@ -63,3 +78,29 @@ class Rush:
             self._later.popleft()()
         if self._later:
             self._set(LOOKS_EVERY if self.goes_on else 0.0)
+
+
+class FirstCommand:
+    """A first command that is due, until it is given.
+
+    Attributes:
+        is_given: it was given, or will not be.
+    """
+
+    def __init__(self, rush: Rush) -> None:
+        self.is_given = False
+        self._rush = rush
+        rush.begin()
+
+    def put_off(self, call: Callable[[], None]) -> bool:
+        """Have something called after others' first commands; return False if it need not wait."""
+        if not (self.is_given and self._rush.goes_on):
+            return False
+        self._rush.afterwards(call)
+        return True
+
+    def given(self) -> None:
+        """Note that it was given, or will not be."""
+        if not self.is_given:
+            self.is_given = True
+            self._rush.end()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from panicd.config.config import Config
 from panicd.dumps.queue import DumpQueue
+from panicd.evidence.bundle_writer import BundleWriter
 from panicd.evidence.retention import BundleRetention
 from panicd.host.metrics import Metrics
 from panicd.host.priority import Priority
@@ -38,6 +39,7 @@ class Services:
         storm: limits actions while many domains panic at once.
         dumps: the domains whose memory is dumped, and those that wait.
         bundles: removes surplus evidence.
+        bundle_writer: writes evidence.
         priority: lets reactions go first.
         unrecorded: whether earlier actions are unknown, and panicd waits that out.
         libvirt: of this host.
@@ -56,6 +58,7 @@ class Services:
     storm: StormWatch
     dumps: DumpQueue
     bundles: BundleRetention
+    bundle_writer: BundleWriter
     priority: Priority
     unrecorded: Callable[[], bool]
     libvirt: Libvirt

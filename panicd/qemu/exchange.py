@@ -80,7 +80,45 @@ class Exchange(ABC):
         Returns:
             For each command its answer, or its ``MonitorError``.
         """
-        return await answers_to(partial(self.ask, commands, timeout=timeout), timeout)
+        return await self.asked(commands, timeout=timeout).answers()
+
+    def asked(self, commands: Sequence[Command], *, timeout: float) -> "Asked":
+        """Send several commands at once; their answers are waited for later."""
+        return Asked(partial(self.ask, commands, timeout=timeout), timeout)
+
+
+class Asked:
+    """Commands that were sent; their answers are waited for later.
+
+    Args:
+        ask: sends them, and passes their answers on.
+        timeout: seconds from now after which they are given up.
+
+    Attributes:
+        complete: set once all answers came, or none will come.
+    """
+
+    def __init__(
+        self, ask: Callable[[Callable[[list[object]], None]], Question], timeout: float
+    ) -> None:
+        self.complete = trio.Event()
+        self._answers: list[object] = []
+        self._limit = trio.current_time() + timeout
+        self._question = ask(self._done)
+
+    async def answers(self) -> list[object]:
+        """Return for each command its answer, or its ``MonitorError``."""
+        try:
+            if not self.complete.is_set():
+                with trio.move_on_at(self._limit):
+                    await self.complete.wait()
+        finally:
+            self._question.give_up()
+        return self._answers
+
+    def _done(self, given: list[object]) -> None:
+        self._answers = given
+        self.complete.set()
 
 
 async def answers_to(
@@ -92,17 +130,4 @@ async def answers_to(
         ask: sends the question, and passes its answers on.
         timeout: seconds after which the question is given up.
     """
-    complete = trio.Event()
-    answers: list[object] = []
-
-    def done(given: list[object]) -> None:
-        answers.extend(given)
-        complete.set()
-
-    question = ask(done)
-    try:
-        with trio.move_on_after(timeout):
-            await complete.wait()
-    finally:
-        question.give_up()
-    return answers
+    return await Asked(ask, timeout).answers()

@@ -356,8 +356,10 @@ async def _write_part(
     arguments = {"paging": False, "protocol": f"fd:{FD_NAME}", **part}
     commands: list[Command] = [("getfd", {"fdname": FD_NAME}), ("dump-guest-memory", arguments)]
     answers = await session.qmp.execute_all_with_fd(commands, file, timeout=_left(deadline))
-    for answer in answers:
+    for number, answer in enumerate(answers):
         match answer:
+            case CommandError() if number == 0:
+                raise NotReadableError(f"QEMU takes no file: {answer.description}") from answer
             case CommandError():
                 return answer
             case NoReplyError():

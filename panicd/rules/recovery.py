@@ -56,6 +56,7 @@ class Found:
         by_panic: QEMU ended with the panic itself, as it does where it is not armed.
         by_libvirt: the run state comes from libvirt. If libvirtd ends while it resets a guest, it
             goes on calling the guest crashed.
+        evidence_lost: the incident's evidence was taken, and panicd ended before it was written.
     """
 
     run_state: RunState | None
@@ -63,6 +64,7 @@ class Found:
     version: Version
     by_panic: bool = False
     by_libvirt: bool = False
+    evidence_lost: bool = False
 
     @property
     def proves_panic(self) -> bool:
@@ -112,6 +114,12 @@ def recover(incident: Incident, found: Found) -> Recovery:
     if isinstance(recovery, GoOn) and _was_tried_enough(incident, recovery.index):
         return GiveUp(recovery.index)
     return recovery
+
+
+def took_evidence(incident: Incident) -> bool:
+    """Whether the plan in force has taken evidence."""
+    index = _begun(incident, Collect)
+    return index is not None and incident.steps[index].outcome is Outcome.DONE
 
 
 def _was_tried_enough(incident: Incident, index: int) -> bool:
@@ -242,6 +250,8 @@ def _reset_and_left(found: Found) -> Recovery:
 def _still_panicked(incident: Incident, step: AnyStep | None, index: int, found: Found) -> Recovery:
     if not _made_for_stopped_guest(incident):
         return Redecide()
+    if (lost := _to_take_again(incident, found)) is not None:
+        return GoOn(lost)
     reset = _begun(incident, SystemReset)
     if reset is not None:
         earliest, latest = RESET_LEAVES_PANICKED
@@ -262,6 +272,22 @@ def _still_panicked(incident: Incident, step: AnyStep | None, index: int, found:
     if first_of_end is not None:
         return _ready_for(incident, first_of_end)
     return _unfinished(incident, index)
+
+
+def _to_take_again(incident: Incident, found: Found) -> int | None:
+    """Return the step of the evidence that is lost, if the guest still shows it."""
+    collect, reset = _begun(incident, Collect), _begun(incident, SystemReset)
+    was_reset = reset is not None and incident.steps[reset].outcome is Outcome.DONE
+    if (
+        not (found.evidence_lost and found.proves_panic)
+        or collect is None
+        or not took_evidence(incident)
+        or was_reset
+        or _let_go(incident)
+        or _was_tried_enough(incident, collect)
+    ):
+        return None
+    return collect
 
 
 def _ready_for(incident: Incident, command: int) -> Recovery:

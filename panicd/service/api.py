@@ -27,7 +27,7 @@ from panicd.incident.records import (
     read_panics,
     read_record,
 )
-from panicd.incident.services import Services
+from panicd.incident.services import Services, bundle_directory
 from panicd.journal.journal import JournalError
 from panicd.rules.incident import OWN_TIME_OVER
 from panicd.rules.on_crash import Action, OnCrash
@@ -41,6 +41,7 @@ from panicd.service.operators import Operators
 
 T = TypeVar("T")
 
+WRITTEN_WITHIN: Final = 2.0  # seconds; a bundle of evidence takes some milliseconds
 SHOWN_AT_ONCE: Final = 8  # domains; each takes some 70 µs, in which nobody gets a response
 
 PATTERN: Final = frozenset("*?[")
@@ -231,6 +232,9 @@ class Api:
         state_directory = self._services.config().state_directory
         journal = self._keeping.journal.path
         incident_id = await self._called(incident_id)
+        with trio.move_on_after(WRITTEN_WITHIN):
+            directory = bundle_directory(self._services.config(), incident_id)
+            await self._services.bundle_writer.written(directory)
         record = await _read(partial(read_record, journal, state_directory, incident_id))
         if record is None:
             raise _no_such_incident(incident_id)

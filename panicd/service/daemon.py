@@ -30,6 +30,7 @@ from panicd.config.config import (
 from panicd.dumps.coredump import DumpFailure
 from panicd.dumps.directory import Space, existing_part, space
 from panicd.dumps.queue import DumpQueue
+from panicd.evidence.bundle_writer import BundleWriter
 from panicd.evidence.retention import BundleRetention
 from panicd.fleet.audit import count_exposed
 from panicd.fleet.connector import Connector
@@ -140,7 +141,6 @@ class Daemon:
         self._metrics.problems.set_function(lambda: len(self._problems.blinding))
         self._metrics.guests_left_reset.set_function(self._guests_left_reset)
         self._dumps = DumpQueue(config.coredumps_at_once, time.time)
-        self._bundles = BundleRetention(self._journal.path, config.state_directory / BUNDLES)
         self._dry_run = dry_run
         self._manager = ServiceManager.take(os.environ)
         self._monitors: dict[Monitor, trio.CancelScope] = {}
@@ -193,7 +193,7 @@ class Daemon:
                 nursery.start_soon(self._connector.see_mounts)
                 nursery.start_soon(self._libvirt.run)
                 nursery.start_soon(self._prune)
-                nursery.start_soon(self._bundles.run)
+                nursery.start_soon(services.bundles.run)
                 nursery.start_soon(self._notifier.run)
                 nursery.start_soon(self._feed_watchdog)
                 self._manager.notify(READY=1)
@@ -212,6 +212,8 @@ class Daemon:
         for incident in self._journal.load_open():
             waiting.park(Chronicle(incident, keeping), is_resumed=True)
         timers = Timers()
+        rush = Rush(timers)
+        bundles = self._config.state_directory / BUNDLES
         return Services(
             config=lambda: self._config,
             keeping=keeping,
@@ -221,12 +223,13 @@ class Daemon:
             holds=self._holds,
             storm=self._storm,
             dumps=self._dumps,
-            bundles=self._bundles,
+            bundles=BundleRetention(self._journal.path, bundles, lambda: rush.holds_up_writing),
+            bundle_writer=BundleWriter(timers, lambda: rush.holds_up_writing),
             priority=self._priority,
             unrecorded=self._must_wait_out,
             libvirt=self._libvirt,
             timers=timers,
-            rush=Rush(timers),
+            rush=rush,
             problems=self._problems,
             dry_run=self._dry_run,
         )
@@ -245,11 +248,13 @@ class Daemon:
             self._storm.remember(incident.opened.domain_key, incident.opened.at)
 
     async def _write_the_rest(self, keeping: Keeping) -> None:
-        """Make durable what was noted when the daemon was told to stop."""
+        """Write what waits when the daemon was told to stop: entries, then evidence."""
         with trio.move_on_after(LAST_WORDS):
             for chronicle in list(keeping.unwritten):
                 with suppress(JournalError):  # reported where it is found
                     await chronicle.commit()
+        with trio.move_on_after(LAST_WORDS):
+            await self._services.bundle_writer.all_written()
 
     async def _prune(self) -> None:
         """Remove incidents and operations that are too old, once a day."""
@@ -449,11 +454,9 @@ class Daemon:
         return math.nan if there is None else max(0, there.above(floor))
 
     def _coredump_space(self) -> Space | None:
-        directory = self._config.defaults.coredump.directory
-        try:
-            return space(existing_part(directory))
-        except OSError:
-            return None
+        with suppress(OSError):
+            return space(existing_part(self._config.defaults.coredump.directory))
+        return None
 
 
 def _tell_clock_was_set(seconds: float) -> None:

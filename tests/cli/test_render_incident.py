@@ -196,6 +196,17 @@ def test_evidence_that_is_not_there_is_said_to_be_so() -> None:
     assert any("No evidence was kept" in line for line in shown(evidence=None))
 
 
+def test_evidence_that_was_taken_and_not_written_is_said_to_be_lost() -> None:
+    step = {"index": 0, "step": "Collect", "at": 1.0}
+    begun = {"kind": "step-begun", **step}
+    ended = {"kind": "step-ended", "outcome": "done", "detail": "", **step}
+    lines = shown(history=[begun, ended], evidence=None)
+    assert any("The evidence is not on the disk: panicd ended before" in line for line in lines)
+    assert not any("No evidence was kept" in line for line in lines)
+    failed = shown(history=[begun, ended | {"outcome": "failed"}], evidence=None)
+    assert any("No evidence was kept" in line for line in failed)
+
+
 def test_dump_that_is_not_there_any_more_is_missed() -> None:
     times = {"index": 0, "step": "Dump"}
     history = [

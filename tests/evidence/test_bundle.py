@@ -24,9 +24,10 @@ from tests.parts.nobody import NOBODY, needs_root
 from tests.parts.patience import patiently
 
 
+@pytest.mark.parametrize("action", ["restart", "preserve"])  # the latter waits for the disk
 @pytest.mark.parametrize("hanging", ["find_logs", "_make"])
 async def test_file_system_that_hangs_keeps_nobody_from_anything(
-    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, hanging: str
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, hanging: str, action: str
 ) -> None:
     let_go = threading.Event()
 
@@ -35,14 +36,19 @@ async def test_file_system_that_hangs_keeps_nobody_from_anything(
         return []
 
     monkeypatch.setattr(evidence, hanging, hang)
-    policy = {"on_crash": "restart", "evidence": {"budget": "200ms"}}
+    consoles = [str(socket_dir / "console")]
+    policy = {"on_crash": action, "evidence": {"budget": "200ms", "consoles": consoles}}
     vm = FakeQemu(socket_dir / "vm.qmp")
     try:
         async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
             await daemon.wait_armed("vm")
             vm.panic()
-            incident = await daemon.wait_incident("vm", ending="restarted")
+            restarted = action == "restart"
+            incident = await daemon.wait_incident(
+                "vm", ending="restarted" * restarted, state="preserved" * (not restarted)
+            )
             assert ("Collect", "done") in incident.steps
+            let_go.set()
     finally:
         let_go.set()
 
@@ -60,8 +66,9 @@ async def test_file_system_that_hangs_costs_its_user_s_evidence_only(
 
     monkeypatch.setattr(evidence, "find_logs", hang)
     one_each = defaultdict[int, trio.CapacityLimiter](lambda: trio.CapacityLimiter(1))
-    monkeypatch.setattr(evidence, "_WRITERS", one_each)
-    policy = {"on_crash": "restart", "evidence": {"budget": "2s"}}
+    monkeypatch.setattr(evidence, "_READERS", one_each)
+    consoles = [str(socket_dir / "console")]
+    policy = {"on_crash": "restart", "evidence": {"budget": "2s", "consoles": consoles}}
     hostile = FakeQemu(socket_dir / "hostile.qmp", name="hostile", uid=NOBODY)
     vm = FakeQemu(socket_dir / "vm.qmp")
     try:
@@ -74,7 +81,9 @@ async def test_file_system_that_hangs_costs_its_user_s_evidence_only(
                 await daemon.wait_armed(name)
                 fake.panic()
                 incident = await daemon.wait_incident(name, ending="restarted")
-            assert (socket_dir / "state" / "incidents" / incident.id / "bundle.json").exists()
+            record: Any = await daemon.call("incident", incident=incident.id)
+            problem = record["evidence"]["problems"][consoles[0]]
+            assert problem == "No such file or directory"  # it was looked for
     finally:
         let_go.set()
 
@@ -207,11 +216,14 @@ async def test_screen_without_end_is_none(socket_dir: Path) -> None:
     vm = FakeQemu(socket_dir / "vm.qmp")
 
     def draw(file: int, picture: bytes) -> None:
+        own = os.dup(file)  # the fake takes the next command meanwhile, and closes the other
+
         def write() -> None:
             much = picture * (65536 // len(picture))
             with suppress(BrokenPipeError):
                 while True:
-                    os.write(file, much)
+                    os.write(own, much)
+            os.close(own)
 
         thread.append(threading.Thread(target=write))
         thread[0].start()

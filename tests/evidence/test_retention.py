@@ -37,7 +37,8 @@ async def test_evidence_that_cannot_be_removed_keeps_nobody_from_anything(
     async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
         await daemon.wait_armed("vm")
         vm.panic()
-        await daemon.wait_incident("vm", ending="restarted")
+        first = await daemon.wait_incident("vm", ending="restarted")
+        await daemon.call("incident", incident=first.id)  # its bundle is written then
         bundles = socket_dir / "state" / "incidents"
         shutil.rmtree(bundles)
         bundles.write_text("no directory")

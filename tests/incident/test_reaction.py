@@ -13,6 +13,7 @@ import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from panicd.host.timers import Timer, Timers
+from panicd.incident import rush as rushing
 from panicd.incident.reaction import Reaction
 from panicd.incident.rush import LOOKS_EVERY, SLICE, WAITS_AT_MOST, Rush
 from panicd.journal.journal import Journal, JournalError
@@ -33,6 +34,7 @@ from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
 from tests.parts.wire import Message
 
+A_TEST = 60.0
 ENTRIES = {
     "restart": [
         *["opened", "decided", "step-begun", "step-begun", "step-begun"],
@@ -302,3 +304,41 @@ async def test_it_is_done_a_little_at_a_time(mock_clock: trio.testing.MockClock)
             rush.afterwards(work)
         await wait_all_tasks_blocked()
     assert done == [1, 2, 3]
+
+
+async def test_with_evidence_the_second_command_waits_for_the_first_commands_of_others(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rushing, "WAITS_AT_MOST", A_TEST)
+    given: list[tuple[str, str]] = []
+    policy = {"on_crash": "restart", "evidence": {"budget": "400ms"}}
+    vms = {name: FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in ("slow", "vm")}
+    vms["slow"].swallow("screendump")  # so that its evidence takes its time
+    async with (
+        DaemonInside.start(socket_dir, policy) as daemon,
+        vms["slow"].running(),
+        vms["vm"].running(),
+    ):
+        for name, vm in vms.items():
+            await daemon.wait_armed(name)
+            monkeypatch.setattr(vm.machine, "execute", noting(name, vm, given))
+        vms["slow"].panic()
+        await vms["slow"].wait_command("screendump")
+        vms["vm"].panic()
+        for name in vms:
+            await daemon.wait_incident(name, ending="restarted")
+    assert given.index(("slow", "system_reset")) < given.index(("vm", "cont"))
+    assert given.index(("vm", "system_reset")) < given.index(("slow", "system_reset"))
+
+
+def noting(
+    name: str, vm: FakeQemu, given: list[tuple[str, str]]
+) -> Callable[[str, Message], object]:
+    """Return what carries out a VM's commands, and notes them."""
+    execute = vm.machine.execute
+
+    def note(command: str, arguments: Message) -> object:
+        given.append((name, command))
+        return execute(command, arguments)
+
+    return note

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from panicd.config.config import Config
 from panicd.dumps.coredump import DumpFailure
 from panicd.dumps.queue import DumpQueue
+from panicd.evidence.bundle_writer import BundleWriter
 from panicd.evidence.retention import BundleRetention
 from panicd.fleet.backoff import FIRST_RETRY, LAST_RETRY
 from panicd.fleet.connector import LASTING
@@ -118,6 +119,7 @@ class Life:
             if incident.is_open:
                 waiting.park(Chronicle(incident, keeping))
         timers = Timers()
+        rush = Rush(timers)
         return Services(
             config=lambda: config,
             keeping=keeping,
@@ -127,12 +129,13 @@ class Life:
             holds=self.holds,
             storm=StormWatch(lambda: None, dict),
             dumps=DumpQueue(1, now),
-            bundles=BundleRetention(Path("/journal"), Path("/bundles")),
+            bundles=BundleRetention(Path("/journal"), Path("/bundles"), lambda: False),
+            bundle_writer=BundleWriter(timers, lambda: rush.holds_up_writing),
             priority=Priority(),
             unrecorded=lambda: False,
             libvirt=Libvirt(lambda: None, dry_run=False),
             timers=timers,
-            rush=Rush(timers),
+            rush=rush,
             problems=Problems(),
             dry_run=False,
         )

@@ -184,7 +184,12 @@ def _what_is_wrong(world: World) -> str:
 
 
 def start(
-    on_crash: OnCrash, limits: Limits, *, enforce: bool = False, process: str = "qemu"
+    on_crash: OnCrash,
+    limits: Limits,
+    *,
+    enforce: bool = False,
+    process: str = "qemu",
+    collects: bool = False,
 ) -> World:
     """Return a world in which a healthy guest runs, and panicd is about to connect."""
-    return World(on_crash, limits, enforce=enforce, process=process)
+    return World(on_crash, limits, enforce=enforce, process=process, collects=collects)

@@ -48,6 +48,14 @@ def test_nor_with_all_of_it_together_as_far_as_is_looked(on_crash: OnCrash) -> N
     assert search(start(on_crash, TOGETHER), at_most=WORLDS).violation is None
 
 
+@pytest.mark.parametrize("on_crash", [OnCrash.RESTART, OnCrash.DESTROY])
+def test_nor_where_evidence_is_taken_and_lost(on_crash: OnCrash) -> None:
+    alone = [start(on_crash, limits, collects=True) for limits in ALONE]
+    assert not any(search(world).violation for world in alone)
+    together = start(on_crash, TOGETHER, collects=True)
+    assert search(together, at_most=WORLDS).violation is None
+
+
 def test_nor_where_others_act_while_panicd_is_killed() -> None:
     """Down to the end: a guest may be reset while panicd's own stop is under way."""
     both = Limits(panics=1, foreign=1, crashes=1, cuts=0, deaths=0)

@@ -59,7 +59,8 @@ from panicd.rules.qapi import (
     ShutdownEvent,
     StopEvent,
 )
-from panicd.rules.settings import Budget, CoredumpSettings, Policy
+from panicd.rules.recovery import took_evidence
+from panicd.rules.settings import Budget, CoredumpSettings, Evidence, Policy
 
 NOW: Final = 1_800_000_000.0
 QEMU: Final = (7, 2, 0)
@@ -114,6 +115,7 @@ class World:
 
     Attributes:
         on_crash: the policy.
+        collects: evidence is part of it.
         guest: the truth.
         alive: QEMU runs.
         commands: sent, and not yet dealt with: serial, name, arguments.
@@ -162,12 +164,14 @@ class World:
     misread: bool = False
     enforce: bool = False
     process: str = "qemu"
+    collects: bool = False
 
 
 def policy_of(world: World) -> Policy:
     """Return the policy that is tried."""
     settings = CoredumpSettings(Path("/dumps"))
-    return Policy(settings, world.on_crash, restart=Budget(max=9), enforce=world.enforce)
+    policy = Policy(settings, world.on_crash, restart=Budget(max=9), enforce=world.enforce)
+    return replace(policy, evidence=Evidence(budget=3.0)) if world.collects else policy
 
 
 def moment_of(world: World) -> Moment:
@@ -296,6 +300,9 @@ def _panicd_moves(world: World) -> Iterator[tuple[str, World]]:
     if world.state is None:
         if world.alive:
             yield "panicd connects", _connect(world)
+            incident = incident_of(world.entries)
+            if incident is not None and took_evidence(incident):
+                yield "panicd connects, and has lost evidence", _connect(world, lost=True)
         elif incident_of((*world.entries,)) is not None and not world.noted:
             yield "panicd finds that QEMU has ended", _adopt(world)
         return
@@ -514,7 +521,7 @@ def _leave(world: World) -> World:
     )
 
 
-def _connect(world: World) -> World:
+def _connect(world: World, *, lost: bool = False) -> World:
     # QEMU is done with what came by the last connection before it greets the next client.
     while world.commands:
         world = _deal(world)
@@ -523,7 +530,7 @@ def _connect(world: World) -> World:
     vm = Vm(world.guest.state, CAPABILITY, process=world.process)
     incident = incident_of(world.entries)
     world = replace(world, connected=True, told=world.guest, state=State(), misread=world.late)
-    return tell(world, Attached(vm, incident))
+    return tell(world, Attached(vm, incident, evidence_lost=lost))
 
 
 def _adopt(world: World) -> World:

@@ -292,7 +292,10 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "count": (COUNT, "How many more panics."),
     "what": (TEXT, "What was seen, or asked for."),
     "evidence_directory": (TEXT, "Where the evidence lies."),
-    "evidence": (maybe(ANYTHING), "The list of the evidence; null if there is none."),
+    "evidence": (
+        maybe(ANYTHING),
+        "The list of the evidence; null if none is on the disk.",
+    ),
     "screenshot": (maybe(TEXT), "The picture of the guest's screen."),
     # dumps
     "dump": (maybe(part("dump_progress")), "The running or waiting memory dump."),

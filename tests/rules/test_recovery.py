@@ -325,6 +325,41 @@ def test_libvirt_may_call_a_guest_crashed_that_was_reset(progress: str, expected
     assert told(recover(incident(plan, progress), found), plan) == expected
 
 
+LOSES = {"restart": PLANS["collect-restart"], "destroy": plan("destroy", policy=COLLECTS)}
+
+
+@pytest.mark.parametrize("action", LOSES)
+@pytest.mark.parametrize(
+    ("run_state", "version", "progress", "expected"),
+    [
+        (RunState.GUEST_PANICKED, MODERN.version, "Collect done", "Collect"),
+        (RunState.GUEST_PANICKED, MODERN.version, "AwaitQuiet ?", "Collect"),
+        (RunState.GUEST_PANICKED, MODERN.version, "{command} ?", "Collect"),
+        (RunState.GUEST_PANICKED, MODERN.version, "{command} unknown", "Collect"),
+        # Nothing proves that these are still the panicked guest.
+        (RunState.GUEST_PANICKED, (2, 0, 0), "AwaitQuiet ?", "AwaitQuiet"),
+        (RunState.PAUSED, MODERN.version, "AwaitQuiet ?", "AwaitQuiet"),
+    ],
+)
+def test_lost_evidence_is_taken_again_if_the_guest_still_shows_it(
+    action: str, run_state: RunState, version: Version, progress: str, expected: str
+) -> None:
+    plan = LOSES[action]
+    command = {"restart": "SystemReset", "destroy": "Quit"}[action]
+    stands = incident(plan, progress.format(command=command))
+    found = Found(run_state, same_process=True, version=version, evidence_lost=True)
+    assert told(recover(stands, found), plan) == expected
+    assert told(recover(stands, replace(found, evidence_lost=False)), plan) != "Collect"
+    again = apply(apply(stands, StepBegun(NOW, 1)), StepEnded(NOW, 1, Outcome.DONE))
+    assert told(recover(again, found), plan) != "Collect", "it is taken twice at most"
+
+
+def test_lost_evidence_of_a_guest_that_was_reset_is_not_taken() -> None:
+    plan = PLANS["collect-restart"]
+    found = Found(RunState.GUEST_PANICKED, True, MODERN.version, evidence_lost=True)
+    assert told(recover(incident(plan, "SystemReset done"), found), plan) == "restarted"
+
+
 @pytest.mark.parametrize("last", [None, Outcome.UNKNOWN])
 @pytest.mark.parametrize(
     ("name", "step", "tries", "gone_on_with"),

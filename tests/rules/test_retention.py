@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panicd.rules.retention import Summary, expendable
+from panicd.rules.retention import Bundles, Summary
 from panicd.rules.settings import Budget, CoredumpSettings, Evidence, Policy
 
 MIN_UPTIME = 100.0
@@ -33,7 +33,7 @@ def removed(
     incidents: Sequence[Summary], using: Policy, sizes: dict[str, int] | None = None
 ) -> list[str]:
     there = dict.fromkeys([one.id for one in incidents], 10) if sizes is None else sizes
-    return list(expendable(incidents, there, "vm", using))
+    return list(Bundles(incidents, there).expendable("vm", using))
 
 
 def test_oldest_of_the_domain_go_first() -> None:
@@ -128,7 +128,10 @@ def test_newest_stays_though_the_clock_was_set_back() -> None:
     ahead = [closed(n, 1e6 + n) for n in range(3)]
     newest = closed(9, 0.0)
     there = dict.fromkeys((one.id for one in (*ahead, newest)), 10)
-    assert list(expendable([*ahead, newest], there, "vm", policy(keep=2), "i9")) == ["i0", "i1"]
+    assert list(Bundles([*ahead, newest], there).expendable("vm", policy(keep=2), "i9")) == [
+        "i0",
+        "i1",
+    ]
 
 
 def test_nobody_s_evidence_goes_for_another_user_s() -> None:

@@ -47,7 +47,8 @@ def attached(turn: Turn, _phase: Begun, came: Attached) -> None:
     same = began_on == came.vm.process or not (began_on and came.vm.process)
     capability = came.vm.capability
     version, by_libvirt = capability.behaves_like, capability.by_api
-    go_on_as_found(turn, Found(came.vm.run_state, same, version, by_libvirt=by_libvirt))
+    found = Found(came.vm.run_state, same, version, by_libvirt=by_libvirt)
+    go_on_as_found(turn, replace(found, evidence_lost=came.evidence_lost))
 
 
 def take_up_policy(turn: Turn) -> None:

@@ -9,7 +9,7 @@ from panicd.rules.incident import AnyEntry, Incident
 from panicd.rules.machine.vm import Stand
 from panicd.rules.plan import Collect as CollectStep
 from panicd.rules.plan import Dump as DumpStep
-from panicd.rules.plan import RunRelaunch
+from panicd.rules.plan import Quit, RunRelaunch, SystemReset
 
 Command = tuple[str, tuple[tuple[str, object], ...]]
 """A QMP command's name, and its arguments."""
@@ -57,10 +57,18 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """Take evidence of the panicked guest. Answered by ``Finished``."""
+    """Take evidence of the panicked guest. Answered by ``Finished``.
+
+    Attributes:
+        serial: of the answer.
+        step: the plan's.
+        follows: the command that is given next, and does not wait for the evidence to be written;
+            None: nothing is in a hurry.
+    """
 
     serial: int
     step: CollectStep
+    follows: SystemReset | Quit | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,11 +80,13 @@ class Attached:
         vm: as QEMU described it.
         incident: the incident that waited for the VM, or None.
         heard: events since the session began; some may be older than ``vm``.
+        evidence_lost: the incident's evidence was taken, and is not on the disk.
     """
 
     vm: Vm
     incident: Incident | None
     heard: tuple[Heard, ...] = ()
+    evidence_lost: bool = False
 
 
 class Plight(StrEnum):

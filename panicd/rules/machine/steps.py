@@ -58,7 +58,7 @@ def begin(turn: Turn, index: int) -> End:
         case Collect():
             turn.enter(Collecting(index))
             turn.commit()
-            turn.emit(effects.Collect(turn.serial, step))
+            turn.emit(effects.Collect(turn.serial, step, _follows(turn, index + 1)))
         case AwaitQuiet():
             turn.enter(Quieting(index, Stage.ASKING, turn.moment.ticks))
             turn.commit()
@@ -105,6 +105,13 @@ def taken_at_once(plan: tuple[AnyStep, ...], index: int) -> int | None:
 
 def _readied(turn: Turn, index: int) -> int | None:
     return None if turn.known.ended else taken_at_once(turn.plan.steps, index)
+
+
+def _follows(turn: Turn, index: int) -> SystemReset | Quit | None:
+    """Return the command that ends the panic, if only quiet precedes it from a step on."""
+    act = taken_at_once(turn.plan.steps, index)
+    step = turn.step(act) if act is not None else None
+    return step if isinstance(step, SystemReset | Quit) else None
 
 
 def _begin_readying(turn: Turn, index: int, act: int) -> End:

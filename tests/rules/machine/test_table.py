@@ -46,6 +46,7 @@ from panicd.rules.machine.state import (
 from panicd.rules.machine.vm import Vm
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import Operation, OperationKind
+from panicd.rules.plan import Quit, SystemReset
 from panicd.rules.policy import Reason
 from panicd.rules.qapi import (
     Event,
@@ -469,6 +470,29 @@ def test_what_was_asked_for_a_panicked_guest_is_not_done_to_one_that_was_reset_s
     (answer,) = machine.all(effects.Answer)
     assert "reset after this was asked for" in answer.refused
     assert machine.sent == []
+
+
+@pytest.mark.parametrize(
+    ("on_crash", "follows"),
+    [
+        (OnCrash.RESTART, SystemReset),
+        (OnCrash.DESTROY, Quit),
+        (OnCrash.PRESERVE, None),
+        (OnCrash.IGNORE, None),
+        (OnCrash.COREDUMP_RESTART, None),
+        (OnCrash.COREDUMP_DESTROY, None),
+    ],
+)
+def test_evidence_need_not_be_written_before_a_command_that_comes_next(
+    on_crash: OnCrash, follows: type | None
+) -> None:
+    machine = Machine(on_crash)
+    policy = replace(machine.moment.policy, evidence=Evidence(budget=3.0))
+    machine.moment = replace(machine.moment, policy=policy)
+    machine.attach()
+    machine.hear(PANIC, STOP)
+    (collect,) = machine.all(effects.Collect)
+    assert type(collect.follows) is (follows or type(None))
 
 
 @pytest.mark.parametrize("cut_off", [effects.Collect, effects.MakeDump])
