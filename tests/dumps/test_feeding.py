@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -34,7 +35,7 @@ from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
 from tests.bench.dumps import ROM_SIZE, TO_64_BITS
 from tests.dumps.test_coredump import files, session_with
 from tests.parts.background import background
-from tests.parts.patience import fail_after
+from tests.parts.patience import fail_after, patience
 from tests.parts.qemu import RealQemu
 from tests.parts.small_disk import small_disk
 
@@ -243,15 +244,17 @@ async def test_filter_that_is_killed(
     socket_dir: Path, settings: CoredumpSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
+    begun = threading.Event()
 
     class Popen(subprocess.Popen[bytes]):
         def __init__(self, *arguments: object, **keywords: object) -> None:
             super().__init__(*arguments, **keywords)  # type: ignore[call-overload] # as given
             started.append(self)
+            begun.set()
 
     async def kill() -> None:
+        await trio.to_thread.run_sync(begun.wait, patience(30))  # the writer's thread starts it
         started[-1].kill()
-        await trio.lowlevel.checkpoint()
 
     async with panicked_vm(socket_dir) as (_, session):
         monkeypatch.setattr("panicd.dumps.writer.subprocess.Popen", Popen)

@@ -23,11 +23,12 @@ from panicd.dumps import checks as dump_checks
 from panicd.dumps import coredump, nearly_empty
 from panicd.dumps import writer as dump_writer
 from panicd.dumps.checks import GuestMemory, check_guest
-from panicd.dumps.coredump import dump_guest_memory
+from panicd.dumps.coredump import DumpProgress, dump_guest_memory
 from panicd.dumps.facts import dump_facts
 from panicd.dumps.filter import kdump_runs
 from panicd.dumps.filter.kdump_runs import RUN, write_runs
-from panicd.dumps.nearly_empty import NAMES, foretold, is_freed
+from panicd.dumps.nearly_empty import NAMES, foretold, is_freed, suits_runs
+from panicd.dumps.page_selection import PageSelection
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.monitor import event_loop
 from panicd.qemu.session import Session
@@ -141,6 +142,7 @@ def test_of_a_broken_kdump_no_other_core_is_made(pages: list[bytes], data: st.Da
     [
         ([EMPTY] * 9, "more pages than the memory"),
         ([EMPTY] * 7, "not where it belongs"),
+        ([*[EMPTY] * 7, b"a" * 100], "not packed as it should be"),
     ],
 )
 def test_a_kdump_of_another_memory_is_refused(pages: list[bytes], why: str) -> None:
@@ -256,6 +258,10 @@ async def test_the_dump_is_the_same_byte_for_byte(
             if kind is DumpFormat.ELF_ZSTD:
                 assert dump_facts(finished.path).level == level
             made[kind, level] = elf_of(finished)
+        memory = await check_guest(session)
+        assert suits_runs(session, memory, DumpFormat.ELF, PageSelection(1))
+        assert not suits_runs(session, memory, DumpFormat.ELF, PageSelection(0)), "it has no holes"
+        assert not suits_runs(session, memory, DumpFormat.KDUMP_ZLIB, PageSelection(1))
         monkeypatch.setattr(dump_checks, "NEARLY_EMPTY", 0.0)
         finished = await dump_guest_memory(session, settings, "vm", INCIDENT, DumpFormat.ELF)
         assert finished.selection is not None
@@ -272,9 +278,12 @@ async def test_a_kdump_that_is_not_understood_costs_no_dump(
     monkeypatch.setattr(dump_writer, "KDUMP_RUNS", ("-c", f"raise SystemExit({status})"))
     settings = CoredumpSettings(socket_dir / "coredumps", min_free=FreeSpaceFloor(), level=1)
     async with panicked_vm(socket_dir) as (_, session):
-        finished = await dump_guest_memory(session, settings, "vm", INCIDENT, DumpFormat.ELF_ZSTD)
+        progress = DumpProgress()
+        dump = partial(dump_guest_memory, session, settings, "vm", INCIDENT, DumpFormat.ELF)
+        finished = await dump(progress=progress)
     assert finished.selection is not None
     assert finished.selection.in_runs is None
+    assert progress.received == finished.size, "what came before does not count"
     assert list((socket_dir / "coredumps").rglob("*.partial")) == []
 
 
