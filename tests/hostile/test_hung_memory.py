@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -150,7 +151,18 @@ async def test_one_user_s_processes_hold_a_few_threads(
     monkeypatch.setattr(process_arguments, "READ_WITHIN", 0.01)
     monkeypatch.setattr(process_arguments, "uids_of", owner)
     most = process_arguments.READERS
-    for pid in [*range(1000, 1000 + 3 * most), *range(1000, 1000 + most), 1]:
+
+    async def ask(pid: int) -> None:
         with pytest.raises(process_arguments.ArgumentsHangError):
             await process_arguments.read_arguments(pid)
-    assert began == [*range(1000, 1000 + most), 1]
+
+    pids = count(1000)
+    while len(began) < most:
+        await ask(next(pids))
+    of_user = list(began)
+    for pid in [*of_user, next(pids), next(pids)]:
+        await ask(pid)
+    assert began == of_user
+    while 1 not in began:
+        await ask(1)
+    assert began == [*of_user, 1]
