@@ -18,6 +18,9 @@ from panicd.qemu.session import Session
 from panicd.rules.machine.answers import run_state_of
 
 ASK_EVERY: Final = 600.0  # seconds; an answer costs 0.3 to 0.7 ms of processor time
+ASK_LIBVIRT_SOON: Final = 2.0
+"""Seconds until libvirt is asked first; then ever more rarely. A libvirtd that has just started may
+say 'running' of a guest that panicked before, until it has asked QEMU, and tells nobody then."""
 SILENT_AFTER: Final = 10.0  # seconds; under a flood of panics QEMU was seen to take 1.2
 
 
@@ -48,7 +51,8 @@ class Liveness:
         # libvirt knows the run state itself: panicd asks its QEMU for something else.
         by_api = session.capability.by_api
         self._questions = ("query-status", "query-iothreads") if by_api else ("query-status",)
-        first = random.uniform(0.0, ASK_EVERY)  # noqa: S311 - spreads the questions, guards nothing
+        self._interval = min(ASK_LIBVIRT_SOON, ASK_EVERY) if by_api else ASK_EVERY
+        first = random.uniform(0.0, self._rest())  # noqa: S311 - spreads the questions, guards nothing
         self._timer: Timer | None = services.timers.after(first, self._ask)
 
     def stop(self) -> None:
@@ -57,9 +61,14 @@ class Liveness:
             self._timer.cancel()
         self._timer = None
 
+    def _rest(self) -> float:
+        """Return the seconds until the next question."""
+        rest, self._interval = self._interval, min(4 * self._interval, ASK_EVERY)
+        return rest
+
     def _ask(self) -> None:
         if not self._is_idle():
-            self._timer = self._services.timers.after(ASK_EVERY, self._ask)
+            self._timer = self._services.timers.after(self._rest(), self._ask)
             return
         self._timer = self._services.timers.after(SILENT_AFTER, self._is_silent)
         question = [(name, dict[str, object]()) for name in self._questions]
@@ -77,7 +86,7 @@ class Liveness:
         unanswered = any(isinstance(each, NoReplyError) for each in answers)
         if isinstance(answer, MonitorError) and not unanswered:
             return  # the session's end, or nonsense: handled elsewhere
-        self._timer = self._services.timers.after(ASK_EVERY, self._ask)
+        self._timer = self._services.timers.after(self._rest(), self._ask)
         if unanswered:
             self._is_silent()
             return

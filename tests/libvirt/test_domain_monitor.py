@@ -265,6 +265,14 @@ async def test_found_panicked_when_panicd_comes(socket_dir: Path) -> None:
         assert incident.source == "reconciliation"
 
 
+async def test_found_panicked_when_libvirt_has_learnt_of_it(socket_dir: Path) -> None:
+    """A libvirtd that has just started asks QEMU how its guest stands, and tells nobody."""
+    async with looked_after(socket_dir) as (fake, daemon):
+        fake.domain().state = PANICKED
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        assert incident.source == "reconciliation"
+
+
 async def test_a_job_of_libvirt_s_is_waited_for(socket_dir: Path) -> None:
     async with looked_after(socket_dir) as (fake, daemon):
         fake.job = 1, 5
