@@ -269,8 +269,9 @@ def test_the_pages_are_those_that_makedumpfile_keeps(
     all_there = sum(pages_of(dumps[Variant(DumpFormat.KDUMP_ZLIB, 0)]))
     assert 1000 < sum(made) < all_there
     # 1.7.2 and 1.7.6 miss users' pages of Linux 6.6 and later, and find none that is free in 6.12.
-    misses = tool_version() <= (1, 7, 6) and level & 8 and kernel_version(ours) >= (6, 6)
-    if misses or sum(wanted) == all_there:
+    # 1.7.8 does not know 7.2, whose page structure calls compound_head compound_info.
+    known_below = (6, 6) if tool_version() <= (1, 7, 6) else (7, 0)
+    if (level & 8 and kernel_version(ours) >= known_below) or sum(wanted) == all_there:
         pytest.skip("this makedumpfile does not know this kernel's types of pages")
     assert made == wanted
 

@@ -120,6 +120,7 @@ def test_make_test_sets_up_and_passes_arguments_to_pytest() -> None:
     dry_run = subprocess.run(
         ["make", "--no-print-directory", "--dry-run", "test", "ARGS=-k policy"],
         cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},  # these tests may themselves run under make
         capture_output=True,
         text=True,
         check=True,
