@@ -19,7 +19,7 @@ from panicd.qemu import process_arguments
 from tests.parts.background import background
 
 DOMAIN = DomainRef("vm", "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f51", 1)
-WAITS = "import sys; sys.stdin.read()"
+WAITS = "import sys; print(flush=True); sys.stdin.read()"
 
 
 @pytest.fixture
@@ -28,7 +28,10 @@ def qemu(tmp_path: Path) -> Iterator[int]:
     place = tmp_path / "libvirt" / "qemu" / "run"
     place.mkdir(parents=True)
     command = [sys.executable, "-c", WAITS, "-uuid", DOMAIN.uuid]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # right after execve(2) the kernel shows no arguments yet
         (place / "vm.pid").write_text(f"{process.pid}\n")
         yield process.pid
         process.communicate()
