@@ -23,6 +23,7 @@ from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
 from tests.parts.proxy import receive_with_fds
+from tests.parts.reactions import note_reactions
 from tests.parts.wire import JsonSplitter, Message, encode
 
 DAY = 86400.0
@@ -45,15 +46,7 @@ SHUTDOWN = event("SHUTDOWN", guest=True, reason="guest-panic")
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[Reaction]:
     """Every reaction that began as foreseen."""
-    begun: list[Reaction] = []
-    begin = Reaction.begin
-
-    def noted(reaction: Reaction, *how: Callable[..., None]) -> None:
-        begun.append(reaction)
-        begin(reaction, *how)
-
-    monkeypatch.setattr(Reaction, "begin", noted)
-    return begun
+    return note_reactions(monkeypatch)
 
 
 @asynccontextmanager

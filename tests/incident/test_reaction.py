@@ -32,6 +32,7 @@ from tests.parts.background import background
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
+from tests.parts.reactions import note_reactions
 from tests.parts.wire import Message
 
 A_TEST = 60.0
@@ -51,15 +52,7 @@ ENTRIES = {
 @pytest.fixture
 def reactions(monkeypatch: pytest.MonkeyPatch) -> list[Reaction]:
     """Every reaction that goes as foreseen at first."""
-    begun: list[Reaction] = []
-    begin = Reaction.begin
-
-    def noted(reaction: Reaction, *how: Callable[..., None]) -> None:
-        begun.append(reaction)
-        begin(reaction, *how)
-
-    monkeypatch.setattr(Reaction, "begin", noted)
-    return begun
+    return note_reactions(monkeypatch)
 
 
 @asynccontextmanager
