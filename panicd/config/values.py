@@ -16,7 +16,7 @@ import yaml
 from panicd.config.mistakes import did_you_mean
 from panicd.config.yaml_document import Scalar
 from panicd.rules.settings import FreeSpaceFloor
-from panicd.rules.socket_path import PATH_LIMIT
+from panicd.rules.socket_path import PATH_LIMIT, pattern_problem
 from panicd.rules.unit_name import PLACEHOLDERS, is_pattern
 
 Word = TypeVar("Word", bound=StrEnum)
@@ -237,13 +237,8 @@ _ONE_CHARACTER: Final = re.compile(r"\[[^]]+\]|\?")  # glob(7)
 
 def socket_glob(scalar: Scalar) -> str:
     """Read a pattern of socket paths: ``*``, ``?`` and ``[…]`` within each part of the path."""
-    parts = scalar.text.split("/")
-    if parts[0] or len(parts) == 1:
-        raise WrongValueError("an absolute pattern, such as /run/qemu/*.qmp")
-    if any("**" in part for part in parts):
-        raise WrongValueError("a pattern without **, which is not supported")
-    if not parts[-1]:
-        raise WrongValueError("a pattern of sockets, not of directories, such as /run/qemu/*.qmp")
+    if problem := pattern_problem(scalar.text):
+        raise WrongValueError(problem)
     shortest = _ONE_CHARACTER.sub("x", scalar.text).replace("*", "")
     length = len(shortest.encode())
     if length > PATH_LIMIT:

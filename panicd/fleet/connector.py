@@ -104,7 +104,7 @@ class Connector:
         """Keep a connection to every socket that matches a pattern, while the socket exists.
 
         Args:
-            pattern: one that ``validate_pattern`` accepts.
+            pattern: one that has no ``pattern_problem``.
             task_status: started when it is watched.
         """
         paths: dict[Path, _Dialled] = {}
@@ -170,8 +170,8 @@ class Connector:
         services = self._services
         dials: dict[str, trio.CancelScope] = {}
 
-        async def dial(path: str) -> None:
-            with dials[path]:
+        async def dial(path: str, scope: trio.CancelScope) -> None:
+            with scope:
                 await self.dial(glob.escape(path))
 
         def found(paths: set[str]) -> None:
@@ -180,7 +180,7 @@ class Connector:
                 dials.pop(path).cancel()
             for path in paths - set(dials):
                 dials[path] = trio.CancelScope()
-                nursery.start_soon(dial, path)
+                nursery.start_soon(dial, path, dials[path])
 
         async with trio.open_nursery() as nursery:
             task_status.started()

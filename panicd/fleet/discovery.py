@@ -26,6 +26,7 @@ import trio
 from inotify_simple import flags
 
 from panicd.fleet.watches import ABSENT, Watches
+from panicd.rules.socket_path import pattern_problem
 
 AT_ONCE: Final = 16  # changes, before other tasks have their turn
 _SOMETHING_WENT: Final = flags.DELETE | flags.MOVED_FROM
@@ -76,30 +77,6 @@ class PassedOver:
 
 
 Change = Appeared | Vanished | Unreadable | Readable | PassedOver
-
-
-def validate_pattern(pattern: str) -> None:
-    """Check a pattern of monitor sockets, as the configuration has it.
-
-    Args:
-        pattern: An absolute path; any component may have the wildcards of glob(7). As in a shell, a
-            wildcard matches no leading dot and no slash. Here it also matches no name with
-            characters that can't be printed.
-
-    Raises:
-        ValueError: It can't be watched; the message says why.
-    """
-    if "\0" in pattern:
-        raise ValueError("a path has no NUL character")
-    if not pattern.startswith("/"):
-        raise ValueError("an absolute path is needed (it begins with '/')")
-    if pattern.endswith("/"):
-        raise ValueError("a socket's name is needed after the last '/'")
-    for component in pattern[1:].split("/"):
-        if component in {"", ".", ".."}:
-            raise ValueError(f"{component!r} can't be a component of the path")
-        if "**" in component:
-            raise ValueError("'**' is not supported: write one '*' for each level of directories")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +157,15 @@ class Discovery:
                 ...
 
     Args:
-        pattern: One that ``validate_pattern`` accepts.
+        pattern: One that has no ``pattern_problem``.
 
     Raises:
-        ValueError: It does not accept it.
+        ValueError: It has one.
     """
 
     def __init__(self, pattern: str) -> None:
-        validate_pattern(pattern)
+        if problem := pattern_problem(pattern):
+            raise ValueError(f"{pattern!r}: expected {problem}")
         self._components = tuple(_Component.parse(text) for text in pattern[1:].split("/"))
         self._changes: deque[Change] = deque()
         self._taken = 0

@@ -112,7 +112,7 @@ class LibvirtDomains:
         ways = self._services.config().monitors
         patterns = [way.glob for way in ways if isinstance(way, Dial)]
         dialled = (PurePath(path).match(glob) for path in domain.monitors for glob in patterns)
-        return Found() in ways or any(dialled)
+        return (Found() in ways and bool(domain.monitor_to_dial)) or any(dialled)
 
     async def _try(self, domain: Domain, start: Start) -> None:
         """Keep a domain for one session; log why there is none, or why it ended."""

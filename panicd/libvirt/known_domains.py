@@ -165,7 +165,7 @@ class Libvirt:
     def monitors(self) -> set[str]:
         """The monitors that domains have for panicd, one of each domain."""
         described = (start.domain for start in self._starts.values())
-        return {domain.monitors[0] for domain in described if domain and domain.monitors}
+        return {domain.monitor_to_dial for domain in described if domain and domain.monitor_to_dial}
 
     async def changes(self) -> None:
         """Wait until a domain starts, is described or ends, or panicd connects anew."""

@@ -8,6 +8,7 @@ Source: libvirt, formatdomain.html, 'Events configuration' and 'Paravirtualized 
 virsh(1), ``metadata`` and ``set-lifecycle-action``.
 """
 
+import glob
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from xml.sax.saxutils import quoteattr
 
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.settings import Policy
+from panicd.rules.socket_path import pattern_problem
 
 DAEMONS: Final = frozenset({"libvirtd", "virtqemud"})
 _OWN_MONITOR: Final = re.compile(
@@ -103,6 +105,12 @@ class LibvirtDomain:
     is_encrypted: bool = False
     taken_from: str = ""
     plugged: bool = False
+
+    @property
+    def monitor_to_dial(self) -> str:
+        """The first of ``monitors`` that can be dialled by its name; empty where there is none."""
+        usable = (path for path in self.monitors if not pattern_problem(glob.escape(path)))
+        return next(usable, "")
 
     @property
     def acts(self) -> bool:
@@ -265,7 +273,8 @@ def _monitors(root: ET.Element) -> tuple[str, ...]:
     monitors: list[tuple[bool, str]] = []
     for option, value in pairwise(arguments):
         if option == "-chardev" and value.startswith("socket,") and (path := _PATH.search(value)):
-            paths[_property(value, "id")] = path[1].replace(",,", ",")
+            path_given = PurePosixPath(path[1].replace(",,", ","))  # without // and /./
+            paths[_property(value, "id")] = str(path_given)
         elif name := _qmp_on(option, value):
             monitors.append((name != OWN_MONITOR, name))
     return tuple(paths[name] for _, name in sorted(monitors) if name in paths)

@@ -7,16 +7,22 @@ import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
 
 from panicd.fleet import connector, supervision
 from panicd.fleet.backoff import FIRST_RETRY, LAST_RETRY, Backoff
+from panicd.fleet.connector import Connector
+from panicd.host.problems import Problems
+from panicd.incident.services import Services
 from panicd.qemu.socket_table import DOES_NOT_ANSWER, TAKEN
 from tests.parts.background import background
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
+from tests.parts.fake_libvirtd import MONITOR, FakeDomain, FakeLibvirtd
 from tests.parts.proxy import RecordingProxy
 from tests.parts.qmp import connect_qmp
 from tests.parts.wire import Message
@@ -316,3 +322,40 @@ async def test_a_monitor_that_two_patterns_match_is_dialled_by_one(socket_dir: P
         since = daemon.mark()
         async with fake(socket_dir).running():
             await daemon.wait_armed("vm", since=since)
+
+
+@pytest.mark.parametrize("path", ["x.qmp", "/run/../x.qmp"])
+async def test_a_monitor_in_the_xml_that_can_t_be_dialled_costs_nobody(
+    socket_dir: Path, path: str
+) -> None:
+    """Such a domain is looked after by libvirt's API, as one without a monitor."""
+    odd = FakeDomain("odd", 2)
+    odd.inside += MONITOR.format(path=path)
+    async with FakeLibvirtd.start(socket_dir, FakeDomain("vm", 1), odd) as libvirtd:
+        settings = {"uri": libvirtd.uri}
+        async with DaemonInside.start(
+            socket_dir, libvirt=settings, monitors=[{"libvirt": True}]
+        ) as daemon:
+            await daemon.wait_armed("vm")
+            await daemon.wait_armed("odd")
+
+
+async def test_a_domain_that_ends_as_its_monitor_is_found_costs_nobody() -> None:
+    """It is no longer there by the time the dial's task begins."""
+    rounds, done = iter(range(40)), trio.Event()
+
+    class Libvirt:
+        monitors: frozenset[str] = frozenset()
+
+        async def changes(self) -> None:
+            await trio.lowlevel.checkpoint()
+            self.monitors = frozenset() if self.monitors else frozenset({"/none/vm.qmp"})
+            if next(rounds, None) is None:
+                done.set()
+                await trio.sleep_forever()
+
+    fleet = SimpleNamespace(domains={})
+    services = SimpleNamespace(libvirt=Libvirt(), fleet=fleet, problems=Problems())
+    async with background() as nursery:
+        await nursery.start(Connector(cast("Services", services)).dial_found)
+        await done.wait()

@@ -145,6 +145,7 @@ def arguments(*values: str) -> str:
         (("-chardev", "socket,id=a,fd=3", "-mon", "chardev=a,mode=control"), ()),
         (("-chardev", "socket,id=a,path=/a", "-mon", "chardev=a,mode=readline"), ()),
         (("-chardev", "socket,id=a,path=/a", "-qmp", "chardev:a"), ("/a",)),
+        (("-chardev", "socket,id=a,path=/r//./a", "-qmp", "chardev:a"), ("/r/a",)),
         (("-chardev", "socket,id=a,path=/a", "-qmp", "unix:/b"), ()),
         (("-chardev", "socket,id=a,path=/a", "-monitor", "chardev:a"), ()),
         (("-chardev", "socket,id=a,path=/a", "-object", "monitor-qmp,id=m,chardev=a"), ("/a",)),
@@ -164,6 +165,21 @@ def arguments(*values: str) -> str:
 )
 def test_the_monitors_that_it_was_given(given: tuple[str, ...], monitors: tuple[str, ...]) -> None:
     assert parse_domain(xml(arguments(*given))).monitors == monitors
+
+
+@pytest.mark.parametrize(
+    ("monitors", "chosen"),
+    [
+        ((), ""),
+        (("/a", "/b"), "/a"),
+        (("/a*b[", "/b"), "/a*b["),
+        (("a", "/b/../c", "//d", "/e/"), ""),
+        (("a", "/b"), "/b"),
+    ],
+)
+def test_which_of_its_monitors_can_be_dialled(monitors: tuple[str, ...], chosen: str) -> None:
+    """Another path in a domain's XML, such as a relative one, once ended panicd."""
+    assert replace(domain("restart"), monitors=monitors).monitor_to_dial == chosen
 
 
 def test_only_a_policy_that_inherits_does() -> None:
