@@ -174,8 +174,8 @@ async def _make(
                 progress=progress,
                 give_way=give_way,
             )
-        except DumpError:
-            os.close(writing)
+        except BaseException:
+            _close(reading, writing)
             raise
         asked = False
         try:
@@ -457,3 +457,8 @@ def _cause(error: DumpError | CommandError, of_writer: DumpError | None) -> Dump
     if isinstance(error, CommandError):
         return DumpError(DumpFailure.REFUSED, error.description)
     return error
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)

@@ -60,7 +60,7 @@ async def feed_ranges(
             try:
                 for request in selection.ranges:
                     await _read(reader, request, send, check)
-            except (NotReadableError, DumpError, MonitorError) as error:
+            except (NotReadableError, DumpError, MonitorError, OSError) as error:
                 problem = error
 
     async with trio.open_nursery() as nursery:

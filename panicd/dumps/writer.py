@@ -110,8 +110,9 @@ class DumpWriter:
     """Writes one dump, from its beginning to a finished file, or to nothing.
 
     Args:
-        pipe: the reading end, which the writer owns. It closes the pipe however the writing ends:
-            QEMU's next write and its dump then fail. No QMP command would cancel a dump.
+        pipe: the reading end, which the writer owns once it is made. It closes the pipe however the
+            writing ends: QEMU's next write and its dump then fail. No QMP command would cancel a
+            dump.
         path: the finished file.
         kind: QEMU's format, and the file's.
         settings: for ``directory`` and ``min_free``.
@@ -122,7 +123,8 @@ class DumpWriter:
         give_way: called before each part that is read; may wait a moment.
 
     Raises:
-        DumpError: no thread is left for it; the pipe is closed.
+        DumpError: no thread is left for it.
+        OSError: no file descriptor is left for it.
 
     Attributes:
         ready: set when the file is there and has space, or at the end.
@@ -155,9 +157,6 @@ class DumpWriter:
         self._kind = kind
         self._settings = settings
         self._selection = selection
-        # A descriptor of its own: the thread may outlive the giver's.
-        given = [selection.bitmap, selection.windows, selection.in_runs]
-        self._given = next((os.dup(each) for each in given if each is not None), None)
         self._least = least
         self._most = most
         self._waited = 0.0  # seconds, for QEMU
@@ -165,16 +164,22 @@ class DumpWriter:
         self._give_way = give_way
         self._next_check = SPACE_CHECK
         self._filters: list[subprocess.Popen[bytes]] = []
-        self._stop = os.eventfd(0)
         self._stop_lock = threading.Lock()
         self._trio = trio.lowlevel.current_trio_token()
-        try:
-            with needing_a_thread():
-                threading.Thread(target=self._run, name="coredump", daemon=True).start()
-        except NoThreadError as error:
-            os.close(self._stop)
-            os.close(pipe)
-            raise DumpError(DumpFailure.NO_MEMORY, str(error)) from error
+        given = [selection.bitmap, selection.windows, selection.in_runs]
+        with ExitStack() as on_failure:
+            # A descriptor of its own: the thread may outlive the giver's.
+            self._given = next((os.dup(each) for each in given if each is not None), None)
+            if self._given is not None:
+                on_failure.callback(os.close, self._given)
+            self._stop = os.eventfd(0)
+            on_failure.callback(os.close, self._stop)
+            try:
+                with needing_a_thread():
+                    threading.Thread(target=self._run, name="coredump", daemon=True).start()
+            except NoThreadError as error:
+                raise DumpError(DumpFailure.NO_MEMORY, str(error)) from error
+            on_failure.pop_all()
 
     def stop(self) -> None:
         """End the writing, and leave nothing behind, as soon as the disk allows."""

@@ -28,7 +28,7 @@ from panicd.fleet.discovery import (
 from panicd.fleet.libvirt_domains import LibvirtDomains
 from panicd.fleet.pacer import Pacer
 from panicd.fleet.supervision import SpareError, note_absence, supervise
-from panicd.fleet.unidentified import UnidentifiedConnections
+from panicd.fleet.unidentified import TELL_EVERY, UnidentifiedConnections
 from panicd.fleet.watches import mount_changes
 from panicd.host.listening import keep_listening
 from panicd.host.logs import get_logger
@@ -85,6 +85,7 @@ class Connector:
         self._sockets = SocketTable()
         self._discoveries: set[Discovery] = set()
         self._pacer = Pacer()
+        self._none_left_at = -math.inf  # no descriptor, for a connection
         self.by_libvirt = LibvirtDomains(services, self._drivers)
 
     def driver_of(self, domain: Domain) -> Driver | None:
@@ -205,7 +206,7 @@ class Connector:
 
             async def take(listener: trio.socket.SocketType) -> None:
                 while True:
-                    accepted = await _accept(listener)
+                    accepted = await self._accept(listener)
                     sock = socket.socket(fileno=accepted.detach())
                     connections.start_soon(self._take, sock, f"{path}#{next(numbers)}")
 
@@ -214,6 +215,22 @@ class Connector:
                 await keep_listening(path, listener, partial(_listen, path), take, tell)
             finally:
                 problems.end(where)
+
+    async def _accept(self, listener: trio.socket.SocketType) -> trio.socket.SocketType:
+        """Take the next connection; wait if there is no descriptor left for it (accept(2))."""
+        while True:
+            try:
+                accepted, _ = await listener.accept()
+            except OSError as error:
+                if error.errno not in _NOTHING_LEFT:
+                    raise
+                now = trio.current_time()
+                if now - self._none_left_at > TELL_EVERY:
+                    get_logger().error("connections have to wait", reason=error.strerror)
+                self._none_left_at = now
+                await trio.sleep(ACCEPT_AGAIN)
+            else:
+                return accepted
 
     async def _keep(self, path: Path, paths: dict[Path, _Dialled]) -> None:
         """Dial one path again and again until it is gone."""
@@ -339,23 +356,6 @@ async def connect(path: Path) -> socket.socket:
         sock.close()
         raise OSError(error.errno, _WHY.get(error.errno or 0, error.strerror)) from error
     return sock
-
-
-async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
-    """Take the next connection; wait if there is no descriptor left for it (accept(2))."""
-    told = False
-    while True:
-        try:
-            accepted, _ = await listener.accept()
-        except OSError as error:
-            if error.errno not in _NOTHING_LEFT:
-                raise
-            if not told:
-                get_logger().error("connections have to wait", reason=error.strerror)
-            told = True
-            await trio.sleep(ACCEPT_AGAIN)
-        else:
-            return accepted
 
 
 def _lost(paths: list[str]) -> str:

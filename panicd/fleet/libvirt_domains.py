@@ -121,7 +121,7 @@ class LibvirtDomains:
             problem = await self._look_after(domain, start)
         except SpareError as error:
             problem, spare_of = str(error), error.name
-        except (MonitorError, LibvirtError) as error:
+        except (MonitorError, LibvirtError, OSError) as error:
             problem = str(error)
         except JournalError as error:
             problem = f"the journal can't be written: {error}"

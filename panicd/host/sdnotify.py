@@ -71,13 +71,13 @@ class ServiceManager:
         # An abstract socket is written with '@' and addressed with a NUL byte (unix(7)).
         address = path.replace("@", "\0", 1) if path.startswith("@") else path
         lines = (f"{key}={' '.join(str(value).split())}" for key, value in fields.items())
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.settimeout(SEND_TIMEOUT)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.settimeout(SEND_TIMEOUT)
                 sender.connect(address)
                 sender.send("\n".join(lines).encode(errors="replace"))
-            except OSError:
-                return False
+        except OSError:
+            return False
         return True
 
     def watchdog_interval(self) -> float | None:

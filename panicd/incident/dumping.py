@@ -12,7 +12,7 @@ from panicd.host.metrics import Metrics
 from panicd.incident.domains import Domain
 from panicd.libvirt import beside
 from panicd.libvirt.domain_monitor import DomainMonitor
-from panicd.libvirt.errors import LibvirtError, LibvirtSilentError
+from panicd.libvirt.errors import LibvirtAwayError, LibvirtError, LibvirtSilentError
 from panicd.libvirt.known_domains import Libvirt
 from panicd.libvirt.memory import PeekReader, dumper
 from panicd.libvirt.protocol import DomainRef
@@ -84,6 +84,10 @@ async def dump_in_turn(
     except UncertainError:
         metrics.coredump_failures.labels(reason=DumpFailure.LOST).inc()
         raise
+    except OSError as error:  # such as no file descriptor left
+        failed = DumpError.of(error)
+        metrics.coredump_failures.labels(reason=failed.failure).inc()
+        raise failed from error
     finally:
         domain.dump = None
     metrics.coredump_bytes.inc(dump.size)
@@ -129,13 +133,20 @@ def dump_by_libvirt(session: Session, libvirt: Libvirt) -> DumpByOther | None:
 
 
 def _peek_reader(session: Session, libvirt: Libvirt) -> Callable[[float], GuestReader] | None:
-    """Return a reader of the memory of libvirt's VM; None: libvirt does not run it."""
+    """Return a reader of the memory of libvirt's VM; None: libvirt does not run it.
+
+    Raises:
+        DumpError: libvirt runs the VM, and panicd can't ask it.
+    """
     domain, monitor = session.capability.libvirt, session.monitor
     if isinstance(monitor, DomainMonitor):
         return partial(PeekReader, monitor.client, monitor.domain)
     if domain is None:
         return None
-    return partial(PeekReader, libvirt.client, DomainRef(domain.name, domain.uuid, domain.id))
+    try:
+        return partial(PeekReader, libvirt.client, DomainRef(domain.name, domain.uuid, domain.id))
+    except LibvirtAwayError as error:
+        raise DumpError(DumpFailure.LIBVIRT, str(error)) from error
 
 
 async def _await_turn(session: Session, turn: DumpTurn, timeout: float) -> None:

@@ -7,6 +7,7 @@ before it takes a request, so the unit never seems to run still.
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from typing import Final
 
 import trio
@@ -20,6 +21,7 @@ from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.once import connected
 from panicd.libvirt.protocol import DomainRef, State
 from panicd.qemu.process_identity import ProcessIdentity
+from panicd.qemu.threads import needing_a_thread
 from panicd.rules.incident import Incident, Outcome, StepResult
 from panicd.rules.libvirt import address_of, monitors_of
 from panicd.rules.plan import RunRelaunch
@@ -55,11 +57,23 @@ async def run_relaunch(
     if step.libvirt_uri:
         monitor = environment.get("PANICD_MONITOR", "")
         return await _start_domain(step, environment.get("PANICD_UUID", ""), monitor, process)
-    command = list(step.command)
+    try:
+        return await _run(list(step.command), step.timeout, environment)
+    except (OSError, ValueError) as error:  # ValueError: a name that no environment can hold
+        return StepResult(Outcome.FAILED, str(error))
+
+
+async def _run(command: list[str], timeout: float, environment: Mapping[str, str]) -> StepResult:
+    """Run a command and return the result.
+
+    Raises:
+        OSError: it can't be run, or the host lacks what that needs.
+        ValueError: no environment can hold these variables.
+    """
     # A file, not a pipe: a QEMU that the command leaves behind inherits it.
     with tempfile.TemporaryFile() as output:
         try:
-            with trio.fail_after(step.timeout):
+            with trio.fail_after(timeout), needing_a_thread():
                 finished = await trio.run_process(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -70,9 +84,7 @@ async def run_relaunch(
                     start_new_session=True,
                 )
         except trio.TooSlowError:
-            return StepResult(Outcome.FAILED, f"{command[0]}: ran {step.timeout:g} s")
-        except (OSError, ValueError) as error:  # ValueError: a name that no environment can hold
-            return StepResult(Outcome.FAILED, str(error))
+            return StepResult(Outcome.FAILED, f"{command[0]}: ran {timeout:g} s")
         if finished.returncode == 0:
             return StepResult(Outcome.DONE)
         output.seek(0)

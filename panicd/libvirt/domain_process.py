@@ -86,9 +86,12 @@ class DomainProcess(Peer):
             self._pidfd = os.pidfd_open(pid)
         except (OSError, ValueError, OverflowError):
             return False
-        self.pid, start_time = pid, start_time_of(pid)
+        self.pid, start_time, users = pid, None, None
         try:
             await self.learn_command_line()
+            users, start_time = uids_of(pid), start_time_of(pid)
+        except OSError:  # no file descriptor is left: it remains unknown
+            pass
         except BaseException:
             self.close()
             raise
@@ -98,8 +101,8 @@ class DomainProcess(Peer):
             self.pid, self.unknown_because = 0, UNKNOWN
             return False
         self.identity, self.unknown_because = ProcessIdentity(boot_id(), pid, start_time), None
-        if uids := uids_of(pid):
-            self.rights = Rights(max(uids), frozenset())
+        if users:
+            self.rights = Rights(max(users), frozenset())
         return True
 
     @property

@@ -32,6 +32,7 @@ from panicd.journal.outbox import Pending
 from panicd.notify.delivery import DeliveryError
 from panicd.notify.hook import run_hook
 from panicd.notify.webhook import post
+from panicd.qemu.threads import NoThreadError, needing_a_thread
 from panicd.rules.incident import Incident, Opened, apply
 from panicd.rules.notification import Notice, notice_of
 from panicd.rules.printable import escape
@@ -187,8 +188,9 @@ class Notifier:
         while True:
             bell = self._bell  # taken before the look: whatever comes later rings it
             try:
-                idle = not await self._deliver_next(channel, work)
-            except (DeliveryError, JournalError) as error:
+                with needing_a_thread():
+                    idle = not await self._deliver_next(channel, work)
+            except (DeliveryError, JournalError, NoThreadError) as error:
                 get_logger().warning(
                     "notification not delivered", channel=channel, problem=str(error)
                 )

@@ -23,6 +23,7 @@ from panicd.qemu.file_rights import Rights
 from panicd.qemu.other_end import UCRED, holds, inode_of, peer_inode, show_senders
 from panicd.qemu.process_arguments import ArgumentsHangError, read_arguments
 from panicd.qemu.process_identity import (
+    LOOK_AGAIN,
     ProcessIdentity,
     boot_id,
     has_ended,
@@ -288,16 +289,25 @@ class Peer:
     async def wait_gone(self) -> None:
         """Wait until the process has ended. Cancellable, and any number of tasks may wait.
 
+        While no file descriptor is left, it looks again and again.
+
         Raises:
             PeerUnknownError: It is not known which process it is.
         """
         # trio lets only one task wait for a file descriptor, which must stay open: so each task
         # has its own.
-        pidfd = os.dup(self._known())
-        try:
-            await trio.lowlevel.wait_readable(pidfd)
-        finally:
-            os.close(pidfd)
+        await trio.lowlevel.checkpoint()
+        while not has_ended(self._known()):
+            try:
+                pidfd = os.dup(self._known())
+            except OSError:
+                await trio.sleep(LOOK_AGAIN)
+                continue
+            try:
+                await trio.lowlevel.wait_readable(pidfd)
+            finally:
+                os.close(pidfd)
+            return
 
     async def exit_status(self, timeout: float) -> int | None:
         """Return the exit status of a process that has ended, as wait(2) gives it.

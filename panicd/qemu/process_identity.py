@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+LOOK_AGAIN: Final = 1.0  # seconds, while no file descriptor is left
 _PART: Final = 1 << 15  # bytes, read at once
 
 
@@ -67,23 +68,24 @@ class ProcessIdentity:
         """Wait until the process has ended (a zombie has), on this boot of this host.
 
         Where panicd can't look at processes (hidepid, ProtectProc=), any process with the same
-        number counts as this one.
-
-        Raises:
-            OSError: no file descriptor is left.
+        number counts as this one. While no file descriptor is left, it looks again and again.
         """
         await trio.lowlevel.checkpoint()
-        if self.boot_id != boot_id():
-            return
-        try:
-            pidfd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return
-        try:
-            if start_time_of(self.pid) in {self.start_time, None}:
-                await trio.lowlevel.wait_readable(pidfd)
-        finally:
-            os.close(pidfd)
+        is_over = self.boot_id != boot_id()
+        while not is_over:
+            try:
+                pidfd = os.pidfd_open(self.pid)
+                try:
+                    if start_time_of(self.pid) in {self.start_time, None}:
+                        await trio.lowlevel.wait_readable(pidfd)
+                finally:
+                    os.close(pidfd)
+            except ProcessLookupError:
+                is_over = True
+            except OSError:  # no file descriptor is left
+                await trio.sleep(LOOK_AGAIN)
+            else:
+                is_over = True
 
 
 def has_ended(pidfd: int) -> bool:

@@ -15,7 +15,6 @@ import trio
 
 from panicd.qemu.process import executed_by, is_qemu_program
 from panicd.qemu.process_arguments import ArgumentsHangError, read_arguments
-from panicd.qemu.threads import NoThreadError
 from panicd.rules.command_line import (
     GivenMonitor,
     given_monitors,
@@ -54,7 +53,7 @@ async def running_qemus(but: Collection[int]) -> list[RunningQemu]:
     async def look(pid: int) -> None:
         try:
             text = await read_arguments(pid)
-        except (ArgumentsHangError, NoThreadError):
+        except (ArgumentsHangError, OSError):  # OSError: the host lacks what that needs
             found.append(RunningQemu(pid, "", None, by_libvirt=False, hangs=True))
         else:
             found.extend(_qemu(pid, text or b""))

@@ -29,6 +29,7 @@ from panicd.incident.records import (
 )
 from panicd.incident.services import Services, bundle_directory
 from panicd.journal.journal import JournalError
+from panicd.qemu.threads import needing_a_thread
 from panicd.rules.incident import OWN_TIME_OVER
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
@@ -74,6 +75,13 @@ class Api:
         Raises:
             RefusedError: there is no answer; its kind and message say why.
         """
+        try:
+            with needing_a_thread():
+                return await self._answer(request)
+        except OSError as error:  # the host has no thread or file descriptor left
+            raise RefusedError("host", str(error)) from error
+
+    async def _answer(self, request: Request) -> object:
         arguments = request.arguments
         match request.command:
             case "status":

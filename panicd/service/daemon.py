@@ -64,6 +64,7 @@ from panicd.journal.totals import ForeignAction
 from panicd.libvirt.known_domains import Libvirt
 from panicd.notify.notifier import Notifier
 from panicd.qemu.monitor import event_loop, pulse
+from panicd.qemu.threads import NoThreadError, needing_a_thread
 from panicd.rules.incident import Incident, Source, State
 from panicd.rules.on_crash import Action
 from panicd.rules.operation import Holds
@@ -262,11 +263,12 @@ class Daemon:
             before = time.time() - self._config.journal_keep
             try:
                 removed = await self._journal.prune(before)
-                for incident_id in removed:
-                    directory = bundle_directory(self._config, incident_id)
-                    await trio.to_thread.run_sync(partial(shutil.rmtree, directory, True))
-                await self._journal.prune_operations(before)
-            except JournalError as error:
+                with needing_a_thread():
+                    for incident_id in removed:
+                        directory = bundle_directory(self._config, incident_id)
+                        await trio.to_thread.run_sync(partial(shutil.rmtree, directory, True))
+                    await self._journal.prune_operations(before)
+            except (JournalError, OSError) as error:
                 get_logger().warning("old incidents could not be removed", problem=str(error))
             else:
                 if removed:
@@ -274,10 +276,9 @@ class Daemon:
             await trio.sleep(PRUNE_EVERY)
 
     def _incidents_open(self) -> list[Incident]:
-        domains = list(self._fleet.domains.values())
-        chronicles = [domain.chronicle for domain in domains if domain.chronicle is not None]
-        chronicles += self._services.waiting.chronicles
-        return [chronicle.incident for chronicle in chronicles]
+        connected = [domain.chronicle for domain in list(self._fleet.domains.values())]
+        every = (*connected, *self._services.waiting.chronicles)
+        return [chronicle.incident for chronicle in every if chronicle is not None]
 
     def _guests_left_reset(self) -> int:
         return sum(incident.state is State.RESET for incident in self._incidents_open())
@@ -309,13 +310,15 @@ class Daemon:
 
         Raises:
             ConfigError: it is bad, or its monitors can't be watched; the old one stays in force.
+            NoThreadError: it can't be read now.
         """
         async with self._reloading:
             return await self._reload()
 
     async def _reload(self) -> list[str]:
         try:
-            config = await trio.to_thread.run_sync(load, self._config_file)
+            with needing_a_thread():
+                config = await trio.to_thread.run_sync(load, self._config_file)
             await self._start_monitors(config)
         except ConfigError as error:
             self._metrics.config_last_reload_successful.set(0)
@@ -442,12 +445,14 @@ class Daemon:
             if number != signal.SIGHUP:
                 get_logger().info("stopping", signal=signal.Signals(number).name)
                 return
-            with suppress(ConfigError):  # reported and counted where it is found
-                await self.reload()
+            try:
+                with suppress(ConfigError):  # reported and counted where it is found
+                    await self.reload()
+            except NoThreadError as error:
+                get_logger().warning("the configuration was not read", problem=str(error))
 
     def _coredump_free_bytes(self) -> int | None:
-        there = self._coredump_space()
-        return None if there is None else there.available
+        return None if (there := self._coredump_space()) is None else there.available
 
     def _coredump_usable_bytes(self) -> float:
         there, floor = self._coredump_space(), self._config.defaults.coredump.min_free

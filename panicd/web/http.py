@@ -15,7 +15,7 @@ import contextvars
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -26,6 +26,7 @@ import trio
 
 from panicd.config.web import WebConfig
 from panicd.host.logs import get_logger
+from panicd.qemu.threads import needing_a_thread
 from panicd.web.web import Request, Response, WebApp
 
 CONNECTION_LIMIT = 64
@@ -324,7 +325,7 @@ class _Wire:
         if not self._bodiless and response.download is not None:
             chunks = response.download.chunks()
             try:
-                while chunk := await trio.to_thread.run_sync(next, chunks, b""):
+                while chunk := await _next_of(chunks):
                     sent += parser.send(h11.Data(data=chunk)) or b""
                     await self._transport.send_all(sent)
                     sent = b""
@@ -364,6 +365,16 @@ class _Wire:
     async def _receive(self) -> None:
         received = await self._transport.receive_some(RECEIVE_SIZE)
         self._parser.receive_data(bytes(received))
+
+
+async def _next_of(chunks: Iterator[bytes]) -> bytes:
+    """Return a download's next part; empty at its end.
+
+    Raises:
+        OSError: it can't be read, or no thread is left to read it in.
+    """
+    with needing_a_thread():
+        return await trio.to_thread.run_sync(next, chunks, b"")
 
 
 def _peer(stream: trio.SocketStream) -> str:

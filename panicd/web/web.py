@@ -171,6 +171,13 @@ class WebApp:
 
     async def answer(self, request: Request) -> Response:
         """Answer one request."""
+        try:
+            return await self._answer(request)
+        except Exception:  # noqa: BLE001 - a bug in a page is no reason to stop the daemon
+            get_logger().exception("could not be answered", path=request.path)
+            return Response(b"This failed; panicd's log says why.\n", 500)
+
+    async def _answer(self, request: Request) -> Response:
         web = self.web()
         user = ""
         if web.users:
@@ -182,12 +189,9 @@ class WebApp:
         if request.method not in READING and not (request.method == "POST" and operator):
             return Response(b"Only GET and HEAD.\n", 405, headers={"Allow": "GET, HEAD"})
         authenticated = bool(web.users) or request.clients_verified
-        known = replace(request, authenticated=authenticated, user=user, operator=operator)
-        try:
-            return await self._route(known)
-        except Exception:  # noqa: BLE001 - a bug in a page is no reason to stop the daemon
-            get_logger().exception("could not be answered", path=request.path)
-            return Response(b"This failed; panicd's log says why.\n", 500)
+        return await self._route(
+            replace(request, authenticated=authenticated, user=user, operator=operator)
+        )
 
     async def _refuse(self, users: Mapping[str, bytes], request: Request) -> Response | None:
         authorization = request.headers.get("authorization", "")

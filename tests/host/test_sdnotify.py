@@ -1,3 +1,4 @@
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -133,3 +134,16 @@ def test_what_is_said_to_one_process_is_taken_from_its_environment(
     assert environment == of_the_unit
     assert taken.notify(READY=1)
     assert manager.recv(1024) == b"READY=1"
+
+
+def test_a_host_without_a_descriptor_left_is_no_reason_to_stop(
+    manager: socket.socket, notify: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_arguments: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", none_left)
+        assert not notify(WATCHDOG=1)
+    assert notify(WATCHDOG=1)
+    assert manager.recv(1024) == b"WATCHDOG=1"

@@ -14,7 +14,10 @@ import trio
 
 from panicd.config.web import WebConfig
 from panicd.journal import database as journal_database
+from panicd.journal.journal import Journal
+from panicd.journal.outbox import Pending
 from panicd.notify import notifier
+from panicd.qemu.threads import NONE_LEFT
 from panicd.rules.incident import Incident, Opened, Source
 from panicd.rules.notification import Notice
 from panicd.rules.qapi import PanicInformation
@@ -104,6 +107,28 @@ async def test_a_receiver_that_fails_is_asked_again(socket_dir: Path) -> None:
         assert notices(receiver.requests) == ["panicked"] * 4 + ["closed"]
         assert len({told.id for told in receiver.requests}) == 2, "again under the same id"
         assert len(daemon.logged("notification not delivered")) == 3
+
+
+async def test_a_notification_waits_for_a_thread(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending, refusals = Journal.pending, iter(range(3))
+
+    def refused_at_first(journal: Journal, channel: str) -> list[Pending]:
+        if next(refusals, None) is not None:
+            raise RuntimeError(NONE_LEFT)
+        return pending(journal, channel)
+
+    monkeypatch.setattr(Journal, "pending", refused_at_first)
+    async with (
+        Receiver.start() as receiver,
+        DaemonInside.start(socket_dir, notify=webhook(receiver)) as daemon,
+        FakeQemu(socket_dir / "vm.qmp").running() as vm,
+    ):
+        await daemon.wait_log("notification not delivered", channel="webhook")
+        await daemon.wait_armed("vm")
+        vm.panic()
+        await receiver.wait(lambda requests: notices(requests) == ["panicked", "settled"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import panicd
-from panicd.qemu import process
+from panicd.qemu import process, process_identity
 from panicd.qemu.process import Peer, PeerUnknownError
 from panicd.qemu.process_arguments import MOST
 from panicd.qemu.process_identity import start_time_of
@@ -175,6 +175,30 @@ def test_leaves_none_behind_either_where_there_is_none_left_to_look_with(
         with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
             Peer.of(one)
         assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize("call", ["dup", "pidfd_open"])
+async def test_its_end_is_noticed_once_a_descriptor_is_left_to_wait_with(
+    start: Start, fake_qemu: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    asked = trio.Event()
+
+    def none_left(_descriptor: int) -> int:
+        asked.set()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    for module in (process, process_identity):
+        monkeypatch.setattr(module, "LOOK_AGAIN", 0.01)
+    program = start(fake_qemu)
+    with Peer.of(program.sock) as peer, fail_after(LIMIT):
+        assert peer.identity is not None
+        waits = peer.wait_gone if call == "dup" else peer.identity.wait_ended
+        async with trio.open_nursery() as nursery:
+            with monkeypatch.context() as patched:
+                patched.setattr(os, call, none_left)
+                nursery.start_soon(waits)
+                await asked.wait()
+            program.kill()
 
 
 OBSERVER = """
