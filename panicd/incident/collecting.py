@@ -20,11 +20,11 @@ from panicd.libvirt.domain_monitor import DomainMonitor
 from panicd.qemu.dump_error import DumpByOther, DumpError
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
-from panicd.rules.incident import Incident
+from panicd.rules.incident import Incident, Opened
 from panicd.rules.last_words import LastWords
 from panicd.rules.machine.effects import Collect
 from panicd.rules.payload import describe
-from panicd.rules.plan import Dump, Quit
+from panicd.rules.plan import Dump, Plan, Quit
 from panicd.rules.settings import Policy
 
 EVIDENCE: Final = "evidence"
@@ -76,7 +76,9 @@ class EvidenceKeeper:
         )
         words = bundle.words
         may_go_on = follows is not None and writer.has_room
-        writer.write_soon(bundle, partial(_facts, incident), pid, self._written(incident))
+        writer.write_soon(
+            bundle, partial(_facts, incident.opened, effect.plan), pid, self._written(incident)
+        )
         if not may_go_on:
             with trio.move_on_at(limit):
                 await writer.written(bundle.directory)
@@ -139,12 +141,12 @@ class EvidenceKeeper:
         return dump
 
 
-def _facts(incident: Incident) -> dict[str, object]:
+def _facts(opened: Opened, plan: Plan) -> dict[str, object]:
     """Return what panicd knows of a panic, as values that JSON can hold."""
     return {
-        **asdict(incident.opened),
-        "payload": asdict(describe(incident.opened.information)),
-        "decision": plan_view(incident.plan) if incident.plan is not None else None,
+        **asdict(opened),
+        "payload": asdict(describe(opened.information)),
+        "decision": plan_view(plan),
         "panicd": __version__,
     }
 

@@ -174,6 +174,8 @@ class Driver:
     def feed(self, came: Input) -> None:
         """Give the machine an input, and carry out its effects; one input at a time."""
         self._gathering.tell_more(self.feed)  # the gathered panics came before
+        if self._reaction is not None and self._guard(self._reaction.takes, came):
+            return
         self._inbox.append(came)
         if not self._may_wait(came):
             self._go_on()
@@ -251,7 +253,7 @@ class Driver:
         reaction = Reaction(self._services, foreseen, panic, moment, self._state.serial)
         self._reaction = reaction
         self._domain.chronicle = self._latest = reaction.chronicle
-        reaction.begin(self._send, self._carry_out, self.feed, self._go_on, self._guard)
+        reaction.begin(self._carry_out, self._go_on)
         return True
 
     def _catch_up(self, reaction: Reaction) -> None:
@@ -316,7 +318,7 @@ class Driver:
                 assert_never(effect)
 
     def _collect(self, effect: effects.Collect) -> None:
-        if effect.follows is not None:
+        if effect.follows is not None and self._reaction is None:  # that is counted already
             self._command = FirstCommand(self._services.rush)
             self._first.callback(self._command.given)
         self._run(self._errands.collect(effect))
@@ -385,15 +387,14 @@ class Driver:
             self._services.metrics.reaction.observe(took)
             self._heard_at = math.inf
 
-    def _send(self, send: effects.Send, tell: Callable[[Answered], None] | None = None) -> None:
+    def _send(self, send: effects.Send) -> None:
         assert self._session is not None
         limit: Timer | None = None
-        told = tell or self.feed
 
         def done(answers: list[object]) -> None:
             if limit is not None:
                 limit.cancel()
-            told(Answered(send.serial, tuple(map(answer_of, answers))))
+            self.feed(Answered(send.serial, tuple(map(answer_of, answers))))
 
         commands = [(name, dict(args) if args else NOTHING) for name, args in send.commands]
         question = self._session.monitor.ask(commands, done, timeout=send.timeout)

@@ -1,12 +1,12 @@
 """A panic that goes as foreseen, from the event to the first command.
 
 The machine's effects are known (``rules.machine.ahead``), and the journal's entries are ready. So
-the driver commits, asks and gives the command as soon as each may be. The machine gets the inputs
-after that, and returns the effects that were carried out.
+the driver commits, asks, takes evidence and gives the command as soon as each may be. The machine
+gets the inputs after that, and returns the effects that were carried out.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final
@@ -15,13 +15,27 @@ import trio
 
 from panicd.incident.services import Services
 from panicd.journal.chronicle import Chronicle
-from panicd.journal.journal import JournalError
 from panicd.journal.ready import Template
 from panicd.rules.capability import Capability
-from panicd.rules.incident import Opened, Source
-from panicd.rules.machine.ahead import Foreseen, counted_on, foresee, is_quiet, is_stop
-from panicd.rules.machine.effects import Effect, Send
-from panicd.rules.machine.inputs import Answered, Durable, Heard, Input, Moment, Undurable
+from panicd.rules.incident import Opened, Outcome, Source
+from panicd.rules.machine.ahead import (
+    Act,
+    Foreseen,
+    counted_on,
+    foresee,
+    is_of_evidence,
+    is_quiet,
+    is_stop,
+)
+from panicd.rules.machine.effects import Collect, Effect
+from panicd.rules.machine.inputs import (
+    Answered,
+    Durable,
+    Finished,
+    Heard,
+    Input,
+    Moment,
+)
 from panicd.rules.machine.turn import new_id, opened_by
 from panicd.rules.qapi import ResetEvent, ShutdownEvent
 from panicd.rules.settings import Policy
@@ -103,45 +117,47 @@ class Reaction:
         self._serial = serial
         self._came: list[tuple[Input, float, float]] = [(panic, moment.now, moment.ticks)]
         self._done: deque[Effect] = deque()
-        self._stopped = self._quiet = self._durable = False
+        needed = (Heard, Answered, Durable, *((Finished,) if self._foreseen.collects else ()))
+        self._missing: set[type[Input]] = set(needed)
         self._is_over = False
         self.is_given = False
         incident_id = new_id(moment.now, moment.token)
         self.chronicle = Chronicle.begin(incident_id, template.at(moment.now), services.keeping)
 
-    def begin(
-        self,
-        send: Callable[[Send, Callable[[Answered], None]], None],
-        carry_out: Callable[[Effect], None],
-        feed: Callable[[Input], None],
-        go_on: Callable[[], None],
-        guard: Callable[..., object],
-    ) -> None:
+    def begin(self, carry_out: Callable[[Effect], None], go_on: Callable[[], None]) -> None:
         """Commit, and ask QEMU what it is busy with.
 
         Args:
-            send: gives QEMU commands, and passes on their answers.
-            carry_out: carries out the first command and its companions.
-            feed: gets the first unforeseen input, and all later ones.
+            carry_out: carries out the machine's effects.
             go_on: ends the reaction, after the other domains' first commands.
-            guard: calls something, and keeps its bugs from the caller.
         """
-        self._carry_out, self._feed, self._go_on, self._guard = carry_out, feed, go_on, guard
+        self._carry_out, self._go_on = carry_out, go_on
         self._services.rush.begin()
         commit = counted_on(self._foreseen.commit, self._serial)
         asks = counted_on(self._foreseen.asks, self._serial)
-        assert isinstance(asks, Send)
         self._done += commit, asks
-        send(asks, self._answered)
+        carry_out(asks)
         # This thread leaves the interpreter to the journal's: so that is woken last.
-        self.chronicle.commit_soon(self._written)
+        carry_out(commit)
 
-    def takes(self, heard: Heard) -> bool:
-        """Take an event if it is the foreseen one; return whether it was taken."""
-        if self._stopped or self.is_given or not is_stop(heard):
+    def takes(self, came: Input) -> bool:
+        """Take an input if it is a foreseen one; return whether it was taken."""
+        if self._is_over or self.is_given:
             return False
-        self._stopped = True
-        self._goes_on(heard)
+        if isinstance(came, Heard) and is_of_evidence(came):
+            return True
+        if type(came) not in self._missing or not self._is_foreseen(came):
+            return False
+        self._missing.remove(type(came))
+        self._came.append((came, self._services.keeping.clock(), trio.current_time()))
+        if isinstance(came, Heard):
+            self._do(self._foreseen.collects)
+        if self._missing <= {Heard}:  # the answer says that the guest has stopped
+            self.is_given = True
+            self._services.rush.end()
+            self._do(self._foreseen.acts)
+            if not self._is_over:
+                self._services.rush.afterwards(self._go_on)
         return True
 
     def may_wait(self, came: Input) -> bool:
@@ -164,31 +180,24 @@ class Reaction:
         assert effect == foreseen, f"{foreseen} was foreseen, and it came to {effect}"
         return True
 
-    def _written(self, problem: JournalError | None) -> None:
-        serial = self._serial + self._foreseen.commit.serial
-        if problem is not None or self._is_over:
-            durable = Durable(serial) if problem is None else Undurable(serial, str(problem))
-            self._feed(durable)
-        else:
-            self._durable = True
-            self._guard(self._goes_on, Durable(serial))
+    def _is_foreseen(self, came: Input) -> bool:
+        match came:
+            case Heard():
+                return is_stop(came)
+            case Answered():
+                # libvirt may say so before STOP comes, and evidence is taken then.
+                return is_quiet(came) and not (self._foreseen.collects and Heard in self._missing)
+            case Durable(serial=serial):
+                return serial == self._serial + self._foreseen.commit.serial
+            case Finished(result=result):
+                return result.outcome is Outcome.DONE
+            case _:
+                return False
 
-    def _answered(self, answered: Answered) -> None:
-        if self._is_over or not is_quiet(answered):  # libvirt may say so before STOP comes
-            self._feed(answered)
-        else:
-            self._quiet = True
-            self._guard(self._goes_on, answered)
-
-    def _goes_on(self, came: Input) -> None:
-        self._came.append((came, self._services.keeping.clock(), trio.current_time()))
-        if self._durable and self._quiet:
-            self.is_given = True
-            self._services.rush.end()
-            for act in self._foreseen.acts:
-                if self._is_over:  # an act ended the reaction: the machine does the others
-                    return
-                effect = counted_on(act, self._serial)
-                self._done.append(effect)
-                self._carry_out(effect)
-            self._services.rush.afterwards(self._go_on)
+    def _do(self, foreseen: Iterable[Collect | Act]) -> None:
+        for each in foreseen:
+            if self._is_over:  # an effect ended the reaction: the machine does the others
+                return
+            effect = counted_on(each, self._serial)
+            self._done.append(effect)
+            self._carry_out(effect)

@@ -293,11 +293,18 @@ def _to_take_again(incident: Incident, found: Found) -> int | None:
 def _ready_for(incident: Incident, command: int) -> Recovery:
     """Return how to go on with a command that may or may not have been given.
 
-    The journal has it while the steps before it are still under way. panicd repeats those steps.
+    The journal has it while the steps before it are still under way. panicd repeats those steps,
+    except for evidence that was tried enough: it may have ended panicd.
     """
     if _was_tried_enough(incident, command):
         return GiveUp(command)
-    return GoOn(min(i for i in range(command + 1) if i == command or _is_unfinished(incident, i)))
+    ended = (i for i in range(command) if i in incident.steps and not _is_unfinished(incident, i))
+    first = max(ended, default=-1) + 1
+    collect = _begun(incident, Collect)
+    again = collect is not None and first <= collect < command
+    if collect is not None and again and _was_tried_enough(incident, collect):
+        return GiveUp(collect)
+    return GoOn(min(i for i in range(first, command + 1) if i in incident.steps))
 
 
 def _is_unfinished(incident: Incident, index: int) -> bool:

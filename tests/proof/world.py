@@ -47,7 +47,7 @@ from panicd.rules.machine.inputs import (
 )
 from panicd.rules.machine.state import Left
 from panicd.rules.machine.vm import Vm
-from panicd.rules.on_crash import OnCrash
+from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.qapi import (
     Event,
@@ -230,7 +230,7 @@ def carry_out(world: World, effect: effects.Effect) -> World:
         case effects.MakeDump(serial=serial):
             return replace(object_to(world, "dump"), work=(serial, "dump"))
         case effects.Collect(serial=serial):
-            return replace(world, work=(serial, "collect"))
+            return replace(object_to(world, "collect"), work=(serial, "collect"))
         case effects.SendSignal(serial=serial, name=name):
             world = object_to(world, name)
             world = _die(world)
@@ -255,7 +255,8 @@ def _later(world: World, came: Input) -> World:
 
 def object_to(world: World, command: str) -> World:
     """Object to a command that this guest must not be given, by what panicd was told of it."""
-    if any(isinstance(entry, Opened | Decided | StepBegun) for entry in world.noted):
+    changes = command != "collect"
+    if changes and any(isinstance(entry, Opened | Decided | StepBegun) for entry in world.noted):
         raise ViolationError(f"{command} is given before it is on the disk")
     told = world.told
     if world.misread:
@@ -271,8 +272,10 @@ def object_to(world: World, command: str) -> World:
             raise ViolationError("a panicked guest is let run")
         case "cont" if not told.panicked and not told.must_boot:
             raise ViolationError(f"a guest that was not reset is let run: {told}")
-        case "dump" if told.state.executes:
-            raise ViolationError("a guest that runs is dumped")
+        case "collect" if not world.connected or world.on_crash.action is Action.DESTROY:
+            pass  # a destroy goes on if QEMU does not say whether the guest has stopped
+        case "dump" | "collect" if told.state.executes:
+            raise ViolationError(f"{command} of a guest that runs: {told}")
         case _:
             pass
     if command == "cont" and told.panicked:

@@ -1,11 +1,11 @@
 """The machine run ahead: panicd knows what a panic leads to, up to the first command, before it.
 
 Most panics come to a running guest, and nothing holds the action up. The inputs are then a panic,
-its STOP, QEMU's answer that it is busy with nothing, and a durable commit. ``foresee`` gives the
-machine these in advance. When a panic comes ``as_foreseen``, the driver carries out the foreseen
-effects, and gives the machine the inputs a moment later. The machine then returns the same effects,
-except for the time and the incident's id. Any other input ends the reaction: the machine takes
-that input, after the earlier ones.
+its STOP, QEMU's answer that it is busy with nothing, a durable commit, and the evidence if any is
+taken. ``foresee`` gives the machine these in advance. When a panic comes ``as_foreseen``, the
+driver carries out the foreseen effects, and gives the machine the inputs a moment later. The
+machine then returns the same effects, except for the time and the incident's id. Any other input
+ends the reaction: the machine takes that input, after the earlier ones.
 """
 
 from collections.abc import Iterable
@@ -14,19 +14,35 @@ from typing import Final
 
 from panicd.rules.budget import balance
 from panicd.rules.capability import Capability
-from panicd.rules.incident import AnyEntry, Opened
+from panicd.rules.incident import AnyEntry, Opened, Outcome, StepResult
 from panicd.rules.machine import effects
 from panicd.rules.machine.answers import run_state_of, work_in_progress
-from panicd.rules.machine.inputs import Answered, Durable, Heard, Moment, NoAnswer
+from panicd.rules.machine.inputs import (
+    Answered,
+    Durable,
+    Finished,
+    Heard,
+    Input,
+    Moment,
+    NoAnswer,
+)
 from panicd.rules.machine.state import Readying, Resting, State
 from panicd.rules.machine.table import step
 from panicd.rules.machine.vm import Vm
-from panicd.rules.qapi import GuestPanickedEvent, PanicAction, RunState, StopEvent
+from panicd.rules.qapi import (
+    DumpCompletedEvent,
+    GuestPanickedEvent,
+    PanicAction,
+    RunState,
+    StopEvent,
+)
 from panicd.rules.settings import Policy
 
 PANIC: Final = Heard(GuestPanickedEvent(0.0, PanicAction.PAUSE))
 STOP: Final = Heard(StopEvent(0.0))
 QUIET: Final[object] = {}
+
+DONE: Final = StepResult(Outcome.DONE)
 
 Act = effects.Send | effects.Wake | effects.WatchProcess
 
@@ -39,12 +55,15 @@ class Foreseen:
         entries: after ``Opened``; they are on the disk before the command.
         commit: makes the entries durable, at the panic.
         asks: asks QEMU what it is busy with, at the panic.
-        acts: the command and its companions, once QEMU has answered and the entries are durable.
+        collects: has evidence taken, and limits its time, once the guest has stopped.
+        acts: the command and its companions, once QEMU has answered, the entries are durable and
+            the evidence is there.
     """
 
     entries: tuple[AnyEntry, ...]
     commit: effects.Commit
     asks: effects.Send
+    collects: tuple[effects.Collect | effects.Wake, ...]
     acts: tuple[Act, ...]
 
 
@@ -61,12 +80,17 @@ def foresee(policy: Policy, capability: Capability) -> Foreseen | None:
     assert isinstance(commit, effects.Commit)
     assert isinstance(asks, effects.Send)
     quiet = (*(QUIET for _ in asks.commands[1:]), {"status": RunState.GUEST_PANICKED.value})
-    for came in (STOP, Answered(asks.serial, quiet), Durable(commit.serial)):
+    state, made = step(state, STOP, moment)
+    collects = tuple(each for each in made if isinstance(each, effects.Collect | effects.Wake))
+    assert collects == made
+    inputs: list[Input] = [Answered(asks.serial, quiet), Durable(commit.serial)]
+    inputs += [Finished(commit.serial, DONE)] if collects else []
+    for came in inputs:
         state, made = step(state, came, moment)
     acts = tuple(each for each in without_notes(made) if isinstance(each, Act))
     if acts != without_notes(made):  # libvirt gives the command
         return None
-    return Foreseen(tuple(entries), commit, asks, acts)
+    return Foreseen(tuple(entries), commit, asks, collects, acts)
 
 
 def without_notes(made: Iterable[effects.Effect]) -> tuple[effects.Effect, ...]:
@@ -110,6 +134,11 @@ def is_stop(heard: Heard) -> bool:
     return isinstance(heard.event, StopEvent)
 
 
+def is_of_evidence(heard: Heard) -> bool:
+    """True for an event that taking evidence leads to; the machine does nothing about it."""
+    return isinstance(heard.event, DumpCompletedEvent)
+
+
 def is_quiet(answered: Answered) -> bool:
     """True if QEMU answered that it is busy with nothing and the guest is panicked."""
     *busy, status = answered.answers
@@ -120,7 +149,7 @@ def is_quiet(answered: Answered) -> bool:
     )
 
 
-def counted_on(effect: effects.Commit | effects.Send | Act, serial: int) -> effects.Effect:
+def counted_on(effect: effects.Commit | effects.Collect | Act, serial: int) -> effects.Effect:
     """Return an effect with ``serial`` added to its own."""
     match effect:
         case effects.Send(own, commands, timeout, acts):

@@ -9,7 +9,7 @@ from panicd.rules.incident import AnyEntry, Incident
 from panicd.rules.machine.vm import Stand
 from panicd.rules.plan import Collect as CollectStep
 from panicd.rules.plan import Dump as DumpStep
-from panicd.rules.plan import Quit, RunRelaunch, SystemReset
+from panicd.rules.plan import Plan, Quit, RunRelaunch, SystemReset
 
 Command = tuple[str, tuple[tuple[str, object], ...]]
 """A QMP command's name, and its arguments."""
@@ -62,12 +62,14 @@ class Collect:
     Attributes:
         serial: of the answer.
         step: the plan's.
+        plan: the plan.
         follows: the command that is given next, and does not wait for the evidence to be written;
             None: nothing is in a hurry.
     """
 
     serial: int
     step: CollectStep
+    plan: Plan
     follows: SystemReset | Quit | None = None
 
 

@@ -79,17 +79,21 @@ class Readying:
     """All that precedes the command that ends the panic, at once; it follows when all is well.
 
     Attributes:
-        stop: the step that waits for the guest's stop; None: it has stopped.
+        stop: the step that waits for the guest's stop; None: it is over.
+        collect: the step that takes evidence; None: it is over, or there is none.
         quiet: the step that asks QEMU for its work.
         act: the command's step, noted as begun.
+        collects: evidence is being taken.
         quiet_known: QEMU has answered, or is silent.
         silent: QEMU does not say what it is busy with.
         durable: all notes are on the disk.
     """
 
     stop: int | None
+    collect: int | None
     quiet: int
     act: int
+    collects: bool = False
     quiet_known: bool = False
     silent: bool = False
     durable: bool = False

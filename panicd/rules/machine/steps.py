@@ -7,7 +7,7 @@ from typing import Final, assert_never
 
 from panicd.rules.incident import Outcome, StepResult
 from panicd.rules.machine import commands, effects, ending, halting
-from panicd.rules.machine.inputs import Answered, NoAnswer
+from panicd.rules.machine.inputs import Answered, Finished, NoAnswer
 from panicd.rules.machine.results import Course, End, look, overtaken, skipped
 from panicd.rules.machine.state import (
     Collecting,
@@ -37,6 +37,11 @@ from panicd.rules.plan import (
     Terminate,
 )
 
+EVIDENCE_WITHIN: Final = 1.0
+"""Seconds in which evidence is part of readying; one panic of many at once may take half of that.
+After that QEMU is asked once more, and the journal does not say any longer that the command has
+begun."""
+
 NOT_GIVEN: Final = StepResult(Outcome.SKIPPED, "what goes before it is gone through step by step")
 
 
@@ -58,7 +63,7 @@ def begin(turn: Turn, index: int) -> End:
         case Collect():
             turn.enter(Collecting(index))
             turn.commit()
-            turn.emit(effects.Collect(turn.serial, step, _follows(turn, index + 1)))
+            _collect(turn, index)
         case AwaitQuiet():
             turn.enter(Quieting(index, Stage.ASKING, turn.moment.ticks))
             turn.commit()
@@ -89,13 +94,15 @@ def _by_libvirt(turn: Turn, step: SystemReset | Cont | Quit) -> bool:
     return step.by_libvirt and turn.known.capability.libvirt is not None
 
 
-# Readying: stop, quiet and the command's note, all at once.
+# Readying: stop, evidence, quiet and the command's note, all at once.
 
 
 def taken_at_once(plan: tuple[AnyStep, ...], index: int) -> int | None:
-    """Return the step of the command that ends the panic, if only quiet precedes it."""
-    match plan[index : index + 3]:
-        case (EnsureStopped(), AwaitQuiet(), SystemReset() | Quit()):
+    """Return the step of the command that ends the panic, if only quiet and evidence precede it."""
+    match plan[index : index + 4]:
+        case (EnsureStopped(), Collect(), AwaitQuiet(), SystemReset() | Quit()):
+            return index + 3
+        case (EnsureStopped() | Collect(), AwaitQuiet(), SystemReset() | Quit(), *_):
             return index + 2
         case (AwaitQuiet(), SystemReset() | Quit(), *_):
             return index + 1
@@ -107,25 +114,23 @@ def _readied(turn: Turn, index: int) -> int | None:
     return None if turn.known.ended else taken_at_once(turn.plan.steps, index)
 
 
-def _follows(turn: Turn, index: int) -> SystemReset | Quit | None:
-    """Return the command that ends the panic, if only quiet precedes it from a step on."""
-    act = taken_at_once(turn.plan.steps, index)
-    step = turn.step(act) if act is not None else None
-    return step if isinstance(step, SystemReset | Quit) else None
-
-
 def _begin_readying(turn: Turn, index: int, act: int) -> End:
     if (course := overtaken(turn)) is not None:
         turn.begin(index)
         turn.end(index, StepResult(Outcome.SKIPPED, course.value))
         return course
-    stop = index if act - index == 2 else None
+    of = {type(turn.step(each)): each for each in range(index, act)}
     for each in range(index, act + 1):
         turn.begin(each)
-    turn.enter(Readying(stop, act - 1, act))
+    phase = turn.enter(Readying(of.get(EnsureStopped), of.get(Collect), act - 1, act))
     turn.commit()
     halting.ask_quiet(turn)
-    return None
+    return _ready_on(turn, phase)
+
+
+def readying_heard(turn: Turn, phase: Readying, _came: object) -> End:
+    """Go on readying: the guest may have stopped."""
+    return None if turn.known.ended else _ready_on(turn, phase)
 
 
 def readying_answered(turn: Turn, phase: Readying, answered: Answered) -> End:
@@ -133,7 +138,7 @@ def readying_answered(turn: Turn, phase: Readying, answered: Answered) -> End:
     busy = halting.busy_with(turn, answered)
     vm = turn.known
     if isinstance(busy, NoAnswer) and not busy.lost and not vm.run_state.executes:
-        return _readied_all(turn, turn.update(phase, quiet_known=True, silent=True))
+        return _ready_on(turn, turn.update(phase, quiet_known=True, silent=True))
     if (
         busy
         or isinstance(busy, NoAnswer)
@@ -141,30 +146,76 @@ def readying_answered(turn: Turn, phase: Readying, answered: Answered) -> End:
         or vm.run_state in halting.MIGRATED_AWAY
     ):
         return _one_by_one(turn, phase)
-    return _readied_all(turn, turn.update(phase, quiet_known=True))
+    return _ready_on(turn, turn.update(phase, quiet_known=True))
 
 
 def readying_durable(turn: Turn, phase: Readying, _came: object) -> End:
     """Go on readying: the command's note is durable."""
-    return _readied_all(turn, turn.update(phase, durable=True))
+    return _ready_on(turn, turn.update(phase, durable=True))
 
 
-def _readied_all(turn: Turn, phase: Readying) -> End:
-    """Give the command, once all is well."""
-    if not (phase.quiet_known and phase.durable):
+def readying_collected(turn: Turn, phase: Readying, finished: Finished) -> End:
+    """Go on readying: evidence was taken."""
+    assert phase.collect is not None
+    _end_stop(turn, phase)
+    turn.end(phase.collect, finished.result)
+    if finished.lost:
+        turn.end(phase.act, NOT_GIVEN)
+        return Course.INTERRUPTED
+    return _ready_on(turn, turn.update(phase, stop=None, collect=None, collects=False))
+
+
+def readying_elapsed(turn: Turn, phase: Readying, _came: object) -> End:
+    """Go on step by step: evidence takes so long that QEMU's answer may no longer be true."""
+    return _one_by_one(turn, phase) if phase.collects else None
+
+
+def _ready_on(turn: Turn, phase: Readying) -> End:
+    """Have evidence taken when the guest has stopped; give the command when all is well."""
+    if phase.collect is not None and not phase.collects:
+        if phase.stop is not None and turn.known.run_state.executes:
+            return None
+        if course := look(turn, phase.act):
+            turn.end(phase.collect, StepResult(Outcome.SKIPPED, course.value))
+            return course
+        _collect(turn, phase.collect, phase.act)
+        turn.wake(EVIDENCE_WITHIN)
+        phase = turn.update(phase, collects=True)
+    if not (phase.quiet_known and phase.durable and phase.collect is None):
         return None
-    if phase.stop is not None:
-        turn.done(phase.stop, str(turn.known.run_state))
+    if turn.known.ended:
+        return _one_by_one(turn, phase)
+    _end_stop(turn, phase)
     turn.end(phase.quiet, halting.SAYS_NOTHING if phase.silent else StepResult(Outcome.DONE))
     if course := look(turn, phase.act):
         return course
     return _give_act(turn, phase.act)
 
 
+def _end_stop(turn: Turn, phase: Readying) -> None:
+    if phase.stop is not None:
+        turn.done(phase.stop, str(turn.known.run_state))
+
+
+def _collect(turn: Turn, index: int, act: int | None = None) -> None:
+    step, follows = turn.step(index), turn.step(act) if act is not None else None
+    assert isinstance(step, Collect)
+    assert follows is None or isinstance(follows, SystemReset | Quit)
+    turn.emit(effects.Collect(turn.serial, step, turn.plan, follows))
+
+
 def _one_by_one(turn: Turn, phase: Readying) -> End:
     """Begin anew, a step at a time: not all is well, and no command was given."""
-    first = phase.quiet if phase.stop is None else phase.stop
     turn.end(phase.act, NOT_GIVEN)  # so that it does not count as a try
+    if phase.collect is not None:
+        turn.end(phase.collect, NOT_GIVEN)
+    if phase.collect is not None and phase.collects:
+        _end_stop(turn, phase)
+        turn.begin(phase.collect)
+        turn.commit()
+        turn.phase = Collecting(phase.collect)  # with this serial the evidence comes
+        return None
+    first = phase.quiet if phase.stop is None else phase.stop
     turn.begin(first)
     if course := look(turn, first):
         return course

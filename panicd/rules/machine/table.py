@@ -210,9 +210,11 @@ TABLE: Final[dict[type, dict[type, Handler]]] = {
     SeeingEnd: _asking(lost=resting.seen_end, elapsed=resting.not_ended),
     AwaitingTurn: _asking(turn=_turn_came),
     Readying: _acting(
-        _waits,
+        steps.readying_heard,
         answered=_step(steps.readying_answered),
         durable=_step(steps.readying_durable),
+        finished=_step(steps.readying_collected),
+        elapsed=_step(steps.readying_elapsed),
     ),
     Stopping: _acting(
         halting.stopping_heard,

@@ -10,7 +10,7 @@ import pytest
 
 from panicd.rules.capability import Capability
 from panicd.rules.ending import Cause
-from panicd.rules.incident import Opened, Outcome, Repeated, Source, StepResult
+from panicd.rules.incident import Incident, Opened, Outcome, Repeated, Source, StepResult
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import State, effects, step
 from panicd.rules.machine.inputs import (
@@ -81,9 +81,14 @@ class Machine:
         self.state = State()
         self.made: list[effects.Effect] = []
 
-    def attach(self, run_state: RunState = RunState.RUNNING, *events: Event) -> None:
+    def attach(
+        self,
+        run_state: RunState = RunState.RUNNING,
+        *events: Event,
+        incident: Incident | None = None,
+    ) -> None:
         vm = Vm(run_state, Capability(version=(7, 2, 0)), process="qemu")
-        self.tell(Attached(vm, None, tuple(map(Heard, events))))
+        self.tell(Attached(vm, incident, tuple(map(Heard, events))))
         if isinstance(self.state.phase, SettingPanic):
             self.answer({})
 
