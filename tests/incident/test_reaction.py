@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from panicd.incident.reaction import Reaction
 from panicd.incident.rush import LOOKS_EVERY, SLICE, WAITS_AT_MOST, Rush
 from panicd.journal.journal import Journal, JournalError
 from panicd.rules.incident import AnyEntry
+from panicd.rules.machine import steps
 from panicd.rules.machine.inputs import (
     Answered,
     Durable,
@@ -49,6 +51,14 @@ ENTRIES = {
 """Their kinds, as the machine notes them."""
 
 
+CHANGING = {"stop", "system_reset", "cont", "quit"}
+
+
+def changing(vm: FakeQemu) -> list[str]:
+    """The commands that changed a VM's guest."""
+    return [name for name in vm.commands if name in CHANGING]
+
+
 @pytest.fixture
 def reactions(monkeypatch: pytest.MonkeyPatch) -> list[Reaction]:
     """Every reaction that goes as foreseen at first."""
@@ -57,10 +67,14 @@ def reactions(monkeypatch: pytest.MonkeyPatch) -> list[Reaction]:
 
 @asynccontextmanager
 async def connected(
-    directory: Path, on_crash: str = "restart", on_failure: str = "preserve"
+    directory: Path,
+    on_crash: str = "restart",
+    on_failure: str = "preserve",
+    *,
+    evidence: bool = False,
 ) -> AsyncIterator[tuple[DaemonInside, FakeQemu]]:
-    """A daemon that takes no evidence, and one VM that is armed."""
-    policy = {"on_crash": on_crash, "evidence": {"budget": "0s"}}
+    """A daemon, and one VM that is armed."""
+    policy = {"on_crash": on_crash, "evidence": {"budget": "3s" if evidence else "0s"}}
     vm = FakeQemu(directory / "vm.qmp")
     journal = {"on_failure": on_failure}
     async with DaemonInside.start(directory, policy, journal=journal) as daemon, vm.running():
@@ -68,24 +82,40 @@ async def connected(
         yield daemon, vm
 
 
+@pytest.mark.parametrize("evidence", [False, True])
 @pytest.mark.parametrize(
     ("on_crash", "ending", "commands"),
     [("restart", "restarted", ["system_reset", "cont"]), ("destroy", "destroyed", ["quit"])],
 )
 async def test_a_panic_goes_as_foreseen(
-    socket_dir: Path, reactions: list[Reaction], on_crash: str, ending: str, commands: list[str]
+    socket_dir: Path,
+    reactions: list[Reaction],
+    on_crash: str,
+    ending: str,
+    commands: list[str],
+    *,
+    evidence: bool,
 ) -> None:
-    async with connected(socket_dir, on_crash) as (daemon, vm):
+    async with connected(socket_dir, on_crash, evidence=evidence) as (daemon, vm):
         vm.panic()
-        await daemon.wait_incident("vm", ending=ending)
-        assert vm.acting_commands == commands
+        seen = await daemon.wait_incident("vm", ending=ending)
+        assert changing(vm) == commands
+        if evidence:
+            await daemon.wait_kept(seen)
+            record: Any = await daemon.call("incident", incident=seen.id)
+            facts = record["evidence"]["facts"]
+            assert facts["decision"]["steps"][1]["step"] == "Collect"
+            assert record["screenshot"]
     (reaction,) = reactions
     assert reaction.is_given
     assert reaction.chronicle.is_written
     with Journal.open(socket_dir / "state" / "journal.sqlite3") as journal:
         (incident,) = journal.incidents()
         kinds = [entry.kind for entry in journal.history(incident.id)]
-    expected = ENTRIES[on_crash]
+    expected = list(ENTRIES[on_crash])
+    if evidence:
+        expected[2:5] = ["step-begun"] * 4
+        expected.insert(expected.index("step-ended"), "step-ended")
     assert kinds[: len(expected)] == expected
 
 
@@ -123,21 +153,55 @@ async def test_only_what_follows_from_the_command_waits_for_others(
     assert [reaction.may_wait(came) for came in others] == [False] * len(others)
 
 
+@pytest.mark.parametrize("held_up", ["query-status", "screendump"])
 async def test_guest_that_others_reset_meanwhile_is_not_reset(
-    socket_dir: Path, reactions: list[Reaction]
+    socket_dir: Path, reactions: list[Reaction], held_up: str
 ) -> None:
-    async with connected(socket_dir) as (daemon, vm):
-        held = vm.hold_reply("query-status")
+    async with connected(socket_dir, evidence=held_up == "screendump") as (daemon, vm):
+        held = vm.hold_reply(held_up)
         vm.panic()
         await held.reached.wait()
         await vm.foreign("system_reset")
         await vm.foreign("cont")
         held.release()
         await daemon.wait_incident("vm", ending="foreign-reset")
-        assert vm.acting_commands == []
+        assert changing(vm) == []
     (reaction,) = reactions
     assert not reaction.is_given
     assert not reaction._services.rush._count, "nobody waits for it"
+
+
+async def test_slow_evidence_ends_the_reaction_and_is_taken_once(
+    socket_dir: Path, reactions: list[Reaction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "EVIDENCE_WITHIN", 0.05)
+    async with connected(socket_dir, evidence=True) as (daemon, vm):
+        held = vm.hold_reply("screendump")
+        vm.panic()
+        await held.reached.wait()
+        await daemon.wait_log("step ended", step="SystemReset", outcome="skipped")
+        assert changing(vm) == []
+        held.release()
+        incident = await daemon.wait_incident("vm", ending="restarted")
+        assert changing(vm) == ["system_reset", "cont"]
+        assert vm.commands.count("screendump") == 1
+        await daemon.wait_kept(incident)
+    (reaction,) = reactions
+    assert not reaction.is_given
+
+
+async def test_a_hold_that_begins_while_evidence_is_taken_keeps_the_guest(
+    socket_dir: Path, reactions: list[Reaction]
+) -> None:
+    async with connected(socket_dir, evidence=True) as (daemon, vm):
+        held = vm.hold_reply("screendump")
+        vm.panic()
+        await held.reached.wait()
+        await daemon.call("hold", domain="vm", why="test", seconds=60.0)
+        held.release()
+        await daemon.wait_incident("vm", state="preserved")
+        assert changing(vm) == []
+    assert not reactions[0].is_given
 
 
 async def test_a_panic_before_the_first_command_is_a_repeat(
@@ -153,7 +217,7 @@ async def test_a_panic_before_the_first_command_is_a_repeat(
             await trio.lowlevel.checkpoint()
         held.release()
         await daemon.wait_incident("vm", ending="restarted")
-        assert vm.acting_commands == ["system_reset", "cont"]
+        assert changing(vm) == ["system_reset", "cont"]
 
 
 async def test_guest_that_is_migrated_is_waited_for(
@@ -168,10 +232,10 @@ async def test_guest_that_is_migrated_is_waited_for(
         monkeypatch.setattr(vm.machine, "execute", migrating)
         vm.panic()
         await daemon.wait_log("waiting")
-        assert vm.acting_commands == []
+        assert changing(vm) == []
         monkeypatch.setattr(vm.machine, "execute", execute)
         await daemon.wait_incident("vm", ending="restarted")
-        assert vm.acting_commands == ["system_reset", "cont"]
+        assert changing(vm) == ["system_reset", "cont"]
     (reaction,) = reactions
     assert not reaction.is_given
 
@@ -182,7 +246,7 @@ async def test_guest_whose_stop_does_not_come_is_stopped(
     async with connected(socket_dir) as (daemon, vm):
         vm.panic(hold_stop=True)
         await daemon.wait_incident("vm", ending="restarted")
-        assert vm.acting_commands == ["stop", "system_reset", "cont"]
+        assert changing(vm) == ["stop", "system_reset", "cont"]
     (reaction,) = reactions
     assert not reaction.is_given
 
@@ -223,7 +287,7 @@ async def test_nothing_is_given_that_could_not_be_written(
         await daemon.wait_kept(incident)
         sessions = [name for name in vm.commands[mark:] if name == "qmp_capabilities"]
         assert len(sessions) == (on_failure == "preserve")  # it is begun anew once it can be
-        assert vm.acting_commands == ["system_reset", "cont"]
+        assert changing(vm) == ["system_reset", "cont"]
     assert not reactions[0].is_given
 
 
@@ -233,7 +297,7 @@ async def test_session_that_ends_with_the_panic_is_taken_up_again(socket_dir: Pa
         vm.panic()
         await cut.reached.wait()
         await daemon.wait_incident("vm", ending="restarted")
-        assert vm.acting_commands == ["system_reset", "cont"]
+        assert changing(vm) == ["system_reset", "cont"]
         assert vm.machine.state is RunState.RUNNING
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from panicd.rules import recovery
 from panicd.rules.incident import Ending
 from panicd.rules.machine import arrival, commands, deciding, ignoring, resting, results, steps
 from panicd.rules.machine import turn as turns
@@ -138,16 +139,24 @@ class Mutant:
     broken: Callable[..., Any]
     on_crash: OnCrash
     limits: Limits
+    collects: bool = False
 
 
 def unready(turn: Any, phase: Any) -> Any:
     """Give the command before it is on the disk."""
     if not phase.quiet_known:
         return None
-    if phase.stop is not None:
-        turn.done(phase.stop)
+    steps._end_stop(turn, phase)
     turn.done(phase.quiet)
     return steps._give_act(turn, phase.act)
+
+
+def at_once(turn: Any, phase: Any) -> Any:
+    """Take evidence without waiting for the guest's stop."""
+    return READY_ON(turn, replace(phase, stop=None))
+
+
+READY_ON = steps._ready_on
 
 
 def close_instead(turn: Any, *_: object) -> None:
@@ -159,7 +168,7 @@ MUTANTS = {
         results, "overtaken", lambda _turn: None, OnCrash.DESTROY, ALONE[2]
     ),
     "the command is given before it is on record": Mutant(
-        steps, "_readied_all", unready, OnCrash.RESTART, ALONE[3]
+        steps, "_ready_on", unready, OnCrash.RESTART, ALONE[3]
     ),
     "a panicked guest is not looked for on connecting": Mutant(
         resting, "see_panic", lambda _turn: None, OnCrash.DESTROY, ALONE[0]
@@ -193,6 +202,21 @@ MUTANTS = {
         OnCrash.RESTART,
         ALONE[2],
     ),
+    "evidence is taken of a guest that runs": Mutant(
+        steps, "_ready_on", at_once, OnCrash.RESTART, ALONE[0], collects=True
+    ),
+    "nobody looks whether the guest was reset while evidence was taken": Mutant(
+        results, "overtaken", lambda _turn: None, OnCrash.DESTROY, ALONE[2], collects=True
+    ),
+    "the command is given before it is on record, after evidence": Mutant(
+        steps, "_ready_on", unready, OnCrash.RESTART, ALONE[3], collects=True
+    ),
+    "a step that takes long is not gone on from": Mutant(
+        steps, "_one_by_one", lambda *_: None, OnCrash.RESTART, ALONE[4], collects=True
+    ),
+    "what was begun with evidence is forgotten by a crash": Mutant(
+        recovery, "_ready_for", lambda *_: Stay(), OnCrash.RESTART, ALONE[3], collects=True
+    ),
 }
 
 
@@ -203,7 +227,8 @@ def test_a_broken_machine_is_found_out(mutant: Mutant, monkeypatch: pytest.Monke
             monkeypatch.setattr(module, mutant.name, mutant.broken)
     monkeypatch.setattr(mutant.owner, mutant.name, mutant.broken)
     try:
-        found = search(start(mutant.on_crash, mutant.limits)).violation
+        world = start(mutant.on_crash, mutant.limits, collects=mutant.collects)
+        found = search(world).violation
     except Exception as error:  # noqa: BLE001 - a machine that stops is found out too
         found = str(error)
     assert found is not None

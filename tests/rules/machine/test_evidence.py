@@ -24,7 +24,7 @@ from panicd.rules.machine.state import Interrupted, Readying
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.plan import Collect, Quit, SystemReset
 from panicd.rules.policy import Reason
-from panicd.rules.qapi import RunState
+from panicd.rules.qapi import Event, RunState
 from panicd.rules.recovery import Found, GiveUp, GoOn, recover
 from panicd.rules.settings import Evidence
 from tests.rules.machine.test_table import IDLE, PANIC, RESET, RESUME, STOP, Machine
@@ -124,11 +124,11 @@ def test_a_hold_that_begins_before_the_stop_prevents_evidence_too() -> None:
 
 
 @pytest.mark.parametrize("by_others", [[RESET], [RESUME], [RESET, RESUME]])
-def test_a_guest_that_others_let_go_meanwhile_is_left_alone(by_others: list[object]) -> None:
+def test_a_guest_that_others_let_go_meanwhile_is_left_alone(by_others: list[Event]) -> None:
     machine = panicked()
     machine.answer(*IDLE)
     machine.durable()
-    machine.hear(*by_others)  # type: ignore[arg-type]
+    machine.hear(*by_others)
     machine.tell(Finished(machine.state.serial, WORDS))
     assert machine.sent == []
 
