@@ -49,7 +49,7 @@ from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
 from panicd.qemu.tokens import Tokens
 from panicd.rules.capability import Version
-from panicd.rules.qapi import MAX_TEXT, parse_event
+from panicd.rules.qapi import MAX_TEXT, parse_event, parse_version
 
 __all__ = [
     "Command",
@@ -250,13 +250,10 @@ class _Client(QMPClient):
 
     @property
     def version(self) -> Version:
-        """QEMU's version, from the greeting (QAPI ``VersionTriple``)."""
+        """QEMU's version, from the greeting."""
         if self.greeting is None:
             raise ValueError("no greeting")
-        triple = self.greeting.QMP.version["qemu"]
-        if not isinstance(triple, dict):
-            raise TypeError("the greeting's version is no object")
-        return (int(triple["major"]), int(triple["minor"]), int(triple["micro"]))
+        return parse_version(self.greeting.QMP.version["qemu"])
 
     @property
     def package(self) -> str:

@@ -9,6 +9,7 @@ a socket that was accepted is in state 03 and has an inode; its references are t
 client has its end open, and fewer afterwards.
 """
 
+import re
 from enum import Enum, auto
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,12 @@ TABLE: Final = Path("/proc/net/unix")
 READ_AGAIN_AFTER: Final = 5.0  # seconds
 TAKEN: Final = "another client has this monitor, and QEMU serves one at a time"
 DOES_NOT_ANSWER: Final = "QEMU does not answer: it takes no connection"
+# Anybody may give a socket a name with line breaks, and the kernel prints it as it is.
+_ENTRY: Final = re.compile(
+    "^[0-9a-fA-F]+: ([0-9A-F]{8}) [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} ([0-9A-F]{2})"
+    " +([0-9]+) (.+)$",
+    re.MULTILINE,
+)
 _LISTENS: Final = 0x10000  # __SO_ACCEPTCON (linux/net.h)
 _CONNECTED: Final = 3  # SS_CONNECTED (linux/net.h)
 _HELD_BY_CLIENT: Final = 3  # references
@@ -87,13 +94,11 @@ def services(table: str) -> dict[str, Service]:
     """Return the table's answer for each path with a listening socket."""
     found: dict[str, Service] = {}
     taken = set()
-    for line in table.splitlines()[1:]:
-        fields = line.split(maxsplit=7)
-        if len(fields) < 8:
-            continue
-        _, references, _, flags, _, state, inode, path = fields
-        if int(flags, 16) & _LISTENS:
+    for entry in _ENTRY.finditer(table):
+        references, flags, state = (int(number, 16) for number in entry.group(1, 2, 3))
+        inode, path = entry.group(4, 5)
+        if flags & _LISTENS:
             found[path] = Service.FREE
-        elif int(state, 16) == _CONNECTED and inode != "0":
-            taken |= {path} if int(references, 16) >= _HELD_BY_CLIENT else set()
+        elif state == _CONNECTED and inode != "0":
+            taken |= {path} if references >= _HELD_BY_CLIENT else set()
     return {path: Service.TAKEN if path in taken else known for path, known in found.items()}

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeGuard
 
 MAX_TEXT: Final = 256  # characters kept of any text that came in an event
+LARGEST_PART: Final = 1 << 16  # of a version; QEMU's are below 100
 MAX_FIELDS: Final = 16  # fields kept of a panic's payload; Hyper-V, the largest, has five
 
 
@@ -175,6 +176,23 @@ def parse_event(message: Mapping[str, object]) -> Event | None:
             )
         case _:
             return None
+
+
+def parse_version(triple: object) -> tuple[int, int, int]:
+    """Return a version (QAPI ``VersionTriple``).
+
+    Raises:
+        ValueError: it is none.
+    """
+    numbers = _mapping(triple)
+    major, minor, micro = (numbers.get(part) for part in ("major", "minor", "micro"))
+    if not (_is_part(major) and _is_part(minor) and _is_part(micro)):
+        raise ValueError("the greeting has no version")
+    return major, minor, micro
+
+
+def _is_part(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 <= value < LARGEST_PART
 
 
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -44,11 +46,14 @@ def event(name: object, data: object = None, **more: object) -> bytes:
 
 
 async def converse(
-    stream: trio.SocketStream, answer: Answer = sane, sending: trio.Lock | None = None
+    stream: trio.SocketStream,
+    answer: Answer = sane,
+    sending: trio.Lock | None = None,
+    version: object = FUTURE,
 ) -> None:
     """Greet, and answer commands, each in this way, until the client leaves."""
     sending = sending or trio.Lock()
-    await stream.send_all(greeting())
+    await stream.send_all(greeting(version))
     splitter = JsonSplitter()
     async for data in stream:
         for text in splitter.feed(bytes(data)):
@@ -148,7 +153,9 @@ FUTILE: dict[str, Behaviour] = {
     "line-of-a-gigabyte": says(*[CHUNK] * (GIGABYTE // len(CHUNK))),
     "empty-lines": says(*[b"\n" * len(CHUNK)] * 1000),
     "greeting-with-words": says(greeting("eight"), greeting([]), greeting({"major": {}})),
-    "huge-version": says(greeting({"major": 10**400, "minor": "x", "micro": None})),
+    "huge-version": partial(converse, version={"major": 10**400, "minor": 0, "micro": 0}),
+    "endless-version": partial(converse, version={"major": math.inf, "minor": 0, "micro": 0}),
+    "worded-version": partial(converse, version={"major": 7, "minor": "x", "micro": None}),
     "nothing": says(),
     "gone-at-once": says(then_closes=True),
     "a-byte-a-second": a_byte_a_second,

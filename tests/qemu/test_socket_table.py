@@ -53,6 +53,16 @@ async def test_a_client_that_has_left_takes_nothing_though_nobody_noticed(
             assert await service(listener) is Service.FREE
 
 
+@pytest.mark.parametrize("name", ["x\na b c zz e f g h", "x\r\x1c0: 1 2 3 4 5 6 7", "\n", "\xff"])
+async def test_whatever_name_somebody_gives_a_socket_is_survived(
+    listener: socket.socket, name: str
+) -> None:
+    """Any local user can, and panicd reads the table as root."""
+    with socket.socket(socket.AF_UNIX) as odd:
+        odd.bind(f"\0{name}")
+        assert await service(listener) is Service.FREE
+
+
 async def test_what_is_not_in_the_table_is_not_known(socket_dir: Path) -> None:
     table = SocketTable()
     assert await table.service(str(socket_dir / "none.qmp")) is Service.UNKNOWN
