@@ -16,6 +16,7 @@ from panicd.rules.guest_memory.memory import Limits
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.windows import OtherWindowsError, WindowsHeader
 from panicd.rules.guest_memory.windows_dump import read_dump, read_registers
+from panicd.rules.qapi import printed
 
 LIMITS: Final = Limits(lines=0, size=64 << 20, requests=1 << 14)
 """A few pages for each processor, of which QEMU has at most 4096."""
@@ -50,10 +51,10 @@ async def windows_parts(
         yield None
         return
     command = {"command-line": "info registers -a"}
-    printed = ""  # without, processors' contexts stay as the guest saved them
+    registers = ""  # without, processors' contexts stay as the guest saved them
     with suppress(CommandError, NoReplyError):
-        printed = str(await session.execute("human-monitor-command", command))
-    parts = await reader.serve(read_dump(header, read_registers(printed), size, LIMITS))
+        registers = printed(await session.execute("human-monitor-command", command))
+    parts = await reader.serve(read_dump(header, read_registers(registers), size, LIMITS))
     file = os.memfd_create("panicd-windows", os.MFD_CLOEXEC)
     try:
         os.pwrite(file, parts.written(), 0)

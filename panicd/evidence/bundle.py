@@ -44,6 +44,7 @@ from panicd.rules.last_words import (
     words_of_console,
     words_of_log,
 )
+from panicd.rules.qapi import printed
 
 PNG_SINCE: Final[Version] = (7, 1, 0)
 ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
@@ -340,7 +341,7 @@ def _keep_state(bundle: Bundle, answers: list[object]) -> None:
     if isinstance(registers, MonitorError):
         bundle.problems["registers"] = str(registers)
     else:
-        text = str(registers).encode(errors="replace")
+        text = printed(registers).encode(errors="replace")
         bundle.keep("registers.txt", text, "registers of all CPUs")
     said = {
         name: str(answer) if isinstance(answer, MonitorError) else answer

@@ -162,12 +162,13 @@ async def take_picture_by_libvirt(client: Client, domain: DomainRef) -> tuple[Pi
     raise OSError("libvirt's answer is no picture")
 
 
-async def _hand_over(session: Session, pipe: int) -> tuple[str, object]:
+async def _hand_over(session: Session, pipe: int) -> tuple[str, int]:
     """Give QEMU the writing end; return its name there, and its fd set."""
     answer = await session.qmp.execute_with_fd("add-fd", {}, pipe, timeout=ANSWER_TIMEOUT)
-    if not isinstance(answer, dict) or not isinstance(answer.get("fd"), int):
-        raise OSError("QEMU's answer to add-fd makes no sense")
-    return f"/proc/self/fd/{answer['fd']}", answer.get("fdset-id")
+    match answer:
+        case {"fd": int(file), "fdset-id": int(fdset)}:
+            return f"/proc/self/fd/{file}", fdset
+    raise OSError("QEMU's answer to add-fd makes no sense")
 
 
 async def _take_drawn(drawing: Asked, picture: Picture, pipe: int) -> None:

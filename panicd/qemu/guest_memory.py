@@ -35,6 +35,7 @@ from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile
 from panicd.rules.guest_memory.memory import MAX_REQUEST, PAGE, Limits
 from panicd.rules.guest_memory.reading import NotReadableError, Reading, ReadRequest
 from panicd.rules.guest_words import GuestWords, read_guest_words
+from panicd.rules.qapi import printed
 
 VMCOREINFO_SINCE: Final[Version] = (2, 11, 0)
 FD_NAME: Final = "panicd-range"
@@ -262,12 +263,12 @@ class WordReader(GuestReader):
         command = {"command-line": f"xp /{count}gx {request.physical:#x}"}
         left = _left(self.deadline)
         try:
-            printed = await self._session.execute("human-monitor-command", command, left)
+            answer = await self._session.execute("human-monitor-command", command, left)
         except CommandError as error:
             raise NotReadableError(f"QEMU gives no memory: {error.description}") from error
         except NoReplyError as error:
             raise NotReadableError("the time is over") from error
-        words = [int(word, 16) for word in _WORD.findall(str(printed))]
+        words = [int(word, 16) for word in _WORD.findall(printed(answer))]
         if len(words) != count:
             raise NotReadableError(f"no guest memory at {request.physical:#x}")
         return struct.pack(f"<{count}Q", *words)

@@ -178,6 +178,11 @@ def parse_event(message: Mapping[str, object]) -> Event | None:
             return None
 
 
+def printed(answer: object) -> str:
+    """Return the text of an answer to ``human-monitor-command``; empty if it is no text."""
+    return answer if isinstance(answer, str) else ""
+
+
 def parse_version(triple: object) -> tuple[int, int, int]:
     """Return a version (QAPI ``VersionTriple``).
 
