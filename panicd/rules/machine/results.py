@@ -88,9 +88,9 @@ def _held(turn: Turn, index: int) -> Course | None:
     decision = turn.open.decision
     assert decision is not None
     to_act = decision.action is not Action.PRESERVE and decision.reason is not Reason.OPERATOR
-    is_there = not (turn.alone or turn.known.has_gone)
     given = any(isinstance(turn.step(each), _COMMANDS) for each in range(index))
-    return Course.HELD if turn.moment.held and to_act and is_there and not given else None
+    may = turn.moment.held and to_act and not given
+    return Course.HELD if may and not turn.known.has_gone else None
 
 
 def look(turn: Turn, index: int, result: StepResult | None = None) -> Course | None:

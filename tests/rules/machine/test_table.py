@@ -14,6 +14,7 @@ from panicd.rules.incident import Incident, Opened, Outcome, Repeated, Source, S
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import State, effects, step
 from panicd.rules.machine.inputs import (
+    Adopted,
     Answered,
     Asked,
     Attached,
@@ -28,6 +29,7 @@ from panicd.rules.machine.inputs import (
     Lost,
     Moment,
     NoAnswer,
+    Plight,
     Reconsider,
     Refused,
     Stopping,
@@ -60,7 +62,7 @@ from panicd.rules.qapi import (
     ShutdownEvent,
     StopEvent,
 )
-from panicd.rules.settings import CoredumpSettings, Evidence, Policy
+from panicd.rules.settings import CoredumpSettings, Evidence, Policy, Relaunch
 
 E = TypeVar("E", bound=effects.Effect)
 
@@ -416,6 +418,26 @@ def test_a_qemu_that_ends_by_itself_during_a_hold_has_ended() -> None:
     machine.tell(Departed(gone=True, cause=Cause.HOST_KILLED))
     machine.durable()
     assert (machine.incident, machine.sent) == (None, [])
+
+
+def test_a_relaunch_that_was_decided_goes_on_during_a_hold() -> None:
+    """There is no guest to keep; before and after panicd's own restart."""
+    machine = Machine(OnCrash.RESTART)
+    policy = replace(machine.moment.policy, relaunch=Relaunch(command=("/bin/true",)))
+    machine.moment = replace(machine.moment, policy=policy)
+    machine.attach()
+    machine.hear(replace(PANIC, action=PanicAction.POWEROFF))
+    machine.tell(Gone(), Lost())
+    left, _ = step(machine.state, Stopping(), machine.moment)
+    assert left.incident is not None
+    again = Machine(OnCrash.RESTART)
+    again.moment = replace(machine.moment, held=True)
+    again.tell(Adopted(left.incident, Plight.ENDED))
+    machine.moment = again.moment
+    machine.tell(Reconsider())
+    for each in (machine, again):
+        each.durable()
+        assert len(each.all(effects.Relaunch)) == 1
 
 
 def test_a_guest_that_others_reset_during_a_hold_is_one_that_was_reset() -> None:
