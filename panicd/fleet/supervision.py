@@ -43,14 +43,24 @@ async def supervise(
         MonitorError: it does not say how it stands.
         JournalError: an entry that must come before can't be written.
     """
+    try:
+        await _identify(services, domain, session)
+        driver = drivers[domain.address] = Driver(services, domain, session.peer)
+        return await driver.look_after(session)
+    finally:
+        drivers.pop(domain.address, None)
+        services.libvirt.forget(domain.address)
+
+
+async def _identify(services: Services, domain: Domain, session: Session) -> None:
+    """Note who a connected domain is, and say that it is connected."""
     await _wait_for_twin(services, domain, session)
     services.fleet.identify(domain, session)
     # For what 0.1.0 left: it went by the shown name, and for a nameless VM by its socket.
     services.keeping.counters.go_on_from(domain.key, domain.uuid or domain.claim.name)
-    libvirt = services.libvirt
     if not domain.dials_in and not session.capability.by_api:
         uuid = domain.uuid if session.by_libvirt else ""
-        await libvirt.learn(uuid, domain.address, session.process)
+        await services.libvirt.learn(uuid, domain.address, session.process)
     if domain.attempts or domain.problem != CONNECTING:
         services.metrics.monitor_reconnects.inc()
     domain.since, domain.problem, domain.attempts = services.keeping.clock(), "", 0
@@ -62,12 +72,6 @@ async def supervise(
         armed=session.capability.armed,
         panic_device=session.capability.panic_device,
     )
-    driver = drivers[domain.address] = Driver(services, domain, session.peer)
-    try:
-        return await driver.look_after(session)
-    finally:
-        del drivers[domain.address]
-        libvirt.forget(domain.address)
 
 
 async def _wait_for_twin(services: Services, domain: Domain, session: Session) -> None:

@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from panicd.libvirt import known_domains as module
 from panicd.libvirt import requests
+from panicd.libvirt.domain_process import DomainProcess
 from panicd.libvirt.errors import LibvirtAwayError
 from panicd.libvirt.known_domains import Libvirt
 from panicd.libvirt.protocol import EventKind, Procedure
@@ -334,6 +335,27 @@ async def test_a_domain_that_is_forgotten_is_known_until_the_next_turn(socket_di
         known.refresh_soon()
         while known.known(str(MONITOR)) is not None:
             await trio.lowlevel.checkpoint()
+
+
+async def test_a_monitor_that_is_forgotten_during_its_look_up_belongs_to_nobody(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, begun, let_go = DomainProcess.find, trio.Event(), trio.Event()
+
+    async def find_late(*arguments: Any) -> Any:
+        begun.set()
+        await let_go.wait()
+        return await find(*arguments)
+
+    async with FakeLibvirtd.start(socket_dir) as fake, knowing(fake) as known:
+        vm = fake.monitored(MONITOR)
+        monkeypatch.setattr(DomainProcess, "find", find_late)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(known.learn, vm.uuid, str(MONITOR), "")
+            await begun.wait()
+            known.forget(str(MONITOR))
+            let_go.set()
+        assert known.known(str(MONITOR)) is None
 
 
 async def test_what_somebody_writes_into_the_metadata_is_seen_at_once(socket_dir: Path) -> None:
