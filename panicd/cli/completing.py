@@ -4,6 +4,7 @@ bash has no descriptions. So as long as there is more than one candidate, each h
 behind it, as with ``cobra``: bash then takes only what the candidates have in common.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,9 @@ from typing import Any, Final
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
 from panicd.service.control_client import Answer, DaemonUnreachableError, RefusedError, call
+
+_IS_PLAIN: Final = re.compile(r"[\w@%+=:,./][\w@%+=:,./~#-]*")
+"""A word that a shell takes as it is, and that is no option."""
 
 MOST: Final = 100  # incidents that are offered, the newest
 
@@ -68,11 +72,11 @@ def _ask_quietly(socket: Path, command: str, **arguments: object) -> Any:
 
 
 def _items(found: Iterable[tuple[str, str]], incomplete: str) -> list[CompletionItem]:
-    # The shell prints one candidate a line, so what is not printable is not offered.
+    # bash puts a candidate on the command line as it is: a QEMU may call itself `$(reboot)`.
     return [
         CompletionItem(name, help=about if about.isprintable() else None)
         for name, about in found
-        if name.startswith(incomplete) and name.isprintable()
+        if name.startswith(incomplete) and _IS_PLAIN.fullmatch(name)
     ]
 
 

@@ -18,7 +18,7 @@ from panicd.cli.base import (
 from panicd.cli.deferred import shown
 from panicd.cli.moment import SECONDS
 from panicd.rules.on_crash import OnCrash
-from panicd.rules.operation import EVERY_DOMAIN
+from panicd.rules.operation import EVERY_DOMAIN, LONGEST_HOLD
 
 WHY: Final = click.option("--why", required=True, help="The reason. The journal keeps it.")
 
@@ -150,7 +150,10 @@ def _held(domain: str | None, whole_host: bool) -> str:
 def _duration(text: str | None) -> float | None:
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+)([smhd])", text)
-    if match is None or int(match[1]) == 0:
-        raise click.BadParameter("expected a duration such as 90s, 30m, 2h or 1d")
-    return int(match[1]) * SECONDS[match[2]]
+    match = re.fullmatch("([0-9]{1,10})([smhd])", text)
+    seconds = int(match[1]) * SECONDS[match[2]] if match is not None else 0.0
+    if not 0 < seconds <= LONGEST_HOLD:
+        raise click.BadParameter(
+            "expected a duration such as 90s, 30m, 2h or 1d, and of 100 years at most"
+        )
+    return seconds

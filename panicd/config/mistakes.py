@@ -86,4 +86,4 @@ def did_you_mean(word: str, allowed: Sequence[str]) -> str:
     if len(word) > NEAREST_LENGTH:
         return ""
     nearest = get_close_matches(word.casefold().replace(" ", "_"), allowed, n=1)
-    return f'; did you mean "{nearest[0]}"?' if nearest else ""
+    return f'; did you mean "{excerpt(nearest[0])}"?' if nearest else ""

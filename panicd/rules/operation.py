@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+LONGEST_HOLD: Final = 100 * 365 * 86400.0  # seconds; a later end has no date
 EVERY_DOMAIN: Final = "*"
 """Stands for all domains of the host: maintenance."""
 

@@ -32,9 +32,10 @@ from panicd.journal.journal import JournalError
 from panicd.qemu.threads import needing_a_thread
 from panicd.rules.incident import OWN_TIME_OVER
 from panicd.rules.on_crash import Action, OnCrash
-from panicd.rules.operation import EVERY_DOMAIN, Operation, OperationKind
+from panicd.rules.operation import EVERY_DOMAIN, LONGEST_HOLD, Operation, OperationKind
 from panicd.rules.plan import Plan
 from panicd.rules.plugging import CONSEQUENCES, DEVICE
+from panicd.rules.printable import escape
 from panicd.service.control import Request
 from panicd.service.control_client import RefusedError
 from panicd.service.holding import held_under, matched, placed
@@ -271,6 +272,9 @@ class Api:
     async def _hold(self, request: Request) -> object:
         asked, services = _text(request.arguments, "domain"), self._services
         seconds = _seconds(request.arguments, "for", "a number of seconds")
+        if seconds is not None and not 0 < seconds <= LONGEST_HOLD:
+            message = f"for: expected more than 0 seconds, and at most {LONGEST_HOLD:.0f}"
+            raise RefusedError("bad-request", message)
         until = self._keeping.clock() + seconds if seconds is not None else None
         places = placed(services.fleet, asked)
         domains = matched(services, places)
@@ -392,9 +396,9 @@ class Api:
 
 
 def _told_apart(domain: Domain) -> str:
-    """Return what distinguishes a domain from others of its name."""
+    """Return what distinguishes a domain from others of its name, on one line."""
     claimed = f", UUID {domain.uuid}" if domain.uuid else ""
-    return f"{domain.address}  ({domain.name}{claimed})"
+    return escape(f"{domain.address}  ({domain.name}{claimed})")
 
 
 def _after_grace(domain: Domain, plan: Plan, outlook: Outlook) -> Plan | None:
@@ -418,7 +422,9 @@ def _no_such_incident(incident_id: str) -> RefusedError:
 
 def _limit(arguments: Mapping[str, object]) -> int:
     limit = arguments.get("limit", 20)
-    return limit if isinstance(limit, int) else 20
+    if not isinstance(limit, int) or limit < 1:
+        raise RefusedError("bad-request", "limit: expected a number from 1 on")
+    return limit
 
 
 def _seconds(arguments: Mapping[str, object], key: str, expected: str) -> float | None:

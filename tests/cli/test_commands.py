@@ -57,6 +57,9 @@ def test_version() -> None:
         ["hold", "--why", "because"],
         ["hold", "vm", "--all", "--why", "because"],
         ["hold", "vm", "--for", "2 hours", "--why", "because"],
+        ["hold", "vm", "--for", "0h", "--why", "because"],
+        ["hold", "vm", "--for", "36501d", "--why", "because"],
+        ["hold", "vm", "--for", "99999999999s", "--why", "because"],
         ["qemu-args"],
         ["qemu-args", "--name", "vm", "--qemu-version", "seven"],
         ["incidents", "--limit", "0"],
@@ -235,6 +238,20 @@ async def test_two_domains_of_one_name_which_is_asked(socket_dir: Path) -> None:
         await ask(daemon, "release", str(two.socket), "--why", "a test")
         assert one.machine.state is RunState.GUEST_PANICKED
         assert two.machine.state is RunState.RUNNING
+
+
+async def test_a_name_with_line_breaks_adds_no_line_to_a_question_or_an_error(
+    socket_dir: Path,
+) -> None:
+    name = "web-1\n  /run/qemu/other.qmp  (web-1)"
+    vms = [FakeQemu(socket_dir / f"{n}.qmp", name=name, uuid=None) for n in ("a", "b")]
+    async with DaemonInside.start(socket_dir) as daemon, vms[0].running(), vms[1].running():
+        await daemon.wait_log("policy in force", count=2)
+        asked = await ask(daemon, "explain", name, status=FAILED)
+        assert len(asked.splitlines()) == 3
+        asked = await ask(daemon, "explain", name.replace("web-1", "web-2"), status=FAILED)
+        assert "did you mean" in asked
+        assert len(asked.splitlines()) == 1
 
 
 async def test_options_of_the_program_stand_before_a_command_or_after_it(socket_dir: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import pytest
 import trio
 
 from panicd.rules.on_crash import OnCrash
@@ -50,6 +51,21 @@ async def test_what_a_command_can_be_used_on_is_completed(socket_dir: Path) -> N
             assert await offered(verb, "") == [f"{incident.id}\tdb-1, preserved"]
         await daemon.call("ack", incident=incident.id, why="a test")
         assert await offered("ack", "") == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["$(reboot)", "a;reboot", "`reboot`", "a b", "--all", "~root", "a*", "'a", "a\nb"],
+)
+async def test_a_name_that_a_shell_would_not_take_as_it_is_is_not_offered(
+    socket_dir: Path, name: str
+) -> None:
+    vms = FakeQemu(socket_dir / "bad.qmp", name=name), FakeQemu(socket_dir / "vm.qmp", name="a~b#1")
+    async with DaemonInside.start(socket_dir) as daemon, vms[0].running(), vms[1].running():
+        for vm in vms:
+            await daemon.wait_log("domain connected", monitor=str(vm.socket))
+        found = await trio.to_thread.run_sync(completions, daemon, "explain", "")
+        assert found == ["a~b#1\tready"]
 
 
 async def test_options_after_the_command_count_for_a_completion(socket_dir: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import trio
 
+from panicd.service.control_client import RefusedError
 from tests.hostile.scale import whole
-from tests.parts.daemon import RunningDaemon
+from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.patience import patience
 
@@ -55,6 +56,27 @@ async def test_every_request_is_answered(socket_dir: Path, *, panicked: bool) ->
         await daemon.terminate()
         await daemon.start_again()
         await daemon.call("status")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("hold", {"for": 0}),
+        ("hold", {"for": -60}),
+        ("hold", {"for": 1e11}),  # its end has no date, and could not be shown
+        ("incidents", {"limit": -1}),
+        ("incidents", {"limit": "all"}),
+        ("panics", {"limit": 0}),
+    ],
+)
+async def test_a_number_that_makes_no_sense_is_refused_and_changes_nothing(
+    socket_dir: Path, command: str, arguments: dict[str, object]
+) -> None:
+    async with DaemonInside.start(socket_dir) as daemon:
+        (name,) = arguments
+        with pytest.raises(RefusedError, match=f"^{name}: expected"):
+            await daemon.call(command, domain="vm", why="x", future=True, **arguments)
+        assert not daemon.logged("operator asked")
 
 
 def asked(path: Path, request: bytes) -> Any:
