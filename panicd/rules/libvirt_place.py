@@ -47,7 +47,10 @@ def find_place(uri: str, environment: Mapping[str, str]) -> Place:
     Raises:
         UnusableUriError: it names another host or driver, or needs a feature that panicd lacks.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:  # such as brackets that don't match
+        raise UnusableUriError(f"{uri!r} is no URI: {error}") from error
     scheme, _, transport = parts.scheme.partition("+")
     if scheme != "qemu":
         raise UnusableUriError(f"{uri!r} is none of QEMU's: {SYSTEM} or {SESSION}")

@@ -284,6 +284,8 @@ def test_where_a_libvirt_is_reached(uri: str, environment: dict[str, str], place
         ("qemu:///system?no_verify=1", "only socket and mode are known"),
         ("qemu:///system?mode=fast", "auto, direct and legacy"),
         ("qemu:///session", "XDG_RUNTIME_DIR"),
+        ("qemu://[host/system", "is no URI"),
+        ("qemu://\u2100/system", "is no URI"),
     ],
 )
 def test_what_can_t_be_reached_says_why(uri: str, why: str) -> None:
