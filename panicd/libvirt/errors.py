@@ -20,21 +20,12 @@ class ErrorCode(IntEnum):
     NO_SUPPORT = 3
     OPERATION_FAILED = 9
     XML_ERROR = 27
-    OPERATION_DENIED = 29  # on a connection that may only read
     RPC = 39
     NO_DOMAIN = 42
     AUTH_FAILED = 45
     OPERATION_INVALID = 55  # not in this state
-    CONFIG_UNSUPPORTED = 67
-    OPERATION_TIMEOUT = 68  # another job holds the domain
-    ARGUMENT_UNSUPPORTED = 74
-    OPERATION_ABORTED = 78
-    AUTH_CANCELLED = 79
     NO_DOMAIN_METADATA = 80
-    OPERATION_UNSUPPORTED = 84
-    RESOURCE_BUSY = 87
     ACCESS_DENIED = 88
-    AUTH_UNAVAILABLE = 94
 
 
 class LibvirtError(Exception):

@@ -6,7 +6,7 @@ Sources: as in ``requests``.
 from typing import Final
 
 from panicd.libvirt.protocol import AUTH_TYPES_MOST, EventId, Procedure, QemuProcedure
-from panicd.libvirt.requests import Lane, Request, boolean, nothing
+from panicd.libvirt.requests import Request, boolean, nothing
 from panicd.libvirt.wire import QEMU_PROGRAM
 from panicd.libvirt.xdr import Decoder, pack_int, pack_optional_text, pack_uint
 
@@ -43,15 +43,6 @@ def open_driver(uri: str) -> Request[None]:
 def lib_version() -> Request[int]:
     """Ask for libvirtd's version: 1000000 * major + 1000 * minor + release. High."""
     return Request("version", Procedure.CONNECT_GET_LIB_VERSION, b"", Decoder.uint64)
-
-
-def hypervisor_version() -> Request[int]:
-    """Ask for the version of the host's own QEMU, counted likewise.
-
-    The first call may take a minute: libvirt asks every installed QEMU what it can do.
-    """
-    procedure = Procedure.CONNECT_GET_VERSION
-    return Request("QEMU's version", procedure, b"", Decoder.uint64, lane=Lane.JOB)
 
 
 def listen(event: EventId) -> Request[int]:

@@ -36,8 +36,6 @@ class Procedure(IntEnum):
     """Calls (``enum remote_procedure``)."""
 
     CONNECT_OPEN = 1
-    CONNECT_CLOSE = 2
-    CONNECT_GET_VERSION = 4
     DOMAIN_GET_XML_DESC = 14
     DOMAIN_LOOKUP_BY_ID = 22
     DOMAIN_LOOKUP_BY_UUID = 24
@@ -49,13 +47,11 @@ class Procedure(IntEnum):
     DOMAIN_MEMORY_PEEK = 104
     CONNECT_GET_LIB_VERSION = 157
     DOMAIN_ABORT_JOB = 164
-    DOMAIN_HAS_MANAGED_SAVE_IMAGE = 183
     DOMAIN_CREATE_WITH_FLAGS = 196
     DOMAIN_SCREENSHOT = 211
     DOMAIN_GET_STATE = 212
     DOMAIN_GET_CONTROL_INFO = 229
     DOMAIN_DESTROY_FLAGS = 234
-    DOMAIN_GET_BLOCK_JOB_INFO = 238
     DOMAIN_RESET = 245
     DOMAIN_SET_METADATA = 264
     DOMAIN_GET_METADATA = 265
@@ -68,8 +64,6 @@ class Procedure(IntEnum):
     CONNECT_GET_ALL_DOMAIN_STATS = 344
     DOMAIN_GET_IOTHREAD_INFO = 351
     DOMAIN_EVENT_CALLBACK_METADATA_CHANGE = 379
-    DOMAIN_MANAGED_SAVE_GET_XML_DESC = 388
-    DOMAIN_MANAGED_SAVE_DEFINE_XML = 389
     DOMAIN_SET_LIFECYCLE_ACTION = 390
 
 
@@ -115,16 +109,6 @@ class EventKind(IntEnum):
     SHUTDOWN = 6
     PMSUSPENDED = 7
     CRASHED = 8
-
-
-class StartedDetail(IntEnum):
-    """How a domain started (``virDomainEventStartedDetailType``)."""
-
-    BOOTED = 0
-    MIGRATED = 1
-    RESTORED = 2
-    FROM_SNAPSHOT = 3
-    WAKEUP = 4
 
 
 class StoppedDetail(IntEnum):

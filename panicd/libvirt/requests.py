@@ -48,17 +48,13 @@ T_co = TypeVar("T_co", covariant=True)
 LIST_ACTIVE: Final = 1 << 0  # VIR_CONNECT_LIST_DOMAINS_ACTIVE: crashed ones are among them
 LIST_INACTIVE: Final = 1 << 1
 XML_INACTIVE: Final = 1 << 1  # VIR_DOMAIN_XML_…
-XML_MIGRATABLE: Final = 1 << 3
 AFFECT_LIVE: Final = 1 << 0  # VIR_DOMAIN_AFFECT_…
-AFFECT_CONFIG: Final = 1 << 1
-START_FORCE_BOOT: Final = 1 << 3  # VIR_DOMAIN_START_FORCE_BOOT
 DESTROY_GRACEFUL: Final = 1 << 0  # VIR_DOMAIN_DESTROY_GRACEFUL
 DUMP_MEMORY_ONLY: Final = 1 << 4  # VIR_DUMP_MEMORY_ONLY
 MEMORY_PHYSICAL: Final = 1 << 1  # VIR_MEMORY_PHYSICAL
 LIFECYCLE_CRASH: Final = 2  # VIR_DOMAIN_LIFECYCLE_CRASH
 METADATA_ELEMENT: Final = 2  # VIR_DOMAIN_METADATA_ELEMENT
 STATISTICS_STATE: Final = 1 << 0  # VIR_DOMAIN_STATS_STATE
-COMMAND_HMP: Final = 1 << 0  # VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
 OPERATION_DUMP: Final = 8  # VIR_DOMAIN_JOB_OPERATION_DUMP
 AUTH_NONE: Final = 0  # REMOTE_AUTH_…
 AUTH_POLKIT: Final = 2
@@ -145,10 +141,6 @@ def _of(
     return Request(name, procedure, arguments, read, domain=domain.uuid, lane=lane)
 
 
-def _impact(live: bool) -> bytes:
-    return pack_uint(AFFECT_LIVE if live else AFFECT_CONFIG)
-
-
 # All domains.
 
 
@@ -212,26 +204,23 @@ def state_of(domain: DomainRef) -> Request[DomainState]:
     return _of(Procedure.DOMAIN_GET_STATE, domain, read, pack_uint(0), lane=Lane.QUERY)
 
 
-def describe(
-    domain: DomainRef, *, inactive: bool = False, migratable: bool = False
-) -> Request[str]:
+def describe(domain: DomainRef, *, inactive: bool = False) -> Request[str]:
     """Ask for a domain's XML.
 
     Args:
         domain: which.
         inactive: the XML for the next start, instead of the running one's.
-        migratable: the XML that a migration carries.
     """
-    flags = (XML_INACTIVE if inactive else 0) | (XML_MIGRATABLE if migratable else 0)
-    return _of(Procedure.DOMAIN_GET_XML_DESC, domain, read_text, pack_uint(flags))
+    flags = pack_uint(XML_INACTIVE if inactive else 0)
+    return _of(Procedure.DOMAIN_GET_XML_DESC, domain, read_text, flags)
 
 
-def metadata(domain: DomainRef, uri: str, *, live: bool = True) -> Request[str]:
-    """Ask for the element that a domain's metadata has in an XML namespace.
+def metadata(domain: DomainRef, uri: str) -> Request[str]:
+    """Ask for the element that a running domain's metadata has in an XML namespace.
 
     Refused with ``NO_DOMAIN_METADATA`` if there is no such element.
     """
-    element = pack_int(METADATA_ELEMENT) + pack_optional_text(uri) + _impact(live)
+    element = pack_int(METADATA_ELEMENT) + pack_optional_text(uri) + pack_uint(AFFECT_LIVE)
     return _of(Procedure.DOMAIN_GET_METADATA, domain, read_text, element)
 
 
@@ -263,23 +252,6 @@ def io_threads(domain: DomainRef) -> Request[int]:
     return _of(Procedure.DOMAIN_GET_IOTHREAD_INFO, domain, read, pack_uint(AFFECT_LIVE))
 
 
-def block_job(domain: DomainRef, disk: str) -> Request[int | None]:
-    """Ask whether a job is under way with a disk; the answer is ``virDomainBlockJobType``, or None.
-
-    Args:
-        domain: which.
-        disk: its target (``vda``), or the path of its image.
-    """
-
-    def read(items: Decoder) -> int | None:
-        found, kind = items.int32(), items.int32()
-        _bandwidth, _done, _total = items.uint64(), items.uint64(), items.uint64()
-        return kind if found else None
-
-    arguments = pack_text(disk) + pack_uint(0)
-    return _of(Procedure.DOMAIN_GET_BLOCK_JOB_INFO, domain, read, arguments)
-
-
 def control(domain: DomainRef) -> Request[Control]:
     """Ask how libvirt's own monitor of a domain stands. High."""
 
@@ -287,16 +259,6 @@ def control(domain: DomainRef) -> Request[Control]:
         return Control(items.uint32(), items.uint32(), items.uint64())
 
     return _of(Procedure.DOMAIN_GET_CONTROL_INFO, domain, read, pack_uint(0), lane=Lane.QUERY)
-
-
-def has_managed_save(domain: DomainRef) -> Request[bool]:
-    """Ask whether a domain's next start goes on from a saved image."""
-    return _of(Procedure.DOMAIN_HAS_MANAGED_SAVE_IMAGE, domain, boolean, pack_uint(0))
-
-
-def managed_save_xml(domain: DomainRef) -> Request[str]:
-    """Ask for the XML in a domain's saved image (libvirt 3.7)."""
-    return _of(Procedure.DOMAIN_MANAGED_SAVE_GET_XML_DESC, domain, read_text, pack_uint(0))
 
 
 def peek(domain: DomainRef, physical: int, length: int) -> Request[bytes]:
@@ -318,13 +280,13 @@ def peek(domain: DomainRef, physical: int, length: int) -> Request[bytes]:
     return _of(Procedure.DOMAIN_MEMORY_PEEK, domain, read, where)
 
 
-def screenshot(domain: DomainRef, screen: int = 0) -> Request[str]:
-    """Ask for a picture of a screen; the answer is its MIME type, and a stream brings its bytes."""
+def screenshot(domain: DomainRef) -> Request[str]:
+    """Ask for a picture of the first screen; the answer is its MIME type, a stream has its bytes."""
 
     def read(items: Decoder) -> str:
         return items.optional(lambda: read_text(items)) or ""
 
-    which = pack_uint(screen) + pack_uint(0)
+    which = pack_uint(0) + pack_uint(0)
     return _of(Procedure.DOMAIN_SCREENSHOT, domain, read, which)
 
 
@@ -352,50 +314,34 @@ def destroy(domain: DomainRef, *, graceful: bool = False) -> Request[None]:
     return _of(Procedure.DOMAIN_DESTROY_FLAGS, domain, nothing, flags, lane=Lane.URGENT)
 
 
-def start(domain: DomainRef, *, force_boot: bool = False) -> Request[DomainRef]:
-    """Start a domain that does not run; the answer has its new number.
-
-    Args:
-        domain: which.
-        force_boot: boot it, and remove its saved image if there is one.
-    """
-    flags = pack_uint(START_FORCE_BOOT if force_boot else 0)
-    return _of(Procedure.DOMAIN_CREATE_WITH_FLAGS, domain, read_domain, flags)
+def start(domain: DomainRef) -> Request[DomainRef]:
+    """Start a domain that does not run; the answer has its new number."""
+    return _of(Procedure.DOMAIN_CREATE_WITH_FLAGS, domain, read_domain, pack_uint(0))
 
 
-def set_on_crash(domain: DomainRef, action: LifecycleAction, *, live: bool = True) -> Request[None]:
-    """Set what libvirt itself does when the guest panics (libvirt 3.9).
+def set_on_crash(domain: DomainRef, action: LifecycleAction) -> Request[None]:
+    """Set what libvirt itself does when a running domain's guest panics (libvirt 3.9).
 
     Args:
         domain: which.
         action: what libvirt does.
-        live: for the running domain; otherwise for its next start.
     """
-    what = pack_uint(LIFECYCLE_CRASH) + pack_uint(action) + _impact(live)
+    what = pack_uint(LIFECYCLE_CRASH) + pack_uint(action) + pack_uint(AFFECT_LIVE)
     return _of(Procedure.DOMAIN_SET_LIFECYCLE_ACTION, domain, nothing, what)
 
 
-def set_metadata(
-    domain: DomainRef, uri: str, key: str, element: str | None, *, live: bool = True
-) -> Request[None]:
-    """Set the element that a domain's metadata has in an XML namespace.
+def set_metadata(domain: DomainRef, uri: str, key: str, element: str | None) -> Request[None]:
+    """Set the element that a running domain's metadata has in an XML namespace.
 
     Args:
         domain: which.
         uri: the namespace's.
         key: the namespace's prefix in the XML.
         element: the XML; None removes the element.
-        live: for the running domain; otherwise for its next start.
     """
     what = pack_int(METADATA_ELEMENT) + pack_optional_text(element) + pack_optional_text(key)
-    which = pack_optional_text(uri) + _impact(live)
+    which = pack_optional_text(uri) + pack_uint(AFFECT_LIVE)
     return _of(Procedure.DOMAIN_SET_METADATA, domain, nothing, what, which)
-
-
-def define_managed_save_xml(domain: DomainRef, xml: str) -> Request[None]:
-    """Set the XML in a domain's saved image (libvirt 3.7)."""
-    what = pack_optional_text(xml) + pack_uint(0)
-    return _of(Procedure.DOMAIN_MANAGED_SAVE_DEFINE_XML, domain, nothing, what)
 
 
 def core_dump(domain: DomainRef, path: str, kind: DumpFormat) -> Request[None]:
@@ -417,15 +363,14 @@ def abort_job(domain: DomainRef) -> Request[None]:
     return _of(Procedure.DOMAIN_ABORT_JOB, domain, nothing)
 
 
-def monitor_command(domain: DomainRef, command: str, *, human: bool = False) -> Request[str]:
+def monitor_command(domain: DomainRef, command: str) -> Request[str]:
     """Have a domain's QEMU carry out a command. libvirt then marks the domain as tainted.
 
     Args:
         domain: which.
-        command: QMP's JSON, or the human monitor's.
-        human: it is the human monitor's.
+        command: QMP's JSON.
     """
-    arguments = domain.pack() + pack_text(command) + pack_uint(COMMAND_HMP if human else 0)
+    arguments = domain.pack() + pack_text(command) + pack_uint(0)
     procedure = QemuProcedure.DOMAIN_MONITOR_COMMAND
     return Request(
         "monitor command", procedure, arguments, read_text, QEMU_PROGRAM, domain.uuid, Lane.JOB

@@ -5,7 +5,7 @@
     machine/       the one machine for a panic
     policy, plan   the decision about a panic, and its steps; on_crash, settings: as configured
     recovery       how an open incident goes on; incident: its entries and states; ending: of a QEMU
-    budget, storm, flood       restarts that are left, many panics at once, one guest's too many
+    budget, storm  restarts that are left, many panics at once
     standing       how a domain stands, in one word; next_commands: what to do about it
     identity       whose a domain is; capability, panic_device, exposure: what its QEMU can do
     plugging       a panic device for a running VM

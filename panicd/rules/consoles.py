@@ -1,13 +1,11 @@
-"""A guest's consoles: the files that QEMU writes them to, and the line in one that tells why.
+"""A guest's consoles: the files that QEMU writes them to.
 
-Source: qemu-options.hx (``-chardev``, ``-serial``), Linux ``kernel/printk/printk.c`` for the time
-before each line.
+Source: qemu-options.hx (``-chardev``, ``-serial``).
 """
 
 from collections.abc import Sequence
 
 from panicd.rules.command_line import options, properties
-from panicd.rules.last_words import words_of_console
 
 
 def console_files(arguments: Sequence[str]) -> tuple[str, ...]:
@@ -38,8 +36,3 @@ def console_files(arguments: Sequence[str]) -> tuple[str, ...]:
                 pass
     files += [path for name, path in chardevs.items() if path and name not in monitors]
     return tuple(dict.fromkeys(files))
-
-
-def console_panic_line(end: bytes) -> str:
-    """Return the line at a console's end that tells why the guest panicked; empty if none does."""
-    return words_of_console(end).line

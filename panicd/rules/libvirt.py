@@ -295,18 +295,6 @@ def _property(value: str, key: str) -> str:
     return found[1] if found else ""
 
 
-def parse_domains(text: str) -> list[LibvirtDomain]:
-    """Read several domains' XML, one after the other, and skip any part that is no domain."""
-    domains = []
-    for part in text.split("</domain>\n"):
-        _, begin, rest = part.partition("<domain ")
-        try:
-            domains.append(parse_domain(f"{begin}{rest}</domain>"))
-        except UnreadableXMLError:
-            continue  # what follows the last one; a domain that has just ended has no id
-    return domains
-
-
 def is_own_monitor(path: str, arguments: Sequence[str] = ()) -> bool:
     """Tell whether a socket is the monitor by which libvirt itself commands a QEMU.
 

@@ -282,7 +282,6 @@ async def test_an_idle_domain_has_no_job_and_a_monitor_that_is_fine(start: Start
         assert (await call(listener, requests.job(domain))).type == 0
         assert (await call(listener, requests.control(domain))).state == 0
         assert await call(listener, requests.io_threads(domain)) == 0
-        assert not await call(listener, requests.has_managed_save(domain))
         with pytest.raises(LibvirtRefusedError, match="no job") as refused:
             await call(listener, requests.abort_job(domain))
         assert refused.value.code == ErrorCode.OPERATION_INVALID

@@ -2,7 +2,14 @@
 
 import pytest
 
-from panicd.rules.consoles import console_files, console_panic_line
+from panicd.rules.consoles import console_files
+from panicd.rules.last_words import words_of_console
+
+
+def panic_line(end: bytes) -> str:
+    """What a console's end says of a panic."""
+    return words_of_console(end).line
+
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 
@@ -43,7 +50,7 @@ WORDS = "Kernel panic - not syncing: Attempted to kill init!"
     ],
 )
 def test_panic_line_is_the_last_boot_s(end: bytes) -> None:
-    assert console_panic_line(end) == WORDS
+    assert panic_line(end) == WORDS
 
 
 @pytest.mark.parametrize(
@@ -56,7 +63,7 @@ def test_panic_line_is_the_last_boot_s(end: bytes) -> None:
     ],
 )
 def test_what_is_no_panic_of_this_boot_says_nothing(end: bytes) -> None:
-    assert console_panic_line(end) == ""
+    assert panic_line(end) == ""
 
 
 @pytest.mark.parametrize(
@@ -74,7 +81,7 @@ def test_what_is_no_panic_of_this_boot_says_nothing(end: bytes) -> None:
 )
 def test_what_stands_before_the_kernel_s_time_is_left_out(before: bytes) -> None:
     end = b"[   12.000000] a\n[   12.100000] b\n" + before + PANIC
-    assert console_panic_line(end) == WORDS
+    assert panic_line(end) == WORDS
 
 
 @pytest.mark.parametrize(
@@ -90,25 +97,25 @@ def test_what_stands_before_the_kernel_s_time_is_left_out(before: bytes) -> None
 )
 def test_a_console_need_not_have_the_kernel_s_time(before: bytes) -> None:
     lines = (b"EXT4-fs (vda1): mounted", WORDS.encode(), b"CPU: 0 PID: 1 Comm: init")
-    assert console_panic_line(b"\r\n".join(before + line for line in lines)) == WORDS
+    assert panic_line(b"\r\n".join(before + line for line in lines)) == WORDS
 
 
 def test_the_panic_of_the_boot_before_is_not_taken_though_the_new_one_is_quiet() -> None:
     before = b"BUG: kernel NULL pointer dereference, address: 0000000000000008\n"
     before += b"Kernel panic - not syncing: Fatal exception\nKernel Offset: disabled\n"
     over = b"---[ end Kernel panic - not syncing: Fatal exception ]---\n"
-    assert console_panic_line(before + over) == before.splitlines()[0].decode()
-    assert console_panic_line(before + over + b"login: \n" + WORDS.encode()) == WORDS
+    assert panic_line(before + over) == before.splitlines()[0].decode()
+    assert panic_line(before + over + b"login: \n" + WORDS.encode()) == WORDS
     reboots = b"Rebooting in 1 seconds..\n"
-    assert console_panic_line(before + reboots + WORDS.encode()) == WORDS
+    assert panic_line(before + reboots + WORDS.encode()) == WORDS
 
 
 def test_times_of_day_tell_what_is_near() -> None:
     oops = b"BUG: kernel NULL pointer dereference, address: 0000000000000008"
     fatal = b"Kernel panic - not syncing: Fatal exception"
     near = b"Nov 24 23:59:59 web-1 kernel: " + oops + b"\nNov 25 00:00:01 web-1 kernel: " + fatal
-    assert console_panic_line(near) == oops.decode()
-    assert console_panic_line(near.replace(b"23:59:59", b"23:49:59")) == fatal.decode()
+    assert panic_line(near) == oops.decode()
+    assert panic_line(near.replace(b"23:59:59", b"23:49:59")) == fatal.decode()
 
 
 @pytest.mark.parametrize(
@@ -156,11 +163,11 @@ def test_times_of_day_tell_what_is_near() -> None:
     ],
 )
 def test_other_systems_are_named_by_their_panic_line(lines: list[str], panic: str) -> None:
-    assert console_panic_line("\r\n".join(lines).encode()) == panic
+    assert panic_line("\r\n".join(lines).encode()) == panic
 
 
 def test_what_a_guest_writes_is_bounded_and_printable() -> None:
     end = b"[    1.000000] Kernel panic - not syncing: \x1b[31m" + b"x" * 60_000
-    line = console_panic_line(end)
+    line = panic_line(end)
     assert line.isprintable()
     assert len(line) <= 256

@@ -17,7 +17,6 @@ from panicd.rules.libvirt import (
     inherit,
     is_own_monitor,
     parse_domain,
-    parse_domains,
     parse_guest,
     pid_file,
 )
@@ -123,12 +122,6 @@ def test_set_by_others_after_the_takeover_is_not_given_back() -> None:
 def test_no_running_domain_s_xml(text: str) -> None:
     with pytest.raises(UnreadableXMLError):
         parse_domain(text)
-
-
-def test_one_that_is_broken_spoils_no_other() -> None:
-    broken = "<domain id='9'><name>\n</domain>\n"
-    text = f"error: x\n{xml()}\n{broken}\n{xml(number='')}\n{xml(kept('ignore'))}\nqemu:///system\n"
-    assert [d.kept for d in parse_domains(text)] == ["", "ignore"]
 
 
 def arguments(*values: str) -> str:
