@@ -281,7 +281,7 @@ def peek(domain: DomainRef, physical: int, length: int) -> Request[bytes]:
 
 
 def screenshot(domain: DomainRef) -> Request[str]:
-    """Ask for a picture of the first screen; the answer is its MIME type, a stream has its bytes."""
+    """Ask for a picture of the first screen: the answer has its MIME type, a stream its bytes."""
 
     def read(items: Decoder) -> str:
         return items.optional(lambda: read_text(items)) or ""
