@@ -10,6 +10,7 @@ import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, Final
 
 from panicd.dumps.elf_filter import LENGTH, MARK
@@ -115,8 +116,9 @@ def _release(head: bytes) -> str:
 
 def _commands(path: Path, release: str) -> tuple[str, ...]:
     core = path.with_suffix("") if path.suffix == ".zst" else path
-    unpack = (f"zstd -d {path}",) if path.suffix == ".zst" else ()
+    named = quote(str(core))  # the configuration names the directory
+    unpack = (f"zstd -d {quote(str(path))}",) if path.suffix == ".zst" else ()
     if core.suffix == ".dmp":
-        return (*unpack, f"windbg -z {core}", f"vol -f {core} windows.crashinfo")
+        return (*unpack, f"windbg -z {named}", f"vol -f {named} windows.crashinfo")
     symbols = SYMBOLS + (release or "VERSION")
-    return (*unpack, f"crash {symbols} {core}", f"drgn -c {core} -s {symbols}")
+    return (*unpack, f"crash {symbols} {named}", f"drgn -c {named} -s {symbols}")

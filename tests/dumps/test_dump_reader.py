@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 import sys
 import tracemalloc
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from panicd.dumps import reader as dump_reader
+from panicd.dumps.facts import dump_facts
 from panicd.dumps.reader import BLOCK, KEPT, read_dumped_log
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
@@ -199,3 +201,16 @@ def test_damaged_file_ends_in_a_log_or_a_refusal(
     except NotReadableError:
         return
     assert all(line.text.isprintable() for line in log.lines)
+
+
+@pytest.mark.parametrize("suffix", [".elf", ".elf.zst", ".dmp", ".kdump"])
+def test_commands_that_open_it_can_be_copied_whatever_the_directory_is_called(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / "dumps of $HOME" / f"x{suffix}"
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    for command in dump_facts(path).open:
+        assert str(path).removesuffix(".zst") in {
+            word.removesuffix(".zst") for word in shlex.split(command)
+        }
