@@ -16,6 +16,7 @@ from panicd.libvirt import requests
 from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.known_domains import Libvirt, Start
 from panicd.libvirt.one_start import call_on
+from panicd.libvirt.qmp_words import data
 from panicd.qemu.monitor import CommandError, MonitorError
 from panicd.qemu.session import ANSWER_TIMEOUT
 from panicd.rules.libvirt import PLUGGED_KEY, PLUGGED_URI, plugged_element
@@ -137,7 +138,7 @@ def _answer(reply: str) -> object:
     Raises:
         CommandError: it refused.
     """
-    match json.loads(reply):
+    match data(reply):
         case {"return": answer}:
             return answer
         case {"error": {"class": str(kind), "desc": str(text)}}:

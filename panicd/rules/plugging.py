@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 DEVICE: Final = "pvpanic-pci"  # QEMU 6.0; pvpanic's own bus, ISA, takes nothing at run time
+NESTED_MOST: Final = 32  # bridges behind each other, whatever a QEMU says
 DEVICE_ID: Final = "panicd-panic"
 """Tells panicd's device from one that the VM was started with."""
 
@@ -33,9 +34,9 @@ def places(pci: object) -> list[dict[str, str]]:
         pci: the answer to ``query-pci``.
     """
     ports = [
-        {"bus": str(name), "addr": "0"}
+        {"bus": name, "addr": "0"}
         for device, _ in _devices(pci)
-        if (name := device.get("qdev_id")) and _behind(device) == []
+        if (name := _name(device)) and _behind(device) == []
     ]
     return [*reversed(ports), {}]  # at last QEMU's own choice, which a pc has room for
 
@@ -61,13 +62,15 @@ def plugged(pci: object) -> Plugged | None:
         pci: the answer to ``query-pci``.
     """
     for device, port in _devices(pci):
-        if device.get("qdev_id") != DEVICE_ID:
+        if _name(device) != DEVICE_ID:
             continue
         place = f",bus={port}" if port else ""
+        if isinstance(slot := device.get("slot"), int):
+            place += f",addr={slot}"
         regions = _listed(device.get("regions"))
         addresses = [region.get("address") for region in regions]
         return Plugged(
-            f"{DEVICE},id={DEVICE_ID}{place},addr={device.get('slot')}",
+            f"{DEVICE},id={DEVICE_ID}{place}",
             any(isinstance(address, int) and address > 0 for address in addresses),
         )
     return None
@@ -77,15 +80,20 @@ def _devices(pci: object) -> Iterator[tuple[dict[str, object], str]]:
     """Yield all devices, on whichever bus, each with the name of the port or bridge before it."""
     for bus in _listed(pci):
         for device in _listed(bus.get("devices")):
-            yield from _with_those_behind(device, "")
+            yield from _with_those_behind(device, "", NESTED_MOST)
 
 
 def _with_those_behind(
-    device: dict[str, object], port: str
+    device: dict[str, object], port: str, most: int
 ) -> Iterator[tuple[dict[str, object], str]]:
     yield device, port
-    for each in _behind(device) or ():
-        yield from _with_those_behind(each, str(device.get("qdev_id", "")))
+    for each in (_behind(device) or ()) if most else ():
+        yield from _with_those_behind(each, _name(device), most - 1)
+
+
+def _name(device: dict[str, object]) -> str:
+    name = device.get("qdev_id")
+    return name if isinstance(name, str) else ""
 
 
 def _behind(device: dict[str, object]) -> list[dict[str, object]] | None:

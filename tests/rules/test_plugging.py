@@ -7,7 +7,7 @@ from panicd.rules.plugging import DEVICE_ID, Plugged, places, plugged
 NOWHERE = {"bus": 0, "slot": 0, "function": 0, "qdev_id": "", "regions": []}
 
 
-def port(name: str, *behind: dict[str, Any]) -> dict[str, Any]:
+def port(name: object, *behind: dict[str, Any]) -> dict[str, Any]:
     return {
         "bus": 0,
         "slot": 1,
@@ -48,6 +48,18 @@ def test_a_port_without_a_name_can_t_be_meant() -> None:
 def test_what_makes_no_sense_has_no_ports(answer: object) -> None:
     assert places(answer) == [{}]
     assert plugged(answer) is None
+
+
+def test_an_answer_without_end_or_sense_ends() -> None:
+    nested = port("pci.1")
+    for _ in range(100_000):
+        nested = port("pci.1", nested)
+    assert len(places(machine(nested))) == 1
+    value: object = {}
+    for _ in range(100_000):
+        value = [value]
+    odd = {"qdev_id": DEVICE_ID, "slot": value}
+    assert plugged(machine(port(value, odd))) == Plugged(f"pvpanic-pci,id={DEVICE_ID}", False)
 
 
 def test_it_is_told_where_it_is_and_whether_the_guest_has_enabled_it() -> None:
