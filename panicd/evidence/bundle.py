@@ -4,8 +4,6 @@ Every item is best effort: if one is missing, the reason is noted, and nothing e
 What a guest wrote (its screen, its console, its kernel log) is stored as data, as it is.
 
 Everything is taken into memory: the action waits for no disk. ``bundle_writer`` writes it.
-
-Source: QEMU's human monitor for ``info registers``; for the screen see ``screen``.
 """
 
 import json
@@ -20,19 +18,19 @@ from typing import Any, Final
 import trio
 
 from panicd.evidence.console_log import find_logs, read_end
-from panicd.evidence.screen import Picture, take_picture, take_picture_by_libvirt
+from panicd.evidence.qemu_view import QemuView
+from panicd.evidence.screen import take_picture_by_libvirt
+from panicd.host.timers import Timers
 from panicd.libvirt.client import Client
 from panicd.libvirt.errors import LibvirtError
 from panicd.libvirt.memory import PeekReader
 from panicd.libvirt.protocol import DomainRef
 from panicd.qemu.dump_error import DumpByOther
-from panicd.qemu.exchange import Asked
 from panicd.qemu.guest_memory import GuestReader, monitor_reader, read_words
-from panicd.qemu.monitor import Command, MonitorError
+from panicd.qemu.monitor import MonitorError
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
-from panicd.rules.capability import Version
 from panicd.rules.consoles import console_files
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.windows import WindowsCrash
@@ -46,12 +44,9 @@ from panicd.rules.last_words import (
 )
 from panicd.rules.qapi import printed
 
-PNG_SINCE: Final[Version] = (7, 1, 0)
-ALL_REGISTERS_SINCE: Final[Version] = (2, 10, 0)
 CONSOLE_KEPT: Final = 64 * 1024  # bytes of the console's end
 WORDS_WITHIN: Final = 2.0  # seconds, by a monitor
 LOG_WITHIN: Final = 5.0  # seconds, by libvirt; on a loaded machine it took half of one
-STATE_WITHIN: Final = 2.0  # seconds, for registers, state and block devices
 LOG_LINES: Final = 512  # lines of the kernel log, the newest
 THREADS: Final = 16
 """Threads that read one user's logs; nobody else misses those that hang."""
@@ -59,30 +54,13 @@ THREADS: Final = 16
 _READERS: Final = defaultdict[int, trio.CapacityLimiter](lambda: trio.CapacityLimiter(THREADS))
 _PARSERS: Final = trio.CapacityLimiter(THREADS)  # of logs that are in memory: they do not hang
 OWN_PART: Final = 0.25  # of the budget, reserved for what needs no QEMU
-QUERIES: Final = (
-    "query-status",
-    "query-version",
-    "query-current-machine",
-    "query-kvm",
-    "query-cpus-fast",
-    "query-memory-size-summary",
-    "query-memory-devices",
-    "query-balloon",
-    "query-iothreads",
-    "query-migrate",
-    "query-chardev",
-    "query-block-jobs",
-    "query-blockstats",
-)
-# Asks the images too, and so may wait for storage: last, as QEMU answers nobody meanwhile.
-BLOCK_QUERY: Final = "query-block"
 AN_ANSWER: Final = 16 * 1024  # bytes that QEMU's answers are taken to need in memory
 MANIFEST: Final = "bundle.json"
 SCREENS: Final = ("screen.png", "screen.ppm")
 A_SCREEN: Final = "the guest's screen"
 
 
-Content = bytes | Picture | Callable[[], bytes]
+Content = bytes | Callable[[], bytes]
 """A file's content, or what makes it when it is written."""
 
 
@@ -171,37 +149,39 @@ Stages = Sequence[Sequence[Sequence[tuple[str, Item]]]]
 the items of a line follow in order."""
 
 
-async def collect(
-    session: Session,
-    directory: Path,
-    *,
-    consoles: tuple[Path, ...],
-    budget: float,
-    host: Callable[[], dict[str, str]] | None = None,
-    by_other: DumpByOther | None = None,
-    no_log: str = "",
-    items: Stages | None = None,
-) -> Bundle:
-    """Take into memory what is available of a stopped guest, in the time given.
+def begin_bundle(session: Session, directory: Path, no_log: str) -> Bundle:
+    """Begin a bundle with what is known of a VM.
 
     Args:
         session: the VM.
         directory: where it will be written.
+        no_log: why the kernel's log is not to be read from memory; empty: it is.
+    """
+    # A process that is no QEMU is not asked what it was started with.
+    arguments = session.peer.command_line() if session.process_known else None
+    return Bundle(directory, problems={"kernel log": no_log} if no_log else {}, arguments=arguments)
+
+
+async def collect(
+    session: Session,
+    bundle: Bundle,
+    *,
+    consoles: tuple[Path, ...],
+    budget: float,
+    host: Callable[[], dict[str, str]] | None = None,
+    items: Stages,
+) -> None:
+    """Take into memory what is available of a stopped guest, in the time given.
+
+    Args:
+        session: the VM.
+        bundle: takes it in.
         consoles: logs of the guest's console.
         budget: seconds.
         host: returns the texts of the host's files; None: they are as good after the action.
-        by_other: has QEMU dump, if libvirt runs the VM.
-        no_log: why the kernel's log is not to be read from memory; empty: it is.
-        items: what is taken of a VM that has no monitor for panicd; None: by its monitor.
+        items: what is taken of the VM.
     """
-    bundle = Bundle(directory)
     limit = trio.current_time() + budget
-    if items is None:
-        items = _by_monitor(by_other, is_wanted=not no_log)
-    if no_log:
-        bundle.problems["kernel log"] = no_log
-    # A process that is no QEMU is not asked what it was started with.
-    bundle.arguments = session.peer.command_line() if session.process_known else None
 
     async def take(line: Sequence[tuple[str, Item]]) -> None:
         for name, item in line:
@@ -222,10 +202,10 @@ async def collect(
                 for line in stage:
                     lines.start_soon(take, line)
 
-    own = Bundle(directory)
+    own = Bundle(bundle.directory)
 
     async def take_own() -> None:
-        read = Bundle(directory)  # a thread that hangs, on a network file system, keeps it
+        read = Bundle(bundle.directory)  # a thread that hangs, on a network file system, keeps it
         with trio.move_on_at(limit) as scope:
             try:
                 reading = partial(_read_own, read, bundle.arguments, consoles, session.peer, host)
@@ -244,7 +224,6 @@ async def collect(
     else:
         await take_all()
     bundle.take_in(own)
-    return bundle
 
 
 def _read_own(
@@ -268,7 +247,9 @@ def _read_own(
         bundle.host = host()
 
 
-def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> Stages:
+def by_monitor(
+    timers: Timers, budget: float, by_other: DumpByOther | None, *, is_wanted: bool
+) -> Stages:
     """Return what is taken by a monitor.
 
     If another one dumps, the guest's own words take that dump's time: they come last.
@@ -277,8 +258,18 @@ def _by_monitor(by_other: DumpByOther | None, *, is_wanted: bool) -> Stages:
     async def words(session: Session, bundle: Bundle) -> None:
         await _own_words(monitor_reader(session, WORDS_WITHIN, by_other), bundle)
 
+    async def view(session: Session, bundle: Bundle) -> None:
+        done = trio.Event()
+        taken = QemuView(session, timers, asked=lambda: None, done=done.set)
+        taken.begin(budget)
+        try:
+            await done.wait()
+        finally:
+            taken.give_up()
+            take_view(bundle, taken)
+
     own: list[tuple[str, Item]] = [("kernel log", words)] if is_wanted else []
-    rest: list[tuple[str, Item]] = [("screenshot and state", _screenshot_and_state)]
+    rest: list[tuple[str, Item]] = [("QEMU's view", view)]
     return (([*own, *rest] if by_other is None else [*rest, *own],),)
 
 
@@ -314,42 +305,24 @@ async def _own_words(reader: GuestReader, bundle: Bundle) -> None:
             bundle.words = words_of_bug_check(bug_check)
 
 
-async def _screenshot_and_state(session: Session, bundle: Bundle) -> None:
-    """Have QEMU draw its screen, and ask for its state behind that: it answers in this order."""
-    every = session.capability.version >= ALL_REGISTERS_SINCE
-    command = "info registers -a" if every else "info registers"
-    questions: list[Command] = [("human-monitor-command", {"command-line": command})]
-    questions += [(name, {}) for name in (*QUERIES, BLOCK_QUERY)]
-    state: Asked | None = None
-
-    def ask() -> Asked:
-        nonlocal state
-        state = state or session.monitor.asked(questions, timeout=STATE_WITHIN)
-        return state
-
-    name = SCREENS[0 if session.capability.version >= PNG_SINCE else 1]
-    kind = Path(name).suffix.removeprefix(".")
-    try:
-        bundle.keep(name, await take_picture(session, kind, behind=ask), A_SCREEN)
-    except (MonitorError, OSError) as error:
-        bundle.problems["screenshot"] = str(error)
-    _keep_state(bundle, await ask().answers())
-
-
-def _keep_state(bundle: Bundle, answers: list[object]) -> None:
-    registers, *state, devices = answers
-    if isinstance(registers, MonitorError):
-        bundle.problems["registers"] = str(registers)
+def take_view(bundle: Bundle, view: QemuView) -> None:
+    """Take in QEMU's view of its guest."""
+    if isinstance(view.picture, Exception):
+        bundle.problems["screenshot"] = str(view.picture)
     else:
-        text = printed(registers).encode(errors="replace")
+        bundle.keep(f"screen.{view.kind}", view.picture, A_SCREEN)
+    if isinstance(view.registers, MonitorError):
+        bundle.problems["registers"] = str(view.registers)
+    else:
+        text = printed(view.registers).encode(errors="replace")
         bundle.keep("registers.txt", text, "registers of all CPUs")
     said = {
         name: str(answer) if isinstance(answer, MonitorError) else answer
-        for name, answer in zip(QUERIES, state, strict=True)
+        for name, answer in view.state.items()
     }
     about = "QEMU's answers: its version, machine and jobs"
     bundle.keep("qemu.json", partial(_json, said), about)
-    if isinstance(devices, MonitorError):
+    if isinstance(devices := view.devices, MonitorError):
         bundle.problems["block devices"] = str(devices)
     else:
         bundle.keep("block.json", lambda: json.dumps(devices).encode(), "QEMU's block devices")
@@ -377,16 +350,13 @@ def _make(directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _write(path: Path, content: bytes | Picture) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Write a file completely, or leave none."""
     file = os.open(
         path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
     )
     try:
-        if isinstance(content, Picture):
-            content.write_to(file)
-        else:
-            _write_all(file, content)
+        _write_all(file, content)
     except OSError:
         path.unlink()
         raise

@@ -62,12 +62,21 @@ class BundleWriter:
         self._queue: deque[_Waiting] = deque()
         self._under_way: dict[Path, _Waiting] = {}
         self._bytes = 0
+        self._expected = 0
         self._works = False
 
     @property
     def has_room(self) -> bool:
         """True if actions need not wait for their bundles to be written."""
-        return len(self._under_way) < MOST and self._bytes < MOST_BYTES
+        return len(self._under_way) + self._expected < MOST and self._bytes < MOST_BYTES
+
+    def expect(self) -> None:
+        """Keep room for a bundle that is being taken."""
+        self._expected += 1
+
+    def expect_no_more(self) -> None:
+        """Keep that room no longer."""
+        self._expected -= 1
 
     def write_soon(
         self, bundle: Bundle, facts: Callable[[], object], pid: int, done: Callable[[str], None]

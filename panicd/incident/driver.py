@@ -7,11 +7,10 @@ commit when it is done.
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
-from types import MappingProxyType
 from typing import Final, assert_never
 
 import trio
@@ -63,7 +62,6 @@ from panicd.rules.qapi import GuestPanickedEvent
 from panicd.rules.settings import JournalFailure
 
 _TOKENS: Final = Tokens()
-NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 SETTLED: Final = frozenset({IncidentState.PRESERVED, IncidentState.FAILED, IncidentState.RESET})
 LOST: Final = "the domain's monitor was lost"
 
@@ -321,7 +319,8 @@ class Driver:
         if effect.follows is not None and self._reaction is None:  # that is counted already
             self._command = FirstCommand(self._services.rush)
             self._first.callback(self._command.given)
-        self._run(self._errands.collect(effect))
+        if rest := self._errands.collect(effect, self.feed):
+            self._nursery.start_soon(lambda: rest)
 
     def _run(self, errand: Awaitable[Input]) -> None:
         async def run() -> None:
@@ -396,7 +395,7 @@ class Driver:
                 limit.cancel()
             self.feed(Answered(send.serial, tuple(map(answer_of, answers))))
 
-        commands = [(name, dict(args) if args else NOTHING) for name, args in send.commands]
+        commands = [(name, dict(args)) for name, args in send.commands]
         question = self._session.monitor.ask(commands, done, timeout=send.timeout)
         if not question.is_over:
             limit = self._services.timers.after(send.timeout, question.give_up)

@@ -4,7 +4,7 @@ A driver starts an errand, goes on, and feeds the result to its machine. Errands
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -30,6 +30,7 @@ from panicd.qemu.threads import NoThreadError, in_thread
 from panicd.rules.ending import Cause, cause_of_end
 from panicd.rules.identity import owner_of
 from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.last_words import LastWords
 from panicd.rules.machine import effects
 from panicd.rules.machine.ending import GONE_FOLLOWS
 from panicd.rules.machine.inputs import Departed, Finished, Gone, Heard, Told
@@ -91,15 +92,20 @@ class Errands:
             return await in_thread(partial(read_manifest, directory)) is None
         return False
 
-    async def collect(self, effect: effects.Collect) -> Finished:
-        """Save the guest's output and QEMU's facts of its panic."""
-        session = self._of_qemu
+    def collect(
+        self, effect: effects.Collect, tell: Callable[[Finished], None]
+    ) -> Awaitable[None] | None:
+        """Take the panicked guest's evidence; ``tell`` gets the result when the plan may go on.
 
-        async def take() -> StepResult:
-            words = await self._evidence.take(session, effect)
-            return StepResult(Outcome.DONE, words.line, words.signature)
+        Returns:
+            The rest of it, for a task; None: it needs none.
+        """
 
-        return await finish(effect.serial, take)
+        def go_on(words: LastWords) -> None:
+            result = StepResult(Outcome.DONE, words.line, words.signature)
+            tell(Finished(effect.serial, result))
+
+        return self._evidence.take(self._of_qemu, effect, go_on)
 
     async def dump(self, effect: effects.MakeDump) -> Finished:
         """Make a dump of the guest's memory."""

@@ -70,6 +70,7 @@ _TOKENS: Final = Tokens()
 
 CALLBACKS_AT_ONCE: Final = 64  # of asyncio, before other tasks have their turn
 UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
+NO_FD: Final = -1
 READ_LIMIT: Final = 1 << 20  # bytes of a line; QEMU's longest answer to panicd has 4 KiB
 
 # Exceptions of qemu.qmp 0.0.6 when the other end talks nonsense: not only QMPError. Its own
@@ -98,25 +99,17 @@ class _Client(QMPClient):
         self._read_at = 0.0  # the last line; 0.0: none yet
         self._sent: dict[str, tuple[Question, int, str]] = {}  # by their ids: not yet answered
         self._alone: Question | None = None  # QEMU has not yet taken its descriptor
-        self._held: list[tuple[Sequence[Command], Question]] = []  # until it has
+        self._held: list[tuple[Sequence[Command], Question, int]] = []  # until it has
 
-    def send_with_fd(self, fd: int, command: Command, answers: Question) -> None:
-        """Send a command that takes a descriptor; later commands wait for its answer.
+    def send(self, commands: Sequence[Command], answers: Question, fd: int = NO_FD) -> None:
+        """Send commands; each answer goes to its place in ``answers``.
 
-        QEMU's monitor reads in one thread, and takes the descriptor in another. QEMU 10.0.13 was
-        seen to crash when both happened at once (``tcp_chr_recv``).
-
-        Raises:
-            OSError: the descriptor can't be sent.
+        A command that takes a descriptor is sent alone: later commands wait for its answer. QEMU's
+        monitor reads in one thread, and takes the descriptor in another. QEMU 10.0.13 was seen to
+        crash when both happened at once (``tcp_chr_recv``).
         """
-        self.stream.send_fd(fd)
-        self.send([command], answers)
-        self._alone = None if answers.is_over else answers
-
-    def send(self, commands: Sequence[Command], answers: Question) -> None:
-        """Send commands; each answer goes to its place in ``answers``."""
         if self._alone is not None:
-            self._held.append((commands, answers))
+            self._held.append((commands, answers, fd))
             return
         if self.runstate is not Runstate.RUNNING:
             for index, (name, _) in enumerate(commands):
@@ -135,9 +128,16 @@ class _Client(QMPClient):
         answers.sent(ids, self.forget)
         self.pace.hurried = True  # the answers come behind all panics that are not yet read
         try:
+            if fd != NO_FD:
+                self.stream.send_fd(fd)
+                self._alone = answers
             self.stream.send("".join(messages).encode())
-        except OSError:
-            self.abort()
+        except OSError as error:
+            if fd == NO_FD or self._alone is answers:
+                self.abort()
+            else:
+                lost = f"{commands[0][0]}: could not hand over the file: {error}"
+                answers.put(0, SessionLostError(lost))
         if len(self.stream.unsent) > UNREAD:
             self.abort()
 
@@ -152,9 +152,9 @@ class _Client(QMPClient):
     def _send_held(self) -> None:
         """Send the commands that waited for QEMU to take a descriptor."""
         self._alone, held, self._held = None, self._held, []
-        for commands, answers in held:
+        for commands, answers, fd in held:
             if not answers.is_over:
-                self.send(commands, answers)
+                self.send(commands, answers, fd)
 
     async def _do_connect(self, *_: object) -> None:
         """Take the socket, which is connected: trio reads and writes it."""
@@ -278,7 +278,6 @@ class Monitor(Exchange):
         self.version = version
         self.package = client.package
         self.pace = client.pace
-        self._handing_over = trio.Lock()  # one descriptor after the other
 
     @property
     def answered_by(self) -> int | None:
@@ -321,27 +320,22 @@ class Monitor(Exchange):
 
         Returns:
             For each command its answer or its ``MonitorError``; if the first fails, only for it.
-
-        Raises:
-            SessionLostError: the session ended.
         """
         first, *others = commands
-        async with self._handing_over:
-            asking = partial(self._ask_with_fd, first, fd, timeout)
-            (answer,) = await answers_to(asking, timeout)
+        (answer,) = await answers_to(partial(self.ask_with_fd, first, fd, timeout=timeout), timeout)
         if isinstance(answer, MonitorError) or not others:
             return [answer]
         return [answer, *await self.execute_all(others, timeout=timeout)]
 
-    def _ask_with_fd(
-        self, command: Command, fd: int, timeout: float, done: Callable[[list[object]], None]
+    def ask_with_fd(
+        self, command: Command, fd: int, done: Callable[[list[object]], None], *, timeout: float
     ) -> Question:
-        name, _ = command
-        question = Question([name], timeout, done)
-        try:
-            self._client.send_with_fd(fd, command, question)
-        except OSError as error:
-            raise SessionLostError(f"{name}: could not hand over the file: {error}") from error
+        """Send a command that takes a copy of a descriptor, and pass its answer on; see ``ask``.
+
+        The descriptor must stay open until ``done`` is called.
+        """
+        question = Question([command[0]], timeout, done)
+        self._client.send([command], question, fd)
         return question
 
     async def send_fd(self, fd: int, name: str, *, timeout: float) -> None:

@@ -7,6 +7,8 @@ panic slips between the two.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Final
 
 from panicd.qemu.monitor import Command, Monitor, MonitorError
 from panicd.rules.capability import (
@@ -27,6 +29,10 @@ from panicd.rules.panic_device import PanicDevice
 from panicd.rules.plugging import DEVICE_ID
 from panicd.rules.qapi import MAX_TEXT, RunState
 from panicd.rules.settings import DumpFormat
+
+VMCOREINFO: Final = "vmcoreinfo"
+"""The QOM type of the device through which a kernel leaves a note on itself. It can't be plugged
+in while the VM runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +155,14 @@ def _capability(
         reboot_is_shutdown=command_line.reboot_is_shutdown if command_line else None,
         dump_formats=_dump_formats(answers.get("formats")),
         plugged=DEVICE_ID in _names(answers["peripheral"]),
+        has_vmcoreinfo=_has_vmcoreinfo([answers["peripheral"], answers["anonymous"]]),
     )
+
+
+def _has_vmcoreinfo(listed: list[object]) -> bool | None:
+    if VMCOREINFO in chain.from_iterable(map(_types, listed)):
+        return True
+    return False if all(isinstance(answer, list) for answer in listed) else None
 
 
 def _member(answer: object, key: str) -> str:

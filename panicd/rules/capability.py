@@ -131,6 +131,7 @@ class Capability:
         libvirt: libvirt's view of the domain, if libvirt runs it and panicd has to go through it.
         by_api: panicd reaches it by libvirt's API, and has no monitor of it.
         plugged: panicd plugged in its panic device while it ran.
+        has_vmcoreinfo: its guest's kernel can leave a note on itself; None: not known.
     """
 
     version: Version
@@ -145,6 +146,7 @@ class Capability:
     libvirt: LibvirtDomain | None = None
     by_api: bool = False
     plugged: bool = False
+    has_vmcoreinfo: bool | None = None
 
     @property
     def reversible(self) -> bool:

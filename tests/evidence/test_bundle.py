@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from panicd.evidence import bundle as evidence
 from panicd.evidence.console_log import find_logs
+from panicd.evidence.qemu_view import BLOCK_QUERY, QUERIES
 from panicd.qemu import monitor
 from panicd.qemu.process import Peer
 from tests.parts.daemon import DaemonInside
@@ -175,8 +177,15 @@ async def evidence_of(socket_dir: Path, vm: FakeQemu) -> dict[str, Any]:
         vm.panic()
         incident = await daemon.wait_incident("vm", ending="restarted")
         await daemon.wait_kept(incident)
-        record: dict[str, Any] = await daemon.call("incident", incident=incident.id)
-        return record
+        return await with_evidence(daemon, incident.id)
+
+
+async def with_evidence(daemon: DaemonInside, incident_id: str) -> dict[str, Any]:
+    """The record of an incident, once its evidence is on the disk."""
+    while True:
+        record: dict[str, Any] = await daemon.call("incident", incident=incident_id)
+        if record["evidence"] is not None:
+            return record
 
 
 async def test_what_qemu_is_handed_for_its_screen_cannot_fill_a_disk(socket_dir: Path) -> None:
@@ -238,6 +247,66 @@ async def test_screen_without_end_is_none(socket_dir: Path) -> None:
     thread[0].join()
 
 
+async def test_picture_that_is_larger_than_a_pipe_is_taken_whole(socket_dir: Path) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    whole = PNG + bytes(range(256)) * 8192  # 2 MiB
+
+    def draw(file: int, _picture: bytes) -> None:
+        own = os.dup(file)
+
+        def write() -> None:
+            written = 0
+            while written < len(whole):
+                written += os.write(own, whole[written:])
+            os.close(own)
+            token.run_sync_soon(held.release)
+
+        threading.Thread(target=write).start()
+
+    token = trio.lowlevel.current_trio_token()
+    vm.machine.draw = draw
+    held = vm.hold_reply("screendump")
+    record = await evidence_of(socket_dir, vm)
+    assert await trio.Path(record["screenshot"]).read_bytes() == whole
+
+
+@pytest.mark.parametrize(("action", "command"), [("restart", "system_reset"), ("destroy", "quit")])
+async def test_qemu_is_asked_for_all_of_it_before_the_command(
+    socket_dir: Path, action: str, command: str
+) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp")
+    held = vm.hold_reply("query-block")
+    policy = {"on_crash": action, "evidence": {"budget": patiently(3)}}
+    async with DaemonInside.start(socket_dir, policy) as daemon, vm.running():
+        await daemon.wait_armed("vm")
+        vm.panic()
+        await held.reached.wait()
+        if action == "restart":
+            await daemon.wait_log("step ended", step="AwaitQuiet")
+        else:  # its answers might never leave QEMU after its command
+            await wait_all_tasks_blocked()
+            assert not daemon.logged("step ended", step="AwaitQuiet")
+        held.release()
+        ending = "restarted" if action == "restart" else "destroyed"
+        incident = await daemon.wait_incident("vm", ending=ending)
+        await daemon.wait_kept(incident)
+        record = await with_evidence(daemon, incident.id)
+    assert {"screen.png", "registers.txt", "qemu.json"} <= set(record["evidence"]["files"])
+    assert vm.commands.count(command) == 1
+    asked = vm.commands.index(BLOCK_QUERY)
+    assert max(map(vm.commands.index, QUERIES)) < asked < vm.commands.index(command)
+
+
+@pytest.mark.parametrize("devices", [["pvpanic"], ["pvpanic", "vmcoreinfo"]])
+async def test_no_log_is_looked_for_where_no_kernel_can_leave_a_note(
+    socket_dir: Path, devices: list[str]
+) -> None:
+    vm = FakeQemu(socket_dir / "vm.qmp", devices=devices)
+    record = await evidence_of(socket_dir, vm)
+    assert ("getfd" in vm.commands) is ("vmcoreinfo" in devices)
+    assert "vmcoreinfo" in record["evidence"]["problems"]["kernel log"].lower()
+
+
 async def test_what_is_no_picture_is_not_kept_as_one(socket_dir: Path) -> None:
     vm = FakeQemu(socket_dir / "vm.qmp")
     painter = Painter(b"<script>")
@@ -263,9 +332,9 @@ async def test_nothing_else_is_asked_while_qemu_takes_a_descriptor(
     asked: list[str] = []
     send = monitor._Client.send
 
-    def noting(client: Any, commands: Any, answers: Any) -> None:
+    def noting(client: Any, commands: Any, answers: Any, *fd: int) -> None:
         asked.extend(name for name, _ in commands)
-        send(client, commands, answers)
+        send(client, commands, answers, *fd)
 
     monkeypatch.setattr(monitor._Client, "send", noting)
     vm = FakeQemu(socket_dir / "vm.qmp")

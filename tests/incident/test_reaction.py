@@ -101,8 +101,9 @@ async def test_a_panic_goes_as_foreseen(
         seen = await daemon.wait_incident("vm", ending=ending)
         assert changing(vm) == commands
         if evidence:
-            await daemon.wait_kept(seen)
-            record: Any = await daemon.call("incident", incident=seen.id)
+            record: Any = {"evidence": None}
+            while record["evidence"] is None:
+                record = await daemon.call("incident", incident=seen.id)
             facts = record["evidence"]["facts"]
             assert facts["decision"]["steps"][1]["step"] == "Collect"
             assert record["screenshot"]
@@ -153,11 +154,11 @@ async def test_only_what_follows_from_the_command_waits_for_others(
     assert [reaction.may_wait(came) for came in others] == [False] * len(others)
 
 
-@pytest.mark.parametrize("held_up", ["query-status", "screendump"])
+@pytest.mark.parametrize("held_up", ["query-status", "add-fd"])
 async def test_guest_that_others_reset_meanwhile_is_not_reset(
     socket_dir: Path, reactions: list[Reaction], held_up: str
 ) -> None:
-    async with connected(socket_dir, evidence=held_up == "screendump") as (daemon, vm):
+    async with connected(socket_dir, evidence=held_up == "add-fd") as (daemon, vm):
         held = vm.hold_reply(held_up)
         vm.panic()
         await held.reached.wait()
@@ -176,7 +177,7 @@ async def test_slow_evidence_ends_the_reaction_and_is_taken_once(
 ) -> None:
     monkeypatch.setattr(steps, "EVIDENCE_WITHIN", 0.05)
     async with connected(socket_dir, evidence=True) as (daemon, vm):
-        held = vm.hold_reply("screendump")
+        held = vm.hold_reply("add-fd")
         vm.panic()
         await held.reached.wait()
         await daemon.wait_log("step ended", step="SystemReset", outcome="skipped")
@@ -194,7 +195,7 @@ async def test_a_hold_that_begins_while_evidence_is_taken_keeps_the_guest(
     socket_dir: Path, reactions: list[Reaction]
 ) -> None:
     async with connected(socket_dir, evidence=True) as (daemon, vm):
-        held = vm.hold_reply("screendump")
+        held = vm.hold_reply("add-fd")
         vm.panic()
         await held.reached.wait()
         await daemon.call("hold", domain="vm", why="test", seconds=60.0)
@@ -370,7 +371,7 @@ async def test_with_evidence_the_second_command_waits_for_the_first_commands_of_
     given: list[tuple[str, str]] = []
     policy = {"on_crash": "restart", "evidence": {"budget": "400ms"}}
     vms = {name: FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in ("slow", "vm")}
-    vms["slow"].swallow("screendump")  # so that its evidence takes its time
+    vms["slow"].swallow("add-fd")  # so that its evidence takes its time
     async with (
         DaemonInside.start(socket_dir, policy) as daemon,
         vms["slow"].running(),
@@ -380,7 +381,7 @@ async def test_with_evidence_the_second_command_waits_for_the_first_commands_of_
             await daemon.wait_armed(name)
             monkeypatch.setattr(vm.machine, "execute", noting(name, vm, given))
         vms["slow"].panic()
-        await vms["slow"].wait_command("screendump")
+        await vms["slow"].wait_command("add-fd")
         vms["vm"].panic()
         for name in vms:
             await daemon.wait_incident(name, ending="restarted")

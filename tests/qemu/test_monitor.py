@@ -241,6 +241,22 @@ async def test_nothing_is_sent_while_a_descriptor_is_taken(socket_dir: Path) -> 
         assert vm.commands[-2:] == ["getfd", "query-name"]
 
 
+async def test_one_descriptor_is_taken_after_the_other(socket_dir: Path) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        fault = vm.hold_reply("getfd")
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(partial(_hand_over, monitor, TIME_LIMIT))
+            while "getfd" not in vm.commands:
+                await trio.lowlevel.checkpoint()
+            later = monitor.ask([("query-name", {})], lambda _: None, timeout=TIME_LIMIT)
+            await pulse()
+            assert vm.commands.count("getfd") == 1
+            fault.release()
+            await _over(later)
+        assert vm.commands[-3:] == ["getfd", "getfd", "query-name"]
+
+
 @pytest.mark.parametrize("ends", [False, True])
 async def test_what_waits_for_a_descriptor_to_be_taken_ends_too(
     socket_dir: Path, *, ends: bool

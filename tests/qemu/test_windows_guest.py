@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from panicd.evidence.bundle import collect
+from panicd.evidence.bundle import begin_bundle, by_monitor, collect
+from panicd.host.timers import Timers
 from panicd.qemu.guest_memory import monitor_reader, read_words
 from panicd.rules.bug_check import BugCheck
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.windows import WindowsCrash
 from panicd.rules.qapi import RunState
+from tests.parts.background import background
 from tests.parts.patience import fail_after
 from tests.parts.windows import windows_guest
 from tests.qemu.test_guest_memory import session_at
@@ -42,8 +44,12 @@ async def test_evidence_has_the_bug_check(socket_dir: Path) -> None:
         async with windows_guest(socket_dir, WindowsMemory()) as vm:
             await vm.wait_status("guest-panicked")
             async with session_at(vm.socket) as session:
-                place = socket_dir / "bundle"
-                bundle = await collect(session, place, consoles=(), budget=TIME_LIMIT)
+                place, timers = socket_dir / "bundle", Timers()
+                bundle = begin_bundle(session, place, "")
+                async with background() as nursery:
+                    nursery.start_soon(timers.run)
+                    items = by_monitor(timers, TIME_LIMIT, None, is_wanted=True)
+                    await collect(session, bundle, consoles=(), budget=TIME_LIMIT, items=items)
     words = bundle.words
     bundle.write({}, dict)
     assert words.line.startswith("Windows bug check 0x0000007E SYSTEM_THREAD_EXCEPTION_NOT")
