@@ -121,9 +121,12 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         return sent
 
     def gated_send(
-        self: monitor._Client, commands: Sequence[monitor.Command], answers: Question
+        self: monitor._Client,
+        commands: Sequence[monitor.Command],
+        answers: Question,
+        fd: int = monitor.NO_FD,
     ) -> None:
-        send(self, commands, answers)
+        send(self, commands, answers, fd)
         for name, _ in commands:
             stop_at(f"sent {name}")
 

@@ -247,6 +247,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         libvirt=True,
     ),
     Scenario(
+        "destroy-with-evidence",
+        {"on_crash": "destroy", "evidence": {"budget": "3s"}},
+        DESTROYED,
+        arguments=None,
+        libvirt=True,
+    ),
+    Scenario(
         "grace",
         {"on_crash": "destroy", "grace": "1h"},
         Result("watched", "running", ("cont",)),
