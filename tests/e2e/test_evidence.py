@@ -127,3 +127,24 @@ async def test_evidence_of_a_guest_without_words_is_taken_all_the_same(socket_di
         incident: Any = await daemon.call("incident", incident=found.id)
         assert incident["panic_line"] == ""
         kept_of_boot_sector(Path(incident["evidence_directory"]))
+
+
+async def test_a_reset_comes_after_all_that_qemu_was_asked_for(socket_dir: Path) -> None:
+    """panicd gives it before QEMU has answered, and QEMU deals with commands in their order."""
+    extra = ("-device", "VGA,xres=1920,yres=1080")
+    async with (
+        RunningDaemon.start(socket_dir, keeping(on_crash="restart")) as daemon,
+        RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY, extra=extra) as vm,
+    ):
+        await daemon.wait_armed("vm")
+        await vm.press_key()
+        found = await daemon.wait_incident("vm", ending="restarted")
+        incident: Any = {"evidence": None}
+        while incident["evidence"] is None:
+            incident = await daemon.call("incident", incident=found.id)
+        assert incident["evidence"]["problems"] == {"kernel log": "the VM has no vmcoreinfo device"}
+        kept = trio.Path(incident["evidence_directory"])
+        assert (await (kept / "screen.png").read_bytes()).startswith(b"\x89PNG")
+        assert "IP=" in await (kept / "registers.txt").read_text()
+        machine = json.loads(await (kept / "qemu.json").read_text())
+        assert machine["query-status"]["status"] == "guest-panicked"
