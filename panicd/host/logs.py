@@ -58,6 +58,9 @@ ENTRY_LIMIT: Final = 128 * 1024
 MESSAGE_LIMIT: Final = 8192
 """Most bytes of a journal entry's MESSAGE, which repeats the values."""
 
+REPEATED_AFTER: Final = 5.0
+"""Seconds until a library's message is written again."""
+
 LAST_WORDS: Final = 2.0
 """Seconds for writing the waiting entries at the end."""
 
@@ -353,9 +356,21 @@ def _field(name: str, value: str) -> bytes:
 
 
 class _StdlibHandler(logging.Handler):
-    """Hands records of libraries to structlog."""
+    """Hands records of libraries to structlog, the same one once in ``REPEATED_AFTER``.
+
+    trio says ten times a second that a connection can't be accepted, each time with a traceback.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._last: tuple[str, str] | None = None
+        self._said_at = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
+        said, now = (record.name, str(record.msg)), time.monotonic()
+        if said == self._last and now - self._said_at < REPEATED_AFTER:
+            return
+        self._last, self._said_at = said, now
         message = str(record.msg)
         with contextlib.suppress(TypeError, ValueError):  # arguments that don't fit the format
             message = record.getMessage()

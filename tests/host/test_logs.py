@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -269,6 +270,19 @@ def test_a_library_exception_keeps_its_traceback(stream: io.StringIO) -> None:
     logging.getLogger("lib").log(45, "failed", exc_info=ValueError("why"))
     (event,) = written(stream)
     assert (event["level"], event["exception"]) == ("error", ["ValueError: why"])
+
+
+def test_what_a_library_repeats_is_written_now_and_then(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for number in range(20):
+        logging.getLogger("trio.serve_listeners").error("accept returned %s", number)
+        now += logs.REPEATED_AFTER / 10
+    logging.getLogger("trio.serve_listeners").error("another")
+    said = [event["event"] for event in written(stream)]
+    assert said == ["accept returned 0", "accept returned 10", "another"]
 
 
 def test_a_record_with_the_wrong_arguments_is_still_written(
