@@ -275,12 +275,12 @@ async def _beside(
     aside: Callable[[trio.CancelScope], Awaitable[None]], dump: Callable[[], Awaitable[None]]
 ) -> None:
     """Run ``aside`` while a dump goes on; ``aside`` may end the dump."""
-    problem: DumpError | MonitorError | None = None
+    problem: DumpError | MonitorError | OSError | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(aside, nursery.cancel_scope)
         try:
             await dump()
-        except (DumpError, MonitorError) as error:
+        except (DumpError, MonitorError, OSError) as error:
             problem = error
         nursery.cancel_scope.cancel()
     if problem is not None:

@@ -67,7 +67,7 @@ async def feed_ranges(
         nursery.start_soon(read_ahead)
         try:
             await _hand_on(receive, pipe)
-        except trio.BrokenResourceError as error:
+        except (trio.BrokenResourceError, OSError) as error:
             problem = error
             nursery.cancel_scope.cancel()
     if problem is not None:

@@ -408,12 +408,15 @@ def _connect_socket(place: Place) -> socket.socket:
     """
     problems = []
     for path in place.sockets:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(path)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                sock.connect(path)
+            except BaseException:
+                sock.close()
+                raise
         except OSError as error:  # BlockingIOError: more wait there than it takes
-            sock.close()
-            problems.append(f"{path}: {error.strerror}")
+            problems.append(f"{path}: {error.strerror or error}")
         else:
             return sock
     raise LibvirtAwayError(f"no libvirtd answers: {', '.join(problems)}")

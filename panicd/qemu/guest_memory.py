@@ -28,7 +28,13 @@ from typing import Final, TypeVar
 import trio
 
 from panicd.qemu.dump_error import DumpByOther, DumpError
-from panicd.qemu.monitor import Command, CommandError, MonitorError, NoReplyError
+from panicd.qemu.monitor import (
+    Command,
+    CommandError,
+    MonitorError,
+    NoReplyError,
+    SessionLostError,
+)
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.rules.capability import Version
 from panicd.rules.guest_memory.dump_file import MAX_NOTES, DumpFile
@@ -192,17 +198,21 @@ async def beginning_of_dump(dump: DumpByOther, timeout: float) -> Beginning:
 
     Raises:
         NotReadableError: no dump came, or not in time.
+        SessionLostError: the session ended.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     why = ""
+    lost: SessionLostError | None = None  # not in a group of the nursery's
 
     async def have_dumped() -> None:
-        nonlocal why
+        nonlocal why, lost
         try:
             await dump(Path(f"/proc/{os.getpid()}/fd/{writing}"), ELF, timeout)
-            why = "it ended early"
+            why = why or "it ended early"
         except DumpError as error:
-            why = str(error)
+            why = why or str(error)
+        except SessionLostError as error:
+            lost = error
         finally:
             os.close(writing)
 
@@ -211,8 +221,13 @@ async def beginning_of_dump(dump: DumpByOther, timeout: float) -> Beginning:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(have_dumped)
             async with trio.lowlevel.FdStream(reading) as stream:
-                beginning = await _read_beginning(stream)
+                try:
+                    beginning = await _read_beginning(stream)
+                except NotReadableError as error:
+                    why = str(error)
             # Closing the pipe ends the dump. Wait for this end: QEMU makes one dump at a time.
+    if lost is not None:
+        raise lost
     if beginning is None:
         raise NotReadableError(f"no dump's notes: {why or 'the time is over'}")
     return beginning

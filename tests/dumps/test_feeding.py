@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -312,4 +313,24 @@ async def test_a_pipe_that_nobody_reads_leaves_no_file_open() -> None:
         os.close(reading)
         await done.wait()
         assert len(os.listdir("/proc/self/fd")) == before - 1  # noqa: PTH208 - a number only
+    os.close(file)
+
+
+async def test_memory_that_can_not_be_read_is_no_group_of_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is read of a file of QEMU's memory may fail as any file does."""
+
+    def fails(*_arguments: object, **_more: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "splice", fails)
+    reading, writing = os.pipe()
+    file = os.memfd_create("ranges")
+    one = OneFile(file)
+    selection = PageSelection(31, file, {}, beginning=b"", ranges=RANGES)
+    async with trio.lowlevel.FdStream(writing) as pipe:
+        with pytest.raises(OSError, match="Input/output error"):
+            await feed_ranges(pipe, selection, cast("GuestReader", one), lambda: None)
+    os.close(reading)
     os.close(file)

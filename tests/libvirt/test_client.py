@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from panicd.libvirt.client import (
     OPENED_WITHIN,
     WAKES_UP_WITHIN,
     Asked,
+    Client,
     Standing,
 )
 from panicd.libvirt.connection import QUIET, UNDER_WAY_MOST, Connection
@@ -39,6 +42,7 @@ from panicd.libvirt.wire import (
     Status,
 )
 from panicd.libvirt.xdr import pack_int, pack_opaque, pack_text, pack_uint
+from tests.parts.background import background
 from tests.parts.fake_libvirtd import PICTURE, FakeDomain, FakeLibvirtd
 from tests.parts.libvirt_client import ANSWERED_WITHIN, Listener, connected
 from tests.parts.patience import fail_after
@@ -55,6 +59,25 @@ async def call(listener: Listener, request: requests.Request[Any]) -> Any:
 
 
 # A libvirtd that goes away.
+
+
+async def test_no_descriptor_for_it_is_a_libvirt_that_is_away(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_arguments: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    told = trio.Event()
+    async with FakeLibvirtd.start(socket_dir) as fake, background() as nursery:
+        client = Client(fake.uri, heard=lambda _e: None, changed=lambda _s: told.set())
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", none_left)
+            nursery.start_soon(client.run)
+            await told.wait()
+            assert "Too many open files" in client.problem
+        while client.standing is not Standing.UP:
+            told = trio.Event()
+            await told.wait()
 
 
 async def test_what_it_said_before_it_went_away_is_heard() -> None:

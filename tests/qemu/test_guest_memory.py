@@ -16,6 +16,7 @@ import trio
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.event_outlet import Heard
 from panicd.qemu.guest_memory import (
+    BEGINNING,
     FIRST,
     beginning_of_dump,
     memory_file,
@@ -237,16 +238,29 @@ async def test_no_dump_no_notes() -> None:
     async def short(path: Path, _kind: str, _timeout: float) -> None:
         await trio.Path(path).write_bytes(DUMP_HEAD)
 
+    async def garbage(path: Path, _kind: str, _timeout: float) -> None:
+        await trio.Path(path).write_bytes(bytes(BEGINNING))
+
     async def silent(_path: Path, _kind: str, _timeout: float) -> None:
         await trio.sleep_forever()
 
     for dump, limit, why in (
         (refused, TIME_LIMIT, "no dump's notes: refused: domain is not running"),
         (short, TIME_LIMIT, "no dump's notes: it ended early"),
+        (garbage, TIME_LIMIT, "no dump's notes: .*ELF"),
         (silent, 0.05, "no dump's notes: the time is over"),
     ):
         with pytest.raises(NotReadableError, match=why):
             await beginning_of_dump(dump, limit)
+
+
+async def test_a_session_that_ends_meanwhile_has_ended() -> None:
+    async def lost(_path: Path, _kind: str, _timeout: float) -> None:
+        await trio.lowlevel.checkpoint()
+        raise SessionLostError("libvirtd has ended the connection")
+
+    with pytest.raises(SessionLostError, match="libvirtd has ended"):
+        await beginning_of_dump(lost, TIME_LIMIT)
 
 
 NOTE = struct.pack("<III8s", 5, 0, 1, b"CORE")
