@@ -47,7 +47,11 @@ class RunningQemu:
 
 
 async def running_qemus(but: Collection[int]) -> list[RunningQemu]:
-    """Return the processes that run a VM, in the order of their numbers, but some."""
+    """Return the processes that run a VM, in the order of their numbers, but some.
+
+    Raises:
+        OSError: the host has no file descriptor left.
+    """
     found: list[RunningQemu] = []
 
     async def look(pid: int) -> None:
@@ -58,8 +62,9 @@ async def running_qemus(but: Collection[int]) -> list[RunningQemu]:
         else:
             found.extend(_qemu(pid, text or b""))
 
+    names = os.listdir("/proc")  # noqa: PTH208 - names only
     async with trio.open_nursery() as nursery:
-        for number, name in enumerate(os.listdir("/proc")):  # noqa: PTH208 - names only
+        for number, name in enumerate(names):
             if name.isdecimal() and int(name) not in but and _may_be_qemu(int(name)):
                 nursery.start_soon(look, int(name))
             if number % AT_ONCE == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,16 @@ async def test_a_qemu_is_found_but_for_those_that_are_known(
 
         monkeypatch.setattr(process_list, "executed_by", unseen)
         assert await found(vm.pid) == [qemu], "its arguments tell"
+
+
+async def test_no_descriptor_for_them_is_no_group_of_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A request for an audit fails of one; a group ended panicd."""
+
+    def none_left(_path: str) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "listdir", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        await running_qemus([])
