@@ -1,5 +1,8 @@
 """Why panicd could not act on a domain as configured if it panicked now, and the remedies."""
 
+import glob
+import json
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from shlex import quote
@@ -83,6 +86,9 @@ _BY_LIBVIRT: Final[dict[Exposure, str]] = {
 }
 """For a domain that only libvirt can reach. The options are those of virt-xml 4.1."""
 
+_PLAIN: Final = re.compile(r"/[\w./@+-]*", re.ASCII)
+"""What YAML takes for a string as it is, and a pattern for itself."""
+
 NOT_ARMED: Final = "add -no-shutdown: without it this QEMU exits on a panic"
 
 
@@ -105,14 +111,20 @@ def exposures_unwatched(
     elif by_libvirt:
         remedy = "libvirt runs it: set `libvirt: {uri: …}` to its URI (`virsh uri`), and reload"
     elif monitor is not None:
-        entry = f"- {'glob' if monitor.listens else 'listen'}: {monitor.path}"
-        remedy = f"add `{entry}` to `monitors` in the configuration, and `panicd reload`"
+        remedy = f"add `{_entry(monitor)}` to `monitors` in the configuration, and `panicd reload`"
     else:
         remedy = (
             "it has no QMP monitor that panicd can reach: start it anew with what "
             f"`panicd qemu-args --name {quote(name or 'NAME')}` prints"
         )
     return {Exposure.NO_MONITOR: remedy}
+
+
+def _entry(monitor: GivenMonitor) -> str:
+    """Return a monitor's entry in the configuration, as YAML."""
+    path = glob.escape(monitor.path) if monitor.listens else monitor.path
+    value = path if _PLAIN.fullmatch(path) else json.dumps(path, ensure_ascii=False)
+    return f"- {'glob' if monitor.listens else 'listen'}: {value}"
 
 
 def _remedy(

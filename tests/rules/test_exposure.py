@@ -1,7 +1,9 @@
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
+import yaml
 
 from panicd.rules.capability import Capability
 from panicd.rules.command_line import GivenMonitor
@@ -181,3 +183,29 @@ def test_remedy_for_a_qemu_that_is_no_domain(
     ((exposure, remedy),) = exposures_unwatched(name, monitor, by_libvirt=by_libvirt).items()
     assert exposure is Exposure.NO_MONITOR
     assert said in remedy
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/run/vm.qmp",
+        "/run/[1]/*/vm.qmp",
+        "/run/vm: {a}, b #c",
+        "/run/a\n- glob: '*'",
+        '/run/"\\x/µ.qmp',
+        "/run/ vm ",
+    ],
+)
+def test_the_entry_for_a_monitor_names_it_alone(path: str) -> None:
+    for listens in (True, False):
+        monitor = GivenMonitor(path, listens)
+        remedy = exposures_unwatched("", monitor, by_libvirt=False)[Exposure.NO_MONITOR]
+        entry = remedy.removeprefix("add `").removesuffix(
+            "` to `monitors` in the configuration, and `panicd reload`"
+        )
+        (given,) = yaml.safe_load(entry)
+        if listens:
+            assert fnmatchcase(path, given["glob"])
+            assert not fnmatchcase("/run/1/vm/vm.qmp", given["glob"])
+        else:
+            assert given == {"listen": path}
