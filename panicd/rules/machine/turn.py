@@ -3,6 +3,7 @@
 A ``Turn`` lives within one call of ``step``; nothing else sees it change.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -66,6 +67,7 @@ class Turn:
     Attributes:
         moment: the facts now.
         effects: in order.
+        opened: how many incidents the step has begun.
     """
 
     vm: Vm | None
@@ -98,6 +100,7 @@ class Turn:
         self.__dict__.update(zip(State._fields, state, strict=True))
         self.moment = moment
         self.effects: list[effects.Effect] = []
+        self.opened = 0
 
     def state(self) -> State:
         """Return the state after the step."""
@@ -169,7 +172,8 @@ class Turn:
         """Begin an incident."""
         moment = self.moment
         opened = opened_by(moment, self.known.process, source, information)
-        self.incident = Incident(new_id(moment.now, moment.token), opened)
+        self.incident = Incident(new_id(moment.now, moment.token, self.opened), opened)
+        self.opened += 1
         self.repeats, self.flood, self.repeats_noted_at = 0, 0, 0.0
         self.effects.append(effects.Note(self.incident, opened))
 
@@ -311,11 +315,15 @@ def opened_by(
     )
 
 
-def new_id(at: float, token: str) -> str:
+def new_id(at: float, token: str, before: int = 0) -> str:
     """Return the id of an incident: it sorts by time and is a safe file name.
 
     Args:
         at: the incident's start, in seconds since the epoch.
         token: letters and digits, unique within that second.
+        before: how many incidents began with the same token before: there are several if events
+            came while an answer was due.
     """
+    if before:
+        token = hashlib.blake2s(f"{token}-{before}".encode(), digest_size=4).hexdigest()
     return f"{datetime.fromtimestamp(at, UTC):%Y%m%dT%H%M%S}-{token}"

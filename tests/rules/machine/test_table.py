@@ -151,6 +151,17 @@ def test_a_panic_while_the_session_is_made_is_told_with_its_payload_and_once() -
     assert (machine.state.incident.repeats, machine.state.repeats) == (0, 0)
 
 
+def test_incidents_that_begin_with_one_answer_have_an_id_each() -> None:
+    """While it is due the guest panics, is resumed, and panics again."""
+    machine = Machine(OnCrash.PRESERVE)
+    machine.attach()
+    machine.tell(LookAgain())
+    machine.hear(PANIC, RESUME, PANIC)
+    machine.answer({"status": "running"})
+    ids = {note.after.id for note in machine.all(effects.Note)}
+    assert len(ids) == len(machine.opened) == 2
+
+
 def test_a_guest_that_was_reset_while_the_session_was_made_is_left_alone() -> None:
     machine = Machine(OnCrash.DESTROY)
     machine.attach(RunState.GUEST_PANICKED, RESET, RESUME)
