@@ -1,6 +1,7 @@
 """What makes a dump of a Windows' memory, and of memory that lies."""
 
 import json
+import re
 import struct
 
 import pytest
@@ -119,6 +120,13 @@ def test_a_context_is_patched_where_it_lies_in_memory() -> None:
     assert struct.unpack_from("<II", context, 0x30) == (0x10001F, 0x1FC0)
     assert struct.unpack_from("<Q", context, 0xF8) == (0xF00FD,)
     assert json.loads(made.written())["runs"] == [list(run) for run in memory.runs]
+
+
+def test_registers_wider_than_the_place_for_them() -> None:
+    """A QEMU that said so ended panicd."""
+    wide = re.sub(r"=[0-9a-f]+\b", f"={(1 << 64) - 1:x}", PRINTED)
+    context = b"".join(dict(dump(WindowsMemory(processors=2), wide).patches).values())
+    assert struct.unpack_from("<II", context, 0x30) == (0x10001F, (1 << 32) - 1)
 
 
 def test_no_more_processors_than_the_guest_knows_of() -> None:

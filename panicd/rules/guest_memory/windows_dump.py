@@ -137,7 +137,7 @@ def _pointer(memory: VirtualMemory, address: int) -> Reading[int]:
 
 def _context(registers: Registers) -> bytes:
     """Return a processor's context as WinDbg reads it."""
-    vector = registers.get("MXCSR", 0)
+    vector = registers.get("MXCSR", 0) & 0xFFFFFFFF
     return _CONTEXT.pack(
         *(_EVERYTHING, vector),
         *(registers.get(name, 0) & 0xFFFF for name in ("CS", "DS", "ES", "FS", "GS", "SS")),
@@ -146,5 +146,5 @@ def _context(registers: Registers) -> bytes:
         *(registers.get(f"R{name}", 0) for name in _GENERAL),
         *(registers.get(f"R{number}", 0) for number in range(8, 16)),
         registers.get("RIP", 0),
-        vector & 0xFFFFFFFF,
+        vector,
     )
