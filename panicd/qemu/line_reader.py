@@ -124,15 +124,16 @@ class Stream:
         self.unsent += data
         self._poller.want(self, select.EPOLLOUT)
 
-    def send_fd(self, fd: int) -> None:
-        """Send a copy of a file descriptor, with a space.
+    def send_fd(self, fd: int, data: bytes) -> None:
+        """Send bytes with a copy of a file descriptor, which goes with the first of them.
 
         Raises:
-            OSError: it can't be sent, or earlier bytes wait.
+            OSError: nothing of it can be sent now, or earlier bytes wait.
         """
         if self.unsent:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        socket.send_fds(self.sock, [b" "], [fd])
+        if rest := data[socket.send_fds(self.sock, [data], [fd]) :]:
+            self.send(rest)
 
     def close(self) -> None:
         """Read and send no more. The socket stays open."""

@@ -127,13 +127,15 @@ class _Client(QMPClient):
             self._sent[number] = answers, index, name
         answers.sent(ids, self.forget)
         self.pace.hurried = True  # the answers come behind all panics that are not yet read
+        data = "".join(messages).encode()
         try:
-            if fd != NO_FD:
-                self.stream.send_fd(fd)
+            if fd == NO_FD:
+                self.stream.send(data)
+            else:
+                self.stream.send_fd(fd, data)
                 self._alone = answers
-            self.stream.send("".join(messages).encode())
         except OSError as error:
-            if fd == NO_FD or self._alone is answers:
+            if fd == NO_FD:
                 self.abort()
             else:
                 lost = f"{commands[0][0]}: could not hand over the file: {error}"

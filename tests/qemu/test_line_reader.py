@@ -228,7 +228,7 @@ async def test_what_the_socket_does_not_take_is_sent_later(
             stream.send(sent[begin : begin + 100_000])
         assert stream.unsent
         with pytest.raises(BlockingIOError):
-            stream.send_fd(0)  # it would come in the middle of a command
+            stream.send_fd(0, b"{}")  # it would come in the middle of a command
         received = b""
         while len(received) < len(sent):
             received += theirs.recv(1 << 20)
