@@ -382,7 +382,7 @@ def parse_agent(text: str) -> GuestSystem | None:
     try:
         answer = json.loads(text)["return"]
         fields = {key: value for key, value in answer.items() if isinstance(value, str)}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     word = fields.get("id", "").lower()
     family = from_id(word, "").family or "linux" * bool(fields.get("kernel-release") and word)

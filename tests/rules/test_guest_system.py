@@ -135,7 +135,16 @@ def test_what_a_guest_s_agent_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"return":[]}', '{"return":{"id":7}}', '{"return":{"id":"templeos"}}', "{}"]
+    "text",
+    [
+        "",
+        "[]",
+        '{"return":[]}',
+        '{"return":{"id":7}}',
+        '{"return":{"id":"templeos"}}',
+        "{}",
+        '{"return":' + "[" * 100_000,
+    ],
 )
 def test_what_a_guest_s_agent_may_not_be_believed(text: str) -> None:
     assert parse_agent(text) is None
