@@ -34,7 +34,7 @@ from panicd.journal.journal import JournalError
 from panicd.qemu.event_outlet import Heard as HeardAt
 from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
-from panicd.qemu.tokens import Tokens
+from panicd.qemu.tokens import Tokens, hexadecimal
 from panicd.rules.incident import Closed, Opened, Settled
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import State, effects, step
@@ -61,7 +61,7 @@ from panicd.rules.machine.state import Begun, Left, Resting
 from panicd.rules.qapi import GuestPanickedEvent
 from panicd.rules.settings import JournalFailure
 
-_TOKENS: Final = Tokens()
+_TOKENS: Final = Tokens(hexadecimal)
 SETTLED: Final = frozenset({IncidentState.PRESERVED, IncidentState.FAILED, IncidentState.RESET})
 LOST: Final = "the domain's monitor was lost"
 
@@ -97,7 +97,7 @@ class Driver:
         self._watches = False
         self._liveness: Liveness | None = None
         self._gathering = Gathering(services.timers, services.metrics)
-        self._token = _TOKENS.next()[:8]
+        self._token = _TOKENS.next()
         self._numbers = count(1)
         self._errands = Errands(services, domain, peer)
         self._foresight = Foresight()
@@ -348,7 +348,7 @@ class Driver:
         """Apply an incident's start to the host: priority, storm."""
         self._first.enter_context(self._services.priority.go_first())
         self._services.storm.note(self._domain.key, at)
-        self._token = _TOKENS.next()[:8]
+        self._token = _TOKENS.next()
         self._command = None
 
     def _answer(self, request: Request, refused: str) -> None:

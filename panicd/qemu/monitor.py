@@ -47,7 +47,7 @@ from panicd.qemu.monitor_error import (
 from panicd.qemu.other_end import hide_senders
 from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
-from panicd.qemu.tokens import Tokens
+from panicd.qemu.tokens import Tokens, short
 from panicd.rules.capability import Version
 from panicd.rules.qapi import MAX_TEXT, parse_event, parse_version
 
@@ -66,7 +66,10 @@ __all__ = [
     "pulse",
 ]
 
-_TOKENS: Final = Tokens()
+# QEMU reads commands byte by byte, a byte in 3 us (QEMU ``monitor/monitor.c``,
+# ``monitor_can_read``): so they have no spaces, and short ids.
+_TOKENS: Final = Tokens(short)
+_COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 
 CALLBACKS_AT_ONCE: Final = 64  # of asyncio, before other tasks have their turn
 UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
@@ -120,9 +123,9 @@ class _Client(QMPClient):
         ids = []
         messages = []
         for index, (name, arguments) in enumerate(commands):
-            number = f"{self._get_exec_id()}.{token}"
-            with_arguments = f', "arguments": {json.dumps(arguments)}' if arguments else ""
-            messages.append(f'{{"execute": "{name}", "id": "{number}"{with_arguments}}}')
+            number = f"{token}{index}"
+            with_arguments = f',"arguments":{_COMPACT.encode(arguments)}' if arguments else ""
+            messages.append(f'{{"execute":"{name}","id":"{number}"{with_arguments}}}')
             ids.append(number)
             self._sent[number] = answers, index, name
         answers.sent(ids, self.forget)
