@@ -7,6 +7,7 @@ from typing import Final
 from panicd.libvirt.errors import LibvirtError, LibvirtRefusedError
 from panicd.libvirt.requests import Job
 from panicd.qemu.monitor_error import CommandError, NoReplyError
+from panicd.rules.nesting import is_too_nested
 
 # libvirt-domain.h, 'virDomainJobType' and 'virDomainJobOperation':
 _ACTIVE: Final = frozenset({1, 2})  # its length is known, or not
@@ -29,9 +30,11 @@ def failure(name: str, error: LibvirtError) -> Exception:
 
 def data(details: str) -> object:
     """Return the data of a QEMU event, which libvirt passes on as text."""
+    if not details or is_too_nested(details.encode()):
+        return {}
     try:
-        return json.loads(details) if details else {}
-    except (ValueError, RecursionError):
+        return json.loads(details)
+    except ValueError:
         return {}
 
 

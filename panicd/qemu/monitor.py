@@ -49,6 +49,7 @@ from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
 from panicd.qemu.tokens import Tokens, short
 from panicd.rules.capability import Version
+from panicd.rules.nesting import is_too_nested
 from panicd.rules.qapi import MAX_TEXT, parse_event, parse_version
 
 __all__ = [
@@ -178,9 +179,11 @@ class _Client(QMPClient):
         await super()._bh_recv_message()
 
     def _take_line(self, line: bytes) -> bool:
+        if is_too_nested(line):
+            return False
         try:
             message = json.loads(line.decode())
-        except (ValueError, RecursionError):
+        except ValueError:
             return False
         return isinstance(message, dict) and self._hear(message)
 
@@ -215,6 +218,8 @@ class _Client(QMPClient):
             await readable
         if not line:
             raise EOFError
+        if is_too_nested(line):
+            raise ValueError("what it says is nested too deeply")
         if not self._read_at:
             self.begins_pretty = line.strip() == b"{"
         self._read_at = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Answers that are nested as deeply as panicd just reads them are borne wherever they go."""
+"""Answers that are nested as deeply as panicd just takes them are borne wherever they go."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 import trio
 
+from panicd.rules.nesting import MOST
 from tests.hostile.monitors import STATUS, converse, serving
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu
 from tests.parts.wire import Message, encode
 
-DEPTHS = range(800, 1000, 2)
+DEPTHS = (*range(MOST - 20, MOST + 20, 2), 900, 950, 990, 1490, 9990)
 NESTED = {"add-fd", "human-monitor-command", "query-block", "query-version", "query-chardev"}
 """Commands whose answers are used in a command, as text, or in a file."""
 
