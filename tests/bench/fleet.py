@@ -1,12 +1,13 @@
-"""How fast panicd reacts to a fleet's panics, beside two references in the same run.
+"""How fast panicd reacts to a fleet's panics, beside three references in the same run.
 
     python -m tests.bench.fleet [--count N] [--rounds N] [--singles N] [--subjects A,B]
 
 ``fleet.c`` serves N monitors, some to a process, and measures from the moment before a panic's
 event is written to the first ``system_reset`` that it reads from the same socket. ``floor``
 (``floor.c``) is the least that any program can do, ``plain`` (``plain.py``) the least with qemu.qmp
-on asyncio. ``panicd`` runs as shipped: durable journal, metrics, logs to a file; with the evidence
-budget at 0 and at its default.
+on asyncio, ``durable`` (``durable.py``) the least with panicd's questions and a commit. ``panicd``
+runs as shipped: durable journal, metrics, logs to a file; with the evidence budget at 0 and at its
+default.
 All take their turns in each round, so that what else the machine does falls on all alike.
 
 Everything is on unix sockets in a temporary directory, and ends with this program.
@@ -36,7 +37,7 @@ from tests.parts.vitals import cpu_seconds, resident_bytes
 
 HERE = Path(__file__).parent
 PANICD = {"panicd": {"budget": "0s"}, "panicd, evidence": {}}
-REFERENCES = ("floor", "plain")
+REFERENCES = ("floor", "plain", "durable")
 LAST_QUESTION = "query-dump-guest-memory-capability"
 IDLE = 10.0
 """Seconds over which the CPU time of an idle one is taken."""
@@ -203,8 +204,8 @@ def run_subject(
     command: Sequence[str | Path]
     if name == "floor":
         command = [programs / "floor", directory, str(count)]
-    elif name == "plain":
-        command = [sys.executable, "-m", "tests.bench.plain", directory, str(count)]
+    elif name in REFERENCES:
+        command = [sys.executable, "-m", f"tests.bench.{name}", directory, str(count)]
     else:
         command = [sys.executable, "-m", "panicd", "--config", configure(directory, name), "run"]
     with (directory / "log").open("wb") as log:
