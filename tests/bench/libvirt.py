@@ -6,10 +6,12 @@ In each round one domain after the other panics, so that all of them meet the sa
 the time from GUEST_PANICKED's own timestamp to those of RESET and RESUME (``restart``), all of them
 QEMU's, and to when QEMU's process is gone (``destroy``); a ratio is that of one round's times, and
 its median is given. ``libvirt``: its own ``<on_crash>``, on a libvirtd of its own, for panicd takes
-over every domain of one that it knows. ``panicd``: without evidence, as libvirt keeps none;
-``with evidence``: it keeps what it can first. Both libvirtds are the same program, each with its
-own files, as in ``tests/parts/libvirt.py``: it takes root. The journal is durable; ``--journal``
-has it elsewhere, to tell the disk's share.
+over every domain of one that it knows. ``bare``: the least that a client can do, on that libvirtd,
+which preserves its domains; ``durable bare`` first makes a hundred bytes durable
+(``tests.bench.bare``). ``panicd``: without evidence, as libvirt keeps none; ``with evidence``: it
+keeps what it can first. panicd has the priority that its unit gives it. Both libvirtds are the same
+program, each with its own files, as in ``tests/parts/libvirt.py``: it takes root. The journal is
+durable; ``--journal`` has it elsewhere, to tell the disk's share.
 
 From the key at which the guest panics until all is over this process stands still: it would take a
 processor from those that it measures. What it is told meanwhile it reads later. No other guest
@@ -22,11 +24,13 @@ import argparse
 import os
 import select
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ import trio
 from panicd.libvirt import requests
 from panicd.libvirt.protocol import DomainRef, QemuEvent
 from panicd.libvirt.xdr import pack_uint
+from tests.bench import AS_THE_SERVICE
 from tests.parts.daemon import ExecutedDaemon
 from tests.parts.libvirt import Libvirtd, PlainDomain
 from tests.parts.libvirt_client import Listener, connected
@@ -55,7 +60,15 @@ KEY_A = 30  # linux/input-event-codes.h
 ENDLESS = {"max": 999_999, "window": "1h", "min_uptime": "0s"}
 NO_EVIDENCE = {"evidence": {"budget": "0s"}}
 EVIDENCE = {"evidence": {"budget": "3s"}}
-SUBJECTS = ("libvirt", "panicd", "with evidence")
+BARE = ("bare", "durable bare")
+BY_PANICD = ("panicd", "with evidence")
+
+
+class DaemonAsService(ExecutedDaemon):
+    """A daemon with its service's priority."""
+
+    before = AS_THE_SERVICE
+
 
 Times = dict[tuple[str, str], list[float]]
 
@@ -75,7 +88,8 @@ class Subject:
         """Have a domain that is about to panic, on a key."""
         name = f"{self.name.replace(' ', '-')}-{on_crash}"
         mark = self.daemon.mark() if self.daemon else 0
-        async with self.libvirtd.plain_domain(self.directory, on_crash, name=name) as domain:
+        own = "preserve" if self.name in BARE else on_crash
+        async with self.libvirtd.plain_domain(self.directory, own, name=name) as domain:
             if self.daemon is not None:
                 await self.daemon.wait_armed(name, since=mark)
             yield domain
@@ -120,6 +134,20 @@ def see_end(process: int) -> float:
     return time.time()
 
 
+@contextmanager
+def bare(libvirtd: Libvirtd, directory: Path) -> Iterator[None]:
+    """Have the least client run."""
+    path = libvirtd.uri.partition("socket=")[2]
+    command = [sys.executable, "-m", "tests.bench.bare", path, str(directory / "durable")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
 async def restarts(subject: Subject, times: Times) -> None:
     """Measure one restart."""
     async with subject.domain("restart") as domain:
@@ -149,6 +177,7 @@ async def measure(rounds: int, journal: str | None) -> Times:
         tempfile.TemporaryDirectory(prefix="panicd-") as place,
         Libvirtd.start(Path(one)) as own,
         Libvirtd.start(Path(other)) as shared,
+        bare(own, Path(one)),
     ):
         config: dict[str, Any] = {
             "libvirt": {"uri": shared.uri},
@@ -160,7 +189,7 @@ async def measure(rounds: int, journal: str | None) -> Times:
         async with (
             connected(own.uri) as heard,
             connected(shared.uri) as heard_too,
-            ExecutedDaemon.start(
+            DaemonAsService.start(
                 Path(other),
                 {"restart": ENDLESS, **EVIDENCE},
                 **config,
@@ -168,8 +197,8 @@ async def measure(rounds: int, journal: str | None) -> Times:
             ) as daemon,
         ):
             subjects = [
-                Subject(own, heard, Path(one), "libvirt", None),
-                *(Subject(shared, heard_too, Path(place), name, daemon) for name in SUBJECTS[1:]),
+                *(Subject(own, heard, Path(one), name, None) for name in ("libvirt", *BARE)),
+                *(Subject(shared, heard_too, Path(place), name, daemon) for name in BY_PANICD),
             ]
             for measured in (restarts, is_destroyed):
                 for _ in range(rounds):

@@ -37,6 +37,7 @@ import yaml
 
 from panicd.demo.guests import Guest
 from panicd.service.control_client import call
+from tests.bench import AS_THE_SERVICE
 from tests.bench.dumps import MIB, SHARES, write_memory
 from tests.bench.fleet import AFTERWARDS, HERE, LAST_QUESTION, Fleet, compile_program, configure
 from tests.parts.qemu import RealQemu
@@ -49,8 +50,6 @@ SPELL = 10.0
 """Seconds for which panics are looked at quietly."""
 
 BIG = "big"
-
-AS_THE_SERVICE = ("chrt", "--reset-on-fork", "--other", "0", "nice", "-n", "-5")
 
 
 def main() -> None:
