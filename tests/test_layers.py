@@ -216,7 +216,7 @@ def test_cont_is_sent_by_its_step_and_to_ignored_guests_only() -> None:
     # the machine's command means.
     assert senders == [
         "panicd/demo/qemu.py",
-        "panicd/libvirt/domain_monitor.py",
+        "panicd/libvirt/qmp_words.py",
         "panicd/rules/machine/commands.py",
         "panicd/rules/machine/ignoring.py",
     ]
@@ -233,7 +233,9 @@ def test_libvirt_is_told_to_act_by_what_carries_the_machine_s_commands_out_only(
             if isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node) in names
         }
 
-    tellers = {"panicd/libvirt/beside.py", "panicd/libvirt/domain_monitor.py"}
+    tellers = {"panicd/libvirt/beside.py", "panicd/libvirt/qmp_words.py"}
     acts = {f"requests.{name}" for name in ("reset", "resume", "suspend", "destroy")}
     assert users(*acts) == tellers
+    translators = {"panicd/libvirt/qmp_words.py", "panicd/libvirt/domain_monitor.py"}
+    assert users("ACTS", "qmp_words.ACTS") == translators
     assert users("beside.act") == {"panicd/incident/errands.py"}

@@ -207,6 +207,7 @@ class Driver:
             self._catch_up(self._reaction)
         while self._inbox:
             self._take(self._inbox.popleft())
+        self._services.keeping.journal.stand_aside()
 
     def _take(self, came: Input) -> None:
         for effect in self._step(came, self._moment()):

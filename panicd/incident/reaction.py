@@ -66,6 +66,9 @@ class Foresight:
     def __init__(self) -> None:
         self._template: Template | None = None
         self._made_for: tuple[object, ...] = ()
+        self._policy: Policy | None = None
+        self._capability: Capability | None = None
+        self._known: tuple[Foreseen, Template] | None = None  # of these two, whose hash takes long
 
     def of(
         self, moment: Moment, capability: Capability, process: str
@@ -77,7 +80,10 @@ class Foresight:
             capability: of its QEMU.
             process: identifies its QEMU.
         """
-        known = _foreseen(moment.policy, capability)
+        if moment.policy is not self._policy or capability is not self._capability:
+            self._policy, self._capability = moment.policy, capability
+            self._known = _foreseen(moment.policy, capability)
+        known = self._known
         if known is None:
             return None
         foreseen, for_nobody = known
@@ -136,9 +142,9 @@ class Reaction:
         commit = counted_on(self._foreseen.commit, self._serial)
         asks = counted_on(self._foreseen.asks, self._serial)
         self._done += commit, asks
-        carry_out(asks)
-        # This thread leaves the interpreter to the journal's: so that is woken last.
         carry_out(commit)
+        carry_out(asks)  # while the journal's thread wakes up
+        self._services.keeping.journal.stand_aside()
 
     def takes(self, came: Input) -> bool:
         """Take an input if it is a foreseen one; return whether it was taken."""

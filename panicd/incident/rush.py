@@ -15,6 +15,9 @@ from panicd.host.timers import Timers
 
 WAITS_AT_MOST: Final = 1.0  # seconds from the first panic on
 WRITTEN_AFTER: Final = 3.0  # seconds from the first panic on; until then evidence may wait
+CARRIED_OUT_WITHIN: Final = 0.003
+"""Seconds for which the processors are left to those who carry out a first command. Three threads
+of libvirtd and two of QEMU wake up for a reset, one after the other."""
 SLICE: Final = 0.001  # seconds of work before the event loop reads again
 LOOKS_EVERY: Final = 0.002  # seconds
 
@@ -64,7 +67,7 @@ class Rush:
     def afterwards(self, call: Callable[[], None]) -> None:
         """Have something called when no first command is due."""
         self._later.append(call)
-        self._set(0.0)
+        self._set(CARRIED_OUT_WITHIN)
 
     def _set(self, seconds: float) -> None:
         if not self._is_set:

@@ -84,6 +84,7 @@ class Journal:
         self._commits = 0  # since the log was tidied; only the writer thread's
         self._open: dict[str, Stored | Begun] = {}  # as committed; only the writer thread's
         self._requests = Requests()
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)  # of this thread (setpriority(2), "BUGS")
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
 
@@ -192,6 +193,13 @@ class Journal:
             done: called in trio's thread, with the error that ``append`` would raise, or None.
         """
         self._request(partial(Batch.add, incident_id=incident_id, entries=entries), done)
+
+    def stand_aside(self) -> None:
+        """Leave the interpreter to an idle writer thread for a moment, if it has got something.
+
+        The event loop calls this when it has nothing to do that is in more of a hurry.
+        """
+        self._requests.stand_aside()
 
     async def prune(self, before: float) -> list[str]:
         """Remove old closed incidents, and old restarts; open incidents and totals stay.
@@ -394,6 +402,8 @@ class Journal:
 
     def _write(self) -> None:
         """Commit what is queued, over and over, until None comes, which is always the last."""
+        with contextlib.suppress(PermissionError):  # as the unit has it, new threads begin at 0
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         going_on = True
         while going_on:
             requests, going_on = self._next()

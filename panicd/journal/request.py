@@ -13,8 +13,9 @@ from panicd.journal.error import JournalDamagedError
 from panicd.rules.incident import IllegalTransitionError
 
 STANDS_ASIDE: Final = 0.0005
-"""Seconds for which the event loop leaves the interpreter to an idle writer thread. The thread
-would get it so late otherwise (``service.daemon.SWITCH_INTERVAL``), again for each statement."""
+"""Seconds for which the event loop leaves the interpreter to a writer thread that was idle. The
+thread would get it so late otherwise (``service.daemon.SWITCH_INTERVAL``), again for each
+statement."""
 
 
 def _held() -> threading.Lock:
@@ -50,12 +51,19 @@ class Requests:
     def __init__(self) -> None:
         self._queue: SimpleQueue[Request | None] = SimpleQueue()
         self._is_awaited = False  # by the writer thread, which does nothing else
+        self._woke: Request | None = None  # the thread
 
     def put(self, request: Request) -> None:
-        """Add a request, and let an idle writer thread prepare it."""
+        """Add a request; it wakes an idle writer thread."""
         is_awaited, self._is_awaited = self._is_awaited, False
         self._queue.put(request)
         if is_awaited:
+            self._woke = request
+
+    def stand_aside(self) -> None:
+        """Let the writer thread prepare the request that woke it."""
+        request, self._woke = self._woke, None
+        if request is not None:
             request.is_prepared.acquire(timeout=STANDS_ASIDE)
 
     def end(self) -> None:

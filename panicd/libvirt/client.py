@@ -12,11 +12,10 @@ libvirtd wakes up.
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import trio
 
@@ -46,6 +45,7 @@ IN_LINE_MOST: Final = 1 << 14  # calls: one for each domain that libvirt itself 
 OPENED_WITHIN: Final = 5.0  # seconds that libvirtd may take to let panicd in
 AGAIN_AFTER: Final = 0.1  # seconds, and twice as long each time
 AGAIN_AFTER_MOST: Final = 5.0
+NO_ROOM: Final = "there is no room for it"
 WAKES_UP_WITHIN: Final = 30.0  # seconds of silence after which panicd drops a connection
 
 
@@ -182,23 +182,40 @@ class Client:
             asked.finish(LibvirtAwayError(f"{request.name}: too much is asked of libvirt"))
             return asked
         asked.timer = self._timers.after(timeout, partial(self._is_late, asked, timeout))
-        if self._sent(asked):
+        if self._sent(asked, self._room(request.lane)):
             return asked
         if may_wait:
             queue.append(asked)
             self._open_line()
         else:
-            asked.finish(LibvirtNoRoomError(f"{request.name}: there is no room for it"))
+            asked.finish(LibvirtNoRoomError(f"{request.name}: {NO_ROOM}"))
         return asked
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Write all requests of this block at once: libvirtd wakes up once for all of them."""
-        with ExitStack() as stack:
-            for line in (self._events, *self._lines):
-                if line is not None:
-                    stack.enter_context(line.together())
-            yield
+    def ask_together(
+        self, questions: Sequence[tuple[Request[Any], Callable[[Any], None]]], *, timeout: float
+    ) -> None:
+        """Ask a few things now: in one go if they have room, so that libvirtd wakes up once.
+
+        Args:
+            questions: each with what gets its answer, or why there is none.
+            timeout: seconds.
+        """
+        line = self._room(Lane.URGENT)
+        if line is None or line.under_way + len(questions) > UNDER_WAY_MOST:
+            for request, done in questions:
+                self.ask(request, done, timeout=timeout, may_wait=False)
+            return
+        many = [Asked(request, done, None) for request, done in questions]
+        with line.together():
+            for asked in many:
+                if not self._sent(asked, line):
+                    asked.finish(LibvirtNoRoomError(f"{asked.request.name}: {NO_ROOM}"))
+
+        def are_late() -> None:
+            for asked in many:
+                self._is_late(asked, timeout)
+
+        self._timers.after(timeout, are_late)
 
     async def call(
         self,
@@ -238,10 +255,9 @@ class Client:
 
     # Calls.
 
-    def _sent(self, asked: Asked) -> bool:
-        """Send a call, if there is room for it and nothing is in its way."""
+    def _sent(self, asked: Asked, line: Connection | None) -> bool:
+        """Send a call on a connection with room for it, if nothing is in its way."""
         request = asked.request
-        line = self._room(request.lane)
         under_way = self._of_domain.get(request.domain, 0)
         if line is None or (request.lane is Lane.JOB and under_way >= OF_ONE_DOMAIN):
             return False
@@ -281,7 +297,7 @@ class Client:
             held_up = []  # by their own domain
             while queue and self._room(lane):
                 asked = queue.popleft()
-                if asked.done is not None and not self._sent(asked):
+                if asked.done is not None and not self._sent(asked, self._room(lane)):
                     held_up.append(asked)
             queue.extendleft(reversed(held_up))
         self._open_line()

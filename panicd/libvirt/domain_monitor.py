@@ -37,7 +37,7 @@ from panicd.libvirt.protocol import (
     Rebooted,
     State,
 )
-from panicd.libvirt.qmp_words import ABOUT_JOB, data, failure
+from panicd.libvirt.qmp_words import ABOUT_JOB, ACTS, data, failure
 from panicd.libvirt.requests import Job, Request
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.exchange import Command, Exchange
@@ -66,13 +66,6 @@ TELL_AGAIN: Final = 0.1  # seconds, if libvirt could not be told
 ENDED: Final = "the domain has ended"
 LET_GO: Final = "not given, for somebody has reset the guest or let it run"
 
-_COMMANDS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
-    "system_reset": requests.reset,
-    "cont": requests.resume,
-    "stop": requests.suspend,
-    "quit": requests.destroy,
-}
-
 
 class DomainMonitor(Exchange):
     """The way to one start of a domain.
@@ -88,6 +81,8 @@ class DomainMonitor(Exchange):
         has_panicked: an event told that the guest has panicked.
         is_called_crashed: libvirt said 'crashed' at the session's start, of a guest seen to run.
         look: the last look; None after an event or a command that may change its answers.
+        job, start, state: a look's questions.
+        commands: libvirt's calls for QMP's commands, by their names.
     """
 
     def __init__(self, client: Client, domain: DomainRef, timers: Timers) -> None:
@@ -100,7 +95,9 @@ class DomainMonitor(Exchange):
         self.client = client
         self.domain = domain
         self.timers = timers
-        self._questions = questions(domain)
+        self.job, self.start, self.state = questions(domain)
+        self.commands = {name: make(domain) for name, make in ACTS.items()}
+        self._due: tuple[Request[Any], ...] = ()  # to be asked, as a command is likely to follow
         self._panic_at = -TAKEN_IN_WITHIN  # of a panic that libvirt has not taken in
         self._resets = 0  # under way
         self._reset_at = -TAKEN_IN_WITHIN  # when a reset was answered
@@ -116,6 +113,7 @@ class DomainMonitor(Exchange):
         timeout: float,
     ) -> Question:
         """Have libvirt carry out or answer each of the commands by itself."""
+        self._look_ahead()
         names = [name for name, _ in commands]
         question = Question(names, timeout, done)
         course = _Course(self, question, list(names), timeout)
@@ -174,12 +172,13 @@ class DomainMonitor(Exchange):
                 if action is PanicAction.PAUSE:
                     self._panic_at = trio.current_time()
                 if self.look is None or not self.look.holds:  # a guest may flood
-                    self._look_ahead(busy=True)
+                    self._due = self.job, self.start, self.state
             case ResetEvent() if self._resets:
-                self._look_ahead()
+                self._due = self.start, self.state
             case ResetEvent() | ResumeEvent():
                 self.look = None
-        self.events.put(event)
+        self.events.put(event)  # what it leads to may be in more of a hurry than the look
+        self._look_ahead()
 
     def taken_in(self, *, is_still: bool) -> None:
         """Note that libvirt itself knows of the panic by now.
@@ -190,7 +189,7 @@ class DomainMonitor(Exchange):
         """
         self._panic_at = -TAKEN_IN_WITHIN
         if self._waiting:
-            self._look_ahead(busy=True)
+            self._due = self.job, self.start, self.state
         self._look_again()
         vm = self.known()
         if is_still and vm is not None and vm.stand is Stand.RUNS:
@@ -211,16 +210,18 @@ class DomainMonitor(Exchange):
         return waits
 
     def _look_again(self) -> None:
+        self._look_ahead()
         waiting, self._waiting = self._waiting, []
         for again in waiting:
             again()
 
     # What is asked right before a command.
 
-    def _look_ahead(self, *, busy: bool = False) -> None:
-        """Ask how the domain stands and what keeps it busy, as a command is likely to follow."""
-        asked = self._questions if busy else self._questions[1:]
-        self.look = None if self.events.ended else Look(self.client, asked)
+    def _look_ahead(self) -> None:
+        """Ask, if that is due, how the domain stands and what keeps it busy."""
+        due, self._due = self._due, ()
+        if due:
+            self.look = None if self.events.ended else Look(self.client, due)
 
     @property
     def looked_ahead(self) -> bool:
@@ -242,7 +243,7 @@ class DomainMonitor(Exchange):
             self._resets -= 1
             self._reset_at = trio.current_time()
             if self._waiting:
-                self._look_ahead()
+                self._due = self.start, self.state
             self._look_again()
 
 
@@ -288,7 +289,7 @@ class _Course:
                 self._ask_qemu(index)
             elif name in ABOUT_JOB:
                 about_job.append(index)
-            elif name in _COMMANDS:
+            elif name in ACTS:
                 self._command(index)
             else:
                 self._put(index, CommandError("CommandNotFound", f"not by libvirt: {name}"))
@@ -373,7 +374,7 @@ class _Course:
             else:
                 self._take_state(index, run_state(answer.state, answer.reason), ahead=ahead)
 
-        self._ask(requests.state_of(self._monitor.domain), answered)
+        self._ask(self._monitor.state, answered)
 
     def _take_state(self, index: int, state: RunState, *, ahead: bool) -> None:
         monitor, vm = self._monitor, self._monitor.known()
@@ -406,7 +407,7 @@ class _Course:
                 name, told = self._names[index], ABOUT_JOB[self._names[index]]
                 self._put(index, told(answer) if isinstance(answer, Job) else failure(name, answer))
 
-        self._ask(requests.job(self._monitor.domain), answered)
+        self._ask(self._monitor.job, answered)
 
     def _has_acted(self) -> None:
         name, self._acts = self._acts, ""
@@ -428,11 +429,9 @@ class _Course:
             if len(found) == 2:
                 self._take_look(index, found, ahead=ahead)
 
-        domain = self._monitor.domain
-        lane = _COMMANDS[self._names[index]](domain).lane
-        first: Request[Any]
-        for first in (requests.look_up(domain.uuid), requests.state_of(domain)):
-            self._ask(replace(first, domain=domain.uuid, lane=lane), answered)
+        lane = self._monitor.commands[self._names[index]].lane
+        for first in (self._monitor.start, self._monitor.state):
+            self._ask(replace(first, lane=lane), answered)
 
     def _take_look(self, index: int, found: list[DomainRef | DomainState], *, ahead: bool) -> None:
         """Give the command if the domain stands as the events told; else end the session."""
@@ -471,4 +470,4 @@ class _Course:
         self._has_acted()  # if this is another try
         self._acts = name
         monitor.acts(name)
-        self._ask(_COMMANDS[name](monitor.domain), done, first=partial(self._command, index))
+        self._ask(monitor.commands[name], done, first=partial(self._command, index))

@@ -68,11 +68,10 @@ class Look:
 
     def __init__(self, client: Client, asked: Iterable[Request[Any]]) -> None:
         self._asked_at = trio.current_time()
-        self._words: dict[int, Word] = {}
-        with client.together():
-            for request in asked:
-                word = self._words[request.procedure] = Word()
-                client.ask(request, word.tell, timeout=ANSWERS_WITHIN, may_wait=False)
+        words = [(request, Word()) for request in asked]
+        self._words = {request.procedure: word for request, word in words}
+        telling = [(request, word.tell) for request, word in words]
+        client.ask_together(telling, timeout=ANSWERS_WITHIN)
 
     @property
     def holds(self) -> bool:

@@ -232,8 +232,9 @@ Event = Lifecycle | Rebooted | MetadataChanged | QemuEvent
 
 def read_domain(items: Decoder) -> DomainRef:
     """Read ``remote_nonnull_domain``."""
-    name = items.text(TEXT_MOST)
-    return DomainRef(name, str(uuids.UUID(bytes=items.fixed(UUID_LENGTH))), items.int32())
+    name, uuid = items.text(TEXT_MOST), items.fixed(UUID_LENGTH).hex()
+    dashed = f"{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
+    return DomainRef(name, dashed, items.int32())
 
 
 def read_text(items: Decoder) -> str:

@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Final
 
+from panicd.libvirt import requests
 from panicd.libvirt.errors import LibvirtError, LibvirtRefusedError
-from panicd.libvirt.requests import Job
+from panicd.libvirt.protocol import DomainRef
+from panicd.libvirt.requests import Job, Request
 from panicd.qemu.monitor_error import CommandError, NoReplyError
 from panicd.rules.nesting import is_too_nested
 
@@ -19,6 +21,15 @@ QEMU_EVENTS: Final = (
     *("STOP", "RESUME", "RESET", "SHUTDOWN"),
 )
 """The QEMU events that panicd asks libvirt to pass on."""
+
+
+ACTS: Final[dict[str, Callable[[DomainRef], Request[None]]]] = {
+    "system_reset": requests.reset,
+    "cont": requests.resume,
+    "stop": requests.suspend,
+    "quit": requests.destroy,
+}
+"""QMP's commands, as calls to libvirt."""
 
 
 def failure(name: str, error: LibvirtError) -> Exception:

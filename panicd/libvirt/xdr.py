@@ -8,7 +8,7 @@ Source: RFC 4506 (4.1 to 4.14: big endian, every item filled up to a multiple of
 
 import struct
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
@@ -74,23 +74,28 @@ class Decoder:
 
     def int32(self) -> int:
         """Read a signed number of 32 bits."""
-        return int(self._number(_INT))
+        number: int = self._number(_INT)
+        return number
 
     def uint32(self) -> int:
         """Read an unsigned number of 32 bits."""
-        return int(self._number(_UINT))
+        number: int = self._number(_UINT)
+        return number
 
     def int64(self) -> int:
         """Read a signed number of 64 bits."""
-        return int(self._number(_HYPER))
+        number: int = self._number(_HYPER)
+        return number
 
     def uint64(self) -> int:
         """Read an unsigned number of 64 bits."""
-        return int(self._number(_UHYPER))
+        number: int = self._number(_UHYPER)
+        return number
 
     def double(self) -> float:
         """Read a number with a fraction."""
-        return float(self._number(_DOUBLE))
+        number: float = self._number(_DOUBLE)
+        return number
 
     def fixed(self, length: int) -> bytes:
         """Read ``length`` bytes, and the padding after them.
@@ -165,10 +170,11 @@ class Decoder:
         if self.left:
             raise XdrError(f"{self.left} bytes too many at {self._at}")
 
-    def _number(self, kind: struct.Struct) -> int | float:
-        if self.left < kind.size:
-            raise XdrError(f"a number is missing at {self._at}, {self.left} bytes are there")
-        (value,) = kind.unpack_from(self._data, self._at)
+    def _number(self, kind: struct.Struct) -> Any:
+        try:
+            (number,) = kind.unpack_from(self._data, self._at)
+        except struct.error:
+            missing = f"a number is missing at {self._at}, {self.left} bytes are there"
+            raise XdrError(missing) from None
         self._at += kind.size
-        number: int | float = value
         return number

@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from panicd.host.timers import Timer, Timers
 from panicd.incident import rush as rushing
 from panicd.incident.reaction import Reaction
-from panicd.incident.rush import LOOKS_EVERY, SLICE, WAITS_AT_MOST, Rush
+from panicd.incident.rush import CARRIED_OUT_WITHIN, LOOKS_EVERY, SLICE, WAITS_AT_MOST, Rush
 from panicd.journal.journal import Journal, JournalError
 from panicd.rules.incident import AnyEntry
 from panicd.rules.machine import steps
@@ -360,6 +360,9 @@ async def test_it_is_done_a_little_at_a_time(mock_clock: trio.testing.MockClock)
         nursery.start_soon(timers.run)
         for _ in range(3):
             rush.afterwards(work)
+        await wait_all_tasks_blocked()
+        assert not done  # the first commands are carried out meanwhile
+        mock_clock.jump(CARRIED_OUT_WITHIN)
         await wait_all_tasks_blocked()
     assert done == [1, 2, 3]
 

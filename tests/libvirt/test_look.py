@@ -14,10 +14,13 @@ import trio.testing
 
 from panicd.host.timers import Timers
 from panicd.libvirt import look, requests
+from panicd.libvirt.connection import Connection
 from panicd.libvirt.domain_monitor import DomainMonitor
 from panicd.libvirt.memory import dumper
 from panicd.libvirt.protocol import Procedure, QemuEvent, State
+from panicd.libvirt.wire import Incoming
 from panicd.qemu.event_outlet import Heard
+from panicd.qemu.exchange import Command
 from panicd.qemu.monitor_error import CommandError, SessionLostError
 from panicd.rules.capability import UNKNOWN_VERSION, Capability
 from panicd.rules.machine.vm import Vm, follow
@@ -144,6 +147,49 @@ async def test_a_flood_of_panics_has_libvirt_asked_once(socket_dir: Path) -> Non
         for _ in range(1000):
             one.panic()
         await one.looked(1)
+
+
+async def test_what_a_panic_leads_to_goes_before_the_look(socket_dir: Path) -> None:
+    """panicd puts it on record, which takes longest."""
+    async with followed(socket_dir) as one:
+        looks: list[object] = []
+        one.monitor.events.hand_over(lambda _: looks.append(one.monitor.look), lambda: None)
+        one.hear("GUEST_PANICKED")
+        assert looks == [None]
+        assert one.monitor.looked_ahead
+
+
+@pytest.mark.usefixtures("long")
+async def test_a_question_at_the_panic_is_the_look(socket_dir: Path) -> None:
+    async with followed(socket_dir) as one:
+        questions: list[object] = []
+
+        def hear(_: Heard) -> None:
+            commands: list[Command] = [("query-migrate", {}), ("query-status", {})]
+            questions.append(one.monitor.ask(commands, one.answers.extend, timeout=60))
+
+        one.monitor.events.hand_over(hear, lambda: None)
+        one.fake.domain().state = PANICKED
+        one.hear("GUEST_PANICKED")
+        await one.looked(1)
+        assert one.answers == [{"status": "none"}, {"status": "guest-panicked"}]
+        assert one.fake.told[Procedure.DOMAIN_GET_JOB_STATS] == 1
+
+
+async def test_a_look_is_written_at_once(socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirtd wakes up once for it."""
+    writes: list[bytes] = []
+    write = Connection._write_some
+
+    def seen(connection: Connection) -> None:
+        writes.append(bytes(connection._unwritten))
+        write(connection)
+
+    async with followed(socket_dir) as one:
+        monkeypatch.setattr(Connection, "_write_some", seen)
+        one.hear("GUEST_PANICKED")
+        assert len(writes) == 1
+        assert len(list(Incoming().take(writes[0]))) == 3
 
 
 @pytest.mark.usefixtures("long")

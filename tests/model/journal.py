@@ -97,3 +97,6 @@ class OpenJournal:
     ) -> None:
         """Add entries, in a moment."""
         self._journal.append_soon(self._generation, incident_id, entries, done)
+
+    def stand_aside(self) -> None:
+        """Leave the interpreter to nobody."""
