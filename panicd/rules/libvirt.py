@@ -258,7 +258,7 @@ def parse_guest(text: str) -> DescribedGuest:
 def monitors_of(text: str) -> tuple[str, ...]:
     """Return the QMP monitors' sockets that a domain's XML names, whether the domain runs or not.
 
-    None where it is no XML.
+    There are none where the text is no XML.
     """
     try:
         return _monitors(ET.fromstring(text))  # noqa: S314 - libvirt's own output, as above
