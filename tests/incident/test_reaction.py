@@ -20,22 +20,27 @@ from panicd.incident.rush import CARRIED_OUT_WITHIN, LOOKS_EVERY, SLICE, WAITS_A
 from panicd.journal.journal import Journal, JournalError
 from panicd.rules.incident import AnyEntry
 from panicd.rules.machine import steps
+from panicd.rules.machine.ahead import foresee
 from panicd.rules.machine.inputs import (
     Answered,
     Durable,
     Elapsed,
+    Finished,
     Heard,
     Input,
     Lost,
     Reconsider,
 )
+from panicd.rules.on_crash import OnCrash
 from panicd.rules.qapi import ResetEvent, ResumeEvent
+from panicd.rules.settings import Evidence, Policy
 from tests.parts.background import background
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
 from tests.parts.reactions import note_reactions
 from tests.parts.wire import Message
+from tests.rules.strategies import COREDUMP, MODERN
 
 A_TEST = 60.0
 ENTRIES = {
@@ -170,6 +175,19 @@ async def test_guest_that_others_reset_meanwhile_is_not_reset(
     (reaction,) = reactions
     assert not reaction.is_given
     assert not reaction._services.rush._count, "nobody waits for it"
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_answer_before_the_stop_has_evidence_taken_by_the_machine(*, stopped: bool) -> None:
+    """As libvirt may give it. The STOP may not come any more."""
+    policy = Policy(COREDUMP, OnCrash.RESTART, evidence=Evidence(budget=3.0))
+    foreseen = foresee(policy, MODERN)
+    assert foreseen is not None
+    reaction = object.__new__(Reaction)
+    reaction._foreseen = foreseen
+    reaction._missing = {Answered, Durable, Finished} | (set() if stopped else {Heard})
+    quiet = Answered(0, ({}, [], {"status": "none"}, {"status": "guest-panicked"}))
+    assert reaction._is_foreseen(quiet) is stopped
 
 
 async def test_slow_evidence_ends_the_reaction_and_is_taken_once(
