@@ -5,7 +5,6 @@ skip. QEMU and its guest helped to write the file, so this module skips whatever
 understand.
 """
 
-import json
 import os
 import struct
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Final
 
 from panicd.dumps.elf_filter import LENGTH, MARK
 from panicd.dumps.repair import KDUMP_START, kdump_head_size
+from panicd.rules.foreign_json import loads
 from panicd.rules.guest_memory.kdump_head import own_note
 
 USES: Final = ("cache", "cache_private", "user", "free")
@@ -89,8 +89,8 @@ def _about(head: bytes) -> dict[str, Any]:
 
 def _read(text: bytes) -> dict[str, Any]:
     try:
-        about = json.loads(text)
-    except (ValueError, RecursionError):
+        about = loads(text)
+    except ValueError:
         return {}
     return about if isinstance(about, dict) else {}
 

@@ -32,6 +32,7 @@ from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
 from panicd.qemu.threads import in_thread
 from panicd.rules.consoles import console_files
+from panicd.rules.foreign_json import loads
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.guest_memory.windows import WindowsCrash
 from panicd.rules.kernel_log import KernelLog
@@ -331,7 +332,7 @@ def take_view(bundle: Bundle, view: QemuView) -> None:
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """Return the list of what was taken of a panic; None if nothing was, or it is damaged."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
+        manifest: Any = loads((directory / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return None
     sound = isinstance(manifest, dict) and all(

@@ -5,10 +5,12 @@ Those are not UTF-8 either. The JSON written here is ASCII and has them as escap
 """
 
 import json
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from panicd.journal.schema import FIRST_MOMENT, LAST_MOMENT
+from panicd.rules.foreign_json import loads
 from panicd.rules.incident import AnyEntry, Decided
 from panicd.rules.operation import Operation
 from panicd.rules.plan import (
@@ -26,6 +28,8 @@ from panicd.rules.plan import (
     SystemReset,
     Terminate,
 )
+
+T = TypeVar("T", AnyEntry, Operation)
 
 STEPS: Final[dict[str, TypeAdapter[AnyStep]]] = {
     "EnsureStopped": TypeAdapter(EnsureStopped),
@@ -71,13 +75,13 @@ def decode(text: str) -> AnyEntry:
         CodecError: it made none like it.
     """
     try:
-        body = json.loads(text)
+        body: Any = loads(text.encode(errors="surrogatepass"))
         if body["kind"] == "decided":
             plan = body["plan"]
             plan["steps"] = [
                 STEPS[fields.pop("step")].validate_python(fields) for fields in plan["steps"]
             ]
-        return _ENTRY.validate_python(body)
+        return _dated(_ENTRY.validate_python(body))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -99,9 +103,21 @@ def decode_operation(text: str) -> Operation:
     """
     try:
         # Not validate_json: it refuses lone surrogates, which encode_operation writes.
-        return _OPERATION.validate_python(json.loads(text))
+        body = loads(text.encode(errors="surrogatepass"))
+        return _dated(_OPERATION.validate_python(body))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise CodecError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except ValueError as error:
         raise CodecError(f"{type(error).__name__}: {error}") from None
+
+
+def _dated(written: T) -> T:
+    """Return an entry or an operation whose time has a date.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not FIRST_MOMENT <= written.at <= LAST_MOMENT:
+        raise ValueError(f"the time {written.at}")
+    return written

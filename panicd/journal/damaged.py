@@ -55,7 +55,8 @@ def open_journal(path: Path) -> tuple[Journal, SetAside]:
 def _readable_journal(path: Path) -> Journal:
     journal = Journal.open(path)
     try:
-        for needed_at_start in (journal.load_open, journal.operations, journal.totals):
+        needed = (journal.load_open, journal.operations, journal.totals, journal.all_restarts)
+        for needed_at_start in needed:
             needed_at_start()
     except BaseException:
         journal.close()

@@ -20,7 +20,7 @@ from panicd.journal.codec import (
 )
 from panicd.journal.error import JournalDamagedError, JournalError, faults_named
 from panicd.journal.file import beside
-from panicd.journal.schema import MIGRATIONS
+from panicd.journal.schema import MIGRATIONS, WRITTEN
 from panicd.journal.totals import Total, Totals, collect
 from panicd.rules.incident import AnyEntry, IllegalTransitionError, Incident, Opened, apply
 from panicd.rules.operation import Operation, over
@@ -84,6 +84,7 @@ def connect(path: Path) -> sqlite3.Connection:
             raise JournalDamagedError(f"{path}: {'; '.join(complaints)}")
         database.execute(f"PRAGMA wal_autocheckpoint = {MOST_IN_LOG}")
         _migrate(database, version)
+        _check(database, path)
         _make_room(beside(path, "-wal"))
         undo.pop_all()
     return database
@@ -145,6 +146,19 @@ def _migrate(database: sqlite3.Connection, version: int) -> None:
             for statement in statements:
                 database.execute(statement)
             database.execute(f"PRAGMA user_version = {number}")
+
+
+def _check(database: sqlite3.Connection, path: Path) -> None:
+    """Check that all values are such as panicd writes.
+
+    Raises:
+        JournalDamagedError: one is not.
+    """
+    for table, columns in WRITTEN.items():
+        sound = " AND ".join(f"({each.format(column)})" for column, each in columns.items())
+        query = f"SELECT 1 FROM {table} WHERE NOT ({sound}) LIMIT 1"  # noqa: S608 - constants
+        if database.execute(query).fetchone():
+            raise JournalDamagedError(f"{path}: {table}: a value that panicd never writes")
 
 
 # Pruning.
@@ -347,5 +361,12 @@ def column_of(text: str) -> str | bytes:
 
 
 def text_of(column: str | bytes) -> str:
-    """Return the text that ``column_of`` made this of."""
-    return column if isinstance(column, str) else column.decode(errors="surrogatepass")
+    """Return the text that ``column_of`` made this of.
+
+    Raises:
+        JournalDamagedError: it made it of none.
+    """
+    try:
+        return column if isinstance(column, str) else column.decode(errors="surrogatepass")
+    except UnicodeDecodeError as error:
+        raise JournalDamagedError(f"a text: {error}") from None

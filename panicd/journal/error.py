@@ -25,6 +25,8 @@ def faults_named(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except UnicodeDecodeError as error:  # of a message of SQLite's that quotes the database
+        raise JournalDamagedError(f"{path}: {error}") from error
     except sqlite3.OperationalError as error:
         if not hasattr(error, "sqlite_errorname"):  # the sqlite3 module's own: text is not UTF-8
             raise JournalDamagedError(f"{path}: {error}") from error

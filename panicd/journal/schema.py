@@ -54,3 +54,28 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
 )
 """Statements that lead from each schema version to the next. Only ever add to them."""
+
+FIRST_MOMENT: Final = -62_135_596_800.0
+LAST_MOMENT: Final = 253_402_300_799.0
+"""The years 1 to 9999, in seconds since the epoch: the moments that have a date."""
+
+_PLAIN: Final = "typeof({0}) = 'text'"
+_TEXT: Final = "typeof({0}) IN ('text', 'blob')"  # see ``database.column_of``
+_COUNT: Final = "typeof({0}) = 'integer' AND {0} >= 0"
+_MOMENT: Final = f"typeof({{0}}) = 'real' AND {{0}} BETWEEN {FIRST_MOMENT} AND {LAST_MOMENT}"
+
+WRITTEN: Final[dict[str, dict[str, str]]] = {
+    "incident": {
+        "id": _PLAIN,
+        **dict.fromkeys(("domain", "uuid", "domain_key"), _TEXT),
+        "opened_at": _MOMENT,
+        "closed_at": f"{{0}} IS NULL OR {_MOMENT}",
+    },
+    "entry": {"incident": _PLAIN, "position": _COUNT, "body": _PLAIN},
+    "total": {"name": _PLAIN, "label": _TEXT, "value": _COUNT},
+    "restart": {"domain_key": _TEXT, "at": _MOMENT},
+    "operation": {"at": _MOMENT, "body": _PLAIN},
+    "notification": {"channel": _PLAIN, "incident": _PLAIN, "position": _COUNT},
+    "signature": {"incident": _PLAIN, "hash": _PLAIN},
+}
+"""What panicd writes into the columns: SQLite's own checks allow anything anywhere."""

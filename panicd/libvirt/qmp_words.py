@@ -9,7 +9,7 @@ from panicd.libvirt.errors import LibvirtError, LibvirtRefusedError
 from panicd.libvirt.protocol import DomainRef
 from panicd.libvirt.requests import Job, Request
 from panicd.qemu.monitor_error import CommandError, NoReplyError
-from panicd.rules.nesting import is_too_nested
+from panicd.rules.foreign_json import is_too_nested
 
 # libvirt-domain.h, 'virDomainJobType' and 'virDomainJobOperation':
 _ACTIVE: Final = frozenset({1, 2})  # its length is known, or not

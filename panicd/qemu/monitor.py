@@ -49,7 +49,7 @@ from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
 from panicd.qemu.tokens import Tokens, short
 from panicd.rules.capability import Version
-from panicd.rules.nesting import is_too_nested
+from panicd.rules.foreign_json import is_too_nested
 from panicd.rules.qapi import MAX_TEXT, parse_event, parse_version
 
 __all__ = [

@@ -16,7 +16,7 @@
     guest_memory/, guest_words, kernel_log, consoles   a stopped guest's own words
     panic_text/, last_words, signature    what these words say of the panic
     retention, shares          which bundles panicd keeps, and each user's share of the room
-    printable      text of foreign origin; nesting: JSON of foreign origin
+    printable, foreign_json    text and JSON of foreign origin
 
 Nothing in this package is async, reads a clock, opens a file or logs; ``tests/test_layers.py``
 checks this. Times are seconds since the epoch and come in as arguments.

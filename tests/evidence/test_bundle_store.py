@@ -6,6 +6,8 @@ import json
 import stat
 from pathlib import Path
 
+import pytest
+
 from panicd.evidence.bundle import read_manifest
 from panicd.evidence.bundle_store import remove, sizes
 
@@ -53,9 +55,14 @@ def test_what_is_taken_on_the_disk_counts_and_no_hole(tmp_path: Path) -> None:
     assert 100_000 <= sizes(tmp_path)["i1"] < 200_000
 
 
-def test_broken_list_does_not_keep_a_bundle(tmp_path: Path) -> None:
+NO_LISTS = ("[", "[" * 5000, "[" * 600 + "]" * 600, json.dumps({**LIST, "facts": 1e999}))
+
+
+@pytest.mark.parametrize("damaged", NO_LISTS, ids=range(len(NO_LISTS)))
+def test_broken_list_does_not_keep_a_bundle(tmp_path: Path, damaged: str) -> None:
     directory = bundle(tmp_path, "i1")
-    (directory / "bundle.json").write_text("[")
+    (directory / "bundle.json").write_text(damaged)
+    assert read_manifest(directory) is None
     remove(directory, "one too many", 5.0)
     assert (read_manifest(directory) or {})["removed"]["why"] == "one too many"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from panicd.rules.nesting import MOST
+from panicd.rules.foreign_json import MOST
 from tests.hostile.monitors import STATUS, converse, serving
 from tests.parts.daemon import RunningDaemon
 from tests.parts.fake import FakeQemu

@@ -149,6 +149,30 @@ class TestDamage:
         with pytest.raises(JournalDamagedError, match=message):
             Journal.open(path)
 
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "UPDATE incident SET opened_at = 'x'",
+            "UPDATE incident SET closed_at = 1e99",
+            "UPDATE restart SET at = x'00'",
+            "UPDATE total SET value = -1",
+            "UPDATE total SET value = 1e99",
+            "UPDATE signature SET hash = x'ff'",
+            "INSERT INTO operation VALUES (1, 'x', '')",
+            "INSERT INTO notification VALUES ('hook', 'i1', 'x')",
+        ],
+    )
+    async def test_what_panicd_never_writes_is_found_on_opening(
+        self, path: Path, damage: str
+    ) -> None:
+        with Journal.open(path) as journal:
+            await journal.append("i1", *RESTART)
+        change(path, "INSERT INTO signature VALUES ('i1', 'x')")
+        Journal.open(path).close()
+        change(path, damage)
+        with pytest.raises(JournalDamagedError, match="a value that panicd never writes"):
+            Journal.open(path)
+
     def test_set_aside_makes_room_for_a_new_one(self, path: Path) -> None:
         path.parent.mkdir()
         path.write_bytes(b"damaged" * 1000)
@@ -178,6 +202,14 @@ class TestDamage:
             (
                 """UPDATE entry SET body = '{"kind": "closed", "at": 1}' WHERE position = 2""",
                 "i1: entry 2: .*ending: Field required",
+            ),
+            (
+                """UPDATE entry SET body = replace(body, '"at":2.0', '"at":2e99')""",
+                "i1: entry 1: ValueError: the time 2e\\+99",
+            ),
+            (
+                """UPDATE entry SET body = replace(body, '"timeout":', '"timeout":9e99')""",
+                "i1: entry 1: ValueError: the number 9e9",
             ),
             ("DELETE FROM entry WHERE position = 1", "i1: entry 1 is missing"),
             ("DELETE FROM entry", "i1: entry 0 is missing"),

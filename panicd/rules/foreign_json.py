@@ -1,10 +1,12 @@
-"""How deeply the JSON of other programs may be nested. Pure.
+"""JSON that panicd has not just written itself. Pure.
 
 Python gives up on JSON that is nested too deeply. How deep that is depends on its version, on the
 thread, and on what is done with the value: reading it may succeed, and writing it fail. So panicd
 takes nothing that comes near to that depth.
 """
 
+import json
+import math
 import re
 from itertools import accumulate
 from typing import Final
@@ -24,3 +26,22 @@ def is_too_nested(text: bytes) -> bool:
         return False
     brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
     return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > MOST
+
+
+def loads(text: bytes) -> object:
+    """Read JSON whose values can be written as JSON again.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if is_too_nested(text):
+        raise ValueError("nested too deeply")
+    value: object = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    return value
+
+
+def _finite(written: str) -> float:
+    number = float(written)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {written[:9]}")
+    return number

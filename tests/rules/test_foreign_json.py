@@ -1,4 +1,4 @@
-"""JSON that is nested too deeply is told from JSON that only has many brackets."""
+"""JSON of foreign origin: what can be read can be written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from panicd.rules.nesting import MOST, is_too_nested
+from panicd.rules.foreign_json import MOST, is_too_nested, loads
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a": ', '[{"]": '])
@@ -50,3 +50,14 @@ def test_as_deep_as_it_is(value: object, around: int) -> None:
         depth += 1
         inside = [each for one in lists for each in one]
     assert is_too_nested(f"{'[' * around}{text}{']' * around}".encode()) is (depth > MOST)
+
+
+@pytest.mark.parametrize("text", ["1e999", "-1e999", "NaN", "Infinity", "[" * 5000, "", "1" * 5000])
+def test_what_could_not_be_written_is_not_read(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - of whichever kind
+        loads(text.encode())
+
+
+def test_what_can_be_written_is_read() -> None:
+    value = {"a": [1, -2.5, None, True, "\ud800", 10**400]}
+    assert loads(json.dumps(value).encode()) == value
