@@ -1,10 +1,12 @@
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,7 @@ def start(directory: Path) -> Iterator[Start]:
             [executable, "-c", SERVER, path, before, then, *arguments],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONHOME": sys.base_prefix},
+            process_group=0,
         )
         assert server.stdout is not None
         with server.stdout as output:
@@ -54,4 +57,6 @@ def start(directory: Path) -> Iterator[Start]:
     yield start
     for program in programs:
         program.sock.close()
+        with suppress(ProcessLookupError):
+            os.killpg(program.process.pid, signal.SIGKILL)  # children too
         program.kill()
