@@ -96,7 +96,7 @@ def holds(pid: int, inode: int) -> bool | None:
                 names = [each.name for each in islice(descriptors, MOST_DESCRIPTORS)]
                 is_all = next(descriptors, None) is None
             for name in reversed(names):
-                with suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
+                with suppress(OSError):  # closed meanwhile; or a file whose path is too long
                     if os.readlink(name, dir_fd=directory) == target:
                         return True
             return False if is_all else None

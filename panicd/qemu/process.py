@@ -85,6 +85,7 @@ def executed_by(pid: int) -> str:
         FileNotFoundError: none, or it frees its memory.
         PermissionError: panicd may not see it.
         ProcessLookupError: the process has ended.
+        OSError: the file's path is too long by now (ENAMETOOLONG).
     """
     executable = os.readlink(f"/proc/{pid}/exe")  # noqa: PTH115 - a Path is slower
     name = executable.rpartition("/")[2]
@@ -370,7 +371,7 @@ class Peer:
             names = (executed_by(self.pid),)
         except ProcessLookupError:
             return ()
-        except (FileNotFoundError, PermissionError):  # none any more: it frees its memory
+        except OSError:  # none any more: it frees its memory; or it is not to be seen
             comm = read_of(self.pid, "comm", 64) or b""
             argv = self.command_line() or ("",)
             names = (comm.decode(errors="replace").rstrip("\n"), Path(argv[0]).name)

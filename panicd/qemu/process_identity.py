@@ -15,6 +15,7 @@ import trio
 
 LOOK_AGAIN: Final = 1.0  # seconds, while no file descriptor is left
 _PART: Final = 1 << 15  # bytes, read at once
+_IDENTITY: Final = re.compile("([^/]+)/([1-9][0-9]{0,8})/([0-9]{1,20})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,8 @@ class ProcessIdentity:
     @classmethod
     def parse(cls, text: str) -> "ProcessIdentity | None":
         """Return the identity that a text stands for; None where it is none."""
-        try:
-            boot_id, pid, start_time = text.split("/")
-            return cls(boot_id, int(pid), int(start_time))
-        except ValueError:
-            return None
+        found = _IDENTITY.fullmatch(text)
+        return cls(found[1], int(found[2]), int(found[3])) if found else None
 
     def has_ended(self) -> bool:
         """Tell whether the process has ended; in doubt as ``wait_ended`` does.

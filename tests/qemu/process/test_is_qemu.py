@@ -1,3 +1,4 @@
+import os
 import shutil
 import signal
 import sys
@@ -5,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from panicd.qemu.process import NotQemuError, Peer, is_qemu_program
+from panicd.qemu.process import NotQemuError, Peer, executed_by, is_qemu_program
+from panicd.qemu.process_identity import ProcessIdentity
 from tests.parts.nobody import needs_root
 from tests.parts.patience import patience
 from tests.qemu.process.programs import LIMIT, Start, nobody
@@ -61,6 +63,29 @@ def test_an_upgraded_qemu_is_one_still(start: Start, fake_qemu: Path, tmp_path: 
         assert peer.is_qemu()
 
 
+def bury(directory: Path) -> None:
+    """Move a directory so deep that its path has more characters than the kernel tells."""
+    name, where = "x" * 250, os.open(directory.parent, os.O_RDONLY)
+    for _ in range(17):
+        os.mkdir(name, dir_fd=where)
+        above, where = where, os.open(name, os.O_RDONLY, dir_fd=where)
+        os.close(above)
+    os.rename(directory, directory.name, dst_dir_fd=where)
+    os.close(where)
+
+
+def test_a_qemu_whose_path_became_too_long_gets_its_signal(
+    start: Start, fake_qemu: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "of").mkdir()
+    program = start(Path(shutil.copy(fake_qemu, tmp_path / "of")))
+    with Peer.of(program.sock) as peer:
+        bury(tmp_path / "of")
+        with pytest.raises(OSError, match="too long"):
+            executed_by(peer.pid)
+        assert peer.send_signal(signal.SIGKILL)
+
+
 def test_the_caller_may_say_what_counts_as_a_qemu(start: Start) -> None:
     program = start(Path(sys.executable))
     asked: list[str] = []
@@ -86,3 +111,18 @@ def test_without_ptrace_rights_the_processs_own_word_is_taken(
             Path(f"/proc/{peer.pid}/exe").readlink()
         assert peer.is_qemu()
         assert not stranger.is_qemu()
+
+
+def test_only_what_names_a_process_identifies_one() -> None:
+    identity = ProcessIdentity("boot", 12, 345)
+    assert ProcessIdentity.parse(str(identity)) == identity
+    for text in (
+        "",
+        "boot/0/1",
+        "boot/-1/1",
+        "boot/99999999999/1",
+        "boot/1/1/1",
+        "boot/1/",
+        "a/1/٣",
+    ):
+        assert ProcessIdentity.parse(text) is None
