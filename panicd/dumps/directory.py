@@ -74,7 +74,7 @@ def existing_part(path: Path) -> Path:
 
 def folder_name(domain: str) -> str:
     """Return a name for a domain's folder that is safe whatever the domain is called."""
-    name = quote(domain, safe="@+=")[:MAX_FOLDER_NAME]
+    name = quote(domain, safe="@+=", errors="surrogatepass")[:MAX_FOLDER_NAME]
     return name.replace(".", "%2E", 1) if name.startswith(".") else name or "%00"
 
 

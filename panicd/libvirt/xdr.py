@@ -46,7 +46,7 @@ def pack_opaque(data: bytes) -> bytes:
 
 def pack_text(text: str) -> bytes:
     """Return a string."""
-    return pack_opaque(text.encode())
+    return pack_opaque(text.encode(errors="backslashreplace"))
 
 
 def pack_optional_text(text: str | None) -> bytes:

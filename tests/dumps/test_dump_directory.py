@@ -59,6 +59,7 @@ def kept(settings: CoredumpSettings) -> set[Path]:
         ("", "%00"),
         ("a/b\0c", "a%2Fb%00c"),
         ("x" * 500, "x" * 128),
+        ("\ud800", "%ED%A0%80"),
     ],
 )
 def test_folder_is_safe_whatever_the_domain_is_called(domain: str, folder: str) -> None:

@@ -102,6 +102,11 @@ class Liar(FakeQemu):
             said.append(self._perhaps(event))
         return b"".join(said)
 
+    def send_raw(self, data: bytes) -> None:
+        """Send any bytes to the present client, past ``_answer``."""
+        if self._session is not None:
+            type(self._session).send(self._session, data)
+
     def _greeting_bytes(self) -> bytes:
         return self._perhaps(json.loads(super()._greeting_bytes()))
 

@@ -29,6 +29,7 @@ DEFAULTS = {
     "coredump": {"timeout": "1s", "max_total": "64MiB", "min_free": "1MiB"},
     "restart": {"max": 10_000, "window": "1h", "min_uptime": "0s"},
 }
+ENDS = ("", "", "\ud800", "/../..", "\0\n\x1b[2J", "💥" * 300)
 GOOD = {"match": "good", "on_crash": "restart", "evidence": {"budget": "0s"}}
 
 
@@ -36,7 +37,8 @@ async def live(directory: Path, name: str) -> None:
     """Be connected, if it comes to that; panic once or twice; and be gone."""
     chance = Random(name)  # noqa: S311 - so that a failure can be repeated
     policy = chance.choice(list(OnCrash))
-    vm = Liar(directory / f"{name}.qmp", f"{policy}-{name}", chance)
+    called = f"{policy}-{name}{chance.choice(ENDS)}"
+    vm = Liar(directory / f"{name}.qmp", called, chance)
     async with vm.running():
         with trio.move_on_after(patience(0.3)):
             await vm.wait_command("query-name")

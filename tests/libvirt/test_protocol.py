@@ -187,6 +187,10 @@ def test_a_name_that_is_no_text_is_written_out() -> None:
     assert read_domain(Decoder(packed)).name == r"vm\xff"
 
 
+def test_half_a_surrogate_pair_is_written_out() -> None:
+    assert Decoder(pack_text("a\ud800")).text(100) == r"a\ud800"
+
+
 def test_events_are_what_libvirt_says() -> None:
     def event(program: int, procedure: int, *said: bytes) -> object:
         payload = pack_int(3) + VM.pack() + b"".join(said)
