@@ -22,12 +22,12 @@ from panicd.evidence.host_facts import HostFacts
 from panicd.host.timers import Timers
 from panicd.qemu.threads import needing_a_thread
 
-MOST: Final = 1024
+MOST: Final = 4096
 """Bundles that wait in memory."""
 
 LOOKS_EVERY: Final = 0.01  # seconds, while first commands are due
 
-MOST_BYTES: Final = 64 << 20
+MOST_BYTES: Final = 128 << 20
 """Bytes of them: a bundle with a screen and a full kernel log has some 150 KiB."""
 
 
