@@ -110,7 +110,7 @@ class Plain:
 
 def main(arguments: list[str]) -> int:
     """Filter until the input ends; return the exit status."""
-    with suppress(OSError):  # panicd.service's filter of system calls has none
+    with suppress(OSError):  # a filter of system calls may refuse it
         os.nice(NICENESS)
     kind, level, about, *beginning = arguments
     output: Output = Packed(about.encode()) if kind == "zstd" else Plain()

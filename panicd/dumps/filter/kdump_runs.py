@@ -46,7 +46,7 @@ _PLAIN, _ZLIB = 0, 1  # flags
 
 def main(arguments: list[str]) -> int:
     """Turn a kdump to its end; return the exit status."""
-    with suppress(OSError):  # panicd.service's filter of system calls has none
+    with suppress(OSError):  # a filter of system calls may refuse it
         os.nice(NICENESS)
     file, beginning = map(int, arguments)
     around = os.pread(file, _MAX_PIECE, 0)

@@ -219,7 +219,7 @@ def _check_own_pages(bits: npt.NDArray[np.uint8], found: PageMap, physical: Phys
 
 def main(arguments: list[str]) -> int:
     """Serve one guest; return the exit status."""
-    with suppress(OSError):  # panicd.service's filter of system calls has none
+    with suppress(OSError):  # a filter of system calls may refuse it
         os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     source, target = sys.stdin.buffer, sys.stdout.buffer

@@ -28,7 +28,7 @@ MAX_PAGES: Final = 1 << 31  # of 8 TiB: the bitmaps of more would take too much 
 
 def main(arguments: list[str]) -> int:
     """Filter until the core ends; return the exit status."""
-    with suppress(OSError):  # panicd.service's filter of system calls has none
+    with suppress(OSError):  # a filter of system calls may refuse it
         os.nice(NICENESS)
     level, about, *more = arguments
     try:

@@ -23,7 +23,7 @@ NICENESS: Final = 10  # nice(1): guests and panicd go first where processors are
 
 def main(arguments: list[str]) -> int:
     """Filter until the core ends; return the exit status."""
-    with suppress(OSError):  # panicd.service's filter of system calls has none
+    with suppress(OSError):  # a filter of system calls may refuse it
         os.nice(NICENESS)
     (parts,) = arguments
     try:
