@@ -30,8 +30,9 @@ PROGRAM: Final = ("-I", "-m", "panicd.dumps.filter.page_bitmap")
 REQUEST: Final = struct.Struct("<QQ")  # as the program's own
 ANSWER: Final = struct.Struct("<q")
 MAX_LENGTH: Final = 16 << 20  # bytes of a range: some 10 ms in which QEMU does nothing else
-LONGEST_RANGE: Final = 8 << 20
-"""Bytes read at once for the dump itself: freeing that many takes the daemon a millisecond."""
+LONGEST_RANGE: Final = 2 << 20
+"""Bytes read at once for the dump itself. QEMU writes so many in a millisecond, in which it gives
+the processor to nobody; each range costs both some time of its own."""
 MAX_RESULT: Final = 1 << 16  # bytes
 ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1"}
 """numpy's OpenBLAS would else start a thread for each processor, with memory, and for nothing."""
