@@ -216,7 +216,7 @@ async def test_guest_that_migration_brings_panicked_gets_its_policy(
         incident = await daemon.wait_incident("vm", ending="restarted")
         assert incident.source == "reconciliation"
         await vm.wait_counting()
-        assert await source.status() == "postmigrate"
+        await source.wait_status("postmigrate")
 
 
 @pytest.mark.real

@@ -12,8 +12,10 @@ import trio
 
 from panicd.demo.guests import Guest
 from tests.parts.daemon import RunningDaemon
+from tests.parts.patience import patiently
 from tests.parts.qemu import RealQemu
 from tests.parts.small_disk import fill, small_disk
+from tests.parts.vitals import was_signalled
 
 pytestmark = pytest.mark.real
 
@@ -32,14 +34,6 @@ async def hang_in_panic(daemon: RunningDaemon, vm: RealQemu) -> None:
         await vm.press_key()
         await vm.wait_event("STOP")
         os.kill(vm.pid, signal.SIGSTOP)
-
-
-def was_signalled(vm: RealQemu) -> bool:
-    """Whether a QEMU that is stopped has ended, or is to when it goes on (proc(5), ShdPnd)."""
-    status = Path(f"/proc/{vm.pid}/status").read_text(encoding="utf-8")
-    fields = dict(line.split(":", 1) for line in status.splitlines())
-    pending = int(fields["ShdPnd"], 16)
-    return "T (stopped)" not in fields["State"] or bool(pending >> (signal.SIGTERM - 1) & 1)
 
 
 async def test_a_qemu_that_hangs_is_killed(socket_dir: Path) -> None:
@@ -70,7 +64,7 @@ async def test_a_hung_qemu_is_taken_for_no_other(socket_dir: Path) -> None:
     ):
         await hang_in_panic(daemon, ended)
         await daemon.wait_log("step begins", step="Terminate")
-        while not was_signalled(ended):
+        while not was_signalled(ended.pid):
             await trio.lowlevel.checkpoint()
         await daemon.kill()
         ended.socket.unlink()
@@ -78,9 +72,9 @@ async def test_a_hung_qemu_is_taken_for_no_other(socket_dir: Path) -> None:
         other.socket.rename(socket_dir / "b.qmp")
         await daemon.start_again()
         while not daemon.logged("monitor is not connected", domain="b", since=daemon.began):
-            assert not was_signalled(other)
+            assert not was_signalled(other.pid)
             await trio.lowlevel.checkpoint()
-        assert not was_signalled(other)
+        assert not was_signalled(other.pid)
         (waits,) = (await daemon.call("status"))["waiting"]
         assert (waits["domain"], waits["incident_state"]) == ("a", "acting")
 
@@ -88,7 +82,7 @@ async def test_a_hung_qemu_is_taken_for_no_other(socket_dir: Path) -> None:
 async def test_no_signal_is_sent_that_the_journal_does_not_know_of(
     socket_dir: Path, disk: Path
 ) -> None:
-    policy = {"on_crash": "destroy", "timeouts": {"quit": "2s", "terminate": "200ms"}}
+    policy = {"on_crash": "destroy", "timeouts": {"quit": patiently(2), "terminate": "200ms"}}
     async with (
         RunningDaemon.start(socket_dir, policy, state_directory=str(disk), time_limit=60) as daemon,
         RealQemu.start(socket_dir, guest=Guest.PANIC_ON_KEY) as vm,
@@ -98,11 +92,11 @@ async def test_no_signal_is_sent_that_the_journal_does_not_know_of(
         filler = fill(disk)
         await daemon.wait_log("step begins", step="Terminate")
         await daemon.wait_log("the journal can't be written")
-        assert not was_signalled(vm)
+        assert not was_signalled(vm.pid)
         # Nor is one when it is found hung.
         await daemon.wait_log("QEMU does not answer, so panicd goes on ending it")
         await daemon.wait_log("the journal can't be written", count=2)
-        assert not was_signalled(vm)
+        assert not was_signalled(vm.pid)
         filler.unlink()
         await daemon.wait_incident("vm", ending="destroyed")
         assert await vm.wait_exit() == -signal.SIGKILL

@@ -207,7 +207,7 @@ async def test_guest_that_is_resumed_during_a_plan_is_stopped_again(
             await vm.witness.execute("cont")
             await daemon.wait_log("somebody resumed the panicked guest: stopped again", since=mark)
             await daemon.wait_log("waiting", since=mark, until_the_end_of=Backup.told)
-            assert await vm.status() == "paused"
+            await vm.wait_status("paused")
             assert vm.proxy.acting_commands == ["stop"] * count
         await Backup.end(vm)
         endings = {"restart": "restarted", "destroy": "destroyed", "coredump-preserve": ""}
@@ -278,6 +278,7 @@ async def test_guest_that_was_migrated_away_is_not_run_here_again(socket_dir: Pa
             await vm.witness.execute("migrate", {"uri": "exec:cat >/dev/null"})
             while (await vm.witness.execute("query-migrate")).get("status") != "completed":
                 pass  # each look is a round trip to QEMU
+            await vm.wait_status("postmigrate")
         incident = await daemon.wait_incident("vm", state="preserved")
         assert incident.decisions == [("restart", "on-crash"), ("preserve", "action-failed")]
         assert "the guest was migrated away" in incident.details

@@ -164,7 +164,7 @@ async def test_libvirtd_is_away_when_the_guest_panics(
         with libvirtd.away(number):
             await daemon.wait_log("libvirt does not answer", since=mark)
             await vm.press_key()
-            assert await vm.status() == "guest-panicked"
+            await vm.wait_status("guest-panicked")
             await daemon.wait_log("connection ended", domain="vm", since=mark)
 
         incident = await daemon.wait_incident("vm", ending="restarted")

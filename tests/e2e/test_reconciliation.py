@@ -60,6 +60,7 @@ async def test_preserved_guest_stays_so_when_the_daemon_is_restarted(socket_dir:
 
         status = await daemon.wait_domain("vm", lambda domain: domain["incident"] == incident.id)
         assert status["incident_state"] == "preserved"
+        await daemon.wait_armed("vm", since=daemon.began)
         assert await vm.status() == "guest-panicked"
         assert vm.proxy.changing_commands == ["set-action", "set-action"]
         assert await daemon.metric("panicd_domain_panics_total", domain="vm") == 1

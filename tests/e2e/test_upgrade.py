@@ -65,6 +65,7 @@ async def test_budget_and_counts(socket_dir: Path, uuid: str) -> None:
         incident = await daemon.wait_incident("vm", state="preserved")
         assert incident.decisions == [("preserve", "budget-spent")]
         assert await daemon.metric("panicd_domain_panics_total", domain="vm") == 3
+        await daemon.wait_kept(incident)
         await daemon.kill()
         await daemon.start_again()
         await daemon.wait_armed("vm", since=daemon.began)

@@ -41,7 +41,7 @@ class Stream(io.StringIO):
     """A stream in memory; what was said is in it whenever it is looked at."""
 
     def getvalue(self) -> str:
-        assert logs.flush(10)
+        assert logs.flush(patience(10))
         return super().getvalue()
 
 
@@ -195,7 +195,7 @@ def test_what_cannot_be_written_is_counted_and_harms_nobody() -> None:
     log = logs.get_logger()
     log.info("lost")
     log.info("lost, too")
-    assert logs.flush(10)
+    assert logs.flush(patience(10))
     stream.full = False
     log.info("found")
     log.info("more")
@@ -226,7 +226,7 @@ def test_a_log_that_nobody_reads_is_not_waited_for() -> None:
 
     saying = threading.Thread(target=say, daemon=True)
     saying.start()
-    saying.join(10)
+    saying.join(patience(10))
     assert not saying.is_alive(), "it waits"
     assert not logs.flush(0)
     dropped = logs.dropped.total - before
@@ -428,7 +428,7 @@ def test_a_journal_that_is_behind_is_not_waited_for(journal: Journal) -> None:
 
     flooding = threading.Thread(target=flood, daemon=True)
     flooding.start()
-    flooding.join(10)
+    flooding.join(patience(10))
     assert not flooding.is_alive(), "it waits"
     received = 0
     while select.select([journal.socket], [], [], 0)[0]:
@@ -458,7 +458,7 @@ def test_json_goes_to_stderr_when_journald_is_out_of_reach(journal: Journal) -> 
     journal.path.unlink()
     journal.configure()
     logs.get_logger().info("x")
-    assert logs.flush(10)
+    assert logs.flush(patience(10))
     assert json.loads(journal.stderr.read_text())["event"] == "x"
 
 
@@ -471,5 +471,5 @@ def test_json_goes_to_a_stderr_that_is_not_the_journal(
         monkeypatch.setenv("JOURNAL_STREAM", value)
     journal.configure()
     logs.get_logger().info("x")
-    assert logs.flush(10)
+    assert logs.flush(patience(10))
     assert json.loads(journal.stderr.read_text())["event"] == "x"

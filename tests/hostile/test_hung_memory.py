@@ -19,6 +19,7 @@ from panicd.qemu.process_identity import read_of, uids_of
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.nobody import NOBODY, needs_root
+from tests.parts.patience import patience
 from tests.parts.qemu import RealQemu
 
 
@@ -50,7 +51,7 @@ def hung(
         return read_of(pid, name, limit)
 
     monkeypatch.setattr(process_arguments, "read_of", read_without_end)
-    monkeypatch.setattr(process_arguments, "READ_WITHIN", 0.2)
+    monkeypatch.setattr(process_arguments, "READ_WITHIN", patience(0.5))
     yield let_go
     let_go.set()
 

@@ -30,7 +30,12 @@ DEFAULTS = {
     "restart": {"max": 10_000, "window": "1h", "min_uptime": "0s"},
 }
 ENDS = ("", "", "\ud800", "/../..", "\0\n\x1b[2J", "💥" * 300)
-GOOD = {"match": "good", "on_crash": "restart", "evidence": {"budget": "0s"}}
+GOOD = {
+    "match": "good",
+    "on_crash": "restart",
+    "evidence": {"budget": "0s"},
+    "timeouts": dict.fromkeys(TIMEOUTS, "60s"),
+}
 
 
 async def live(directory: Path, name: str) -> None:

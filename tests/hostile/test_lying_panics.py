@@ -51,12 +51,12 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[Reaction]:
 
 @asynccontextmanager
 async def connected(
-    directory: Path, vm: FakeQemu, on_crash: str = "restart", **policy: Any
+    directory: Path, vm: FakeQemu, domains: list[dict[str, Any]] | None = None
 ) -> AsyncIterator[DaemonInside]:
     """A daemon, a VM that is armed, and another one whose panic is dealt with at the end."""
     other = FakeQemu(directory / "other.qmp", name="other")
     async with (
-        DaemonInside.start(directory, {"on_crash": on_crash, **NO_EVIDENCE, **policy}) as daemon,
+        DaemonInside.start(directory, RESTARTS, domains=domains) as daemon,
         vm.running(),
         other.running(),
     ):
@@ -247,7 +247,7 @@ async def test_lies_that_harm_nobody_else(
 ) -> None:
     vm = Liar(socket_dir / "vm.qmp", lie)
     timeouts = {"stop": "50ms", "reset": "50ms", "resume": "50ms"}
-    async with connected(socket_dir, vm, timeouts=timeouts) as daemon:
+    async with connected(socket_dir, vm, [{"match": "vm", "timeouts": timeouts}]) as daemon:
         vm.panic()
         await daemon.wait_log("decided", domain="vm")
         await daemon.wait_domain("vm", lambda vm: vm["incident_state"] != "acting")

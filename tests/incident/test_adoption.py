@@ -33,6 +33,7 @@ from panicd.rules.policy import Decision, Reason
 from panicd.service.daemon import Daemon
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.qemu import RealQemu
+from tests.parts.vitals import was_signalled
 
 UUID = "5e1f0a6c-9c3b-4f0e-8d2a-1b7c3d9e4f60"
 ENDED = "00000000-0000-0000-0000-000000000000/1/2"  # of another boot
@@ -189,7 +190,8 @@ async def test_the_end_of_a_hung_qemu_that_can_t_be_written_is_written_once_it_c
                 await vm.press_key()
                 await vm.wait_event("STOP")
                 os.kill(vm.pid, signal.SIGSTOP)
-            await killed.wait_log("step begins", step="Terminate")
+            while not was_signalled(vm.pid):  # so that this step is on record
+                await trio.lowlevel.checkpoint()
             await killed.kill()
         async with DaemonInside.start(socket_dir, policy, time_limit=40) as daemon:
             await daemon.wait_log("QEMU does not answer, so panicd goes on ending it")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from panicd.demo.guests import PVPANIC_PORT, Guest
 from tests.parts.daemon import DaemonInside, RunningDaemon
@@ -160,6 +161,8 @@ async def killed_in_a_grace(
         await daemon.wait_armed("vm")
         vm.panic()
         await watched(daemon)
+        while daemon.journal()[0].watched_until is None:  # it is logged before it is kept
+            await trio.lowlevel.checkpoint()
         await daemon.kill()
         yield daemon, vm
 

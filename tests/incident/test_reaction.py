@@ -389,10 +389,17 @@ async def test_with_evidence_the_second_command_waits_for_the_first_commands_of_
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rushing, "WAITS_AT_MOST", A_TEST)
-    given: list[tuple[str, str]] = []
-    policy = {"on_crash": "restart", "evidence": {"budget": "400ms"}}
+    given, looks, work = list[tuple[str, str]](), list[Rush](), Rush._work
+
+    def noted(rush: Rush) -> None:
+        looks.append(rush)
+        work(rush)
+
+    monkeypatch.setattr(Rush, "_work", noted)
+    monkeypatch.setattr(steps, "EVIDENCE_WITHIN", A_TEST)
+    policy = {"on_crash": "restart", "evidence": {"budget": f"{A_TEST:.0f}s"}}
     vms = {name: FakeQemu(socket_dir / f"{name}.qmp", name=name) for name in ("slow", "vm")}
-    vms["slow"].swallow("add-fd")  # so that its evidence takes its time
+    held = vms["slow"].hold_reply("add-fd")  # so that its evidence takes its time
     async with (
         DaemonInside.start(socket_dir, policy) as daemon,
         vms["slow"].running(),
@@ -402,8 +409,11 @@ async def test_with_evidence_the_second_command_waits_for_the_first_commands_of_
             await daemon.wait_armed(name)
             monkeypatch.setattr(vm.machine, "execute", noting(name, vm, given))
         vms["slow"].panic()
-        await vms["slow"].wait_command("add-fd")
+        await held.reached.wait()
         vms["vm"].panic()
+        while len(looks) < 2 and ("vm", "cont") not in given:
+            await trio.lowlevel.checkpoint()
+        held.release()
         for name in vms:
             await daemon.wait_incident(name, ending="restarted")
     assert given.index(("slow", "system_reset")) < given.index(("vm", "cont"))

@@ -70,13 +70,12 @@ async def test_domain_that_comes_back_just_when_it_is_given_up_ends_its_incident
 
     async def when_it_is_connected(*what: Any) -> None:
         given_up.set()
-        await daemon.wait_armed("vm", since=mark)
+        await daemon.wait_log("policy in force", domain="vm", count=2)
         await take_up(*what)
 
     monkeypatch.setattr(adoption, "_take_up", when_it_is_connected)
     async with DaemonInside.start(socket_dir, relaunching(0.2)) as daemon:
         incident = await relaunched(daemon, socket_dir)
-        mark = daemon.mark()
         await given_up.wait()
         async with fake(socket_dir).running():
             ended = await daemon.wait_incident("vm", ending="relaunched")

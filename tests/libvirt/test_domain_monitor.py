@@ -18,6 +18,7 @@ from panicd.libvirt.protocol import EventKind, Procedure, State
 from panicd.libvirt.xdr import Decoder
 from tests.parts.daemon import DaemonInside, RunningDaemon
 from tests.parts.fake_libvirtd import FakeDomain, FakeLibvirtd
+from tests.parts.patience import patience
 
 RESET, RESUME = Procedure.DOMAIN_RESET, Procedure.DOMAIN_RESUME
 DESTROY = Procedure.DOMAIN_DESTROY_FLAGS
@@ -177,7 +178,7 @@ async def test_libvirt_is_let_act_on_one_panic_only(
         fake.say_panic(started)
         fake.say_resume(started)  # libvirt has restarted it by itself
         await fake.go_on()
-        await daemon.wait_incident("new")
+        await daemon.wait_log("guest panicked", domain="new")
         await daemon.wait_log("connection ended", since=mark)
         await daemon.wait_armed("new", since=mark)
         fake.panic("new")
@@ -216,7 +217,7 @@ async def test_an_idle_one_that_hangs_counts_as_silent(
 ) -> None:
     """libvirtd itself knows how it stands, and would say so for ever."""
     monkeypatch.setattr(liveness, "ASK_EVERY", 0.05)
-    monkeypatch.setattr(liveness, "SILENT_AFTER", 0.2)
+    monkeypatch.setattr(liveness, "SILENT_AFTER", patience(0.2))
     async with looked_after(socket_dir) as (fake, daemon):
         fake.faults.qemu_hangs = {"vm"}
         await daemon.wait_log("QEMU does not answer", domain="vm")

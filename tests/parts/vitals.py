@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,14 @@ def cpu_seconds(pid: int) -> float:
     """Return the processor time that a process has used (``stat``)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def was_signalled(pid: int) -> bool:
+    """Whether a process that is stopped has ended, or is to by SIGTERM (``State``, ``ShdPnd``)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    pending = int(fields["ShdPnd"], 16)
+    return "T (stopped)" not in fields["State"] or bool(pending >> (signal.SIGTERM - 1) & 1)
 
 
 def resident_bytes(pid: int) -> int:

@@ -12,7 +12,7 @@ import trio
 from panicd.qemu import process_arguments, threads
 from panicd.qemu.process_arguments import ArgumentsHangError, read_arguments
 from panicd.qemu.threads import NoThreadError
-from tests.parts.patience import fail_after
+from tests.parts.patience import fail_after, patience
 from tests.qemu.process.programs import LIMIT
 
 NOBODY_S = 2**30
@@ -30,7 +30,7 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, threading.Event]
         return b"%d\0" % pid
 
     monkeypatch.setattr(process_arguments, "read_of", read)
-    monkeypatch.setattr(process_arguments, "READ_WITHIN", 0.3)
+    monkeypatch.setattr(process_arguments, "READ_WITHIN", patience(0.6))
     monkeypatch.setattr(process_arguments, "uids_of", lambda pid: {pid // 1000})
     yield events
     for event in events.values():
