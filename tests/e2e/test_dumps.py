@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from panicd.demo.guests import Guest
 from tests.parts.daemon import LoggedIncident, RunningDaemon
@@ -77,10 +77,10 @@ LARGE = ("-m", "2G")
 """QEMU takes seconds to write this, even though it is full of zeros."""
 
 
-async def wait_dumping(daemon: RunningDaemon, name: str) -> None:
-    """Wait until the daemon has something of a domain's memory."""
-    while not ((dump := (await daemon.domain(name))["dump"]) and dump["done"]):
-        pass  # each look is a question to the daemon
+async def wait_written(directory: Path) -> None:
+    """Wait until something of a guest's memory is in a file: that shows before anything is told."""
+    while not any(path.stat().st_size for path in files(directory)):
+        await trio.lowlevel.checkpoint()
 
 
 async def test_directory_that_cannot_be_written_costs_the_dump_only(
@@ -117,9 +117,9 @@ async def test_disk_that_fills_up_costs_the_dump_and_leaves_no_part_of_it(
 @pytest.mark.parametrize("kind", ["elf", "elf-zstd"])
 async def test_dump_that_takes_too_long_is_given_up(socket_dir: Path, kind: str) -> None:
     directory = socket_dir / "coredumps"
-    policy = coredump(directory, timeout="500ms", format=kind)
+    policy = coredump(directory, timeout="200ms", format=kind)
     incident = await dump_fails(socket_dir, policy, extra=LARGE)
-    assert "timeout: QEMU was not done in time" in incident.details
+    assert any(detail.startswith("timeout: ") for detail in incident.details)
     assert files(directory) == []
 
 
@@ -131,7 +131,7 @@ async def test_qemu_killed_in_the_middle_of_its_dump_leaves_no_part_of_it(socket
     ):
         await daemon.wait_armed("vm")
         await vm.press_key()
-        await wait_dumping(daemon, "vm")
+        await wait_written(directory)
         await vm.freeze()  # in the middle it stays
         assert len(files(directory)) == 1
         vm.kill()
@@ -148,7 +148,7 @@ async def test_two_guests_that_panic_at_once_are_both_dumped(
 ) -> None:
     directory = socket_dir / "coredumps"
     policy = coredump(directory, format="elf-zstd")
-    start = partial(RealQemu.start, socket_dir, guest=Guest.PANIC_ON_KEY, extra=("-m", "512M"))
+    start = partial(RealQemu.start, socket_dir, guest=Guest.PANIC_ON_KEY, proxied=True)
     async with (
         RunningDaemon.start(socket_dir, policy, coredumps_at_once=at_once) as daemon,
         start(name="one") as one,
@@ -156,20 +156,20 @@ async def test_two_guests_that_panic_at_once_are_both_dumped(
     ):
         for name in ("one", "two"):
             await daemon.wait_armed(name)
+        # So that it stays so while it is looked at.
+        dumps = {vm: vm.proxy.hold("dump-guest-memory") for vm in (one, two)}
         await one.press_key()
-        await wait_dumping(daemon, "one")
-        await one.freeze()  # so that it stays so while it is looked at
+        await dumps[one].reached.wait()
         await two.press_key()
         if at_once == 1:
             await daemon.wait_log("dump waits for its turn", domain="two")
         else:
-            await wait_dumping(daemon, "two")
-            await two.freeze()
+            await dumps[two].reached.wait()
         assert await daemon.metric("panicd_coredumps_in_progress") == at_once
         waits = (await daemon.domain("two"))["dump"]["state"] == "waiting"
         assert waits is (at_once == 1)
-        for vm in (one, two):
-            os.kill(vm.pid, signal.SIGCONT)
+        for dump in dumps.values():
+            dump.release()
         for vm, name in ((one, "one"), (two, "two")):
             await daemon.wait_incident(name, ending="destroyed")
             assert await vm.wait_exit() == 0
