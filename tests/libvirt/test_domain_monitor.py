@@ -221,7 +221,7 @@ async def test_an_idle_one_that_hangs_counts_as_silent(
     async with looked_after(socket_dir) as (fake, daemon):
         fake.faults.qemu_hangs = {"vm"}
         await daemon.wait_log("QEMU does not answer", domain="vm")
-        assert (await daemon.domain("vm"))["silent"]
+        await daemon.wait_domain("vm", lambda domain: domain["silent"])
         fake.faults.qemu_hangs = set()
         await daemon.wait_log("QEMU answers again", domain="vm")
 
