@@ -190,6 +190,7 @@ async def test_the_end_of_a_hung_qemu_that_can_t_be_written_is_written_once_it_c
                 await vm.press_key()
                 await vm.wait_event("STOP")
                 os.kill(vm.pid, signal.SIGSTOP)
+            await killed.wait_log("step begins", step="Terminate")
             while not was_signalled(vm.pid):  # so that this step is on record
                 await trio.lowlevel.checkpoint()
             await killed.kill()
