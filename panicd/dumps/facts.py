@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Final
 
-from panicd.dumps.elf_filter import LENGTH, MARK
+from panicd.dumps.filter.elf_filter import LENGTH, MARK
 from panicd.dumps.repair import KDUMP_START, kdump_head_size
 from panicd.rules.foreign_json import loads
 from panicd.rules.guest_memory.kdump_head import own_note

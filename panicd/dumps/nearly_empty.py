@@ -6,7 +6,6 @@ ELF core. So this is for guests of which the host holds next to nothing: those t
 boot, before they can tell of their memory's use.
 """
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Final
 import trio
 
 from panicd.dumps.checks import GuestMemory
+from panicd.dumps.filter.kdump_stream import START
 from panicd.dumps.page_selection import PageSelection
 from panicd.dumps.repair import ElfHead
 from panicd.qemu.dump_error import DumpError, DumpFailure
@@ -107,24 +107,22 @@ async def in_runs(
         SessionLostError: the session ended.
     """
     try:
-        before, behind = foretold(await reader.beginning(), memory.most_dump() or 0)
+        ends = foretold(await reader.beginning(), memory.most_dump() or 0)
     except NotReadableError:
         yield selection
         return
-    file = os.memfd_create("panicd-beginning", os.MFD_CLOEXEC)
     try:
-        os.pwrite(file, before + behind, 0)
-        yield replace(selection, beginning=before, in_runs=file)
+        yield replace(selection, ends=ends)
     except DumpError as error:
         if error.failure in PERHAPS_OURS:
             raise NotInRunsError(error) from error
         raise
-    finally:
-        os.close(file)
 
 
-def foretold(beginning: bytes, most: int) -> tuple[bytes, bytes]:
+def foretold(beginning: bytes, most: int) -> bytes:
     """Return what a core has before its memory, its head repaired, and what it has behind it.
+
+    It begins with the sizes of the three (``START``).
 
     Args:
         beginning: the former, as QEMU writes it.
@@ -151,4 +149,5 @@ def foretold(beginning: bytes, most: int) -> tuple[bytes, bytes]:
             behind = NAMES
         case _:
             raise NotReadableError("it has sections that are not known")
-    return head.repaired(beginning[: head.size]) + beginning[head.size :], behind
+    start = START.pack(len(beginning), end - len(beginning), len(behind))
+    return start + head.repaired(beginning[: head.size]) + beginning[head.size :] + behind

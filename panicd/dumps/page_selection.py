@@ -9,7 +9,6 @@ import json
 import os
 import struct
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, Final
 import trio
 
 from panicd.dumps.filter.core_stream import FRAME
+from panicd.dumps.own_program import ONE_THREAD, own_program
 from panicd.qemu.guest_memory import GuestReader
 from panicd.qemu.threads import needing_a_thread
 from panicd.rules.guest_memory.dump_file import DumpFile, find_vmcoreinfo
@@ -26,7 +26,7 @@ from panicd.rules.guest_memory.reading import NotReadableError, ReadRequest
 from panicd.rules.guest_memory.vmcoreinfo import Vmcoreinfo
 from panicd.rules.settings import DumpFormat
 
-PROGRAM: Final = ("-I", "-m", "panicd.dumps.filter.page_bitmap")
+PROGRAM: Final = "panicd.dumps.filter.page_bitmap"
 REQUEST: Final = struct.Struct("<QQ")  # as the program's own
 ANSWER: Final = struct.Struct("<q")
 MAX_LENGTH: Final = 16 << 20  # bytes of a range: some 10 ms in which QEMU does nothing else
@@ -34,8 +34,6 @@ LONGEST_RANGE: Final = 2 << 20
 """Bytes read at once for the dump itself. QEMU writes so many in a millisecond, in which it gives
 the processor to nobody; each range costs both some time of its own."""
 MAX_RESULT: Final = 1 << 16  # bytes
-ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1"}
-"""numpy's OpenBLAS would else start a thread for each processor, with memory, and for nothing."""
 PIECE: Final = 1 << 20  # bytes handed on at once
 LEAST_SHARE: Final = 1 / 32
 """The share of a guest's memory to read at most, besides ``SPARE``: twice its page structures."""
@@ -53,11 +51,11 @@ class PageSelection:
         structures: bytes of page structures among what it keeps; 0 if that is unknown.
         reason: why it leaves out fewer than configured; empty if it does not.
         windows: a file in memory with the other parts of a dump for WinDbg; None: it is none.
-        beginning: the headers and notes of a whole dump, if only ``ranges`` of the memory are read,
-            or it is read ``in_runs``; else empty.
+        beginning: the headers and notes of a whole dump, if only ``ranges`` of the memory are read;
+            else empty.
         ranges: the ranges to read, each a moment's work for QEMU.
-        in_runs: a file in memory with ``beginning`` and the core's end, if QEMU is to write a kdump
-            of which the runs of an ELF core are made; else None.
+        ends: what an ELF core has before and behind its memory, if it is to be made of QEMU's kdump
+            (``panicd.dumps.filter.kdump_stream``); else empty.
     """
 
     level: int
@@ -68,11 +66,11 @@ class PageSelection:
     windows: int | None = None
     beginning: bytes = b""
     ranges: tuple[ReadRequest, ...] = ()
-    in_runs: int | None = None
+    ends: bytes = b""
 
     def qemus_format(self, kind: DumpFormat) -> str:
         """Return the format that panicd asks QEMU for, to write a file of that kind."""
-        return kind.of_qemu if self.in_runs is None else DumpFormat.KDUMP_ZLIB.value
+        return DumpFormat.KDUMP_ZLIB.value if self.ends else kind.of_qemu
 
     @property
     def stream_size(self) -> int:
@@ -166,7 +164,7 @@ async def _run(
     """
     with needing_a_thread():
         process = await trio.lowlevel.open_process(
-            [sys.executable, *PROGRAM, str(bitmap)],
+            own_program(PROGRAM, str(bitmap)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(bitmap,),

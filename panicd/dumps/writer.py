@@ -7,13 +7,12 @@ as soon as the disk lets go.
 ::
 
     elf         QEMU ── pipe ──► head repaired, the rest by splice(2) ──► file
-    elf-zstd    QEMU ── pipe ──► the same ── pipe ──► elf_filter.py ──► file; so elf of level 1
-                QEMU, as a kdump ── pipe ──► panicd.dumps.filter.kdump_runs ── pipe, runs
-                ──► elf_filter.py ──► file
-    kdump-zlib  QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.filter.page_filter ──► file
+    elf-zstd    QEMU ── pipe ──► the same ── pipe ──► filter.elf_filter ──► file; so elf of level 1
+                QEMU, as a kdump ── pipe ──► the core's ends, the kdump ── pipe ──► the same
+    kdump-zlib  QEMU ── pipe ──► the same ── pipe ──► filter.page_filter ──► file
                 QEMU ── files in memory, a range each ── pipe, frames ──► the same filter ──► file
-    win-dmp     QEMU ── pipe ──► the same ── pipe ──► panicd.dumps.filter.windows_filter
-                ── pipe ──► elf_filter.py ──► file
+    win-dmp     QEMU ── pipe ──► the same ── pipe ──► filter.windows_filter
+                ── pipe ──► filter.elf_filter ──► file
     kdump-*     QEMU ── pipe ──► pieces to their places ──► file, then its head repaired
 
 QEMU writes the last one to a pipe in makedumpfile's flattened format. That is a row of pieces, each
@@ -29,7 +28,6 @@ import os
 import select
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -43,7 +41,9 @@ import trio
 from panicd.dumps import repair as dump_repair
 from panicd.dumps.directory import give_name, partial_file, remove_abandoned, space
 from panicd.dumps.filter.core_stream import FRAMED
-from panicd.dumps.page_selection import ONE_THREAD, PageSelection
+from panicd.dumps.filter.elf_filter import KDUMP
+from panicd.dumps.own_program import ONE_THREAD, own_program
+from panicd.dumps.page_selection import PageSelection
 from panicd.evidence.bundle_store import allocated
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.threads import NoThreadError, needing_a_thread
@@ -51,10 +51,9 @@ from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 CHUNK: Final = 1 << 20  # bytes moved at once, and in the pipe: the most that pipe(7) lets users ask
 SPACE_CHECK: Final = 64 << 20  # bytes written between two looks at the free space
-ELF_FILTER: Final = (str(Path(__file__).with_name("elf_filter.py")),)
-WINDOWS_FILTER: Final = ("-m", "panicd.dumps.filter.windows_filter")
-KDUMP_RUNS: Final = ("-m", "panicd.dumps.filter.kdump_runs")
-PAGE_FILTER: Final = ("-m", "panicd.dumps.filter.page_filter")
+ELF_FILTER: Final = "panicd.dumps.filter.elf_filter"
+WINDOWS_FILTER: Final = "panicd.dumps.filter.windows_filter"
+PAGE_FILTER: Final = "panicd.dumps.filter.page_filter"
 
 PATIENCE: Final = 60.0
 """Seconds that a dump may wait for QEMU, besides those that ``LEAST_RATE`` gives it."""
@@ -166,7 +165,7 @@ class DumpWriter:
         self._filters: list[subprocess.Popen[bytes]] = []
         self._stop_lock = threading.Lock()
         self._trio = trio.lowlevel.current_trio_token()
-        given = [selection.bitmap, selection.windows, selection.in_runs]
+        given = [selection.bitmap, selection.windows]
         with ExitStack() as on_failure:
             # A descriptor of its own: the thread may outlive the giver's.
             self._given = next((os.dup(each) for each in given if each is not None), None)
@@ -221,25 +220,23 @@ class DumpWriter:
             self._tell(self.ready)
             about = [str(self._selection.level), self._selection.about()]
             given = [] if self._given is None else [str(self._given)]
-            in_runs = self._selection.in_runs is not None
-            beginning = [str(len(self._selection.beginning))] if in_runs else []
-            runs = [[*KDUMP_RUNS, *given, *beginning]] if in_runs else []
+            kdump = [KDUMP] if self._selection.ends else []
             match self._kind:
                 case DumpFormat.ELF if self._selection.level == 0:
                     self._copy_elf(file, file)
                 case DumpFormat.ELF:
-                    self._filter_elf(file, *runs, [*ELF_FILTER, "plain", *about, *beginning])
+                    self._filter_elf(file, [ELF_FILTER, "plain", *about, *kdump])
                 case DumpFormat.ELF_ZSTD:
-                    self._filter_elf(file, *runs, [*ELF_FILTER, "zstd", *about, *beginning])
+                    self._filter_elf(file, [ELF_FILTER, "zstd", *about, *kdump])
                 case DumpFormat.KDUMP_ZLIB:
                     framed = [FRAMED] if self._selection.ranges else []
-                    self._filter_elf(file, [*PAGE_FILTER, *about, *given, *framed])
+                    self._filter_elf(file, [PAGE_FILTER, *about, *given, *framed])
                 case DumpFormat.WIN_DMP:
-                    first = [*WINDOWS_FILTER, *given]
-                    self._filter_elf(file, first, [*ELF_FILTER, "plain", *about])
+                    first = [WINDOWS_FILTER, *given]
+                    self._filter_elf(file, first, [ELF_FILTER, "plain", *about])
                 case DumpFormat.WIN_DMP_ZSTD:
-                    first = [*WINDOWS_FILTER, *given]
-                    self._filter_elf(file, first, [*ELF_FILTER, "zstd", *about])
+                    first = [WINDOWS_FILTER, *given]
+                    self._filter_elf(file, first, [ELF_FILTER, "zstd", *about])
                 case _:
                     self._place_pieces(file)
                     self._repair_kdump(file)
@@ -325,8 +322,9 @@ class DumpWriter:
 
     def _copy(self, target: int, file: int) -> None:
         """Move what comes to the first of the programs."""
-        if self._selection.in_runs is not None:
-            self._copy_kdump(target, file)
+        if self._selection.ends:
+            _write(target, self._selection.ends)
+            self._move(target, file, 0)  # the program sees whether the kdump is complete
         elif self._selection.ranges:
             self._copy_ranges(target, file)
         else:
@@ -341,10 +339,6 @@ class DumpWriter:
         head = self._read_until(elf.size, file, head)
         _write(target, elf.repaired(head[: elf.size]) + head[elf.size :])
         self._move(target, file, elf.content_end(head))
-
-    def _copy_kdump(self, target: int, file: int) -> None:
-        """Move a kdump to ``target``, which sees whether it is complete."""
-        self._move(target, file, 0)
 
     def _copy_ranges(self, target: int, file: int) -> None:
         """Move to ``target`` the memory's ranges, as ``feeding`` gives them."""
@@ -391,7 +385,7 @@ class DumpWriter:
         with self._stop_lock:
             for program in reversed(programs):
                 process = subprocess.Popen(
-                    [sys.executable, "-I", *program],
+                    own_program(*program),
                     stdin=subprocess.PIPE,
                     stdout=target,
                     bufsize=0,

@@ -399,11 +399,12 @@ async def test_compressor_that_fails(
     settings: CoredumpSettings,
     status: int,
     failure: DumpFailure,
+    *,
+    own_program: Callable[[str], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    program = socket_dir / "fails.py"
-    program.write_text(f"import os; os.read(0, 1); raise SystemExit({status})")
-    monkeypatch.setattr(dump_writer, "ELF_FILTER", (str(program),))
+    program = own_program(f"import os\n\ndef main(_):\n    os.read(0, 1)\n    return {status}\n")
+    monkeypatch.setattr(dump_writer, "ELF_FILTER", program)
     async with stopped_guest(socket_dir) as session:
         error = await dump_fails(session, settings, DumpFormat.ELF_ZSTD)
     assert error.failure is failure

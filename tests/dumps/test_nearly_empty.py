@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -25,11 +27,13 @@ from panicd.dumps import writer as dump_writer
 from panicd.dumps.checks import GuestMemory, check_guest
 from panicd.dumps.coredump import DumpProgress, dump_guest_memory
 from panicd.dumps.facts import dump_facts
-from panicd.dumps.filter import kdump_runs
-from panicd.dumps.filter.kdump_runs import RUN, write_runs
+from panicd.dumps.filter import kdump_stream
+from panicd.dumps.filter.kdump_stream import START, NotUnderstoodError, parts_of_core
 from panicd.dumps.nearly_empty import NAMES, foretold, is_freed, suits_runs
 from panicd.dumps.page_selection import PageSelection
+from panicd.qemu import guest_memory
 from panicd.qemu.dump_error import DumpError, DumpFailure
+from panicd.qemu.guest_memory import RangeReader
 from panicd.qemu.monitor import event_loop
 from panicd.qemu.session import Session
 from panicd.rules.guest_memory.memory import PAGE
@@ -96,15 +100,11 @@ def beginning_of(pages: list[bytes]) -> bytes:
 
 
 def core_of(pages: list[bytes], kdump: bytes) -> bytes:
-    """The core that the runs make; they end where it does."""
-    beginning, target = beginning_of(pages), io.BytesIO()
-    write_runs(io.BytesIO(kdump), target, beginning, NAMES)
-    runs = io.BytesIO(target.getvalue()[len(beginning) :])
-    made = [target.getvalue()[: len(beginning)]]
-    while head := runs.read(RUN.size):
-        (size,) = RUN.unpack(head)
-        made.append(bytes(-size) if size < 0 else runs.read(size))
-    return b"".join(made)
+    """The core that is made of a kdump."""
+    beginning = beginning_of(pages)
+    start = START.pack(len(beginning), PAGE * len(pages), len(NAMES)) + beginning + NAMES
+    parts = parts_of_core(io.BytesIO(start + kdump))
+    return b"".join(bytes(part) if isinstance(part, int) else part for part in parts)
 
 
 def written(pages: list[bytes]) -> bytes:
@@ -132,7 +132,7 @@ def test_of_a_broken_kdump_no_other_core_is_made(pages: list[bytes], data: st.Da
             kdump[at : at + 1] = data.draw(st.binary(min_size=1, max_size=1), label="byte")
     try:
         made = core_of(pages, bytes(kdump))
-    except (NotReadableError, OSError):
+    except (NotUnderstoodError, OSError):
         return
     assert len(made) == len(written(pages))
 
@@ -146,21 +146,28 @@ def test_of_a_broken_kdump_no_other_core_is_made(pages: list[bytes], data: st.Da
     ],
 )
 def test_a_kdump_of_another_memory_is_refused(pages: list[bytes], why: str) -> None:
-    with pytest.raises((NotReadableError, OSError), match=why):
+    with pytest.raises(NotUnderstoodError, match=why):
         core_of([EMPTY] * 8, flat(pages))
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kdump_runs, "_MAX_WAITING", 10)
+    monkeypatch.setattr(kdump_stream, "_MAX_WAITING", 10)
     pages = [FULL[0]] * 20
-    with pytest.raises(NotReadableError, match="do not belong together"):
+    with pytest.raises(NotUnderstoodError, match="do not belong together"):
         core_of(pages, flat(pages, cache=100 * PAGE))
+
+
+def ends_of(foretold: bytes) -> tuple[bytes, int, bytes]:
+    """What a core has before its memory, the memory's size, and what is behind it."""
+    before, size, behind = START.unpack_from(foretold)
+    ends = foretold[START.size :]
+    assert len(ends) == before + behind
+    return ends[:before], size, ends[before:]
 
 
 def test_a_cores_ends_are_foretold() -> None:
     pages = [EMPTY] * 4
-    before, behind = foretold(beginning_of(pages), MOST)
-    assert (before, behind) == (beginning_of(pages), b"")
+    assert ends_of(foretold(beginning_of(pages), MOST)) == (beginning_of(pages), 4 * PAGE, b"")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +207,7 @@ def beginning_with_sections(at: int = 0, size: int = len(NAMES)) -> bytes:
 
 
 def test_the_sections_names_are_foretold() -> None:
-    before, behind = foretold(beginning_with_sections(), MOST)
+    before, _, behind = ends_of(foretold(beginning_with_sections(), MOST))
     assert behind == NAMES
     assert before[64 : 64 + 4] == struct.pack("<I", 4), "program headers come first now"
     assert len(before) == len(beginning_with_sections())
@@ -241,6 +248,24 @@ def anything_is_nearly_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dump_checks, "NEARLY_EMPTY", 1000.0)
 
 
+@pytest.fixture
+def fail_kdumps(
+    own_program: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], None]:
+    """Makes the program end with a status where it is to make a core of a kdump."""
+
+    def fail(status: int) -> None:
+        program = own_program(f"""
+from panicd.dumps.filter import elf_filter
+
+def main(arguments):
+    return {status} if elf_filter.KDUMP in arguments else elf_filter.main(arguments)
+""")
+        monkeypatch.setattr(dump_writer, "ELF_FILTER", program)
+
+    return fail
+
+
 @real
 @pytest.mark.usefixtures("anything_is_nearly_empty")
 async def test_the_dump_is_the_same_byte_for_byte(
@@ -254,7 +279,7 @@ async def test_the_dump_is_the_same_byte_for_byte(
             dump = partial(dump_guest_memory, session, at_level, "vm", kind=kind)
             finished = await dump(incident=f"{INCIDENT}{kind}{level}")
             assert finished.selection is not None
-            assert finished.selection.in_runs is not None
+            assert finished.selection.ends
             if kind is DumpFormat.ELF_ZSTD:
                 assert dump_facts(finished.path).level == level
             made[kind, level] = elf_of(finished)
@@ -265,7 +290,7 @@ async def test_the_dump_is_the_same_byte_for_byte(
         monkeypatch.setattr(dump_checks, "NEARLY_EMPTY", 0.0)
         finished = await dump_guest_memory(session, settings, "vm", INCIDENT, DumpFormat.ELF)
         assert finished.selection is not None
-        assert finished.selection.in_runs is None
+        assert not finished.selection.ends
     assert {key for key, core in made.items() if core != elf_of(finished)} == set()
 
 
@@ -273,18 +298,29 @@ async def test_the_dump_is_the_same_byte_for_byte(
 @pytest.mark.usefixtures("anything_is_nearly_empty")
 @pytest.mark.parametrize("status", [1, errno.ENODATA])
 async def test_a_kdump_that_is_not_understood_costs_no_dump(
-    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, status: int
+    socket_dir: Path, fail_kdumps: Callable[[int], None], status: int
 ) -> None:
-    monkeypatch.setattr(dump_writer, "KDUMP_RUNS", ("-c", f"raise SystemExit({status})"))
+    fail_kdumps(status)
     settings = CoredumpSettings(socket_dir / "coredumps", min_free=FreeSpaceFloor(), level=1)
     async with panicked_vm(socket_dir) as (_, session):
         progress = DumpProgress()
         dump = partial(dump_guest_memory, session, settings, "vm", INCIDENT, DumpFormat.ELF)
         finished = await dump(progress=progress)
     assert finished.selection is not None
-    assert finished.selection.in_runs is None
+    assert not finished.selection.ends
     assert progress.received == finished.size, "what came before does not count"
     assert list((socket_dir / "coredumps").rglob("*.partial")) == []
+
+
+@real
+async def test_the_beginning_of_a_guest_of_many_processors_is_whole(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with panicked_vm(socket_dir) as (_, session):
+        reader = RangeReader(session, math.inf, PAGE)
+        whole = await reader.beginning()
+        monkeypatch.setattr(guest_memory, "BEGINNING", len(whole) - 1)
+        assert await reader.beginning() == whole
 
 
 @real
@@ -317,12 +353,12 @@ async def test_a_second_dump_waits_until_qemu_has_freed_the_first(socket_dir: Pa
 @real
 @pytest.mark.usefixtures("anything_is_nearly_empty")
 async def test_without_a_safe_second_dump_there_is_none(
-    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, fail_kdumps: Callable[[int], None]
 ) -> None:
     async def never(_session: Session) -> bool:
         return False
 
-    monkeypatch.setattr(dump_writer, "KDUMP_RUNS", ("-c", "raise SystemExit(1)"))
+    fail_kdumps(1)
     monkeypatch.setattr(coredump, "is_freed", never)
     settings = CoredumpSettings(socket_dir / "coredumps", min_free=FreeSpaceFloor(), level=1)
     async with panicked_vm(socket_dir) as (_, session):
@@ -333,9 +369,9 @@ async def test_without_a_safe_second_dump_there_is_none(
 @real
 @pytest.mark.usefixtures("anything_is_nearly_empty")
 async def test_a_guest_that_was_let_go_meanwhile_is_not_dumped_again(
-    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, fail_kdumps: Callable[[int], None]
 ) -> None:
-    monkeypatch.setattr(dump_writer, "KDUMP_RUNS", ("-c", "raise SystemExit(1)"))
+    fail_kdumps(1)
     settings = CoredumpSettings(socket_dir / "coredumps", min_free=FreeSpaceFloor(), level=1)
     async with panicked_vm(socket_dir) as (vm, session):
         looks = 0

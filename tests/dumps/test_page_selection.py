@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -112,7 +112,7 @@ async def test_without_a_beginning_all_is_read() -> None:
 async def test_nothing_is_looked_for_that_is_not_wanted(
     monkeypatch: pytest.MonkeyPatch, level: int
 ) -> None:
-    monkeypatch.setattr(page_selection, "PROGRAM", ("-c", "raise SystemExit(1)"))
+    monkeypatch.setattr(page_selection, "PROGRAM", "no.such.module")
     assert await select(PageGuest(), level=level) == (PageSelection(level), b"")
 
 
@@ -145,13 +145,13 @@ async def test_structures_in_no_memory_are_nothing_to_go_by() -> None:
         ("import signal; signal.pause()", "the time for it is over"),
         (SCRIPT.format("0, 1 << 40"), "more memory to read than the limit allows"),
         (SCRIPT.format("1 << 60, 4096"), "the time for it is over"),
-        ("print('x' * 200000)", "more memory to read than the limit allows"),
+        ("print('x' * 200000, flush=True)", "more memory to read than the limit allows"),
     ],
 )
 async def test_a_process_that_goes_wrong_leaves_a_whole_dump(
-    monkeypatch: pytest.MonkeyPatch, program: str, reason: str
+    own_program: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, program: str, reason: str
 ) -> None:
-    monkeypatch.setattr(page_selection, "PROGRAM", ("-I", "-c", program))
+    monkeypatch.setattr(page_selection, "PROGRAM", own_program(program))
     selection, _ = await select(PageGuest(), timeout=2)
     assert selection.level == 1
     assert reason in selection.reason

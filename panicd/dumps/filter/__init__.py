@@ -7,7 +7,8 @@
                    makes a bitmap of the kept pages
     kdump_writer   writes the kdump-compressed format, page by page
     page_filter    a program: reads an ELF core, writes its kept pages as a kdump
-    kdump_runs     a program: reads QEMU's kdump of a nearly empty guest, writes an ELF core's runs
+    elf_filter     a program: reads an ELF core, or QEMU's kdump; compresses it, leaves holes
+    kdump_stream   makes an ELF core of QEMU's kdump of a nearly empty guest
     windows_filter a program: reads an ELF core of a Windows, writes a dump for WinDbg
     core_stream    reads what comes in
 
