@@ -281,7 +281,7 @@ class FakeQemu(RecordedMonitor):
         assert self._listener is not None, "it dials in"
         try:
             sock, _address = await self._listener.accept()
-        except (trio.ClosedResourceError, OSError):  # stop_listening
+        except trio.ClosedResourceError:  # stop_listening
             await trio.sleep_forever()
         return sock
 
