@@ -94,6 +94,7 @@ async def test_s390_disabled_wait_of_a_real_guest(socket_dir: Path) -> None:
         (line,) = daemon.logged("guest panicked")
         waits = {"psw-mask": 0x0002000180000000, "psw-addr": machines.S390_WAITS_AT}
         assert line["information"] == {**S390, **waits}
+        await daemon.wait_kept(incident)
         shown = await ask(daemon, "incident", incident.id)
         assert "s390 core 0 has crashed: it waits with interrupts disabled" in shown
 

@@ -50,4 +50,5 @@ async def test_whatever_is_read_can_be_used(socket_dir: Path) -> None:
             await daemon.wait_log("incident stays open", domain=str(depth))
         good.panic()
         incident = await daemon.wait_incident("good", state="preserved")
+        await daemon.wait_kept(incident)
         assert await daemon.call("incident", incident=incident.id)
