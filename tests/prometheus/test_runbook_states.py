@@ -22,6 +22,7 @@ from panicd.service import daemon as service
 from panicd.service.control_client import RefusedError
 from tests.parts.daemon import DaemonInside, ObservedDaemon, RunningDaemon
 from tests.parts.fake import FakeQemu
+from tests.parts.patience import patience
 from tests.parts.profile import QEMU_1_6, QEMU_2_8
 from tests.parts.small_disk import fill, small_disk
 from tests.prometheus.test_runbooks import (
@@ -344,7 +345,7 @@ async def test_the_steps_work_in_the_state_that_the_alert_tells_of(
     socket_dir: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(liveness, "ASK_EVERY", 0.2)
-    monkeypatch.setattr(liveness, "SILENT_AFTER", 0.2)
+    monkeypatch.setattr(liveness, "SILENT_AFTER", patience(0.2))
     monkeypatch.setattr(listening, "LOOK_EVERY", 0.05)
     monkeypatch.setattr(service, "PULSE_EVERY", 0.05)
     state, shows = STATES[name]
