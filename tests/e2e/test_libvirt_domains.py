@@ -176,6 +176,7 @@ async def test_panicd_is_away_when_the_guest_panics(libvirtd: Libvirtd, socket_d
     async with watched(libvirtd, socket_dir, "restart") as (vm, daemon):
         await daemon.kill()
         await vm.press_key()
+        await vm.wait_state("crashed (panicked)")  # libvirt has told whoever listened
         await daemon.start_again()
 
         incident = await daemon.wait_incident("vm", ending="restarted")
