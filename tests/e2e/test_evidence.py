@@ -66,8 +66,10 @@ async def test_incident_has_the_panics_own_words(socket_dir: Path, linux_kernel:
     policy = keeping(on_crash="restart")
     async with (
         RunningDaemon.start(socket_dir, policy, time_limit=120.0) as daemon,
-        linux_guest(socket_dir, linux_kernel, devices=["pvpanic"]),
+        linux_guest(socket_dir, linux_kernel, devices=["pvpanic"], paused=True) as guest,
     ):
+        await daemon.wait_armed("linux")
+        await guest.vm.start_guest()
         found = await daemon.wait_incident("linux", ending="restarted")
         await daemon.wait_kept(found)
         incident: Any = await daemon.call("incident", incident=found.id)
@@ -82,8 +84,10 @@ async def test_incident_of_linux_is_shown_and_exported_whole(
     policy = keeping(on_crash="coredump-restart")
     async with (
         RunningDaemon.start(socket_dir, policy, time_limit=120.0) as daemon,
-        linux_guest(socket_dir, linux_kernel, screen=True),
+        linux_guest(socket_dir, linux_kernel, screen=True, paused=True) as guest,
     ):
+        await daemon.wait_armed("linux")
+        await guest.vm.start_guest()
         found = await daemon.wait_incident("linux", ending="restarted")
         await daemon.wait_kept(found)
         incident: Any = await daemon.call("incident", incident=found.id)

@@ -380,8 +380,10 @@ async def test_the_words_of_a_linux_are_read_and_it_is_dumped_afterwards(
     guest = linux_kernel, Trouble()
     async with (
         RunningDaemon.start(socket_dir, policy, **configured(libvirtd)) as daemon,
-        libvirtd.domain(socket_dir, "coredump-restart", guest=guest),
+        libvirtd.domain(socket_dir, "coredump-restart", guest=guest, paused=True) as vm,
     ):
+        await daemon.wait_armed("vm")
+        await vm.resume()
         found = await daemon.wait_incident("vm", ending="restarted")
         assert ("Dump", "done") in found.steps
         assert libvirtd.running

@@ -311,8 +311,12 @@ async def test_what_is_kept_of_a_linux(
     guest = linux_kernel, Trouble()
     async with (
         RunningDaemon.start(socket_dir, policy, **configured(libvirtd)) as daemon,
-        libvirtd.plain_domain(socket_dir, "coredump-destroy", guest=guest, vmcoreinfo=True),
+        libvirtd.plain_domain(
+            socket_dir, "coredump-destroy", guest=guest, vmcoreinfo=True, paused=True
+        ) as domain,
     ):
+        await daemon.wait_armed("vm")
+        await domain.resume()
         found = await daemon.wait_incident("vm", ending="destroyed")
         await daemon.wait_kept(found)
         assert {("Collect", "done"), ("Dump", "done")} <= set(found.steps)

@@ -32,10 +32,11 @@ async def test_linux_panic_leads_to_its_policy(
 ) -> None:
     async with (
         RunningDaemon.start(socket_dir, {"on_crash": on_crash}, time_limit=TIME_LIMIT) as daemon,
-        linux_guest(socket_dir, linux_kernel, devices=[device]) as guest,
+        linux_guest(socket_dir, linux_kernel, devices=[device], paused=True) as guest,
     ):
         await daemon.wait_armed(NAME)
         assert (await daemon.domain(NAME))["panic_device"] == "requested"
+        await guest.vm.start_guest()
         incident = await daemon.wait_incident(NAME, ending=ending)
         assert incident.source == "event"
         assert incident.decisions == [(on_crash, "on-crash")]
@@ -54,8 +55,10 @@ async def test_a_dump_holds_what_a_kernel_panic_is_debugged_with(
     policy = {"on_crash": "coredump-destroy", "coredump": {"min_free": "1MiB"}}
     async with (
         RunningDaemon.start(socket_dir, policy, time_limit=TIME_LIMIT) as daemon,
-        linux_guest(socket_dir, linux_kernel),
+        linux_guest(socket_dir, linux_kernel, paused=True) as guest,
     ):
+        await daemon.wait_armed(NAME)
+        await guest.vm.start_guest()
         incident = await daemon.wait_incident(NAME, ending="destroyed")
         await daemon.wait_kept(incident)
         record = await daemon.call("incident", incident=incident.id)
@@ -93,9 +96,12 @@ async def test_the_guide_s_guest_panics_and_its_kernel_log_is_kept(
             devices=("pvpanic", "vmcoreinfo"),
             name=NAME,
             accel="tcg",
+            paused=True,
             extra=("-m", "256", *boot, "-append", BUSY_HOST),
-        ),
+        ) as vm,
     ):
+        await daemon.wait_armed(NAME)
+        await vm.start_guest()
         incident = await daemon.wait_incident(NAME, ending="destroyed")
         await daemon.wait_kept(incident)
         log = await ask(daemon, "incident", incident.id, "--log")

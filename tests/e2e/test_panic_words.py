@@ -40,7 +40,11 @@ async def test_a_panic_is_known_by_its_cause_in_every_boot(
     known = set()
     async with RunningDaemon.start(socket_dir, policy, time_limit=TIME_LIMIT * BOOTS) as daemon:
         for boot in range(1, BOOTS + 1):
-            async with linux_guest(socket_dir, linux_kernel, trouble=trouble) as guest:
+            mark = daemon.mark()
+            starts = linux_guest(socket_dir, linux_kernel, trouble=trouble, paused=True)
+            async with starts as guest:
+                await daemon.wait_armed("linux", since=mark)
+                await guest.vm.start_guest()
                 found = await daemon.wait_incident("linux", ending="destroyed", count=boot)
                 await daemon.wait_kept(found)
             incident: Any = await daemon.call("incident", incident=found.id)

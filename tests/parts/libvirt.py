@@ -183,6 +183,10 @@ class OfLibvirt:
         while await self.state() != state:
             pass  # each look is a process
 
+    async def resume(self) -> None:
+        """Let it run."""
+        await self._libvirtd.virsh("resume", self.name)
+
     async def live(self, element: str) -> str:
         """An element of its live XML."""
         return await self._libvirtd.virsh("dumpxml", self.name, "--xpath", f"//{element}/text()")
@@ -354,6 +358,7 @@ class Libvirtd:
         name: str = "vm",
         on_reboot: str = "restart",
         guest: Guest | tuple[Kernel, Trouble] | WindowsMemory = Guest.PANIC_ON_KEY,
+        paused: bool = False,
     ) -> AsyncIterator[LibvirtVm]:
         """Define a domain and start it; in the end it is gone.
 
@@ -364,6 +369,7 @@ class Libvirtd:
             on_reboot: what libvirt does when it is reset.
             guest: what runs in it: a small one, a Linux, and of what it panics, or what stands for
                 a Windows, which panics at once.
+            paused: leave the guest waiting (:meth:`OfLibvirt.resume`).
         """
         witness = directory / f"{name}.witness"
         rom, xml = directory / f"{name}.rom", directory / f"{name}.xml"
@@ -392,7 +398,7 @@ class Libvirtd:
         )
         await self.virsh("define", str(xml))
         try:
-            await self.virsh("start", name)
+            await self.virsh("start", name, *(("--paused",) if paused else ()))
             async with connect_qmp(witness) as client:
                 yield LibvirtVm(self, name, client)
         finally:
@@ -413,6 +419,7 @@ class Libvirtd:
         panic: str = PANIC,
         ports: int = 1,
         vmcoreinfo: bool = False,
+        paused: bool = False,
     ) -> AsyncIterator[PlainDomain]:
         """Define a domain as virt-install does, and start it; in the end it is gone.
 
@@ -424,6 +431,7 @@ class Libvirtd:
             panic: its panic device.
             ports: PCIe root ports that it has; virt-install gives it 14 where it knows its system.
             vmcoreinfo: its kernel can leave a note on itself.
+            paused: leave the guest waiting (:meth:`OfLibvirt.resume`).
         """
         rom, xml = directory / f"{name}.rom", directory / f"{name}.xml"
         if isinstance(guest, Guest):
@@ -448,7 +456,7 @@ class Libvirtd:
         )
         await self.virsh("define", str(xml))
         try:
-            await self.virsh("start", name)
+            await self.virsh("start", name, *(("--paused",) if paused else ()))
             yield PlainDomain(self, name)
         finally:
             run = Path(f"/proc/{self.pid}/root/run/libvirt/qemu")
