@@ -9,7 +9,7 @@ Source: QAPI ``dump-guest-memory``, ``query-dump``, ``DUMP_COMPLETED`` (``qapi/d
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,13 @@ import trio
 from panicd.dumps.checks import GuestMemory, check_guest, check_host, is_size
 from panicd.dumps.directory import dump_path
 from panicd.dumps.feeding import feed_ranges
-from panicd.dumps.nearly_empty import NotInRunsError, in_runs, is_freed, suits_runs
+from panicd.dumps.nearly_empty import (
+    NotOfKdumpError,
+    else_page_by_page,
+    is_freed,
+    send_ends,
+    suits_kdump,
+)
 from panicd.dumps.page_selection import MAX_LENGTH, PageSelection, selected_pages
 from panicd.dumps.windows import windows_parts
 from panicd.dumps.writer import DumpProgress, DumpWriter, enlarge
@@ -115,11 +121,11 @@ async def dump_guest_memory(
     make = partial(_make, session, settings, domain, incident, kind, progress=progress, check=check)
     make = partial(make, by_other=by_other, reader=reader, give_way=give_way)
     try:
-        return await make(may_be_in_runs=by_other is None)
-    except NotInRunsError as error:
+        return await make(may_be_of_kdump=by_other is None)
+    except NotOfKdumpError as error:
         if not await is_freed(session):
             raise error.why from error
-        return await make(may_be_in_runs=False)
+        return await make(may_be_of_kdump=False)
 
 
 async def _make(
@@ -134,15 +140,15 @@ async def _make(
     by_other: DumpByOther | None,
     reader: Callable[[float], GuestReader] | None,
     give_way: Callable[[], None],
-    may_be_in_runs: bool,
+    may_be_of_kdump: bool,
 ) -> FinishedDump:
     """Write the memory to a file; see ``dump_guest_memory``.
 
-    ``check`` raises if somebody has let the guest go. With ``may_be_in_runs`` an ELF core may be
+    ``check`` raises if somebody has let the guest go. With ``may_be_of_kdump`` an ELF core may be
     made of QEMU's kdump.
 
     Raises:
-        NotInRunsError: that failed; the memory is still to be dumped.
+        NotOfKdumpError: that failed; the memory is still to be dumped.
     """
     memory = await check_guest(session)
     progress.total = memory.size
@@ -152,38 +158,28 @@ async def _make(
     async with AsyncExitStack() as stack:
         choosing = _chosen(session, settings, kind, memory, by_other=by_other, reader=reader)
         made, selection = await stack.enter_async_context(choosing)
-        if may_be_in_runs and suits_runs(session, memory, made, selection):
-            guest = RangeReader(session, _looking_until(settings, memory), MAX_LENGTH)
-            selection = await stack.enter_async_context(in_runs(guest, memory, selection))
+        if may_be_of_kdump and suits_kdump(session, memory, made, selection):
+            stack.enter_context(else_page_by_page())
+            selection = replace(selection, of_kdump=True)
         check()
         if selection.reason and settings.level_required:
             raise DumpError(DumpFailure.UNFILTERED, selection.reason)
         _foretell(progress, memory, made, selection)
         path = dump_path(settings, session.peer.uid, domain, incident, made)
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        enlarge(reading)
-        try:
-            writer = DumpWriter(
-                reading,
-                path,
-                made,
-                settings=settings,
-                selection=selection,
-                least=memory.least_dump(made, selection.level, progress.left_out),
-                most=memory.most_dump(),
-                progress=progress,
-                give_way=give_way,
-            )
-        except BaseException:
-            _close(reading, writing)
-            raise
+        start = partial(DumpWriter, path=path, kind=made, settings=settings, selection=selection)
+        least = memory.least_dump(made, selection.level, progress.left_out)
+        start = partial(start, least=least, most=memory.most_dump(), progress=progress)
+        writer, writing = _started(partial(start, give_way=give_way))
         asked = False
         try:
             if selection.ranges:
                 guest = RangeReader(session, deadline, MAX_LENGTH)
                 run = partial(_feed, guest, writer, writing, selection, check)
             elif by_other is None:
-                await _hand_over(session, writer, writing)
+                guest = RangeReader(session, _looking_until(settings, memory), MAX_LENGTH)
+                ends = partial(send_ends, writing, guest, memory) if selection.of_kdump else None
+                await _hand_over(session, writer, writing, ends)
+                check()
                 _check_time(deadline)
                 run = partial(_run_dump, session, selection.qemus_format(made), deadline, progress)
             else:
@@ -203,6 +199,18 @@ async def _make(
             with trio.move_on_after(CLEARING, shield=True):
                 await writer.ended.wait()
         return FinishedDump(path, size, selection)
+
+
+def _started(start: Callable[[int], DumpWriter]) -> tuple[DumpWriter, int]:
+    """Return a writer, and its pipe's writing end."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    enlarge(reading)
+    try:
+        return start(reading), writing
+    except BaseException:
+        os.close(reading)
+        os.close(writing)
+        raise
 
 
 @asynccontextmanager
@@ -309,9 +317,16 @@ def _check_time(deadline: float) -> None:
         raise DumpError(DumpFailure.TIMEOUT, "the time was over before QEMU was asked")
 
 
-async def _hand_over(session: Session, writer: DumpWriter, pipe: int) -> None:
-    """Give QEMU the pipe's writing end, as soon as the dump's file is there."""
+async def _hand_over(
+    session: Session, writer: DumpWriter, pipe: int, ends: Callable[[], Awaitable[None]] | None
+) -> None:
+    """Give QEMU the pipe's writing end, as soon as the dump's file is there.
+
+    ``ends`` writes what comes before QEMU's bytes.
+    """
     try:
+        if ends is not None:
+            await ends()
         await _await_file(writer)
         with suppress(NoReplyError):  # QEMU refuses the dump if it lacks the pipe
             await session.qmp.send_fd(pipe, FD_NAME, timeout=ANSWER_TIMEOUT)
@@ -457,8 +472,3 @@ def _cause(error: DumpError | CommandError, of_writer: DumpError | None) -> Dump
     if isinstance(error, CommandError):
         return DumpError(DumpFailure.REFUSED, error.description)
     return error
-
-
-def _close(*files: int) -> None:
-    for file in files:
-        os.close(file)

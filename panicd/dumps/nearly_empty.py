@@ -6,9 +6,9 @@ ELF core. So this is for guests of which the host holds next to nothing: those t
 boot, before they can tell of their memory's use.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Final
 
@@ -42,7 +42,7 @@ BLOCKER: Final = "dump-guest-memory"
 FREEING: Final = 5.0  # seconds
 
 
-class NotInRunsError(Exception):
+class NotOfKdumpError(Exception):
     """What QEMU wrote could not be made an ELF core; the error says why."""
 
     def __init__(self, why: DumpError) -> None:
@@ -50,7 +50,7 @@ class NotInRunsError(Exception):
         self.why = why
 
 
-def suits_runs(
+def suits_kdump(
     session: Session, memory: GuestMemory, kind: DumpFormat, selection: PageSelection
 ) -> bool:
     """Tell whether a dump is to be made so.
@@ -91,32 +91,42 @@ async def is_freed(session: Session) -> bool:
     return False
 
 
-@asynccontextmanager
-async def in_runs(
-    reader: GuestReader, memory: GuestMemory, selection: PageSelection
-) -> AsyncIterator[PageSelection]:
-    """Yield the selection with what it takes to make an ELF core of QEMU's kdump.
-
-    Args:
-        reader: of the stopped guest's memory.
-        memory: its size.
-        selection: one that keeps all pages. It stays as it is where the core can't be foretold.
+@contextmanager
+def else_page_by_page() -> Iterator[None]:
+    """Tell the failures of a kdump from those that an ELF core would have too.
 
     Raises:
-        NotInRunsError: the dump failed, but may succeed as an ELF core.
-        SessionLostError: the session ended.
+        NotOfKdumpError: the dump failed, but may succeed as an ELF core.
     """
     try:
-        ends = foretold(await reader.beginning(), memory.most_dump() or 0)
-    except NotReadableError:
-        yield selection
-        return
-    try:
-        yield replace(selection, ends=ends)
+        yield
+    except NotReadableError as error:
+        raise NotOfKdumpError(DumpError(DumpFailure.QEMU, str(error))) from error
     except DumpError as error:
         if error.failure in PERHAPS_OURS:
-            raise NotInRunsError(error) from error
+            raise NotOfKdumpError(error) from error
         raise
+
+
+async def send_ends(pipe: int, reader: GuestReader, memory: GuestMemory) -> None:
+    """Write into a pipe what the core has before and behind its memory; a kdump is to follow.
+
+    Args:
+        pipe: the writing end.
+        reader: of the stopped guest's memory.
+        memory: its size.
+
+    Raises:
+        NotReadableError: the core can't be foretold.
+        SessionLostError: the session ended.
+        DumpError: nobody reads the pipe any more.
+    """
+    ends = foretold(await reader.beginning(), memory.most_dump() or 0)
+    async with trio.lowlevel.FdStream(os.dup(pipe)) as stream:
+        try:
+            await stream.send_all(ends)
+        except trio.BrokenResourceError as error:
+            raise DumpError(DumpFailure.INCOMPLETE, "given up") from error
 
 
 def foretold(beginning: bytes, most: int) -> bytes:

@@ -54,8 +54,7 @@ class PageSelection:
         beginning: the headers and notes of a whole dump, if only ``ranges`` of the memory are read;
             else empty.
         ranges: the ranges to read, each a moment's work for QEMU.
-        ends: what an ELF core has before and behind its memory, if it is to be made of QEMU's kdump
-            (``panicd.dumps.filter.kdump_stream``); else empty.
+        of_kdump: an ELF core is made of QEMU's kdump (``panicd.dumps.filter.kdump_stream``).
     """
 
     level: int
@@ -66,11 +65,11 @@ class PageSelection:
     windows: int | None = None
     beginning: bytes = b""
     ranges: tuple[ReadRequest, ...] = ()
-    ends: bytes = b""
+    of_kdump: bool = False
 
     def qemus_format(self, kind: DumpFormat) -> str:
         """Return the format that panicd asks QEMU for, to write a file of that kind."""
-        return DumpFormat.KDUMP_ZLIB.value if self.ends else kind.of_qemu
+        return DumpFormat.KDUMP_ZLIB.value if self.of_kdump else kind.of_qemu
 
     @property
     def stream_size(self) -> int:

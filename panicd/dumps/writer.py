@@ -8,7 +8,7 @@ as soon as the disk lets go.
 
     elf         QEMU ── pipe ──► head repaired, the rest by splice(2) ──► file
     elf-zstd    QEMU ── pipe ──► the same ── pipe ──► filter.elf_filter ──► file; so elf of level 1
-                QEMU, as a kdump ── pipe ──► the core's ends, the kdump ── pipe ──► the same
+                the core's ends, then QEMU's kdump ── pipe ──► the same ──► file
     kdump-zlib  QEMU ── pipe ──► the same ── pipe ──► filter.page_filter ──► file
                 QEMU ── files in memory, a range each ── pipe, frames ──► the same filter ──► file
     win-dmp     QEMU ── pipe ──► the same ── pipe ──► filter.windows_filter
@@ -220,7 +220,7 @@ class DumpWriter:
             self._tell(self.ready)
             about = [str(self._selection.level), self._selection.about()]
             given = [] if self._given is None else [str(self._given)]
-            kdump = [KDUMP] if self._selection.ends else []
+            kdump = [KDUMP] if self._selection.of_kdump else []
             match self._kind:
                 case DumpFormat.ELF if self._selection.level == 0:
                     self._copy_elf(file, file)
@@ -322,8 +322,7 @@ class DumpWriter:
 
     def _copy(self, target: int, file: int) -> None:
         """Move what comes to the first of the programs."""
-        if self._selection.ends:
-            _write(target, self._selection.ends)
+        if self._selection.of_kdump:
             self._move(target, file, 0)  # the program sees whether the kdump is complete
         elif self._selection.ranges:
             self._copy_ranges(target, file)

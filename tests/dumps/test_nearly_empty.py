@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -29,7 +30,7 @@ from panicd.dumps.coredump import DumpProgress, dump_guest_memory
 from panicd.dumps.facts import dump_facts
 from panicd.dumps.filter import kdump_stream
 from panicd.dumps.filter.kdump_stream import START, NotUnderstoodError, parts_of_core
-from panicd.dumps.nearly_empty import NAMES, foretold, is_freed, suits_runs
+from panicd.dumps.nearly_empty import NAMES, foretold, is_freed, send_ends, suits_kdump
 from panicd.dumps.page_selection import PageSelection
 from panicd.qemu import guest_memory
 from panicd.qemu.dump_error import DumpError, DumpFailure
@@ -39,7 +40,8 @@ from panicd.qemu.session import Session
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
-from tests.dumps.test_coredump import INCIDENT, elf_of, session_with
+from tests.dumps.test_coredump import INCIDENT, elf_of, session_with, stopped_guest
+from tests.dumps.test_coredump import NOISE as NOISE_OF_32_BITS
 from tests.dumps.test_feeding import panicked_vm
 from tests.dumps.test_page_filter import core
 from tests.parts.patience import fail_after
@@ -279,18 +281,18 @@ async def test_the_dump_is_the_same_byte_for_byte(
             dump = partial(dump_guest_memory, session, at_level, "vm", kind=kind)
             finished = await dump(incident=f"{INCIDENT}{kind}{level}")
             assert finished.selection is not None
-            assert finished.selection.ends
+            assert finished.selection.of_kdump
             if kind is DumpFormat.ELF_ZSTD:
                 assert dump_facts(finished.path).level == level
             made[kind, level] = elf_of(finished)
         memory = await check_guest(session)
-        assert suits_runs(session, memory, DumpFormat.ELF, PageSelection(1))
-        assert not suits_runs(session, memory, DumpFormat.ELF, PageSelection(0)), "it has no holes"
-        assert not suits_runs(session, memory, DumpFormat.KDUMP_ZLIB, PageSelection(1))
+        assert suits_kdump(session, memory, DumpFormat.ELF, PageSelection(1))
+        assert not suits_kdump(session, memory, DumpFormat.ELF, PageSelection(0)), "it has no holes"
+        assert not suits_kdump(session, memory, DumpFormat.KDUMP_ZLIB, PageSelection(1))
         monkeypatch.setattr(dump_checks, "NEARLY_EMPTY", 0.0)
         finished = await dump_guest_memory(session, settings, "vm", INCIDENT, DumpFormat.ELF)
         assert finished.selection is not None
-        assert not finished.selection.ends
+        assert not finished.selection.of_kdump
     assert {key for key, core in made.items() if core != elf_of(finished)} == set()
 
 
@@ -307,7 +309,7 @@ async def test_a_kdump_that_is_not_understood_costs_no_dump(
         dump = partial(dump_guest_memory, session, settings, "vm", INCIDENT, DumpFormat.ELF)
         finished = await dump(progress=progress)
     assert finished.selection is not None
-    assert not finished.selection.ends
+    assert not finished.selection.of_kdump
     assert progress.received == finished.size, "what came before does not count"
     assert list((socket_dir / "coredumps").rglob("*.partial")) == []
 
@@ -388,6 +390,40 @@ async def test_a_guest_that_was_let_go_meanwhile_is_not_dumped_again(
         with pytest.raises(DumpError) as error:
             await dump_guest_memory(session, settings, "vm", INCIDENT, DumpFormat.ELF_ZSTD)
     assert error.value.failure is DumpFailure.OVERTAKEN
+
+
+@real
+@pytest.mark.usefixtures("anything_is_nearly_empty")
+async def test_a_guest_that_is_let_go_before_its_kdump_is_not_dumped(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = CoredumpSettings(socket_dir / "coredumps", min_free=FreeSpaceFloor())
+    async with panicked_vm(socket_dir) as (vm, session):
+
+        async def send(*arguments: Any) -> None:
+            await send_ends(*arguments)
+            await vm.witness.execute("system_reset")
+            await session.observe(lambda: session.vm.times_let_go > 0, 30)
+
+        monkeypatch.setattr(coredump, "send_ends", send)
+        with pytest.raises(DumpError) as error:
+            await dump_guest_memory(session, settings, "vm", INCIDENT, DumpFormat.ELF_ZSTD)
+    assert error.value.failure is DumpFailure.OVERTAKEN
+    assert list((socket_dir / "coredumps").rglob("*.partial")) == []
+
+
+@real
+@pytest.mark.usefixtures("anything_is_nearly_empty")
+async def test_a_guest_of_32_bits_comes_page_by_page(socket_dir: Path) -> None:
+    settings = CoredumpSettings(socket_dir / "coredumps", min_free=FreeSpaceFloor())
+    async with stopped_guest(socket_dir) as session:
+        assert suits_kdump(
+            session, await check_guest(session), DumpFormat.ELF_ZSTD, PageSelection(0)
+        )
+        finished = await dump_guest_memory(session, settings, "vm", INCIDENT, DumpFormat.ELF_ZSTD)
+    assert finished.selection is not None
+    assert not finished.selection.of_kdump
+    assert NOISE_OF_32_BITS in elf_of(finished)
 
 
 @real

@@ -18,7 +18,7 @@ import struct
 import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from io import BufferedReader, FileIO
+from io import BufferedIOBase, BufferedReader, FileIO
 
 from panicd.dumps.filter.kdump_stream import LARGEST, NotUnderstoodError, parts_of_core
 
@@ -137,10 +137,13 @@ def main(arguments: list[str]) -> int:
     with suppress(OSError):  # a filter of system calls may refuse it
         os.nice(NICENESS)
     kind, level, about, *kdump = arguments
+    source = BufferedReader(FileIO(0), LARGEST) if kdump else None
+    if source is not None:
+        source.peek()  # takes what has come, so that QEMU need not wait for the rest of the imports
     output = Packed(about.encode()) if kind == "zstd" else Plain()
     try:
-        if kdump:
-            copy_kdump(output)
+        if source is not None:
+            copy_kdump(source, output)
         else:
             copy(output, bool(int(level) & LEAVE_OUT_EMPTY))
         output.end()
@@ -162,14 +165,14 @@ def copy(output: Output, skips: bool) -> None:
             os.sched_yield()  # if niceness can't be had, and if this thread compresses
 
 
-def copy_kdump(output: Output) -> None:
+def copy_kdump(source: BufferedIOBase, output: Output) -> None:
     """Write the core that is made of a kdump.
 
     Raises:
         NotUnderstoodError: it is no kdump of that memory.
         OSError: ENODATA: it is cut off.
     """
-    for part in parts_of_core(BufferedReader(FileIO(0), LARGEST)):
+    for part in parts_of_core(source):
         if isinstance(part, int):
             output.skip(part)
         else:
