@@ -166,8 +166,8 @@ async def _make(
             raise DumpError(DumpFailure.UNFILTERED, selection.reason)
         _foretell(progress, memory, made, selection)
         path = dump_path(settings, session.peer.uid, domain, incident, made)
-        start = partial(DumpWriter, path=path, kind=made, settings=settings, selection=selection)
         least = memory.least_dump(made, selection.level, progress.left_out)
+        start = partial(DumpWriter, path=path, kind=made, settings=settings, selection=selection)
         start = partial(start, least=least, most=memory.most_dump(), progress=progress)
         writer, writing = _started(partial(start, give_way=give_way))
         asked = False

@@ -117,16 +117,19 @@ async def send_ends(pipe: int, reader: GuestReader, memory: GuestMemory) -> None
         memory: its size.
 
     Raises:
-        NotReadableError: the core can't be foretold.
+        NotReadableError: the core can't be foretold, or the time is over.
         SessionLostError: the session ended.
         DumpError: nobody reads the pipe any more.
     """
     ends = foretold(await reader.beginning(), memory.most_dump() or 0)
-    async with trio.lowlevel.FdStream(os.dup(pipe)) as stream:
-        try:
-            await stream.send_all(ends)
-        except trio.BrokenResourceError as error:
-            raise DumpError(DumpFailure.INCOMPLETE, "given up") from error
+    with trio.move_on_at(reader.deadline):
+        async with trio.lowlevel.FdStream(os.dup(pipe)) as stream:
+            try:
+                await stream.send_all(ends)
+            except trio.BrokenResourceError as error:
+                raise DumpError(DumpFailure.INCOMPLETE, "given up") from error
+        return
+    raise NotReadableError("the time is over")
 
 
 def foretold(beginning: bytes, most: int) -> bytes:

@@ -40,10 +40,12 @@ from panicd.qemu.session import Session
 from panicd.rules.guest_memory.memory import PAGE
 from panicd.rules.guest_memory.reading import NotReadableError
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
+from tests.dumps.page_guests import PageGuest
 from tests.dumps.test_coredump import INCIDENT, elf_of, session_with, stopped_guest
 from tests.dumps.test_coredump import NOISE as NOISE_OF_32_BITS
 from tests.dumps.test_feeding import panicked_vm
 from tests.dumps.test_page_filter import core
+from tests.dumps.test_page_selection import Ranges
 from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
 
@@ -323,6 +325,24 @@ async def test_the_beginning_of_a_guest_of_many_processors_is_whole(
         whole = await reader.beginning()
         monkeypatch.setattr(guest_memory, "BEGINNING", len(whole) - 1)
         assert await reader.beginning() == whole
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_beginning_that_nobody_reads_is_not_waited_for_long() -> None:
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        with suppress(BlockingIOError):
+            while os.write(writing, EMPTY):
+                pass
+        os.set_blocking(writing, True)
+        reader = Ranges(PageGuest(), trio.current_time() + 1, beginning_of([EMPTY] * 4))
+        with pytest.raises(NotReadableError, match="the time is over"):
+            await send_ends(writing, reader, GuestMemory(MOST, None))
+        assert os.get_blocking(writing), "QEMU does not write to another pipe"
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 @real
