@@ -41,7 +41,10 @@ async def preserved(directory: Path) -> AsyncIterator[tuple[DaemonInside, RealQe
         RealQemu.start(directory, guest=Guest.COUNT, proxied=True, extra=extra) as vm,
     ):
         await daemon.wait_armed("vm")
+        await daemon.wait_domain("vm", lambda domain: domain["run_state"] == "running")
+        mark = daemon.mark()
         assert await vm.hmp("savevm before") == ""
+        await daemon.wait_log("seen", what="guest resumed", since=mark)  # QEMU stops it for that
         await vm.panic()
         await daemon.wait_incident("vm", state="preserved")
         yield daemon, vm
