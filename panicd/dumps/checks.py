@@ -14,6 +14,7 @@ Sources: QAPI ``query-memory-size-summary`` (2.11), ``query-sev`` (2.12), ``tdx-
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeGuard
@@ -55,6 +56,7 @@ WRITTEN: Final = ("RssAnon", "RssShmem", "HugetlbPages", "VmSwap")
 
 _BACKEND: Final = "child<memory-backend-"
 _PRIVATE: Final = f"{_BACKEND}ram>"
+_KILOBYTES: Final = re.compile(r"^(\w+):\s+(\d+) kB$", re.ASCII | re.MULTILINE)
 _BLOCK: Final = re.compile(r"\b0x([0-9a-f]{16})\b", re.ASCII)
 
 _QUESTIONS: Final[tuple[Command, ...]] = (
@@ -174,12 +176,12 @@ async def check_guest(session: Session) -> GuestMemory:
     size = _size(summary) or (by_libvirt.memory if by_libvirt is not None else 0) or None
     untold = 0 if session.capability.version >= BLOCKS_SINCE else UNTOLD
     if session.process_known:
-        status = PROC / str(session.peer.pid) / "status"
+        status = _sizes_in(PROC / str(session.peer.pid) / "status")
         resident = _sum_of(status, "VmRSS", "HugetlbPages")
         possible = _sum_of(status, "VmSize")
         touched = _sum_of(status, *WRITTEN) if _is_private(objects) else None
     else:
-        resident, possible = None, _sum_of(PROC / "meminfo", "MemTotal", "SwapTotal")
+        resident, possible = None, _sum_of(_sizes_in(PROC / "meminfo"), "MemTotal", "SwapTotal")
         touched = None
     return GuestMemory(size, resident, blocks_of(blocks), possible, untold, touched)
 
@@ -244,20 +246,19 @@ def blocks_of(answer: object) -> int | None:
 
 
 def _available() -> int | None:
-    return _kilobytes(PROC / "meminfo", "MemAvailable")
+    return _sizes_in(PROC / "meminfo").get("MemAvailable")
 
 
-def _sum_of(path: Path, *keys: str) -> int | None:
+def _sum_of(sizes: Mapping[str, int], *keys: str) -> int | None:
     """Return the sum of the values that are there; None if there are none."""
-    values = [_kilobytes(path, key) for key in keys]
-    return sum(value or 0 for value in values) if any(v is not None for v in values) else None
+    values = [sizes[key] for key in keys if key in sizes]
+    return sum(values) if values else None
 
 
-def _kilobytes(path: Path, key: str) -> int | None:
-    """Return in bytes a value that proc(5) gives in kB; None if it is not there."""
+def _sizes_in(path: Path) -> dict[str, int]:
+    """Return in bytes the values that proc(5) gives in kB; none if the file is not there."""
     try:
         text = path.read_text(encoding="ascii", errors="replace")
     except OSError:
-        return None
-    found = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+        return {}
+    return {key: int(size) * 1024 for key, size in _KILOBYTES.findall(text)}
