@@ -89,10 +89,12 @@ async def test_its_monitor_s_path(libvirtd: Libvirtd, socket_dir: Path) -> None:
             ) as liar,
         ):
             await daemon.wait_log("not treated as libvirt's", domain="vm")
-            await daemon.wait_armed("vm")
-            assert (await daemon.domain("vm"))["libvirt"] == ""
+            # Whichever comes first has the name: this one, or libvirt's by its API.
+            called = (await daemon.wait_log("domain connected", monitor=str(liar.socket)))["domain"]
+            await daemon.wait_armed(called)
+            assert (await daemon.domain(called))["libvirt"] == ""
             await liar.panic()
-            await daemon.wait_incident("vm", ending="destroyed")
+            await daemon.wait_incident(called, ending="destroyed")
             await liar.wait_exit()
             assert await vm.state() == "running (booted)"
 

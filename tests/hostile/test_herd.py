@@ -46,6 +46,7 @@ async def test_all_come_back_and_no_herd_thunders(socket_dir: Path) -> None:
         with fleet(program, monitors) as first:
             await trio.to_thread.run_sync(first.ask, f"heard {LAST_QUESTION}")
             await daemon.wait_log("policy in force", count=COUNT)
+            await daemon.call("incidents")  # SQLite keeps what its file was read with
             files = open_files(daemon.pid)
             ended = time.monotonic()
         await daemon.wait_log("connection ended", count=COUNT)

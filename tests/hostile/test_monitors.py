@@ -31,6 +31,7 @@ async def test_all_at_once_are_borne_and_leave_nothing(socket_dir: Path) -> None
     good = FakeQemu(socket_dir / "good.qmp", name="good")
     async with RunningDaemon.start(socket_dir, time_limit=60) as daemon, good.running():
         await daemon.wait_armed("good")
+        await daemon.call("incidents")  # SQLite keeps what its file was read with
         files, memory = open_files(daemon.pid), resident_bytes(daemon.pid)
         async with AsyncExitStack() as stack:
             for name, behaviour in ALL.items():
