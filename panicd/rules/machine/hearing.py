@@ -43,6 +43,15 @@ def defer(turn: Turn, heard: Heard) -> None:
         turn.unbroken = False
 
 
+def panic_waits(turn: Turn) -> bool:
+    """True if a panic's event came while an answer was due: it tells more than the answer.
+
+    A QEMU that ends with the panic may say so a second time (``announced_twice``).
+    """
+    panics = (h.event for h in turn.deferred if isinstance(h.event, GuestPanickedEvent))
+    return any(panic.action is not PanicAction.POWEROFF for panic in panics)
+
+
 def begin_plan(turn: Turn) -> None:
     """Remember how many of the guest's resets and resumes were dealt with.
 

@@ -14,7 +14,7 @@ from panicd.rules.incident import (
 )
 from panicd.rules.incident import State as IncidentState
 from panicd.rules.machine import deciding, ignoring
-from panicd.rules.machine.hearing import announced_twice
+from panicd.rules.machine.hearing import announced_twice, panic_waits
 from panicd.rules.machine.inputs import (
     Answered,
     Asked,
@@ -312,14 +312,15 @@ def see_panic(turn: Turn) -> None:
     """Open an incident for a panicked guest without one."""
     vm = turn.known
     panicked = vm.run_state is RunState.GUEST_PANICKED and not vm.reset_since_panic
-    if panicked and turn.incident is None and turn.put_off is None and not vm.ended:
+    waits = turn.put_off is not None or panic_waits(turn)
+    if panicked and turn.incident is None and not waits and not vm.ended:
         deciding.open_and_decide(turn, Source.RECONCILIATION, None, RunState.GUEST_PANICKED)
 
 
 def _see_missed_panic(turn: Turn) -> None:
     """Check whether a panic stopped the guest: its event may be older than the session."""
     ignored = turn.incident is not None and turn.incident.state is IncidentState.RUNNING_ON
-    if ignored and turn.known.run_state is RunState.GUEST_PANICKED:
+    if ignored and turn.known.run_state is RunState.GUEST_PANICKED and not panic_waits(turn):
         _panicked(turn, GuestPanickedEvent(turn.moment.now, PanicAction.PAUSE), 1)
     else:
         see_panic(turn)

@@ -162,6 +162,44 @@ def test_incidents_that_begin_with_one_answer_have_an_id_each() -> None:
     assert len(ids) == len(machine.opened) == 2
 
 
+@pytest.mark.parametrize("earlier", [(), (STOP, RESUME)], ids=["looked", "stopped by others"])
+def test_a_panic_that_an_answer_tells_of_is_the_one_whose_event_came_before_it(
+    earlier: tuple[Event, ...],
+) -> None:
+    """It has its payload, and counts once; what others did before it is none of its incident."""
+    machine = Machine(OnCrash.PRESERVE, enforce=True)
+    machine.attach()
+    machine.tell(*([] if earlier else [LookAgain()]))
+    machine.hear(*earlier, replace(PANIC, information=PAYLOAD), STOP)
+    assert not machine.opened, "QEMU has been asked"
+    machine.answer({"status": "guest-panicked"})
+    machine.durable()
+    (opened,) = machine.opened
+    assert (opened.source, opened.information) == (Source.EVENT, PAYLOAD)
+    assert (machine.incident, machine.state.repeats) == (IncidentState.PRESERVED, 0)
+    assert machine.sent == []
+
+
+def test_a_panic_with_which_qemu_is_about_to_end_is_not_lost_for_an_answer() -> None:
+    machine = Machine(OnCrash.PRESERVE)
+    machine.attach()
+    machine.tell(LookAgain(), ENDS)
+    machine.answer({"status": "guest-panicked"})
+    assert len(machine.opened) == 1
+
+
+def test_so_it_is_of_a_guest_whose_panics_are_ignored() -> None:
+    machine = Machine(OnCrash.IGNORE)
+    machine.attach()
+    machine.hear(replace(PANIC, action=PanicAction.RUN))
+    machine.durable()
+    assert machine.incident is IncidentState.RUNNING_ON
+    machine.hear(STOP, RESUME, PANIC, STOP)
+    machine.answer({"status": "guest-panicked"})
+    assert machine.state.incident is not None
+    assert machine.state.incident.repeats + machine.state.repeats == 1
+
+
 def test_a_guest_that_was_reset_while_the_session_was_made_is_left_alone() -> None:
     machine = Machine(OnCrash.DESTROY)
     machine.attach(RunState.GUEST_PANICKED, RESET, RESUME)
