@@ -10,7 +10,8 @@
     feeding        reads the kept ranges of the memory, instead of all of it
     writer         writes the bytes, in a thread; repair: changes their beginning on the way
     directory      names the files; facts, reader, kdump_reader: tell what a finished one holds
-    filter/        separate programs that change the bytes on the way; own_program: starts them
+    filter/        separate programs that change the bytes on the way; own_program: starts them,
+                   standby: keeps one ready
 
 Enters: a session, or libvirt's pipe. Leaves: a finished dump, or why there is none.
 """

@@ -27,6 +27,7 @@ from panicd.dumps.nearly_empty import (
     suits_kdump,
 )
 from panicd.dumps.page_selection import MAX_LENGTH, PageSelection, selected_pages
+from panicd.dumps.standby import DumpHost
 from panicd.dumps.windows import windows_parts
 from panicd.dumps.writer import DumpProgress, DumpWriter, enlarge
 from panicd.qemu.dump_error import DumpByOther, DumpError, DumpFailure
@@ -87,7 +88,7 @@ async def dump_guest_memory(
     progress: DumpProgress | None = None,
     by_other: DumpByOther | None = None,
     reader: Callable[[float], GuestReader] | None = None,
-    give_way: Callable[[], None] = lambda: None,
+    host: DumpHost = DumpHost(),  # noqa: B008 - it is frozen
 ) -> FinishedDump:
     """Write the memory of a stopped guest to a file.
 
@@ -104,7 +105,7 @@ async def dump_guest_memory(
         by_other: has QEMU dump; None: panicd does, by the monitor.
         reader: reads the guest's memory until a moment of trio's clock, if ``by_other``'s side can
             read it in parts as well.
-        give_way: called before each part that is moved, in the writer's thread; may wait a moment.
+        host: what the dump owes to it, and has of it.
 
     Raises:
         DumpError: no dump could be made, or panicd did not try.
@@ -119,7 +120,7 @@ async def dump_guest_memory(
     progress.began = trio.current_time()
     check = partial(_check_not_let_go, session, session.vm.times_let_go)
     make = partial(_make, session, settings, domain, incident, kind, progress=progress, check=check)
-    make = partial(make, by_other=by_other, reader=reader, give_way=give_way)
+    make = partial(make, by_other=by_other, reader=reader, host=host)
     try:
         return await make(may_be_of_kdump=by_other is None)
     except NotOfKdumpError as error:
@@ -139,7 +140,7 @@ async def _make(
     check: Callable[[], None],
     by_other: DumpByOther | None,
     reader: Callable[[float], GuestReader] | None,
-    give_way: Callable[[], None],
+    host: DumpHost,
     may_be_of_kdump: bool,
 ) -> FinishedDump:
     """Write the memory to a file; see ``dump_guest_memory``.
@@ -169,7 +170,7 @@ async def _make(
         least = memory.least_dump(made, selection.level, progress.left_out)
         start = partial(DumpWriter, path=path, kind=made, settings=settings, selection=selection)
         start = partial(start, least=least, most=memory.most_dump(), progress=progress)
-        writer, writing = _started(partial(start, give_way=give_way))
+        writer, writing = _started(partial(start, host=host))
         asked = False
         try:
             if selection.ranges:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from panicd.dumps.standby import Standby
 from panicd.dumps.writer import DumpProgress
 from panicd.rules.settings import DumpFormat
 
@@ -43,9 +44,16 @@ class DumpQueue:
     Args:
         at_once: how many may be under way.
         clock: returns the seconds since the epoch.
+        standby: has a filter ready for the next dump; None: nothing has.
+
+    Attributes:
+        standby: likewise.
     """
 
-    def __init__(self, at_once: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, at_once: int, clock: Callable[[], float], standby: Standby | None = None
+    ) -> None:
+        self.standby = standby
         self._at_once = at_once
         self._clock = clock
         self._under_way: set[DumpTurn] = set()

@@ -30,7 +30,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,16 +42,19 @@ from panicd.dumps import repair as dump_repair
 from panicd.dumps.directory import give_name, partial_file, remove_abandoned, space
 from panicd.dumps.filter.core_stream import FRAMED
 from panicd.dumps.filter.elf_filter import KDUMP
-from panicd.dumps.own_program import ONE_THREAD, own_program
 from panicd.dumps.page_selection import PageSelection
+from panicd.dumps.standby import ELF_FILTER, DumpHost, Filter
 from panicd.evidence.bundle_store import allocated
 from panicd.qemu.dump_error import DumpError, DumpFailure
 from panicd.qemu.threads import NoThreadError, needing_a_thread
 from panicd.rules.settings import CoredumpSettings, DumpFormat
 
 CHUNK: Final = 1 << 20  # bytes moved at once, and in the pipe: the most that pipe(7) lets users ask
+LITTLE: Final = CHUNK // 4
+GATHERING: Final = 0.0003
+"""Seconds for which more of a kdump may come, if it came in less than ``LITTLE`` bytes. QEMU writes
+an empty guest's in pieces of 16 KiB, and loses a tenth of its time if each wakes two processes."""
 SPACE_CHECK: Final = 64 << 20  # bytes written between two looks at the free space
-ELF_FILTER: Final = "panicd.dumps.filter.elf_filter"
 WINDOWS_FILTER: Final = "panicd.dumps.filter.windows_filter"
 PAGE_FILTER: Final = "panicd.dumps.filter.page_filter"
 
@@ -119,7 +122,7 @@ class DumpWriter:
         least: bytes that the file will probably take at least.
         most: bytes that QEMU may write; None: as many as there is space for.
         progress: kept up to date.
-        give_way: called before each part that is read; may wait a moment.
+        host: what the dump owes to it, and has of it.
 
     Raises:
         DumpError: no thread is left for it.
@@ -144,7 +147,7 @@ class DumpWriter:
         least: int,
         most: int | None,
         progress: DumpProgress,
-        give_way: Callable[[], None] = lambda: None,
+        host: DumpHost,
     ) -> None:
         self.ready = trio.Event()
         self.begun = trio.Event()
@@ -160,9 +163,9 @@ class DumpWriter:
         self._most = most
         self._waited = 0.0  # seconds, for QEMU
         self._progress = progress
-        self._give_way = give_way
+        self._host = host
         self._next_check = SPACE_CHECK
-        self._filters: list[subprocess.Popen[bytes]] = []
+        self._filters: list[subprocess.Popen[bytes] | Filter] = []
         self._stop_lock = threading.Lock()
         self._trio = trio.lowlevel.current_trio_token()
         given = [selection.bitmap, selection.windows]
@@ -206,6 +209,7 @@ class DumpWriter:
                 self._stop = -1
             self._tell(self.ready)
             self._tell(self.ended)
+        self._host.renew()
 
     def _tell(self, event: trio.Event) -> None:
         with suppress(trio.RunFinishedError):
@@ -255,7 +259,7 @@ class DumpWriter:
 
     def _wait(self) -> None:
         """Wait for bytes to read, and for the turn to read them."""
-        self._give_way()
+        self._host.give_way()
         is_elf = self._selection.qemus_format(self._kind) == DumpFormat.ELF.value
         least = LEAST_RATE if is_elf else LEAST_KDUMP_RATE
         patience = PATIENCE + self._progress.received / least - self._waited
@@ -347,8 +351,11 @@ class DumpWriter:
         """Move the rest to ``target``: ``expected`` bytes must have come at the end."""
         while True:
             self._wait()
-            if not self._count(os.splice(self._pipe, target, CHUNK), file):
+            moved = self._count(os.splice(self._pipe, target, CHUNK), file)
+            if not moved:
                 break
+            if self._selection.of_kdump and moved < LITTLE:
+                time.sleep(GATHERING)
         missing = expected - self._progress.received
         if missing > 0:
             raise DumpError(DumpFailure.INCOMPLETE, f"QEMU's dump is {missing} bytes short")
@@ -383,18 +390,11 @@ class DumpWriter:
         target: int | IO[bytes] = file
         with self._stop_lock:
             for program in reversed(programs):
-                process = subprocess.Popen(
-                    own_program(*program),
-                    stdin=subprocess.PIPE,
-                    stdout=target,
-                    bufsize=0,
-                    cwd="/",
-                    env=os.environ | ONE_THREAD,
-                    pass_fds=() if self._given is None else (self._given,),
-                )
+                process = self._host.start(program, target, self._given)
                 if not isinstance(target, int):
                     target.close()  # the program has it now
-                self._filters.insert(0, stack.enter_context(process))
+                stack.enter_context(process)
+                self._filters.insert(0, process)
                 assert process.stdin is not None
                 enlarge(process.stdin.fileno())
                 target = process.stdin

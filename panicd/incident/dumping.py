@@ -7,6 +7,7 @@ from typing import Final
 
 from panicd.dumps.coredump import FinishedDump, dump_guest_memory
 from panicd.dumps.queue import DumpQueue, DumpTurn
+from panicd.dumps.standby import DumpHost
 from panicd.host.logs import get_logger
 from panicd.host.metrics import Metrics
 from panicd.incident.domains import Domain
@@ -76,7 +77,7 @@ async def dump_in_turn(
                     progress=turn.progress,
                     by_other=by_other,
                     reader=_peek_reader(session, libvirt),
-                    give_way=give_way,
+                    host=DumpHost(give_way, queue.standby),
                 )
     except DumpError as error:
         metrics.coredump_failures.labels(reason=error.failure).inc()

@@ -70,12 +70,17 @@ class Services:
     def policy_for(self, claim: Claim, monitor: str) -> Policy:
         """Return a domain's policy: its configuration, with inherited parts.
 
+        The first one that asks for a dump has a filter stand by from then on.
+
         Args:
             claim: the identity that QEMU claims; the name may be the socket's.
             monitor: its monitor's address, which libvirt's own domains name.
         """
         policy = self.config().policy_for(claim.name, claim.uuid or None)
-        return inherit(policy, self.libvirt.known(monitor))
+        policy = inherit(policy, self.libvirt.known(monitor))
+        if policy.on_crash.coredump and self.dumps.standby is not None:
+            self.dumps.standby.want()
+        return policy
 
 
 def bundle_directory(config: Config, incident_id: str) -> Path:

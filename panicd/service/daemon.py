@@ -30,6 +30,7 @@ from panicd.config.config import (
 from panicd.dumps.coredump import DumpFailure
 from panicd.dumps.directory import Space, existing_part, space
 from panicd.dumps.queue import DumpQueue
+from panicd.dumps.standby import Standby
 from panicd.evidence.bundle_writer import BundleWriter
 from panicd.evidence.retention import BundleRetention
 from panicd.fleet.audit import count_exposed
@@ -80,6 +81,7 @@ from panicd.web.page import Pages
 from panicd.web.web import WebApp
 
 AT_START_ONLY: Final = ("metrics_listen", "state_directory", "control_socket")
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SWITCH_INTERVAL: Final = 0.0005  # seconds (sys.setswitchinterval)
 LAST_WORDS: Final = 2.0  # seconds for writing the last entries at the end
 PRUNE_EVERY: Final = 24 * 3600.0  # seconds
@@ -141,7 +143,8 @@ class Daemon:
         self._problems = Problems()
         self._metrics.problems.set_function(lambda: len(self._problems.blinding))
         self._metrics.guests_left_reset.set_function(self._guests_left_reset)
-        self._dumps = DumpQueue(config.coredumps_at_once, time.time)
+        self._standby = Standby()
+        self._dumps = DumpQueue(config.coredumps_at_once, time.time, self._standby)
         self._dry_run = dry_run
         self._manager = ServiceManager.take(os.environ)
         self._monitors: dict[Monitor, trio.CancelScope] = {}
@@ -162,10 +165,7 @@ class Daemon:
         """
         # A scrape renders in a thread of its own; with the default of 5 ms it would delay panics.
         sys.setswitchinterval(SWITCH_INTERVAL)
-        with (
-            self._journal,
-            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
-        ):
+        with self._journal, self._standby, trio.open_signal_receiver(*SIGNALS) as signals:
             async with event_loop(), trio.open_nursery() as nursery:
                 nursery.start_soon(write_late)
                 self._services = services = self._make_services(nursery)

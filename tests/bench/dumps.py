@@ -27,6 +27,7 @@ import trio
 from panicd.dumps import coredump
 from panicd.dumps.coredump import dump_guest_memory
 from panicd.dumps.page_selection import PageSelection
+from panicd.dumps.standby import DumpHost, Standby
 from panicd.qemu.monitor import event_loop
 from panicd.qemu.session import Session
 from panicd.rules.qapi import RunState
@@ -35,6 +36,8 @@ from tests.dumps.test_coredump import session_with
 from tests.parts.qemu import RealQemu
 
 MIB = 1 << 20
+PAUSE = 0.3
+"""Seconds before each dump: as long as after a panic, by when a filter stands by again."""
 OWN = ("elf", "kdump-zlib")
 MADE = (
     (DumpFormat.ELF, 0),
@@ -71,13 +74,15 @@ def main() -> None:
     for content in SHARES:
         with tempfile.TemporaryDirectory(prefix="panicd-", dir=options.directory) as directory:
             run = partial(measure, Path(directory), content, options.memory, options.rounds)
-            for name, seconds, size in trio.run(run):
+            with Standby() as standby:
+                figures = trio.run(run, standby)
+            for name, seconds, size in figures:
                 share = size / MIB / options.memory
                 print(f"| {content} | {name} | {options.memory / seconds:.0f} | {share:.3f} |")
 
 
 async def measure(
-    directory: Path, content: str, memory: int, rounds: int
+    directory: Path, content: str, memory: int, rounds: int, standby: Standby
 ) -> list[tuple[str, float, int]]:
     """Return the name of each dump, the seconds that it took, and its size."""
     image = Path("/dev/shm") / directory.name  # noqa: S108 - where else is memory a file
@@ -99,16 +104,20 @@ async def measure(
             ) as vm,
             session_with(vm) as session,
         ):
+            standby.want()
             await session.execute("cont")
             await session.observe(lambda: session.run_state is RunState.GUEST_PANICKED, 60.0)
             dumps: Mapping[str, Callable[[], Awaitable[Path]]] = {
                 f"QEMU's own {kind}": partial(dump_by_qemu, vm, directory, kind) for kind in OWN
             } | {
-                f"panicd's {kind}, level {level}": partial(dump, session, directory, kind, level)
+                f"panicd's {kind}, level {level}": partial(
+                    dump, session, directory, kind, level, standby
+                )
                 for kind, level in MADE
             }
             for _ in range(rounds):
                 for name, make in dumps.items():
+                    await trio.sleep(PAUSE)
                     began = time.perf_counter()
                     path = await make()
                     taken[name].append(time.perf_counter() - began)
@@ -132,11 +141,14 @@ async def dump_by_qemu(vm: RealQemu, directory: Path, kind: str) -> Path:
     return path
 
 
-async def dump(session: Session, directory: Path, kind: DumpFormat, level: int) -> Path:
+async def dump(
+    session: Session, directory: Path, kind: DumpFormat, level: int, standby: Standby
+) -> Path:
     """Have panicd dump."""
     settings = CoredumpSettings(directory / "coredumps", min_free=FreeSpaceFloor(), level=level)
     with patch.object(coredump, "selected_pages", taken_for_linux):
-        return (await dump_guest_memory(session, settings, "vm", kind, kind)).path
+        host = DumpHost(standby=standby)
+        return (await dump_guest_memory(session, settings, "vm", kind, kind, host=host)).path
 
 
 @asynccontextmanager

@@ -32,6 +32,7 @@ from panicd.dumps.coredump import (
 from panicd.dumps.directory import Space
 from panicd.dumps.facts import dump_facts
 from panicd.dumps.page_selection import PageSelection, selected_pages
+from panicd.dumps.standby import DumpHost
 from panicd.qemu.monitor import (
     Command,
     CommandError,
@@ -162,7 +163,7 @@ async def dump(
     give_way: Callable[[], None] = lambda: None,
 ) -> FinishedDump:
     return await dump_guest_memory(
-        session, settings, "vm", INCIDENT, kind, progress=progress, give_way=give_way
+        session, settings, "vm", INCIDENT, kind, progress=progress, host=DumpHost(give_way)
     )
 
 

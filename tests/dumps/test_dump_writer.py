@@ -15,6 +15,7 @@ import trio
 from panicd.dumps import writer as dump_writer
 from panicd.dumps.page_selection import PageSelection
 from panicd.dumps.repair import ElfHead, repaired_kdump
+from panicd.dumps.standby import DumpHost
 from panicd.dumps.writer import DumpProgress, DumpWriter
 from panicd.qemu.dump_error import DumpFailure
 from panicd.rules.settings import CoredumpSettings, DumpFormat, FreeSpaceFloor
@@ -64,7 +65,7 @@ def writer_into(
         least=0,
         most=most,
         progress=DumpProgress(),
-        give_way=give_way,
+        host=DumpHost(give_way),
     )
 
 

@@ -13,10 +13,13 @@ import trio
 
 from panicd.demo.guests import Guest
 from tests.parts.daemon import LoggedIncident, RunningDaemon
+from tests.parts.patience import fail_after
 from tests.parts.qemu import RealQemu
 from tests.parts.small_disk import small_disk
 
 pytestmark = pytest.mark.real
+
+TIME_LIMIT = 60.0  # seconds
 
 
 def files(directory: Path) -> list[Path]:
@@ -240,3 +243,45 @@ async def test_compressed_elf_is_the_format_by_default(socket_dir: Path) -> None
         (dump,) = files(directory)
         assert dump.name == f"{incident.id}.elf.zst"
         assert dump.read_bytes()[:4] == b"\x28\xb5\x2f\xfd"
+
+
+def standing_by(daemon: RunningDaemon) -> list[int]:
+    """The daemon's processes that wait for a dump to filter."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+            program = (directory / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        if parent == daemon.pid and b"filter.stand_by" in program:
+            found.append(int(directory.name))
+    return found
+
+
+async def test_a_filter_stands_by_where_a_policy_asks_for_dumps(
+    socket_dir: Path, tmp_path: Path
+) -> None:
+    policy = coredump(tmp_path / "coredumps", format="elf-zstd")
+    with fail_after(TIME_LIMIT):
+        async with (
+            RunningDaemon.start(
+                socket_dir, {"on_crash": "destroy"}, domains=[{"match": "dumped", **policy}]
+            ) as daemon,
+        ):
+            async with RealQemu.start(socket_dir, name="other"):
+                await daemon.wait_armed("other")
+                assert standing_by(daemon) == []
+            async with RealQemu.start(socket_dir, name="dumped", guest=Guest.PANIC_ON_KEY) as vm:
+                await daemon.wait_armed("dumped")
+                while not (first := standing_by(daemon)):
+                    await trio.lowlevel.checkpoint()  # a thread starts it
+                await vm.press_key()
+                await daemon.wait_incident("dumped", ending="destroyed")
+                assert await vm.wait_exit() == 0
+            while not (second := standing_by(daemon)) or second == first:
+                await trio.lowlevel.checkpoint()  # after the dump
+            (dump,) = files(tmp_path)
+            assert dump.suffix == ".zst"
+    with pytest.raises(ProcessLookupError):
+        os.kill(second[0], 0)

@@ -8,6 +8,7 @@
     kdump_writer   writes the kdump-compressed format, page by page
     page_filter    a program: reads an ELF core, writes its kept pages as a kdump
     elf_filter     a program: reads an ELF core, or QEMU's kdump; compresses it, leaves holes
+    stand_by       a program: waits until it is to be the elf_filter of a dump
     kdump_stream   makes an ELF core of QEMU's kdump of a nearly empty guest
     windows_filter a program: reads an ELF core of a Windows, writes a dump for WinDbg
     core_stream    reads what comes in

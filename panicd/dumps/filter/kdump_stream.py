@@ -70,8 +70,6 @@ def _pieces(source: BufferedIOBase) -> Iterator[tuple[int, bytes]]:
     while True:
         place, size = _PIECE.unpack(_read(source, _PIECE.size))
         if (place, size) == (-1, -1):
-            while source.read(LARGEST):  # whoever writes must not find the pipe closed
-                pass
             return
         if place < 0 or not 0 <= size <= LARGEST:
             raise NotUnderstoodError("a piece of it belongs nowhere")

@@ -1,0 +1,206 @@
+"""Keeps a process ready that filters a dump before there is one, because a guest is down meanwhile.
+
+Python takes some 10 ms of a processor to start, and 7 ms to import what the ELF filter needs. QEMU
+writes a kdump of 1 GiB of empty memory in 17 ms, and waited for the filter as long again. So where
+a domain's policy asks for a dump, one process has done all that before (``filter.stand_by``).
+"""
+
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Final, Self
+
+from panicd.dumps.filter.stand_by import SEPARATOR
+from panicd.dumps.own_program import ONE_THREAD, own_program
+from panicd.qemu.threads import NoThreadError, needing_a_thread
+
+ELF_FILTER: Final = "panicd.dumps.filter.elf_filter"
+STAND_BY: Final = "panicd.dumps.filter.stand_by"
+_PATIENCE: Final = 5.0  # seconds for a process to end that nobody needs any more
+
+
+class Filter:
+    """A filter that has begun, from the process that stood by; it is used as a ``Popen`` is.
+
+    Args:
+        process: the process.
+        orders: the socket to it.
+        stdin: the filter's input.
+        ended: gets the process when it has ended, or is about to end.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        orders: socket.socket,
+        stdin: IO[bytes],
+        ended: Callable[[subprocess.Popen[bytes]], None],
+    ) -> None:
+        self.stdin = stdin
+        self._process = process
+        self._orders = orders
+        self._ended = ended
+
+    def kill(self) -> None:
+        """Kill it; see ``Popen.kill``."""
+        self._process.kill()
+
+    def wait(self) -> int:
+        """Wait until it has written everything, and return its exit status; see ``Popen.wait``."""
+        with suppress(OSError):  # it was killed
+            if status := self._orders.recv(1):
+                return status[0]
+        return self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self.stdin.close()
+        self._orders.close()
+        self._ended(self._process)
+
+
+class Standby:
+    """Keeps one process ready, once somebody wants it. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_wanted = False
+        self._ready: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._ending: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process that stands by; none will any more."""
+        with self._lock:
+            self._is_wanted = False
+            self._reap()
+
+    def want(self) -> None:
+        """Have a process stand by from now on; does not wait for it."""
+        if not self._is_wanted:
+            self._is_wanted = True
+            with suppress(NoThreadError), needing_a_thread():  # ``renew`` follows a dump too
+                threading.Thread(target=self.renew, name="standby", daemon=True).start()
+
+    def renew(self) -> None:
+        """Start a process, if it is wanted and none stands by."""
+        with self._lock:
+            if self._ready is not None and self._ready[0].poll() is None:
+                return
+            self._reap()
+            if self._is_wanted:
+                with suppress(OSError):  # a dump can do without
+                    self._ready = _start()
+
+    def take(self, arguments: list[str], output: int) -> Filter | None:
+        """Have the process filter a dump; None: none stands by.
+
+        Args:
+            arguments: of ``filter.elf_filter``.
+            output: the file that it writes.
+
+        Raises:
+            OSError: no file descriptor is left.
+        """
+        with self._lock:
+            if self._ready is None:
+                return None
+            source, target = os.pipe2(os.O_CLOEXEC)
+            (process, orders), self._ready = self._ready, None
+        filtering = Filter(process, orders, os.fdopen(target, "wb", buffering=0), self._ends)
+        try:
+            said = SEPARATOR.join(arguments).encode(errors="surrogateescape")
+            socket.send_fds(orders, [said], [source, output])
+        except OSError:  # it has died, or the message is too long
+            process.kill()
+            with filtering:
+                return None
+        finally:
+            os.close(source)
+        return filtering
+
+    def _ends(self, process: subprocess.Popen[bytes]) -> None:
+        self._ending.append(process)
+
+    def _reap(self) -> None:
+        """Let the process that stands by go, and take leave of those that have ended."""
+        if self._ready is not None:
+            (process, orders), self._ready = self._ready, None
+            orders.close()
+            self._ends(process)
+        while self._ending:
+            with suppress(subprocess.TimeoutExpired):
+                self._ending.pop().wait(_PATIENCE)
+
+
+@dataclass(frozen=True, slots=True)
+class DumpHost:
+    """What a dump owes to its host, and has of it.
+
+    Attributes:
+        give_way: called before each part that is moved, in the writer's thread; may wait a moment.
+        standby: has a filter ready; None: each is started when it is needed.
+    """
+
+    give_way: Callable[[], None] = lambda: None
+    standby: Standby | None = None
+
+    def start(
+        self, program: Sequence[str], output: int | IO[bytes], given: int | None
+    ) -> subprocess.Popen[bytes] | Filter:
+        """Start a filter, or take the one that stands by.
+
+        Args:
+            program: its module and its arguments.
+            output: what it writes.
+            given: another descriptor that it gets, under its number.
+
+        Raises:
+            OSError: it can't be started.
+        """
+        module, *arguments = program
+        if self.standby is not None and module == ELF_FILTER and isinstance(output, int):
+            taken = self.standby.take(arguments, output)
+            if taken is not None:
+                return taken
+        return subprocess.Popen(
+            own_program(*program),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            bufsize=0,
+            cwd="/",
+            env=os.environ | ONE_THREAD,
+            pass_fds=() if given is None else (given,),
+        )
+
+    def renew(self) -> None:
+        """Have a filter stand by for the next dump."""
+        if self.standby is not None:
+            self.standby.renew()
+
+
+def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                own_program(STAND_BY, str(theirs.fileno())),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                env=os.environ | ONE_THREAD,
+                pass_fds=(theirs.fileno(),),
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return process, ours
