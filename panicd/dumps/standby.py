@@ -20,7 +20,7 @@ from panicd.qemu.threads import NoThreadError, needing_a_thread
 
 ELF_FILTER: Final = "panicd.dumps.filter.elf_filter"
 STAND_BY: Final = "panicd.dumps.filter.stand_by"
-_PATIENCE: Final = 5.0  # seconds for a process to end that nobody needs any more
+_PATIENCE: Final = 5.0  # seconds for a killed process to end; a dead disk may hold it
 
 
 class Filter:
@@ -60,6 +60,7 @@ class Filter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()  # it has written everything, or nobody wants it
         with suppress(OSError):
             self.stdin.close()
         self._orders.close()
@@ -70,7 +71,8 @@ class Standby:
     """Keeps one process ready, once somebody wants it. Any thread may call it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._renewing = threading.Lock()
+        self._lock = threading.Lock()  # held for no wait: who gives a dump up may wait for it
         self._is_wanted = False
         self._ready: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._ending: list[subprocess.Popen[bytes]] = []
@@ -82,7 +84,8 @@ class Standby:
         """End the process that stands by; none will any more."""
         with self._lock:
             self._is_wanted = False
-            self._reap()
+            self._let_go()
+        self._reap()
 
     def want(self) -> None:
         """Have a process stand by from now on; does not wait for it."""
@@ -92,14 +95,20 @@ class Standby:
                 threading.Thread(target=self.renew, name="standby", daemon=True).start()
 
     def renew(self) -> None:
-        """Start a process, if it is wanted and none stands by."""
-        with self._lock:
-            if self._ready is not None and self._ready[0].poll() is None:
-                return
-            self._reap()
-            if self._is_wanted:
+        """Start a process, if it is wanted and none stands by; wait for those that end."""
+        with self._renewing:
+            with self._lock:
+                if self._ready is not None and self._ready[0].poll() is not None:
+                    self._let_go()
+                is_needed = self._is_wanted and self._ready is None
+            if is_needed:
                 with suppress(OSError):  # a dump can do without
-                    self._ready = _start()
+                    started = _start()
+                    with self._lock:
+                        self._ready = started
+                        if not self._is_wanted:
+                            self._let_go()
+            self._reap()
 
     def take(self, arguments: list[str], output: int) -> Filter | None:
         """Have the process filter a dump; None: none stands by.
@@ -121,7 +130,6 @@ class Standby:
             said = SEPARATOR.join(arguments).encode(errors="surrogateescape")
             socket.send_fds(orders, [said], [source, output])
         except OSError:  # it has died, or the message is too long
-            process.kill()
             with filtering:
                 return None
         finally:
@@ -131,15 +139,19 @@ class Standby:
     def _ends(self, process: subprocess.Popen[bytes]) -> None:
         self._ending.append(process)
 
-    def _reap(self) -> None:
-        """Let the process that stands by go, and take leave of those that have ended."""
+    def _let_go(self) -> None:
         if self._ready is not None:
             (process, orders), self._ready = self._ready, None
+            process.kill()
             orders.close()
             self._ends(process)
-        while self._ending:
-            with suppress(subprocess.TimeoutExpired):
-                self._ending.pop().wait(_PATIENCE)
+
+    def _reap(self) -> None:
+        """Take leave of those that end."""
+        with suppress(IndexError):  # several threads may be at it
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    self._ending.pop().wait(_PATIENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +192,7 @@ class DumpHost:
             cwd="/",
             env=os.environ | ONE_THREAD,
             pass_fds=() if given is None else (given,),
+            process_group=0,  # a terminal's Ctrl-C is panicd's, which keeps or gives up the dump
         )
 
     def renew(self) -> None:
@@ -199,6 +212,7 @@ def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
                 cwd="/",
                 env=os.environ | ONE_THREAD,
                 pass_fds=(theirs.fileno(),),
+                process_group=0,  # see above
             )
         except BaseException:
             ours.close()

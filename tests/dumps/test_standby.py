@@ -6,16 +6,20 @@ import errno
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from panicd.dumps import standby as dump_standby
 from panicd.dumps.filter.elf_filter import KDUMP
+from panicd.dumps.filter.stand_by import MESSAGE
 from panicd.dumps.standby import ELF_FILTER, DumpHost, Filter, Standby
 from panicd.qemu.threads import NoThreadError
 
@@ -135,7 +139,7 @@ def test_the_next_one_stands_by_after_a_dump(standby: Standby, tmp_path: Path) -
         assert taken is not None
         filtered(taken, CORE)
     standby.renew()
-    assert first.returncode == 0  # it has been waited for
+    assert first.returncode is not None  # it has been waited for
     assert process_of(standby).pid != first.pid
     standby.renew()
     assert process_of(standby).poll() is None  # one is enough
@@ -144,6 +148,91 @@ def test_the_next_one_stands_by_after_a_dump(standby: Standby, tmp_path: Path) -
 def test_no_message_is_cut_short(standby: Standby) -> None:
     with Path(os.devnull).open("wb") as file:
         assert standby.take(["zstd", "0", "x" * (4 << 20)], file.fileno()) is None
+
+
+def test_a_message_longer_than_the_program_reads_is_no_shorter_dump(standby: Standby) -> None:
+    with Path(os.devnull).open("wb") as file:
+        taken = standby.take(["zstd", "0", "x" * MESSAGE, KDUMP], file.fileno())
+        assert taken is not None
+        assert filtered(taken, b"") == errno.EMSGSIZE
+
+
+def test_nobody_waits_for_one_that_does_not_end(standby: Standby, tmp_path: Path) -> None:
+    """A dead disk may hold a killed process; the next dump and whoever gives it up go on."""
+    waits, goes_on = threading.Event(), threading.Event()
+
+    class Held:
+        def wait(self, _timeout: float) -> None:
+            waits.set()
+            assert goes_on.wait(GONE_WITHIN)
+
+    standby._ends(cast("subprocess.Popen[bytes]", Held()))
+    renewing = threading.Thread(target=standby.renew)
+    renewing.start()
+    try:
+        assert waits.wait(GONE_WITHIN)
+        assert standby._lock.acquire(timeout=0)
+        standby._lock.release()
+        with (tmp_path / "core").open("wb") as file:
+            taken = standby.take(ZSTD, file.fileno())
+        assert taken is not None
+        assert filtered(taken, CORE) == 0
+    finally:
+        goes_on.set()
+        renewing.join()
+
+
+def test_dumps_at_once_leave_no_zombies(standby: Standby) -> None:
+    """The second one to end finds that one stands by already."""
+    with Path(os.devnull).open("wb") as file:
+        first = standby.take(ZSTD, file.fileno())
+        standby.renew()
+        second = standby.take(ZSTD, file.fileno())
+        assert first is not None
+        assert second is not None
+        filtered(first, CORE)
+        standby.renew()
+        filtered(second, CORE)
+        standby.renew()
+    assert second._process.returncode is not None
+
+
+def test_one_that_is_stopped_does_not_outlive_it() -> None:
+    with Standby() as made:
+        made._is_wanted = True
+        made.renew()
+        process = process_of(made)
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    assert process.returncode is not None
+
+
+def test_what_was_started_too_late_is_let_go(
+    standby: Standby, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    start = dump_standby._start
+
+    def start_at_the_end() -> tuple[subprocess.Popen[bytes], socket.socket]:
+        standby.__exit__()
+        made.append(start())
+        return made[0]
+
+    standby._let_go()
+    monkeypatch.setattr(dump_standby, "_start", start_at_the_end)
+    standby.renew()
+    assert not is_there(standby)
+    assert made[0][0].returncode is not None
+
+
+def test_a_terminal_interrupts_panicd_only(standby: Standby) -> None:
+    with Path(os.devnull).open("wb") as file:
+        host = DumpHost()
+        started = host.start([ELF_FILTER, *ZSTD], file.fileno(), None)
+    assert isinstance(started, subprocess.Popen)
+    for process in (process_of(standby), started):
+        assert os.getpgid(process.pid) == process.pid
+    assert filtered(started, CORE) == 0
 
 
 def test_without_descriptors_nothing_is_lost(
@@ -184,7 +273,7 @@ def test_nobody_stands_by_unless_wanted(monkeypatch: pytest.MonkeyPatch) -> None
         while not is_there(made):
             pass  # a thread starts it
         process = process_of(made)
-    assert process.returncode == 0
+    assert process.returncode is not None
     made.renew()
     assert not is_there(made)
 

@@ -25,9 +25,11 @@ def main(arguments: list[str]) -> int:
     (number,) = arguments
     _warm_up()
     with socket.socket(fileno=int(number)) as orders:
-        said, files, _, _ = socket.recv_fds(orders, MESSAGE, 2)
+        said, files, flags, _ = socket.recv_fds(orders, MESSAGE, 2)
         if not said:
             return 0
+        if flags & socket.MSG_TRUNC:
+            return errno.EMSGSIZE
         if len(files) != 2:  # the kernel had no room for them
             return errno.EMFILE
         for standard, file in enumerate(files):
