@@ -19,7 +19,7 @@ import pytest
 
 from panicd.dumps import standby as dump_standby
 from panicd.dumps.filter.elf_filter import KDUMP
-from panicd.dumps.filter.stand_by import MESSAGE
+from panicd.dumps.filter.stand_by import MESSAGE, SEPARATOR
 from panicd.dumps.standby import ELF_FILTER, DumpHost, Filter, Standby
 from panicd.qemu.threads import NoThreadError
 
@@ -263,6 +263,21 @@ def test_it_ends_with_panicd() -> None:
         assert select.select([left], [], [], GONE_WITHIN)[0]
     finally:
         os.close(left)
+
+
+def test_it_says_nothing_when_panicd_is_gone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process, orders = dump_standby._start()
+    source, target = os.pipe2(os.O_CLOEXEC)
+    with (tmp_path / "core").open("wb") as file:
+        said = SEPARATOR.join(ZSTD).encode()
+        socket.send_fds(orders, [said], [source, file.fileno()])
+    os.close(source)
+    orders.close()
+    os.close(target)
+    assert process.wait(GONE_WITHIN) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_nobody_stands_by_unless_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

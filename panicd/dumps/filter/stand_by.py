@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +37,8 @@ def main(arguments: list[str]) -> int:
             os.dup2(file, standard)
             os.close(file)
         status = elf_filter.main(said.decode(errors="surrogateescape").split(SEPARATOR))
-        orders.send(bytes([status]))
+        with suppress(OSError):  # panicd has ended
+            orders.send(bytes([status]))
     return status
 
 
