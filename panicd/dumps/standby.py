@@ -16,7 +16,6 @@ from typing import IO, Final, Self
 
 from panicd.dumps.filter.stand_by import SEPARATOR
 from panicd.dumps.own_program import ONE_THREAD, own_program
-from panicd.qemu.threads import NoThreadError, needing_a_thread
 
 ELF_FILTER: Final = "panicd.dumps.filter.elf_filter"
 STAND_BY: Final = "panicd.dumps.filter.stand_by"
@@ -88,11 +87,14 @@ class Standby:
         self._reap()
 
     def want(self) -> None:
-        """Have a process stand by from now on; does not wait for it."""
+        """Have a process stand by from now on; the first call takes a millisecond or two.
+
+        It starts no thread: one that ends leaves its stack, on which another may start and then
+        find no memory, and whoever started that one would wait for it for ever.
+        """
         if not self._is_wanted:
             self._is_wanted = True
-            with suppress(NoThreadError), needing_a_thread():  # ``renew`` follows a dump too
-                threading.Thread(target=self.renew, name="standby", daemon=True).start()
+            self.renew()
 
     def renew(self) -> None:
         """Start a process, if it is wanted and none stands by; wait for those that end."""
@@ -102,7 +104,7 @@ class Standby:
                     self._let_go()
                 is_needed = self._is_wanted and self._ready is None
             if is_needed:
-                with suppress(OSError):  # a dump can do without
+                with suppress(OSError, MemoryError):  # a dump can do without
                     started = _start()
                     with self._lock:
                         self._ready = started

@@ -21,7 +21,6 @@ from panicd.dumps import standby as dump_standby
 from panicd.dumps.filter.elf_filter import KDUMP
 from panicd.dumps.filter.stand_by import MESSAGE, SEPARATOR
 from panicd.dumps.standby import ELF_FILTER, DumpHost, Filter, Standby
-from panicd.qemu.threads import NoThreadError
 
 CORE = b"\x7fELF" + os.urandom(5000) + bytes(3 << 20) + b"the end"
 ZSTD = ["zstd", "0", "about"]
@@ -280,22 +279,12 @@ def test_it_says_nothing_when_panicd_is_gone(
     assert capfd.readouterr().err == ""
 
 
-def test_nobody_stands_by_unless_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_stands_by_unless_wanted() -> None:
     with Standby() as made:
         made.renew()
         assert not is_there(made)
         made.want()
-        while not is_there(made):
-            pass  # a thread starts it
         process = process_of(made)
     assert process.returncode is not None
     made.renew()
     assert not is_there(made)
-
-    def no_thread() -> None:
-        raise NoThreadError
-
-    monkeypatch.setattr(dump_standby, "needing_a_thread", no_thread)
-    with Standby() as other:
-        other.want()  # a dump does without
-        assert not is_there(other)

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from panicd.demo.guests import Guest
+from panicd.libvirt.look import HOLDS
 from tests.e2e.test_libvirt_domains import TIME_LIMIT, configured
 from tests.kill.cases import GatedDaemon
 from tests.kill.gate import Gate
@@ -46,6 +47,9 @@ async def about_to_reset(
         gate.watch(ON_RECORD)
         await vm.panic()
         await gate.wait_reached()
+        reached = trio.current_time()
+        while trio.current_time() < reached + HOLDS:  # then panicd looks anew before it acts
+            await libvirtd.virsh("domstate", "vm")
         yield vm, daemon, gate
 
 
