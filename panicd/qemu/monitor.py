@@ -11,10 +11,10 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -32,6 +32,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.models import ErrorResponse
 from qemu.qmp.protocol import Runstate
 
+from panicd.qemu.callbacks import Callbacks
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.exchange import Command, Exchange, answers_to
 from panicd.qemu.line_reader import Stream, streams
@@ -72,7 +73,6 @@ __all__ = [
 _TOKENS: Final = Tokens(short)
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 
-CALLBACKS_AT_ONCE: Final = 64  # of asyncio, before other tasks have their turn
 UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
 NO_FD: Final = -1
 READ_LIMIT: Final = 1 << 20  # bytes of a line; QEMU's longest answer to panicd has 4 KiB
@@ -368,20 +368,17 @@ async def event_loop() -> AsyncIterator[None]:
     try:
         async with streams(), trio_asyncio.open_loop() as loop:
             asyncio._set_running_loop(loop)  # noqa: SLF001 - as above
-            loop._main_loop_one = partial(_turn, loop._main_loop_one)  # noqa: SLF001 - its hook
+            handle = partial(_handle, loop)
+            loop.call_soon = Callbacks(handle, loop.call_soon).call_soon
             yield
     finally:  # not before the loop has ended: its last tasks run until then
         asyncio._set_running_loop(outer)  # noqa: SLF001 - as above
 
 
-async def _turn(one: Callable[..., Awaitable[None]], *, no_wait: bool = False) -> None:
-    """Have trio-asyncio call all callbacks that are ready in one turn of trio's, not only one."""
-    await one(no_wait)
-    if no_wait:
-        return
-    with suppress(trio.WouldBlock):
-        for _ in range(CALLBACKS_AT_ONCE):
-            await one(True)
+def _handle(
+    loop: asyncio.AbstractEventLoop, call: Callable[..., object], of: Sequence[object], context: Any
+) -> asyncio.Handle:
+    return asyncio.Handle(call, of, loop, context)
 
 
 async def pulse() -> None:

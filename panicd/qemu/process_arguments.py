@@ -7,10 +7,13 @@ some time. Nothing else is read of such a process until then, and one user's pro
 threads at most.
 
 To start a thread for each process takes longer than all else that is asked about it. So one thread
-reads for all who ask, and another one takes over when it hangs.
+reads for all who ask in one turn of the event loop, and another one takes over when it hangs. The
+loop stands aside while that thread reads: otherwise each would get the interpreter from the other
+after every system call, and all would take half as long again.
 """
 
 import math
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +28,7 @@ MOST: Final = 1 << 20  # bytes of a command line; libvirt's longest are some 20 
 READ_WITHIN: Final = 5.0  # seconds; it takes some microseconds
 TAKEN_OVER_AFTER: Final = 0.1  # seconds since the last thread was started
 READERS: Final = 8  # threads that read of one user's processes
+STANDS_ASIDE: Final = 0.001  # seconds at most; a process that hangs takes them once
 
 
 class ArgumentsHangError(Exception):
@@ -59,7 +63,8 @@ class _OfOneUser:
     def __init__(self) -> None:
         self._asked: deque[_Asked] = deque()  # not yet begun
         self._read: deque[_Asked] = deque()  # not yet told
-        self._is_told = False
+        self._is_told = False  # by the event loop itself, or soon
+        self._is_begun = False  # soon
         self._threads = 0
         self._started = -math.inf  # the last of them
         self._hang: dict[tuple[int, int | None], _Asked] = {}
@@ -83,8 +88,9 @@ class _OfOneUser:
         self._asked.append(asked)
         give_up = trio.current_time() + READ_WITHIN
         try:
-            if self._threads <= len(self._hang):
-                self._start_thread()
+            if self._threads <= len(self._hang) and not self._is_begun:
+                self._is_begun = True
+                trio.lowlevel.spawn_system_task(self._begin)
             while (now := trio.current_time()) < give_up:
                 with trio.move_on_at(min(now + TAKEN_OVER_AFTER, give_up)):
                     await asked.over.wait()
@@ -96,19 +102,43 @@ class _OfOneUser:
                 self._asked.remove(asked)
         return False
 
-    def _start_thread(self) -> None:
-        if self._asked and self._threads < READERS:
-            with needing_a_thread():
-                trio.lowlevel.start_thread_soon(self._read_all, self._ended)
-            self._threads += 1
-            self._started = trio.current_time()
+    async def _begin(self) -> None:
+        """Read for all who ask in this turn."""
+        await trio.lowlevel.checkpoint()
+        self._is_begun = False
+        self._stand_aside()
 
-    def _read_all(self) -> None:
+    def _stand_aside(self) -> None:
+        """Start a thread, and leave the interpreter to it while it reads."""
+        is_told, self._is_told = self._is_told, True
+        try:
+            with suppress(NoThreadError):  # raised to those who ask, when they have waited
+                if (idle := self._start_thread()) is not None:
+                    idle.acquire(timeout=STANDS_ASIDE)
+        finally:
+            self._is_told = is_told
+        if not is_told:
+            self._tell()
+
+    def _start_thread(self) -> "threading.Lock | None":
+        """Start a thread if one is needed; return a lock that it releases when it has read all."""
+        if not self._asked or self._threads >= READERS:
+            return None
+        idle = threading.Lock()
+        idle.acquire()
+        with needing_a_thread():
+            trio.lowlevel.start_thread_soon(lambda: self._read_all(idle), self._ended)
+        self._threads += 1
+        self._started = trio.current_time()
+        return idle
+
+    def _read_all(self, idle: threading.Lock) -> None:
         """Read until nobody asks any more; in a thread."""
         while True:
             try:
                 asked = self._asked.popleft()
             except IndexError:
+                idle.release()
                 return
             asked.read()
             self._read.append(asked)
@@ -127,8 +157,7 @@ class _OfOneUser:
 
     def _note_end(self) -> None:
         self._threads -= 1
-        with suppress(NoThreadError):
-            self._start_thread()  # somebody may have asked meanwhile
+        self._stand_aside()  # somebody may have asked meanwhile
 
     def _call(self, call: Callable[[], None]) -> None:
         with suppress(trio.RunFinishedError):
