@@ -44,6 +44,7 @@ from panicd.qemu.process import Peer, uid_of
 from panicd.qemu.session import ANSWER_TIMEOUT, Session
 from panicd.qemu.socket_table import SocketTable
 from panicd.rules.command_line import parse_command_line
+from panicd.rules.libvirt import tells_of_own_monitor
 from panicd.rules.socket_path import path_problem
 
 GREETING_TIMEOUT: Final = 5.0  # seconds; QEMU greets within a millisecond unless it is taken
@@ -316,8 +317,9 @@ class Connector:
         """Keep a domain until its session ends, and return why it ended."""
         with closing(sock), Peer.of(sock) as peer:
             await peer.learn_command_line()
-            if not domain.dials_in:
-                leave_libvirts_own(Path(domain.address), peer.command_line() or ())
+            arguments = peer.command_line() or ()
+            if not domain.dials_in and tells_of_own_monitor(arguments):
+                leave_libvirts_own(Path(domain.address), arguments)
             try:
                 return await self._open(domain, sock, peer)
             except SilentError:

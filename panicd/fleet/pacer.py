@@ -8,6 +8,8 @@ from typing import Final
 
 import trio
 
+from panicd.host.garbage import spare
+
 AT_ONCE: Final = 4  # in one turn; each costs half a millisecond until its domain is looked after
 
 
@@ -28,7 +30,11 @@ class Pacer:
             trio.lowlevel.spawn_system_task(self._next_turn)
 
     async def _next_turn(self) -> None:
-        while self._waiting:
-            await trio.lowlevel.checkpoint()
-            self._waiting.unpark(count=AT_ONCE)
-        self._begun = 0
+        try:
+            while self._waiting:
+                await trio.lowlevel.checkpoint()
+                spare.begin(AT_ONCE)
+                self._waiting.unpark(count=AT_ONCE)
+        finally:
+            spare.end()
+            self._begun = 0

@@ -318,6 +318,12 @@ def is_own_monitor(path: str, arguments: Sequence[str] = ()) -> bool:
     return path in paths
 
 
+def tells_of_own_monitor(arguments: Sequence[str]) -> bool:
+    """Tell whether a process's arguments may make a socket libvirt's own monitor."""
+    by_daemon = bool(arguments) and PurePosixPath(arguments[0]).name in DAEMONS
+    return by_daemon or any(LIBVIRTS_MONITOR in argument for argument in arguments)
+
+
 def pid_file(uri: str, name: str, environment: Mapping[str, str]) -> PurePosixPath:
     """Return the path of libvirt's PID file for a domain (``virPidFileBuildPath``).
 

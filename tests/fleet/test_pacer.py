@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import trio
 
 from panicd.fleet.pacer import AT_ONCE, Pacer
@@ -23,6 +25,7 @@ async def test_few_begin_in_a_turn_and_they_are_in_their_order() -> None:
     pacer, turns = Pacer(), Turns()
     begun: list[int] = []
     waiting: list[int] = []
+    collects: list[bool] = []
 
     async def begin(number: int) -> None:
         waiting.append(number)
@@ -30,6 +33,7 @@ async def test_few_begin_in_a_turn_and_they_are_in_their_order() -> None:
         assert waiting.index(number) < AT_ONCE
         waiting.remove(number)
         begun.append(turns.count)
+        collects.append(gc.isenabled())
 
     trio.lowlevel.add_instrument(turns)
     with fail_after(10):
@@ -41,6 +45,8 @@ async def test_few_begin_in_a_turn_and_they_are_in_their_order() -> None:
                         await trio.lowlevel.checkpoint()
     assert len(begun) == 2 * COUNT
     assert max(map(begun.count, begun)) <= AT_ONCE
+    assert not all(collects)  # Python's collector waits
+    assert gc.isenabled()
 
 
 async def test_who_gives_up_waiting_takes_nobody_s_place() -> None:

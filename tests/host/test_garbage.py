@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from panicd.host import garbage
-from panicd.host.garbage import NEW, QUIET, look_through
+from panicd.host.garbage import NEW, QUIET, SPARED, Spare, look_through
 
 
 class Cycle:
@@ -28,9 +28,11 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     before = gc.get_threshold()
     monkeypatch.setattr(garbage, "COLLECT_AFTER", (0, 0, 0))
     monkeypatch.setattr(gc, "get_count", lambda: (0, 0, NEW))
+    monkeypatch.setattr(garbage, "spare", Spare())
     yield monkeypatch
     gc.set_threshold(*before)
     gc.unfreeze()
+    gc.enable()
 
 
 def lost_cycle() -> weakref.ref[Cycle]:
@@ -93,3 +95,37 @@ def test_the_next_look_waits_the_longer_the_last_one_took(
     first, second, third = looks
     assert first == QUIET
     assert second - first == third - second == 500 + QUIET
+
+
+@pytest.mark.usefixtures("collector")
+def test_python_looks_at_nothing_while_many_sessions_begin() -> None:
+    spare = Spare()
+    spare.begin(4)
+    assert not gc.isenabled()
+    spare.begin(4)
+    assert not gc.isenabled()
+    spare.end()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+
+
+@pytest.mark.usefixtures("collector")
+def test_no_more_sessions_begin_so_than_are_allowed_until_all_is_looked_through() -> None:
+    spare = garbage.spare
+    spare.begin(SPARED)
+    assert not gc.isenabled()
+    spare.begin(1)
+    assert gc.isenabled()
+    spare.begin(1)
+    assert gc.isenabled()
+    trio.run(look_for, 1.5 * QUIET, QUIET, clock=MockClock(autojump_threshold=0))
+    spare.begin(1)
+    assert not gc.isenabled()
+
+
+def test_all_is_looked_through_after_many_sessions_began(collector: pytest.MonkeyPatch) -> None:
+    collector.setattr(gc, "get_count", lambda: (0, 0, 0))
+    garbage.spare.begin(4)
+    cycle = lost_cycle()
+    garbage.spare.end()
+    assert is_freed(cycle, quiet_for=QUIET)

@@ -19,6 +19,7 @@ from panicd.rules.libvirt import (
     parse_domain,
     parse_guest,
     pid_file,
+    tells_of_own_monitor,
 )
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.panic_device import PanicDevice
@@ -307,6 +308,8 @@ def test_libvirt_s_own_monitor_is_known_by_its_path(path: str, own: bool) -> Non
 )
 def test_libvirt_s_own_monitor_is_known_by_who_listens(arguments: list[str], own: bool) -> None:
     assert is_own_monitor("/run/m", arguments) is own
+    assert tells_of_own_monitor(arguments) or not own
+    assert not tells_of_own_monitor(["qemu-system-x86_64", "-chardev", "socket,id=mon,path=/run/m"])
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,29 @@ async def test_one_thread_reads_for_all(
     assert threading.active_count() <= before + 1
 
 
+async def test_the_event_loop_stands_aside_while_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process_arguments, "uids_of", lambda _: {0})
+    monkeypatch.setattr(process_arguments, "STANDS_ASIDE", LIMIT)
+    seen: list[int] = []
+
+    def read(pid: int, *_: object) -> bytes:
+        seen.append(pid)
+        return b""
+
+    monkeypatch.setattr(process_arguments, "read_of", read)
+    turns: list[int] = []
+
+    class Turns(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's
+            turns.append(len(seen))
+
+    trio.lowlevel.add_instrument(Turns())
+    await read_many(list(range(1000, 1100)))
+    assert set(turns) <= {0, 100}  # all in one turn
+
+
 async def test_another_thread_takes_over_from_one_that_hangs(
     hung: dict[int, threading.Event],
 ) -> None:
