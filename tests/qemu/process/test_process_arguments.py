@@ -78,24 +78,24 @@ async def test_one_thread_reads_for_all(
 async def test_the_event_loop_stands_aside_while_they_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(process_arguments, "uids_of", lambda _: {0})
     monkeypatch.setattr(process_arguments, "STANDS_ASIDE", LIMIT)
-    seen: list[int] = []
+    begun, turned, seen = threading.Event(), threading.Event(), []
 
     def read(pid: int, *_: object) -> bytes:
-        seen.append(pid)
-        return b""
-
-    monkeypatch.setattr(process_arguments, "read_of", read)
-    turns: list[int] = []
+        begun.set()
+        seen.append(turned.wait(patience(0.2)))
+        return str(pid).encode()
 
     class Turns(trio.abc.Instrument):
-        def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's
-            turns.append(len(seen))
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - trio's
+            if begun.is_set() and len(seen) < 2:
+                turned.set()
 
+    monkeypatch.setattr(process_arguments, "read_of", read)
+    monkeypatch.setattr(process_arguments, "uids_of", lambda _: {0})
     trio.lowlevel.add_instrument(Turns())
-    await read_many(list(range(1000, 1100)))
-    assert set(turns) <= {0, 100}  # all in one turn
+    assert len(await read_many([1000, 1001])) == 2
+    assert seen == [False, False]
 
 
 async def test_another_thread_takes_over_from_one_that_hangs(
