@@ -3,7 +3,7 @@
 ::
 
     monitor        one QMP connection: events in, commands out. Only it knows asyncio and qemu.qmp
-    monitor_error, event_outlet, line_reader, pace, pending, tokens    its parts
+    callbacks, event_outlet, line_reader, monitor_error, pace, pending, tokens    its parts
     exchange       the interface to one VM: commands and events, over QMP or libvirt's API
     session        a connected VM; probe: the first questions to it
     process        the process at the other end, and how to end exactly that one; other_end,
