@@ -72,7 +72,7 @@ async def look_through(quiet_for: Callable[[], float]) -> None:
     while True:
         await trio.sleep(QUIET)
         _, _, looks = gc.get_count()
-        if (looks >= NEW or spare.left < SPARED) and quiet_for() >= QUIET:
+        if looks >= NEW and quiet_for() >= QUIET:
             began = time.perf_counter()
             spare.end()
             spare.left = SPARED
