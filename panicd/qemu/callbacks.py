@@ -1,8 +1,9 @@
 """Calls the callbacks of the asyncio loop: all that are ready in one turn of trio's.
 
-trio-asyncio would look at each callback's source, send it through a channel, and call one in each
-turn of trio's loop. To attach a domain takes some twelve callbacks, and that took as long as all
-that qemu.qmp does in them. So callbacks wait here, and trio-asyncio is given one for all of them.
+trio-asyncio would check that each callback is no coroutine, send it through a channel, and call one
+in each turn of trio's loop. To attach a domain takes some twelve callbacks, and that took as long
+as all that qemu.qmp does in them. So callbacks wait here, and trio-asyncio is given one for all of
+them.
 """
 
 from collections import deque
