@@ -54,6 +54,7 @@ from panicd.rules.settings import (
     LibvirtSettings,
     PanicNotifier,
     Policy,
+    RecordFirst,
     Storm,
     StormAction,
     Timeouts,
@@ -123,6 +124,7 @@ class Config:
         defaults: of domains without a rule.
         domains: the rules; the first that matches applies.
         journal_failure: what to do about panics while the journal can't be written.
+        record_first: where a panic's first entries are before panicd acts.
         journal_keep: seconds for which closed incidents are kept, at least a restart window.
         storm: when many domains panic at once; None: never.
         coredumps_at_once: how many memory dumps of all domains may run, at least 1.
@@ -137,6 +139,7 @@ class Config:
     defaults: Policy
     domains: tuple[DomainRule, ...] = ()
     journal_failure: JournalFailure = JournalFailure.PRESERVE
+    record_first: RecordFirst = RecordFirst.MEMORY
     journal_keep: float = JOURNAL_KEEP
     storm: Storm | None = field(default_factory=Storm)
     coredumps_at_once: int = COREDUMPS_AT_ONCE
@@ -218,6 +221,7 @@ def _config(keys: Section, places: Places) -> Config:
     with keys["journal"].section() as journal:
         on_failure, keep = journal["on_failure"], journal["keep"]
         journal_failure = on_failure.read(one_of(*JournalFailure), JournalFailure.PRESERVE)
+        record_first = journal["before_action"].read(one_of(*RecordFirst), RecordFirst.MEMORY)
         journal_keep = keep.read(positive_duration, JOURNAL_KEEP)
     storm = _storm(keys["storm"])
     coredumps_at_once = keys["coredumps_at_once"].read(whole_number(1), COREDUMPS_AT_ONCE)
@@ -242,6 +246,7 @@ def _config(keys: Section, places: Places) -> Config:
         defaults=defaults,
         domains=domains,
         journal_failure=journal_failure,
+        record_first=record_first,
         journal_keep=journal_keep,
         storm=storm,
         coredumps_at_once=coredumps_at_once,

@@ -72,6 +72,14 @@ def existing_part(path: Path) -> Path:
     raise FileNotFoundError(path)
 
 
+def known_space(directory: Path) -> Space | None:
+    """Return the space of a directory that may not exist yet; None: it can't be found out."""
+    try:
+        return space(existing_part(directory))
+    except OSError:
+        return None
+
+
 def folder_name(domain: str) -> str:
     """Return a name for a domain's folder that is safe whatever the domain is called."""
     name = quote(domain, safe="@+=", errors="surrogatepass")[:MAX_FOLDER_NAME]

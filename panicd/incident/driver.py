@@ -252,7 +252,7 @@ class Driver:
         reaction = Reaction(self._services, foreseen, panic, moment, self._state.serial)
         self._reaction = reaction
         self._domain.chronicle = self._latest = reaction.chronicle
-        reaction.begin(self._carry_out, self._go_on)
+        reaction.begin(self._carry_out, self._go_on, self.feed)
         return True
 
     def _catch_up(self, reaction: Reaction) -> None:

@@ -1,8 +1,9 @@
 """A panic that goes as foreseen, from the event to the first command.
 
 The machine's effects are known (``rules.machine.ahead``), and the journal's entries are ready. So
-the driver commits, asks, takes evidence and gives the command as soon as each may be. The machine
-gets the inputs after that, and returns the effects that were carried out.
+the driver notes them in memory that outlives it, or commits them. It asks, takes evidence and gives
+the command as soon as each may be. The machine gets the inputs after that, and returns the effects
+that were carried out.
 """
 
 from collections import deque
@@ -15,6 +16,7 @@ import trio
 
 from panicd.incident.services import Services
 from panicd.journal.chronicle import Chronicle
+from panicd.journal.journal import JournalError
 from panicd.journal.ready import Template
 from panicd.rules.capability import Capability
 from panicd.rules.incident import Opened, Outcome, Source
@@ -35,6 +37,7 @@ from panicd.rules.machine.inputs import (
     Heard,
     Input,
     Moment,
+    Undurable,
 )
 from panicd.rules.machine.turn import new_id, opened_by
 from panicd.rules.qapi import ResetEvent, ShutdownEvent
@@ -129,22 +132,45 @@ class Reaction:
         self.is_given = False
         incident_id = new_id(moment.now, moment.token)
         self.chronicle = Chronicle.begin(incident_id, template.at(moment.now), services.keeping)
+        self._is_to_be_written = False  # its entries are only noted yet
 
-    def begin(self, carry_out: Callable[[Effect], None], go_on: Callable[[], None]) -> None:
-        """Commit, and ask QEMU what it is busy with.
+    def begin(
+        self,
+        carry_out: Callable[[Effect], None],
+        go_on: Callable[[], None],
+        feed: Callable[[Input], None],
+    ) -> None:
+        """Note or commit the entries, and ask QEMU what it is busy with.
 
         Args:
             carry_out: carries out the machine's effects.
             go_on: ends the reaction, after the other domains' first commands.
+            feed: gives the machine an input.
         """
-        self._carry_out, self._go_on = carry_out, go_on
+        self._carry_out, self._go_on, self._feed = carry_out, go_on, feed
         self._services.rush.begin()
         commit = counted_on(self._foreseen.commit, self._serial)
         asks = counted_on(self._foreseen.asks, self._serial)
         self._done += commit, asks
+        if self.chronicle.keep():
+            self._is_to_be_written = True
+            carry_out(asks)
+            self.takes(Durable(self._serial + self._foreseen.commit.serial))
+            self._services.rush.afterwards(self._write)
+            return
         carry_out(commit)
         carry_out(asks)  # while the journal's thread wakes up
         self._services.keeping.journal.stand_aside()
+
+    def _write(self) -> None:
+        """Commit what is noted, when no first command is due, or within a second."""
+        is_to_be_written, self._is_to_be_written = self._is_to_be_written, False
+        if is_to_be_written:
+            self.chronicle.commit_soon(self._written)
+
+    def _written(self, problem: JournalError | None) -> None:
+        if problem is not None:
+            self._feed(Undurable(0, str(problem)))
 
     def takes(self, came: Input) -> bool:
         """Take an input if it is a foreseen one; return whether it was taken."""
@@ -175,6 +201,7 @@ class Reaction:
         self._is_over = True
         if not self.is_given:
             self._services.rush.end()
+        self._write()
         for came, now, ticks in self._came:
             yield came, replace(self._moment, now=now, ticks=ticks)
 

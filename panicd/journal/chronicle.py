@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from panicd.host.logs import get_logger
 from panicd.journal.counters import Counters
 from panicd.journal.journal import Journal, JournalError
+from panicd.journal.notes import Notes
 from panicd.journal.ready import Ready
 from panicd.rules.incident import (
     Acknowledged,
@@ -52,13 +53,15 @@ class Keeping:
         counters: counts them.
         clock: returns the time, in seconds since the epoch.
         journal_failure: what to do about panics while the journal can't be written.
-        unwritten: the incidents with entries that are not durable yet.
+        notes: where first entries outlive panicd until they are on the disk; None: nowhere.
+        unwritten: the incidents with entries that are not on the disk yet.
     """
 
     journal: Journal
     counters: Counters
     clock: Clock
     journal_failure: Callable[[], JournalFailure]
+    notes: Notes | None = None
     unwritten: set["Chronicle"] = field(default_factory=set)
 
 
@@ -80,6 +83,7 @@ class Chronicle:
         self._on_their_way: Sequence[AnyEntry] = ()
         self._ready: Ready | None = None  # they come before what is pending
         self._ahead = 0  # those of them that are still to be noted
+        self._is_noted = False  # they outlive panicd, and are not on the disk
         self._waiting: list[Told] = []  # for what is pending
 
     @classmethod
@@ -104,6 +108,18 @@ class Chronicle:
         chronicle._ready, chronicle._ahead = entries, len(entries)
         keeping.unwritten.add(chronicle)
         return chronicle
+
+    def keep(self) -> bool:
+        """Have the entries that were ready outlive panicd at once; the commit may then wait.
+
+        Returns:
+            False: that can't be done, so the commit must come first.
+        """
+        ready, notes = self._ready, self._keeping.notes
+        if ready is None or notes is None or self._keeping.journal.fault is not None:
+            return False
+        self._is_noted = notes.take(self.incident.id, ready.texts)
+        return self._is_noted
 
     def note(self, entry: AnyEntry) -> None:
         """Add an entry.
@@ -181,12 +197,14 @@ class Chronicle:
                 self._waiting = []
             elif error is not None:
                 raise error
-            elif self._pending:
-                self._write()
             else:
-                self._keeping.unwritten.discard(self)
-                waiting.extend(self._waiting)
-                self._waiting = []
+                self._forget_note()
+                if self._pending:
+                    self._write()
+                else:
+                    self._keeping.unwritten.discard(self)
+                    waiting.extend(self._waiting)
+                    self._waiting = []
             for done in waiting:
                 done(error)
 
@@ -194,6 +212,12 @@ class Chronicle:
             self._keeping.journal.append_soon(self.incident.id, entries, written)
         except JournalError as error:
             written(error)
+
+    def _forget_note(self) -> None:
+        if self._is_noted:
+            assert self._keeping.notes is not None
+            self._is_noted = False
+            self._keeping.notes.written(self.incident.id)
 
     def _add(self, before: Incident | None, entry: AnyEntry) -> None:
         if self._ahead:

@@ -184,6 +184,12 @@ def prune(database: sqlite3.Connection, before: float, limit: int) -> list[str]:
 # Reading.
 
 
+def has(database: sqlite3.Connection, incident_id: str) -> bool:
+    """True if there is such an incident."""
+    query = "SELECT 1 FROM incident WHERE id = ?"
+    return database.execute(query, (column_of(incident_id),)).fetchone() is not None
+
+
 def history(database: sqlite3.Connection, incident_id: str) -> list[AnyEntry]:
     """Return an incident's entries in their order; none where there is no such incident.
 
@@ -269,15 +275,6 @@ def totals(database: sqlite3.Connection) -> Totals:
         return collect({(Total(name), text_of(label)): value for name, label, value in rows})
     except ValueError as error:
         raise JournalDamagedError(f"totals: {error}") from None
-
-
-def restarts(database: sqlite3.Connection, domain: str, since: float) -> tuple[float, ...]:
-    """Return when panicd restarted a domain, the oldest first."""
-    rows = database.execute(
-        "SELECT at FROM restart WHERE domain_key = ? AND at >= ? ORDER BY at",
-        (column_of(domain), since),
-    )
-    return tuple(at for (at,) in rows)
 
 
 def operations(database: sqlite3.Connection) -> dict[int, Operation]:

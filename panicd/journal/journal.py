@@ -28,6 +28,7 @@ import trio
 from panicd.journal import database as journal_database
 from panicd.journal import outbox as journal_outbox
 from panicd.journal.batch import Batch, Begun
+from panicd.journal.codec import decode
 from panicd.journal.database import Stored
 from panicd.journal.error import (
     JournalClosedError,
@@ -37,6 +38,7 @@ from panicd.journal.error import (
     faults_named,
 )
 from panicd.journal.file import beside, check_identity, identity, lock, sync_directory
+from panicd.journal.notes import Notes
 from panicd.journal.outbox import Pending
 from panicd.journal.request import Request, Requests
 from panicd.journal.totals import Totals
@@ -194,6 +196,24 @@ class Journal:
         """
         self._request(partial(Batch.add, incident_id=incident_id, entries=entries), done)
 
+    def take_up(self, notes: Notes) -> list[str]:
+        """Write what a killed panicd noted; before the first ``append``.
+
+        Returns:
+            The ids of the incidents that the journal did not have.
+
+        Raises:
+            JournalError: it can't be written. The notes stay as they are.
+        """
+        batch = Batch(self._database, self._open, self.channels)
+        with faults_named(self.path), journal_database.transaction(self._database):
+            for note in notes.left:
+                if not journal_database.has(self._database, note.incident_id):
+                    batch.add(note.incident_id, tuple(map(decode, note.entries)))
+            batch.write()
+        notes.forget()
+        return list(batch.changed)
+
     def stand_aside(self) -> None:
         """Leave the interpreter to an idle writer thread for a moment, if it has got something.
 
@@ -309,19 +329,6 @@ class Journal:
         """
         with journal_database.reader(self.path) as database:
             return journal_database.totals(database)
-
-    def restarts(self, domain_key: str, since: float) -> tuple[float, ...]:
-        """Return when panicd restarted a domain, for its restart budget; the oldest first.
-
-        Args:
-            domain_key: as ``Opened.domain_key`` has it.
-            since: the earliest time, in seconds since the epoch.
-
-        Raises:
-            JournalError: the journal can't be read.
-        """
-        with journal_database.reader(self.path) as database:
-            return journal_database.restarts(database, domain_key, since)
 
     async def append_operation(self, operation: Operation) -> None:
         """Add an operator's request; it is on the disk when this returns.

@@ -82,7 +82,7 @@ class Ready(Sequence[AnyEntry]):
         """The first, without its time."""
         return self._template.opened
 
-    @property
+    @cached_property
     def texts(self) -> list[str]:
         """What ``encode`` makes of each."""
         head = f'{{"at":{self.at!r},'

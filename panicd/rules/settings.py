@@ -185,6 +185,13 @@ class JournalFailure(StrEnum):
     ACT = "act"  # panicd applies the policy all the same, unrecorded
 
 
+class RecordFirst(StrEnum):
+    """Where a panic's first entries are before panicd acts."""
+
+    MEMORY = "memory"  # it outlives panicd, and is gone when the guests are: with the host
+    DISK = "disk"
+
+
 @dataclass(frozen=True, slots=True)
 class Relaunch:
     """How to start a VM again when its QEMU can't reset it, or is gone.

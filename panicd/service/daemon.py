@@ -28,7 +28,7 @@ from panicd.config.config import (
     load,
 )
 from panicd.dumps.coredump import DumpFailure
-from panicd.dumps.directory import Space, existing_part, space
+from panicd.dumps.directory import known_space
 from panicd.dumps.queue import DumpQueue
 from panicd.dumps.standby import Standby
 from panicd.evidence.bundle_writer import BundleWriter
@@ -61,6 +61,7 @@ from panicd.journal.chronicle import Chronicle, Keeping
 from panicd.journal.counters import Counters
 from panicd.journal.damaged import open_journal
 from panicd.journal.journal import JournalDamagedError, JournalError
+from panicd.journal.note_keeping import keep_notes
 from panicd.journal.totals import ForeignAction
 from panicd.libvirt.known_domains import Libvirt
 from panicd.notify.notifier import Notifier
@@ -80,7 +81,7 @@ from panicd.web.http import serve_http
 from panicd.web.page import Pages
 from panicd.web.web import WebApp
 
-AT_START_ONLY: Final = ("metrics_listen", "state_directory", "control_socket")
+AT_START_ONLY: Final = ("metrics_listen", "state_directory", "control_socket", "record_first")
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SWITCH_INTERVAL: Final = 0.0005  # seconds (sys.setswitchinterval)
 LAST_WORDS: Final = 2.0  # seconds for writing the last entries at the end
@@ -105,6 +106,11 @@ class Daemon:
         self._config_file = config_file
         self._config = config
         self._journal, self._damaged = open_journal(config.state_directory / JOURNAL)
+        self._problems = Problems()
+        self._notifier = Notifier(
+            self._journal, lambda: self._config, time.time, self._problems, dry_run=dry_run
+        )
+        self._notes = keep_notes(config.control_socket, self._journal, config.record_first)
         self._fleet = Fleet()
         self._holds = Holds(self._journal.operations())
         self._priority = Priority()
@@ -140,18 +146,16 @@ class Daemon:
         self._metrics.incidents_open.set_function(lambda: len(self._incidents_open()))
         self._metrics.pulse_age.set_function(self._pulse_age)
         self._metrics.storm.set_function(lambda: self._storm.raged)
-        self._problems = Problems()
         self._metrics.problems.set_function(lambda: len(self._problems.blinding))
-        self._metrics.guests_left_reset.set_function(self._guests_left_reset)
+        self._metrics.guests_left_reset.set_function(
+            lambda: sum(each.state is State.RESET for each in self._incidents_open())
+        )
         self._standby = Standby()
         self._dumps = DumpQueue(config.coredumps_at_once, time.time, self._standby)
         self._dry_run = dry_run
         self._manager = ServiceManager.take(os.environ)
         self._monitors: dict[Monitor, trio.CancelScope] = {}
         self._reloading = trio.Lock()
-        self._notifier = Notifier(
-            self._journal, lambda: self._config, time.time, self._problems, dry_run=dry_run
-        )
         self._pulse_at = time.monotonic()
         self._started = False
 
@@ -207,7 +211,7 @@ class Daemon:
     def _make_services(self, nursery: trio.Nursery) -> Services:
         """Make what the domains share, with the open incidents."""
         keeping = Keeping(
-            self._journal, self._counters, self._clock, lambda: self._config.journal_failure
+            self._journal, self._counters, self._clock, self._journal_failure, self._notes
         )
         waiting = WaitingRoom(nursery, self._clock, self._fleet.has_returned)
         for incident in self._journal.load_open():
@@ -280,13 +284,12 @@ class Daemon:
         every = (*connected, *self._services.waiting.chronicles)
         return [chronicle.incident for chronicle in every if chronicle is not None]
 
-    def _guests_left_reset(self) -> int:
-        return sum(incident.state is State.RESET for incident in self._incidents_open())
+    def _journal_failure(self) -> JournalFailure:
+        return self._config.journal_failure
 
     def _must_wait_out(self) -> bool:
         """Whether the journal was damaged, so that panicd does nothing destructive without it."""
-        wait = self._config.journal_failure is JournalFailure.PRESERVE
-        return wait and self._damaged.is_there
+        return self._journal_failure() is JournalFailure.PRESERVE and self._damaged.is_there
 
     def _journal_healthy(self) -> bool:
         return self._journal.fault is None and not self._damaged.is_there
@@ -452,16 +455,13 @@ class Daemon:
                 get_logger().warning("the configuration was not read", problem=str(error))
 
     def _coredump_free_bytes(self) -> int | None:
-        return None if (there := self._coredump_space()) is None else there.available
+        there = known_space(self._config.defaults.coredump.directory)
+        return None if there is None else there.available
 
     def _coredump_usable_bytes(self) -> float:
-        there, floor = self._coredump_space(), self._config.defaults.coredump.min_free
-        return math.nan if there is None else max(0, there.above(floor))
-
-    def _coredump_space(self) -> Space | None:
-        with suppress(OSError):
-            return space(existing_part(self._config.defaults.coredump.directory))
-        return None
+        coredump = self._config.defaults.coredump
+        there = known_space(coredump.directory)
+        return math.nan if there is None else max(0, there.above(coredump.min_free))
 
 
 def _tell_clock_was_set(seconds: float) -> None:

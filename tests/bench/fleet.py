@@ -36,7 +36,12 @@ import yaml
 from tests.parts.vitals import cpu_seconds, resident_bytes
 
 HERE = Path(__file__).parent
-PANICD = {"panicd": {"budget": "0s"}, "panicd, evidence": {}}
+PANICD = {
+    "panicd": ({"budget": "0s"}, "memory"),
+    "panicd, evidence": ({}, "memory"),
+    "panicd, disk first": ({"budget": "0s"}, "disk"),
+}
+IN_MEMORY = "/dev/shm"  # noqa: S108 - a tmpfs on any Linux, as /run is on a host
 REFERENCES = ("floor", "plain", "durable")
 LAST_QUESTION = "query-dump-guest-memory-capability"
 IDLE = 10.0
@@ -152,7 +157,10 @@ def main() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     figures: dict[str, Figures] = defaultdict(Figures)
-    with tempfile.TemporaryDirectory(prefix="panicd-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="panicd-") as directory,
+        tempfile.TemporaryDirectory(prefix="panicd-", dir=IN_MEMORY) as options.runtime,
+    ):
         for source in ("fleet", "floor"):
             compile_program(HERE / f"{source}.c", Path(directory, source))
         for number in range(options.rounds):
@@ -176,7 +184,7 @@ def measure(
     fleet = Fleet(programs / "fleet", directory, count)
     with ExitStack() as stack:
         stack.callback(fleet.end)
-        process = stack.enter_context(run_subject(programs, directory, name, count))
+        process = stack.enter_context(run_subject(programs, directory, name, options))
         last = LAST_QUESTION if name in PANICD else "set-action"
         figures.attached.append(fleet.ask(f"heard {last}")["seconds"])
         time.sleep(1.0)  # what starting leaves to be done is not measured
@@ -198,16 +206,17 @@ def measure(
 
 @contextmanager
 def run_subject(
-    programs: Path, directory: Path, name: str, count: int
+    programs: Path, directory: Path, name: str, options: argparse.Namespace
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run what is measured, on the monitors in a directory."""
     command: Sequence[str | Path]
     if name == "floor":
-        command = [programs / "floor", directory, str(count)]
+        command = [programs / "floor", directory, str(options.count)]
     elif name in REFERENCES:
-        command = [sys.executable, "-m", f"tests.bench.{name}", directory, str(count)]
+        command = [sys.executable, "-m", f"tests.bench.{name}", directory, str(options.count)]
     else:
-        command = [sys.executable, "-m", "panicd", "--config", configure(directory, name), "run"]
+        config = configure(directory, Path(options.runtime, "control.sock"), name)
+        command = [sys.executable, "-m", "panicd", "--config", config, "run"]
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
         try:
@@ -217,19 +226,21 @@ def run_subject(
             process.wait(60)
 
 
-def configure(directory: Path, name: str) -> Path:
+def configure(directory: Path, control_socket: Path, name: str) -> Path:
     """Write panicd's configuration."""
     file = directory / "panicd.yaml"
+    evidence, first = PANICD[name]
     defaults = {
         "on_crash": "restart",
         "restart": {"max": 1_000_000, "window": "1h", "min_uptime": "0s"},
-        "evidence": PANICD[name],
+        "evidence": evidence,
     }
     configuration = {
         "monitors": [{"glob": str(directory / "*.qmp")}],
         "metrics": {"listen": "127.0.0.1:0"},
         "state_directory": str(directory / "state"),
-        "control_socket": str(directory / "control.sock"),
+        "control_socket": str(control_socket),
+        "journal": {"before_action": first},
         "storm": "off",
         "defaults": defaults,
     }

@@ -1,0 +1,218 @@
+"""What panicd is about to do, in memory that outlives it: quicker than any disk.
+
+A panic's first entries must be safe before panicd acts. A disk takes longer for that than all
+else together, and a busy one takes much longer. But nothing has to be safe for longer than the
+guest: if the host loses its power, or its kernel crashes, the guest is gone too. So panicd notes
+the entries in a file of a tmpfs (tmpfs(5)), acts, and commits to the journal a moment later. If
+panicd is killed in between, the next one finds the note and commits it. A restart of the host
+removes all notes, and all guests.
+
+::
+
+    0     MAGIC, generation
+    32    the length of the journal's path, the path
+    4096  notes: generation, length, CRC-32; incident's id and entries, a line each
+
+Notes of earlier generations are over: a new one begins when all notes are in the journal.
+"""
+
+import fcntl
+import mmap
+import os
+import re
+import stat
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+MAGIC: Final = b"panicd notes 1\n\0"
+SPACE: Final = 1 << 22  # bytes; one panic needs some 2,000
+_GENERATION: Final = struct.Struct("<Q")
+_HEAD: Final = struct.Struct("<QII")
+_PATH_LENGTH: Final = struct.Struct("<I")
+_GENERATION_AT: Final = len(MAGIC)
+_PATH_AT: Final = 32
+_NOTES_AT: Final = 4096
+
+WAITS_AT_MOST: Final = 2.0
+"""Seconds that a note may wait for the journal. After that the disk hangs, and panicd notes nothing
+more: a power cut would lose ever more."""
+
+MOUNTS: Final = Path("/proc/self/mountinfo")
+IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
+_MOUNT: Final = re.compile(r"\S+ \S+ (?P<device>\d+:\d+) .* - (?P<type>\S+) ")
+
+
+class NotesError(Exception):
+    """Notes can't be kept."""
+
+
+class Note(NamedTuple):
+    """The first entries of an incident, as ``journal.codec`` has them."""
+
+    incident_id: str
+    entries: tuple[str, ...]
+
+
+class Notes:
+    """The open file.
+
+    Args:
+        memory: of the file.
+        left: what a killed panicd noted.
+
+    Attributes:
+        left: what a killed panicd noted; some of it may be in the journal.
+    """
+
+    def __init__(self, memory: mmap.mmap, left: Sequence[Note]) -> None:
+        self.left = left
+        self._memory = memory
+        (self._generation,) = _GENERATION.unpack_from(memory, _GENERATION_AT)
+        self._end = _NOTES_AT
+        self._waiting: dict[str, float] = {}  # by id: since when; the oldest first
+
+    @classmethod
+    def open(cls, path: Path, journal: Path) -> Self:
+        """Open the notes of a journal, or begin new ones; ``forget`` must follow.
+
+        Args:
+            path: of the notes, in an existing directory.
+            journal: the journal's absolute path. What was noted for another is not touched.
+
+        Raises:
+            NotesError: the file is not in memory, is another's, or can't be made.
+        """
+        try:
+            _check_in_memory(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                _check(descriptor)
+                os.posix_fallocate(descriptor, 0, SPACE)  # else a full tmpfs would raise SIGBUS
+                memory = mmap.mmap(descriptor, SPACE)  # it duplicates the descriptor, and its lock
+            finally:
+                os.close(descriptor)
+            return cls(memory, _begin(memory, bytes(journal)))
+        except OSError as error:
+            raise NotesError(f"{path}: {error.strerror}") from error
+        except NotesError as error:
+            raise NotesError(f"{path}: {error}") from None
+
+    def take(self, incident_id: str, entries: Sequence[str]) -> bool:
+        """Note the first entries of an incident.
+
+        Args:
+            incident_id: the incident's.
+            entries: as ``journal.codec`` has them.
+
+        Returns:
+            True if they are safe from the end of this process; False: there is no room, or earlier
+            notes have waited for the journal for too long.
+        """
+        now = time.monotonic()
+        if self._waiting and now - next(iter(self._waiting.values())) > WAITS_AT_MOST:
+            return False
+        note = "\n".join((incident_id, *entries)).encode(errors="surrogatepass")
+        end = self._end + _HEAD.size + len(note)
+        if end > SPACE:
+            return False
+        _put(self._memory, self._end + _HEAD.size, note)
+        _put(self._memory, self._end, _HEAD.pack(self._generation, len(note), zlib.crc32(note)))
+        self._end = end
+        self._waiting[incident_id] = now
+        return True
+
+    def written(self, incident_id: str) -> None:
+        """Take in that the journal has the entries; an unknown id changes nothing."""
+        if self._waiting.pop(incident_id, None) is not None and not self._waiting:
+            self.forget()
+
+    def close(self) -> None:
+        """Leave what waits to the next panicd."""
+        self._memory.close()
+
+    def forget(self) -> None:
+        """Begin anew: the journal has all that was noted."""
+        self.left = ()
+        self._waiting.clear()
+        self._generation += 1
+        _put(self._memory, _GENERATION_AT, _GENERATION.pack(self._generation))
+        self._end = _NOTES_AT
+
+
+def _begin(memory: mmap.mmap, owner: bytes) -> list[Note]:
+    """Return what was noted for a journal, whose notes these are from now on.
+
+    Raises:
+        NotesError: they are still another's.
+    """
+    if len(owner) > _NOTES_AT - _PATH_AT - _PATH_LENGTH.size:
+        raise NotesError("the path of the journal is too long")
+    left = _read(memory) if memory[: len(MAGIC)] == MAGIC else []
+    if left and _owner(memory) != owner:
+        raise NotesError(f"it has notes for {os.fsdecode(_owner(memory))}")
+    if not left:
+        _put(memory, _PATH_AT, _PATH_LENGTH.pack(len(owner)) + owner)
+        _put(memory, 0, MAGIC)
+    return left
+
+
+def _put(memory: mmap.mmap, at: int, data: bytes) -> None:
+    memory[at : at + len(data)] = data
+
+
+def _owner(memory: mmap.mmap) -> bytes:
+    (length,) = _PATH_LENGTH.unpack_from(memory, _PATH_AT)
+    start = _PATH_AT + _PATH_LENGTH.size
+    return memory[start : min(start + length, _NOTES_AT)]
+
+
+def _read(memory: mmap.mmap) -> list[Note]:
+    """Return the notes of the last generation; a note that was cut off is not one."""
+    (generation,) = _GENERATION.unpack_from(memory, _GENERATION_AT)
+    notes, at = [], _NOTES_AT
+    while at + _HEAD.size <= SPACE:
+        of, length, checksum = _HEAD.unpack_from(memory, at)
+        at += _HEAD.size
+        note = memory[at : at + length]
+        if of != generation or zlib.crc32(note) != checksum:
+            break
+        at += length
+        incident_id, *entries = note.decode(errors="surrogatepass").split("\n")
+        notes.append(Note(incident_id, tuple(entries)))
+    return notes
+
+
+def _check(descriptor: int) -> None:
+    """Check that nobody else could have written the file, or uses it.
+
+    Raises:
+        NotesError: somebody could, or does.
+        OSError: that can't be found out.
+    """
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise NotesError("it is no regular file")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise NotesError("another process has it open") from None
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise NotesError("another user may have written it")
+
+
+def _check_in_memory(directory: Path) -> None:
+    """Check that a directory's files are gone when the host starts anew.
+
+    Raises:
+        NotesError: they are not.
+        OSError: that can't be found out.
+    """
+    device = directory.stat().st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    mounts = map(_MOUNT.match, MOUNTS.read_text(errors="replace").splitlines())
+    if not any(m and m["device"] == name and m["type"] in IN_MEMORY for m in mounts):
+        raise NotesError("it is not on a tmpfs, so it could outlive the guests")
