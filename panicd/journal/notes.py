@@ -151,7 +151,11 @@ def _begin(memory: mmap.mmap, owner: bytes) -> list[Note]:
     """
     if len(owner) > _NOTES_AT - _PATH_AT - _PATH_LENGTH.size:
         raise NotesError("the path of the journal is too long")
-    left = _read(memory) if memory[: len(MAGIC)] == MAGIC else []
+    if memory[: len(MAGIC)] != MAGIC:
+        _put(memory, _GENERATION_AT, _GENERATION.pack(1))  # a file begins with zeros
+        left = []
+    else:
+        left = noted(memory)
     if left and _owner(memory) != owner:
         raise NotesError(f"it has notes for {os.fsdecode(_owner(memory))}")
     if not left:
@@ -170,7 +174,7 @@ def _owner(memory: mmap.mmap) -> bytes:
     return memory[start : min(start + length, _NOTES_AT)]
 
 
-def _read(memory: mmap.mmap) -> list[Note]:
+def noted(memory: mmap.mmap | bytes) -> list[Note]:
     """Return the notes of the last generation; a note that was cut off is not one."""
     (generation,) = _GENERATION.unpack_from(memory, _GENERATION_AT)
     notes, at = [], _NOTES_AT
@@ -178,7 +182,7 @@ def _read(memory: mmap.mmap) -> list[Note]:
         of, length, checksum = _HEAD.unpack_from(memory, at)
         at += _HEAD.size
         note = memory[at : at + length]
-        if of != generation or zlib.crc32(note) != checksum:
+        if of != generation or not length or zlib.crc32(note) != checksum:
             break
         at += length
         incident_id, *entries = note.decode(errors="surrogatepass").split("\n")

@@ -82,7 +82,7 @@ def running(
     directory: Path, count: int, changed: dict[str, Any] | None = None
 ) -> Iterator[tuple[Fleet, subprocess.Popen[bytes]]]:
     """Run a fleet, and panicd on it, its turns observed; return when all are attached."""
-    file = configure(directory, "panicd")
+    file = configure(directory, directory / "control.sock", "panicd")
     rewrite(file, changed or {})
     fleet = Fleet(directory / "fleet", directory, count)
     with ExitStack() as stack:

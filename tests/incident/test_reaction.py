@@ -77,11 +77,12 @@ async def connected(
     on_failure: str = "preserve",
     *,
     evidence: bool = False,
+    before_action: str = "memory",
 ) -> AsyncIterator[tuple[DaemonInside, FakeQemu]]:
     """A daemon, and one VM that is armed."""
     policy = {"on_crash": on_crash, "evidence": {"budget": "3s" if evidence else "0s"}}
     vm = FakeQemu(directory / "vm.qmp")
-    journal = {"on_failure": on_failure}
+    journal = {"on_failure": on_failure, "before_action": before_action}
     async with DaemonInside.start(directory, policy, journal=journal) as daemon, vm.running():
         await daemon.wait_armed("vm")
         yield daemon, vm
@@ -298,7 +299,8 @@ async def test_nothing_is_given_that_could_not_be_written(
         trio.lowlevel.current_trio_token().run_sync_soon(done, error)
 
     monkeypatch.setattr(Journal, "append_soon", fail_once)
-    async with connected(socket_dir, on_failure=on_failure) as (daemon, vm):
+    case = connected(socket_dir, on_failure=on_failure, before_action="disk")
+    async with case as (daemon, vm):
         mark = len(vm.calls)
         vm.panic()
         await failed.wait()

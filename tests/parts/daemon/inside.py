@@ -49,6 +49,8 @@ class DaemonInside(ObservedDaemon):
         except BaseException as error:
             error.add_note(daemon.last_words())
             raise
+        finally:
+            daemon._remove_runtime()
         daemon._check_journal()
 
     @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +16,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from panicd.journal import database as journal_database
+from panicd.journal.codec import decode
+from panicd.journal.notes import noted
 from panicd.rules.incident import Incident
 from panicd.rules.printable import escape
 from panicd.service import control_client
@@ -21,6 +26,8 @@ from tests.parts.wire import Message
 
 TIME_LIMIT = 20.0
 """Seconds for everything inside one ``RunningDaemon.start``, unless it says otherwise."""
+
+IN_MEMORY = Path("/dev/shm")  # noqa: S108 - a tmpfs on any Linux, as /run is on a host
 
 _NOTED = 60
 """How many of the last lines of the log are shown when a test fails."""
@@ -79,6 +86,7 @@ class ObservedDaemon:
 
     Attributes:
         directory: Where its files are: ``panicd.yaml``, ``state``, and by default the monitors.
+        runtime: Where its control socket and its notes are: in memory, as /run is.
         log: Every line that it logged so far, over all its runs.
         began: Where in ``log`` its present run begins, for use as ``since``.
     """
@@ -101,13 +109,14 @@ class ObservedDaemon:
             config: Further keys of it.
         """
         self.directory = directory
+        self.runtime = Path(tempfile.mkdtemp(prefix="panicd-", dir=IN_MEMORY))
         self.log: list[Message] = []
         self.began = 0
         self._config: dict[str, Any] = {
             "monitors": [{"glob": str(directory / "*.qmp")}],
             "metrics": {"listen": "127.0.0.1:0"},
             "state_directory": str(directory / "state"),
-            "control_socket": str(directory / "control.sock"),
+            "control_socket": str(self.runtime / "control.sock"),
             # What a plan's steps are is asserted in many places; evidence has tests of its own.
             "defaults": {"evidence": {"budget": "0s"}, **(defaults or {})},
             **({"domains": domains} if domains else {}),
@@ -140,14 +149,32 @@ class ObservedDaemon:
         self.config_file.write_text(yaml.safe_dump(self._config))
 
     def journal(self) -> list[Incident]:
-        """The incidents in its journal, in the order of their beginnings."""
+        """The incidents in its journal, in the order of their beginnings; then those noted."""
+        noted_first = self._noted()
         path = self.state_directory / "journal.sqlite3"
-        if not path.exists():
+        written = []
+        if path.exists():
+            with journal_database.reader(path) as database:
+                written = journal_database.incidents(
+                    database, domain=None, open_only=False, since=None, until=None, limit=-1
+                )[::-1]
+        known = {incident.id for incident in written}
+        return [*written, *(each for each in noted_first if each.id not in known)]
+
+    def _noted(self) -> list[Incident]:
+        path = self.control_socket.with_suffix(".notes")
+        try:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as notes:
+                left = noted(notes)
+        except (OSError, ValueError):  # there is none, or it is just being made
             return []
-        with journal_database.reader(path) as database:
-            return journal_database.incidents(
-                database, domain=None, open_only=False, since=None, until=None, limit=-1
-            )[::-1]
+        folded = (
+            journal_database.fold(note.incident_id, [*map(decode, note.entries)]) for note in left
+        )
+        return [incident for incident in folded if incident is not None]
+
+    def _remove_runtime(self) -> None:
+        shutil.rmtree(self.runtime)
 
     # -- asking it
 

@@ -93,6 +93,7 @@ class RunningDaemon(ObservedDaemon):
             raise
         finally:
             daemon._reap()
+            daemon._remove_runtime()
         if not daemon._killed:
             daemon._check_journal()
 

@@ -1,0 +1,258 @@
+"""Notes outlive panicd, and nothing else; what a killed panicd noted goes into the journal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog.testing
+
+from panicd.journal import notes as journal_notes
+from panicd.journal.codec import encode
+from panicd.journal.journal import Journal
+from panicd.journal.note_keeping import keep_notes
+from panicd.journal.notes import SPACE, WAITS_AT_MOST, Note, Notes, NotesError
+from panicd.journal.totals import DomainTotals
+from panicd.rules.incident import AnyEntry, StepBegun
+from panicd.rules.settings import RecordFirst
+from tests.journal.journals import decided, opened
+from tests.parts.small_disk import small_disk
+
+IN_MEMORY = "/dev/shm"  # noqa: S108 - a tmpfs on any Linux
+JOURNAL = Path("/var/lib/panicd/journal.sqlite3")
+FIRST: list[AnyEntry] = [opened(), decided(), StepBegun(2.0, 0)]
+TEXTS = tuple(map(encode, FIRST))
+
+NOTE_AND_DIE = f"""
+import os, signal, sys
+from pathlib import Path
+from panicd.journal.notes import Notes
+notes = Notes.open(Path(sys.argv[1]), Path(sys.argv[2]))
+assert notes.take("i1", {TEXTS!r})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """A directory in memory."""
+    with tempfile.TemporaryDirectory(prefix="panicd-", dir=IN_MEMORY) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def path(runtime: Path) -> Path:
+    """Where the notes are to be."""
+    return runtime / "control.notes"
+
+
+def begun(path: Path, journal: Path = JOURNAL) -> Notes:
+    notes = Notes.open(path, journal)
+    notes.forget()
+    return notes
+
+
+def left(path: Path, journal: Path = JOURNAL) -> list[Note]:
+    notes = Notes.open(path, journal)
+    notes.close()
+    return list(notes.left)
+
+
+def test_what_was_noted_outlives_sigkill(path: Path) -> None:
+    died = subprocess.run([sys.executable, "-c", NOTE_AND_DIE, path, JOURNAL], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert left(path) == [Note("i1", TEXTS)]
+    assert left(path) == [Note("i1", TEXTS)], "whoever only looks forgets nothing"
+
+
+def test_what_the_journal_has_is_forgotten_with_the_last_that_it_has_not(path: Path) -> None:
+    notes = begun(path)
+    assert notes.take("i1", TEXTS)
+    assert notes.take("i2", TEXTS[:1])
+    notes.written("i1")
+    notes.written("unheard of")
+    notes.close()
+    assert left(path) == [Note("i1", TEXTS), Note("i2", TEXTS[:1])]
+    notes = begun(path)
+    assert notes.take("i3", TEXTS)
+    notes.written("i3")
+    notes.close()
+    assert left(path) == []
+
+
+def test_a_note_that_was_cut_off_is_none(path: Path) -> None:
+    notes = begun(path)
+    assert notes.take("i1", TEXTS)
+    end = notes._end
+    assert notes.take("i2", TEXTS)
+    notes._memory[end + 30] ^= 1
+    notes.close()
+    assert left(path) == [Note("i1", TEXTS)]
+
+
+def test_text_that_is_no_utf8_comes_back_as_it_was(path: Path) -> None:
+    texts = (encode(opened(domain="db\udcff\ud800\n")),)
+    notes = begun(path)
+    assert notes.take("i1", texts)
+    notes.close()
+    assert left(path) == [Note("i1", texts)]
+
+
+def test_there_is_room_for_a_storm_and_no_more(path: Path) -> None:
+    notes = begun(path)
+    count = 0
+    while notes.take(f"i{count}", TEXTS):
+        count += 1
+    assert count > 2000
+    notes.close()
+    assert len(left(path)) == count
+    assert path.stat().st_size == SPACE
+
+
+def test_nothing_is_noted_while_a_note_waits_for_too_long(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    notes = begun(path)
+    assert notes.take("i1", TEXTS)
+    now += WAITS_AT_MOST - 0.1
+    assert notes.take("i2", TEXTS)
+    notes.written("i1")
+    now += 0.2  # the oldest is in the journal, and the other has not waited for long
+    assert notes.take("i3", TEXTS)
+    now += WAITS_AT_MOST
+    assert not notes.take("i4", TEXTS)
+    notes.written("i2")
+    notes.written("i3")
+    assert notes.take("i4", TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda path: path.chmod(0o620), "another user may have written it"),
+        (lambda path: (path.rename(f"{path}.1"), path.symlink_to(f"{path}.1")), "symbolic links"),
+        (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+        (
+            lambda path: subprocess.run(["mkfifo", path.rename(f"{path}.1") and path], check=True),
+            "no regular file",
+        ),
+    ],
+)
+def test_what_somebody_else_may_have_made_is_not_used(path: Path, spoil: object, why: str) -> None:
+    begun(path).close()
+    assert callable(spoil)
+    spoil(path)
+    with pytest.raises(NotesError, match=why):
+        Notes.open(path, JOURNAL)
+
+
+def test_a_file_of_another_user_is_not_used(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    begun(path).close()
+    os.chown(path, 65534, -1)
+    with pytest.raises(NotesError, match="another user"):
+        Notes.open(path, JOURNAL)
+
+
+def test_a_file_on_a_disk_would_outlive_the_guests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mountinfo"
+    device = tmp_path.stat().st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    mounts.write_text(f"21 1 {name} / / rw,relatime shared:1 - ext4 /dev/vda rw\n")
+    monkeypatch.setattr(journal_notes, "MOUNTS", mounts)
+    with pytest.raises(NotesError, match="not on a tmpfs"):
+        Notes.open(tmp_path / "control.notes", JOURNAL)
+    assert not (tmp_path / "control.notes").exists()
+    mounts.write_text(f"21 1 {name} / /run rw,nosuid shared:1 - tmpfs tmpfs rw\n")
+    Notes.open(tmp_path / "control.notes", JOURNAL).close()
+
+
+def test_a_full_file_system_is_told_at_once(runtime: Path) -> None:
+    with small_disk(runtime, "1m") as disk, pytest.raises(NotesError, match="No space left"):
+        Notes.open(disk / "control.notes", JOURNAL)
+
+
+def test_two_do_not_share_them(path: Path) -> None:
+    notes = begun(path)
+    with pytest.raises(NotesError, match="another process has it open"):
+        Notes.open(path, JOURNAL)
+    assert notes.take("i1", TEXTS)
+    notes.close()
+    with pytest.raises(NotesError, match=f"notes for {JOURNAL}"):
+        Notes.open(path, Path("/elsewhere"))
+    begun(path).close()
+    begun(path, Path("/elsewhere")).close()  # there is nothing left
+
+
+async def test_the_journal_gets_what_it_has_not(runtime: Path, tmp_path: Path) -> None:
+    path, socket = runtime / "control.notes", runtime / "control.sock"
+    with Journal.open(tmp_path / "journal") as journal:
+        await journal.append("i1", *FIRST, StepBegun(3.0, 1))
+        notes = begun(path, journal.path)
+        assert notes.take("i1", TEXTS)
+        assert notes.take("i2", TEXTS)
+        notes.close()
+        journal.channels = ("hook",)
+        with structlog.testing.capture_logs() as logs:
+            taken = keep_notes(socket, journal, RecordFirst.MEMORY)
+        assert [each["incident"] for each in logs] == ["i2"]
+        assert journal.history("i1") == [*FIRST, StepBegun(3.0, 1)]
+        assert journal.history("i2") == FIRST
+        assert journal.totals().domains == {"web-1": DomainTotals(panics=2)}
+        assert {each.incident for each in journal.pending("hook")} == {"i2"}
+        assert taken is not None
+        taken.close()
+        assert left(path, journal.path) == []
+        await journal.append("i2", StepBegun(3.0, 1))
+
+
+async def test_what_can_not_be_written_stays(runtime: Path, tmp_path: Path) -> None:
+    path, socket = runtime / "control.notes", runtime / "control.sock"
+    with Journal.open(tmp_path / "journal") as journal:
+        notes = begun(path, journal.path)
+        assert notes.take("i1", TEXTS)
+        assert notes.take("i2", ("{}",))
+        notes.close()
+        with structlog.testing.capture_logs() as logs:
+            assert keep_notes(socket, journal, RecordFirst.MEMORY) is None
+        assert [each["log_level"] for each in logs] == ["critical"]
+        assert journal.incidents() == []
+        assert [note.incident_id for note in left(path, journal.path)] == ["i1", "i2"]
+        await journal.append("i3", *FIRST)
+
+
+def test_with_the_disk_first_only_old_notes_count(runtime: Path, tmp_path: Path) -> None:
+    path, socket = runtime / "control.notes", runtime / "control.sock"
+    with Journal.open(tmp_path / "journal") as journal:
+        assert keep_notes(socket, journal, RecordFirst.DISK) is None
+        assert not path.exists()
+        notes = begun(path, journal.path)
+        assert notes.take("i1", TEXTS)
+        notes.close()
+        assert keep_notes(socket, journal, RecordFirst.DISK) is None
+        assert journal.history("i1") == FIRST
+        assert not path.exists()
+
+
+def test_where_nothing_can_be_noted_the_log_says_why(tmp_path: Path) -> None:
+    with (
+        Journal.open(tmp_path / "journal") as journal,
+        structlog.testing.capture_logs() as logs,
+    ):
+        (tmp_path / "file").touch()
+        assert keep_notes(tmp_path / "file" / "x.sock", journal, RecordFirst.MEMORY) is None
+    assert [(each["log_level"], "waits for the disk" in each["event"]) for each in logs] == [
+        ("warning", True)
+    ]
