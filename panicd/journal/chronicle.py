@@ -113,10 +113,10 @@ class Chronicle:
         """Have the entries that were ready outlive panicd at once; the commit may then wait.
 
         Returns:
-            False: that can't be done, so the commit must come first.
+            False: that can't be done, or the disk may be full; so the commit must come first.
         """
         ready, notes = self._ready, self._keeping.notes
-        if ready is None or notes is None or self._keeping.journal.fault is not None:
+        if ready is None or notes is None or not self._keeping.journal.is_sound:
             return False
         self._is_noted = notes.take(self.incident.id, ready.texts)
         return self._is_noted

@@ -3,8 +3,11 @@
 import fcntl
 import os
 from pathlib import Path
+from typing import Final
 
 from panicd.journal.error import JournalError, JournalInUseError
+
+ROOM: Final = 16 << 20  # bytes
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -58,3 +61,12 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def has_room(path: Path) -> bool:
+    """Tell whether the disk of a file will take some megabytes more (statvfs(3))."""
+    try:
+        there = os.statvfs(path)
+    except OSError:
+        return False
+    return there.f_bavail * there.f_frsize >= ROOM and not there.f_flag & os.ST_RDONLY

@@ -37,7 +37,7 @@ from panicd.journal.error import (
     JournalInUseError,
     faults_named,
 )
-from panicd.journal.file import beside, check_identity, identity, lock, sync_directory
+from panicd.journal.file import beside, check_identity, has_room, identity, lock, sync_directory
 from panicd.journal.notes import Notes
 from panicd.journal.outbox import Pending
 from panicd.journal.request import Request, Requests
@@ -82,6 +82,7 @@ class Journal:
         self._identity = identity(path)
         self._closed = False
         self._fault: str | None = None
+        self._has_room = has_room(path)
         self._has_news = False  # only the writer thread's
         self._commits = 0  # since the log was tidied; only the writer thread's
         self._open: dict[str, Stored | Begun] = {}  # as committed; only the writer thread's
@@ -94,8 +95,7 @@ class Journal:
     def open(cls, path: Path) -> "Journal":
         """Open the journal, or make a new one.
 
-        A missing directory is made with mode 0700, the database with 0600. The lock is a file
-        beside it, which stays there.
+        A missing directory is made with mode 0700, the database with 0600, and a lock beside it.
 
         Raises:
             JournalInUseError: another process has it open.
@@ -161,6 +161,11 @@ class Journal:
     def fault(self) -> str | None:
         """Why the last commit failed; None if it did not."""
         return self._fault
+
+    @property
+    def is_sound(self) -> bool:
+        """True if the next commit can be expected to succeed."""
+        return self._fault is None and self._has_room
 
     async def append(self, incident_id: str, *entries: AnyEntry) -> None:
         """Add entries to an incident; they are on the disk when this returns.
@@ -235,11 +240,10 @@ class Journal:
             JournalError: not everything could be removed.
         """
         removed: list[str] = []
-        complete = False
-        while not complete:
+        known = -PRUNED_AT_ONCE
+        while len(removed) - known >= PRUNED_AT_ONCE:
             known = len(removed)
             await self._submit(partial(self._prune, before=before, removed=removed))
-            complete = len(removed) - known < PRUNED_AT_ONCE
         return removed
 
     async def prune_operations(self, before: float) -> None:
@@ -421,16 +425,17 @@ class Journal:
                     requests[-1].token.run_sync_soon(_wake, requests)
                     if self._has_news:
                         self._has_news = False
-                        requests[-1].token.run_sync_soon(self._tell_news)
+                        requests[-1].token.run_sync_soon(self.on_notification)
         self._database.close()
 
     def _next(self) -> tuple[list[Request], bool]:
-        if self._commits >= TIDIED_AFTER:
+        while True:
             with contextlib.suppress(Empty):
                 return self._requests.take(timeout=IDLE)
-            self._commits = 0
-            journal_database.tidy(self._database)
-        return self._requests.take()
+            self._has_room = has_room(self.path)
+            if self._commits >= TIDIED_AFTER:
+                self._commits = 0
+                journal_database.tidy(self._database)
 
     def _commit(self, requests: list[Request]) -> None:
         self._commits += 1
@@ -460,9 +465,6 @@ class Journal:
                     self._open[incident_id] = stored
                 else:
                     self._open.pop(incident_id, None)
-
-    def _tell_news(self) -> None:
-        self.on_notification()
 
     def _prune(self, _batch: Batch, *, before: float, removed: list[str]) -> None:
         removed += journal_database.prune(self._database, before, PRUNED_AT_ONCE)

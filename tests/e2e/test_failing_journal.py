@@ -71,8 +71,9 @@ async def test_journal_that_cannot_be_written_stops_actions_unless_told_otherwis
     socket_dir: Path, on_failure: str
 ) -> None:
     fake = FakeQemu(socket_dir / "vm.qmp")
+    journal = {"on_failure": on_failure, "before_action": "disk"}
     async with (
-        RunningDaemon.start(socket_dir, RESTART, journal={"on_failure": on_failure}) as daemon,
+        RunningDaemon.start(socket_dir, RESTART, journal=journal) as daemon,
         fake.running(),
     ):
         await daemon.wait_armed("vm")
