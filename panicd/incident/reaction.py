@@ -152,14 +152,17 @@ class Reaction:
         commit = counted_on(self._foreseen.commit, self._serial)
         asks = counted_on(self._foreseen.asks, self._serial)
         self._done += commit, asks
+        may_note = self._services.keeping.notes is not None
+        if may_note:
+            carry_out(asks)
         if self.chronicle.keep():
             self._is_to_be_written = True
-            carry_out(asks)
             self.takes(Durable(self._serial + self._foreseen.commit.serial))
             self._services.rush.afterwards(self._write)
             return
         carry_out(commit)
-        carry_out(asks)  # while the journal's thread wakes up
+        if not may_note:
+            carry_out(asks)  # while the journal's thread wakes up
         self._services.keeping.journal.stand_aside()
 
     def _write(self) -> None:

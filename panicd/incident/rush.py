@@ -33,15 +33,20 @@ class Rush:
         self._timers = timers
         self._count = 0
         self._began = 0.0
+        self._latest = -CARRIED_OUT_WITHIN  # when a first command became due
+        self._number = 0  # of first commands since it began
         self._clock: Clock | None = None
         self._later: deque[Callable[[], None]] = deque()
         self._is_set = False
 
     def begin(self) -> None:
         """Count a first command that is due."""
-        if not self._count:
-            self._clock = trio.lowlevel.current_clock()
-            self._began = self._clock.current_time()
+        self._clock = trio.lowlevel.current_clock()
+        now = self._clock.current_time()
+        if not self._count and now >= self._latest + CARRIED_OUT_WITHIN:
+            self._began, self._number = now, 0
+        self._latest = now
+        self._number += 1
         self._count += 1
 
     def end(self) -> None:
@@ -60,9 +65,11 @@ class Rush:
 
     def _lasts(self, seconds: float) -> bool:
         clock = self._clock
-        return (
-            clock is not None and self._count > 0 and clock.current_time() < self._began + seconds
-        )
+        if clock is None or not (self._count or self._number > 1):
+            return False
+        now = clock.current_time()
+        is_due = self._count > 0 or now < self._latest + CARRIED_OUT_WITHIN  # more may be unread
+        return is_due and now < self._began + seconds
 
     def afterwards(self, call: Callable[[], None]) -> None:
         """Have something called when no first command is due."""
