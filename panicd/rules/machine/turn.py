@@ -4,9 +4,11 @@ A ``Turn`` lives within one call of ``step``; nothing else sees it change.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import Final, Literal, TypeVar
 
@@ -326,4 +328,9 @@ def new_id(at: float, token: str, before: int = 0) -> str:
     """
     if before:
         token = hashlib.blake2s(f"{token}-{before}".encode(), digest_size=4).hexdigest()
-    return f"{datetime.fromtimestamp(at, UTC):%Y%m%dT%H%M%S}-{token}"
+    return f"{_written(math.floor(at))}-{token}"
+
+
+@lru_cache(2)
+def _written(second: int) -> str:
+    return f"{datetime.fromtimestamp(second, UTC):%Y%m%dT%H%M%S}"
