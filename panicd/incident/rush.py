@@ -18,6 +18,8 @@ WRITTEN_AFTER: Final = 3.0  # seconds from the first panic on; until then eviden
 CARRIED_OUT_WITHIN: Final = 0.003
 """Seconds for which the processors are left to those who carry out a first command. Three threads
 of libvirtd and two of QEMU wake up for a reset, one after the other."""
+PAUSES_FOR_EACH: Final = 5e-5  # seconds, of each panic: so many more may be on their way
+PAUSES_AT_MOST: Final = 0.05  # seconds
 SLICE: Final = 0.001  # seconds of work before the event loop reads again
 LOOKS_EVERY: Final = 0.002  # seconds
 
@@ -43,7 +45,7 @@ class Rush:
         """Count a first command that is due."""
         self._clock = trio.lowlevel.current_clock()
         now = self._clock.current_time()
-        if not self._count and now >= self._latest + CARRIED_OUT_WITHIN:
+        if not self._count and now >= self._latest + self._pause:
             self._began, self._number = now, 0
         self._latest = now
         self._number += 1
@@ -68,8 +70,13 @@ class Rush:
         if clock is None or not (self._count or self._number > 1):
             return False
         now = clock.current_time()
-        is_due = self._count > 0 or now < self._latest + CARRIED_OUT_WITHIN  # more may be unread
+        is_due = self._count > 0 or now < self._latest + self._pause  # more may be unread
         return is_due and now < self._began + seconds
+
+    @property
+    def _pause(self) -> float:
+        """Seconds without a panic after which no more are to be expected."""
+        return min(CARRIED_OUT_WITHIN + self._number * PAUSES_FOR_EACH, PAUSES_AT_MOST)
 
     def afterwards(self, call: Callable[[], None]) -> None:
         """Have something called when no first command is due."""

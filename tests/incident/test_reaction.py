@@ -383,7 +383,7 @@ async def test_it_is_done_a_little_at_a_time(mock_clock: trio.testing.MockClock)
             rush.afterwards(work)
         await wait_all_tasks_blocked()
         assert not done  # the first commands are carried out meanwhile
-        mock_clock.jump(CARRIED_OUT_WITHIN)
+        mock_clock.jump(CARRIED_OUT_WITHIN * 1.1)
         await wait_all_tasks_blocked()
     assert done == [1, 2, 3]
 
@@ -447,7 +447,7 @@ async def test_a_rush_lasts_while_more_panics_may_be_unread(
     rush.begin()
     rush.end()
     seen.append(rush.goes_on)
-    mock_clock.jump(CARRIED_OUT_WITHIN)
+    mock_clock.jump(CARRIED_OUT_WITHIN * 1.1)
     seen.append(rush.goes_on)
     for _ in range(int(WAITS_AT_MOST / (CARRIED_OUT_WITHIN / 2)) + 3):
         rush.begin()
