@@ -130,6 +130,12 @@ class Notes:
         if self._waiting.pop(incident_id, None) is not None and not self._waiting:
             self.forget()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Leave what waits to the next panicd."""
         self._memory.close()

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -169,7 +169,8 @@ class Daemon:
         """
         # A scrape renders in a thread of its own; with the default of 5 ms it would delay panics.
         sys.setswitchinterval(SWITCH_INTERVAL)
-        with self._journal, self._standby, trio.open_signal_receiver(*SIGNALS) as signals:
+        notes = self._notes or nullcontext()
+        with notes, self._journal, self._standby, trio.open_signal_receiver(*SIGNALS) as signals:
             async with event_loop(), trio.open_nursery() as nursery:
                 nursery.start_soon(write_late)
                 self._services = services = self._make_services(nursery)
@@ -438,10 +439,8 @@ class Daemon:
         away = sum(domain.session is None for domain in domains)
         silent = sum(domain.is_silent for domain in domains)
         problems = "".join(f"; {problem}" for problem in self._problems.current[:1])
-        return (
-            f"{len(domains)} domains, {panicked} panicked, {away} not connected, {silent} silent"
-            f"{problems}"
-        )
+        told = f"{len(domains)} domains, {panicked} panicked, {away} not connected, {silent} silent"
+        return told + problems
 
     async def _until_told_to_stop(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
