@@ -94,6 +94,18 @@ class Chronicle:
         return chronicle
 
     @classmethod
+    def left(cls, incident_id: str, entries: Sequence[AnyEntry], keeping: Keeping) -> "Chronicle":
+        """Go on with an incident of a killed panicd's, whose entries are only noted."""
+        opened, *others = entries
+        assert isinstance(opened, Opened)
+        chronicle = cls(Incident(incident_id, opened), keeping)
+        chronicle._is_noted = True
+        chronicle._add(None, opened)
+        for entry in others:
+            chronicle.note(entry)
+        return chronicle
+
+    @classmethod
     def begin(cls, incident_id: str, entries: Ready, keeping: Keeping) -> "Chronicle":
         """Begin the record of a new incident whose first entries are ready, but not noted.
 

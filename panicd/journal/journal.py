@@ -16,7 +16,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ import trio
 from panicd.journal import database as journal_database
 from panicd.journal import outbox as journal_outbox
 from panicd.journal.batch import Batch, Begun
-from panicd.journal.codec import decode
 from panicd.journal.database import Stored
 from panicd.journal.error import (
     JournalClosedError,
@@ -38,7 +37,6 @@ from panicd.journal.error import (
     faults_named,
 )
 from panicd.journal.file import beside, check_identity, has_room, identity, lock, sync_directory
-from panicd.journal.notes import Notes
 from panicd.journal.outbox import Pending
 from panicd.journal.request import Request, Requests
 from panicd.journal.totals import Totals
@@ -201,23 +199,20 @@ class Journal:
         """
         self._request(partial(Batch.add, incident_id=incident_id, entries=entries), done)
 
-    def take_up(self, notes: Notes) -> list[str]:
-        """Write what a killed panicd noted; before the first ``append``.
+    def take_up(self, noted: Mapping[str, Sequence[AnyEntry]]) -> None:
+        """Write incidents that a killed panicd only noted; before the first ``append``.
 
-        Returns:
-            The ids of the incidents that the journal did not have.
+        Args:
+            noted: the entries by the incidents' ids; the journal has none of these.
 
         Raises:
-            JournalError: it can't be written. The notes stay as they are.
+            JournalError: none was written.
         """
         batch = Batch(self._database, self._open, self.channels)
         with faults_named(self.path), journal_database.transaction(self._database):
-            for note in notes.left:
-                if not journal_database.has(self._database, note.incident_id):
-                    batch.add(note.incident_id, tuple(map(decode, note.entries)))
+            for incident_id, entries in noted.items():
+                batch.add(incident_id, entries)
             batch.write()
-        notes.forget()
-        return list(batch.changed)
 
     def stand_aside(self) -> None:
         """Leave the interpreter to an idle writer thread for a moment, if it has got something.

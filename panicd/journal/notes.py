@@ -11,12 +11,14 @@ removes all notes, and all guests.
 
     0     MAGIC, generation
     32    the length of the journal's path, the path
-    4096  notes: generation, length, CRC-32; incident's id and entries, a line each
+    4096  notes: generation, length, CRC-32, 1 if the journal has it; incident's id and entries, a
+          line each
 
 Notes of earlier generations are over: a new one begins when all notes are in the journal.
 """
 
 import fcntl
+import math
 import mmap
 import os
 import re
@@ -24,14 +26,15 @@ import stat
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 MAGIC: Final = b"panicd notes 1\n\0"
 SPACE: Final = 1 << 22  # bytes; one panic needs some 2,000
 _GENERATION: Final = struct.Struct("<Q")
-_HEAD: Final = struct.Struct("<QII")
+_HEAD: Final = struct.Struct("<QIII")
+_WRITTEN: Final = struct.Struct("<I")  # the last of a head
 _PATH_LENGTH: Final = struct.Struct("<I")
 _GENERATION_AT: Final = len(MAGIC)
 _PATH_AT: Final = 32
@@ -62,22 +65,29 @@ class Notes:
 
     Args:
         memory: of the file.
-        left: what a killed panicd noted.
+        left: what a killed panicd noted, by its place.
 
     Attributes:
-        left: what a killed panicd noted; some of it may be in the journal.
+        left: what a killed panicd noted; the last of it may be in the journal.
     """
 
-    def __init__(self, memory: mmap.mmap, left: Sequence[Note]) -> None:
-        self.left = left
+    def __init__(self, memory: mmap.mmap, left: Mapping[int, Note]) -> None:
+        self.left = tuple(left.values())
         self._memory = memory
         (self._generation,) = _GENERATION.unpack_from(memory, _GENERATION_AT)
         self._end = _NOTES_AT
-        self._waiting: dict[str, float] = {}  # by id: since when; the oldest first
+        self._is_at_end = False
+        self._waiting = {  # by id: since when, and where; the oldest first
+            note.incident_id: (-math.inf, at) for at, note in left.items()
+        }
+        if not left:
+            self._forget()
 
     @classmethod
     def open(cls, path: Path, journal: Path) -> Self:
-        """Open the notes of a journal, or begin new ones; ``forget`` must follow.
+        """Open the notes of a journal, or begin new ones.
+
+        Nothing is noted until the journal has all that was left.
 
         Args:
             path: of the notes, in an existing directory.
@@ -109,26 +119,43 @@ class Notes:
             entries: as ``journal.codec`` has them.
 
         Returns:
-            True if they are safe from the end of this process; False: there is no room, or earlier
-            notes have waited for the journal for too long.
+            True if they are safe from the end of this process; False: there is no room, earlier
+            notes have waited for the journal for too long, or ``end`` was called.
         """
         now = time.monotonic()
-        if self._waiting and now - next(iter(self._waiting.values())) > WAITS_AT_MOST:
+        since, _ = next(iter(self._waiting.values()), (now, 0))
+        if self._is_at_end or now - since > WAITS_AT_MOST:
             return False
         note = "\n".join((incident_id, *entries)).encode(errors="surrogatepass")
         end = self._end + _HEAD.size + len(note)
         if end > SPACE:
             return False
         _put(self._memory, self._end + _HEAD.size, note)
-        _put(self._memory, self._end, _HEAD.pack(self._generation, len(note), zlib.crc32(note)))
+        _put(self._memory, self._end, _HEAD.pack(self._generation, len(note), zlib.crc32(note), 0))
+        self._waiting[incident_id] = now, self._end
         self._end = end
-        self._waiting[incident_id] = now
         return True
 
     def written(self, incident_id: str) -> None:
-        """Take in that the journal has the entries; an unknown id changes nothing."""
-        if self._waiting.pop(incident_id, None) is not None and not self._waiting:
-            self.forget()
+        """Take in that the journal has the entries; an unknown id changes nothing.
+
+        The journal may lose the incident again, if it is old or damaged. The note must not bring
+        it back.
+        """
+        _, at = self._waiting.pop(incident_id, (0.0, 0))
+        if at:
+            _put(self._memory, at + _HEAD.size - _WRITTEN.size, _WRITTEN.pack(1))
+            if not self._waiting:
+                self._forget()
+
+    @property
+    def are_all_written(self) -> bool:
+        """True if the journal has all that was noted."""
+        return not self._waiting
+
+    def end(self) -> None:
+        """Note nothing more."""
+        self._is_at_end = True
 
     def __enter__(self) -> Self:
         return self
@@ -140,28 +167,30 @@ class Notes:
         """Leave what waits to the next panicd."""
         self._memory.close()
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """Begin anew: the journal has all that was noted."""
         self.left = ()
-        self._waiting.clear()
         self._generation += 1
         _put(self._memory, _GENERATION_AT, _GENERATION.pack(self._generation))
         self._end = _NOTES_AT
 
 
-def _begin(memory: mmap.mmap, owner: bytes) -> list[Note]:
-    """Return what was noted for a journal, whose notes these are from now on.
+def _begin(memory: mmap.mmap, owner: bytes) -> dict[int, Note]:
+    """Return what was noted for a journal, whose notes these are from now on, by its place.
 
     Raises:
-        NotesError: they are still another's.
+        NotesError: they are still another's, or it is a file of another kind.
     """
     if len(owner) > _NOTES_AT - _PATH_AT - _PATH_LENGTH.size:
         raise NotesError("the path of the journal is too long")
-    if memory[: len(MAGIC)] != MAGIC:
-        _put(memory, _GENERATION_AT, _GENERATION.pack(1))  # a file begins with zeros
-        left = []
-    else:
+    kind = memory[: len(MAGIC)]
+    if kind == bytes(len(MAGIC)):  # a new file, or one that was cut off
+        _put(memory, _GENERATION_AT, _GENERATION.pack(1))
+        left = {}
+    elif kind == MAGIC:
         left = noted(memory)
+    else:
+        raise NotesError("it is no file of this panicd's")
     if left and _owner(memory) != owner:
         raise NotesError(f"it has notes for {os.fsdecode(_owner(memory))}")
     if not left:
@@ -180,19 +209,23 @@ def _owner(memory: mmap.mmap) -> bytes:
     return memory[start : min(start + length, _NOTES_AT)]
 
 
-def noted(memory: mmap.mmap | bytes) -> list[Note]:
-    """Return the notes of the last generation; a note that was cut off is not one."""
+def noted(memory: mmap.mmap | bytes) -> dict[int, Note]:
+    """Return the last generation's notes that the journal may not have, by their places.
+
+    A note that was cut off is not one.
+    """
     (generation,) = _GENERATION.unpack_from(memory, _GENERATION_AT)
-    notes, at = [], _NOTES_AT
+    notes, at = {}, _NOTES_AT
     while at + _HEAD.size <= SPACE:
-        of, length, checksum = _HEAD.unpack_from(memory, at)
-        at += _HEAD.size
-        note = memory[at : at + length]
+        of, length, checksum, is_written = _HEAD.unpack_from(memory, at)
+        start = at + _HEAD.size
+        note = memory[start : start + length]
         if of != generation or not length or zlib.crc32(note) != checksum:
             break
-        at += length
-        incident_id, *entries = note.decode(errors="surrogatepass").split("\n")
-        notes.append(Note(incident_id, tuple(entries)))
+        if not is_written:
+            incident_id, *entries = note.decode(errors="surrogatepass").split("\n")
+            notes[at] = Note(incident_id, tuple(entries))
+        at = start + length
     return notes
 
 
@@ -206,6 +239,8 @@ def _check(descriptor: int) -> None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise NotesError("it is no regular file")
+    if status.st_nlink != 1:
+        raise NotesError("it has another name too")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,13 +10,16 @@ from pathlib import Path
 import pytest
 import trio
 
+from panicd.journal.batch import Batch
 from panicd.journal.journal import Journal, JournalError
 from panicd.rules.incident import AnyEntry
+from panicd.service import daemon as service_daemon
 from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
 
 Done = Callable[[BaseException | None], None]
+IN_MEMORY = "/dev/shm"  # noqa: S108 - a tmpfs on any Linux
 
 
 class HeldUp:
@@ -97,6 +101,42 @@ async def test_what_is_noted_is_written_though_qemu_does_not_answer(
         disk.let_go()
         held.release()
         await daemon.wait_incident("vm", ending="restarted")
+
+
+async def test_what_the_next_panicd_can_not_write_it_goes_on_with(
+    socket_dir: Path, disk: HeldUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_daemon, "LAST_WORDS", 0.0)
+    is_full, write = True, Batch.write
+
+    def full(batch: Batch) -> None:
+        if is_full:
+            raise JournalError("no space left on device")
+        write(batch)
+
+    policy, vm = {"on_crash": "restart"}, FakeQemu(socket_dir / "vm.qmp")
+    with tempfile.TemporaryDirectory(prefix="panicd-", dir=IN_MEMORY) as runtime:
+        control_socket = str(Path(runtime) / "control.sock")
+        async with vm.running():
+            async with DaemonInside.start(
+                socket_dir, policy, control_socket=control_socket
+            ) as daemon:
+                await daemon.wait_armed("vm")
+                vm.panic()
+                await vm.wait_command("system_reset")
+            disk.waiting.clear()  # as if it had been killed
+            disk.let_go()
+            monkeypatch.setattr(Batch, "write", full)
+            async with DaemonInside.start(
+                socket_dir, policy, control_socket=control_socket
+            ) as daemon:
+                await daemon.wait_log("what a killed panicd noted can't be written")
+                await daemon.wait_log("the journal can't be written")
+                assert "cont" not in vm.commands
+                is_full = False
+                await daemon.wait_incident("vm", ending="restarted")
+                assert vm.commands.count("system_reset") == 1
+                assert vm.machine.state is RunState.RUNNING
 
 
 async def test_after_a_failure_the_disk_comes_first(

@@ -10,18 +10,23 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import structlog.testing
 
 from panicd.journal import notes as journal_notes
+from panicd.journal.batch import Batch
+from panicd.journal.chronicle import Keeping
 from panicd.journal.codec import encode
-from panicd.journal.journal import Journal
-from panicd.journal.note_keeping import keep_notes
+from panicd.journal.database import fold
+from panicd.journal.journal import Journal, JournalError
+from panicd.journal.note_keeping import keep_notes, open_chronicles
 from panicd.journal.notes import SPACE, WAITS_AT_MOST, Note, Notes, NotesError
 from panicd.journal.totals import DomainTotals
 from panicd.rules.incident import AnyEntry, StepBegun
-from panicd.rules.settings import RecordFirst
+from panicd.rules.settings import JournalFailure, RecordFirst
 from tests.journal.journals import decided, opened
 from tests.parts.small_disk import small_disk
 
@@ -55,8 +60,13 @@ def path(runtime: Path) -> Path:
 
 def begun(path: Path, journal: Path = JOURNAL) -> Notes:
     notes = Notes.open(path, journal)
-    notes.forget()
+    for note in notes.left:
+        notes.written(note.incident_id)
     return notes
+
+
+def no_space(_batch: Batch) -> None:
+    raise JournalError("no space left on device")
 
 
 def left(path: Path, journal: Path = JOURNAL) -> list[Note]:
@@ -79,7 +89,7 @@ def test_what_the_journal_has_is_forgotten_with_the_last_that_it_has_not(path: P
     notes.written("i1")
     notes.written("unheard of")
     notes.close()
-    assert left(path) == [Note("i1", TEXTS), Note("i2", TEXTS[:1])]
+    assert left(path) == [Note("i2", TEXTS[:1])], "the journal may lose the other, and be right"
     notes = begun(path)
     assert notes.take("i3", TEXTS)
     notes.written("i3")
@@ -141,6 +151,8 @@ def test_nothing_is_noted_while_a_note_waits_for_too_long(
         (lambda path: path.chmod(0o620), "another user may have written it"),
         (lambda path: (path.rename(f"{path}.1"), path.symlink_to(f"{path}.1")), "symbolic links"),
         (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+        (lambda path: path.with_name("other").hardlink_to(path), "another name"),
+        (lambda path: path.write_bytes(b"panicd notes 2\n\0"), "no file of this panicd's"),
         (
             lambda path: subprocess.run(["mkfifo", path.rename(f"{path}.1") and path], check=True),
             "no regular file",
@@ -206,7 +218,7 @@ async def test_the_journal_gets_what_it_has_not(runtime: Path, tmp_path: Path) -
         notes.close()
         journal.channels = ("hook",)
         with structlog.testing.capture_logs() as logs:
-            taken = keep_notes(socket, journal, RecordFirst.MEMORY)
+            taken = keep_notes(socket, journal, RecordFirst.MEMORY).notes
         assert [each["incident"] for each in logs] == ["i2"]
         assert journal.history("i1") == [*FIRST, StepBegun(3.0, 1)]
         assert journal.history("i2") == FIRST
@@ -218,30 +230,68 @@ async def test_the_journal_gets_what_it_has_not(runtime: Path, tmp_path: Path) -
         await journal.append("i2", StepBegun(3.0, 1))
 
 
-async def test_what_can_not_be_written_stays(runtime: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unreadable", [("{}",), TEXTS[1:], (*TEXTS, TEXTS[0])])
+async def test_what_can_not_be_read_stays_and_does_not_hold_up_the_rest(
+    runtime: Path, tmp_path: Path, unreadable: tuple[str, ...]
+) -> None:
+    path, socket = runtime / "control.notes", runtime / "control.sock"
+    with Journal.open(tmp_path / "journal") as journal:
+        notes = begun(path, journal.path)
+        assert notes.take("i1", unreadable)
+        assert notes.take("i2", TEXTS)
+        notes.close()
+        with structlog.testing.capture_logs() as logs:
+            taken, unwritten = keep_notes(socket, journal, RecordFirst.MEMORY)
+        assert [(each["log_level"], each["incident"]) for each in logs] == [
+            ("critical", "i1"),
+            ("warning", "i2"),
+        ]
+        assert not unwritten
+        assert [each.id for each in journal.incidents()] == ["i2"]
+        assert taken is not None
+        assert not taken.take("i3", TEXTS), "one that can read it may come"
+        taken.close()
+        assert left(path, journal.path) == [Note("i1", unreadable)]
+        await journal.append("i3", *FIRST)
+
+
+@pytest.mark.parametrize("first", RecordFirst)
+async def test_what_can_not_be_written_is_kept_until_it_can(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: RecordFirst
+) -> None:
     path, socket = runtime / "control.notes", runtime / "control.sock"
     with Journal.open(tmp_path / "journal") as journal:
         notes = begun(path, journal.path)
         assert notes.take("i1", TEXTS)
-        assert notes.take("i2", ("{}",))
         notes.close()
-        with structlog.testing.capture_logs() as logs:
-            assert keep_notes(socket, journal, RecordFirst.MEMORY) is None
+        with monkeypatch.context() as full, structlog.testing.capture_logs() as logs:
+            full.setattr(Batch, "write", no_space)
+            kept = keep_notes(socket, journal, first)
         assert [each["log_level"] for each in logs] == ["critical"]
-        assert journal.incidents() == []
-        assert [note.incident_id for note in left(path, journal.path)] == ["i1", "i2"]
-        await journal.append("i3", *FIRST)
+        assert kept.unwritten == {"i1": tuple(FIRST)}
+        assert kept.notes is not None
+        assert not kept.notes.take("i2", TEXTS)
+        counters: Any = SimpleNamespace(count=lambda _before, _entry: None)
+        keeping = Keeping(journal, counters, time.time, lambda: JournalFailure.PRESERVE, kept.notes)
+        (chronicle,) = open_chronicles(journal, kept.unwritten, keeping)
+        assert chronicle.incident == fold("i1", FIRST)
+        await chronicle.commit()
+        assert journal.history("i1") == FIRST
+        assert kept.notes.take("i2", TEXTS) == (first is RecordFirst.MEMORY)
+        kept.notes.written("i2")
+        kept.notes.close()
+        assert left(path, journal.path) == []
 
 
 def test_with_the_disk_first_only_old_notes_count(runtime: Path, tmp_path: Path) -> None:
     path, socket = runtime / "control.notes", runtime / "control.sock"
     with Journal.open(tmp_path / "journal") as journal:
-        assert keep_notes(socket, journal, RecordFirst.DISK) is None
+        assert keep_notes(socket, journal, RecordFirst.DISK).notes is None
         assert not path.exists()
         notes = begun(path, journal.path)
         assert notes.take("i1", TEXTS)
         notes.close()
-        assert keep_notes(socket, journal, RecordFirst.DISK) is None
+        assert keep_notes(socket, journal, RecordFirst.DISK).notes is None
         assert journal.history("i1") == FIRST
         assert not path.exists()
 
@@ -252,7 +302,7 @@ def test_where_nothing_can_be_noted_the_log_says_why(tmp_path: Path) -> None:
         structlog.testing.capture_logs() as logs,
     ):
         (tmp_path / "file").touch()
-        assert keep_notes(tmp_path / "file" / "x.sock", journal, RecordFirst.MEMORY) is None
+        assert keep_notes(tmp_path / "file" / "x.sock", journal, RecordFirst.MEMORY).notes is None
     assert [(each["log_level"], "waits for the disk" in each["event"]) for each in logs] == [
         ("warning", True)
     ]

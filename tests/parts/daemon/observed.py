@@ -165,7 +165,7 @@ class ObservedDaemon:
         path = self.control_socket.with_suffix(".notes")
         try:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as notes:
-                left = noted(notes)
+                left = noted(notes).values()
         except (OSError, ValueError):  # there is none, or it is just being made
             return []
         folded = (
