@@ -43,7 +43,7 @@ PANICD = {
 }
 IN_MEMORY = "/dev/shm"  # noqa: S108 - a tmpfs on any Linux, as /run is on a host
 REFERENCES = ("floor", "plain", "durable")
-LAST_QUESTION = "query-dump"
+LAST_QUESTION = "query-dump-guest-memory-capability"
 IDLE = 10.0
 """Seconds over which the CPU time of an idle one is taken."""
 
