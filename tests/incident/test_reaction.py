@@ -153,8 +153,8 @@ async def test_only_what_follows_from_the_command_waits_for_others(
         await daemon.wait_incident("vm", ending="restarted")
     (reaction,) = reactions
     reset, resume = ResetEvent(0.0, guest=False, reason=""), ResumeEvent(0.0)
-    follows: list[Input] = [Answered(1, ()), Heard(reset), Elapsed(1)]
-    others: list[Input] = [Heard(resume), Lost(), Reconsider(), Durable(1)]
+    follows: list[Input] = [Answered(1, ()), Heard(reset)]
+    others: list[Input] = [Heard(resume), Lost(), Reconsider(), Elapsed(1), Durable(1)]
     assert not any(map(reaction.may_wait, [*follows, *others]))
     reaction._services.rush.begin()
     assert [reaction.may_wait(came) for came in follows] == [True] * len(follows)
