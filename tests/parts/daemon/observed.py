@@ -110,6 +110,7 @@ class ObservedDaemon:
         """
         self.directory = directory
         self.runtime = Path(tempfile.mkdtemp(prefix="panicd-", dir=IN_MEMORY))
+        self.runtime.chmod(0o755)  # as /run/panicd has it: the socket's mode decides who may call
         self.log: list[Message] = []
         self.began = 0
         self._config: dict[str, Any] = {
