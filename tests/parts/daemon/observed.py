@@ -6,6 +6,7 @@ import mmap
 import shutil
 import socket
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,7 @@ class ObservedDaemon:
         """
         self.directory = directory
         self.runtime = Path(tempfile.mkdtemp(prefix="panicd-", dir=IN_MEMORY))
+        weakref.finalize(self, shutil.rmtree, self.runtime, ignore_errors=True)  # if never started
         self.runtime.chmod(0o755)  # as /run/panicd has it: the socket's mode decides who may call
         self.log: list[Message] = []
         self.began = 0
