@@ -132,7 +132,7 @@ class Driver:
                 self.feed(Attached(session.vm, incident, heard, gone))
                 session.listen(self._heard, partial(self.feed, Lost()))
                 if (vm := self._state.vm) is not None:  # its text is ready by now
-                    self._foresight.of(self._moment(), vm.capability, vm.process)
+                    self._foresight.of(self._moment(), vm)
                 await self._until_left()
         finally:
             self._leave()
@@ -245,7 +245,7 @@ class Driver:
             return False
         moment = self._moment()
         is_foreseen = as_foreseen(self._state, panic, moment)
-        foreseen = is_foreseen and self._foresight.of(moment, vm.capability, vm.process)
+        foreseen = is_foreseen and self._foresight.of(moment, vm)
         if not foreseen:
             return False
         self._opens(moment.now)
@@ -443,7 +443,7 @@ class Driver:
 
     def _heard_before(self, session: Session) -> list[Heard]:
         """Take the events that came while the session began."""
-        kept = session.monitor.events.take_kept()
+        kept = session.take_kept()
         panics = (each.at for each in kept if isinstance(each.event, GuestPanickedEvent))
         self._heard_at = next(panics, math.inf)
         return [Heard(each.event, each.count) for each in kept]

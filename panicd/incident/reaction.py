@@ -31,17 +31,19 @@ from panicd.rules.machine.effects import Collect, Effect
 from panicd.rules.machine.inputs import (
     Answered,
     Durable,
+    Elapsed,
     Finished,
     Heard,
     Input,
     Moment,
 )
 from panicd.rules.machine.turn import new_id, opened_by
+from panicd.rules.machine.vm import Vm
 from panicd.rules.qapi import ResetEvent, ShutdownEvent
 from panicd.rules.settings import Policy
 
 KINDS: Final = 256
-"""How many pairs of policy and capability are remembered, each with its foreseen effects."""
+"""How many sets of policy, capability and idleness are remembered, with their foreseen effects."""
 
 
 def follows_command(came: Input) -> bool:
@@ -52,9 +54,11 @@ def follows_command(came: Input) -> bool:
 
 
 @lru_cache(KINDS)
-def _foreseen(policy: Policy, capability: Capability) -> tuple[Foreseen, Template] | None:
+def _foreseen(
+    policy: Policy, capability: Capability, *, idle: bool
+) -> tuple[Foreseen, Template] | None:
     """Return what a panic leads to, with entries that name no domain."""
-    foreseen = foresee(policy, capability)
+    foreseen = foresee(policy, capability, idle=idle)
     if foreseen is None:
         return None
     return foreseen, Template(Opened(0.0, "", "", "", "", Source.EVENT), foreseen.entries)
@@ -66,23 +70,21 @@ class Foresight:
     def __init__(self) -> None:
         self._template: Template | None = None
         self._made_for: tuple[object, ...] = ()
-        self._policy: Policy | None = None
-        self._capability: Capability | None = None
-        self._known: tuple[Foreseen, Template] | None = None  # of these two, whose hash takes long
+        self._known_for: tuple[object, ...] = (None, None, False)
+        self._known: tuple[Foreseen, Template] | None = None  # of these, whose hash takes long
 
-    def of(
-        self, moment: Moment, capability: Capability, process: str
-    ) -> tuple[Foreseen, Template] | None:
+    def of(self, moment: Moment, vm: Vm) -> tuple[Foreseen, Template] | None:
         """Return the foreseen effects and entries; None: nothing is foreseen.
 
         Args:
             moment: names the domain and its policy.
-            capability: of its QEMU.
-            process: identifies its QEMU.
+            vm: its QEMU.
         """
-        if moment.policy is not self._policy or capability is not self._capability:
-            self._policy, self._capability = moment.policy, capability
-            self._known = _foreseen(moment.policy, capability)
+        idle, process = vm.work is not None and vm.work.is_nothing, vm.process
+        policy, capability, was_idle = self._known_for
+        if moment.policy is not policy or vm.capability is not capability or idle is not was_idle:
+            self._known_for = moment.policy, vm.capability, idle
+            self._known = _foreseen(moment.policy, vm.capability, idle=idle)
         known = self._known
         if known is None:
             return None
@@ -123,15 +125,15 @@ class Reaction:
         self._serial = serial
         self._came: list[tuple[Input, float, float]] = [(panic, moment.now, moment.ticks)]
         self._done: deque[Effect] = deque()
-        needed = (Heard, Answered, Durable, *((Finished,) if self._foreseen.collects else ()))
-        self._missing: set[type[Input]] = set(needed)
+        self._missing = self._foreseen.needs
+        self._stop_is_told = {Heard} if Answered in self._missing else set()  # by the answer too
         self._is_over = False
         self.is_given = False
         incident_id = new_id(moment.now, moment.token)
         self.chronicle = Chronicle.begin(incident_id, template.at(moment.now), services.keeping)
 
     def begin(self, carry_out: Callable[[Effect], None], go_on: Callable[[], None]) -> None:
-        """Commit, and ask QEMU what it is busy with.
+        """Commit, and ask QEMU what it is busy with if that is not known.
 
         Args:
             carry_out: carries out the machine's effects.
@@ -152,13 +154,15 @@ class Reaction:
             return False
         if isinstance(came, Heard) and is_of_evidence(came):
             return True
+        if isinstance(came, Elapsed) and not (Heard in self._missing or self._foreseen.collects):
+            return True  # the guest has stopped in time
         if type(came) not in self._missing or not self._is_foreseen(came):
             return False
         self._missing.remove(type(came))
         self._came.append((came, self._services.keeping.clock(), trio.current_time()))
         if isinstance(came, Heard):
             self._do(self._foreseen.collects)
-        if self._missing <= {Heard}:  # the answer says that the guest has stopped
+        if self._missing <= self._stop_is_told:
             self.is_given = True
             self._services.rush.end()
             self._do(self._foreseen.acts)

@@ -1,5 +1,8 @@
 """The first questions to a newly connected monitor, in one round trip, and what the answers mean.
 
+With the same questions panicd has QEMU tell of its migrations, and asks for its work, to follow
+that by events (``rules.machine.work``).
+
 The first command arms the domain: from QEMU 6.0 on, ``set-action panic=pause`` makes QEMU leave a
 panic to panicd. ``query-status`` follows on the same connection, and QEMU answers in order, so no
 panic slips between the two.
@@ -25,6 +28,7 @@ from panicd.rules.capability import (
 )
 from panicd.rules.command_line import HYPERV_CRASH, PANIC_DEVICE_TYPES, CommandLine
 from panicd.rules.identity import parse_uuid
+from panicd.rules.machine.work import FOLLOWED_SINCE, Work, found_work
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.plugging import DEVICE_ID
 from panicd.rules.qapi import MAX_TEXT, RunState
@@ -33,6 +37,11 @@ from panicd.rules.settings import DumpFormat
 VMCOREINFO: Final = "vmcoreinfo"
 """The QOM type of the device through which a kernel leaves a note on itself. It can't be plugged
 in while the VM runs."""
+
+TELL_OF_MIGRATIONS: Final[dict[str, object]] = {
+    "capabilities": [{"capability": "events", "state": True}]
+}
+"""Arguments that make QEMU send the event MIGRATION. They change no other capability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +53,14 @@ class Probe:
         uuid: from ``query-uuid``, empty where the VM has none.
         run_state: from ``query-status``, asked after arming.
         capability: what this QEMU can do.
+        work: what it is busy with, to be followed; None: it can't be.
     """
 
     name: str
     uuid: str
     run_state: RunState
     capability: Capability
+    work: Work | None = None
 
 
 async def probe(
@@ -61,7 +72,7 @@ async def probe(
         monitor: a fresh session.
         command_line: of the process at the other end, None where it can't be read.
         timeout: seconds for all the answers.
-        arm: False leaves the VM as it is.
+        arm: False leaves the VM as it is, and its work is not followed.
 
     Raises:
         MonitorError: QEMU did not answer ``query-status``; the monitor is of no use.
@@ -84,6 +95,11 @@ async def probe(
         questions["unattached"] = ("qom-list", {"path": "/machine/unattached"})
     if version >= DUMP_FORMATS_SINCE:
         questions["formats"] = ("query-dump-guest-memory-capability", {})
+    if arm and version >= FOLLOWED_SINCE:
+        questions["followed"] = ("migrate-set-capabilities", TELL_OF_MIGRATIONS)
+        questions["migration"] = ("query-migrate", {})
+        questions["jobs"] = ("query-jobs", {})
+        questions["dump"] = ("query-dump", {})
     answers = dict(
         zip(
             questions,
@@ -103,6 +119,7 @@ async def probe(
         uuid=parse_uuid(_member(answers["uuid"], "UUID")),
         run_state=RunState.parse(_member(answers["status"], "status")),
         capability=capability,
+        work=found_work(*map(answers.get, ("followed", "migration", "jobs", "dump"))),
     )
 
 

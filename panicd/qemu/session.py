@@ -57,7 +57,7 @@ class Session:
         """Return the session of a VM that was just probed."""
         known = peer.is_qemu()
         process = str(peer.identity) if known else ""
-        vm = Vm(answers.run_state, answers.capability, process)
+        vm = Vm(answers.run_state, answers.capability, process, work=answers.work)
         claim = Claim(answers.name, answers.uuid)
         return cls(monitor, peer, claim, vm, known, peer.beyond_signals(is_qemu=known))
 
@@ -75,6 +75,15 @@ class Session:
             self._tell()
 
         self.monitor.events.hand_over(self._hear, ended)
+
+    def take_kept(self) -> list[Heard]:
+        """Take the events that came before anybody listened.
+
+        If some were dropped, QEMU's work is not followed: they may have told of it.
+        """
+        if self.monitor.events.lost:
+            self.vm = replace(self.vm, work=None)
+        return self.monitor.events.take_kept()
 
     def leave(self) -> None:
         """Stop following events."""

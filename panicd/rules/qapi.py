@@ -4,7 +4,8 @@ A guest, or a QEMU that a guest has taken over, may choose the text that arrives
 this module reads leniently and keeps a bounded part: a field of the wrong type counts as absent, a
 panic without a payload is still a panic.
 
-Source: QEMU's QAPI schema, ``qapi/run-state.json`` and ``qapi/dump.json``.
+Source: QEMU's QAPI schema, ``qapi/run-state.json``, ``qapi/dump.json``, ``qapi/job.json`` and
+``qapi/migration.json``.
 """
 
 from collections.abc import Mapping
@@ -143,6 +144,39 @@ class DumpCompletedEvent(Event):
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class WorkEvent(Event):
+    """An event about QEMU's own work; the guest is as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatusEvent(WorkEvent):
+    """JOB_STATUS_CHANGE: a job has begun, goes on, or is over (QEMU 3.0 and later).
+
+    Attributes:
+        id: of the job; empty: it has none, or one of more than ``MAX_TEXT`` characters.
+        status: QAPI ``JobStatus``; ``null``: it is over.
+    """
+
+    id: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationEvent(WorkEvent):
+    """MIGRATION: a migration's status (QAPI ``MigrationStatus``) has changed.
+
+    QEMU 2.4 and later send it, if the migration capability ``events`` is set.
+    """
+
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendEvent(WorkEvent):
+    """SUSPEND: the guest sleeps (ACPI S3), and may wake up by itself."""
+
+
 def parse_event(message: Mapping[str, object]) -> Event | None:
     """Return a monitor's event as a value, or None if panicd does not use it.
 
@@ -174,6 +208,12 @@ def parse_event(message: Mapping[str, object]) -> Event | None:
                 written=_natural(result.get("completed")),
                 error=_text(data.get("error")),
             )
+        case "JOB_STATUS_CHANGE":
+            return JobStatusEvent(at, _whole(data.get("id")), _text(data.get("status")))
+        case "MIGRATION":
+            return MigrationEvent(at, _text(data.get("status")))
+        case "SUSPEND":
+            return SuspendEvent(at)
         case _:
             return None
 
@@ -209,6 +249,11 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 def _text(value: object) -> str:
     return value[:MAX_TEXT] if isinstance(value, str) else ""
+
+
+def _whole(value: object) -> str:
+    """Return a text that must not be cut, as it tells things apart; empty if it is too long."""
+    return value if isinstance(value, str) and len(value) <= MAX_TEXT else ""
 
 
 def _natural(value: object) -> int:

@@ -131,7 +131,7 @@ static const char *answer(struct machine *m, const char *name, const char *messa
     }
     if (!strcmp(name, "query-dump-guest-memory-capability"))
         return "{\"formats\": [\"elf\", \"kdump-zlib\", \"kdump-lzo\", \"kdump-snappy\"]}";
-    if (!strcmp(name, "query-block-jobs")) return "[]";
+    if (!strcmp(name, "query-block-jobs") || !strcmp(name, "query-jobs")) return "[]";
     if (!strcmp(name, "query-dump"))
         return "{\"status\": \"none\", \"completed\": 0, \"total\": 0}";
     if (!strcmp(name, "add-fd")) return "{\"fdset-id\": 1, \"fd\": 20}";
@@ -145,8 +145,9 @@ static const char *answer(struct machine *m, const char *name, const char *messa
         m->file = -1;
         return "{}";
     }
-    static const char *const EMPTY[] = {"qmp_capabilities", "set-action",   "query-migrate", "stop",
-                                        "system_reset",     "cont",         "quit"};
+    static const char *const EMPTY[] = {"qmp_capabilities", "set-action", "query-migrate",
+                                        "migrate-set-capabilities", "stop", "system_reset", "cont",
+                                        "quit"};
     for (size_t i = 0; i < sizeof EMPTY / sizeof *EMPTY; i++)
         if (!strcmp(name, EMPTY[i])) return "{}";
     return NULL;

@@ -9,6 +9,7 @@ import pytest
 from panicd.demo.guests import Guest
 from tests.parts.daemon import RunningDaemon
 from tests.parts.qemu import RealQemu
+from tests.parts.recorded import FOLLOWS
 
 pytestmark = pytest.mark.real
 
@@ -36,4 +37,5 @@ async def test_dry_run_decides_and_does_nothing(socket_dir: Path, on_crash: str)
         await daemon.wait_log("open incident found again", incident=incident.id)
         await daemon.wait_armed("vm", since=daemon.began)
         assert vm.proxy.changing_commands == []
+        assert FOLLOWS not in vm.proxy.commands
         assert await vm.status() == "guest-panicked"

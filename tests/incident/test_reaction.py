@@ -181,7 +181,7 @@ async def test_guest_that_others_reset_meanwhile_is_not_reset(
 def test_an_answer_before_the_stop_has_evidence_taken_by_the_machine(*, stopped: bool) -> None:
     """As libvirt may give it. The STOP may not come any more."""
     policy = Policy(COREDUMP, OnCrash.RESTART, evidence=Evidence(budget=3.0))
-    foreseen = foresee(policy, MODERN)
+    foreseen = foresee(policy, MODERN, idle=False)
     assert foreseen is not None
     reaction = object.__new__(Reaction)
     reaction._foreseen = foreseen

@@ -11,6 +11,7 @@ from panicd.rules.incident import Incident
 from panicd.rules.plan import AnyStep, RunRelaunch
 from panicd.rules.policy import Reason
 from tests.kill.scenarios import DUMP, UNKNOWN_WHETHER_RELAUNCHED, Result, Scenario
+from tests.parts.recorded import FOLLOWS
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Evidence:
 PREPARING = frozenset(
     {
         "set-action",
+        FOLLOWS,
         "getfd",
         "closefd",
         "add-fd",

@@ -48,6 +48,7 @@ from tests.model.journal import MemoryJournal
 from tests.parts.machine import CommandError as MachineError
 from tests.parts.machine import Machine
 from tests.parts.profile import Profile, RunState
+from tests.parts.recorded import FOLLOWS
 
 UUID: Final = "0c7d41c9-0e30-4f55-a7f1-a8ff3d5f2d31"
 
@@ -382,7 +383,7 @@ class ModelMonitor:
             return [SessionLostError("not sent, the session has ended") for _ in commands]
         fault = None
         for name, _ in commands:
-            if not name.startswith(("query-", "qom-", "set-action")):
+            if not name.startswith(("query-", "qom-", "set-action", FOLLOWS)):
                 self._world.may(name)
                 if self._world.fault is not None and self._world.fault.command in {"", name}:
                     fault, self._world.fault = self._world.fault, None

@@ -33,6 +33,8 @@ _DUMP_IN_PROGRESS = "There is a dump in process, please wait."
 _PVSHUTDOWN = 4
 """The bit of the device's ``events`` that stands for GUEST_PVSHUTDOWN."""
 
+_JOBS_SINCE = (3, 0, 0)
+
 _ABORTED = -6
 """The exit status of a process that called abort()."""
 
@@ -72,6 +74,9 @@ class Machine:
         fdset: Those of the only fd set there is.
         dumps: Bytes of guest memory that a dump holds, if not all of ``memory``.
         draw: Writes a picture of the screen to one of those.
+        jobs: The status of each job, by its id.
+        migration: The status of the last migration; empty: there was none.
+        tells_of_migrations: The migration capability ``events``.
     """
 
     profile: Profile
@@ -95,6 +100,9 @@ class Machine:
     fdset: list[int] = field(default_factory=list)
     dumps: int | None = None
     draw: Callable[[int, bytes], object] = os.write
+    jobs: dict[str, str] = field(default_factory=dict)
+    migration: str = ""
+    tells_of_migrations: bool = False
     _last_dump: Message = field(
         default_factory=lambda: {"status": "none", "completed": 0, "total": 0}
     )
@@ -180,6 +188,32 @@ class Machine:
         if self.state is RunState.RUNNING:
             self.state = state
             self.emit("STOP", None)
+
+    # -- QEMU's own work
+
+    def begin_job(self, number: str) -> None:
+        """A block job begins, and goes on for ever."""
+        for status in ("created", "running"):
+            self._set_job(number, status)
+
+    def end_job(self, number: str) -> None:
+        """A block job is cancelled."""
+        for status in ("aborting", "concluded", "null"):
+            self._set_job(number, status)
+
+    def begin_migration(self) -> None:
+        """A migration begins, and goes on for ever."""
+        for status in ("setup", "active"):
+            self._set_migration(status)
+
+    def end_migration(self) -> None:
+        """A migration is cancelled."""
+        for status in ("cancelling", "cancelled"):
+            self._set_migration(status)
+
+    def suspend(self) -> None:
+        """The guest sleeps (ACPI S3); the model lets it run."""
+        self.emit("SUSPEND", None)
 
     # -- dumps, in three steps: begin (the command), write (by whoever may wait), finish
 
@@ -291,6 +325,14 @@ class Machine:
         self.panic_action = arguments.get("panic", self.panic_action)
         self.reboot_action = arguments.get("reboot", self.reboot_action)
         self.shutdown_action = arguments.get("shutdown", self.shutdown_action)
+        return {}
+
+    def _migrate_set_capabilities(self, arguments: Message) -> Message:
+        if self.migration in ("setup", "active", "cancelling"):
+            raise CommandError("There's a migration process in progress")
+        for each in arguments["capabilities"]:
+            if each["capability"] == "events":
+                self.tells_of_migrations = each["state"]
         return {}
 
     def _getfd(self, arguments: Message) -> Message:
@@ -411,7 +453,18 @@ class Machine:
         return {"base-memory": self.memory}
 
     def _query_migrate(self, _arguments: Message) -> Message:
-        return {"status": "completed"} if self.state is RunState.POSTMIGRATE else {}
+        status = "completed" if self.state is RunState.POSTMIGRATE else self.migration
+        return {"status": status} if status else {}
+
+    def _query_jobs(self, _arguments: Message) -> list[Message]:
+        progress: Message = {"current-progress": 0, "total-progress": 1, "type": "backup"}
+        return [{"id": each, "status": status} | progress for each, status in self.jobs.items()]
+
+    def _query_block_jobs(self, _arguments: Message) -> list[Message]:
+        return [
+            {"device": each, "status": status, "type": "backup", "ready": False}
+            for each, status in self.jobs.items()
+        ]
 
     def _query_qmp_schema(self, _arguments: Message) -> list[Message]:
         """Commands with their arguments; all types are said to be ``str``."""
@@ -494,6 +547,19 @@ class Machine:
         self.state = RunState.RUNNING
         self.emit("RESUME", None)
 
+    def _set_job(self, number: str, status: str) -> None:
+        if status == "null":
+            del self.jobs[number]
+        else:
+            self.jobs[number] = status
+        if self.profile.version >= _JOBS_SINCE:
+            self.emit("JOB_STATUS_CHANGE", {"id": number, "status": status})
+
+    def _set_migration(self, status: str) -> None:
+        self.migration = status
+        if self.tells_of_migrations:
+            self.emit("MIGRATION", {"status": status})
+
     def _emit_panic(self, event: str, action: str, info: Message | None) -> None:
         self.emit(event, {"action": action} | ({} if info is None else {"info": info}))
 
@@ -540,6 +606,11 @@ _COMMANDS = {
         Machine._query_memory_size_summary, known=lambda profile: profile.version >= (2, 11, 0)
     ),
     "query-migrate": Command(Machine._query_migrate),
+    "query-block-jobs": Command(Machine._query_block_jobs),
+    "query-jobs": Command(
+        Machine._query_jobs, known=lambda profile: profile.version >= _JOBS_SINCE
+    ),
+    "migrate-set-capabilities": Command(Machine._migrate_set_capabilities, ("capabilities",)),
     "query-name": Command(Machine._query_name),
     "query-qmp-schema": Command(Machine._query_qmp_schema, known=lambda profile: profile.schema),
     "query-status": Command(Machine._query_status),

@@ -1,11 +1,12 @@
 """The machine run ahead: panicd knows what a panic leads to, up to the first command, before it.
 
 Most panics come to a running guest, and nothing holds the action up. The inputs are then a panic,
-its STOP, QEMU's answer that it is busy with nothing, a durable commit, and the evidence if any is
-taken. ``foresee`` gives the machine these in advance. When a panic comes ``as_foreseen``, the
-driver carries out the foreseen effects, and gives the machine the inputs a moment later. The
-machine then returns the same effects, except for the time and the incident's id. Any other input
-ends the reaction: the machine takes that input, after the earlier ones.
+its STOP, a durable commit, the evidence if any is taken, and QEMU's answer that it is busy with
+nothing. QEMU is not asked if its events prove that. ``foresee`` gives the machine these inputs in
+advance. When a panic comes ``as_foreseen``, the driver carries out the foreseen effects, and gives
+the machine the inputs a moment later. The machine then returns the same effects, except for the
+time and the incident's id. Any other input ends the reaction: the machine takes that input, after
+the earlier ones.
 """
 
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ from panicd.rules.machine.inputs import (
 from panicd.rules.machine.state import Readying, Resting, State
 from panicd.rules.machine.table import step
 from panicd.rules.machine.vm import Vm
+from panicd.rules.machine.work import Work
 from panicd.rules.qapi import (
     DumpCompletedEvent,
     GuestPanickedEvent,
@@ -54,23 +56,37 @@ class Foreseen:
     Attributes:
         entries: after ``Opened``; they are on the disk before the command.
         commit: makes the entries durable, at the panic.
-        asks: asks QEMU what it is busy with, at the panic.
+        asks: asks QEMU what it is busy with, at the panic; if that is known, limits the wait for
+            the guest's stop instead.
         collects: has evidence taken, and limits its time, once the guest has stopped.
-        acts: the command and its companions, once QEMU has answered, the entries are durable and
-            the evidence is there.
+        acts: the command and its companions, once the guest has stopped, QEMU has answered if it
+            was asked, the entries are durable and the evidence is there.
     """
 
     entries: tuple[AnyEntry, ...]
     commit: effects.Commit
-    asks: effects.Send
+    asks: effects.Send | effects.Wake
     collects: tuple[effects.Collect | effects.Wake, ...]
     acts: tuple[Act, ...]
 
+    @property
+    def needs(self) -> set[type[Input]]:
+        """The kinds of inputs that precede the command, each once."""
+        asks = {Answered} if isinstance(self.asks, effects.Send) else set()
+        return {Heard, Durable, *asks, *({Finished} if self.collects else ())}
 
-def foresee(policy: Policy, capability: Capability) -> Foreseen | None:
-    """Return what a panic of a running guest leads to; None if more precedes the command."""
+
+def foresee(policy: Policy, capability: Capability, *, idle: bool) -> Foreseen | None:
+    """Return what a panic of a running guest leads to; None if more precedes the command.
+
+    Args:
+        policy: of its domain.
+        capability: of its QEMU.
+        idle: QEMU's events prove that it is busy with nothing.
+    """
     moment = Moment(0.0, 0.0, policy)
-    resting = State(vm=Vm(RunState.RUNNING, capability), phase=Resting())
+    vm = Vm(RunState.RUNNING, capability, work=Work() if idle else None)
+    resting = State(vm=vm, phase=Resting())
     state, made = step(resting, PANIC, moment)
     if not isinstance(state.phase, Readying):
         return None
@@ -78,12 +94,14 @@ def foresee(policy: Policy, capability: Capability) -> Foreseen | None:
     commit, asks = without_notes(made)
     assert isinstance(opened, Opened)
     assert isinstance(commit, effects.Commit)
-    assert isinstance(asks, effects.Send)
-    quiet = (*(QUIET for _ in asks.commands[1:]), {"status": RunState.GUEST_PANICKED.value})
+    assert isinstance(asks, effects.Send | effects.Wake)
     state, made = step(state, STOP, moment)
     collects = tuple(each for each in made if isinstance(each, effects.Collect | effects.Wake))
     assert collects == made
-    inputs: list[Input] = [Answered(asks.serial, quiet), Durable(commit.serial)]
+    inputs: list[Input] = [Durable(commit.serial)]
+    if isinstance(asks, effects.Send):
+        quiet = (*(QUIET for _ in asks.commands[1:]), {"status": RunState.GUEST_PANICKED.value})
+        inputs.append(Answered(asks.serial, quiet))
     inputs += [Finished(commit.serial, DONE)] if collects else []
     for came in inputs:
         state, made = step(state, came, moment)

@@ -8,6 +8,7 @@ from panicd.rules.capability import PanicSetting
 from panicd.rules.incident import Incident
 from panicd.rules.machine.inputs import Asked, Heard
 from panicd.rules.machine.vm import Vm
+from panicd.rules.machine.work import Work
 from panicd.rules.qapi import PanicInformation
 
 
@@ -84,15 +85,17 @@ class Readying:
         quiet: the step that asks QEMU for its work.
         act: the command's step, noted as begun.
         collects: evidence is being taken.
-        quiet_known: QEMU has answered, or is silent.
+        quiet_known: QEMU was asked, and has answered or is silent.
         silent: QEMU does not say what it is busy with.
         durable: all notes are on the disk.
+        work: the followed work, which proves that QEMU is busy with nothing; None: QEMU is asked.
     """
 
     stop: int | None
     collect: int | None
     quiet: int
     act: int
+    work: Work | None = None
     collects: bool = False
     quiet_known: bool = False
     silent: bool = False

@@ -36,6 +36,7 @@ from panicd.rules.plan import (
     SystemReset,
     Terminate,
 )
+from panicd.rules.qapi import RunState
 
 EVIDENCE_WITHIN: Final = 1.0
 """Seconds in which evidence is part of readying; one panic of many at once may take half of that.
@@ -122,15 +123,19 @@ def _begin_readying(turn: Turn, index: int, act: int) -> End:
     of = {type(turn.step(each)): each for each in range(index, act)}
     for each in range(index, act + 1):
         turn.begin(each)
-    phase = turn.enter(Readying(of.get(EnsureStopped), of.get(Collect), act - 1, act))
+    work = turn.known.work if turn.known.is_known_idle else None
+    phase = turn.enter(Readying(of.get(EnsureStopped), of.get(Collect), act - 1, act, work))
     turn.commit()
-    halting.ask_quiet(turn)
+    if work is None:
+        halting.ask_quiet(turn)
+    else:  # nothing needs asking if STOP follows
+        turn.wake(halting.STOP_FOLLOWS)
     return _ready_on(turn, phase)
 
 
 def readying_heard(turn: Turn, phase: Readying, _came: object) -> End:
     """Go on readying: the guest may have stopped."""
-    return None if turn.known.ended else _ready_on(turn, phase)
+    return None if turn.known.ended and phase.work is None else _ready_on(turn, phase)
 
 
 def readying_answered(turn: Turn, phase: Readying, answered: Answered) -> End:
@@ -166,12 +171,36 @@ def readying_collected(turn: Turn, phase: Readying, finished: Finished) -> End:
 
 
 def readying_elapsed(turn: Turn, phase: Readying, _came: object) -> End:
-    """Go on step by step: evidence takes so long that QEMU's answer may no longer be true."""
-    return _one_by_one(turn, phase) if phase.collects else None
+    """Go on step by step if evidence takes long: what QEMU said may no longer be true.
+
+    Before evidence, ask QEMU if STOP does not come.
+    """
+    if phase.collects:
+        return _one_by_one(turn, phase)
+    if phase.work is not None and turn.known.run_state.executes:
+        _ask(turn, phase)
+    return None
+
+
+def _ask(turn: Turn, phase: Readying) -> Readying:
+    """Ask QEMU what it is busy with: its events do not prove that it is nothing."""
+    halting.ask_quiet(turn)
+    return turn.update(phase, work=None)
+
+
+def _is_proven(turn: Turn, phase: Readying) -> bool:
+    """True if QEMU's work is as it was at the panic, which has stopped the guest or will."""
+    vm = turn.known
+    stops = vm.stops_by_panic and vm.run_state in {RunState.RUNNING, RunState.GUEST_PANICKED}
+    return stops and vm.work == phase.work and not vm.ended
 
 
 def _ready_on(turn: Turn, phase: Readying) -> End:
     """Have evidence taken when the guest has stopped; give the command when all is well."""
+    if phase.work is not None and not _is_proven(turn, phase):
+        phase = _ask(turn, phase)
+        if turn.known.ended:
+            return None
     if phase.collect is not None and not phase.collects:
         if phase.stop is not None and turn.known.run_state.executes:
             return None
@@ -181,7 +210,9 @@ def _ready_on(turn: Turn, phase: Readying) -> End:
         _collect(turn, phase.collect, phase.act)
         turn.wake(EVIDENCE_WITHIN)
         phase = turn.update(phase, collects=True)
-    if not (phase.quiet_known and phase.durable and phase.collect is None):
+    stopped = turn.known.run_state is RunState.GUEST_PANICKED
+    quiet = phase.quiet_known or (phase.work is not None and stopped)
+    if not (quiet and phase.durable and phase.collect is None):
         return None
     if turn.known.ended:
         return _one_by_one(turn, phase)

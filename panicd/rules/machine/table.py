@@ -70,6 +70,7 @@ from panicd.rules.machine.state import (
 )
 from panicd.rules.machine.turn import Turn
 from panicd.rules.machine.vm import follow
+from panicd.rules.qapi import WorkEvent
 from panicd.rules.settings import JournalFailure
 
 Handler = Callable[[Turn, Any, Any], None]
@@ -147,7 +148,8 @@ def _take(turn: Turn, _phase: Phase, heard: Heard) -> None:
 
 
 def _defer(turn: Turn, _phase: Phase, heard: Heard) -> None:
-    hearing.defer(turn, heard)
+    if not isinstance(heard.event, WorkEvent):  # the VM has it
+        hearing.defer(turn, heard)
 
 
 def _queue(turn: Turn, _phase: Phase, asked: Asked) -> None:
@@ -312,9 +314,7 @@ def step(state: State, came: Input, moment: Moment) -> tuple[State, tuple[effect
             _handler(state, came)(turn, turn.phase, came)
     while isinstance(turn.phase, Resting) and _due(turn):
         pass
-    if isinstance(turn.phase, Resting) and (
-        turn.serial != state.serial or isinstance(came, Heard | Elapsed)
-    ):
+    if isinstance(turn.phase, Resting) and (turn.serial != state.serial or _ends_wait(came)):
         resting.arm_look(turn)
     return turn.state(), tuple(turn.effects)
 
@@ -327,6 +327,13 @@ def _handler(state: State, came: Input) -> Handler:
             return _ignore
         raise IllegalInputError(f"{type(came).__name__} in {type(state.phase).__name__}")
     return handler
+
+
+def _ends_wait(came: Input) -> bool:
+    """True if the wait for something to happen to the guest begins anew."""
+    if isinstance(came, Heard):
+        return not isinstance(came.event, WorkEvent)
+    return isinstance(came, Elapsed)
 
 
 _MAY_BE_LATE: Final = frozenset({Answered, Durable, Elapsed, Finished, Told, TurnCame, LookAgain})

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from panicd.rules.capability import Capability
+from panicd.rules.machine.work import Work, after
 from panicd.rules.qapi import (
     Event,
     GuestPanickedEvent,
@@ -13,6 +14,7 @@ from panicd.rules.qapi import (
     RunState,
     ShutdownEvent,
     StopEvent,
+    WorkEvent,
 )
 
 
@@ -50,6 +52,7 @@ class Vm:
         shutdown: the SHUTDOWN event, if one came and the guest did not go on since.
         ended: the connection is gone.
         gone: the process is known to have ended.
+        work: QEMU's own work, followed by its events; None: it is not followed.
     """
 
     run_state: RunState
@@ -63,6 +66,7 @@ class Vm:
     shutdown: ShutdownEvent | None = None
     ended: bool = False
     gone: bool = False
+    work: Work | None = None
 
     @property
     def stops_by_panic(self) -> bool:
@@ -80,6 +84,17 @@ class Vm:
     def has_gone(self) -> bool:
         """True if QEMU is gone, by its process, or if unknown, by its last word."""
         return self.gone if self.process else self.ended and self.shutdown is not None
+
+    @property
+    def is_known_idle(self) -> bool:
+        """True if the guest ran up to its panic, which is about to stop it, and QEMU does nothing.
+
+        In a guest that ran nobody's dump was under way either (``work``).
+        """
+        runs_into_stop = (
+            self.run_state is RunState.RUNNING and self.stop_means is RunState.GUEST_PANICKED
+        )
+        return runs_into_stop and self.work is not None and self.work.is_nothing
 
     @property
     def times_let_go(self) -> int:
@@ -108,5 +123,7 @@ def follow(vm: Vm, event: Event) -> Vm:
             return replace(reset, reset_since_panic=True)
         case ShutdownEvent():
             return replace(vm, shutdown=event)
+        case WorkEvent() if vm.work is not None:
+            return replace(vm, work=after(vm.work, event))
         case _:
             return vm

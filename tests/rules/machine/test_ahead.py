@@ -39,6 +39,7 @@ from panicd.rules.machine.inputs import (
 from panicd.rules.machine.state import AskingState, Begun, Left, Readying, Resting, Then
 from panicd.rules.machine.turn import new_id, opened_by
 from panicd.rules.machine.vm import Vm
+from panicd.rules.machine.work import Work
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.operation import Operation, OperationKind
 from panicd.rules.qapi import (
@@ -92,6 +93,11 @@ moments = st.builds(
     plugged=st.sampled_from([True, False, None]),
     journal_failure=st.sampled_from(JournalFailure),
 )
+works = st.none() | st.builds(
+    Work,
+    st.sampled_from([frozenset(), frozenset({"mirror"})]),
+    st.sampled_from(["none", "completed", "cancelled", "active", "unheard-of"]),
+)
 vms = st.builds(
     Vm,
     st.just(RunState.RUNNING),
@@ -101,6 +107,7 @@ vms = st.builds(
     resumes=counts,
     reset_by_guest=st.booleans(),
     reset_since_panic=st.booleans(),
+    work=works,
 )
 
 
@@ -131,14 +138,16 @@ results = st.builds(StepResult, st.just(Outcome.DONE), st.text(max_size=3))
 quiet = st.sampled_from([{}, [], {"status": "none"}, {"status": "completed"}, Refused("no")])
 
 
+@pytest.mark.parametrize("idle", [True, False])
 @pytest.mark.parametrize("evidence", [None, Evidence(budget=3.0)])
 def test_a_restart_and_a_destroy_are_foreseen_up_to_their_commands(
-    evidence: Evidence | None,
+    evidence: Evidence | None, *, idle: bool
 ) -> None:
-    restart = foresee(replace(RESTART, evidence=evidence), MODERN)
-    destroy = foresee(replace(DESTROY, evidence=evidence), MODERN)
+    restart = foresee(replace(RESTART, evidence=evidence), MODERN, idle=idle)
+    destroy = foresee(replace(DESTROY, evidence=evidence), MODERN, idle=idle)
     assert restart is not None
     assert destroy is not None
+    assert (Answered in restart.needs) is (Answered in destroy.needs) is not idle
     assert bool(restart.collects) is bool(destroy.collects) is (evidence is not None)
     assert [each.commands for each in restart.acts if isinstance(each, effects.Send)] == [
         (("system_reset", ()),)
@@ -150,14 +159,14 @@ def test_a_restart_and_a_destroy_are_foreseen_up_to_their_commands(
 
 @pytest.mark.parametrize("on_crash", [each for each in OnCrash if each.coredump])
 def test_a_dump_goes_before_the_command_so_nothing_is_foreseen(on_crash: OnCrash) -> None:
-    assert foresee(replace(RESTART, on_crash=on_crash), MODERN) is None
+    assert foresee(replace(RESTART, on_crash=on_crash), MODERN, idle=False) is None
 
 
 def test_nothing_is_foreseen_of_a_command_that_libvirt_gives() -> None:
     capability = replace(MODERN, libvirt=LibvirtDomain(1, "vm", "", handling="preserve"))
     state, _ = step(AT_EASE._replace(vm=Vm(RunState.RUNNING, capability)), PANIC, MOMENT)
     assert isinstance(state.phase, Readying), "though nothing else precedes the command"
-    assert foresee(RESTART, capability) is None
+    assert foresee(RESTART, capability, idle=False) is None
 
 
 def chain(
@@ -195,16 +204,18 @@ def test_what_is_foreseen_is_what_the_machine_says(
 ) -> None:
     assert state.vm is not None
     assume(as_foreseen(state, PANIC, moment))
-    foreseen = foresee(moment.policy, state.vm.capability)
+    idle = state.vm.work is not None and state.vm.work.is_nothing
+    foreseen = foresee(moment.policy, state.vm.capability, idle=idle)
     assume(foreseen is not None)
     assert foreseen is not None
-    answers = (
-        *(data.draw(quiet) for _ in foreseen.asks.commands[1:]),
-        {"status": "guest-panicked"},
-    )
+    asked = foreseen.asks.commands[1:] if isinstance(foreseen.asks, effects.Send) else ()
+    answers = (*(data.draw(quiet) for _ in asked), {"status": "guest-panicked"})
     if not foreseen.collects:
         order = order.replace("f", "")
-    assume(not foreseen.collects or order.index("s") < min(order.index("a"), order.index("f")))
+    if not asked:
+        order = order.replace("a", "")
+    assume(not foreseen.collects or order.index("s") < order.index("f"))
+    assume(not (foreseen.collects and asked) or order.index("s") < order.index("a"))
     assert foreseen.asks.serial == foreseen.commit.serial
     serial = state.serial + foreseen.asks.serial
     # A hold comes with an input of its own, which ends what was foreseen.
@@ -222,10 +233,11 @@ def test_what_is_foreseen_is_what_the_machine_says(
         counted_on(each, state.serial) for each in (foreseen.commit, foreseen.asks)
     )
     acts = tuple(counted_on(each, state.serial) for each in foreseen.acts)
-    given = max(map(order.index, set(order) - {"s"}))
+    given = max(map(order.index, set(order) - ({"s"} if asked else set())))
     at_stop = tuple(counted_on(each, state.serial) for each in foreseen.collects)
     assert [without_notes(made) for made in others] == [
-        acts if i == given else at_stop if each == "s" else () for i, each in enumerate(order)
+        (at_stop if each == "s" else ()) + (acts if i == given else ())
+        for i, each in enumerate(order)
     ]
     assert is_quiet(Answered(0, answers))
 
