@@ -31,6 +31,7 @@ from panicd.rules.machine.inputs import (
     Lost,
     Reconsider,
 )
+from panicd.rules.machine.work import JOBS_AT_MOST
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.qapi import ResetEvent, ResumeEvent
 from panicd.rules.settings import Evidence, Policy
@@ -39,6 +40,7 @@ from tests.parts.daemon import DaemonInside
 from tests.parts.fake import FakeQemu
 from tests.parts.profile import RunState
 from tests.parts.reactions import note_reactions
+from tests.parts.recorded import FOLLOWS
 from tests.parts.wire import Message
 from tests.rules.strategies import COREDUMP, MODERN
 
@@ -64,6 +66,11 @@ def changing(vm: FakeQemu) -> list[str]:
     return [name for name in vm.commands if name in CHANGING]
 
 
+def was_asked(vm: FakeQemu) -> bool:
+    """Whether a VM was asked what it is busy with, but for the beginning of each session."""
+    return vm.commands.count("query-dump") > vm.sessions
+
+
 @pytest.fixture
 def reactions(monkeypatch: pytest.MonkeyPatch) -> list[Reaction]:
     """Every reaction that goes as foreseen at first."""
@@ -77,16 +84,20 @@ async def connected(
     on_failure: str = "preserve",
     *,
     evidence: bool = False,
+    follows: bool = True,
 ) -> AsyncIterator[tuple[DaemonInside, FakeQemu]]:
-    """A daemon, and one VM that is armed."""
+    """A daemon, and one VM that is armed; unless panicd follows its work, it is asked."""
     policy = {"on_crash": on_crash, "evidence": {"budget": "3s" if evidence else "0s"}}
     vm = FakeQemu(directory / "vm.qmp")
+    if not follows:
+        vm.refuse(FOLLOWS, times=None)
     journal = {"on_failure": on_failure}
     async with DaemonInside.start(directory, policy, journal=journal) as daemon, vm.running():
         await daemon.wait_armed("vm")
         yield daemon, vm
 
 
+@pytest.mark.parametrize("follows", [False, True])
 @pytest.mark.parametrize("evidence", [False, True])
 @pytest.mark.parametrize(
     ("on_crash", "ending", "commands"),
@@ -100,11 +111,13 @@ async def test_a_panic_goes_as_foreseen(
     commands: list[str],
     *,
     evidence: bool,
+    follows: bool,
 ) -> None:
-    async with connected(socket_dir, on_crash, evidence=evidence) as (daemon, vm):
+    async with connected(socket_dir, on_crash, evidence=evidence, follows=follows) as (daemon, vm):
         vm.panic()
         seen = await daemon.wait_incident("vm", ending=ending)
         assert changing(vm) == commands
+        assert was_asked(vm) is not follows
         if evidence:
             record: Any = {"evidence": None}
             while record["evidence"] is None:
@@ -128,7 +141,7 @@ async def test_a_panic_goes_as_foreseen(
 async def test_each_entry_has_the_time_at_which_it_came(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch, reactions: list[Reaction]
 ) -> None:
-    async with connected(socket_dir) as (daemon, vm):
+    async with connected(socket_dir, follows=False) as (daemon, vm):
         held = vm.hold_reply("query-status")
         vm.panic()
         await held.reached.wait()
@@ -163,7 +176,8 @@ async def test_only_what_follows_from_the_command_waits_for_others(
 async def test_guest_that_others_reset_meanwhile_is_not_reset(
     socket_dir: Path, reactions: list[Reaction], held_up: str
 ) -> None:
-    async with connected(socket_dir, evidence=held_up == "add-fd") as (daemon, vm):
+    taken = held_up == "add-fd"
+    async with connected(socket_dir, evidence=taken, follows=taken) as (daemon, vm):
         held = vm.hold_reply(held_up)
         vm.panic()
         await held.reached.wait()
@@ -226,7 +240,7 @@ async def test_a_hold_that_begins_while_evidence_is_taken_keeps_the_guest(
 async def test_a_panic_before_the_first_command_is_a_repeat(
     socket_dir: Path, reactions: list[Reaction]
 ) -> None:
-    async with connected(socket_dir) as (daemon, vm):
+    async with connected(socket_dir, follows=False) as (daemon, vm):
         held = vm.hold_reply("query-status")
         vm.panic()
         await held.reached.wait()
@@ -239,24 +253,113 @@ async def test_a_panic_before_the_first_command_is_a_repeat(
         assert changing(vm) == ["system_reset", "cont"]
 
 
+@pytest.mark.parametrize("follows", [False, True])
 async def test_guest_that_is_migrated_is_waited_for(
-    socket_dir: Path, reactions: list[Reaction], monkeypatch: pytest.MonkeyPatch
+    socket_dir: Path, reactions: list[Reaction], *, follows: bool
 ) -> None:
-    async with connected(socket_dir) as (daemon, vm):
-        execute = vm.machine.execute
-
-        def migrating(name: str, arguments: Message) -> object:
-            return {"status": "active"} if name == "query-migrate" else execute(name, arguments)
-
-        monkeypatch.setattr(vm.machine, "execute", migrating)
+    async with connected(socket_dir, follows=follows) as (daemon, vm):
+        vm.machine.begin_migration()
         vm.panic()
-        await daemon.wait_log("waiting")
+        await daemon.wait_log("waiting", until_the_end_of="a migration")
         assert changing(vm) == []
-        monkeypatch.setattr(vm.machine, "execute", execute)
+        vm.machine.end_migration()
         await daemon.wait_incident("vm", ending="restarted")
         assert changing(vm) == ["system_reset", "cont"]
     (reaction,) = reactions
     assert not reaction.is_given
+
+
+@pytest.mark.parametrize("begins", ["job", "migration"])
+async def test_work_that_begins_while_evidence_is_taken_is_waited_for(
+    socket_dir: Path, reactions: list[Reaction], begins: str
+) -> None:
+    async with connected(socket_dir, evidence=True) as (daemon, vm):
+        held = vm.hold_reply("add-fd")
+        vm.panic()
+        await held.reached.wait()
+        if begins == "job":
+            vm.machine.begin_job("mirror")
+        else:
+            vm.machine.begin_migration()
+        held.release()
+        await daemon.wait_log("waiting")
+        assert changing(vm) == []
+        if begins == "job":
+            vm.machine.end_job("mirror")
+        else:
+            vm.machine.end_migration()
+        await daemon.wait_incident("vm", ending="restarted")
+        assert changing(vm) == ["system_reset", "cont"]
+    assert not reactions[0].is_given
+
+
+async def test_nothing_is_asked_after_the_work_has_ended(
+    socket_dir: Path, reactions: list[Reaction]
+) -> None:
+    async with connected(socket_dir) as (daemon, vm):
+        vm.machine.begin_job("mirror")
+        vm.machine.begin_migration()
+        vm.machine.end_job("mirror")
+        vm.machine.end_migration()
+        vm.panic()
+        await daemon.wait_incident("vm", ending="restarted")
+        assert not was_asked(vm)
+    assert reactions[0].is_given
+
+
+async def test_work_of_a_guest_that_slept_is_asked_about(socket_dir: Path) -> None:
+    async with connected(socket_dir) as (daemon, vm):
+        vm.machine.suspend()
+        vm.panic()
+        await daemon.wait_incident("vm", ending="restarted")
+        assert was_asked(vm)
+
+
+async def test_work_is_asked_about_once_more_than_many_jobs_are_told_of(socket_dir: Path) -> None:
+    async with connected(socket_dir) as (daemon, vm):
+        for number in range(JOBS_AT_MOST + 1):
+            vm.machine.begin_job(f"job-{number}")
+        for number in range(JOBS_AT_MOST + 1):
+            vm.machine.end_job(f"job-{number}")
+        vm.panic()
+        await daemon.wait_incident("vm", ending="restarted")
+        assert was_asked(vm)
+
+
+async def test_a_disk_slower_than_the_stop_does_not_end_the_reaction(
+    socket_dir: Path, reactions: list[Reaction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_soon, takes, elapsed = Journal.append_soon, Reaction.takes, trio.Event()
+    waiting = list[Callable[[], None]]()
+
+    def later(
+        journal: Journal,
+        incident_id: str,
+        entries: Sequence[AnyEntry],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        if elapsed.is_set():
+            append_soon(journal, incident_id, entries, done)
+        else:
+            waiting.append(lambda: append_soon(journal, incident_id, entries, done))
+
+    def noted(reaction: Reaction, came: Input) -> bool:
+        taken = takes(reaction, came)
+        if isinstance(came, Elapsed):
+            elapsed.set()
+        return taken
+
+    monkeypatch.setattr(Journal, "append_soon", later)
+    monkeypatch.setattr(Reaction, "takes", noted)
+    async with connected(socket_dir) as (daemon, vm):
+        vm.panic()
+        await elapsed.wait()
+        assert changing(vm) == []
+        for each in waiting:
+            each()
+        await daemon.wait_incident("vm", ending="restarted")
+        assert not was_asked(vm)
+    assert reactions[0].is_given
 
 
 async def test_guest_whose_stop_does_not_come_is_stopped(
@@ -310,11 +413,17 @@ async def test_nothing_is_given_that_could_not_be_written(
     assert not reactions[0].is_given
 
 
-async def test_session_that_ends_with_the_panic_is_taken_up_again(socket_dir: Path) -> None:
-    async with connected(socket_dir) as (daemon, vm):
+@pytest.mark.parametrize("follows", [False, True])
+async def test_session_that_ends_with_the_panic_is_taken_up_again(
+    socket_dir: Path, *, follows: bool
+) -> None:
+    async with connected(socket_dir, follows=follows) as (daemon, vm):
         cut = vm.cut_before("query-migrate")
-        vm.panic()
-        await cut.reached.wait()
+        vm.panic(hold_stop=follows)
+        if follows:
+            vm.close_session()
+            vm.finish_stop()
+        await cut.reached.wait()  # of a followed QEMU: as the next session begins
         await daemon.wait_incident("vm", ending="restarted")
         assert changing(vm) == ["system_reset", "cont"]
         assert vm.machine.state is RunState.RUNNING

@@ -190,6 +190,9 @@ def start(
     enforce: bool = False,
     process: str = "qemu",
     collects: bool = False,
+    follows: bool = False,
 ) -> World:
     """Return a world in which a healthy guest runs, and panicd is about to connect."""
-    return World(on_crash, limits, enforce=enforce, process=process, collects=collects)
+    return World(
+        on_crash, limits, enforce=enforce, process=process, collects=collects, follows=follows
+    )

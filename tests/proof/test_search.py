@@ -10,7 +10,17 @@ import pytest
 
 from panicd.rules import recovery
 from panicd.rules.incident import Ending
-from panicd.rules.machine import arrival, commands, deciding, ignoring, resting, results, steps
+from panicd.rules.machine import (
+    arrival,
+    commands,
+    deciding,
+    ignoring,
+    resting,
+    results,
+    steps,
+    vm,
+    work,
+)
 from panicd.rules.machine import turn as turns
 from panicd.rules.machine.state import RunningAgain, Stage
 from panicd.rules.machine.turn import Turn
@@ -71,6 +81,32 @@ MORE_WORLDS = 7000
 @pytest.mark.parametrize("on_crash", POLICIES)
 def test_nor_where_answers_get_lost(on_crash: OnCrash) -> None:
     assert search(start(on_crash, SILENT), at_most=MORE_WORLDS).violation is None
+
+
+AT_WORK = [
+    Limits(panics=1, foreign=0, crashes=0, cuts=0, deaths=0, works=1),
+    Limits(panics=1, foreign=0, crashes=0, cuts=0, deaths=0, works=2),
+    Limits(panics=1, foreign=1, crashes=0, cuts=0, deaths=0, works=1),
+    Limits(panics=1, foreign=0, crashes=1, cuts=0, deaths=0, works=1),
+    Limits(panics=1, foreign=0, crashes=0, cuts=1, deaths=0, works=1),
+    Limits(panics=1, foreign=0, crashes=0, cuts=0, deaths=0, silences=1, works=1),
+]
+"""Jobs and migrations begin and end at any moment."""
+
+
+@pytest.mark.parametrize("follows", [True, False])
+@pytest.mark.parametrize("on_crash", [OnCrash.RESTART, OnCrash.DESTROY])
+def test_nor_where_qemu_is_busy_with_something(on_crash: OnCrash, *, follows: bool) -> None:
+    for limits in AT_WORK:
+        for collects in (False, True):
+            world = start(on_crash, limits, collects=collects, follows=follows)
+            assert search(world, at_most=WORLDS).violation is None
+
+
+@pytest.mark.parametrize("limits", ALONE, ids=name_of)
+@pytest.mark.parametrize("on_crash", [OnCrash.RESTART, OnCrash.DESTROY])
+def test_nor_where_nothing_is_asked(on_crash: OnCrash, limits: Limits) -> None:
+    assert search(start(on_crash, limits, follows=True)).violation is None
 
 
 NOTHING = Limits(panics=0, foreign=0, crashes=0, cuts=0, deaths=0)
@@ -140,6 +176,7 @@ class Mutant:
     on_crash: OnCrash
     limits: Limits
     collects: bool = False
+    follows: bool = False
 
 
 def unready(turn: Any, phase: Any) -> Any:
@@ -217,6 +254,25 @@ MUTANTS = {
     "what was begun with evidence is forgotten by a crash": Mutant(
         recovery, "_ready_for", lambda *_: Stay(), OnCrash.RESTART, ALONE[3], collects=True
     ),
+    "nobody hears that a job begins": Mutant(
+        vm, "after", lambda work, _event: work, OnCrash.RESTART, AT_WORK[0], follows=True
+    ),
+    "QEMU is not asked though it has work": Mutant(
+        work.Work, "is_nothing", property(lambda _: True), OnCrash.RESTART, AT_WORK[0], follows=True
+    ),
+    "work that begins after the panic does not matter": Mutant(
+        steps, "_is_proven", lambda *_: True, OnCrash.DESTROY, AT_WORK[0], follows=True
+    ),
+    "nothing is asked though the STOP does not come": Mutant(
+        steps, "_ask", lambda _turn, phase: phase, OnCrash.RESTART, ALONE[4], follows=True
+    ),
+    "panicd quits without asking after a crash, of a guest that it has stopped": Mutant(
+        recovery,
+        "_ready_for",
+        lambda _incident, command: recovery.GoOn(command),
+        OnCrash.DESTROY,
+        AT_WORK[3],
+    ),
 }
 
 
@@ -227,7 +283,9 @@ def test_a_broken_machine_is_found_out(mutant: Mutant, monkeypatch: pytest.Monke
             monkeypatch.setattr(module, mutant.name, mutant.broken)
     monkeypatch.setattr(mutant.owner, mutant.name, mutant.broken)
     try:
-        world = start(mutant.on_crash, mutant.limits, collects=mutant.collects)
+        world = start(
+            mutant.on_crash, mutant.limits, collects=mutant.collects, follows=mutant.follows
+        )
         found = search(world).violation
     except Exception as error:  # noqa: BLE001 - a machine that stops is found out too
         found = str(error)

@@ -47,17 +47,21 @@ from panicd.rules.machine.inputs import (
 )
 from panicd.rules.machine.state import Left
 from panicd.rules.machine.vm import Vm
+from panicd.rules.machine.work import Work
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.qapi import (
     Event,
     GuestPanickedEvent,
+    JobStatusEvent,
+    MigrationEvent,
     PanicAction,
     ResetEvent,
     ResumeEvent,
     RunState,
     ShutdownEvent,
     StopEvent,
+    WorkEvent,
 )
 from panicd.rules.recovery import took_evidence
 from panicd.rules.settings import Budget, CoredumpSettings, Evidence, Policy
@@ -80,6 +84,8 @@ class Guest:
         stopping: the panic's stop is still to come.
         must_boot: it was reset and has not run since.
         number: of its last panic.
+        job: QEMU has a block job.
+        migrates: QEMU has a migration under way.
     """
 
     state: RunState = RunState.RUNNING
@@ -87,6 +93,13 @@ class Guest:
     stopping: bool = False
     must_boot: bool = False
     number: int = 0
+    job: bool = False
+    migrates: bool = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether QEMU has work that an action on the guest would cut off."""
+        return self.job or self.migrates
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +120,7 @@ class Limits:
     cuts: int
     deaths: int
     silences: int = 0
+    works: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +152,8 @@ class World:
         misread: and was not there to hear of it: nobody can tell the guest from a panicked one.
         enforce: a panicked guest that others let run is stopped again.
         process: what tells QEMU's process from others; empty: panicd does not know it.
+        follows: panicd follows QEMU's work.
+        answered: what panicd was told last of QEMU's work, when it asked since the panic.
     """
 
     on_crash: OnCrash
@@ -165,6 +181,8 @@ class World:
     enforce: bool = False
     process: str = "qemu"
     collects: bool = False
+    follows: bool = False
+    answered: str = ""
 
 
 def policy_of(world: World) -> Policy:
@@ -212,7 +230,8 @@ def carry_out(world: World, effect: effects.Effect) -> World:
     """Return the world after an effect."""
     match effect:
         case effects.Note(entry=entry):
-            return replace(world, noted=(*world.noted, entry))
+            answered = "" if isinstance(entry, Opened) else world.answered
+            return replace(world, noted=(*world.noted, entry), answered=answered)
         case effects.Commit(serial=serial):
             # One that goes no further than the one before it is done with that.
             first = [each for each in world.commits if each[1] < len(world.noted)]
@@ -261,6 +280,10 @@ def object_to(world: World, command: str) -> World:
     told = world.told
     if world.misread:
         return world
+    if command in {"system_reset", "quit"}:
+        knew = told.is_busy and not world.answered  # who was answered since goes by that
+        if knew or world.answered == "busy":
+            raise ViolationError(f"{command} cuts off what QEMU is known to be busy with: {told}")
     match command:
         case "system_reset" if not told.panicked:
             raise ViolationError(f"a guest that is known to be healthy is reset: {told}")
@@ -313,6 +336,10 @@ def _panicd_moves(world: World) -> Iterator[tuple[str, World]]:
         first, *rest = world.channel
         told = world.told if first.guest is None else first.guest
         following = replace(world, channel=tuple(rest), told=told)
+        if isinstance(first.said, Answered) and len(first.said.answers) > 1:  # about its work
+            following = replace(following, answered=_answered(first))
+        if isinstance(first.said, WorkEvent) and not told.is_busy:
+            following = replace(following, answered="idle")  # its events say so as well
         if isinstance(first.said, Event):
             yield f"panicd hears {type(first.said).__name__}", tell(following, Heard(first.said))
         else:
@@ -341,6 +368,16 @@ def _qemu_moves(world: World) -> Iterator[tuple[str, World]]:
         yield "QEMU stops the guest", _say(replace(world, guest=stopped), StopEvent(0.0))
     if world.commands:
         yield "QEMU deals with commands", _deal(world)
+    if world.guest.job:
+        yield "the job ends", _begin_job(world, goes_on=False)
+    if world.guest.migrates:
+        yield "the migration ends", _migrate(world, goes_on=False)
+
+
+def _answered(message: Message) -> str:
+    if message.guest is None:
+        return "nothing"
+    return "busy" if message.guest.is_busy else "idle"
 
 
 def _outside_moves(world: World) -> Iterator[tuple[str, World]]:
@@ -364,6 +401,10 @@ def _outside_moves(world: World) -> Iterator[tuple[str, World]]:
     if left.deaths:
         fewer = replace(world, left=replace(left, deaths=left.deaths - 1))
         yield "QEMU dies", _die(fewer)
+    if left.works and not guest.is_busy:
+        fewer = replace(world, left=replace(left, works=left.works - 1))
+        yield "a job begins", _begin_job(fewer, goes_on=True)
+        yield "a migration begins", _migrate(fewer, goes_on=True)
     if left.foreign:
         fewer = replace(world, left=replace(left, foreign=left.foreign - 1))
         yield "others reset the guest", _execute(fewer, "system_reset")[0]
@@ -386,15 +427,35 @@ def _panic(world: World) -> World:
     return _say(replace(world, guest=guest), GuestPanickedEvent(0.0, PanicAction.PAUSE))
 
 
+def _begin_job(world: World, *, goes_on: bool) -> World:
+    """A job begins, or else it ends."""
+    world = replace(world, guest=replace(world.guest, job=goes_on))
+    return _tell_work(world, JobStatusEvent(0.0, "job", "created" if goes_on else "null"))
+
+
+def _migrate(world: World, *, goes_on: bool) -> World:
+    """A migration begins, or else it is given up: the guest stays."""
+    world = replace(world, guest=replace(world.guest, migrates=goes_on))
+    return _tell_work(world, MigrationEvent(0.0, "setup" if goes_on else "cancelled"))
+
+
+def _tell_work(world: World, event: Event) -> World:
+    return _say(world, event) if world.follows else world
+
+
 def _execute(world: World, name: str) -> tuple[World, object]:
     guest = world.guest
     match name:
+        case "query-migrate":
+            return world, {"status": "active"} if guest.migrates else {}
+        case "query-block-jobs":
+            return world, _Jobs([{"ready": False}] if guest.job else [])
         case "query-status":
             return world, {"status": guest.state.value}
         case "system_reset":
             state = guest.state if guest.state is RunState.RUNNING else RunState.PRELAUNCH
             runs = state is RunState.RUNNING
-            reset = Guest(state, must_boot=not runs, number=guest.number)
+            reset = replace(guest, state=state, panicked=False, stopping=False, must_boot=not runs)
             world = replace(world, guest=reset)
             return _say(world, ResetEvent(0.0, guest=False, reason="host-qmp-system-reset")), {}
         case "cont" if guest.state is not RunState.RUNNING:
@@ -447,12 +508,19 @@ class _Answer(dict[str, object]):
         return hash(tuple(sorted(self.items())))
 
 
+class _Jobs(list[object]):
+    """The same of a list."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # a list has none
+        return len(self)
+
+
 def _hashable(answer: object) -> object:
     return _Answer(answer) if isinstance(answer, dict) else answer
 
 
 def _die(world: World) -> World:
-    dead = replace(world.guest, state=RunState.SHUTDOWN, stopping=False)
+    dead = replace(world.guest, state=RunState.SHUTDOWN, stopping=False, job=False, migrates=False)
     return _cut(replace(world, alive=False, guest=dead))
 
 
@@ -530,9 +598,14 @@ def _connect(world: World, *, lost: bool = False) -> World:
         world = _deal(world)
         if not world.alive:
             return world
-    vm = Vm(world.guest.state, CAPABILITY, process=world.process)
+    guest = world.guest
+    jobs = frozenset({"job"} if guest.job else ())
+    work = Work(jobs, "active" if guest.migrates else "none") if world.follows else None
+    vm = Vm(guest.state, CAPABILITY, process=world.process, work=work)
     incident = incident_of(world.entries)
     world = replace(world, connected=True, told=world.guest, state=State(), misread=world.late)
+    if incident is not None and not world.answered:
+        world = replace(world, answered="earlier")  # a command that is given again asks no more
     return tell(world, Attached(vm, incident, evidence_lost=lost))
 
 
