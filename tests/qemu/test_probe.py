@@ -14,6 +14,7 @@ from panicd.qemu.monitor import CommandError, event_loop, open_monitor
 from panicd.qemu.probe import Probe, probe
 from panicd.rules.capability import Armed
 from panicd.rules.command_line import CommandLine, parse_command_line
+from panicd.rules.machine.work import Work
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.qapi import RunState
 from panicd.rules.settings import DumpFormat
@@ -29,6 +30,7 @@ from tests.parts.profile import (
     QEMU_10_0,
     Profile,
 )
+from tests.parts.recorded import FOLLOWS
 
 BUILTIN_1_6 = replace(QEMU_1_6, builtin_pvpanic=True)
 
@@ -63,7 +65,38 @@ async def test_it_can_ask_and_change_nothing(socket_dir: Path) -> None:
     vm = fake(socket_dir)
     answers = await ask(vm, arm=False)
     assert vm.changing_commands == []
+    assert FOLLOWS not in vm.commands
     assert answers.capability.panic_setting is None
+    assert answers.work is None
+
+
+async def test_it_begins_to_follow_what_qemu_is_busy_with(socket_dir: Path) -> None:
+    vm = fake(socket_dir)
+    vm.machine.begin_job("mirror")
+    answers = await ask(vm)
+    assert vm.machine.tells_of_migrations
+    assert answers.work == Work(frozenset({"mirror"}))
+    assert vm.commands.index(FOLLOWS) < vm.commands.index("query-migrate")
+
+
+@pytest.mark.parametrize("profile", [QEMU_1_7, QEMU_2_5, QEMU_2_8])
+async def test_an_old_one_can_not_be_followed(socket_dir: Path, profile: Profile) -> None:
+    vm = fake(socket_dir, profile=profile)
+    assert (await ask(vm)).work is None
+    assert FOLLOWS not in vm.commands
+
+
+@pytest.mark.parametrize("command", [FOLLOWS, "query-migrate", "query-jobs", "query-dump"])
+async def test_one_that_refuses_is_not_followed(socket_dir: Path, command: str) -> None:
+    vm = fake(socket_dir)
+    vm.refuse(command)
+    assert (await ask(vm)).work is None
+
+
+async def test_one_that_is_being_migrated_is_not_followed(socket_dir: Path) -> None:
+    vm = fake(socket_dir)
+    vm.machine.begin_migration()
+    assert (await ask(vm)).work is None
 
 
 async def test_vm_without_name_and_uuid_has_empty_ones(socket_dir: Path) -> None:

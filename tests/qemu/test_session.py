@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from panicd.qemu.event_outlet import Heard
-from panicd.qemu.monitor import CommandError
+from panicd.fleet.connector import connect
+from panicd.qemu.event_outlet import LIMIT, Heard
+from panicd.qemu.monitor import CommandError, event_loop, open_monitor
+from panicd.qemu.probe import probe
+from panicd.qemu.process import Peer
 from panicd.qemu.session import Session
 from panicd.rules.identity import Claim
-from panicd.rules.qapi import RunState
+from panicd.rules.machine.work import Work
+from panicd.rules.qapi import ResumeEvent, RunState
 from tests.parts.fake import FakeQemu
 from tests.parts.sessions import TIME_LIMIT, open_session
 
@@ -58,6 +62,24 @@ async def test_panic_that_does_not_stop_the_guest_leaves_a_later_stop_alone(vm: 
         vm.panic()
         await vm.foreign("stop")
         await until(session, lambda: session.run_state is RunState.PAUSED)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_work_is_not_followed_if_an_event_may_have_told_of_it(
+    vm: FakeQemu, *, lost: bool
+) -> None:
+    async with vm.running(), event_loop():
+        sock = await connect(vm.socket)
+        with Peer.of(sock) as peer:
+            async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
+                session = Session.from_probe(
+                    monitor, peer, await probe(monitor, None, timeout=TIME_LIMIT)
+                )
+                assert session.vm.work == Work()
+                for _ in range(LIMIT + lost):
+                    monitor.events.put(ResumeEvent(0.0))
+                assert len(session.take_kept()) == LIMIT
+                assert session.vm.work == (None if lost else Work())
 
 
 async def test_every_event_reaches_the_listener(vm: FakeQemu) -> None:

@@ -12,6 +12,8 @@ from panicd.rules.qapi import (
     GuestCrashloadedEvent,
     GuestPanickedEvent,
     GuestPvshutdownEvent,
+    JobStatusEvent,
+    MigrationEvent,
     PanicAction,
     PanicInformation,
     ResetEvent,
@@ -19,6 +21,7 @@ from panicd.rules.qapi import (
     RunState,
     ShutdownEvent,
     StopEvent,
+    SuspendEvent,
     parse_event,
 )
 
@@ -64,6 +67,14 @@ HYPER_V = PanicInformation("hyper-v", (("arg1", 1), ("arg2", 2**64 - 1)))
          {"result": {"total": 8, "status": "failed", "completed": 3}, "error": "No space left"},
          DumpCompletedEvent(AT, completed=False, written=3, error="No space left")),
         ("GUEST_PVSHUTDOWN", None, GuestPvshutdownEvent(AT)),
+        ("JOB_STATUS_CHANGE", {"id": "mirror", "status": "null"},
+         JobStatusEvent(AT, "mirror", "null")),
+        ("JOB_STATUS_CHANGE", {"id": "x" * (MAX_TEXT + 1), "status": "null"},
+         JobStatusEvent(AT, "", "null")),
+        ("JOB_STATUS_CHANGE", {"id": 7, "status": []}, JobStatusEvent(AT, "", "")),
+        ("MIGRATION", {"status": "active"}, MigrationEvent(AT, "active")),
+        ("MIGRATION", None, MigrationEvent(AT, "")),
+        ("SUSPEND", None, SuspendEvent(AT)),
         ("POWERDOWN", None, None),
     ],
 )  # fmt: skip
