@@ -1,10 +1,10 @@
-"""The least that Python can do about a panic that is recorded and asked about first: a reference.
+"""The least that Python can do about a panic that is recorded first: a reference.
 
 python -m tests.bench.durable DIRECTORY COUNT
 
-One thread waits for all monitors. At a panic it asks what panicd asks, commits a row (SQLite, WAL,
-synchronous=FULL) while QEMU answers, and then resets. It decides nothing, and stands still while
-the disk does.
+One thread waits for all monitors. It follows each QEMU's jobs and migrations by events, as panicd
+does. At a panic it commits a row (SQLite, WAL, synchronous=FULL), and then resets a guest that has
+stopped and whose QEMU does nothing else. It decides nothing, and stands still while the disk does.
 """
 
 from __future__ import annotations
@@ -16,9 +16,15 @@ import sqlite3
 import sys
 from pathlib import Path
 
-QUESTIONS = ("query-migrate", "query-block-jobs", "query-dump", "query-status")
-ASK = "".join(f'{{"execute":"{each}","id":"{each}"}}' for each in QUESTIONS).encode()
+BEGIN = (
+    b'{"execute":"set-action","arguments":{"panic":"pause"}}'
+    b'{"execute":"migrate-set-capabilities","arguments":{"capabilities":'
+    b'[{"capability":"events","state":true}]}}'
+    b'{"execute":"query-migrate"}{"execute":"query-jobs","id":"jobs"}{"execute":"query-dump"}'
+)
 RESTART = b'{"execute":"system_reset"}{"execute":"cont"}'
+WORK = ("JOB_STATUS_CHANGE", "MIGRATION")
+OVER = ("null", "completed", "failed", "cancelled")
 
 
 class Machine:
@@ -29,22 +35,34 @@ class Machine:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.connect(str(path))
         self._read = b""
+        self._work: set[str] = set()
         self.sock.recv(1 << 16)  # the greeting
         self.sock.sendall(b'{"execute":"qmp_capabilities"}')
         self.sock.recv(1 << 16)
-        self.sock.sendall(b'{"execute":"set-action","arguments":{"panic":"pause"}}')
+        self.sock.sendall(BEGIN)
 
     def receive(self) -> tuple[str | None, bool]:
-        """Return the row of a panic, if there was one, and whether the last answer is there."""
+        """Return the row of a panic, if there was one, and whether the guest may be reset."""
         *lines, self._read = (self._read + self.sock.recv(1 << 16)).split(b"\n")
-        row, is_answered = None, False
+        row, has_stopped = None, False
         for line in lines:
             message = json.loads(line)
-            if message.get("event") == "GUEST_PANICKED":
-                self.sock.sendall(ASK)
-                row = json.dumps({"domain": self.name, "panic": message})
-            is_answered |= message.get("id") == QUESTIONS[-1]
-        return row, is_answered
+            match message.get("event"):
+                case "GUEST_PANICKED":
+                    row = json.dumps({"domain": self.name, "panic": message})
+                case "STOP":
+                    has_stopped = True
+                case event if event in WORK:
+                    self._follow(event, **message["data"])
+            if message.get("id") == "jobs":
+                self._work.update(job["id"] for job in message["return"])
+        return row, has_stopped and not self._work
+
+    def _follow(self, event: str, status: str, id: str = "") -> None:  # noqa: A002 - QEMU's name
+        if status in OVER:
+            self._work.discard(id or event)
+        else:
+            self._work.add(id or event)
 
 
 def main(directory: Path, count: int) -> None:
@@ -65,8 +83,8 @@ def main(directory: Path, count: int) -> None:
             database.execute("BEGIN")
             database.executemany("INSERT INTO entry VALUES (?)", rows)
             database.execute("COMMIT")
-        for machine, _, is_answered in received:
-            if is_answered:
+        for machine, _, may_reset in received:
+            if may_reset:
                 machine.sock.sendall(RESTART)
 
 

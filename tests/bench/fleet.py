@@ -5,7 +5,7 @@
 ``fleet.c`` serves N monitors, some to a process, and measures from the moment before a panic's
 event is written to the first ``system_reset`` that it reads from the same socket. ``floor``
 (``floor.c``) is the least that any program can do, ``plain`` (``plain.py``) the least with qemu.qmp
-on asyncio, ``durable`` (``durable.py``) the least with panicd's questions and a commit. ``panicd``
+on asyncio, ``durable`` (``durable.py``) the least that also commits first. ``panicd``
 runs as shipped: durable journal, metrics, logs to a file; with the evidence budget at 0 and at its
 default.
 All take their turns in each round, so that what else the machine does falls on all alike.

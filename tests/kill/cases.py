@@ -50,7 +50,7 @@ SHORT = ("stop", "reset", "resume")
 """Time limits of steps, so that an answer that was lost is not waited for long."""
 
 
-FIRST = "before query-migrate+query-block-jobs+query-dump+query-status #1"
+FIRST = "before quit #1"
 """Where the guest was seen to have stopped, and nothing was done."""
 
 _PID_FILE = "relaunched.pid"
