@@ -93,13 +93,13 @@ async def probe(
         questions["objects"] = ("qom-list", {"path": "/objects"})
     if version < BUILTIN_UNTIL:
         questions["unattached"] = ("qom-list", {"path": "/machine/unattached"})
-    if version >= DUMP_FORMATS_SINCE:
-        questions["formats"] = ("query-dump-guest-memory-capability", {})
     if arm and version >= FOLLOWED_SINCE:
         questions["followed"] = ("migrate-set-capabilities", TELL_OF_MIGRATIONS)
         questions["migration"] = ("query-migrate", {})
         questions["jobs"] = ("query-jobs", {})
         questions["dump"] = ("query-dump", {})
+    if version >= DUMP_FORMATS_SINCE:
+        questions["formats"] = ("query-dump-guest-memory-capability", {})
     answers = dict(
         zip(
             questions,

@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 
 BEGIN = (
-    b'{"execute":"set-action","arguments":{"panic":"pause"}}'
     b'{"execute":"migrate-set-capabilities","arguments":{"capabilities":'
     b'[{"capability":"events","state":true}]}}'
     b'{"execute":"query-migrate"}{"execute":"query-jobs","id":"jobs"}{"execute":"query-dump"}'
+    b'{"execute":"set-action","arguments":{"panic":"pause"}}'
 )
 RESTART = b'{"execute":"system_reset"}{"execute":"cont"}'
 WORK = ("JOB_STATUS_CHANGE", "MIGRATION")
