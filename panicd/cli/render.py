@@ -17,6 +17,12 @@ _GUEST: Final = {
     "watched": "the guest handles its panic itself",
 }
 
+_WORK: Final = {
+    "idle": "no, by QEMU's own events",
+    "busy": "perhaps: panicd asks QEMU before it acts",
+    "unknown": "panicd asks QEMU before it acts",
+}
+
 
 def explanation(answer: Answer) -> None:
     """Print what ``panicd explain`` shows."""
@@ -45,6 +51,7 @@ def explanation(answer: Answer) -> None:
         whose = "the domain's own" if domain["inherited"] else "panicd's"
         show(line("libvirt       ", _good(leaves, word), f"; on_crash is {whose}"))
     show(line("armed         ", _good(domain["armed"] == "yes", domain["armed"])))
+    show(f"at work       {_WORK[answer['work']]}")
     if domain["held_why"]:
         show(line("held          ", (held(domain), "yellow")))
     if domain["beyond_signals"]:

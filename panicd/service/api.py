@@ -31,6 +31,7 @@ from panicd.incident.services import Services, bundle_directory
 from panicd.journal.journal import JournalError
 from panicd.qemu.threads import needing_a_thread
 from panicd.rules.incident import OWN_TIME_OVER
+from panicd.rules.machine.work import known
 from panicd.rules.on_crash import Action, OnCrash
 from panicd.rules.operation import EVERY_DOMAIN, LONGEST_HOLD, Operation, OperationKind
 from panicd.rules.plan import Plan
@@ -198,6 +199,7 @@ class Api:
             "budget": asdict(budget_of(domain, outlook)),
             "device_types": list(session.capability.device_types),
             "plugged": session.capability.plugged,
+            "work": known(session.vm.work),
             "plan": plan_view(plan),
             "then": plan_view(after) if (after := _after_grace(domain, plan, outlook)) else None,
         }

@@ -197,7 +197,7 @@ def test_qemu_args_say_why_to_people_alone() -> None:
 async def test_status_and_explain(socket_dir: Path) -> None:
     async with (
         DaemonInside.start(socket_dir, {"on_crash": "coredump-restart"}) as daemon,
-        FakeQemu(socket_dir / "web-1.qmp", name="web-1", uuid=UUID).running(),
+        FakeQemu(socket_dir / "web-1.qmp", name="web-1", uuid=UUID).running() as vm,
     ):
         await daemon.wait_armed("web-1")
         (domain,) = (await ask_json(daemon, "status"))["domains"]
@@ -217,6 +217,12 @@ async def test_status_and_explain(socket_dir: Path) -> None:
         shown = await ask(daemon, "explain", "web-1")
         assert "If it panicked now: coredump-restart" in shown
         assert shown.index("Dump") < shown.index("SystemReset") < shown.index("Cont")
+        assert "at work       no, by QEMU's own events" in shown
+        assert (await ask_json(daemon, "explain", "web-1"))["work"] == "idle"
+        vm.machine.begin_job("mirror")
+        while (await ask_json(daemon, "explain", "web-1"))["work"] != "busy":
+            pass  # each look asks the daemon
+        assert "at work       perhaps" in await ask(daemon, "explain", "web-1")
 
         assert "no domain is called 'web-2'" in await ask(daemon, "explain", "web-2", status=FAILED)
 

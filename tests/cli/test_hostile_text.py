@@ -148,6 +148,7 @@ EXPLAINED: dict[str, Any] = {
     "then": PLAN,
     "budget": {"used": 0, "left": 3},
     "plugged": True,
+    "work": "idle",
 }
 ADVISED: dict[str, Any] = {
     **dict.fromkeys(("domain", "device", "arguments", "libvirt", "why"), HOSTILE),

@@ -13,6 +13,7 @@ from typing import Any, Final
 from panicd.cli.documents import TIMES, VERSION
 from panicd.rules.capability import Armed
 from panicd.rules.incident import Ending, Outcome, Source, State
+from panicd.rules.machine.work import Known
 from panicd.rules.on_crash import OnCrash
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.policy import Reason
@@ -126,7 +127,7 @@ DOCUMENTS: Final[dict[str, tuple[str, str]]] = {
             "domains"
         ),
     ),
-    "explain": ("`panicd explain`", "status budget? device_types? plugged? plan then?"),
+    "explain": ("`panicd explain`", "status budget? device_types? plugged? work? plan then?"),
     "audit": ("`panicd audit`", "domain_count exposed"),
     "incidents": ("`panicd incidents`", "incidents"),
     "incident": (
@@ -167,6 +168,7 @@ KEYS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "monitor": (TEXT, "The address of its monitor: of one that panicd dials, the socket's path."),
     "argument": (TEXT, "What gives another QEMU the same device, as an argument to `-device`."),
     "plugged": (TRUTH, "`panicd arm` gave the VM its panic device while it ran."),
+    "work": (one_of(Known), "What QEMU's events tell of its jobs and migrations."),
     "taken": (TRUTH, "The guest's driver has taken the device."),
     "process": (TEXT, "What tells this QEMU process from every other one; empty if unknown."),
     "key": (TEXT, "What the domain's belongings are kept under."),

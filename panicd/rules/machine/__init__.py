@@ -15,6 +15,7 @@ is no clock, no file and no waiting in here. What the machine waits for is a pha
     ahead          what a panic leads to, known before it comes
     ignoring       a guest that runs on, panic after panic
     state, vm      what the machine knows of the incident and the VM; turn: one step in the making
+    work           what QEMU itself is busy with, followed by its events
 """
 
 from panicd.rules.machine.state import State

@@ -11,6 +11,7 @@ Source: QAPI ``qapi/job.json``, ``qapi/migration.json``, ``qapi/dump.json``; QEM
 """
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Final
 
 from panicd.rules.qapi import (
@@ -28,6 +29,14 @@ NO_MIGRATION: Final = "none"
 
 _NOT_MIGRATING: Final = frozenset({NO_MIGRATION, "completed", "failed", "cancelled"})
 _NOT_DUMPING: Final = frozenset({"none", "completed", "failed"})
+
+
+class Known(StrEnum):
+    """What panicd knows of a QEMU's work without asking."""
+
+    IDLE = "idle"
+    BUSY = "busy"  # perhaps: QEMU is asked before an action
+    UNKNOWN = "unknown"  # as its events do not tell: QEMU is asked before each action
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,13 @@ def found_work(followed: object, migration: object, jobs: object, dump: object) 
         return None
     status = migration.get("status", NO_MIGRATION)
     return Work(known, status[:MAX_TEXT]) if isinstance(status, str) else None
+
+
+def known(work: Work | None) -> Known:
+    """Return what is known of a QEMU's work; None: it is not followed."""
+    if work is None:
+        return Known.UNKNOWN
+    return Known.IDLE if work.is_nothing else Known.BUSY
 
 
 def after(work: Work, event: WorkEvent) -> Work | None:
