@@ -1,9 +1,9 @@
 """A panic that goes as foreseen, from the event to the first command.
 
 The machine's effects are known (``rules.machine.ahead``), and the journal's entries are ready. So
-the driver notes them in memory that outlives it, or commits them. It asks, takes evidence and gives
-the command as soon as each may be. The machine gets the inputs after that, and returns the effects
-that were carried out.
+the driver records them as an intent, which outlives panicd, or commits them. It asks, takes
+evidence and gives the command as soon as each may be. The machine gets the inputs after that, and
+returns the effects that were carried out.
 """
 
 from collections import deque
@@ -132,7 +132,7 @@ class Reaction:
         self.is_given = False
         incident_id = new_id(moment.now, moment.token)
         self.chronicle = Chronicle.begin(incident_id, template.at(moment.now), services.keeping)
-        self._is_to_be_written = False  # its entries are only noted yet
+        self._is_to_be_written = False  # its entries are only an intent
 
     def begin(
         self,
@@ -140,7 +140,7 @@ class Reaction:
         go_on: Callable[[], None],
         feed: Callable[[Input], None],
     ) -> None:
-        """Note or commit the entries, and ask QEMU what it is busy with.
+        """Record the entries as an intent, or commit them, and ask QEMU what it is busy with.
 
         Args:
             carry_out: carries out the machine's effects.
@@ -152,8 +152,8 @@ class Reaction:
         commit = counted_on(self._foreseen.commit, self._serial)
         asks = counted_on(self._foreseen.asks, self._serial)
         self._done += commit, asks
-        may_note = self._services.keeping.notes is not None
-        if may_note:
+        may_intend = self._services.keeping.intents is not None
+        if may_intend:  # an intent takes less time than QEMU's answer
             carry_out(asks)
         if self.chronicle.keep():
             self._is_to_be_written = True
@@ -161,12 +161,12 @@ class Reaction:
             self._services.rush.afterwards(self._write)
             return
         carry_out(commit)
-        if not may_note:
+        if not may_intend:
             carry_out(asks)  # while the journal's thread wakes up
         self._services.keeping.journal.stand_aside()
 
     def _write(self) -> None:
-        """Commit what is noted, when no first command is due, or within a second."""
+        """Commit what is an intent, when no first command is due, or within a second."""
         is_to_be_written, self._is_to_be_written = self._is_to_be_written, False
         if is_to_be_written:
             self.chronicle.commit_soon(self._written)

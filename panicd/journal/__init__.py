@@ -4,7 +4,7 @@
 
     journal      the thread that writes, and the queries; request: what it is asked
     database     how the record is kept in SQLite; schema, codec: its tables, and an entry's text
-    notes        what panicd is about to do, in memory; note_keeping: what a killed panicd left
+    intents      what panicd is about to do, in memory; intent_keeping: what a killed one left
     batch        what one transaction writes; ready: entries encoded before their time is known
     chronicle    one open incident: the one way in which an entry is added
     counters     what metrics and budgets count; totals: the same, kept when incidents are removed

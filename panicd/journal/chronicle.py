@@ -1,7 +1,7 @@
 """An open incident: the one way in which entries are added to it.
 
 ``note`` first takes an entry past the state table, then counts and logs it. ``commit`` makes
-everything noted durable. Whatever changes a guest commits first.
+everything noted durable. Whatever changes a guest commits first, or has an intent (``keep``).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from structlog.typing import FilteringBoundLogger
 
 from panicd.host.logs import get_logger
 from panicd.journal.counters import Counters
+from panicd.journal.intents import Intents
 from panicd.journal.journal import Journal, JournalError
-from panicd.journal.notes import Notes
 from panicd.journal.ready import Ready
 from panicd.rules.incident import (
     Acknowledged,
@@ -53,7 +53,7 @@ class Keeping:
         counters: counts them.
         clock: returns the time, in seconds since the epoch.
         journal_failure: what to do about panics while the journal can't be written.
-        notes: where first entries outlive panicd until they are on the disk; None: nowhere.
+        intents: where first entries outlive panicd until they are on the disk; None: nowhere.
         unwritten: the incidents with entries that are not on the disk yet.
     """
 
@@ -61,7 +61,7 @@ class Keeping:
     counters: Counters
     clock: Clock
     journal_failure: Callable[[], JournalFailure]
-    notes: Notes | None = None
+    intents: Intents | None = None
     unwritten: set["Chronicle"] = field(default_factory=set)
 
 
@@ -83,7 +83,7 @@ class Chronicle:
         self._on_their_way: Sequence[AnyEntry] = ()
         self._ready: Ready | None = None  # they come before what is pending
         self._ahead = 0  # those of them that are still to be noted
-        self._is_noted = False  # they outlive panicd, and are not on the disk
+        self._is_intent = False  # they outlive panicd, and are not on the disk
         self._waiting: list[Told] = []  # for what is pending
 
     @classmethod
@@ -95,11 +95,11 @@ class Chronicle:
 
     @classmethod
     def left(cls, incident_id: str, entries: Sequence[AnyEntry], keeping: Keeping) -> "Chronicle":
-        """Go on with an incident of a killed panicd's, whose entries are only noted."""
+        """Go on with an incident of a killed panicd's, whose entries are only an intent."""
         opened, *others = entries
         assert isinstance(opened, Opened)
         chronicle = cls(Incident(incident_id, opened), keeping)
-        chronicle._is_noted = True
+        chronicle._is_intent = True
         chronicle._add(None, opened)
         for entry in others:
             chronicle.note(entry)
@@ -127,11 +127,11 @@ class Chronicle:
         Returns:
             False: that can't be done, or the disk may be full; so the commit must come first.
         """
-        ready, notes = self._ready, self._keeping.notes
-        if ready is None or notes is None or not self._keeping.journal.is_sound:
+        ready, intents = self._ready, self._keeping.intents
+        if ready is None or intents is None or not self._keeping.journal.is_sound:
             return False
-        self._is_noted = notes.take(self.incident.id, ready.texts)
-        return self._is_noted
+        self._is_intent = intents.take(self.incident.id, ready.texts)
+        return self._is_intent
 
     def note(self, entry: AnyEntry) -> None:
         """Add an entry.
@@ -210,7 +210,7 @@ class Chronicle:
             elif error is not None:
                 raise error
             else:
-                self._forget_note()
+                self._forget_intent()
                 if self._pending:
                     self._write()
                 else:
@@ -225,11 +225,11 @@ class Chronicle:
         except JournalError as error:
             written(error)
 
-    def _forget_note(self) -> None:
-        if self._is_noted:
-            assert self._keeping.notes is not None
-            self._is_noted = False
-            self._keeping.notes.written(self.incident.id)
+    def _forget_intent(self) -> None:
+        if self._is_intent:
+            assert self._keeping.intents is not None
+            self._is_intent = False
+            self._keeping.intents.written(self.incident.id)
 
     def _add(self, before: Incident | None, entry: AnyEntry) -> None:
         if self._ahead:

@@ -1,4 +1,4 @@
-"""The journal: every incident's entries, durable before panicd does what they announce.
+"""The journal: every incident's entries on the disk.
 
 SQLite in WAL mode with ``synchronous=FULL``: a commit is on the disk when it returns
 (https://www.sqlite.org/pragma.html#pragma_synchronous).
@@ -415,6 +415,7 @@ class Journal:
             requests, going_on = self._next()
             if requests:
                 self._commit(requests)
+                self._has_room = has_room(self.path)
                 # Whoever waited ended with the loop.
                 with contextlib.suppress(trio.RunFinishedError):
                     requests[-1].token.run_sync_soon(_wake, requests)

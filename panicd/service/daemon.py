@@ -60,8 +60,8 @@ from panicd.incident.waiting import WaitingRoom
 from panicd.journal.chronicle import Keeping
 from panicd.journal.counters import Counters
 from panicd.journal.damaged import open_journal
+from panicd.journal.intent_keeping import keep_intents, open_chronicles
 from panicd.journal.journal import JournalDamagedError, JournalError
-from panicd.journal.note_keeping import keep_notes, open_chronicles
 from panicd.journal.totals import ForeignAction
 from panicd.libvirt.known_domains import Libvirt
 from panicd.notify.notifier import Notifier
@@ -110,7 +110,7 @@ class Daemon:
         self._notifier = Notifier(
             self._journal, lambda: self._config, time.time, self._problems, dry_run=dry_run
         )
-        self._kept = keep_notes(config.control_socket, self._journal, config.record_first)
+        self._kept = keep_intents(config.control_socket, self._journal, config.record_first)
         self._fleet = Fleet()
         self._holds = Holds(self._journal.operations())
         self._priority = Priority()
@@ -169,8 +169,8 @@ class Daemon:
         """
         # A scrape renders in a thread of its own; with the default of 5 ms it would delay panics.
         sys.setswitchinterval(SWITCH_INTERVAL)
-        notes = self._kept.notes or nullcontext()
-        with notes, self._journal, self._standby, trio.open_signal_receiver(*SIGNALS) as signals:
+        intents = self._kept.intents or nullcontext()
+        with intents, self._journal, self._standby, trio.open_signal_receiver(*SIGNALS) as signals:
             async with event_loop(), trio.open_nursery() as nursery:
                 nursery.start_soon(write_late)
                 self._services = services = self._make_services(nursery)
@@ -212,7 +212,7 @@ class Daemon:
     def _make_services(self, nursery: trio.Nursery) -> Services:
         """Make what the domains share, with the open incidents."""
         keeping = Keeping(
-            self._journal, self._counters, self._clock, self._journal_failure, self._kept.notes
+            self._journal, self._counters, self._clock, self._journal_failure, self._kept.intents
         )
         waiting = WaitingRoom(nursery, self._clock, self._fleet.has_returned)
         for chronicle in open_chronicles(self._journal, self._kept.unwritten, keeping):

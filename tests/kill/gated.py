@@ -23,8 +23,8 @@ from panicd.cli import main
 from panicd.dumps import writer as dump_writer
 from panicd.dumps.directory import give_name
 from panicd.incident.relaunch import run_relaunch
+from panicd.journal.intents import Intents
 from panicd.journal.journal import Journal
-from panicd.journal.notes import Notes
 from panicd.libvirt.connection import Call, Connection
 from panicd.libvirt.domain_monitor import DomainMonitor
 from panicd.libvirt.protocol import Procedure
@@ -70,7 +70,7 @@ def _install(gates: Gates, stack: ExitStack) -> None:
     stop_at = gates.stop_at
     append_soon, append_operation = Journal.append_soon, Journal.append_operation
     send, call = monitor._Client.send, Connection.call
-    take = Notes.take
+    take = Intents.take
     send_signal = Peer.send_signal
 
     def gated_append_soon(
@@ -85,11 +85,11 @@ def _install(gates: Gates, stack: ExitStack) -> None:
         stop_at(f"before commit {what}")
         append_soon(self, incident_id, entries, written)
 
-    def gated_take(self: Notes, incident_id: str, entries: Sequence[str]) -> bool:
-        stop_at("before note")
-        is_noted = take(self, incident_id, entries)
-        stop_at("after note")
-        return is_noted
+    def gated_take(self: Intents, incident_id: str, entries: Sequence[str]) -> bool:
+        stop_at("before intent")
+        is_taken = take(self, incident_id, entries)
+        stop_at("after intent")
+        return is_taken
 
     async def gated_append_operation(self: Journal, operation: Operation) -> None:
         stop_at(f"before commit {operation.kind}")
@@ -160,7 +160,7 @@ def _install(gates: Gates, stack: ExitStack) -> None:
     for owner, name, gated in (
         (Journal, "append_soon", gated_append_soon),
         (Journal, "append_operation", gated_append_operation),
-        (Notes, "take", gated_take),
+        (Intents, "take", gated_take),
         (monitor._Client, "send", gated_send),
         (Connection, "call", gated_call),
         (Peer, "send_signal", gated_signal),

@@ -52,7 +52,7 @@ class Foreseen:
     """What a panic leads to. Serials count from the one before the panic; entries have time 0.
 
     Attributes:
-        entries: after ``Opened``; they are on the disk before the command.
+        entries: after ``Opened``; they are durable before the command.
         commit: makes the entries durable, at the panic.
         asks: asks QEMU what it is busy with, at the panic.
         collects: has evidence taken, and limits its time, once the guest has stopped.

@@ -136,7 +136,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Durable:
-    """All notes up to the commit are on the disk."""
+    """All notes up to the commit are safe: on the disk, or an intent that outlives panicd."""
 
     serial: int
 

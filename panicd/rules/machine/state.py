@@ -86,7 +86,7 @@ class Readying:
         collects: evidence is being taken.
         quiet_known: QEMU has answered, or is silent.
         silent: QEMU does not say what it is busy with.
-        durable: all notes are on the disk.
+        durable: all notes are safe (``inputs.Durable``).
     """
 
     stop: int | None

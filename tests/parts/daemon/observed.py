@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from panicd.journal import database as journal_database
 from panicd.journal.codec import decode
-from panicd.journal.notes import noted
+from panicd.journal.file import beside
+from panicd.journal.intents import read_intents
 from panicd.rules.incident import Incident
 from panicd.rules.printable import escape
 from panicd.service import control_client
@@ -87,7 +88,7 @@ class ObservedDaemon:
 
     Attributes:
         directory: Where its files are: ``panicd.yaml``, ``state``, and by default the monitors.
-        runtime: Where its control socket and its notes are: in memory, as /run is.
+        runtime: Where its control socket and its intents are: in memory, as /run is.
         log: Every line that it logged so far, over all its runs.
         began: Where in ``log`` its present run begins, for use as ``since``.
     """
@@ -152,8 +153,8 @@ class ObservedDaemon:
         self.config_file.write_text(yaml.safe_dump(self._config))
 
     def journal(self) -> list[Incident]:
-        """The incidents in its journal, in the order of their beginnings; then those noted."""
-        noted_first = self._noted()
+        """The incidents in its journal, in the order of their beginnings; then those intended."""
+        intended = self._intended()
         path = self.state_directory / "journal.sqlite3"
         written = []
         if path.exists():
@@ -162,17 +163,21 @@ class ObservedDaemon:
                     database, domain=None, open_only=False, since=None, until=None, limit=-1
                 )[::-1]
         known = {incident.id for incident in written}
-        return [*written, *(each for each in noted_first if each.id not in known)]
+        return [*written, *(each for each in intended if each.id not in known)]
 
-    def _noted(self) -> list[Incident]:
-        path = self.control_socket.with_suffix(".notes")
+    def _intended(self) -> list[Incident]:
+        path = beside(self.control_socket, ".intents")
         try:
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as notes:
-                left = noted(notes).values()
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory,
+            ):
+                left = read_intents(memory).values()
         except (OSError, ValueError):  # there is none, or it is just being made
             return []
         folded = (
-            journal_database.fold(note.incident_id, [*map(decode, note.entries)]) for note in left
+            journal_database.fold(intent.incident_id, [*map(decode, intent.entries)])
+            for intent in left
         )
         return [incident for incident in folded if incident is not None]
 

@@ -1,4 +1,4 @@
-"""A panic whose first entries are noted: the command does not wait for the disk."""
+"""A panic whose first entries are an intent: the command does not wait for the disk."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_the_first_command_does_not_wait_for_the_disk(
         vm.panic()
         await vm.wait_command("system_reset")
         await disk.asked.wait()
-        assert daemon.journal(), "it is noted"
+        assert daemon.journal(), "it is an intent"
         assert "cont" not in vm.commands
         disk.let_go()
         await daemon.wait_incident("vm", ending="restarted")
@@ -90,7 +90,7 @@ async def test_the_first_command_does_not_wait_for_the_disk(
         assert vm.commands.count("cont") == 1
 
 
-async def test_what_is_noted_is_written_though_qemu_does_not_answer(
+async def test_what_is_intended_is_written_though_qemu_does_not_answer(
     socket_dir: Path, disk: HeldUp
 ) -> None:
     async with connected(socket_dir) as (daemon, vm):
@@ -130,7 +130,7 @@ async def test_what_the_next_panicd_can_not_write_it_goes_on_with(
             async with DaemonInside.start(
                 socket_dir, policy, control_socket=control_socket
             ) as daemon:
-                await daemon.wait_log("what a killed panicd noted can't be written")
+                await daemon.wait_log("what a killed panicd intended can't be written")
                 await daemon.wait_log("the journal can't be written")
                 assert "cont" not in vm.commands
                 is_full = False

@@ -2,19 +2,19 @@
 
 A panic's first entries must be safe before panicd acts. A disk takes longer for that than all
 else together, and a busy one takes much longer. But nothing has to be safe for longer than the
-guest: if the host loses its power, or its kernel crashes, the guest is gone too. So panicd notes
-the entries in a file of a tmpfs (tmpfs(5)), acts, and commits to the journal a moment later. If
-panicd is killed in between, the next one finds the note and commits it. A restart of the host
-removes all notes, and all guests.
+guest: if the host loses its power, or its kernel crashes, the guest is gone too. So panicd records
+them as an intent in a file of a tmpfs (tmpfs(5)), acts, and commits to the journal a moment later.
+If panicd is killed in between, the next one finds the intent and commits it. A restart of the host
+removes all intents, and all guests.
 
 ::
 
     0     MAGIC, generation
     32    the length of the journal's path, the path
-    4096  notes: generation, length, CRC-32, 1 if the journal has it; incident's id and entries, a
+    4096  intents: generation, length, CRC-32, 1 if the journal has it; incident's id and entries, a
           line each
 
-Notes of earlier generations are over: a new one begins when all notes are in the journal.
+Intents of earlier generations are over: a new one begins when all intents are in the journal.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-MAGIC: Final = b"panicd notes 1\n\0"
+MAGIC: Final = b"panicd intent 1\n"
 SPACE: Final = 1 << 22  # bytes; one panic needs some 2,000
 _GENERATION: Final = struct.Struct("<Q")
 _HEAD: Final = struct.Struct("<QIII")
@@ -38,63 +38,63 @@ _WRITTEN: Final = struct.Struct("<I")  # the last of a head
 _PATH_LENGTH: Final = struct.Struct("<I")
 _GENERATION_AT: Final = len(MAGIC)
 _PATH_AT: Final = 32
-_NOTES_AT: Final = 4096
+_INTENTS_AT: Final = 4096
 
 WAITS_AT_MOST: Final = 2.0
-"""Seconds that a note may wait for the journal. After that the disk hangs, and panicd notes nothing
-more: a power cut would lose ever more."""
+"""Seconds that an intent may wait for the journal. After that the disk hangs, and panicd takes no
+more intents: a power cut would lose ever more."""
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
 IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 _MOUNT: Final = re.compile(r"\S+ \S+ (?P<device>\d+:\d+) .* - (?P<type>\S+) ")
 
 
-class NotesError(Exception):
-    """Notes can't be kept."""
+class IntentsError(Exception):
+    """Intents can't be kept."""
 
 
-class Note(NamedTuple):
+class Intent(NamedTuple):
     """The first entries of an incident, as ``journal.codec`` has them."""
 
     incident_id: str
     entries: tuple[str, ...]
 
 
-class Notes:
+class Intents:
     """The open file.
 
     Args:
         memory: of the file.
-        left: what a killed panicd noted, by its place.
+        left: what a killed panicd intended, by its place.
 
     Attributes:
-        left: what a killed panicd noted; the last of it may be in the journal.
+        left: what a killed panicd intended; the last of it may be in the journal.
     """
 
-    def __init__(self, memory: mmap.mmap, left: Mapping[int, Note]) -> None:
+    def __init__(self, memory: mmap.mmap, left: Mapping[int, Intent]) -> None:
         self.left = tuple(left.values())
         self._memory = memory
         (self._generation,) = _GENERATION.unpack_from(memory, _GENERATION_AT)
-        self._end = _NOTES_AT
+        self._end = _INTENTS_AT
         self._is_at_end = False
         self._waiting = {  # by id: since when, and where; the oldest first
-            note.incident_id: (-math.inf, at) for at, note in left.items()
+            intent.incident_id: (-math.inf, at) for at, intent in left.items()
         }
         if not left:
             self._forget()
 
     @classmethod
     def open(cls, path: Path, journal: Path) -> Self:
-        """Open the notes of a journal, or begin new ones.
+        """Open the intents of a journal, or begin new ones.
 
-        Nothing is noted until the journal has all that was left.
+        None is taken until the journal has all that was left.
 
         Args:
-            path: of the notes, in an existing directory.
-            journal: the journal's absolute path. What was noted for another is not touched.
+            path: of the intents, in an existing directory.
+            journal: the journal's absolute path. What was intended for another is not touched.
 
         Raises:
-            NotesError: the file is not in memory, is another's, or can't be made.
+            IntentsError: the file is not in memory, is another's, or can't be made.
         """
         try:
             _check_in_memory(path.parent)
@@ -107,12 +107,12 @@ class Notes:
                 os.close(descriptor)
             return cls(memory, _begin(memory, bytes(journal)))
         except OSError as error:
-            raise NotesError(f"{path}: {error.strerror}") from error
-        except NotesError as error:
-            raise NotesError(f"{path}: {error}") from None
+            raise IntentsError(f"{path}: {error.strerror}") from error
+        except IntentsError as error:
+            raise IntentsError(f"{path}: {error}") from None
 
     def take(self, incident_id: str, entries: Sequence[str]) -> bool:
-        """Note the first entries of an incident.
+        """Record the first entries of an incident.
 
         Args:
             incident_id: the incident's.
@@ -120,18 +120,22 @@ class Notes:
 
         Returns:
             True if they are safe from the end of this process; False: there is no room, earlier
-            notes have waited for the journal for too long, or ``end`` was called.
+            intents have waited for the journal for too long, or ``end`` was called.
         """
         now = time.monotonic()
         since, _ = next(iter(self._waiting.values()), (now, 0))
         if self._is_at_end or now - since > WAITS_AT_MOST:
             return False
-        note = "\n".join((incident_id, *entries)).encode(errors="surrogatepass")
-        end = self._end + _HEAD.size + len(note)
+        intent = "\n".join((incident_id, *entries)).encode(errors="surrogatepass")
+        end = self._end + _HEAD.size + len(intent)
         if end > SPACE:
             return False
-        _put(self._memory, self._end + _HEAD.size, note)
-        _put(self._memory, self._end, _HEAD.pack(self._generation, len(note), zlib.crc32(note), 0))
+        _put(self._memory, self._end + _HEAD.size, intent)
+        _put(
+            self._memory,
+            self._end,
+            _HEAD.pack(self._generation, len(intent), zlib.crc32(intent), 0),
+        )
         self._waiting[incident_id] = now, self._end
         self._end = end
         return True
@@ -139,7 +143,7 @@ class Notes:
     def written(self, incident_id: str) -> None:
         """Take in that the journal has the entries; an unknown id changes nothing.
 
-        The journal may lose the incident again, if it is old or damaged. The note must not bring
+        The journal may lose the incident again, if it is old or damaged. The intent must not bring
         it back.
         """
         _, at = self._waiting.pop(incident_id, (0.0, 0))
@@ -150,11 +154,11 @@ class Notes:
 
     @property
     def are_all_written(self) -> bool:
-        """True if the journal has all that was noted."""
+        """True if the journal has all that was intended."""
         return not self._waiting
 
     def end(self) -> None:
-        """Note nothing more."""
+        """Take no more intents."""
         self._is_at_end = True
 
     def __enter__(self) -> Self:
@@ -168,31 +172,31 @@ class Notes:
         self._memory.close()
 
     def _forget(self) -> None:
-        """Begin anew: the journal has all that was noted."""
+        """Begin anew: the journal has all that was intended."""
         self.left = ()
         self._generation += 1
         _put(self._memory, _GENERATION_AT, _GENERATION.pack(self._generation))
-        self._end = _NOTES_AT
+        self._end = _INTENTS_AT
 
 
-def _begin(memory: mmap.mmap, owner: bytes) -> dict[int, Note]:
-    """Return what was noted for a journal, whose notes these are from now on, by its place.
+def _begin(memory: mmap.mmap, owner: bytes) -> dict[int, Intent]:
+    """Return what was intended for a journal, whose intents these are from now on, by its place.
 
     Raises:
-        NotesError: they are still another's, or it is a file of another kind.
+        IntentsError: they are still another's, or it is a file of another kind.
     """
-    if len(owner) > _NOTES_AT - _PATH_AT - _PATH_LENGTH.size:
-        raise NotesError("the path of the journal is too long")
+    if len(owner) > _INTENTS_AT - _PATH_AT - _PATH_LENGTH.size:
+        raise IntentsError("the path of the journal is too long")
     kind = memory[: len(MAGIC)]
     if kind == bytes(len(MAGIC)):  # a new file, or one that was cut off
         _put(memory, _GENERATION_AT, _GENERATION.pack(1))
         left = {}
     elif kind == MAGIC:
-        left = noted(memory)
+        left = read_intents(memory)
     else:
-        raise NotesError("it is no file of this panicd's")
+        raise IntentsError("it is no file of this panicd's")
     if left and _owner(memory) != owner:
-        raise NotesError(f"it has notes for {os.fsdecode(_owner(memory))}")
+        raise IntentsError(f"it has intents for {os.fsdecode(_owner(memory))}")
     if not left:
         _put(memory, _PATH_AT, _PATH_LENGTH.pack(len(owner)) + owner)
         _put(memory, 0, MAGIC)
@@ -206,58 +210,58 @@ def _put(memory: mmap.mmap, at: int, data: bytes) -> None:
 def _owner(memory: mmap.mmap) -> bytes:
     (length,) = _PATH_LENGTH.unpack_from(memory, _PATH_AT)
     start = _PATH_AT + _PATH_LENGTH.size
-    return memory[start : min(start + length, _NOTES_AT)]
+    return memory[start : min(start + length, _INTENTS_AT)]
 
 
-def noted(memory: mmap.mmap | bytes) -> dict[int, Note]:
-    """Return the last generation's notes that the journal may not have, by their places.
+def read_intents(memory: mmap.mmap | bytes) -> dict[int, Intent]:
+    """Return the last generation's intents that the journal may not have, by their places.
 
-    A note that was cut off is not one.
+    An intent that was cut off is not one.
     """
     (generation,) = _GENERATION.unpack_from(memory, _GENERATION_AT)
-    notes, at = {}, _NOTES_AT
+    intents, at = {}, _INTENTS_AT
     while at + _HEAD.size <= SPACE:
         of, length, checksum, is_written = _HEAD.unpack_from(memory, at)
         start = at + _HEAD.size
-        note = memory[start : start + length]
-        if of != generation or not length or zlib.crc32(note) != checksum:
+        intent = memory[start : start + length]
+        if of != generation or not length or zlib.crc32(intent) != checksum:
             break
         if not is_written:
-            incident_id, *entries = note.decode(errors="surrogatepass").split("\n")
-            notes[at] = Note(incident_id, tuple(entries))
+            incident_id, *entries = intent.decode(errors="surrogatepass").split("\n")
+            intents[at] = Intent(incident_id, tuple(entries))
         at = start + length
-    return notes
+    return intents
 
 
 def _check(descriptor: int) -> None:
     """Check that nobody else could have written the file, or uses it.
 
     Raises:
-        NotesError: somebody could, or does.
+        IntentsError: somebody could, or does.
         OSError: that can't be found out.
     """
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise NotesError("it is no regular file")
+        raise IntentsError("it is no regular file")
     if status.st_nlink != 1:
-        raise NotesError("it has another name too")
+        raise IntentsError("it has another name too")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise NotesError("another process has it open") from None
+        raise IntentsError("another process has it open") from None
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise NotesError("another user may have written it")
+        raise IntentsError("another user may have written it")
 
 
 def _check_in_memory(directory: Path) -> None:
     """Check that a directory's files are gone when the host starts anew.
 
     Raises:
-        NotesError: they are not.
+        IntentsError: they are not.
         OSError: that can't be found out.
     """
     device = directory.stat().st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     mounts = map(_MOUNT.match, MOUNTS.read_text(errors="replace").splitlines())
     if not any(m and m["device"] == name and m["type"] in IN_MEMORY for m in mounts):
-        raise NotesError("it is not on a tmpfs, so it could outlive the guests")
+        raise IntentsError("it is not on a tmpfs, so it could outlive the guests")
