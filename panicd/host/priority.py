@@ -9,7 +9,6 @@ waits takes a few times as long, a dump in a storm up to six times: see the limi
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import trio
@@ -25,7 +24,8 @@ T = TypeVar("T")
 class Priority:
     """Decides which thread goes first.
 
-    ``go_first`` and ``give_way_async`` are for the event loop's thread, the others for any other.
+    ``begin``, ``end`` and ``give_way_async`` are for the event loop's thread, the others for any
+    other.
     """
 
     def __init__(self) -> None:
@@ -37,22 +37,21 @@ class Priority:
         self._turn = _Turn()
         self._freed = trio.Event()  # the same for the event loop's tasks
 
-    @contextmanager
-    def go_first(self) -> Iterator[None]:
-        """Go first while reacting to a panic, for ``PASSED_WITHIN`` at most."""
+    def begin(self) -> None:
+        """Begin to react to a panic: the event loop goes first, for ``PASSED_WITHIN`` at most."""
         if not self._reactions:
             self._free.clear()
             self._freed = trio.Event()
         self._reactions += 1
         self._until = time.monotonic() + PASSED_WITHIN
-        try:
-            yield
-        finally:
-            self._reactions -= 1
-            if not self._reactions:
-                self._quiet_since = time.monotonic()
-                self._free.set()
-                self._freed.set()
+
+    def end(self) -> None:
+        """End a reaction that has begun."""
+        self._reactions -= 1
+        if not self._reactions:
+            self._quiet_since = time.monotonic()
+            self._free.set()
+            self._freed.set()
 
     def quiet_for(self) -> float:
         """Return the seconds since the last reaction; 0: one is under way."""

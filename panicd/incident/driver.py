@@ -8,7 +8,6 @@ commit when it is done.
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from typing import Final, assert_never
@@ -23,11 +22,11 @@ from panicd.incident.errands import Errands
 from panicd.incident.gathering import Gathering
 from panicd.incident.liveness import Liveness
 from panicd.incident.moment import moment_of
-from panicd.incident.outcome import answer_of
+from panicd.incident.outcome import answer_of, commands_of
 from panicd.incident.policy_in_force import tell_policy
+from panicd.incident.precedence import Precedence
 from panicd.incident.reaction import Foresight, Reaction, follows_command
 from panicd.incident.request import Request
-from panicd.incident.rush import FirstCommand
 from panicd.incident.services import Services
 from panicd.journal.chronicle import Chronicle
 from panicd.journal.journal import JournalError
@@ -92,8 +91,7 @@ class Driver:
         self._requests: dict[int, Request] = {}
         self._latest: Chronicle | None = None  # the last one with a new entry
         self._heard_at = math.inf
-        self._first = ExitStack()  # it has priority while it reacts
-        self._command: FirstCommand | None = None  # that follows its evidence
+        self._precedence = Precedence(services.priority, services.rush)
         self._watches = False
         self._liveness: Liveness | None = None
         self._gathering = Gathering(services.timers, services.metrics)
@@ -184,8 +182,7 @@ class Driver:
             return self._reaction.may_wait(came)
         if isinstance(came, Elapsed) and came.serial != self._state.serial:
             return True  # the machine will drop it
-        command = self._command
-        return command is not None and follows_command(came) and command.put_off(self._go_on)
+        return follows_command(came) and self._precedence.put_off(self._go_on)
 
     def _go_on(self) -> None:
         if not self._is_busy and self._bug is None:
@@ -318,8 +315,7 @@ class Driver:
 
     def _collect(self, effect: effects.Collect) -> None:
         if effect.follows is not None and self._reaction is None:  # that is counted already
-            self._command = FirstCommand(self._services.rush)
-            self._first.callback(self._command.given)
+            self._precedence.await_command()
         if rest := self._errands.collect(effect, self.feed):
             self._nursery.start_soon(lambda: rest)
 
@@ -339,7 +335,7 @@ class Driver:
         assert chronicle is not None
         chronicle.take(note.after, entry)
         if isinstance(entry, Settled | Closed):
-            self._first.close()
+            self._precedence.end()
             self._heard_at = math.inf
         if isinstance(entry, Closed):
             domain.chronicle = None
@@ -347,10 +343,9 @@ class Driver:
 
     def _opens(self, at: float) -> None:
         """Apply an incident's start to the host: priority, storm."""
-        self._first.enter_context(self._services.priority.go_first())
+        self._precedence.begin()
         self._services.storm.note(self._domain.key, at)
         self._token = _TOKENS.next()
-        self._command = None
 
     def _answer(self, request: Request, refused: str) -> None:
         """Tell an operator a request's result, once it is on the disk."""
@@ -380,8 +375,8 @@ class Driver:
             self._domain.chronicle.commit_soon(done)
 
     def _act(self, acts: bool) -> None:
-        if acts and self._command is not None:
-            self._command.given()
+        if acts:
+            self._precedence.given()
         if acts and self._heard_at != math.inf:
             took = trio.current_time() - self._heard_at
             self._services.metrics.reaction.observe(took)
@@ -396,7 +391,7 @@ class Driver:
                 limit.cancel()
             self.feed(Answered(send.serial, tuple(map(answer_of, answers))))
 
-        commands = [(name, dict(args)) for name, args in send.commands]
+        commands = commands_of(send.commands)
         question = self._session.monitor.ask(commands, done, timeout=send.timeout)
         if not question.is_over:
             limit = self._services.timers.after(send.timeout, question.give_up)
@@ -462,7 +457,7 @@ class Driver:
         """Leave an open incident to wait for its domain."""
         domain = self._domain
         self._services.fleet.detach(domain)
-        self._first.close()
+        self._precedence.end()
         if self._liveness is not None:
             self._liveness.stop()
             self._liveness = None  # it breaks a reference cycle

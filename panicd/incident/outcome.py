@@ -1,10 +1,22 @@
-"""The result of an exchange with a VM, as the machine's inputs."""
+"""An exchange with a VM: the machine's commands, and its inputs."""
 
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from typing import Final
 
-from panicd.qemu.monitor import CommandError, SessionLostError, UncertainError
+from panicd.qemu.monitor import Command, CommandError, SessionLostError, UncertainError
 from panicd.rules.incident import Outcome, StepResult
+from panicd.rules.machine import effects
 from panicd.rules.machine.inputs import Finished, NoAnswer, Refused
+
+KINDS: Final = 64
+"""How many kinds of ``Send`` are remembered, each with its commands."""
+
+
+@lru_cache(KINDS)
+def commands_of(commands: tuple[effects.Command, ...]) -> tuple[Command, ...]:
+    """Return commands of the machine's as a monitor takes them."""
+    return tuple((name, dict(arguments)) for name, arguments in commands)
 
 
 async def finish(serial: int, work: Callable[[], Awaitable[StepResult]]) -> Finished:

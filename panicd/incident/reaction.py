@@ -158,7 +158,7 @@ class Reaction:
         if self.chronicle.keep():
             self._is_to_be_written = True
             self.takes(Durable(self._serial + self._foreseen.commit.serial))
-            self._services.rush.afterwards(self._write)
+            self._services.rush.commit(self._write)
             return
         carry_out(commit)
         if not may_intend:

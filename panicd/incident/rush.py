@@ -13,8 +13,8 @@ from trio.abc import Clock
 
 from panicd.host.timers import Timers
 
-WAITS_AT_MOST: Final = 1.0  # seconds from the first panic on
-WRITTEN_AFTER: Final = 3.0  # seconds from the first panic on; until then evidence may wait
+COMMITTED_AFTER: Final = 1.0  # seconds from the first panic on; until then intents may wait
+WAITS_AT_MOST: Final = 3.0  # seconds from the first panic on; until then all else may wait
 CARRIED_OUT_WITHIN: Final = 0.003
 """Seconds for which the processors are left to those who carry out a first command. Three threads
 of libvirtd and two of QEMU wake up for a reset, one after the other."""
@@ -38,6 +38,7 @@ class Rush:
         self._latest = -CARRIED_OUT_WITHIN  # when a first command became due
         self._number = 0  # of first commands since it began
         self._clock: Clock | None = None
+        self._commits: deque[Callable[[], None]] = deque()
         self._later: deque[Callable[[], None]] = deque()
         self._is_set = False
 
@@ -57,13 +58,8 @@ class Rush:
 
     @property
     def goes_on(self) -> bool:
-        """True while later work must wait for first commands."""
+        """True while later work must wait for first commands. Any thread may ask."""
         return self._lasts(WAITS_AT_MOST)
-
-    @property
-    def holds_up_writing(self) -> bool:
-        """True while evidence must wait for first commands. Any thread may ask."""
-        return self._lasts(WRITTEN_AFTER)
 
     def _lasts(self, seconds: float) -> bool:
         clock = self._clock
@@ -83,6 +79,11 @@ class Rush:
         self._later.append(call)
         self._set(CARRIED_OUT_WITHIN)
 
+    def commit(self, call: Callable[[], None]) -> None:
+        """Have an intent committed when no first command is due, but within a second or so."""
+        self._commits.append(call)
+        self._set(CARRIED_OUT_WITHIN)
+
     def _set(self, seconds: float) -> None:
         if not self._is_set:
             self._is_set = True
@@ -91,9 +92,11 @@ class Rush:
     def _work(self) -> None:
         self._is_set = False
         began = trio.current_time()
+        while self._commits and not self._lasts(COMMITTED_AFTER):
+            self._commits.popleft()()  # each takes no time: the journal's thread does the work
         while self._later and not self.goes_on and trio.current_time() - began < SLICE:
             self._later.popleft()()
-        if self._later:
+        if self._commits or self._later:
             self._set(LOOKS_EVERY if self.goes_on else 0.0)
 
 

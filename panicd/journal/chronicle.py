@@ -69,15 +69,17 @@ class Chronicle:
     """The record of one incident.
 
     Args:
-        incident: as it stands.
+        incident_id: the incident's.
+        incident: as it stands; or the entries that open it, of which it is made when it is needed.
         keeping: what it is kept with.
 
     Attributes:
-        incident: as it stands now.
+        id: the incident's.
     """
 
-    def __init__(self, incident: Incident, keeping: Keeping) -> None:
-        self.incident = incident
+    def __init__(self, incident_id: str, incident: Incident | Ready, keeping: Keeping) -> None:
+        self.id = incident_id
+        self._incident = incident
         self._keeping = keeping
         self._pending: list[AnyEntry] = []
         self._on_their_way: Sequence[AnyEntry] = ()
@@ -89,7 +91,7 @@ class Chronicle:
     @classmethod
     def open(cls, incident: Incident, keeping: Keeping) -> "Chronicle":
         """Begin the record of a new incident."""
-        chronicle = cls(incident, keeping)
+        chronicle = cls(incident.id, incident, keeping)
         chronicle._add(None, incident.opened)
         return chronicle
 
@@ -98,7 +100,7 @@ class Chronicle:
         """Go on with an incident of a killed panicd's, whose entries are only an intent."""
         opened, *others = entries
         assert isinstance(opened, Opened)
-        chronicle = cls(Incident(incident_id, opened), keeping)
+        chronicle = cls(incident_id, Incident(incident_id, opened), keeping)
         chronicle._is_intent = True
         chronicle._add(None, opened)
         for entry in others:
@@ -116,10 +118,18 @@ class Chronicle:
             entries: of which the first opens it.
             keeping: what all chronicles share.
         """
-        chronicle = cls(Incident(incident_id, replace(entries.opened, at=entries.at)), keeping)
+        chronicle = cls(incident_id, entries, keeping)
         chronicle._ready, chronicle._ahead = entries, len(entries)
         keeping.unwritten.add(chronicle)
         return chronicle
+
+    @property
+    def incident(self) -> Incident:
+        """The incident as it stands now."""
+        if isinstance(self._incident, Ready):
+            opened = replace(self._incident.opened, at=self._incident.at)
+            self._incident = Incident(self.id, opened)
+        return self._incident
 
     def keep(self) -> bool:
         """Have the entries that were ready outlive panicd at once; the commit may then wait.
@@ -130,7 +140,7 @@ class Chronicle:
         ready, intents = self._ready, self._keeping.intents
         if ready is None or intents is None or not self._keeping.journal.is_sound:
             return False
-        self._is_intent = intents.take(self.incident.id, ready.texts)
+        self._is_intent = intents.take(self.id, ready.texts)
         return self._is_intent
 
     def note(self, entry: AnyEntry) -> None:
@@ -143,8 +153,9 @@ class Chronicle:
 
     def take(self, after: Incident, entry: AnyEntry) -> None:
         """Add an entry to the incident as it was; ``after`` is the incident with it."""
-        before, self.incident = self.incident, after
-        self._add(None if isinstance(entry, Opened) else before, entry)
+        before = None if isinstance(entry, Opened) else self.incident
+        self._incident = after
+        self._add(before, entry)
 
     def commit_soon(self, done: "Told") -> None:
         """Have everything noted made durable.
@@ -221,7 +232,7 @@ class Chronicle:
                 done(error)
 
         try:
-            self._keeping.journal.append_soon(self.incident.id, entries, written)
+            self._keeping.journal.append_soon(self.id, entries, written)
         except JournalError as error:
             written(error)
 
@@ -229,7 +240,7 @@ class Chronicle:
         if self._is_intent:
             assert self._keeping.intents is not None
             self._is_intent = False
-            self._keeping.intents.written(self.incident.id)
+            self._keeping.intents.written(self.id)
 
     def _add(self, before: Incident | None, entry: AnyEntry) -> None:
         if self._ahead:
@@ -242,7 +253,7 @@ class Chronicle:
 
     @cached_property
     def _log(self) -> FilteringBoundLogger:
-        return get_logger(domain=self.incident.opened.domain, incident=self.incident.id).bind()
+        return get_logger(domain=self.incident.opened.domain, incident=self.id).bind()
 
     def _tell(self, before: Incident | None, entry: AnyEntry) -> None:
         log = self._log

@@ -82,7 +82,7 @@ def open_chronicles(
     Raises:
         JournalError: the journal can't be read.
     """
-    known = [Chronicle(incident, keeping) for incident in journal.load_open()]
+    known = [Chronicle(incident.id, incident, keeping) for incident in journal.load_open()]
     return known + [Chronicle.left(*each, keeping) for each in unwritten.items()]
 
 

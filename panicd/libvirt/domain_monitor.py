@@ -118,7 +118,7 @@ class DomainMonitor(Exchange):
         question = Question(names, timeout, done)
         course = _Course(self, question, list(names), timeout)
         self._courses.add(course)
-        question.sent(names, course.give_up)
+        question.sent("", course.give_up)
         course.begin()
         return question
 
@@ -296,7 +296,7 @@ class _Course:
         if about_job:
             self._ask_job(about_job)
 
-    def give_up(self, _ids: object) -> None:
+    def give_up(self, _question: object) -> None:
         """Wait no longer."""
         self._is_over = True
         self._has_acted()

@@ -22,6 +22,9 @@ from panicd.qemu.pace import Pace
 
 CHUNK: Final = 1 << 16  # bytes received at once
 AT_ONCE: Final = 64  # sockets to look at before other tasks have their turn
+MANY: Final = 8  # sockets; so many take longer than a QEMU's answer
+LOOKS: Final = 3  # for a QEMU's answers, out of turn
+LINES: Final = 8  # of a monitor, whose work is accounted for at once
 WAKEUP: Final = 25e-6
 """Seconds that a wakeup and a receive cost: the whole cost of a line that never ends."""
 
@@ -120,6 +123,7 @@ class Stream:
             with suppress(BlockingIOError):
                 data = data[self.sock.send(data) :]
             if not data:
+                self._poller.asked(self)
                 return
         self.unsent += data
         self._poller.want(self, select.EPOLLOUT)
@@ -132,7 +136,9 @@ class Stream:
         """
         if self.unsent:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        if rest := data[socket.send_fds(self.sock, [data], [fd]) :]:
+        rest = data[socket.send_fds(self.sock, [data], [fd]) :]
+        self._poller.asked(self)
+        if rest:
             self.send(rest)
 
     def close(self) -> None:
@@ -153,6 +159,11 @@ class Stream:
             self._poller.want_no_more(self, select.EPOLLIN)
         elif not self._waits and self.wanted & select.EPOLLIN:
             self._step(self._receive)
+
+    @property
+    def is_awaited(self) -> bool:
+        """True while an answer is awaited."""
+        return self._pace.hurried
 
     def take_again(self) -> None:
         """Go on with what was received before."""
@@ -215,31 +226,39 @@ class Stream:
         if not received:
             return math.inf
         self._read += received
-        now = time.perf_counter()
-        return self._pace.pause(now - WAKEUP, now) or self._take_all()
+        return self._take_all(WAKEUP)
 
-    def _take_all(self) -> float | None:
+    def _take_all(self, spent: float = 0.0) -> float | None:
         """Hand over the received lines.
+
+        Args:
+            spent: seconds that were spent on them before.
 
         Returns:
             Seconds to wait before going on; None: wait until more is received.
         """
-        read, take = self._read, self._take
+        read, take, start, lines = self._read, self._take, 0, 0
         assert take is not None
-        began = time.perf_counter()
-        while self._has_line():
-            if not take(bytes(read[: self._looked_at])):
-                return math.inf
-            del read[: self._looked_at + 1]
-            self._looked_at = 0
-            if self._take is not take:  # the stream was closed
-                return None
-            now = time.perf_counter()
-            pause = self._pace.pause(began, now)
-            if pause is not None:
-                return pause
-            began = now
-        return math.inf if self._looked_at > self._limit else None
+        began = time.perf_counter() - spent
+        try:
+            while (end := read.find(b"\n", start or self._looked_at)) >= 0:
+                self._looked_at = 0
+                if not take(bytes(read[start:end])):
+                    return math.inf
+                start = end + 1
+                if self._take is not take:  # the stream was closed
+                    return None
+                lines += 1
+                if lines == LINES:
+                    now = time.perf_counter()
+                    if (pause := self._pace.pause(began, now, lines)) is not None:
+                        return pause
+                    began, lines = now, 0
+        finally:
+            del read[:start]
+        self._looked_at = len(read)
+        pause = self._pace.pause(began, time.perf_counter(), lines)
+        return math.inf if self._looked_at > self._limit else pause
 
 
 class _Poller:
@@ -249,6 +268,7 @@ class _Poller:
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
         self._again: list[Stream] = []
+        self._asked: dict[Stream, int] = {}  # how often their answers are looked for
         self._is_wanted = trio.Event()
         self._nursery: trio.Nursery
 
@@ -278,6 +298,10 @@ class _Poller:
         """Wait no longer for a stream's socket."""
         self._set(stream, 0)
 
+    def asked(self, stream: Stream) -> None:
+        """Have a stream's answers read before others' events, if many come at once."""
+        self._asked[stream] = LOOKS
+
     def later(self, stream: Stream) -> None:
         """Have a stream take again, after the others' turn."""
         self._again.append(stream)
@@ -305,10 +329,28 @@ class _Poller:
     async def _look_at_all(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for number, events in self._epoll.poll(0, AT_ONCE):
+            ready = self._epoll.poll(0, AT_ONCE)
+            for number, events in ready:
                 stream = self._streams.get(number)
                 if stream is not None:
                     stream.look(events)
+            if len(ready) >= MANY:
+                self._look_for_answers()
+            else:
+                self._asked.clear()
+
+    def _look_for_answers(self) -> None:
+        """Read the answers to what was just sent, before others' events.
+
+        So what has begun is finished first, and an answer is still true when it is used.
+        """
+        asked, self._asked = self._asked, {}
+        late = {}
+        for stream, times in asked.items():
+            stream.look(select.EPOLLIN)
+            if times and stream.is_awaited and stream not in self._asked:
+                late[stream] = times - 1
+        self._asked = late
 
 
 async def _call_after(seconds: float, call: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final
@@ -48,7 +48,7 @@ from panicd.qemu.monitor_error import (
 from panicd.qemu.other_end import hide_senders
 from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
-from panicd.qemu.tokens import Tokens, short
+from panicd.qemu.tokens import LENGTH, Tokens, short
 from panicd.rules.capability import Version
 from panicd.rules.foreign_json import is_too_nested
 from panicd.rules.qapi import MAX_TEXT, parse_event, parse_version
@@ -72,6 +72,9 @@ __all__ = [
 # ``monitor_can_read``): so they have no spaces, and short ids.
 _TOKENS: Final = Tokens(short)
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
+_JSON_AT: Final = json.JSONDecoder().scan_once
+AT_ONCE: Final = 32  # commands that are sent together, at most
+_PLACES: Final = {str(place): place for place in range(AT_ONCE)}
 
 UNREAD: Final = 1 << 16  # bytes of commands that a QEMU may leave unread; panicd sends few
 NO_FD: Final = -1
@@ -101,7 +104,7 @@ class _Client(QMPClient):
         self.begins_pretty = False  # its greeting goes over many lines
         self._is_handed_over = False  # lines go to ``_take_line``
         self._read_at = 0.0  # the last line; 0.0: none yet
-        self._sent: dict[str, tuple[Question, int, str]] = {}  # by their ids: not yet answered
+        self._sent: dict[str, Question] = {}  # by what the answers' ids begin with
         self._alone: Question | None = None  # QEMU has not yet taken its descriptor
         self._held: list[tuple[Sequence[Command], Question, int]] = []  # until it has
 
@@ -121,15 +124,12 @@ class _Client(QMPClient):
             return
         # An id that nobody can guess: so no answer was written before the question was read.
         token = _TOKENS.next()
-        ids = []
         messages = []
         for index, (name, arguments) in enumerate(commands):
-            number = f"{token}{index}"
             with_arguments = f',"arguments":{_COMPACT.encode(arguments)}' if arguments else ""
-            messages.append(f'{{"execute":"{name}","id":"{number}"{with_arguments}}}')
-            ids.append(number)
-            self._sent[number] = answers, index, name
-        answers.sent(ids, self.forget)
+            messages.append(f'{{"execute":"{name}","id":"{token}{index}"{with_arguments}}}')
+        self._sent[token] = answers
+        answers.sent(token, self.forget)
         self.pace.hurried = True  # the answers come behind all panics that are not yet read
         data = "".join(messages).encode()
         try:
@@ -147,10 +147,9 @@ class _Client(QMPClient):
         if len(self.stream.unsent) > UNREAD:
             self.abort()
 
-    def forget(self, ids: Iterable[str]) -> None:
+    def forget(self, question: Question) -> None:
         """Wait no more for the answers to commands."""
-        for sent in ids:
-            self._sent.pop(sent, None)
+        self._sent.pop(question.token, None)
         self.pace.hurried = bool(self._sent)
         if self._alone is not None and self._alone.is_over:
             self._send_held()
@@ -182,8 +181,11 @@ class _Client(QMPClient):
         if is_too_nested(line):
             return False
         try:
-            message = json.loads(line.decode())
-        except ValueError:
+            text = line.strip().decode()
+            message, end = _JSON_AT(text, 0)
+        except (ValueError, StopIteration):
+            return False
+        if end != len(text):
             return False
         return isinstance(message, dict) and self._hear(message)
 
@@ -201,13 +203,13 @@ class _Client(QMPClient):
             self.abort()  # qemu.qmp would look it up, and may fail to hash it
             return True
         # Drop an answer that nobody awaits any more, as the QMP specification says.
-        if awaited := self._sent.pop(sent, None):
-            answers, index, name = awaited
+        question, index = self._sent.get(sent[:LENGTH]), _PLACES.get(sent[LENGTH:], AT_ONCE)
+        if question is not None and index < len(question.commands):
             try:
-                answers.put(index, _answer(message))
+                question.put(index, _answer(message))
             except (KeyError, TypeError) as error:
-                nonsense = f"{name}: the answer makes no sense: {_cause(error)}"
-                answers.put(index, SessionLostError(nonsense))
+                nonsense = f"{question.commands[index]}: the answer makes no sense: {_cause(error)}"
+                question.put(index, SessionLostError(nonsense))
                 self.abort()
         return True
 
@@ -247,10 +249,10 @@ class _Client(QMPClient):
         if state is Runstate.DISCONNECTING:
             self.stream.close()
             self._buffer.close()
-            unanswered, self._sent = list(self._sent.values()), {}
-            for answers, index, name in unanswered:
-                lost = f"{name}: the session ended before an answer came"
-                answers.put(index, SessionLostError(lost))
+            for question in list(self._sent.values()):
+                for index, name in enumerate(question.commands):
+                    lost = f"{name}: the session ended before an answer came"
+                    question.put(index, SessionLostError(lost))
             self._send_held()
 
     def abort(self) -> None:

@@ -11,7 +11,7 @@ SLICE: Final = 0.001  # seconds of work after which the other monitors have thei
 BURST: Final = 0.02  # seconds of work that are free: 500 messages and more
 HURRIED: Final = 0.5  # of a processor, while an answer is awaited
 MOST: Final = BURST
-"""Most seconds that a message is charged. Time beyond that went into waiting for a processor, which
+"""Most seconds that are charged at once. Time beyond that went into waiting for a processor, which
 is not the sender's fault. One such second once kept a panicked guest's monitor unread for two."""
 PER_MESSAGE: Final = 10e-6  # seconds that a message costs before and after it is looked at
 
@@ -33,17 +33,18 @@ class Pace:
         self._since_turn = 0.0
         self._at = 0.0
 
-    def pause(self, began: float, now: float) -> float | None:
-        """Account for a message; return the seconds to wait before the next is read.
+    def pause(self, began: float, now: float, messages: int = 1) -> float | None:
+        """Account for messages; return the seconds to wait before the next is read.
 
         Args:
-            began: when work on the message began, in seconds.
+            began: when work on them began, in seconds.
             now: when the work ended, on the same clock.
+            messages: how many; 0: only a part of one was received.
 
         Returns:
             None: read on at once; 0: read on after the other monitors' turn.
         """
-        took = min(now - began, MOST) + PER_MESSAGE
+        took = min(now - began, MOST) + messages * PER_MESSAGE
         share = max(self.share, HURRIED) if self.hurried else self.share
         self._owed = max(0.0, self._owed - (now - self._at) * share) + took
         self._since_turn += took

@@ -1,6 +1,8 @@
 """A reaction goes first; nobody is held up for long, and nobody while there is none."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +14,17 @@ from panicd.host.priority import PASSED_WITHIN, WAITS_AT_MOST, Priority
 from tests.parts.patience import fail_after
 
 
+@contextmanager
+def reaction(priority: Priority) -> Iterator[None]:
+    priority.begin()
+    yield
+    priority.end()
+
+
 async def test_nobody_waits_while_there_is_no_reaction(autojump_clock: MockClock) -> None:
     priority = Priority()
     await priority.give_way_async()
-    with priority.go_first():
+    with reaction(priority):
         pass
     await priority.give_way_async()
     assert list(priority.in_turn([1, 2])) == [1, 2]
@@ -32,7 +41,7 @@ async def test_a_task_goes_on_when_the_reaction_is_over() -> None:
 
     with fail_after(5):
         async with trio.open_nursery() as nursery:
-            with priority.go_first():
+            with reaction(priority):
                 nursery.start_soon(other)
                 await trio.lowlevel.checkpoint()
                 passed.append("reaction")
@@ -48,8 +57,8 @@ async def test_a_task_waits_for_the_last_of_several_reactions() -> None:
         passed.set()
 
     async with trio.open_nursery() as nursery:
-        with priority.go_first():
-            with priority.go_first():
+        with reaction(priority):
+            with reaction(priority):
                 nursery.start_soon(other)
                 await wait_all_tasks_blocked()
             await wait_all_tasks_blocked()
@@ -59,7 +68,7 @@ async def test_a_task_waits_for_the_last_of_several_reactions() -> None:
 
 async def test_a_reaction_that_takes_its_time_holds_no_task_up(autojump_clock: MockClock) -> None:
     priority = Priority()
-    with priority.go_first():
+    with reaction(priority):
         await priority.give_way_async()
     assert 0.0 < autojump_clock.current_time() <= WAITS_AT_MOST
 
@@ -70,7 +79,7 @@ def test_a_thread_goes_on_when_the_reaction_is_over(monkeypatch: pytest.MonkeyPa
     priority = Priority()
     passed: list[str] = []
     other = threading.Thread(target=lambda: passed.extend(priority.in_turn(["one", "two"])))
-    with priority.go_first():
+    with reaction(priority):
         other.start()
         other.join(0.05)
         assert other.is_alive()
@@ -82,7 +91,7 @@ def test_a_thread_goes_on_when_the_reaction_is_over(monkeypatch: pytest.MonkeyPa
 def test_a_reaction_that_takes_its_time_holds_no_thread_up() -> None:
     priority = Priority()
     parts = range(int(2 * PASSED_WITHIN / WAITS_AT_MOST))
-    with priority.go_first():
+    with reaction(priority):
         assert list(priority.in_turn(parts)) == list(parts)
 
 
@@ -90,9 +99,9 @@ def test_it_is_quiet_from_the_end_of_the_last_reaction_on(monkeypatch: pytest.Mo
     now = 100.0
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     priority = Priority()
-    with priority.go_first():
+    with reaction(priority):
         now += 60
-        with priority.go_first():
+        with reaction(priority):
             pass
         assert priority.quiet_for() == 0.0
     now += 7

@@ -30,7 +30,7 @@ def test_what_could_not_be_written_comes_before_what_was_noted_meanwhile() -> No
     counters: Any = SimpleNamespace(count=lambda _before, _entry: None)
     keeping = Keeping(cast("Any", journal), counters, lambda: 0.0, lambda: JournalFailure.PRESERVE)
     first, second, third = (Observed(float(number), "seen") for number in (1, 2, 3))
-    chronicle = Chronicle(Incident("i", opened(0.0)), keeping)
+    chronicle = Chronicle("i", Incident("i", opened(0.0)), keeping)
 
     chronicle.note(first)
     chronicle.commit_soon(lambda problem: told.append(f"first {problem}"))

@@ -117,7 +117,7 @@ class Life:
         waiting = WaitingRoom(nursery, now, self.fleet.has_returned)
         for incident in world.journal.incidents():
             if incident.is_open:
-                waiting.park(Chronicle(incident, keeping))
+                waiting.park(Chronicle(incident.id, incident, keeping))
         timers = Timers()
         rush = Rush(timers)
         return Services(
@@ -130,7 +130,7 @@ class Life:
             storm=StormWatch(lambda: None, dict),
             dumps=DumpQueue(1, now),
             bundles=BundleRetention(Path("/journal"), Path("/bundles"), lambda: False),
-            bundle_writer=BundleWriter(timers, lambda: rush.holds_up_writing),
+            bundle_writer=BundleWriter(timers, lambda: rush.goes_on),
             priority=Priority(),
             unrecorded=lambda: False,
             libvirt=Libvirt(lambda: None, dry_run=False),

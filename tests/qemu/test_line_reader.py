@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from panicd.qemu.line_reader import Stream, streams
+from panicd.qemu.line_reader import LINES, Stream, streams
 from panicd.qemu.other_end import show_senders
 from panicd.qemu.pace import Pace
 from tests.parts.patience import fail_after
@@ -90,16 +90,16 @@ async def test_a_line_without_an_end_is_given_up(
         assert await read_lines(ours, lambda _line: True) == b"x" * (LIMIT + 1)
 
 
-async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
+async def test_lines_that_are_beyond_their_share_have_the_next_wait(
     pair: tuple[socket.socket, socket.socket], autojump_clock: MockClock
 ) -> None:
     class Beyond(Pace):
-        def pause(self, began: float, now: float) -> float:
+        def pause(self, began: float, now: float, messages: int = 1) -> float | None:
             assert began <= now
-            return 60.0
+            return 60.0 if messages == LINES else None
 
     ours, theirs = pair
-    theirs.send(b"one\ntwo\n")
+    theirs.send((LINES + 1) * b"line\n")
     taken: list[float] = []
 
     def take(_line: bytes) -> bool:
@@ -108,7 +108,7 @@ async def test_a_line_that_is_beyond_its_share_has_the_next_wait(
 
     with trio.move_on_after(1000):
         await read_lines(ours, take, Beyond())
-    assert taken[1] - taken[0] == 60.0
+    assert taken[LINES] - taken[LINES - 1] == 60.0
 
 
 async def test_line_that_drips_without_end_costs_its_share(
@@ -119,7 +119,7 @@ async def test_line_that_drips_without_end_costs_its_share(
     pace, pauses = Pace(share=1e-6), list[float]()
 
     class Counted(Pace):
-        def pause(self, _began: float, _now: float) -> float | None:
+        def pause(self, _began: float, _now: float, _messages: int = 1) -> float | None:
             read = float(len(pauses))  # each as if it had taken a second, and nothing else any time
             pauses.append(pace.pause(read, read + 1) or 0.0)
             return None

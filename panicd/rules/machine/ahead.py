@@ -110,8 +110,14 @@ def as_foreseen(state: State, heard: Heard, moment: Moment) -> bool:
         and _is_at_ease(state, vm)
         and not (moment.held or moment.storm or moment.limited or moment.unrecorded)
         and not (moment.dry_run or moment.silent)
-        and not balance(policy.restart, moment.restarts, moment.now).spent
+        and _may_restart(policy, moment)
     )
+
+
+def _may_restart(policy: Policy, moment: Moment) -> bool:
+    if len(moment.restarts) < policy.restart.max:  # however old they are
+        return True
+    return not balance(policy.restart, moment.restarts, moment.now).spent
 
 
 def _is_at_ease(state: State, vm: Vm) -> bool:
@@ -142,11 +148,9 @@ def is_of_evidence(heard: Heard) -> bool:
 def is_quiet(answered: Answered) -> bool:
     """True if QEMU answered that it is busy with nothing and the guest is panicked."""
     *busy, status = answered.answers
-    return (
-        not any(isinstance(each, NoAnswer) for each in answered.answers)
-        and run_state_of(status) is RunState.GUEST_PANICKED
-        and not work_in_progress(*busy)
-    )
+    if run_state_of(status) is not RunState.GUEST_PANICKED or work_in_progress(*busy):
+        return False
+    return NoAnswer not in map(type, busy)
 
 
 def counted_on(effect: effects.Commit | effects.Collect | Act, serial: int) -> effects.Effect:
@@ -154,6 +158,8 @@ def counted_on(effect: effects.Commit | effects.Collect | Act, serial: int) -> e
     match effect:
         case effects.Send(own, commands, timeout, acts):
             return effects.Send(own + serial, commands, timeout, acts)
+        case effects.Commit(own):
+            return effects.Commit(own + serial)
         case effects.WatchProcess():
             return effect
         case _:

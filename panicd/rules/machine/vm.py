@@ -97,9 +97,9 @@ def follow(vm: Vm, event: Event) -> Vm:
     match event:
         case GuestPanickedEvent(action=PanicAction.PAUSE):
             # The STOP that follows does not tell why; this event does.
-            return replace(vm, stop_means=RunState.GUEST_PANICKED, reset_since_panic=False)
+            return _stopping(vm, vm.run_state, RunState.GUEST_PANICKED, False)
         case StopEvent():
-            return replace(vm, run_state=vm.stop_means, stop_means=RunState.PAUSED)
+            return _stopping(vm, vm.stop_means, RunState.PAUSED, vm.reset_since_panic)
         case ResumeEvent():
             resumes = vm.resumes + 1
             return replace(vm, run_state=RunState.RUNNING, resumes=resumes, shutdown=None)
@@ -110,3 +110,20 @@ def follow(vm: Vm, event: Event) -> Vm:
             return replace(vm, shutdown=event)
         case _:
             return vm
+
+
+def _stopping(vm: Vm, run_state: RunState, stop_means: RunState, reset_since_panic: bool) -> Vm:
+    """Return a VM that a panic stops; ``replace`` takes four times as long before a command."""
+    return Vm(
+        run_state,
+        vm.capability,
+        vm.process,
+        stop_means,
+        vm.resets,
+        vm.resumes,
+        vm.reset_by_guest,
+        reset_since_panic,
+        vm.shutdown,
+        vm.ended,
+        vm.gone,
+    )
