@@ -108,11 +108,13 @@ class Fleet:
     _named: dict[str, list[Domain]] = field(default_factory=dict)
     _claiming: dict[str, list[Domain]] = field(default_factory=dict)
     _connected: dict[str, list[Domain]] = field(default_factory=dict)  # by process, and by UUID
+    _owners: Counter[int | None] = field(default_factory=Counter)
 
     def add(self, address: str, name: str, now: float, *, dials_in: bool = False) -> Domain:
         """Add a monitor before its connection, under a unique name."""
         domain = Domain(address, self._free_name(address, name, ""), now, dials_in, Claim(name))
         self.domains[address] = domain
+        self._owners[domain.owner] += 1
         self._named.setdefault(domain.name, []).append(domain)
         self._claiming.setdefault(name, []).append(domain)
         return domain
@@ -120,6 +122,7 @@ class Fleet:
     def remove(self, address: str) -> None:
         """Forget a monitor and its domain."""
         domain = self.domains.pop(address)
+        self._disown(domain)
         _drop(self._named, domain.name, domain)
         _drop(self._claiming, domain.claim.name, domain)
         if others := self._claiming.get(domain.name):  # they had to take another name
@@ -131,7 +134,12 @@ class Fleet:
 
         Safe in any thread.
         """
-        return Counter(domain.owner for domain in list(self.domains.values()))
+        return self._owners.copy()
+
+    def _disown(self, domain: Domain) -> None:
+        self._owners[domain.owner] -= 1
+        if not self._owners[domain.owner]:
+            del self._owners[domain.owner]
 
     def attach(self, domain: Domain, session: Session) -> None:
         """Note a domain's connection."""
@@ -170,7 +178,9 @@ class Fleet:
 
     def identify(self, domain: Domain, session: Session) -> None:
         """Note a connected domain's claim, and what the host vouches for."""
+        self._disown(domain)
         domain.vouched = session.vouched(domain.address, dials_in=domain.dials_in)
+        self._owners[domain.owner] += 1
         domain.key = domain.vouched.key(session.claim)
         _drop(self._claiming, domain.claim.name, domain)
         domain.claim = replace(session.claim, name=session.claim.name or domain.claim.name)

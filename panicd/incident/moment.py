@@ -4,7 +4,6 @@ import trio
 
 from panicd.incident.domains import Domain
 from panicd.incident.services import Services
-from panicd.rules.identity import owner_of
 from panicd.rules.machine.inputs import Moment
 
 
@@ -16,7 +15,7 @@ def moment_of(services: Services, domain: Domain, token: str) -> Moment:
         domain: has a policy by now.
         token: makes the id of an incident that begins now unique.
     """
-    now, owner = services.keeping.clock(), owner_of(domain.key)
+    now = services.keeping.clock()
     assert domain.policy is not None
     return Moment(
         now=now,
@@ -32,8 +31,8 @@ def moment_of(services: Services, domain: Domain, token: str) -> Moment:
         plugged=domain.plugged,
         silent=domain.is_silent,
         held=domain.hold(services.holds, now) is not None,
-        storm=services.storm.preserves(owner, now, also=domain.key),
-        limited=services.storm.limits(owner, now, also=domain.key),
+        storm=services.storm.preserves(domain.key, now),
+        limited=services.storm.limits(domain.key, now),
         unrecorded=services.unrecorded(),
         dry_run=services.dry_run,
         journal_failure=services.keeping.journal_failure(),

@@ -1,6 +1,6 @@
 """Watches for storms, and limits the actions during one."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import trio
@@ -24,7 +24,8 @@ class StormWatch:
     ) -> None:
         self._settings = settings
         self._domains = domains
-        self._panics: dict[str, float] = {}
+        self._panics: dict[str, float] = {}  # by domain, the oldest first
+        self._by_owner: Counter[int | None] = Counter()  # how many of them
         self._limiters: dict[int | None, trio.CapacityLimiter] = {}
         self._raged = False
 
@@ -40,8 +41,9 @@ class StormWatch:
 
     def remember(self, domain: str, at: float) -> None:
         """Count a panic that the daemon's last run noted; arguments as for ``note``."""
-        self._panics.pop(domain, None)  # so that the oldest comes first
+        self._forget(domain)  # so that the oldest comes first
         self._panics[domain] = at
+        self._by_owner[owner_of(domain)] += 1
 
     def shift(self, seconds: float) -> None:
         """Shift the times of all panics after the clock was set by some seconds."""
@@ -58,12 +60,10 @@ class StormWatch:
         if storm is None:
             self._raged = False
             return False
-        while self._panics:
-            oldest = next(iter(self._panics))
-            if now - self._panics[oldest] < storm.window:
-                break
-            del self._panics[oldest]
-        hit = self._owners_hit(storm, now)
+        self._forget_old(storm, now)
+        domains = self._domains()
+        panicked = self._by_owner
+        hit = [owner for owner in panicked if is_storm(storm, panicked, domains, owner)]
         if bool(hit) is not self._raged:
             self._raged = bool(hit)
             tell = get_logger().error if hit else get_logger().info
@@ -76,28 +76,25 @@ class StormWatch:
             )
         return self._raged
 
-    def preserves(self, owner: int | None, now: float, *, also: str) -> bool:
-        """Return whether destructive actions on an owner's domains wait for an operator now.
+    def preserves(self, domain: str, now: float) -> bool:
+        """Return whether destructive actions on a domain wait for an operator now.
 
         Args:
-            owner: of the domain to act on.
+            domain: its key; it counts as one that has panicked.
             now: seconds since the epoch.
-            also: the key of a domain that has panicked as well.
         """
         storm = self._settings()
         return (
             storm is not None
             and storm.then is StormAction.PRESERVE
-            and self._hits(storm, owner, now, also)
+            and self._hits(storm, domain, now)
         )
 
-    def limits(self, owner: int | None, now: float, *, also: str) -> bool:
+    def limits(self, domain: str, now: float) -> bool:
         """Return whether panicd acts on few domains at a time; arguments as for ``preserves``."""
         storm = self._settings()
         return (
-            storm is not None
-            and storm.then is StormAction.LIMIT
-            and self._hits(storm, owner, now, also)
+            storm is not None and storm.then is StormAction.LIMIT and self._hits(storm, domain, now)
         )
 
     def outlook(self, now: float) -> StormOutlook:
@@ -118,24 +115,28 @@ class StormWatch:
             limiter.total_tokens = storm.at_once
         return limiter
 
-    def _owners_hit(self, storm: Storm, now: float) -> list[int | None]:
-        panics, domains = self._panics_by_owner(), self._domains()
-        return [owner for owner in panics if is_storm(storm, panics, domains, owner, now)]
+    def _hits(self, storm: Storm, domain: str, now: float) -> bool:
+        """Return whether a domain is one of a storm, if it has panicked.
 
-    def _hits(self, storm: Storm, owner: int | None, now: float, also: str) -> bool:
-        """Return whether an owner has a storm, one more domain's panic included.
-
-        Each input of a domain asks this, and mostly gets the answer at once.
+        Each input of a domain asks this, in a storm of thousands too: so all is counted before.
         """
         if len(self._panics) + 1 < storm.minimum:
             return False
-        panics = self._panics_by_owner()
-        if also not in self._panics:
-            panics[owner_of(also)].append(now)
-        return is_storm(storm, panics, self._domains(), owner, now)
+        self._forget_old(storm, now)
+        more = int(domain not in self._panics)
+        owner = owner_of(domain)
+        return is_storm(storm, self._by_owner, self._domains(), owner, more=more)
 
-    def _panics_by_owner(self) -> dict[int | None, list[float]]:
-        panics: dict[int | None, list[float]] = defaultdict(list)
-        for key, at in self._panics.items():
-            panics[owner_of(key)].append(at)
-        return panics
+    def _forget_old(self, storm: Storm, now: float) -> None:
+        while self._panics:
+            oldest = next(iter(self._panics))
+            if now - self._panics[oldest] < storm.window:
+                break
+            self._forget(oldest)
+
+    def _forget(self, domain: str) -> None:
+        if self._panics.pop(domain, None) is not None:
+            owner = owner_of(domain)
+            self._by_owner[owner] -= 1
+            if not self._by_owner[owner]:
+                del self._by_owner[owner]

@@ -12,7 +12,7 @@ import select
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
@@ -120,11 +120,14 @@ class Stream:
             OSError: the connection failed.
         """
         if not self.unsent:
-            with suppress(BlockingIOError):
-                data = data[self.sock.send(data) :]
-            if not data:
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(data):
                 self._poller.asked(self)
                 return
+            data = data[sent:]
         self.unsent += data
         self._poller.want(self, select.EPOLLOUT)
 

@@ -22,7 +22,7 @@ _NO_BRACKETS: Final = bytes(set(range(256)) - _STEP.keys())
 
 def is_too_nested(text: bytes) -> bool:
     """Tell whether JSON is nested more deeply than panicd takes it."""
-    if text.count(b"[") + text.count(b"{") <= MOST:
+    if len(text) <= MOST or text.count(b"[") + text.count(b"{") <= MOST:
         return False
     brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
     return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > MOST

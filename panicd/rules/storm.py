@@ -44,26 +44,23 @@ NO_STORM: Final = StormOutlook(None, {}, {})
 
 def is_storm(
     storm: Storm,
-    panics: Mapping[int | None, Iterable[float]],
+    panicked: Mapping[int | None, int],
     domains: Mapping[int | None, int],
     owner: int | None,
-    now: float,
+    *,
+    more: int = 0,
 ) -> bool:
     """Whether so many domains panicked lately that acting on another of the owner's would harm.
 
     Args:
         storm: the configured limits.
-        panics: when each domain panicked last, in seconds since the epoch, by its owner's uid.
+        panicked: the number of domains that panicked within the window, by their owner's uid; none
+            of them 0.
         domains: the number of domains on the host, by their owner's uid; none of them 0.
         owner: the owner of the domain to act on; None: unknown.
-        now: seconds since the epoch.
+        more: of the owner's domains that count as well.
     """
-    recent = {
-        uid: count
-        for uid, times in panics.items()
-        if (count := sum(now - at < storm.window for at in times))
-    }
-    return _seen_by(owner, recent) >= _enough(storm, domains, owner)
+    return _seen_by(owner, panicked) + more >= _enough(storm, domains, owner)
 
 
 def storm_outlook(

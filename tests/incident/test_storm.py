@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from panicd.incident import storm as storm_of_host
 from panicd.incident.storm import StormWatch
 from panicd.rules.settings import Storm, StormAction
 
@@ -40,28 +41,52 @@ def test_the_one_that_makes_enough_is_in_the_storm(then: StormAction) -> None:
     if then is StormAction.LIMIT:
         asked, other = other, asked
     host.have_panicked(1)
-    assert not asked(1, NOW, also=key(5)), "two"
+    assert not asked(key(5), NOW), "two"
     host.have_panicked(2)
-    assert not asked(1, NOW, also=key(1)), "two still: it has panicked before"
-    assert asked(1, NOW, also=key(5)), "three, and half of them"
-    assert not other(1, NOW, also=key(5))
-    assert not asked(1, NOW + 61.0, also=key(5)), "the others have panicked long ago"
+    assert not asked(key(1), NOW), "two still: it has panicked before"
+    assert asked(key(5), NOW), "three, and half of them"
+    assert not other(key(5), NOW)
+    assert not asked(key(5), NOW + 61.0), "the others have panicked long ago"
 
 
 def test_the_host_s_domains_are_not_counted_where_too_few_have_panicked() -> None:
     """It is asked at each thing that happens to a domain, and a host may have thousands."""
     host = Host()
     host.have_panicked(1)
-    assert not host.breaker.preserves(1, NOW, also=key(5))
+    assert not host.breaker.preserves(key(5), NOW)
     assert host.counted == 0
     host.have_panicked(2)
-    assert host.breaker.preserves(1, NOW, also=key(5))
+    assert host.breaker.preserves(key(5), NOW)
     assert host.counted == 1
 
 
 def test_without_a_storm_breaker_nothing_is_one() -> None:
     host = Host(None)
     host.have_panicked(6)
-    assert not host.breaker.preserves(1, NOW, also=key(0))
+    assert not host.breaker.preserves(key(0), NOW)
     assert not host.breaker.rages(NOW)
     assert host.counted == 0
+
+
+def test_a_storm_of_thousands_is_not_counted_anew_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the last of 2,000 first commands came after nine seconds, and now after half a second."""
+    host = Host(replace(STORM, minimum=5000))
+    host.have_panicked(5000)
+    looked_at: list[str] = []
+
+    def owner_of(domain: str) -> int:
+        looked_at.append(domain)
+        return 1
+
+    monkeypatch.setattr(storm_of_host, "owner_of", owner_of)
+    assert host.breaker.preserves(key(5000), NOW)
+    assert looked_at == [key(5000)]
+
+
+def test_what_panicked_long_ago_no_longer_counts() -> None:
+    host = Host()
+    host.have_panicked(2, NOW - 60.0)
+    host.have_panicked(1, NOW - 59.9)
+    assert not host.breaker.preserves(key(5), NOW)
+    host.breaker.remember(key(4), NOW)
+    assert host.breaker.preserves(key(5), NOW)

@@ -1,4 +1,4 @@
-from collections import defaultdict
+from collections import Counter
 
 import pytest
 
@@ -7,7 +7,7 @@ from panicd.rules.settings import Storm
 from panicd.rules.storm import NO_STORM, is_storm, storm_outlook
 from tests.rules.strategies import NOW
 
-Panics = dict[int | None, list[float]]
+Panics = dict[int | None, int]
 Domains = dict[int | None, int]
 
 STORM = Storm(share=0.25, minimum=5, window=60)
@@ -26,33 +26,29 @@ STORM = Storm(share=0.25, minimum=5, window=60)
     ],
 )
 def test_many_at_once_are_a_storm(panics: int, domains: int, expected: bool) -> None:
-    assert is_storm(STORM, {7: [NOW - 59] * panics}, {7: domains}, 7, NOW) is expected
-
-
-def test_what_panicked_long_ago_is_no_part_of_it() -> None:
-    assert not is_storm(STORM, {7: [NOW - 60, *[NOW] * 4]}, {7: 8}, 7, NOW)
-    assert is_storm(STORM, {7: [NOW - 59.9, *[NOW] * 4]}, {7: 8}, 7, NOW)
+    assert is_storm(STORM, Counter({7: panics}), {7: domains}, 7) is expected
+    assert is_storm(STORM, Counter({7: panics - 1}), {7: domains}, 7, more=1) is expected
 
 
 def test_one_user_s_many_are_one_to_everybody_else() -> None:
-    panics: Panics = {1000: [NOW] * 500, 107: [NOW] * 3}
+    panics: Panics = {1000: 500, 107: 3}
     domains: Domains = {1000: 500, 107: 12}
-    assert is_storm(STORM, panics, domains, 1000, NOW)
-    assert not is_storm(STORM, panics, domains, 107, NOW)
-    panics[107] = [NOW] * 4
-    assert is_storm(STORM, panics, domains, 107, NOW)
+    assert is_storm(STORM, panics, domains, 1000)
+    assert not is_storm(STORM, panics, domains, 107)
+    panics[107] = 4
+    assert is_storm(STORM, panics, domains, 107)
 
 
 def test_a_user_s_many_domains_do_not_hide_another_s_storm() -> None:
-    assert is_storm(STORM, {107: [NOW] * 5}, {1000: 10_000, 107: 12}, 107, NOW)
+    assert is_storm(STORM, {107: 5}, {1000: 10_000, 107: 12}, 107)
 
 
 def test_many_users_domains_that_panic_are_a_storm_for_everybody() -> None:
-    panics: Panics = {uid: [NOW] for uid in range(5)}
+    panics: Panics = dict.fromkeys(range(5), 1)
     domains: Domains = dict.fromkeys(range(20), 1)
-    assert is_storm(STORM, panics, domains, 19, NOW)
+    assert is_storm(STORM, panics, domains, 19)
     domains[20] = 1
-    assert not is_storm(STORM, panics, domains, 19, NOW)
+    assert not is_storm(STORM, panics, domains, 19)
 
 
 def key(owner: int, number: int) -> str:
@@ -70,10 +66,8 @@ def test_outlook_is_what_the_next_panic_leads_to(
     counts: Domains = {7: domains, 8: 30}
     outlook = storm_outlook(STORM, panics.items(), counts, NOW)
     for owner, number in ((7, 0), (7, 99), (8, 0), (8, 99), (9, 0)):
-        by_owner: Panics = defaultdict(list)
-        for panicking, at in {**panics, key(owner, number): NOW}.items():
-            by_owner[owner_of(panicking)].append(at)
-        assert outlook.hits(key(owner, number)) is is_storm(STORM, by_owner, counts, owner, NOW)
+        by_owner = Counter(map(owner_of, {*panics, key(owner, number)}))
+        assert outlook.hits(key(owner, number)) is is_storm(STORM, by_owner, counts, owner)
 
 
 def test_outlook_forgets_what_panicked_long_ago() -> None:
