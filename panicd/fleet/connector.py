@@ -330,12 +330,13 @@ class Connector:
         services = self._services
         async with open_monitor(sock, timeout=GREETING_TIMEOUT) as monitor:
             peer.confirm(monitor.answered_by)
-            arguments = peer.command_line() if peer.is_qemu() else None
+            is_qemu = peer.is_qemu()
+            arguments = peer.command_line() if is_qemu else None
             command_line = parse_command_line(arguments) if arguments else None
             answers = await probe(
                 monitor, command_line, timeout=ANSWER_TIMEOUT, arm=not services.dry_run
             )
-            session = Session.from_probe(monitor, peer, answers)
+            session = Session.from_probe(monitor, peer, answers, is_qemu=is_qemu)
             self._unidentified.known(domain.address)
             return await supervise(self._services, self._drivers, domain, session)
 

@@ -10,7 +10,7 @@ import trio
 
 from panicd.host.garbage import spare
 
-AT_ONCE: Final = 4  # in one turn; each costs half a millisecond until its domain is looked after
+AT_ONCE: Final = 8  # in one turn; each costs half a millisecond until its domain is looked after
 
 
 class Pacer:

@@ -157,8 +157,10 @@ class Fleet:
 
     def twin(self, domain: Domain, session: Session) -> Domain | None:
         """Return the same VM's other domain, connected by another monitor or earlier."""
-        vouched = session.vouched(domain.address, dials_in=domain.dials_in)
         candidates = [other for key in _keys(session) for other in self._connected.get(key, ())]
+        if not candidates:
+            return None
+        vouched = session.vouched(domain.address, dials_in=domain.dials_in)
         for other in candidates:
             if other is domain or other.session is None or other.vouched is None:
                 continue
@@ -183,9 +185,10 @@ class Fleet:
         self._owners[domain.owner] += 1
         domain.key = domain.vouched.key(session.claim)
         _drop(self._claiming, domain.claim.name, domain)
-        domain.claim = replace(session.claim, name=session.claim.name or domain.claim.name)
+        claim = session.claim
+        domain.claim = claim if claim.name else replace(claim, name=domain.claim.name)
         self._claiming.setdefault(domain.claim.name, []).append(domain)
-        if not session.claim.name:
+        if not claim.name:
             return
         for other in list(self._named.get(domain.claim.name, ())):
             if _was_left_for(other, domain):
@@ -222,15 +225,16 @@ class Fleet:
             uuid: the claimed one.
             other: return another name than ``name``.
         """
+        if not other and not self._is_taken(name, address):
+            return name
         distinct = f"{name}@{uuid or PurePath(address).name}"
         placed = f"{name}@{address}"
-        candidates = chain(
-            () if other else (name,), (distinct, placed), (f"{placed}~{n}" for n in count(2))
-        )
+        candidates = chain((distinct, placed), (f"{placed}~{n}" for n in count(2)))
         return next(it for it in candidates if not self._is_taken(it, address))
 
     def _is_taken(self, name: str, address: str) -> bool:
-        return any(other.address != address for other in self._named.get(name, ()))
+        named = self._named.get(name)
+        return named is not None and any(other.address != address for other in named)
 
 
 def _was_left_for(other: Domain, domain: Domain) -> bool:

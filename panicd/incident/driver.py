@@ -61,6 +61,9 @@ from panicd.rules.qapi import GuestPanickedEvent
 from panicd.rules.settings import JournalFailure
 
 _TOKENS: Final = Tokens(hexadecimal)
+FORESEEN_AFTER: Final = 2.0
+"""Seconds after which a domain's first panic is foreseen. Until then other domains may have to be
+connected, and foreseeing takes a tenth of the time in which one is."""
 SETTLED: Final = frozenset({IncidentState.PRESERVED, IncidentState.FAILED, IncidentState.RESET})
 LOST: Final = "the domain's monitor was lost"
 
@@ -117,7 +120,7 @@ class Driver:
         domain.chronicle = None
         services.fleet.attach(domain, session)
         try:
-            await self._claim_incident()
+            await self._errands.claim_incident()
             lost = await self._errands.what_was_lost()
             gone = await self._errands.evidence_is_lost()
             async with trio.open_nursery() as self._nursery:
@@ -129,8 +132,8 @@ class Driver:
                 heard = *self._heard_before(session), *lost
                 self.feed(Attached(session.vm, incident, heard, gone))
                 session.listen(self._heard, partial(self.feed, Lost()))
-                if (vm := self._state.vm) is not None:  # its text is ready by now
-                    self._foresight.of(self._moment(), vm.capability, vm.process)
+                later = partial(services.rush.afterwards, self._foresee)
+                services.timers.after(FORESEEN_AFTER, later)
                 await self._until_left()
         finally:
             self._leave()
@@ -234,6 +237,12 @@ class Driver:
         if not (is_panic and self._guard(self._react, came)):
             self.feed(came)
         self._gathering.heard(came.event)
+
+    def _foresee(self) -> None:
+        """Have a panic's text ready before it comes; else it is made when the panic comes."""
+        vm = self._state.vm
+        if vm is not None and self._bug is None and self._domain.session is self._session:
+            self._guard(lambda: bool(self._foresight.of(self._moment(), vm.capability, vm.process)))
 
     def _react(self, panic: Heard) -> bool:
         """Begin a foreseen reaction to a panic; return False if none is foreseen."""
@@ -422,19 +431,6 @@ class Driver:
         domain.policy = self._services.policy_for(domain.claim, domain.address)
         if self._session is not None:
             self._session.monitor.pace.share = domain.policy.flood.share
-
-    async def _claim_incident(self) -> None:
-        """Take the incident that waits for this domain, and write its unwritten entries."""
-        waiting = self._services.waiting
-        assert self._session is not None
-        while chronicle := waiting.claim(self._session.process, self._domain):
-            self._domain.chronicle = chronicle
-            await chronicle.commit()
-            if chronicle.incident.is_open:
-                return
-            self._domain.chronicle = None
-            if not chronicle.is_written:
-                waiting.hand_over(chronicle)
 
     def _heard_before(self, session: Session) -> list[Heard]:
         """Take the events that came while the session began."""

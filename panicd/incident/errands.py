@@ -68,6 +68,22 @@ class Errands:
         assert self.session is not None
         return self.session
 
+    async def claim_incident(self) -> None:
+        """Take the incident that waits for this domain, and write its unwritten entries.
+
+        Raises:
+            JournalError: they can't be written.
+        """
+        domain, waiting = self._domain, self._services.waiting
+        while chronicle := waiting.claim(self._of_qemu.process, domain):
+            domain.chronicle = chronicle
+            await chronicle.commit()
+            if chronicle.incident.is_open:
+                return
+            domain.chronicle = None
+            if not chronicle.is_written:
+                waiting.hand_over(chronicle)
+
     async def what_was_lost(self) -> list[Heard]:
         """Ask for the run state if events were lost, and return the lost panics."""
         session = self._of_qemu

@@ -32,11 +32,13 @@ def leave_libvirts_own(path: Path, arguments: Sequence[str] = ()) -> None:
     Raises:
         LibvirtsOwnError: the socket is libvirt's own.
     """
-    if any(is_own_monitor(name, arguments) for name in (str(path), _real(path))):
+    named = str(path)
+    real = _real(named)
+    if is_own_monitor(named, arguments) or (real != named and is_own_monitor(real, arguments)):
         raise LibvirtsOwnError
 
 
-def _real(path: Path) -> str:
+def _real(path: str) -> str:
     """Return the path of the socket itself, as ``realpath`` does; the kernel is faster at it."""
     try:
         file = os.open(path, os.O_PATH | os.O_CLOEXEC)

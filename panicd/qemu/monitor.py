@@ -35,8 +35,11 @@ from qemu.qmp.protocol import Runstate
 from panicd.qemu.callbacks import Callbacks
 from panicd.qemu.event_outlet import EventOutlet
 from panicd.qemu.exchange import Command, Exchange, answers_to
+from panicd.qemu.guard import Guard
+from panicd.qemu.limits import after
 from panicd.qemu.line_reader import Stream, streams
 from panicd.qemu.monitor_error import (
+    PRETTY,
     CommandError,
     MonitorError,
     NoReplyError,
@@ -45,6 +48,7 @@ from panicd.qemu.monitor_error import (
     UncertainError,
     UnreachableError,
 )
+from panicd.qemu.monitor_error import cause as _cause
 from panicd.qemu.other_end import hide_senders
 from panicd.qemu.pace import Pace
 from panicd.qemu.pending import Question
@@ -83,12 +87,6 @@ READ_LIMIT: Final = 1 << 20  # bytes of a line; QEMU's longest answer to panicd 
 # Exceptions of qemu.qmp 0.0.6 when the other end talks nonsense: not only QMPError. Its own
 # AssertionErrors come from bad data during the negotiation.
 _NONSENSE: Final = (QMPError, EOFError, OSError, ValueError, RecursionError, AssertionError)
-
-
-PRETTY: Final = (
-    "its JSON goes over many lines, which panicd does not read: use -qmp instead of -qmp-pretty, "
-    "or pretty=off"
-)
 
 
 class _Client(QMPClient):
@@ -160,6 +158,15 @@ class _Client(QMPClient):
         for commands, answers, fd in held:
             if not answers.is_over:
                 self.send(commands, answers, fd)
+
+    def _session_guard(self, emsg: str) -> Guard:  # type: ignore[override]  # no generator
+        return Guard(partial(super()._session_guard, emsg))
+
+    @classmethod
+    def make_execute_msg(cls, cmd: str, arguments: object = None, oob: bool = False) -> Message:
+        """Return a command that is not in writing yet: it gets its id first."""
+        execute = "exec-oob" if oob else "execute"
+        return Message({execute: cmd, "arguments": arguments or {}}, eager=False)
 
     async def _do_connect(self, *_: object) -> None:
         """Take the socket, which is connected: trio reads and writes it."""
@@ -416,18 +423,18 @@ async def open_monitor(sock: socket.socket, *, timeout: float) -> AsyncIterator[
 
 
 async def _connect(client: _Client, sock: socket.socket, timeout: float) -> Version:
+    limit = after(timeout, client.abort)
     try:
-        with trio.fail_after(timeout):
-            await trio_asyncio.aio_as_trio(client.connect)(sock)
-            return client.version
-    except trio.TooSlowError:
-        if client.greeting is not None:
-            unanswered = f"it greets, and did not answer qmp_capabilities within {timeout:g} s"
-            raise SilentError(unanswered, greeted=True) from None
-        raise SilentError(f"no greeting within {timeout:g} s", greeted=False) from None
+        await trio_asyncio.current_loop.get().run_aio_coroutine(client.connect(sock))
+        version = client.version
     except (*_NONSENSE, KeyError, TypeError) as error:
+        if limit.call is None:  # the time is over
+            raise SilentError.after(timeout, greeted=client.greeting is not None) from None
         reason = PRETTY if client.begins_pretty else _cause(error)
         raise UnreachableError(f"no QMP session: {reason}") from error
+    finally:
+        limit.cancel()
+    return version
 
 
 async def _disconnect_aio(client: _Client) -> None:
@@ -462,12 +469,3 @@ def _answer(message: Mapping[str, object]) -> object:
         return message["return"]
     error = ErrorResponse(message).error
     return CommandError(error.class_, error.desc[:MAX_TEXT])
-
-
-def _cause(error: BaseException) -> str:
-    """Return the innermost cause, bounded: its text may come from the other end."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, AssertionError):  # qemu.qmp's own, without a word
-        return "what it says does not belong into a session's beginning (a flood of events does so)"
-    return f"{type(error).__name__}: {error}"[:MAX_TEXT].removesuffix(": ")

@@ -11,6 +11,15 @@ They say who must act and whether the command may have run::
         └── NoReplyError         the time limit was reached, the session goes on
 """
 
+from typing import Final
+
+from panicd.rules.qapi import MAX_TEXT
+
+PRETTY: Final = (
+    "its JSON goes over many lines, which panicd does not read: use -qmp instead of -qmp-pretty, "
+    "or pretty=off"
+)
+
 
 class MonitorError(Exception):
     """Base of the faults of one monitor."""
@@ -30,6 +39,14 @@ class SilentError(UnreachableError):
     def __init__(self, message: str, *, greeted: bool) -> None:
         super().__init__(message)
         self.greeted = greeted
+
+    @classmethod
+    def after(cls, seconds: float, *, greeted: bool) -> "SilentError":
+        """Return the error of a monitor that said nothing more for some seconds."""
+        if greeted:
+            unanswered = f"it greets, and did not answer qmp_capabilities within {seconds:g} s"
+            return cls(unanswered, greeted=True)
+        return cls(f"no greeting within {seconds:g} s", greeted=False)
 
 
 class CommandError(MonitorError):
@@ -56,3 +73,12 @@ class SessionLostError(UncertainError):
 
 class NoReplyError(UncertainError):
     """No answer came in time; the session goes on."""
+
+
+def cause(error: BaseException) -> str:
+    """Return the innermost cause, bounded: its text may come from the other end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, AssertionError):  # qemu.qmp's own, without a word
+        return "what it says does not belong into a session's beginning (a flood of events does so)"
+    return f"{type(error).__name__}: {error}"[:MAX_TEXT].removesuffix(": ")

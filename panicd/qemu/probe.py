@@ -5,11 +5,15 @@ panic to panicd. ``query-status`` follows on the same connection, and QEMU answe
 panic slips between the two.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 from typing import Final
 
+import trio
+
+from panicd.qemu.limits import after
 from panicd.qemu.monitor import Command, Monitor, MonitorError
 from panicd.rules.capability import (
     BUILTIN_UNTIL,
@@ -19,6 +23,7 @@ from panicd.rules.capability import (
     TDX_SINCE,
     Capability,
     PanicSetting,
+    Version,
     is_backport,
     is_neutral,
     platform_notifier,
@@ -29,6 +34,11 @@ from panicd.rules.panic_device import PanicDevice
 from panicd.rules.plugging import DEVICE_ID
 from panicd.rules.qapi import MAX_TEXT, RunState
 from panicd.rules.settings import DumpFormat
+
+KINDS: Final = 16
+"""How many kinds of QEMU are remembered."""
+REMEMBERED: Final = 1 << 14
+"""Characters of answers, at most, that are remembered."""
 
 VMCOREINFO: Final = "vmcoreinfo"
 """The QOM type of the device through which a kernel leaves a note on itself. It can't be plugged
@@ -66,8 +76,31 @@ async def probe(
     Raises:
         MonitorError: QEMU did not answer ``query-status``; the monitor is of no use.
     """
-    version = monitor.version
-    questions: dict[str, tuple[str, dict[str, object]]] = {}
+    hyperv = command_line is not None and HYPERV_CRASH in command_line.panic_devices
+    names, questions = _questions(monitor.version, arm=arm, hyperv=hyperv)
+    answers = dict(zip(names, await _ask(monitor, questions, timeout), strict=True))
+    status, name, uuid = answers.pop("status"), answers.pop("name"), answers.pop("uuid")
+    if isinstance(status, MonitorError):
+        raise status
+    capability = _known.of(monitor, answers, command_line)
+    if capability.panic_device is PanicDevice.BUILTIN:
+        ports = await _builtin_ports(monitor, answers["unattached"], timeout)
+        if ports and all(is_neutral(port, capability.version) for port in ports):
+            capability = replace(capability, panic_device=PanicDevice.NEUTRALISED)
+    return Probe(
+        name=_member(name, "name"),
+        uuid=parse_uuid(_member(uuid, "UUID")),
+        run_state=RunState.parse(_member(status, "status")),
+        capability=capability,
+    )
+
+
+@lru_cache(KINDS)
+def _questions(
+    version: Version, *, arm: bool, hyperv: bool
+) -> tuple[tuple[str, ...], tuple[Command, ...]]:
+    """Return names for the first questions, and the questions."""
+    questions: dict[str, Command] = {}
     if arm and version >= SET_ACTION_SINCE:
         questions["armed"] = ("set-action", {"panic": PanicSetting.PAUSE.value})
     questions["status"] = ("query-status", {})
@@ -76,7 +109,7 @@ async def probe(
     questions["peripheral"] = ("qom-list", {"path": "/machine/peripheral"})
     questions["anonymous"] = ("qom-list", {"path": "/machine/peripheral-anon"})
     questions["machine"] = ("qom-get", {"path": "/machine", "property": "type"})
-    if command_line and HYPERV_CRASH in command_line.panic_devices:
+    if hyperv:
         questions["kvm"] = ("query-kvm", {})
     if version >= TDX_SINCE:
         questions["objects"] = ("qom-list", {"path": "/objects"})
@@ -84,26 +117,25 @@ async def probe(
         questions["unattached"] = ("qom-list", {"path": "/machine/unattached"})
     if version >= DUMP_FORMATS_SINCE:
         questions["formats"] = ("query-dump-guest-memory-capability", {})
-    answers = dict(
-        zip(
-            questions,
-            await monitor.execute_all(list(questions.values()), timeout=timeout),
-            strict=True,
-        )
-    )
-    if isinstance(answers["status"], MonitorError):
-        raise answers["status"]
-    capability = _capability(monitor, answers, command_line)
-    if capability.panic_device is PanicDevice.BUILTIN:
-        ports = await _builtin_ports(monitor, answers["unattached"], timeout)
-        if ports and all(is_neutral(port, capability.version) for port in ports):
-            capability = replace(capability, panic_device=PanicDevice.NEUTRALISED)
-    return Probe(
-        name=_member(answers["name"], "name"),
-        uuid=parse_uuid(_member(answers["uuid"], "UUID")),
-        run_state=RunState.parse(_member(answers["status"], "status")),
-        capability=capability,
-    )
+    return tuple(questions), tuple(questions.values())
+
+
+async def _ask(monitor: Monitor, questions: Sequence[Command], timeout: float) -> list[object]:
+    """Ask, as ``execute_all`` does, and have the time limit kept with those of other monitors."""
+    over, answers = trio.Event(), list[object]()
+
+    def done(given: list[object]) -> None:
+        answers.extend(given)
+        over.set()
+
+    question = monitor.ask(questions, done, timeout=timeout)
+    limit = after(timeout, question.give_up)
+    try:
+        await over.wait()
+    finally:
+        limit.cancel()
+        question.give_up()
+    return answers
 
 
 async def _builtin_ports(monitor: Monitor, unattached: object, timeout: float) -> list[int]:
@@ -122,6 +154,35 @@ def pvpanics_in(listed: object) -> list[str]:
     return [
         _member(entry, "name") for entry in entries if _member(entry, "type") == "child<pvpanic>"
     ]
+
+
+class _Known:
+    """The latest capabilities, by the answers that led to them: most VMs of a host are alike.
+
+    They go by what ``repr`` says of the answers: ``==`` takes 0 for false, and so would let one VM
+    choose what another one can do.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[tuple[object, ...], Capability] = {}
+
+    def of(
+        self, monitor: Monitor, answers: dict[str, object], command_line: CommandLine | None
+    ) -> Capability:
+        """Return the capability that answers mean."""
+        text = repr(answers)
+        said = (monitor.version, monitor.package, command_line, text)
+        capability = self._latest.get(said)
+        if capability is None:
+            capability = _capability(monitor, answers, command_line)
+            if len(text) <= REMEMBERED:
+                self._latest[said] = capability
+                if len(self._latest) > KINDS:
+                    del self._latest[next(iter(self._latest))]
+        return capability
+
+
+_known: Final = _Known()
 
 
 def _capability(

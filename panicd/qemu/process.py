@@ -7,7 +7,6 @@ Sources: unix(7) (SO_PEERCRED), pidfd_open(2), pidfd_send_signal(2), proc(5).
 """
 
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ from typing import Final, Self
 
 import trio
 
+from panicd.qemu import pidfd_info
 from panicd.qemu.file_rights import Rights
 from panicd.qemu.other_end import UCRED, holds, inode_of, peer_inode, show_senders
 from panicd.qemu.process_arguments import ArgumentsHangError, read_arguments
@@ -45,11 +45,6 @@ _QEMU_TOOLS: Final = ("qemu-storage-d", "qemu-nbd", "qemu-ga", "qemu-pr-helper",
 
 REAPED_CHECK: Final = 0.01
 """Seconds between two checks whether an ended process was reaped."""
-
-# struct pidfd_info and its ioctl (linux/pidfd.h): mask, cgroupid, eleven ids, exit_code.
-_PIDFD_INFO: Final = struct.Struct("=QQ11Ii")
-_PIDFD_INFO_EXIT: Final = 1 << 3
-_PIDFD_GET_INFO: Final = (3 << 30) | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11
 
 
 class PeerError(Exception):
@@ -201,7 +196,7 @@ class Peer:
 
     def _doubt(self, pidfd: int, answered_by: int | None) -> str:
         held = True if answered_by == self.pid else self._holds()
-        uids = uids_of(self.pid)
+        uids = _users(pidfd, self.pid)
         if has_ended(pidfd):
             return "it has ended already"
         if held is False:
@@ -234,7 +229,7 @@ class Peer:
         text = None
         if self._pidfd is not None:
             with suppress(ArgumentsHangError, NoThreadError):
-                text = await read_arguments(self.pid)
+                text = await read_arguments(self.pid, _users(self._pidfd, self.pid))
         self._arguments = self._parse(text)
 
     def command_line(self) -> tuple[str, ...] | None:
@@ -325,7 +320,7 @@ class Peer:
         """
         deadline = trio.current_time() + timeout
         while True:
-            status = _exit_status(self._known())
+            status = pidfd_info.exit_status(self._known())
             if status is not None or trio.current_time() >= deadline:
                 return status
             await trio.sleep(REAPED_CHECK)
@@ -419,12 +414,7 @@ def _peer_pidfd(sock: socket.socket, pid: int) -> tuple[int | None, bool]:
         raise
 
 
-def _exit_status(pidfd: int) -> int | None:
-    info = bytearray(_PIDFD_INFO.size)
-    _PIDFD_INFO.pack_into(info, 0, _PIDFD_INFO_EXIT, *[0] * 13)
-    try:
-        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
-    except OSError:  # before Linux 6.13; or reaped, where it does not keep the status
-        return None
-    mask, *_, status = _PIDFD_INFO.unpack(info)
-    return status if mask & _PIDFD_INFO_EXIT else None
+def _users(pidfd: int, pid: int) -> set[int] | None:
+    """Return the users that a process is or may become; None: not known."""
+    told = pidfd_info.users(pidfd)
+    return uids_of(pid) if told is None else told

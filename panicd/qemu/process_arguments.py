@@ -21,6 +21,7 @@ from typing import Final
 
 import trio
 
+from panicd.qemu.limits import after
 from panicd.qemu.process_identity import read_of, start_time_of, uids_of
 from panicd.qemu.threads import NoThreadError, needing_a_thread
 
@@ -38,14 +39,20 @@ class ArgumentsHangError(Exception):
 class _Asked:
     """A process whose command line is awaited."""
 
-    __slots__ = ("bug", "goes_on", "over", "pid", "text")
+    __slots__ = ("bug", "goes_on", "is_over", "pid", "text", "turn")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.goes_on = False
-        self.over = trio.Event()
+        self.is_over = False
+        self.turn = trio.Event()  # when it is over, or another thread may be needed
         self.text: bytes | None = None
         self.bug: BaseException | None = None
+
+    def end(self) -> None:
+        """Tell who asked."""
+        self.is_over = True
+        self.turn.set()
 
     def read(self) -> None:
         """Read it; in a thread."""
@@ -92,14 +99,20 @@ class _OfOneUser:
                 self._is_begun = True
                 trio.lowlevel.spawn_system_task(self._begin)
             while (now := trio.current_time()) < give_up:
-                with trio.move_on_at(min(now + TAKEN_OVER_AFTER, give_up)):
-                    await asked.over.wait()
+                limit = after(min(TAKEN_OVER_AFTER, give_up - now), asked.turn.set)
+                try:
+                    await asked.turn.wait()
+                finally:
+                    limit.cancel()
+                if asked.is_over:
                     return True
+                asked.turn = trio.Event()
                 if trio.current_time() - self._started >= TAKEN_OVER_AFTER:
                     self._start_thread()
         finally:
-            with suppress(ValueError):  # a thread has begun with it
-                self._asked.remove(asked)
+            if not asked.is_over:
+                with suppress(ValueError):  # a thread has begun with it
+                    self._asked.remove(asked)
         return False
 
     async def _begin(self) -> None:
@@ -149,7 +162,7 @@ class _OfOneUser:
     def _tell(self) -> None:
         self._is_told = False
         while self._read:
-            self._read.popleft().over.set()
+            self._read.popleft().end()
 
     def _ended(self, _outcome: object) -> None:
         """Note a thread's end; in the thread."""
@@ -167,8 +180,12 @@ class _OfOneUser:
 _READINGS: Final = trio.lowlevel.RunVar[defaultdict[int, _OfOneUser]]("who reads command lines")
 
 
-async def read_arguments(pid: int) -> bytes | None:
+async def read_arguments(pid: int, users: set[int] | None = None) -> bytes | None:
     r"""Return a process's argv, each with ``\0`` after it; None if it can't be read or is too long.
+
+    Args:
+        pid: the process's number.
+        users: those that the process is or may become; None: to be read.
 
     Raises:
         ArgumentsHangError: it can't be read in time.
@@ -179,5 +196,5 @@ async def read_arguments(pid: int) -> bytes | None:
     except LookupError:
         readings = defaultdict(_OfOneUser)
         _READINGS.set(readings)
-    text = await readings[max(uids_of(pid) or {0})].read(pid)
+    text = await readings[max(users or uids_of(pid) or {0})].read(pid)
     return text if text is None or len(text) <= MOST else None

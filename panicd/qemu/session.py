@@ -53,9 +53,18 @@ class Session:
     _told: list[trio.Event] = field(default_factory=list, init=False)
 
     @classmethod
-    def from_probe(cls, monitor: Monitor, peer: Peer, answers: Probe) -> "Session":
-        """Return the session of a VM that was just probed."""
-        known = peer.is_qemu()
+    def from_probe(
+        cls, monitor: Monitor, peer: Peer, answers: Probe, *, is_qemu: bool | None = None
+    ) -> "Session":
+        """Return the session of a VM that was just probed.
+
+        Args:
+            monitor: the way to it.
+            peer: the process at the other end.
+            answers: to the first questions.
+            is_qemu: what ``Peer.is_qemu`` returned just now, where it was called.
+        """
+        known = peer.is_qemu() if is_qemu is None else is_qemu
         process = str(peer.identity) if known else ""
         vm = Vm(answers.run_state, answers.capability, process)
         claim = Claim(answers.name, answers.uuid)

@@ -244,7 +244,8 @@ def run_by_libvirt(capability: Capability, domain: LibvirtDomain | None) -> Capa
     """
     if domain is not None and domain != capability.libvirt:
         capability = replace(capability, panic_setting=None)
-    capability = replace(capability, libvirt=domain)
+    if domain != capability.libvirt:
+        capability = replace(capability, libvirt=domain)
     if domain is not None and capability.by_api:  # QEMU itself is not asked for its devices
         capability = with_plugged(capability, plugged=domain.plugged)
     if domain is None or not domain.panic_models or capability.panic_device is not PanicDevice.NONE:

@@ -310,7 +310,7 @@ def is_own_monitor(path: str, arguments: Sequence[str] = ()) -> bool:
     """
     if _OWN_MONITOR.search(path):
         return True
-    if arguments and PurePosixPath(arguments[0]).name in DAEMONS:
+    if _is_daemons(arguments):
         return True
     devices = (value for option, value in pairwise(arguments) if option == "-chardev")
     own = (value for value in devices if _property(value, "id") == LIBVIRTS_MONITOR)
@@ -320,8 +320,11 @@ def is_own_monitor(path: str, arguments: Sequence[str] = ()) -> bool:
 
 def tells_of_own_monitor(arguments: Sequence[str]) -> bool:
     """Tell whether a process's arguments may make a socket libvirt's own monitor."""
-    by_daemon = bool(arguments) and PurePosixPath(arguments[0]).name in DAEMONS
-    return by_daemon or any(LIBVIRTS_MONITOR in argument for argument in arguments)
+    return _is_daemons(arguments) or any(LIBVIRTS_MONITOR in argument for argument in arguments)
+
+
+def _is_daemons(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and arguments[0].rpartition("/")[2] in DAEMONS
 
 
 def pid_file(uri: str, name: str, environment: Mapping[str, str]) -> PurePosixPath:

@@ -95,7 +95,9 @@ async def test_other_users_processes_are_read_meanwhile(
         return {NOBODY} if pid == os.getpid() else uids_of(pid)
 
     monkeypatch.setattr(process_arguments, "READERS", 1)
-    monkeypatch.setattr(process_arguments, "uids_of", owner)
+    monkeypatch.setattr(
+        process, "read_arguments", lambda pid, _: process_arguments.read_arguments(pid, owner(pid))
+    )
     hostile = FakeQemu(socket_dir / "hostile.qmp", name="hostile", uid=NOBODY)
     async with (
         hostile.running(),

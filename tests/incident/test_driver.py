@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from panicd.incident import driver
+from panicd.incident.reaction import Foresight
 from panicd.journal.journal import Journal
 from panicd.rules.operation import Operation
 from panicd.service.control_client import RefusedError
@@ -352,3 +355,35 @@ async def test_what_is_asked_as_the_monitor_is_lost_is_refused(
         monkeypatch.setattr(Journal, "append_operation", append_as_it_is_lost)
         with pytest.raises(RefusedError, match="monitor was lost"):
             await daemon.call("release", domain="vm", why="to try it")
+
+
+# -- what is ready before a panic comes
+
+
+async def test_a_panic_is_foreseen_while_nothing_else_is_to_be_done(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "FORESEEN_AFTER", 0.0)
+    foreseen = trio.Event()
+    of = Foresight.of
+
+    def spy(foresight: Foresight, *arguments: Any) -> Any:
+        known = of(foresight, *arguments)
+        if known is not None:
+            foreseen.set()
+        return known
+
+    monkeypatch.setattr(Foresight, "of", spy)
+    async with connected(socket_dir, "restart"):
+        with fail_after(5.0):
+            await foreseen.wait()
+
+
+async def test_a_panic_that_is_not_foreseen_yet_goes_as_any_other(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "FORESEEN_AFTER", 1e6)
+    async with connected(socket_dir, "restart") as (daemon, vm):
+        vm.panic()
+        await daemon.wait_incident("vm", ending="restarted")
+        assert vm.changing_commands == ["set-action", *RESTART]

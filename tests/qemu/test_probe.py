@@ -11,8 +11,8 @@ import pytest
 
 from panicd.fleet.connector import connect
 from panicd.qemu.monitor import CommandError, event_loop, open_monitor
-from panicd.qemu.probe import Probe, probe
-from panicd.rules.capability import Armed
+from panicd.qemu.probe import REMEMBERED, Probe, probe
+from panicd.rules.capability import Armed, Capability
 from panicd.rules.command_line import CommandLine, parse_command_line
 from panicd.rules.panic_device import PanicDevice
 from panicd.rules.qapi import RunState
@@ -174,3 +174,46 @@ async def test_answers_of_the_wrong_shape_are_no_answers(
     assert isinstance(answers.name, str)
     assert answers.run_state is RunState.RUNNING
     assert set(answers.capability.device_types) <= {"pvpanic"}
+
+
+async def capability_of(vm: FakeQemu, command_line: CommandLine | None = None) -> Capability:
+    """Ask a VM that takes the place of the one before."""
+    vm.socket.unlink(missing_ok=True)
+    return (await ask(vm, command_line)).capability
+
+
+def with_kvm(directory: Path, enabled: object) -> FakeQemu:
+    """A VM that says so of KVM, and nothing else that another one does not."""
+    vm = fake(directory, devices=())
+    original = vm.machine.execute
+
+    def execute(name: str, arguments: dict[str, Any]) -> Any:
+        return {"enabled": enabled} if name == "query-kvm" else original(name, arguments)
+
+    vm.machine.execute = execute  # type: ignore[method-assign]  # whatever a QEMU may say
+    return vm
+
+
+async def test_no_vm_chooses_what_another_one_can_do(socket_dir: Path) -> None:
+    line = parse_command_line(["qemu-kvm", "-cpu", "host,hv-crash"])
+    for enabled, types in ((0, ("hv-crash",)), (False, ()), (0.0, ("hv-crash",)), (False, ())):
+        capability = await capability_of(with_kvm(socket_dir, enabled), line)
+        assert capability.device_types == types, enabled
+
+
+async def test_vms_that_are_alike_share_a_capability(socket_dir: Path) -> None:
+    first = await capability_of(fake(socket_dir, name="one"))
+    assert await capability_of(fake(socket_dir, name="other")) is first
+
+
+async def test_long_answers_are_not_remembered(socket_dir: Path) -> None:
+    vm = fake(socket_dir)
+    original = vm.machine.execute
+
+    def execute(name: str, arguments: dict[str, Any]) -> Any:
+        return "x" * REMEMBERED if name == "qom-get" else original(name, arguments)
+
+    vm.machine.execute = execute  # type: ignore[method-assign]  # a QEMU taken over by its guest
+    first, second = await capability_of(vm), await capability_of(vm)
+    assert first == second
+    assert first is not second

@@ -89,7 +89,8 @@ class Vm:
 
 def with_capability(vm: Vm, capability: Capability) -> Vm:
     """Return the VM with its QEMU's capability as now known."""
-    return vm if capability == vm.capability else replace(vm, capability=capability)
+    known = capability is vm.capability or capability == vm.capability
+    return vm if known else replace(vm, capability=capability)
 
 
 def follow(vm: Vm, event: Event) -> Vm:
