@@ -3,7 +3,8 @@
 ::
 
     driver         gives one domain's machine what happens, and carries out what it says
-    reaction       a panic that goes as foreseen; rush: first commands go first; moment: the facts
+    reaction       a panic that goes as foreseen; moment: the facts of an input
+    rush           first commands go first; precedence: of one domain
     gathering      joins panics that follow each other into one
     errands        slow work: collecting (evidence), dumping, relaunch
     outcome        the result of an exchange with a VM

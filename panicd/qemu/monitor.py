@@ -76,7 +76,7 @@ __all__ = [
 # ``monitor_can_read``): so they have no spaces, and short ids.
 _TOKENS: Final = Tokens(short)
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
-_JSON_AT: Final = json.JSONDecoder().scan_once
+_JSON_AT: Final = json.JSONDecoder().raw_decode
 AT_ONCE: Final = 32  # commands that are sent together, at most
 _PLACES: Final = {str(place): place for place in range(AT_ONCE)}
 
@@ -190,7 +190,7 @@ class _Client(QMPClient):
         try:
             text = line.strip().decode()
             message, end = _JSON_AT(text, 0)
-        except (ValueError, StopIteration):
+        except ValueError:
             return False
         if end != len(text):
             return False
