@@ -23,7 +23,7 @@ from panicd.rules.incident import Opened, Outcome, Source
 from panicd.rules.machine.ahead import (
     Act,
     Foreseen,
-    counted_on,
+    counted,
     foresee,
     is_of_evidence,
     is_quiet,
@@ -121,9 +121,9 @@ class Reaction:
         serial: int,
     ) -> None:
         self._services = services
-        self._foreseen, template = foreseen
+        from_here, template = foreseen
+        self._foreseen = counted(from_here, serial)
         self._moment = moment
-        self._serial = serial
         self._came: list[tuple[Input, float, float]] = [(panic, moment.now, moment.ticks)]
         self._done: deque[Effect] = deque()
         needed = (Heard, Answered, Durable, *((Finished,) if self._foreseen.collects else ()))
@@ -149,15 +149,14 @@ class Reaction:
         """
         self._carry_out, self._go_on, self._feed = carry_out, go_on, feed
         self._services.rush.begin()
-        commit = counted_on(self._foreseen.commit, self._serial)
-        asks = counted_on(self._foreseen.asks, self._serial)
+        commit, asks = self._foreseen.commit, self._foreseen.asks
         self._done += commit, asks
         may_intend = self._services.keeping.intents is not None
         if may_intend:  # an intent takes less time than QEMU's answer
             carry_out(asks)
         if self.chronicle.keep():
             self._is_to_be_written = True
-            self.takes(Durable(self._serial + self._foreseen.commit.serial))
+            self.takes(Durable(commit.serial))
             self._services.rush.commit(self._write)
             return
         carry_out(commit)
@@ -206,7 +205,7 @@ class Reaction:
             self._services.rush.end()
         self._write()
         for came, now, ticks in self._came:
-            yield came, replace(self._moment, now=now, ticks=ticks)
+            yield came, self._moment._replace(now=now, ticks=ticks)
 
     def has_done(self, effect: Effect) -> bool:
         """True if the reaction has already carried out this effect of the machine."""
@@ -224,7 +223,7 @@ class Reaction:
                 # libvirt may say so before STOP comes, and evidence is taken then.
                 return is_quiet(came) and not (self._foreseen.collects and Heard in self._missing)
             case Durable(serial=serial):
-                return serial == self._serial + self._foreseen.commit.serial
+                return serial == self._foreseen.commit.serial
             case Finished(result=result):
                 return result.outcome is Outcome.DONE
             case _:
@@ -234,6 +233,5 @@ class Reaction:
         for each in foreseen:
             if self._is_over:  # an effect ended the reaction: the machine does the others
                 return
-            effect = counted_on(each, self._serial)
-            self._done.append(effect)
-            self._carry_out(effect)
+            self._done.append(each)
+            self._carry_out(each)

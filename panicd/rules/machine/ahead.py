@@ -10,7 +10,8 @@ ends the reaction: the machine takes that input, after the earlier ones.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import lru_cache
+from typing import Final, TypeVar
 
 from panicd.rules.budget import balance
 from panicd.rules.capability import Capability
@@ -44,10 +45,14 @@ QUIET: Final[object] = {}
 
 DONE: Final = StepResult(Outcome.DONE)
 
+SERIALS: Final = 256
+"""How many pairs of a foreseen panic and a serial are remembered."""
+
 Act = effects.Send | effects.Wake | effects.WatchProcess
+Counted = TypeVar("Counted", bound=effects.Commit | effects.Collect | Act)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # it is remembered by its identity
 class Foreseen:
     """What a panic leads to. Serials count from the one before the panic; entries have time 0.
 
@@ -153,14 +158,24 @@ def is_quiet(answered: Answered) -> bool:
     return NoAnswer not in map(type, busy)
 
 
-def counted_on(effect: effects.Commit | effects.Collect | Act, serial: int) -> effects.Effect:
-    """Return an effect with ``serial`` added to its own."""
-    match effect:
-        case effects.Send(own, commands, timeout, acts):
-            return effects.Send(own + serial, commands, timeout, acts)
-        case effects.Commit(own):
-            return effects.Commit(own + serial)
-        case effects.WatchProcess():
+@lru_cache(SERIALS)
+def counted(foreseen: Foreseen, serial: int) -> Foreseen:
+    """Return what is foreseen with the serials that a panic's effects have.
+
+    Args:
+        foreseen: made by ``foresee``.
+        serial: the machine's before the panic.
+    """
+
+    def counted_on(effect: Counted) -> Counted:
+        if isinstance(effect, effects.WatchProcess):
             return effect
-        case _:
-            return replace(effect, serial=effect.serial + serial)
+        return replace(effect, serial=effect.serial + serial)
+
+    return Foreseen(
+        foreseen.entries,
+        counted_on(foreseen.commit),
+        counted_on(foreseen.asks),
+        tuple(map(counted_on, foreseen.collects)),
+        tuple(map(counted_on, foreseen.acts)),
+    )

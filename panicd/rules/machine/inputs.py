@@ -6,6 +6,7 @@ no longer waits for.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from panicd.rules.ending import Cause
 from panicd.rules.identity import NOTHING, Claim
@@ -18,9 +19,10 @@ from panicd.rules.qapi import Event
 from panicd.rules.settings import JournalFailure, Policy
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """Facts at the time of an input that the machine can't remember.
+
+    It is a tuple because one is made for each input, before a first command too.
 
     Attributes:
         now: seconds since the epoch.

@@ -19,7 +19,7 @@ from panicd.rules.machine.ahead import (
     PANIC,
     STOP,
     as_foreseen,
-    counted_on,
+    counted,
     foresee,
     is_of_evidence,
     is_quiet,
@@ -208,7 +208,7 @@ def test_what_is_foreseen_is_what_the_machine_says(
     assert foreseen.asks.serial == foreseen.commit.serial
     serial = state.serial + foreseen.asks.serial
     # A hold comes with an input of its own, which ends what was foreseen.
-    after = [replace(moment, now=now, ticks=now, **{**told, "held": False}) for now, told in later]
+    after = [moment._replace(now=now, ticks=now, **{**told, "held": False}) for now, told in later]
 
     ended, said = chain(state, [moment, *after], order, answers, serial, result=data.draw(results))
 
@@ -218,12 +218,11 @@ def test_what_is_foreseen_is_what_the_machine_says(
     assert noted == [opened, *(replace(each, at=moment.now) for each in foreseen.entries)]
     assert ended.incident is not None
     assert ended.incident.id == new_id(moment.now, moment.token)
-    assert without_notes(first) == tuple(
-        counted_on(each, state.serial) for each in (foreseen.commit, foreseen.asks)
-    )
-    acts = tuple(counted_on(each, state.serial) for each in foreseen.acts)
+    from_here = counted(foreseen, state.serial)
+    assert without_notes(first) == (from_here.commit, from_here.asks)
+    acts = from_here.acts
     given = max(map(order.index, set(order) - {"s"}))
-    at_stop = tuple(counted_on(each, state.serial) for each in foreseen.collects)
+    at_stop = from_here.collects
     assert [without_notes(made) for made in others] == [
         acts if i == given else at_stop if each == "s" else () for i, each in enumerate(order)
     ]
@@ -285,7 +284,7 @@ ASKED = Asked(1, Operation(NOW, 0, OperationKind.ACT, "vm", ""))
 )
 def test_what_holds_a_panic_up_makes_it_unforeseen(changed: dict[str, Any]) -> None:
     assert as_foreseen(AT_EASE, PANIC, MOMENT)
-    assert not as_foreseen(AT_EASE, PANIC, replace(MOMENT, **changed))
+    assert not as_foreseen(AT_EASE, PANIC, MOMENT._replace(**changed))
 
 
 @pytest.mark.parametrize(

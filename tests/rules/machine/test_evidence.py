@@ -38,7 +38,7 @@ def collecting(on_crash: OnCrash = OnCrash.RESTART) -> Machine:
     """Return the machine of a running guest whose evidence will be taken."""
     machine = Machine(on_crash)
     policy = replace(machine.moment.policy, evidence=Evidence(budget=3.0))
-    machine.moment = replace(machine.moment, policy=policy)
+    machine.moment = machine.moment._replace(policy=policy)
     machine.attach()
     return machine
 
@@ -102,7 +102,7 @@ def test_everything_is_on_record_as_begun_by_the_first_commit() -> None:
 
 def test_a_hold_that_begins_with_evidence_under_way_prevents_the_command() -> None:
     machine = panicked()
-    machine.moment = replace(machine.moment, held=True)
+    machine.moment = machine.moment._replace(held=True)
     machine.tell(Reconsider())
     machine.answer(*IDLE)
     machine.durable()
@@ -117,7 +117,7 @@ def test_a_hold_that_begins_with_evidence_under_way_prevents_the_command() -> No
 def test_a_hold_that_begins_before_the_stop_prevents_evidence_too() -> None:
     machine = collecting()
     machine.hear(PANIC)
-    machine.moment = replace(machine.moment, held=True)
+    machine.moment = machine.moment._replace(held=True)
     machine.hear(STOP)
     assert machine.all(effects.Collect) == []
     assert machine.sent == []

@@ -19,7 +19,7 @@ PANIC = GuestPanickedEvent(0.0, PanicAction.RUN)
 def ignoring(flood: Flood) -> Machine:
     """A machine whose guest's panics are ignored, with one panic so far."""
     machine = Machine(OnCrash.IGNORE)
-    machine.moment = replace(machine.moment, policy=replace(machine.moment.policy, flood=flood))
+    machine.moment = machine.moment._replace(policy=replace(machine.moment.policy, flood=flood))
     machine.attach()
     machine.hear(PANIC)
     machine.durable()
@@ -30,7 +30,7 @@ def ignoring(flood: Flood) -> Machine:
 def panics_again(machine: Machine, count: int, *, after: float = 0.0) -> bool:
     """Have it panic again, and return whether its guest is no longer ignored."""
     moment = machine.moment
-    machine.moment = replace(moment, now=moment.now + after, ticks=moment.ticks + after)
+    machine.moment = moment._replace(now=moment.now + after, ticks=moment.ticks + after)
     machine.tell(Heard(PANIC, count))
     return machine.incident is not IncidentState.RUNNING_ON
 

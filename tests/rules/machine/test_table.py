@@ -424,7 +424,7 @@ def test_a_hold_that_begins_during_a_plan_comes_before_its_command(on_crash: OnC
     machine.hear(PANIC, STOP)
     until_it_waits_for_the_journal(machine)
     before = machine.sent
-    machine.moment = replace(machine.moment, held=True)
+    machine.moment = machine.moment._replace(held=True)
     machine.tell(Reconsider())
     machine.durable()
     machine.durable()
@@ -432,7 +432,7 @@ def test_a_hold_that_begins_during_a_plan_comes_before_its_command(on_crash: OnC
     assert machine.state.incident is not None
     assert machine.state.incident.decision is not None
     assert machine.state.incident.decision.reason is Reason.HELD
-    machine.moment = replace(machine.moment, held=False)
+    machine.moment = machine.moment._replace(held=False)
     machine.tell(Reconsider())
     machine.answer({"status": "guest-panicked"})
     until_it_waits_for_the_journal(machine)
@@ -446,7 +446,7 @@ COMMANDS = {Action.RESTART: "system_reset", Action.DESTROY: "quit"}
 def test_an_operator_may_act_during_a_hold() -> None:
     machine = Machine(OnCrash.PRESERVE)
     machine.preserve()
-    machine.moment = replace(machine.moment, held=True)
+    machine.moment = machine.moment._replace(held=True)
     machine.tell(Reconsider())
     act = Operation(0.0, 0, OperationKind.ACT, "vm", "")
     machine.tell(Asked(1, act, OnCrash.RESTART))
@@ -460,7 +460,7 @@ def test_a_qemu_that_ends_by_itself_during_a_hold_has_ended() -> None:
     machine = Machine(OnCrash.DESTROY)
     machine.attach()
     machine.hear(PANIC, STOP)
-    machine.moment = replace(machine.moment, held=True)
+    machine.moment = machine.moment._replace(held=True)
     machine.tell(Reconsider(), Gone(), Lost())
     while not isinstance(machine.state.phase, Departing):
         machine.answer(*[NoAnswer("lost", lost=True)] * 4)
@@ -473,14 +473,14 @@ def test_a_relaunch_that_was_decided_goes_on_during_a_hold() -> None:
     """There is no guest to keep; before and after panicd's own restart."""
     machine = Machine(OnCrash.RESTART)
     policy = replace(machine.moment.policy, relaunch=Relaunch(command=("/bin/true",)))
-    machine.moment = replace(machine.moment, policy=policy)
+    machine.moment = machine.moment._replace(policy=policy)
     machine.attach()
     machine.hear(replace(PANIC, action=PanicAction.POWEROFF))
     machine.tell(Gone(), Lost())
     left, _ = step(machine.state, Stopping(), machine.moment)
     assert left.incident is not None
     again = Machine(OnCrash.RESTART)
-    again.moment = replace(machine.moment, held=True)
+    again.moment = machine.moment._replace(held=True)
     again.tell(Adopted(left.incident, Plight.ENDED))
     machine.moment = again.moment
     machine.tell(Reconsider())
@@ -493,7 +493,7 @@ def test_a_guest_that_others_reset_during_a_hold_is_one_that_was_reset() -> None
     machine = Machine(OnCrash.RESTART)
     machine.attach()
     machine.hear(PANIC, STOP)
-    machine.moment = replace(machine.moment, held=True)
+    machine.moment = machine.moment._replace(held=True)
     machine.tell(Reconsider())
     machine.hear(RESET)
     for _ in range(3):
@@ -509,12 +509,12 @@ def test_an_action_that_failed_is_not_tried_again_when_a_hold_ends() -> None:
     machine.hear(PANIC, STOP)
     machine.answer(*IDLE)
     machine.durable()
-    machine.moment = replace(machine.moment, held=True)
+    machine.moment = machine.moment._replace(held=True)
     machine.tell(Reconsider())
     machine.answer(Refused("not now"))
     machine.durable()
     for held in (True, False):
-        machine.moment = replace(machine.moment, held=held)
+        machine.moment = machine.moment._replace(held=held)
         machine.tell(Reconsider())
         assert machine.state.incident is not None
         assert machine.state.incident.decision is not None
@@ -528,7 +528,7 @@ def test_a_hold_that_begins_after_the_reset_leaves_no_guest_stopped() -> None:
     machine.hear(PANIC, STOP)
     machine.answer(*IDLE)
     machine.durable()
-    machine.moment = replace(machine.moment, held=True)
+    machine.moment = machine.moment._replace(held=True)
     machine.tell(Reconsider())
     machine.answer({})
     machine.hear(RESET)
@@ -564,7 +564,7 @@ def test_evidence_need_not_be_written_before_a_command_that_comes_next(
 ) -> None:
     machine = Machine(on_crash)
     policy = replace(machine.moment.policy, evidence=Evidence(budget=3.0))
-    machine.moment = replace(machine.moment, policy=policy)
+    machine.moment = machine.moment._replace(policy=policy)
     machine.attach()
     machine.hear(PANIC, STOP)
     (collect,) = machine.all(effects.Collect)
@@ -577,7 +577,7 @@ def test_what_a_lost_session_has_cut_off_is_not_gone_on_from(
 ) -> None:
     machine = Machine(OnCrash.COREDUMP_DESTROY)
     policy = replace(machine.moment.policy, evidence=Evidence(budget=3.0))
-    machine.moment = replace(machine.moment, policy=policy)
+    machine.moment = machine.moment._replace(policy=policy)
     machine.attach()
     machine.hear(PANIC, STOP)
     for _ in range(9):
