@@ -1,6 +1,5 @@
 """All domains of the host, their names, and how each stands."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
@@ -108,13 +107,13 @@ class Fleet:
     _named: dict[str, list[Domain]] = field(default_factory=dict)
     _claiming: dict[str, list[Domain]] = field(default_factory=dict)
     _connected: dict[str, list[Domain]] = field(default_factory=dict)  # by process, and by UUID
-    _owners: Counter[int | None] = field(default_factory=Counter)
+    _owners: dict[int | None, int] = field(default_factory=dict)
 
     def add(self, address: str, name: str, now: float, *, dials_in: bool = False) -> Domain:
         """Add a monitor before its connection, under a unique name."""
         domain = Domain(address, self._free_name(address, name, ""), now, dials_in, Claim(name))
         self.domains[address] = domain
-        self._owners[domain.owner] += 1
+        self._own(domain)
         self._named.setdefault(domain.name, []).append(domain)
         self._claiming.setdefault(name, []).append(domain)
         return domain
@@ -135,6 +134,9 @@ class Fleet:
         Safe in any thread.
         """
         return self._owners.copy()
+
+    def _own(self, domain: Domain) -> None:
+        self._owners[domain.owner] = self._owners.get(domain.owner, 0) + 1
 
     def _disown(self, domain: Domain) -> None:
         self._owners[domain.owner] -= 1
@@ -182,7 +184,7 @@ class Fleet:
         """Note a connected domain's claim, and what the host vouches for."""
         self._disown(domain)
         domain.vouched = session.vouched(domain.address, dials_in=domain.dials_in)
-        self._owners[domain.owner] += 1
+        self._own(domain)
         domain.key = domain.vouched.key(session.claim)
         _drop(self._claiming, domain.claim.name, domain)
         claim = session.claim
