@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 
 import trio
 
@@ -42,8 +43,11 @@ class StormWatch:
     def remember(self, domain: str, at: float) -> None:
         """Count a panic that the daemon's last run noted; arguments as for ``note``."""
         self._forget(domain)  # so that the oldest comes first
+        latest = next(reversed(self._panics.values()), at)
         self._panics[domain] = at
         self._by_owner[owner_of(domain)] += 1
+        if at < latest:  # the clock was set back while no panicd ran
+            self._panics = dict(sorted(self._panics.items(), key=itemgetter(1)))
 
     def shift(self, seconds: float) -> None:
         """Shift the times of all panics after the clock was set by some seconds."""

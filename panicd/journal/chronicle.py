@@ -125,11 +125,11 @@ class Chronicle:
 
     @property
     def incident(self) -> Incident:
-        """The incident as it stands now."""
-        if isinstance(self._incident, Ready):
-            opened = replace(self._incident.opened, at=self._incident.at)
-            self._incident = Incident(self.id, opened)
-        return self._incident
+        """The incident as it stands now. Any thread may ask, so nothing is changed here."""
+        known = self._incident
+        if isinstance(known, Ready):
+            return Incident(self.id, replace(known.opened, at=known.at))
+        return known
 
     def keep(self) -> bool:
         """Have the entries that were ready outlive panicd at once; the commit may then wait.

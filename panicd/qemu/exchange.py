@@ -80,7 +80,7 @@ class Exchange(ABC):
         Returns:
             For each command its answer, or its ``MonitorError``.
         """
-        return await self.asked(commands, timeout=timeout).answers()
+        return await self.asked(commands, timeout=timeout).answers() if commands else []
 
     def asked(self, commands: Sequence[Command], *, timeout: float) -> "Asked":
         """Send several commands at once; their answers are waited for later."""

@@ -77,6 +77,7 @@ __all__ = [
 _TOKENS: Final = Tokens(short)
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 _JSON_AT: Final = json.JSONDecoder().raw_decode
+_BLANKS: Final = b" \t\r\n"  # around JSON (RFC 8259, 2)
 AT_ONCE: Final = 32  # commands that are sent together, at most
 _PLACES: Final = {str(place): place for place in range(AT_ONCE)}
 
@@ -188,7 +189,7 @@ class _Client(QMPClient):
         if is_too_nested(line):
             return False
         try:
-            text = line.strip().decode()
+            text = line.strip(_BLANKS).decode()
             message, end = _JSON_AT(text, 0)
         except ValueError:
             return False

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from panicd.qemu.limits import after
-from panicd.qemu.monitor import Command, Monitor, MonitorError
+from panicd.qemu.monitor import AT_ONCE, Command, Monitor, MonitorError
 from panicd.rules.capability import (
     BUILTIN_UNTIL,
     DUMP_FORMATS_SINCE,
@@ -142,7 +142,7 @@ async def _builtin_ports(monitor: Monitor, unattached: object, timeout: float) -
     """Ask for the I/O ports of the panic devices that a machine has built in."""
     questions: list[Command] = [
         ("qom-get", {"path": f"/machine/unattached/{name}", "property": "ioport"})
-        for name in pvpanics_in(unattached)
+        for name in pvpanics_in(unattached)[:AT_ONCE]  # a real one has one
     ]
     answers = await monitor.execute_all(questions, timeout=timeout)
     return [port for port in answers if isinstance(port, int)]

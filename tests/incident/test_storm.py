@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from panicd.incident import storm as storm_of_host
 from panicd.incident.storm import StormWatch
+from panicd.rules.identity import owner_of
 from panicd.rules.settings import Storm, StormAction
+from panicd.rules.storm import is_storm
 
 NOW = 1000.0
 STORM = Storm(window=60.0, minimum=3, share=0.5, then=StormAction.PRESERVE)
@@ -90,3 +94,53 @@ def test_what_panicked_long_ago_no_longer_counts() -> None:
     assert not host.breaker.preserves(key(5), NOW)
     host.breaker.remember(key(4), NOW)
     assert host.breaker.preserves(key(5), NOW)
+
+
+def test_one_panic_in_the_future_keeps_no_other_from_being_forgotten() -> None:
+    """The clock went wrong, and was set right before panicd began again: no storm for ever."""
+    host = Host()
+    host.breaker.remember(key(0), NOW + 1e6)
+    for number in range(1, 6):
+        at = NOW + 100.0 * number
+        assert not host.breaker.preserves(key(number), at), number
+        host.breaker.note(key(number), at)
+        assert not host.breaker.raged
+
+
+@given(data=st.data())
+def test_the_counts_are_those_of_a_recount(data: st.DataObject) -> None:
+    """Whatever happens to clock, window and domains; what was forgotten stays so."""
+    storm, domains = Storm(then=StormAction.PRESERVE), Counter[int | None]()
+    breaker = StormWatch(lambda: storm, lambda: domains)
+    keys = [key(number, owner) for owner in (1, 2, 3) for number in range(4)]
+    panics: dict[str, float] = {}
+    now = NOW
+    for _ in range(data.draw(st.integers(1, 30))):
+        storm = replace(
+            storm,
+            window=data.draw(st.sampled_from([5.0, 60.0, 1e9])),
+            minimum=data.draw(st.integers(1, 6)),
+            share=data.draw(st.sampled_from([0.01, 0.5, 1.0])),
+        )
+        domains = Counter({o: n for o in (1, 2, None) if (n := data.draw(st.integers(0, 6)))})
+        now += data.draw(st.sampled_from([-1000.0, -3.0, 0.0, 1.0, 4.0, 50.0]))
+        domain = data.draw(st.sampled_from(keys))
+        match data.draw(st.sampled_from(["note", "remember", "shift", "ask"])):
+            case "note":
+                breaker.note(domain, now)
+                panics[domain] = now
+            case "remember":
+                breaker.remember(domain, now)
+                panics[domain] = now
+            case "shift":
+                breaker.shift(7.0)
+                panics = {each: at + 7.0 for each, at in panics.items()}
+        breaker.rages(now)
+        panics = {each: at for each, at in panics.items() if now - at < storm.window}
+        recount = Counter(owner_of(each) for each in panics)
+        asked = data.draw(st.sampled_from(keys))
+        more = Counter([owner_of(asked)] if asked not in panics else [])
+        assert breaker.raged == any(is_storm(storm, recount, domains, each) for each in recount)
+        expected = is_storm(storm, recount + more, domains, owner_of(asked))
+        assert breaker.preserves(asked, now) == expected
+        assert breaker.outlook(now).hits(asked) == expected

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 from panicd.journal.chronicle import Chronicle, Keeping
 from panicd.journal.journal import JournalError
-from panicd.rules.incident import AnyEntry, Incident, Observed
+from panicd.journal.ready import Ready, Template
+from panicd.rules.incident import AnyEntry, Incident, Observed, Opened
 from panicd.rules.settings import JournalFailure
 from tests.journal.journals import opened
 
@@ -48,3 +50,24 @@ def test_what_could_not_be_written_comes_before_what_was_noted_meanwhile() -> No
     assert told[2:] == ["third None"]
     assert chronicle.is_written
     assert keeping.unwritten == set()
+
+
+def test_a_page_that_is_made_meanwhile_takes_no_entry_from_an_incident() -> None:
+    """Threads of the web page and of the API read what the event loop's thread goes on with."""
+    first = opened(0.0)
+    after = replace(Incident("i", first), repeats=1)
+
+    class Interrupted(Ready):
+        """The event loop has its turn just while another thread looks."""
+
+        @property
+        def opened(self) -> Opened:
+            chronicle.take(after, first)
+            return super().opened
+
+    counters: Any = SimpleNamespace(count=lambda _before, _entry: None)
+    journal: Any = SlowJournal()
+    keeping = Keeping(journal, counters, lambda: 0.0, lambda: JournalFailure.PRESERVE)
+    chronicle = Chronicle.begin("i", Interrupted(Template(first, ()), 0.0), keeping)
+    assert chronicle.incident.opened == first
+    assert chronicle.incident == after

@@ -143,6 +143,15 @@ async def test_garbage_leaves_the_command_uncertain_and_harms_no_other(
         await pulse()  # the loop that all monitors share still turns
 
 
+@pytest.mark.parametrize("blank", [b"\v", b"\f", b"\xc2\xa0"])
+async def test_what_is_no_blank_in_json_is_none_here(socket_dir: Path, blank: bytes) -> None:
+    async with session(socket_dir) as (monitor, vm):
+        event = b'{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 0}}'
+        vm.garble("query-name", blank + event + b"\r\n")
+        with pytest.raises(SessionLostError):
+            await monitor.execute("query-name", timeout=1.0)
+
+
 @pytest.mark.parametrize(
     ("greeting", "error", "says"),
     [

@@ -217,3 +217,25 @@ async def test_long_answers_are_not_remembered(socket_dir: Path) -> None:
     first, second = await capability_of(vm), await capability_of(vm)
     assert first == second
     assert first is not second
+
+
+@pytest.mark.parametrize("count", [0, 100])
+async def test_no_panic_device_that_is_made_up_costs_time(socket_dir: Path, count: int) -> None:
+    """None is at a port that could be asked for, or more than there are ports."""
+    vm = fake(socket_dir, profile=QEMU_1_5, devices=())
+    listed = [{"name": "pci", "type": "child<pvpanic-pci>"}]
+    listed += [{"name": f"isa-{n}", "type": "child<pvpanic>"} for n in range(count)]
+    original = vm.machine.execute
+
+    def execute(name: str, arguments: dict[str, Any]) -> Any:
+        is_asked = arguments.get("path") == "/machine/unattached"
+        return listed if is_asked else original(name, arguments)
+
+    vm.machine.execute = execute  # type: ignore[method-assign]  # a QEMU taken over by its guest
+    with fail_after(TIME_LIMIT):
+        async with vm.running(), event_loop():
+            sock = await connect(vm.socket)
+            async with open_monitor(sock, timeout=TIME_LIMIT) as monitor:
+                found = await probe(monitor, None, timeout=10 * TIME_LIMIT)
+                assert found.capability.panic_device is PanicDevice.BUILTIN
+                assert not monitor.pace.hurried
