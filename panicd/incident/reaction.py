@@ -33,6 +33,7 @@ from panicd.rules.machine.effects import Collect, Effect
 from panicd.rules.machine.inputs import (
     Answered,
     Durable,
+    Elapsed,
     Finished,
     Heard,
     Input,
@@ -195,8 +196,12 @@ class Reaction:
         return True
 
     def may_wait(self, came: Input) -> bool:
-        """True if an input after the first command may wait for other domains' first commands."""
-        return self.is_given and follows_command(came) and self._services.rush.goes_on
+        """True if an input after the first command may wait for other domains' first commands.
+
+        So may a time limit, for it is the evidence's, which is there: the machine will drop it.
+        """
+        may_wait = follows_command(came) or isinstance(came, Elapsed)
+        return self.is_given and may_wait and self._services.rush.goes_on
 
     def catch_up(self) -> Iterator[tuple[Input, Moment]]:
         """End the reaction, and yield its inputs for the machine, in order."""

@@ -16,7 +16,14 @@ from trio.testing import wait_all_tasks_blocked
 from panicd.host.timers import Timer, Timers
 from panicd.incident import rush as rushing
 from panicd.incident.reaction import Reaction
-from panicd.incident.rush import CARRIED_OUT_WITHIN, LOOKS_EVERY, SLICE, WAITS_AT_MOST, Rush
+from panicd.incident.rush import (
+    CARRIED_OUT_WITHIN,
+    COMMITTED_AFTER,
+    LOOKS_EVERY,
+    SLICE,
+    WAITS_AT_MOST,
+    Rush,
+)
 from panicd.journal.journal import Journal, JournalError
 from panicd.rules.incident import AnyEntry
 from panicd.rules.machine import steps
@@ -153,8 +160,8 @@ async def test_only_what_follows_from_the_command_waits_for_others(
         await daemon.wait_incident("vm", ending="restarted")
     (reaction,) = reactions
     reset, resume = ResetEvent(0.0, guest=False, reason=""), ResumeEvent(0.0)
-    follows: list[Input] = [Answered(1, ()), Heard(reset)]
-    others: list[Input] = [Heard(resume), Lost(), Reconsider(), Elapsed(1), Durable(1)]
+    follows: list[Input] = [Answered(1, ()), Heard(reset), Elapsed(1)]  # the evidence's time
+    others: list[Input] = [Heard(resume), Lost(), Reconsider(), Durable(1)]
     assert not any(map(reaction.may_wait, [*follows, *others]))
     reaction._services.rush.begin()
     assert [reaction.may_wait(came) for came in follows] == [True] * len(follows)
@@ -359,6 +366,25 @@ async def test_it_does_not_wait_for_ever(mock_clock: trio.testing.MockClock) -> 
         mock_clock.jump(WAITS_AT_MOST / 2)
         await wait_all_tasks_blocked()
         assert done.is_set()
+
+
+async def test_an_intent_is_committed_before_the_rest_is_done(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    timers = Timers()
+    rush, committed, done = Rush(timers), trio.Event(), trio.Event()
+    async with background() as nursery:
+        nursery.start_soon(timers.run)
+        rush.begin()
+        rush.afterwards(done.set)
+        rush.commit(committed.set)
+        mock_clock.jump(COMMITTED_AFTER / 2)
+        await wait_all_tasks_blocked()
+        assert not committed.is_set()
+        mock_clock.jump(COMMITTED_AFTER / 2)
+        await wait_all_tasks_blocked()
+        assert committed.is_set()
+        assert not done.is_set()
 
 
 async def test_it_is_done_a_little_at_a_time(mock_clock: trio.testing.MockClock) -> None:

@@ -4,14 +4,14 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
-from panicd.qemu.line_reader import LINES, Stream, streams
+from panicd.qemu.line_reader import AT_ONCE, LINES, Stream, streams
 from panicd.qemu.other_end import show_senders
 from panicd.qemu.pace import Pace
 from tests.parts.patience import fail_after
@@ -308,3 +308,38 @@ async def test_a_stream_may_be_closed_by_what_takes_a_line(
         theirs.send(b"three\n")
         await trio.testing.wait_all_tasks_blocked()
     assert taken == [b"one"]
+
+
+async def test_an_answer_is_read_before_others_events() -> None:
+    """So a reaction that has begun is finished before the next one begins."""
+    heard: list[bytes] = []
+    all_heard = trio.Event()
+    with ExitStack() as stack:
+
+        def listen() -> socket.socket:
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            stack.enter_context(ours)
+            stack.enter_context(theirs)
+            stream = Stream(ours, LIMIT, Pace())
+
+            def take(line: bytes) -> bool:
+                heard.append(line)
+                if line == b"event":
+                    stream.send(b"question")
+                    theirs.send(b"answer\n")
+                if len(heard) == 4 * AT_ONCE:
+                    all_heard.set()
+                return True
+
+            stream.hand_over(take, lambda _bug: None)
+            stack.callback(stream.close)
+            return theirs
+
+        with fail_after(10):
+            async with streams():
+                for theirs in [listen() for _ in range(2 * AT_ONCE)]:
+                    theirs.send(b"event\n")
+                await all_heard.wait()
+                stack.close()
+    assert heard == 2 * [*AT_ONCE * [b"event"], *AT_ONCE * [b"answer"]]
