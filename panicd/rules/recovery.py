@@ -393,7 +393,7 @@ def _stopped(
     if isinstance(step, Cont) and incident.action is Action.IGNORE and not _dumps(incident):
         # This cont was for a panicked guest, so it ran, and somebody paused it since.
         return End(_let_run(incident))
-    return _unfinished(incident, index)
+    return _ready_for(incident, index) if isinstance(step, Quit) else _unfinished(incident, index)
 
 
 def _reset_leaves_paused(run_state: RunState, version: Version) -> bool:

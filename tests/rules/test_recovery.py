@@ -354,6 +354,15 @@ def test_lost_evidence_is_taken_again_if_the_guest_still_shows_it(
     assert told(recover(again, found), plan) != "Collect", "it is taken twice at most"
 
 
+@pytest.mark.parametrize("run_state", [RunState.PAUSED, RunState.GUEST_PANICKED])
+def test_quit_that_may_not_have_been_given_is_not_given_unasked(run_state: RunState) -> None:
+    """QEMU may be busy: panicd was killed while it asked, and before it gave the command."""
+    destroy = PLANS["destroy"]
+    begun = carried_out(apply(NEW, Decided(NOW, destroy)), [Outcome.DONE, None, None])
+    found = Found(run_state, same_process=True, version=MODERN.version)
+    assert told(recover(begun, found), destroy) == "AwaitQuiet"
+
+
 def test_lost_evidence_of_a_guest_that_was_reset_is_not_taken() -> None:
     plan = PLANS["collect-restart"]
     found = Found(RunState.GUEST_PANICKED, True, MODERN.version, evidence_lost=True)
