@@ -61,9 +61,6 @@ from panicd.rules.qapi import GuestPanickedEvent
 from panicd.rules.settings import JournalFailure
 
 _TOKENS: Final = Tokens(hexadecimal)
-FORESEEN_AFTER: Final = 2.0
-"""Seconds after which a domain's first panic is foreseen. Until then other domains may have to be
-connected, and foreseeing takes a tenth of the time in which one is."""
 SETTLED: Final = frozenset({IncidentState.PRESERVED, IncidentState.FAILED, IncidentState.RESET})
 LOST: Final = "the domain's monitor was lost"
 
@@ -132,8 +129,7 @@ class Driver:
                 heard = *self._heard_before(session), *lost
                 self.feed(Attached(session.vm, incident, heard, gone))
                 session.listen(self._heard, partial(self.feed, Lost()))
-                later = partial(services.rush.afterwards, self._foresee)
-                services.timers.after(FORESEEN_AFTER, later)
+                services.rush.after_attaching(self._foresee)
                 await self._until_left()
         finally:
             self._leave()

@@ -22,6 +22,7 @@ PAUSES_FOR_EACH: Final = 5e-5  # seconds, of each panic: so many more may be on 
 PAUSES_AT_MOST: Final = 0.05  # seconds
 SLICE: Final = 0.001  # seconds of work before the event loop reads again
 LOOKS_EVERY: Final = 0.002  # seconds
+ATTACHED_WITHIN: Final = 0.02  # seconds; of many domains that are attached, the next one follows
 
 
 class Rush:
@@ -40,6 +41,8 @@ class Rush:
         self._clock: Clock | None = None
         self._commits: deque[Callable[[], None]] = deque()
         self._later: deque[Callable[[], None]] = deque()
+        self._attached: list[Callable[[], None]] = []
+        self._attached_at = 0.0  # the latest domain
         self._is_set = False
 
     def begin(self) -> None:
@@ -83,6 +86,22 @@ class Rush:
         """Have an intent committed when no first command is due, but within a second or so."""
         self._commits.append(call)
         self._set(CARRIED_OUT_WITHIN)
+
+    def after_attaching(self, call: Callable[[], None]) -> None:
+        """Have something called for an attached domain, when no others are being attached."""
+        self._attached_at = trio.current_time()
+        if not self._attached:
+            self._timers.after(ATTACHED_WITHIN, self._see_all_attached)
+        self._attached.append(call)
+
+    def _see_all_attached(self) -> None:
+        rest = self._attached_at + ATTACHED_WITHIN - trio.current_time()
+        if rest > 0:
+            self._timers.after(rest, self._see_all_attached)
+            return
+        self._later += self._attached
+        self._attached.clear()
+        self._set(0.0)
 
     def _set(self, seconds: float) -> None:
         if not self._is_set:

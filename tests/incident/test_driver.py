@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from panicd.incident import driver
+from panicd.incident import rush
 from panicd.incident.reaction import Foresight
 from panicd.journal.journal import Journal
 from panicd.rules.operation import Operation
@@ -363,7 +363,6 @@ async def test_what_is_asked_as_the_monitor_is_lost_is_refused(
 async def test_a_panic_is_foreseen_while_nothing_else_is_to_be_done(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "FORESEEN_AFTER", 0.0)
     foreseen = trio.Event()
     of = Foresight.of
 
@@ -382,7 +381,7 @@ async def test_a_panic_is_foreseen_while_nothing_else_is_to_be_done(
 async def test_a_panic_that_is_not_foreseen_yet_goes_as_any_other(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "FORESEEN_AFTER", 1e6)
+    monkeypatch.setattr(rush, "ATTACHED_WITHIN", 1e6)
     async with connected(socket_dir, "restart") as (daemon, vm):
         vm.panic()
         await daemon.wait_incident("vm", ending="restarted")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from panicd.host.timers import Timer, Timers
 from panicd.incident import rush as rushing
 from panicd.incident.reaction import Reaction
 from panicd.incident.rush import (
+    ATTACHED_WITHIN,
     CARRIED_OUT_WITHIN,
     COMMITTED_AFTER,
     LOOKS_EVERY,
@@ -412,6 +414,27 @@ async def test_it_is_done_a_little_at_a_time(mock_clock: trio.testing.MockClock)
         mock_clock.jump(CARRIED_OUT_WITHIN * 1.1)
         await wait_all_tasks_blocked()
     assert done == [1, 2, 3]
+
+
+async def test_what_may_wait_for_the_attaching_of_others_does_so(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    timers, done = Timers(), list[str]()
+    rush = Rush(timers)
+    async with background() as nursery:
+        nursery.start_soon(timers.run)
+        for name in ("one", "other"):
+            rush.after_attaching(partial(done.append, name))
+            mock_clock.jump(ATTACHED_WITHIN * 0.9)
+            await wait_all_tasks_blocked()
+        assert done == []
+        mock_clock.jump(ATTACHED_WITHIN * 0.2)
+        await wait_all_tasks_blocked()
+        assert done == ["one", "other"]
+        rush.after_attaching(partial(done.append, "later"))
+        mock_clock.jump(ATTACHED_WITHIN * 1.1)
+        await wait_all_tasks_blocked()
+        assert done == ["one", "other", "later"]
 
 
 async def test_with_evidence_the_second_command_waits_for_the_first_commands_of_others(
