@@ -22,7 +22,7 @@ PAUSES_FOR_EACH: Final = 5e-5  # seconds, of each panic: so many more may be on 
 PAUSES_AT_MOST: Final = 0.05  # seconds
 SLICE: Final = 0.001  # seconds of work before the event loop reads again
 LOOKS_EVERY: Final = 0.002  # seconds
-ATTACHED_WITHIN: Final = 0.02  # seconds; of many domains that are attached, the next one follows
+ATTACHED_WITHIN: Final = 0.1  # seconds; of many domains that are attached, the next one follows
 
 
 class Rush:
@@ -42,7 +42,7 @@ class Rush:
         self._commits: deque[Callable[[], None]] = deque()
         self._later: deque[Callable[[], None]] = deque()
         self._attached: list[Callable[[], None]] = []
-        self._attached_at = 0.0  # the latest domain
+        self._attached_at = -ATTACHED_WITHIN  # the latest domain
         self._is_set = False
 
     def begin(self) -> None:
@@ -89,7 +89,10 @@ class Rush:
 
     def after_attaching(self, call: Callable[[], None]) -> None:
         """Have something called for an attached domain, when no others are being attached."""
-        self._attached_at = trio.current_time()
+        before, self._attached_at = self._attached_at, trio.current_time()
+        if self._attached_at >= before + ATTACHED_WITHIN:  # it may be the only one
+            self.afterwards(call)
+            return
         if not self._attached:
             self._timers.after(ATTACHED_WITHIN, self._see_all_attached)
         self._attached.append(call)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trio
 
-from panicd.incident import rush
 from panicd.incident.reaction import Foresight
+from panicd.incident.rush import Rush
 from panicd.journal.journal import Journal
 from panicd.rules.operation import Operation
 from panicd.service.control_client import RefusedError
@@ -381,7 +381,7 @@ async def test_a_panic_is_foreseen_while_nothing_else_is_to_be_done(
 async def test_a_panic_that_is_not_foreseen_yet_goes_as_any_other(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rush, "ATTACHED_WITHIN", 1e6)
+    monkeypatch.setattr(Rush, "after_attaching", lambda _rush, _call: None)
     async with connected(socket_dir, "restart") as (daemon, vm):
         vm.panic()
         await daemon.wait_incident("vm", ending="restarted")
