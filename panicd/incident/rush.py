@@ -88,9 +88,12 @@ class Rush:
         self._set(CARRIED_OUT_WITHIN)
 
     def after_attaching(self, call: Callable[[], None]) -> None:
-        """Have something called for an attached domain, when no others are being attached."""
+        """Have something called for an attached domain, when no others are being attached.
+
+        The first domain does not wait: it may be the only one.
+        """
         before, self._attached_at = self._attached_at, trio.current_time()
-        if self._attached_at >= before + ATTACHED_WITHIN:  # it may be the only one
+        if self._attached_at >= before + ATTACHED_WITHIN:
             self.afterwards(call)
             return
         if not self._attached:
